@@ -1,0 +1,231 @@
+"""One torch op per op: schema, fake, autograd and autocast, written once for every room.
+
+`Op` registers `argus::<name>` and, where the op is differentiable, `argus::<name>_backward`. Both are opaque to
+torch.compile and torch.export, with shapes from the room's `fake`; which backend computes is decided at run time
+behind the boundary, so that a compiled graph and an eager call take the same path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.registry import Backend, Inputs, _Captured, choose, default_backend, is_capturing
+from argus_kernels.core.sample import Sample
+
+NAMESPACE = "argus"
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Casts floating-point tensors to the autocast dtype of their device where autocast is on; else a no-op.
+
+    Rooms call it on what feeds a matrix product, before they compare dtypes. float64 is left alone, as in torch.
+    """
+    first = next((tensor for tensor in tensors if tensor is not None), None)
+    if first is None or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    castable = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
+
+
+class Op:
+    """An op of the package: its schema, its backends in order of preference, its samples.
+
+    arguments: the schema's arguments without backend, such as "Tensor q, Tensor? visible, float scale"; no defaults.
+    returns: the schema's results, such as "(Tensor, Tensor)".
+    fake: shapes of the outputs from the arguments (fake tensors); the same tuple structure as a backend's forward.
+    differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
+    check: validates values on the real tensors, behind the boundary, once for every backend.
+    fake_backward: shapes of the gradients where they are not simply those of the arguments.
+    assemble: turns what a backend's backward returned, flattened, into one gradient per differentiable argument.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        arguments: str,
+        returns: str,
+        fake: Callable[..., Any],
+        backends: Sequence[Backend],
+        differentiable: Sequence[str] = (),
+        mutates: Sequence[str] = (),
+        check: Callable[..., None] | None = None,
+        fake_backward: Callable[..., list[Tensor]] | None = None,
+        assemble: Callable[[Inputs, dict[str, bool], list[Tensor]], list[Any]] | None = None,
+        samples: Callable[[], list[Sample]] = list,
+    ) -> None:
+        self.name = name
+        self.arguments = tuple(part.split()[-1] for part in arguments.split(", ")) if arguments else ()
+        self.backends = tuple(backends)
+        self.differentiable = tuple(differentiable)
+        self.mutates = tuple(mutates)
+        self.samples = samples
+        self._check = check
+        self._fake_backward = fake_backward
+        self._assemble = assemble
+        self._define_forward(arguments, returns, fake)
+        if differentiable:
+            self._define_backward(arguments)
+
+    def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
+        """Computes the op on its arguments in schema order.
+
+        backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through
+        it. It is what the fast backends are judged against.
+        """
+        if is_capturing():
+            raise _Captured(self, arguments)
+        wanted = backend if backend is not None else default_backend()
+        if wanted == "eager":
+            return self.backend("reference").forward(*arguments)
+        return self.torch_op(*arguments, wanted)
+
+    def backend(self, name: str) -> Backend:
+        """The backend of that name."""
+        for backend in self.backends:
+            if backend.name == name:
+                return backend
+        raise KeyError(f"{self.name} has no backend {name!r}")
+
+    def inputs(self, arguments: Sequence[Any]) -> Inputs:
+        """The arguments by name."""
+        return Inputs(**dict(zip(self.arguments, arguments, strict=True)))
+
+    def _define_forward(self, arguments: str, returns: str, fake: Callable[..., Any]) -> None:
+        def forward(*args: Any) -> Any:
+            *values, wanted = args
+            backend = choose(self.name, self.backends, wanted, self.inputs(values))
+            with _without_autocast(values):
+                if self._check is not None:
+                    self._check(*values)
+                return backend.forward(*values)
+
+        schema = f"({arguments}, str backend) -> {returns}"
+        definition = torch.library.custom_op(
+            f"{NAMESPACE}::{self.name}", forward, mutates_args=self.mutates, schema=schema
+        )
+        definition.register_fake(lambda *args: fake(*args[:-1]))
+        if self.differentiable:
+            definition.register_autograd(self._autograd_backward, setup_context=_save)
+        self.definition = definition
+        self.torch_op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
+
+    def _define_backward(self, arguments: str) -> None:
+        def backward(
+            gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any
+        ) -> list[Tensor]:
+            *values, wanted = args
+            backend = choose(self.name, self.backends, wanted, self.inputs(values))
+            if backend.backward is None:
+                raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
+            with _without_autocast(values):
+                wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
+                return _flatten(backend.backward(gradients, outputs, wanted_gradients, *values), gradients[0])
+
+        def fake(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
+            if self._fake_backward is not None:
+                return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), *args[:-1])
+            inputs = self.inputs(args[:-1])
+            shapes = [
+                _empty_gradients(getattr(inputs, name), needed)
+                for name, needed in zip(self.differentiable, needs, strict=True)
+            ]
+            return _flatten(shapes, gradients[0])
+
+        name = f"{NAMESPACE}::{self.name}_backward"
+        schema = f"(Tensor[] gradients, Tensor[] outputs, bool[] needs, {arguments}, str backend) -> Tensor[]"
+        definition = torch.library.custom_op(name, backward, mutates_args=(), schema=schema)
+        definition.register_fake(fake)
+        self.backward_op = getattr(getattr(torch.ops, NAMESPACE), f"{self.name}_backward").default
+
+    def _autograd_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        values, outputs = _restore(ctx)
+        needs = dict(zip((*self.arguments, "backend"), ctx.needs_input_grad, strict=True))
+        wanted = {name: _any(needs[name]) for name in self.differentiable}
+        filled = [
+            torch.zeros_like(output) if gradient is None else gradient
+            for gradient, output in zip(gradients, outputs, strict=True)
+        ]
+        flat = self.backward_op(filled, outputs, list(wanted.values()), *values)
+        inputs = self.inputs(values[:-1])
+        assemble = self._assemble or self._assemble_dense
+        found = dict(zip(self.differentiable, assemble(inputs, wanted, flat), strict=True))
+        return tuple(found.get(name) for name in (*self.arguments, "backend"))
+
+    def _assemble_dense(self, inputs: Inputs, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
+        remaining = iter(flat)
+        gradients: list[Any] = []
+        for name in self.differentiable:
+            value = getattr(inputs, name)
+            if isinstance(value, (list, tuple)):
+                taken = [next(remaining) for _ in value]
+                gradients.append(taken if wanted[name] else [None] * len(taken))
+            else:
+                gradient = next(remaining)
+                gradients.append(gradient if wanted[name] and value is not None else None)
+        return gradients
+
+
+def _without_autocast(values: Sequence[Any]) -> AbstractContextManager[Any]:
+    """Backends choose their own precisions; autocast inside them would undo the float32 statistics."""
+    device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    """Keeps the tensors among the arguments, and the outputs, through save_for_backward; the rest on ctx."""
+    outputs = list(output) if isinstance(output, (tuple, list)) else [output]
+    saved: list[Tensor] = []
+    layout: list[Any] = []
+    for value in inputs:
+        if isinstance(value, Tensor):
+            layout.append(("tensor", len(saved)))
+            saved.append(value)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            layout.append(("tensors", len(saved), len(value)))
+            saved.extend(value)
+        else:
+            layout.append(("value", value))
+    ctx.argus_layout = layout
+    ctx.argus_inputs = len(saved)
+    ctx.save_for_backward(*saved, *outputs)
+
+
+def _restore(ctx: Any) -> tuple[list[Any], list[Tensor]]:
+    saved = ctx.saved_tensors
+    values: list[Any] = []
+    for entry in ctx.argus_layout:
+        if entry[0] == "tensor":
+            values.append(saved[entry[1]])
+        elif entry[0] == "tensors":
+            values.append(list(saved[entry[1] : entry[1] + entry[2]]))
+        else:
+            values.append(entry[1])
+    return values, list(saved[ctx.argus_inputs :])
+
+
+def _any(needed: Any) -> bool:
+    return any(needed) if isinstance(needed, (list, tuple)) else bool(needed)
+
+
+def _empty_gradients(value: Any, needed: bool) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [torch.empty_like(table) if needed else None for table in value]
+    if value is None or not needed:
+        return None
+    return torch.empty_like(value, memory_format=torch.contiguous_format)
+
+
+def _flatten(gradients: Sequence[Any], like: Tensor) -> list[Tensor]:
+    """A flat list of tensors; None, which a schema cannot return, becomes an empty tensor."""
+    flat: list[Tensor] = []
+    for gradient in gradients:
+        for tensor in gradient if isinstance(gradient, (list, tuple)) else (gradient,):
+            flat.append(like.new_empty(0) if tensor is None else tensor)
+    return flat

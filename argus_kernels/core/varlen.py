@@ -1,0 +1,106 @@
+"""Packed users of different lengths: `offsets` int32 [B + 1], user b owns rows offsets[b] … offsets[b + 1] − 1.
+
+Rows past offsets[B] are padding. This is the one place where offsets are validated and taken apart.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.problems import Problems
+
+_device_checks = os.environ.get("ARGUS_DEVICE_CHECKS", "1") != "0"
+
+
+def set_device_checks(enabled: bool) -> None:
+    """Turns the checks of values on a GPU on or off for the process; ARGUS_DEVICE_CHECKS=0 turns them off at start.
+
+    On a GPU a value that breaks the contract (falling offsets, an id outside its table) stops the stream with a
+    device-side assertion: nothing waits for the host, and no message can carry the value. On the CPU values are
+    always checked and the error names the position.
+    """
+    global _device_checks
+    _device_checks = enabled
+
+
+def device_checks() -> bool:
+    """Whether values on a GPU are checked."""
+    return _device_checks
+
+
+def require_values(holds: Tensor, sentence: str) -> None:
+    """Device-side assertion that every element of `holds` is True; used for tensors that are not on the CPU."""
+    if _device_checks and holds.numel():
+        torch._assert_async(holds.all(), sentence)
+
+
+def offsets_problems(problems: Problems, offsets: Tensor, device: torch.device) -> None:
+    """Notes what is wrong with the shape, dtype and device of `offsets`."""
+    if problems.tensor("offsets", offsets, shape=(None,), dtype=torch.int32, device=device):
+        problems.require(offsets.shape[0] >= 1, "offsets is empty, expected [B + 1] values, the first of them 0")
+
+
+def check_offsets(op: str, offsets: Tensor, total: int) -> None:
+    """Raises ValueError unless offsets start at 0, never fall and end at or before row `total`."""
+    if offsets.device.type != "cpu":
+        require_values(offsets[:1] == 0, f"{op}: offsets[0] is not 0")
+        require_values(offsets[1:] >= offsets[:-1], f"{op}: offsets fall")
+        require_values(offsets[-1:] <= total, f"{op}: offsets pass the last row")
+        return
+    values = offsets.tolist()
+    if values[0] != 0:
+        raise ValueError(f"{op}: offsets[0] is {values[0]}, expected 0")
+    for index in range(1, len(values)):
+        if values[index] < values[index - 1]:
+            raise ValueError(
+                f"{op}: offsets[{index}] is {values[index]}, expected at least offsets[{index - 1}] = "
+                f"{values[index - 1]}"
+            )
+    if values[-1] > total:
+        raise ValueError(f"{op}: offsets[{len(values) - 1}] is {values[-1]}, expected at most the {total} rows given")
+
+
+def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
+    """Raises ValueError if a user is longer than `max_length`."""
+    lengths = offsets[1:] - offsets[:-1]
+    if offsets.device.type != "cpu":
+        require_values(lengths <= max_length, f"{op}: a user is longer than max_length")
+    elif lengths.numel() and int(lengths.max()) > max_length:
+        user = int(lengths.argmax())
+        raise ValueError(f"{op}: user {user} has {int(lengths[user])} events, expected at most max_length = {max_length}")
+
+
+def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
+    """Raises ValueError unless 0 ≤ visible[i] ≤ i (i counted within its user) for every row of a user."""
+    local = local_positions(offsets, visible.shape[0])
+    wrong = (local >= 0) & ((visible < 0) | (visible > local))
+    if visible.device.type != "cpu":
+        require_values(~wrong, f"{op}: visible is outside [0, i]")
+    elif bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{op}: visible[{row}] is {int(visible[row])}, expected 0 to {int(local[row])}, the event's place in its user"
+        )
+
+
+def user_of_row(offsets: Tensor, total: int) -> Tensor:
+    """The user of each row, int64 [total]; padding rows get B, the number of users."""
+    rows = torch.arange(total, device=offsets.device, dtype=offsets.dtype)
+    return torch.searchsorted(offsets[1:].contiguous(), rows, right=True)
+
+
+def local_positions(offsets: Tensor, total: int) -> Tensor:
+    """Each row's place within its user, int64 [total]; padding rows get −1."""
+    user = user_of_row(offsets, total)
+    starts = torch.cat([offsets, offsets[-1:]]).long()[user]
+    rows = torch.arange(total, device=offsets.device)
+    return torch.where(user < offsets.shape[0] - 1, rows - starts, -1)
+
+
+def spans(offsets: Tensor) -> list[tuple[int, int]]:
+    """(first row, past-the-last row) of every user, as Python integers: synchronises on a GPU (reference only)."""
+    values = offsets.tolist()
+    return list(zip(values[:-1], values[1:], strict=True))
