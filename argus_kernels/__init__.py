@@ -1,0 +1,13 @@
+"""Kernels for transformers over long user histories, as torch ops.
+
+Importing this touches no GPU and needs no native library: every op runs at least on its `reference` backend.
+"""
+
+from __future__ import annotations
+
+from argus_kernels.core import Verdict, default_backend, explain, use_backend
+from argus_kernels.core.varlen import set_device_checks
+
+__version__ = "0.1.0"
+
+__all__ = ["Verdict", "default_backend", "explain", "set_device_checks", "use_backend"]
