@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from argus_kernels.core import Op
+from argus_kernels.ops import feedback_loss
 
-OPS: tuple[Op, ...] = ()
+OPS: tuple[Op, ...] = (feedback_loss.OP,)
