@@ -117,9 +117,7 @@ class Op:
         self.torch_op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
     def _define_backward(self, arguments: str) -> None:
-        def backward(
-            gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any
-        ) -> list[Tensor]:
+        def backward(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
             *values, wanted = args
             backend = choose(self.name, self.backends, wanted, self.inputs(values))
             if backend.backward is None:

@@ -6,6 +6,7 @@ Rows past offsets[B] are padding. This is the one place where offsets are valida
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,7 +71,9 @@ def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
         require_values(lengths <= max_length, f"{op}: a user is longer than max_length")
     elif lengths.numel() and int(lengths.max()) > max_length:
         user = int(lengths.argmax())
-        raise ValueError(f"{op}: user {user} has {int(lengths[user])} events, expected at most max_length = {max_length}")
+        raise ValueError(
+            f"{op}: user {user} has {int(lengths[user])} events, expected at most max_length = {max_length}"
+        )
 
 
 def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
@@ -82,7 +85,8 @@ def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
     elif bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"{op}: visible[{row}] is {int(visible[row])}, expected 0 to {int(local[row])}, the event's place in its user"
+            f"{op}: visible[{row}] is {int(visible[row])}, expected 0 to {int(local[row])}, "
+            "the event's place in its user"
         )
 
 
@@ -103,4 +107,4 @@ def local_positions(offsets: Tensor, total: int) -> Tensor:
 def spans(offsets: Tensor) -> list[tuple[int, int]]:
     """(first row, past-the-last row) of every user, as Python integers: synchronises on a GPU (reference only)."""
     values = offsets.tolist()
-    return list(zip(values[:-1], values[1:], strict=True))
+    return list(pairwise(values))

@@ -1,0 +1,26 @@
+"""Fresh memory full of NaN, so that reading what nobody wrote shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils import deterministic
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside the block every torch.empty (native libraries' included) comes filled with NaN, integers with their
+    largest value. Algorithms that have no deterministic form only warn.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        deterministic.fill_uninitialized_memory = fill

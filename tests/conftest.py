@@ -1,0 +1,33 @@
+"""What every test shares: one thread, a fixed seed, and where real data lies."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+settings.register_profile(
+    "argus", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.load_profile("argus")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_seed() -> None:
+    """Tests run side by side in processes of one thread each, and none depends on another's draws."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of public interaction data: ARGUS_TEST_DATA, else `shared/data` beside the repository."""
+    folder = Path(os.environ.get("ARGUS_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not there; set ARGUS_TEST_DATA to a folder that holds ml-100k")
+    return folder

@@ -1,0 +1,275 @@
+"""Every op × backend × sample, held to the contract. A backend that is added to a room is tested here as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Op, Sample
+from argus_kernels.ops import OPS
+from argus_kernels.testing import captured_arguments, poisoned_memory, require_close, run_op, small_samples
+from argus_kernels.testing.harness import draw, public_function
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+DRAWS = 3
+
+Case = tuple[Op, str, Sample, str]
+
+CASES = [
+    pytest.param((op, backend.name, sample, device), id=f"{op.name}-{backend.name}-{sample.name}-{device}")
+    for op in OPS
+    for backend in op.backends
+    for sample in small_samples(op)
+    for device in DEVICES
+]
+FIRST_CASES = [
+    pytest.param((op, backend.name, small_samples(op)[0], device), id=f"{op.name}-{backend.name}-{device}")
+    for op in OPS
+    for backend in op.backends
+    for device in DEVICES
+]
+
+
+def arguments_for(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, Any]:
+    """The case's arguments; skips, with the reasons, where its backend cannot serve them on this machine."""
+    op, backend, sample, device = case
+    arguments = draw(sample, dtype, seed, device)
+    reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+    if reasons:
+        pytest.skip("; ".join(reasons))
+    return arguments
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    """Bitwise equality, NaN equal to NaN."""
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(torch.nan_to_num(left[name]), torch.nan_to_num(right[name])), name
+        assert torch.equal(left[name].isnan(), right[name].isnan()), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("case", CASES)
+def test_error_rule(case: Case, dtype: torch.dtype) -> None:
+    """Outputs, in-place results and every gradient are as close to float64 truth as plain PyTorch is."""
+    op, backend, sample, device = case
+    ours: dict[str, list[Tensor]] = {}
+    truth: dict[str, list[Tensor]] = {}
+    theirs: dict[str, list[Tensor]] = {}
+    for seed in range(DRAWS):
+        arguments = arguments_for(case, dtype, seed)
+        exact = draw(sample, dtype, seed, device, exact=True)
+        for name, value in run_op(op, sample, arguments, backend, dtype=dtype, seed=seed).results.items():
+            ours.setdefault(name, []).append(value)
+        for name, value in run_op(op, sample, exact, "eager", dtype=dtype, seed=seed).results.items():
+            truth.setdefault(name, []).append(value)
+        for name, value in run_op(op, sample, arguments, "eager", dtype=dtype, seed=seed).results.items():
+            theirs.setdefault(name, []).append(value)
+    assert ours.keys() == truth.keys() == theirs.keys()
+    for name in ours:
+        require_close(name, ours[name], truth[name], theirs[name])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0][2].grad])  # type: ignore[index,union-attr]
+def test_gradcheck(case: Case) -> None:
+    """The backward pass is the derivative of the forward pass, in float64."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case, torch.float64)
+    leaves, call = _as_function_of_leaves(op, sample, arguments, backend)
+    small = sum(leaf.numel() for leaf in leaves) <= 300
+    assert torch.autograd.gradcheck(call, leaves, fast_mode=not small, nondet_tol=0.0)
+
+
+def _as_function_of_leaves(
+    op: Op, sample: Sample, arguments: dict[str, Any], backend: str
+) -> tuple[tuple[Tensor, ...], Callable[..., Any]]:
+    leaves: list[Tensor] = []
+    places: list[tuple[str, int | None]] = []
+    for name in sample.grad:
+        value = arguments[name]
+        for index, tensor in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if tensor is not None and tensor.numel():
+                leaves.append(tensor.detach().clone().requires_grad_())
+                places.append((name, index))
+
+    def call(*tensors: Tensor) -> Any:
+        given = {name: list(value) if isinstance(value, list) else value for name, value in arguments.items()}
+        for (name, index), tensor in zip(places, tensors, strict=True):
+            if index is None:
+                given[name] = tensor
+            else:
+                given[name][index] = tensor
+        returned = public_function(op)(**given, backend=backend)
+        outputs = returned if isinstance(returned, (tuple, list)) else (returned,)
+        return tuple(output for output in outputs if output.is_floating_point())
+
+    if not leaves:
+        pytest.skip("this sample has nothing to differentiate: all its differentiable inputs are empty")
+    return tuple(leaves), call
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_opcheck(case: Case) -> None:
+    """torch's own checks of a custom op: schema, autograd registration, fake shapes, tracing."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+    for name in sample.grad:
+        value = arguments[name]
+        for tensor in value if isinstance(value, list) else [value]:
+            if tensor is not None:
+                tensor.requires_grad_()
+    report = torch.library.opcheck(op.torch_op, (*captured_arguments(op, arguments), backend))
+    assert set(report.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_eager_equals_compiled(case: Case) -> None:
+    """torch.compile(fullgraph=True) takes the op whole and changes nothing."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+    torch._dynamo.reset()
+    compiled = torch.compile(public_function(op), fullgraph=True, backend="aot_eager")
+    eager = run_op(op, sample, arguments, backend)
+    traced = run_op(op, sample, arguments, backend, call=compiled)
+    assert_same(eager.results, traced.results)
+
+
+@pytest.mark.parametrize("case", FIRST_CASES)
+def test_eager_equals_inductor(case: Case) -> None:
+    """The same through the whole of torch's compiler, with sizes left free."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+    torch._dynamo.reset()
+    compiled = torch.compile(public_function(op), fullgraph=True, dynamic=True)
+    eager = run_op(op, sample, arguments, backend)
+    traced = run_op(op, sample, arguments, backend, call=compiled)
+    assert_same(eager.results, traced.results)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_fresh_memory_is_not_read(case: Case) -> None:
+    """With every fresh allocation full of NaN the results are the same, bit for bit; and so are two runs."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+    plain = run_op(op, sample, arguments, backend)
+    with poisoned_memory():
+        poisoned = run_op(op, sample, arguments, backend)
+    assert_same(plain.results, poisoned.results)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_non_contiguous_inputs(case: Case) -> None:
+    """Every other element of a wider tensor, and a transposed one, give what their contiguous copies give."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+
+    def every_other(name: str, tensor: Tensor) -> Tensor:
+        return tensor if name in op.mutates else torch.stack([tensor, torch.zeros_like(tensor)], dim=-1)[..., 0]
+
+    def transposed(name: str, tensor: Tensor) -> Tensor:
+        if name in op.mutates or tensor.dim() < 2:
+            return tensor
+        return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+    plain = run_op(op, sample, arguments, backend)
+    for transform in (every_other, transposed):
+        strided = run_op(op, sample, arguments, backend, transform=transform)
+        for name, value in plain.results.items():
+            torch.testing.assert_close(strided.results[name], value, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+
+
+PADDED = [c for c in CASES if "offsets" in c.values[0][0].arguments]  # type: ignore[index,union-attr]
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_padding_rows(case: Case) -> None:
+    """NaN in the rows past the last offset reaches nothing; outputs and gradients there are exactly zero."""
+    op, backend, sample, _ = case
+    arguments = arguments_for(case)
+    used = int(arguments["offsets"][-1])
+    total = next(value.shape[0] for name, value in arguments.items() if name in ("q", "scores"))
+    if used == total:
+        pytest.skip("this sample has no padding rows")
+    garbage = {
+        name: _with_garbage(value, used) if _is_per_row(name, value, total) else value
+        for name, value in arguments.items()
+    }
+    clean = run_op(op, sample, arguments, backend)
+    dirty = run_op(op, sample, garbage, backend)
+    assert_same(clean.results, dirty.results)
+    for name, value in dirty.results.items():
+        if name == "d_offsets" or value.dim() == 0:
+            continue
+        rows = value[used:] if value.shape[0] == total else value[..., used:] if value.shape[-1] == total else None
+        assert rows is None or not rows.count_nonzero(), name
+
+
+def _is_per_row(name: str, value: Any, total: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == total and name != "offsets"
+
+
+def _with_garbage(value: Tensor, used: int) -> Tensor:
+    value = value.clone()
+    value[used:] = float("nan") if value.is_floating_point() else torch.iinfo(value.dtype).max
+    return value
+
+
+@pytest.mark.parametrize("case", FIRST_CASES)
+def test_autocast(case: Case) -> None:
+    """Under autocast float32 inputs are served, gradients come back in float32, all of it near the float32 result."""
+    op, backend, sample, device = case
+    arguments = arguments_for(case)
+    plain = run_op(op, sample, arguments, backend)
+    with torch.autocast(device, torch.bfloat16):
+        cast = run_op(op, sample, arguments, backend)
+    for name, value in plain.results.items():
+        found = cast.results[name]
+        if name.startswith("d_"):
+            assert found.dtype == value.dtype, name
+        if value.is_floating_point():
+            error = (found.double() - value.double()).norm() / value.double().norm().clamp_min(1e-12)
+            assert float(error) < 0.05, f"{name}: relative error {float(error):.3f}"
+
+
+@pytest.mark.parametrize("case", FIRST_CASES)
+def test_export(case: Case) -> None:
+    """torch.export keeps the op as one node of the graph."""
+    op, backend, *_ = case
+    arguments = arguments_for(case)
+
+    class Module(torch.nn.Module):
+        def forward(self, **given: Any) -> Any:
+            return public_function(op)(**given, backend=backend)
+
+    tensors = {name: value for name, value in arguments.items() if _exports(value)}
+    fixed = {name: value for name, value in arguments.items() if not _exports(value)}
+
+    class Bound(Module):
+        def forward(self, **given: Any) -> Any:
+            return super().forward(**given, **fixed)
+
+    program = torch.export.export(Bound(), (), tensors)
+    assert any(op.name in str(node.target) for node in program.graph.nodes)
+
+
+def _exports(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, list) and bool(value) and isinstance(value[0], Tensor))
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_unknown_backend_is_refused(op: Op) -> None:
+    """A backend that does not exist is named, with those that do."""
+    arguments = draw(small_samples(op)[0], torch.float32, 0)
+    with pytest.raises(ValueError, match="backend is 'cudnn', expected one of auto, eager"):
+        public_function(op)(**arguments, backend="cudnn")
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_production_samples_count_their_work(op: Op) -> None:
+    """Every op has at least one production shape, and says what it costs without drawing it."""
+    assert [sample for sample in op.samples() if sample.production], f"{op.name} has no production sample"
