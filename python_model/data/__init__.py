@@ -1,0 +1,1 @@
+"""Data: one prepared format, the readers that make it, the synthetic music service, batches and splits."""

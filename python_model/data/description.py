@@ -1,0 +1,85 @@
+"""What a prepared data set is made of: its files, its description (dataset.json) and the columns of its events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from python_model.data.errors import DataError
+
+FORMAT = 1
+EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json says.
+
+    context: name -> cardinality; feedback: name -> classes (1 = Bernoulli); item_features: name -> cardinality.
+    grades says how the grade column is defined; pair_window is the default window of pairs in seconds.
+    params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
+    """
+
+    name: str
+    source: str
+    users: int
+    items: int
+    events: int
+    context: Mapping[str, int]
+    feedback: Mapping[str, int]
+    item_features: Mapping[str, int]
+    grades: str
+    pair_window: int
+    has_oracle: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def bernoulli_tasks(self) -> tuple[str, ...]:
+        """Names of the feedback components with one logit."""
+        return tuple(name for name, classes in self.feedback.items() if classes == 1)
+
+    def to_json(self) -> str:
+        """The text of dataset.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def load(cls, directory: str | Path) -> DatasetInfo:
+        """Read dataset.json; DataError where it is missing, not JSON, incomplete or of another format."""
+        file = Path(directory) / INFO
+        if not file.is_file():
+            raise DataError(file, "not found: expected the directory of a prepared data set (see `argus prepare`)")
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(file, f"expected JSON: {error}") from error
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
+            raise DataError(file, f"expected format {FORMAT}, found {found!r}", column="format")
+        known = {f.name for f in fields(cls)}
+        optional = {"params", "has_oracle", "format"}
+        for name in sorted(known - optional - raw.keys()):
+            raise DataError(file, "this key is missing", column=name)
+        return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+def event_schema(info: DatasetInfo) -> pa.Schema:
+    """Arrow schema of events.parquet for a description."""
+    columns = [
+        ("user", pa.int32()),
+        ("item", pa.int32()),
+        ("time", pa.int64()),
+        ("organic", pa.bool_()),
+        ("grade", pa.int8()),
+    ]
+    columns += [(f"context_{name}", pa.int32()) for name in info.context]
+    columns += [(f"feedback_{name}", pa.int16()) for name in info.feedback]
+    if info.has_oracle:
+        columns += [("oracle_affinity", pa.float32())]
+        columns += [(f"oracle_feedback_{name}", pa.float32()) for name in info.bernoulli_tasks]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])

@@ -1,0 +1,25 @@
+"""The one error that every reader, writer and check of a data set raises for bad data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class DataError(ValueError):
+    """Data that breaks a format's contract, located as far as it can be.
+
+    Attributes: `file`, `column` (None where the whole file is meant), `row` (1-based data row, a CSV header not
+    counted; None where no single row is at fault) and `message` (what was expected and what came).
+    """
+
+    def __init__(self, file: str | Path, message: str, *, column: str | None = None, row: int | None = None) -> None:
+        self.file = Path(file)
+        self.column = column
+        self.row = row
+        self.message = message
+        place = str(file)
+        if column is not None:
+            place += f", column {column!r}"
+        if row is not None:
+            place += f", data row {row}"
+        super().__init__(f"{place}: {message}")

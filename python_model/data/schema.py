@@ -1,0 +1,205 @@
+"""The prepared data set: what its files hold, how it is described, loaded and validated.
+
+A prepared data set is a directory:
+
+- events.parquet   one row an event, sorted by (user, time, original order)
+- items.parquet    one row an item, users.parquet one row a user: dense number -> original id
+- dataset.json     `DatasetInfo`
+- oracle/          synthetic data only: the hidden state that `python_model.data.synthetic.OracleScores` reads
+
+Columns and their meaning are in docs/data.md. `DatasetWriter` makes such a directory, `load_dataset` reads it lazily,
+`validate` checks every row of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from python_model.data.checks import EventChecker
+from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.errors import DataError
+from python_model.data.writer import DatasetWriter
+
+__all__ = [
+    "EVENTS",
+    "FORMAT",
+    "INFO",
+    "ITEMS",
+    "USERS",
+    "DataError",
+    "Dataset",
+    "DatasetInfo",
+    "DatasetWriter",
+    "EventChecker",
+    "event_schema",
+    "load_dataset",
+    "validate",
+]
+
+
+class Dataset:
+    """A prepared data set; columns are read on first use and kept as read-only numpy arrays of length `events`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = DatasetInfo.load(self.path)
+        self._columns: dict[str, np.ndarray] = {}
+        self._items: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return self.info.events
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of events.parquet [T]."""
+        if name not in self._columns:
+            self._columns[name] = _read_column(self.path / EVENTS, name, self.info.events)
+        return self._columns[name]
+
+    @property
+    def user(self) -> np.ndarray:
+        """int32 [T], dense, sorted."""
+        return self.column("user")
+
+    @property
+    def item(self) -> np.ndarray:
+        """int32 [T], dense."""
+        return self.column("item")
+
+    @property
+    def time(self) -> np.ndarray:
+        """int64 [T], seconds, sorted within a user."""
+        return self.column("time")
+
+    @property
+    def organic(self) -> np.ndarray:
+        """Whether [T] the event was the user's own choice (True) or an impression (False)."""
+        return self.column("organic")
+
+    @property
+    def grade(self) -> np.ndarray:
+        """int8 [T]: order of preference, -1 where the event takes no part in pairs."""
+        return self.column("grade")
+
+    def context(self, name: str) -> np.ndarray:
+        """int32 [T], -1 = missing."""
+        return self.column(f"context_{name}")
+
+    def feedback(self, name: str) -> np.ndarray:
+        """int16 [T] class index, -1 = not observed."""
+        return self.column(f"feedback_{name}")
+
+    def item_column(self, name: str) -> np.ndarray:
+        """One column of items.parquet [V]: `item_id`, `count` or `item_<feature>`."""
+        if name not in self._items:
+            self._items[name] = _read_column(self.path / ITEMS, name, self.info.items)
+        return self._items[name]
+
+    @cached_property
+    def user_ids(self) -> np.ndarray:
+        """Original user ids [U]."""
+        return _read_column(self.path / USERS, "user_id", self.info.users)
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [U + 1]: events of user u are rows offsets[u] .. offsets[u + 1]."""
+        counts = np.bincount(self.user, minlength=self.info.users)
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def load_dataset(path: str | Path) -> Dataset:
+    """Open a prepared data set; DataError where the directory is not one or its files disagree with dataset.json."""
+    dataset = Dataset(path)
+    info = dataset.info
+    for name, rows in ((EVENTS, info.events), (ITEMS, info.items), (USERS, info.users)):
+        found = _open_parquet(dataset.path / name).metadata.num_rows
+        if found != rows:
+            raise DataError(dataset.path / name, f"expected {rows} rows as {INFO} says, found {found}")
+    present = _open_parquet(dataset.path / EVENTS).schema_arrow
+    for expected in event_schema(info):
+        if expected.name not in present.names:
+            raise DataError(dataset.path / EVENTS, "this column is missing", column=expected.name)
+        if present.field(expected.name).type != expected.type:
+            found_type = present.field(expected.name).type
+            raise DataError(
+                dataset.path / EVENTS, f"expected type {expected.type}, found {found_type}", column=expected.name
+            )
+    return dataset
+
+
+def validate(path: str | Path) -> DatasetInfo:
+    """Check every row of a prepared data set, in bounded memory; returns its description or raises DataError."""
+    dataset = load_dataset(path)
+    info = dataset.info
+    if info.events == 0:
+        raise DataError(dataset.path / EVENTS, "the data set is empty")
+    checker = EventChecker(dataset.path / EVENTS, info, info.items)
+    for columns in _batches(dataset.path / EVENTS, event_schema(info).names):
+        checker.check(columns)
+    if checker.user != info.users - 1:
+        message = f"expected {info.users} users with events, found {checker.user + 1}"
+        raise DataError(checker.file, message, column="user")
+    for file, key, rows in ((ITEMS, "item", info.items), (USERS, "user", info.users)):
+        wrong = _read_column(dataset.path / file, key, rows) != np.arange(rows)
+        if wrong.any():
+            raise DataError(dataset.path / file, "expected 0, 1, 2, ...", column=key, row=int(np.argmax(wrong)) + 1)
+    for name, cardinality in info.item_features.items():
+        values = dataset.item_column(f"item_{name}")
+        wrong = (values < -1) | (values >= cardinality)
+        if wrong.any():
+            raise DataError(
+                dataset.path / ITEMS,
+                f"expected a value in [-1, {cardinality - 1}], found {values[np.argmax(wrong)]}",
+                column=f"item_{name}",
+                row=int(np.argmax(wrong)) + 1,
+            )
+    return info
+
+
+def _open_parquet(file: Path) -> pq.ParquetFile:
+    if not file.is_file():
+        raise DataError(file, "not found")
+    try:
+        return pq.ParquetFile(file, memory_map=True)
+    except pa.ArrowException as error:
+        raise DataError(file, f"not a readable Parquet file: {error}") from error
+
+
+def _read_column(file: Path, name: str, rows: int) -> np.ndarray:
+    parquet = _open_parquet(file)
+    if name not in parquet.schema_arrow.names:
+        present = ", ".join(parquet.schema_arrow.names)
+        raise DataError(file, f"this column is missing; the file has {present}", column=name)
+    try:
+        values = parquet.read(columns=[name]).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"cannot be read: {error}", column=name) from error
+    _refuse_nulls(file, name, values, 0)
+    array = values.to_numpy()
+    if len(array) != rows:
+        raise DataError(file, f"expected {rows} rows, found {len(array)}", column=name)
+    array.setflags(write=False)
+    return array
+
+
+def _batches(file: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
+    start = 0
+    try:
+        for batch in _open_parquet(file).iter_batches(columns=names, batch_size=1 << 18):
+            for name in names:
+                _refuse_nulls(file, name, batch.column(name), start)
+            yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
+            start += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"cannot be read: {error}") from error
+
+
+def _refuse_nulls(file: Path, name: str, values: pa.Array | pa.ChunkedArray, start: int) -> None:
+    if values.null_count:
+        missing = np.asarray(values.is_null())
+        raise DataError(file, "a value is null", column=name, row=start + int(np.argmax(missing)) + 1)

@@ -1,0 +1,118 @@
+"""The model of choice and feedback: what the simulation draws from and what the oracle evaluates.
+
+A next track comes from one of six components (COMPONENTS); `component_weights` says how likely each is on a surface,
+the other functions give each component's distribution. `feedback` gives the probabilities of what the user then does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from python_model.data.synthetic.arithmetic import dot, exp, sigmoid
+from python_model.data.synthetic.catalogue import Catalogue
+from python_model.data.synthetic.config import ALBUM, ARTIST, ESTIMATE, RADIO, REPEAT, SURFACES, TASTE
+
+DEVICE_EFFECT = np.array([0.0, 0.35, -0.15])
+LIKED, SKIPPED, PLAYED = 4.0, 0.0, 1.0
+PARTIAL_LOW, SKIP_LOW, SKIP_HIGH = 0.30, 0.02, 0.30
+SHARE_EDGES = np.array([0.2, 0.4, 0.6, 0.8])
+GRADES = "impressions only: 0 dislike, 1 skip, 2 listened in part, 3 listened to the end, 4 like; -1 for organic events"
+_SURFACES = np.array(SURFACES)
+
+
+def day_part(hour: np.ndarray) -> np.ndarray:
+    """Night, morning, afternoon, evening: 6 hours each."""
+    return hour // 6
+
+
+def component_weights(source: np.ndarray, can_repeat: np.ndarray, can_continue: np.ndarray) -> np.ndarray:
+    """[n, 6]: probability of each component on surface source [n].
+
+    A component that is not available (nothing to repeat; no track before it in this session, or that one was skipped)
+    leaves its share to the taste of the user on organic surfaces, to the policy's estimate on the others.
+    """
+    weights = _SURFACES[source]
+    fallback = np.where(source >= RADIO, ESTIMATE, TASTE)
+    rows = np.arange(len(source))
+    for component, available in ((REPEAT, can_repeat), (ALBUM, can_continue), (ARTIST, can_continue)):
+        lost = np.where(available, 0.0, weights[:, component])
+        weights[:, component] -= lost
+        weights[rows, fallback] += lost
+    return weights
+
+
+def cluster_weights(catalogue: Catalogue, taste: np.ndarray, part: np.ndarray, sharpness: float) -> np.ndarray:
+    """[n, C], unnormalised: popularity x e^(sharpness * <taste, centre> / sqrt(D) + day part)."""
+    scale = sharpness / np.sqrt(taste.shape[-1])
+    affinity = dot(taste[:, None, :], catalogue.centres[None])
+    return catalogue.cluster_weight * exp(scale * affinity + catalogue.day_part[part])
+
+
+def artist_weights(catalogue: Catalogue, taste: np.ndarray, cluster: np.ndarray, sharpness: float) -> np.ndarray:
+    """[n, A], unnormalised, the artists of cluster [n]."""
+    scale = sharpness / np.sqrt(taste.shape[-1])
+    affinity = dot(taste[:, None, :], catalogue.artists[cluster])
+    return catalogue.artist_weight[cluster] * exp(scale * affinity)
+
+
+def next_in_album(item: np.ndarray, tracks: int) -> np.ndarray:
+    """The track after `item`, the first one after the last."""
+    return item - item % tracks + (item % tracks + 1) % tracks
+
+
+@dataclass(frozen=True)
+class FeedbackModel:
+    """Probabilities [n] of what the user does; like and dislike are unconditional."""
+
+    skip: np.ndarray
+    like: np.ndarray
+    dislike: np.ndarray
+    like_if_played: np.ndarray
+    dislike_if_skipped: np.ndarray
+    full_if_played: np.ndarray
+
+    @property
+    def utility(self) -> np.ndarray:
+        """Expected grade (GRADES): the best possible score for ranking by grade."""
+        played = self.like_if_played * 4.0 + (1.0 - self.like_if_played) * (2.0 + self.full_if_played)
+        return (1.0 - self.skip) * played + self.skip * (1.0 - self.dislike_if_skipped)
+
+
+def feedback(
+    catalogue: Catalogue,
+    taste: np.ndarray,
+    item: np.ndarray,
+    organic: np.ndarray,
+    device: np.ndarray,
+    leniency: np.ndarray,
+    plays: np.ndarray,
+) -> FeedbackModel:
+    """The user of taste [n, D] and leniency [n] meets item [n] on device [n]; organic [n] bool; plays [n] of late."""
+    affinity = dot(taste, catalogue.tracks[item]) / np.sqrt(taste.shape[-1]) + catalogue.quality[item]
+    pull = affinity + DEVICE_EFFECT[device] + 0.4 * leniency - 0.25 * plays + 0.25 * organic
+    skip = sigmoid(0.65 - 2.1 * pull)
+    like_if_played = sigmoid(2.0 * pull - 5.4)
+    dislike_if_skipped = sigmoid(-1.4 - 1.0 * pull)
+    return FeedbackModel(
+        skip=skip,
+        like=(1.0 - skip) * like_if_played,
+        dislike=skip * dislike_if_skipped,
+        like_if_played=like_if_played,
+        dislike_if_skipped=dislike_if_skipped,
+        full_if_played=sigmoid(1.4 * pull - 0.4),
+    )
+
+
+def share_probabilities(skip: np.ndarray, full_if_played: np.ndarray) -> np.ndarray:
+    """[n, 5]: probability of each bin of the listened share (edges SHARE_EDGES)."""
+    edges = np.concatenate([[0.0], SHARE_EDGES, [1.0]])
+
+    def uniform_bins(low: float, high: float) -> np.ndarray:
+        return np.diff(np.clip((edges - low) / (high - low), 0.0, 1.0))
+
+    partial = (1.0 - skip) * (1.0 - full_if_played)
+    bins = skip[:, None] * uniform_bins(SKIP_LOW, SKIP_HIGH) + partial[:, None] * uniform_bins(PARTIAL_LOW, 1.0)
+    bins[:, -1] += (1.0 - skip) * full_if_played
+    return bins

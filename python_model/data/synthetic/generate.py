@@ -1,0 +1,146 @@
+"""Writes a synthetic data set: chunks of users, simulated and streamed to the prepared format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from typing_extensions import Self
+
+from python_model.data.description import DatasetInfo, event_schema
+from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
+from python_model.data.synthetic.catalogue import build_catalogue
+from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
+from python_model.data.synthetic.simulation import DAY, ChunkSimulation
+from python_model.data.writer import DatasetWriter
+
+ORACLE = "oracle"
+Progress = Callable[[int, int], None]
+
+
+def generate(
+    out: str | Path,
+    config: SyntheticConfig,
+    *,
+    name: str = "synthetic",
+    chunk_users: int = 1024,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> DatasetInfo:
+    """Generate the service of `config` into the new directory `out`; memory grows with chunk_users, not with users.
+
+    The files do not depend on chunk_users. progress(users done, users) is called after every chunk. Measured
+    statistics stand in dataset.json under params["statistics"].
+    """
+    if chunk_users < 1:
+        raise ValueError(f"chunk_users: expected at least 1, found {chunk_users}")
+    catalogue = build_catalogue(config)
+    statistics = _Statistics()
+    writer = DatasetWriter(
+        out,
+        name=name,
+        source="synthetic",
+        has_oracle=True,
+        overwrite=overwrite,
+        params=config.to_params(),
+        context={"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(SOURCES)},
+        feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES) + 1},
+        item_features={"artist": config.clusters * config.artists, "cluster": config.clusters},
+        grades=GRADES,
+        pair_window=2 * DAY,
+    )
+    with writer:
+        schema = event_schema(writer.info)
+        oracle = writer.directory / ORACLE
+        oracle.mkdir()
+        item = np.arange(config.items)
+        writer.write_items(item, {"artist": item // config.tracks, "cluster": item // (config.tracks * config.artists)})
+        with _Arrays(oracle, config.dimensions) as arrays:
+            sessions = 0
+            for first in range(0, config.users, chunk_users):
+                last = min(first + chunk_users, config.users)
+                chunk = ChunkSimulation(config, catalogue, first, last).run()
+                columns = chunk.columns
+                writer.write_events({f.name: columns[f.name].astype(f.type.to_pandas_dtype()) for f in schema})
+                writer.write_users(np.arange(first, last))
+                arrays.append("event_session", columns["session"] + sessions)
+                arrays.append("full_listen", columns["full_listen"])
+                arrays.append("session_taste", chunk.sessions["taste"])
+                arrays.append("session_estimate", chunk.sessions["estimate"])
+                sessions += len(chunk.sessions["user"])
+                statistics.add(columns, len(chunk.sessions["user"]))
+                if progress is not None:
+                    progress(last, config.users)
+        writer.set_params({**config.to_params(), "statistics": statistics.summary()})
+    return DatasetInfo.load(out)
+
+
+class _Statistics:
+    """Marginals of everything generated, from integer sums, so that chunking cannot change them."""
+
+    def __init__(self) -> None:
+        self.events = self.sessions = self.skips = self.likes = self.dislikes = self.recommended = self.percent = 0
+
+    def add(self, columns: Mapping[str, np.ndarray], sessions: int) -> None:
+        self.events += len(columns["user"])
+        self.sessions += sessions
+        self.skips += int(columns["feedback_skip"].sum())
+        self.likes += int(columns["feedback_like"].sum())
+        self.dislikes += int(columns["feedback_dislike"].sum())
+        self.recommended += int((~columns["organic"]).sum())
+        self.percent += int(columns["played_pct"].sum())
+
+    def summary(self) -> dict[str, float]:
+        return {
+            "skip_rate": self.skips / self.events,
+            "like_rate": self.likes / self.events,
+            "dislike_rate": self.dislikes / self.events,
+            "recommended_share": self.recommended / self.events,
+            "mean_played_share": self.percent / self.events / 100.0,
+            "listens_per_session": self.events / self.sessions,
+        }
+
+
+class _Arrays:
+    """The .npy files of the oracle, written as a stream: the length in the header is put right at the end."""
+
+    def __init__(self, directory: Path, dimensions: int) -> None:
+        shapes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {
+            "event_session": (np.dtype(np.int64), ()),
+            "full_listen": (np.dtype(np.float32), ()),
+            "session_taste": (np.dtype(np.float32), (dimensions,)),
+            "session_estimate": (np.dtype(np.float32), (dimensions,)),
+        }
+        self._shapes = shapes
+        self._rows = dict.fromkeys(shapes, 0)
+        self._files = {name: (directory / f"{name}.npy").open("wb+") for name in shapes}
+
+    def __enter__(self) -> Self:
+        for name in self._files:
+            self._write_header(name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, file in self._files.items():
+            if kind is None:
+                self._write_header(name)
+            file.close()
+
+    def append(self, name: str, values: np.ndarray) -> None:
+        dtype, _ = self._shapes[name]
+        self._files[name].write(np.ascontiguousarray(values, dtype.newbyteorder("<")).tobytes())
+        self._rows[name] += len(values)
+
+    def _write_header(self, name: str) -> None:
+        # numpy pads the header so that its first dimension can grow to any length in place.
+        dtype, shape = self._shapes[name]
+        file = self._files[name]
+        file.seek(0)
+        shape = (self._rows[name], *shape)
+        description = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, description)
