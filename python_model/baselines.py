@@ -1,0 +1,85 @@
+"""Predictors without a model: popularity, item averages, and the oracle of the synthetic service.
+
+Each counts over the training events only, the same ones that the models see.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from python_model.data.schema import Dataset
+from python_model.metrics import Ranking
+from python_model.predictions import Predictions
+
+
+class Popularity:
+    """The same answer for everybody.
+
+    Next item: frequency in training, P(v) = (count + 1) / (N + V), which is never zero. Feedback: the training
+    frequency of each class, with one event of every class added. Pairs: the more popular item first.
+    """
+
+    def __init__(self, dataset: Dataset, training_rows: np.ndarray) -> None:
+        """training_rows: int64 or bool index of the training events."""
+        self._dataset = dataset
+        self.counts = np.bincount(dataset.item[training_rows], minlength=dataset.info.items)
+        total = self.counts.sum() + dataset.info.items
+        self.log_probability = np.log((self.counts + 1.0) / total)
+        # Rank of an item: the items at least as frequent as itself, ties against it.
+        self._rank = len(self.counts) - np.searchsorted(np.sort(self.counts), self.counts, side="left")
+        self._feedback = {task: _log_frequencies(dataset, task, training_rows) for task in dataset.info.feedback}
+
+    def predict(self, rows: np.ndarray) -> Predictions:
+        """Predictions for events `rows`."""
+        item = self._dataset.item[rows]
+        return Predictions(
+            next_item=Ranking(self._rank[item], -self.log_probability[item]),
+            feedback={task: np.tile(values, (len(rows), 1)) for task, values in self._feedback.items()},
+            ranking=self.counts[item].astype(np.float64),
+        )
+
+
+class ItemAverage:
+    """What an item got from others, without a user: the strongest answer that is the same for everybody.
+
+    Next item: popularity. Feedback and pairs: the item's mean in training, pulled towards the mean of all items as if
+    `prior` further events had had it.
+    """
+
+    def __init__(self, dataset: Dataset, training_rows: np.ndarray, prior: float = 10.0) -> None:
+        self._dataset = dataset
+        self._popularity = Popularity(dataset, training_rows)
+        items = dataset.item[training_rows]
+        self._feedback = {}
+        for task, classes in dataset.info.feedback.items():
+            labels = dataset.feedback(task)[training_rows]
+            share = np.exp(_log_frequencies(dataset, task, training_rows))
+            seen = np.stack([_count(items[labels == c], dataset) for c in range(max(classes, 2))], axis=1)
+            mean = (seen + prior * share) / (seen.sum(axis=1, keepdims=True) + prior)
+            self._feedback[task] = np.log(mean)
+        grade = dataset.grade[training_rows].astype(np.float64)
+        graded = grade >= 0
+        mean_grade = grade[graded].mean() if graded.any() else 0.0
+        total = np.bincount(items[graded], weights=grade[graded], minlength=dataset.info.items)
+        self.mean_grade = (total + prior * mean_grade) / (_count(items[graded], dataset) + prior)
+
+    def predict(self, rows: np.ndarray) -> Predictions:
+        """Predictions for events `rows`."""
+        item = self._dataset.item[rows]
+        return Predictions(
+            next_item=self._popularity.predict(rows).next_item,
+            feedback={task: values[item] for task, values in self._feedback.items()},
+            ranking=self.mean_grade[item],
+        )
+
+
+def _count(items: np.ndarray, dataset: Dataset) -> np.ndarray:
+    return np.bincount(items, minlength=dataset.info.items).astype(np.float64)
+
+
+def _log_frequencies(dataset: Dataset, task: str, training_rows: np.ndarray) -> np.ndarray:
+    """float64 [C]: log of the smoothed frequency of each class among the observed training events."""
+    classes = max(dataset.info.feedback[task], 2)
+    labels = dataset.feedback(task)[training_rows]
+    counts = np.bincount(labels[labels >= 0], minlength=classes) + 1.0
+    return np.log(counts / counts.sum())
