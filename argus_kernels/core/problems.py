@@ -7,7 +7,7 @@ op, see `argus_kernels.core.varlen`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,10 +22,14 @@ class Problems:
         self.op = op
         self.found: list[str] = []
 
-    def require(self, condition: bool, sentence: str) -> bool:
-        """Notes `sentence` unless `condition` holds; returns the condition."""
+    def require(self, condition: bool, sentence: str | Callable[[], str]) -> bool:
+        """Notes `sentence` unless `condition` holds; returns the condition.
+
+        A sentence with numbers in it comes as a function: torch.compile with free sizes cannot format them, and need
+        not while the condition holds.
+        """
         if not condition:
-            self.found.append(sentence)
+            self.found.append(sentence if isinstance(sentence, str) else sentence())
         return condition
 
     def tensor(
@@ -48,9 +52,7 @@ class Problems:
             if fits:
                 for have, want in zip(value.shape, shape, strict=True):
                     fits = fits and (want is None or have == want)
-            self.require(
-                fits, f"{name} has shape {list(value.shape)}, expected {_pattern(shape)}{origin}" if not fits else ""
-            )
+            self.require(fits, lambda: f"{name} has shape {list(value.shape)}, expected {_pattern(shape)}{origin}")
         if dtype is not None:
             allowed = (dtype,) if isinstance(dtype, torch.dtype) else tuple(dtype)
             if value.dtype not in allowed:
