@@ -19,7 +19,9 @@ struct Leaf {
   Leaf(unsigned leaf, unsigned subleaf) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
 };
 
-bool bit(unsigned word, int position) { return ((word >> position) & 1u) != 0; }
+bool bit(unsigned word, int position) {
+  return ((word >> position) & 1u) != 0;
+}
 #endif
 
 // "isa=avx512 instructions=avx2,fma,f16c,avx512f,... threads=2"; `isa` is the level the kernels run at.
@@ -56,7 +58,9 @@ std::string cpu_features() {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) { m.def("cpu_features() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def("cpu_features() -> str");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CompositeExplicitAutograd, m) {
   m.impl("cpu_features", TORCH_BOX(&cpu_features));

@@ -1,8 +1,8 @@
 // Run-time choice of the CPU instruction set.
 //
-// A kernel is written once, as an always_inline function over plain loops or GCC vector types, and compiled for
-// each level by ForEachIsa; the level of this machine is found once. ARGUS_CPU_ISA=portable|avx2|avx512 lowers
-// it, for tests and for bisecting.
+// A kernel is written once, as an always_inline function over plain loops or GCC vector types, and compiled
+// for each level by ForEachIsa; the level of this machine is found once. ARGUS_CPU_ISA=portable|avx2|avx512
+// lowers it, for tests and for bisecting.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,9 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
 #if defined(__x86_64__)
 #define ARGUS_X86 1
 #define ARGUS_TARGET_AVX2 __attribute__((target("avx2,fma,f16c,bmi2"), flatten))
-#define ARGUS_TARGET_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512"), flatten))
+#define ARGUS_TARGET_AVX512                                                                               \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512"), \
+                 flatten))
 #else
 #define ARGUS_X86 0
 #define ARGUS_TARGET_AVX2

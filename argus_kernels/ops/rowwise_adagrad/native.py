@@ -1,0 +1,85 @@
+"""The compiled backends of rowwise_adagrad_: `cpp` (C++ on the CPU) and `cuda` (CUDA C++).
+
+Both add the gradients of a row that is given more than once in the order given, so that a repetition gives the same
+bits on any number of threads. The CPU sorts the rows itself; on the GPU torch's stable sort precedes the kernel,
+without a host synchronisation, so that the whole is safe in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import native
+from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def forward(
+    table: Tensor,
+    state: Tensor,
+    rows: Tensor,
+    row_gradients: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """Updates `table` [V, d] and `state` [V] in place at `rows` [R] by `row_gradients` [R, d]; on either device.
+
+    Raises:
+        ValueError: a row outside the table (CPU; on the GPU such a row is left out), or a shape or dtype that the
+            kernels do not take.
+    """
+    torch.ops.argus_native.rowwise_adagrad_(table, state, rows, row_gradients, lr, eps, weight_decay)
+
+
+forward_cpp = forward
+forward_cuda = forward
+
+
+def available_cpp() -> str | None:
+    """Why the C++ backend cannot serve anything here, or None."""
+    return native.why_not("cpu")
+
+
+def available_cuda() -> str | None:
+    """Why the CUDA backend cannot serve anything here, or None."""
+    return native.why_not("cuda")
+
+
+def why_not_cpp(inputs: Inputs) -> list[str]:
+    """Every reason why the C++ backend cannot serve these inputs."""
+    return [*_tensors_on("cpu", inputs), *_dtype_problems(inputs, (*_STORED, torch.float64)), *_layout_problems(inputs)]
+
+
+def why_not_cuda(inputs: Inputs) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these inputs."""
+    return [*_tensors_on("cuda", inputs), *_dtype_problems(inputs, _STORED), *_layout_problems(inputs)]
+
+
+def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
+    return needs_device(
+        kind, table=inputs.table, state=inputs.state, rows=inputs.rows, row_gradients=inputs.row_gradients
+    )
+
+
+def _dtype_problems(inputs: Inputs, stored: tuple[torch.dtype, ...]) -> list[str]:
+    table: Tensor = inputs.table
+    states = (torch.float32, torch.float64) if table.dtype == torch.float64 else (torch.float32,)
+    return [
+        *needs_dtype(stored, table=table),
+        *needs_dtype(states, state=inputs.state),
+        *needs_dtype((torch.int64,), rows=inputs.rows),
+        *needs_dtype(tuple(dict.fromkeys((table.dtype, torch.float32))), row_gradients=inputs.row_gradients),
+    ]
+
+
+def _layout_problems(inputs: Inputs) -> list[str]:
+    problems = []
+    table: Tensor = inputs.table
+    if table.shape[1] > 1 and table.stride(1) != 1:
+        problems.append(f"table has stride {table.stride(1)} within a row, expected 1")
+    if not inputs.state.is_contiguous():
+        problems.append("state is not contiguous")
+    return problems

@@ -1,0 +1,163 @@
+// argus_native::rowwise_adagrad_: checks, the order of the rows, registration. Compiled into both op
+// libraries.
+#include "rowwise_adagrad/rowwise_adagrad.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <vector>
+
+#include "common/check.h"
+#include "rowwise_adagrad/row_order.h"
+
+namespace argus::rowwise_adagrad {
+namespace {
+
+constexpr const char* kOp = "rowwise_adagrad_";
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
+
+void check_dtypes(const Tensor& table, const Tensor& state, const Tensor& row_gradients) {
+  const bool wide = table.scalar_type() == ScalarType::Double && table.is_cpu();
+  if (wide) {
+    check_dtype(kOp, "state", state, {ScalarType::Float, ScalarType::Double});
+  } else {
+    check_dtype(kOp, "table", table, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+    check_dtype(kOp, "state", state, {ScalarType::Float});
+  }
+  check_dtype(kOp, "row_gradients", row_gradients, {table.scalar_type(), ScalarType::Float});
+}
+
+void check(const Tensor& table, const Tensor& state, const Tensor& rows, const Tensor& row_gradients) {
+  check_shape(kOp, "table", table, "[V, d]", {-1, -1});
+  check_shape(kOp, "state", state, "[V]", {table.size(0)});
+  check_shape(kOp, "rows", rows, "[R]", {-1});
+  check_shape(kOp, "row_gradients", row_gradients, "[R, d]", {rows.size(0), table.size(1)});
+  check_dtypes(table, state, row_gradients);
+  check_dtype(kOp, "rows", rows, {ScalarType::Long});
+  check_same_device(kOp, "state", state, "table", table);
+  check_same_device(kOp, "rows", rows, "table", table);
+  check_same_device(kOp, "row_gradients", row_gradients, "table", table);
+  check_dense_rows(kOp, "table", table);
+  check_contiguous(kOp, "state", state);
+}
+
+Params make_params(const Tensor& table, const Tensor& state, const Tensor& gradients, double lr, double eps,
+                   double weight_decay) {
+  return Params{
+      .table = table.mutable_data_ptr(),
+      .state = state.mutable_data_ptr(),
+      .gradients = gradients.const_data_ptr(),
+      .rows = nullptr,
+      .order = nullptr,
+      .table_rows = table.size(0),
+      .table_stride = table.stride(0),
+      .count = gradients.size(0),
+      .width = table.size(1),
+      .table_dtype = dtype_of(table),
+      .state_dtype = dtype_of(state),
+      .gradient_dtype = dtype_of(gradients),
+      .lr = lr,
+      .eps = eps,
+      .weight_decay = weight_decay,
+  };
+}
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+void check_values(const int64_t* rows, int64_t count, int64_t table_rows) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= table_rows) {
+      fail(kOp, "rows[", i, "] is ", rows[i], ", expected 0 to ", table_rows - 1, ", the rows of table");
+    }
+  }
+}
+
+// Threads share the rows in pieces of about this many gradient elements.
+constexpr int64_t kGrain = 1 << 14;
+
+void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,
+                   double weight_decay) {
+  check(table, state, rows, row_gradients);
+  const Tensor gradients = torch::stable::contiguous(row_gradients);
+  const Tensor dense_rows = torch::stable::contiguous(rows);
+  const int64_t* given = dense_rows.const_data_ptr<int64_t>();
+  Params params = make_params(table, state, gradients, lr, eps, weight_decay);
+  check_values(given, params.count, params.table_rows);
+  if (params.count == 0 || params.width == 0) return;
+
+  const RowOrder sorted(given, params.count, params.table_rows);
+  params.rows = sorted.rows();
+  params.order = sorted.order();
+  const std::vector<int64_t>& runs = sorted.runs();
+  const int64_t grain = std::max<int64_t>(1, kGrain / params.width);
+  torch::stable::parallel_for(
+      0, static_cast<int64_t>(runs.size()) - 1, grain,
+      [&](int64_t first, int64_t last) { update_rows_cpu(params, runs[first], runs[last]); });
+}
+
+#else
+
+// torch's stable sort: asynchronous, on the current stream, of a size known beforehand, so a CUDA graph takes
+// it.
+std::pair<Tensor, Tensor> sort_stably(const Tensor& rows) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  StableIValue stack[4] = {from(rows), from(std::optional<bool>(true)), from(static_cast<int64_t>(-1)),
+                           from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
+}
+
+void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,
+                    double weight_decay) {
+  check(table, state, rows, row_gradients);
+  const torch::stable::accelerator::DeviceGuard guard(table.get_device_index());
+  const Tensor gradients = torch::stable::contiguous(row_gradients);
+  Params params = make_params(table, state, gradients, lr, eps, weight_decay);
+  if (params.count == 0 || params.width == 0) return;
+
+  const auto [sorted, order] = sort_stably(rows);
+  params.rows = sorted.const_data_ptr<int64_t>();
+  params.order = order.const_data_ptr<int64_t>();
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(table.get_device_index(), &stream));
+  launch_cuda(params, stream);
+}
+
+#endif
+
+}  // namespace
+}  // namespace argus::rowwise_adagrad
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def(
+      "rowwise_adagrad_(Tensor(a!) table, Tensor(b!) state, Tensor rows, Tensor row_gradients, float lr, "
+      "float eps, "
+      "float weight_decay) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("rowwise_adagrad_", TORCH_BOX(&argus::rowwise_adagrad::update_on_cpu));
+}
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
+  m.impl("rowwise_adagrad_", TORCH_BOX(&argus::rowwise_adagrad::update_on_cuda));
+}
+
+#endif
