@@ -1,0 +1,321 @@
+"""From a prepared data set to jagged batches: whole users or windows of them, packed under a token budget.
+
+Training windows partition each user's training events; an overlap gives every window but the first some history that
+it sees and is not trained on. Evaluation windows end at given events and give each at least a stated history. The
+order of a training epoch is a function of (seed, epoch), so a run resumes at any step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from python_model.data.schema import Dataset
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class JaggedBatch:
+    """T packed events of B windows, each of one user and in order of time; all tensors on one device.
+
+    offsets int32 [B + 1]; max_length: longest window; users int64 [B]; rows int64 [T]: row in events.parquet.
+    items, time, grade int64 [T]; organic, is_target bool [T]: is_target marks the events whose prediction counts
+    (the others are history). context int64 [C, T] and feedback int64 [T, F] in the order of the description, -1 =
+    missing or not observed.
+    """
+
+    offsets: torch.Tensor
+    max_length: int
+    users: torch.Tensor
+    rows: torch.Tensor
+    items: torch.Tensor
+    time: torch.Tensor
+    organic: torch.Tensor
+    grade: torch.Tensor
+    context: torch.Tensor
+    feedback: torch.Tensor
+    is_target: torch.Tensor
+
+    def __len__(self) -> int:
+        """Events."""
+        return len(self.rows)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> JaggedBatch:
+        """The batch on another device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_length"}
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Pieces of histories as row ranges: window i shows rows start[i] .. end[i], those from target[i] on count."""
+
+    start: np.ndarray
+    target: np.ndarray
+    end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def take(self, index: np.ndarray | slice) -> Windows:
+        """Some of the windows, in the order of `index`."""
+        return Windows(self.start[index], self.target[index], self.end[index])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Rows of each window."""
+        return self.end - self.start
+
+
+def cut_windows(
+    first: np.ndarray,
+    last: np.ndarray,
+    floor: np.ndarray,
+    *,
+    window: int,
+    overlap: int,
+    phase: np.ndarray | None = None,
+) -> Windows:
+    """Cut row ranges first[i] .. last[i] into windows of at most `window` rows, each led by `overlap` rows of history.
+
+    History never reaches below floor[i], the user's first row; a window there has room for more targets. phase [n] in
+    [0, 1) moves the cuts of a range that needs several. Every row of a range is a target of exactly one window.
+    """
+    stride = window - overlap
+    lead = np.minimum(first - floor, overlap)
+    room = window - lead
+    length = last - first
+    # The first window holds up to `room` targets, less where the phase shortens it; all others `stride`.
+    head = np.minimum(length, room)
+    if phase is not None:
+        cut = np.maximum(np.ceil(room * (1.0 - phase)).astype(np.int64), 1)
+        head = np.where(length > room, cut, head)
+    pieces = np.where(length > 0, 1 + -(-(length - head) // stride), 0)
+    owner = np.repeat(np.arange(len(first)), pieces)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    target = first[owner] + np.where(number > 0, head[owner] + (number - 1) * stride, 0)
+    end = np.minimum(first[owner] + head[owner] + number * stride, last[owner])
+    return Windows(np.maximum(target - overlap, floor[owner]), target, end)
+
+
+def pack(lengths: np.ndarray, token_budget: int) -> np.ndarray:
+    """int64 [batches + 1]: windows in their given order, cut so that no batch exceeds token_budget tokens."""
+    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+    cuts = [0]
+    while cuts[-1] < len(lengths):
+        cuts.append(int(np.searchsorted(total, total[cuts[-1]] + token_budget, side="right")) - 1)
+    return np.array(cuts, np.int64)
+
+
+class BatchBuilder:
+    """Gathers the columns of a data set into batches; the columns stay in memory, in their stored types."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._context = [dataset.context(name) for name in dataset.info.context]
+        self._feedback = [dataset.feedback(name) for name in dataset.info.feedback]
+
+    def build(self, windows: Windows, targets: np.ndarray | None = None) -> JaggedBatch:
+        """One batch of the windows; targets bool [events] narrows which rows count further."""
+        lengths = windows.lengths
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        rows = np.arange(offsets[-1]) + np.repeat(windows.start - offsets[:-1], lengths)
+        is_target = rows >= np.repeat(windows.target, lengths)
+        if targets is not None:
+            is_target &= targets[rows]
+        data = self.dataset
+        context = np.empty((len(self._context), len(rows)), np.int64)
+        for index, column in enumerate(self._context):
+            context[index] = column[rows]
+        feedback = np.empty((len(rows), len(self._feedback)), np.int64)
+        for index, column in enumerate(self._feedback):
+            feedback[:, index] = column[rows]
+        return JaggedBatch(
+            offsets=torch.from_numpy(offsets.astype(np.int32)),
+            max_length=int(lengths.max(initial=0)),
+            users=torch.from_numpy(data.user[windows.start].astype(np.int64)),
+            rows=torch.from_numpy(rows),
+            items=torch.from_numpy(data.item[rows].astype(np.int64)),
+            time=torch.from_numpy(data.time[rows]),
+            organic=torch.from_numpy(data.organic[rows]),
+            grade=torch.from_numpy(data.grade[rows].astype(np.int64)),
+            context=torch.from_numpy(context),
+            feedback=torch.from_numpy(feedback),
+            is_target=torch.from_numpy(is_target),
+        )
+
+
+class BatchPlan:
+    """The training batches of every epoch, a function of (seed, epoch) alone.
+
+    train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: most events of
+    a user in one window, overlap of them history. With world_size > 1 the batches of an epoch are dealt to the ranks
+    in turn, the same number to each.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        token_budget: int,
+        window: int,
+        seed: int,
+        *,
+        train: np.ndarray | None = None,
+        overlap: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        _check_window(token_budget, window, overlap)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank: expected a value in [0, {world_size - 1}], found {rank}")
+        self.dataset = dataset
+        self.token_budget, self.window, self.overlap, self.seed = token_budget, window, overlap, seed
+        self.rank, self.world_size = rank, world_size
+        self._builder = BatchBuilder(dataset)
+        self._first = dataset.offsets[:-1]
+        self._last = self._first + _prefix_lengths(dataset, train)
+        if (self._last - self._first).max(initial=0) < 2:
+            raise ValueError("train: no user has two events to train on")
+
+    def steps(self, epoch: int) -> int:
+        """Batches of this rank in an epoch."""
+        return (len(self._plan(epoch)[1]) - 1) // self.world_size
+
+    def batches(self, epoch: int, start_step: int = 0) -> Iterator[JaggedBatch]:
+        """The batches of an epoch from start_step on; windows of one event, which teach nothing, are left out."""
+        windows, cuts = self._plan(epoch)
+        for step in range(start_step, (len(cuts) - 1) // self.world_size):
+            batch = step * self.world_size + self.rank
+            yield self._builder.build(windows.take(slice(cuts[batch], cuts[batch + 1])))
+
+    def _plan(self, epoch: int) -> tuple[Windows, np.ndarray]:
+        random = np.random.default_rng([self.seed, epoch])
+        phase = random.random(len(self._first))
+        windows = cut_windows(
+            self._first, self._last, self._first, window=self.window, overlap=self.overlap, phase=phase
+        )
+        windows = windows.take(np.flatnonzero(windows.lengths > 1))
+        windows = windows.take(random.permutation(len(windows)))
+        return windows, pack(windows.lengths, self.token_budget)
+
+
+def evaluation_batches(
+    dataset: Dataset, targets: np.ndarray, token_budget: int, window: int, *, history: int | None = None
+) -> Iterator[JaggedBatch]:
+    """Batches that show every row of `targets` (bool [events]) exactly once as a target, in row order.
+
+    Each target has at least `history` events before it in its window (default window // 2), or all its user has;
+    windows end at a target. History is whatever came before, of the training part or not.
+    """
+    history = window // 2 if history is None else history
+    _check_window(token_budget, window, history)
+    if targets.dtype != np.bool_ or targets.shape != (len(dataset),):
+        raise ValueError(f"targets: expected bool [{len(dataset)}], found {targets.dtype} {list(targets.shape)}")
+    windows = _windows_of_targets(dataset, np.flatnonzero(targets), window, history)
+    cuts = pack(windows.lengths, token_budget)
+    builder = BatchBuilder(dataset)
+    for begin, end in itertools.pairwise(cuts):
+        yield builder.build(windows.take(slice(begin, end)), targets)
+
+
+def history_windows(dataset: Dataset, ends: np.ndarray, window: int) -> Windows:
+    """For each row ends[i] the window of at most `window` events that ends with it; only that last row counts."""
+    start = np.maximum(dataset.offsets[dataset.user[ends]], ends + 1 - window)
+    return Windows(start, ends, ends + 1)
+
+
+def item_feature_matrix(dataset: Dataset) -> torch.Tensor:
+    """int64 [K, V]: the item features in the order of the description, -1 = missing."""
+    matrix = np.empty((len(dataset.info.item_features), dataset.info.items), np.int64)
+    for index, name in enumerate(dataset.info.item_features):
+        matrix[index] = dataset.item_column(f"item_{name}")
+    return torch.from_numpy(matrix)
+
+
+def prefetch(values: Iterable[Value], depth: int = 2) -> Iterator[Value]:
+    """The same values, produced up to `depth` ahead in a background thread; its exceptions come out here."""
+    ready: queue.Queue[tuple[bool, Value | BaseException | None]] = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def offer(entry: tuple[bool, Value | BaseException | None]) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def produce() -> None:
+        try:
+            for value in values:
+                if not offer((True, value)):
+                    return
+            offer((False, None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            offer((False, error))
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        while True:
+            more, value = ready.get()
+            if isinstance(value, BaseException) and not more:
+                raise value
+            if not more:
+                return
+            yield value  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _windows_of_targets(dataset: Dataset, rows: np.ndarray, window: int, history: int) -> Windows:
+    """Greedy cover from each user's first target on: a window takes the targets that leave it its history."""
+    user = dataset.user[rows]
+    offset = dataset.offsets[user]
+    # Users are cut from their first target to their last; pieces without a target are dropped, ends move to a target.
+    starts = np.flatnonzero(np.diff(user, prepend=-1))
+    ends = np.append(starts[1:], len(rows)) - 1
+    windows = cut_windows(rows[starts], rows[ends] + 1, offset[starts], window=window, overlap=history)
+    low, high = np.searchsorted(rows, windows.target), np.searchsorted(rows, windows.end)
+    windows, low, high = windows.take(high > low), low[high > low], high[high > low]
+    end = rows[high - 1] + 1
+    floor = dataset.offsets[dataset.user[windows.target]]
+    return Windows(np.maximum(floor, end - window), rows[low], end)
+
+
+def _prefix_lengths(dataset: Dataset, train: np.ndarray | None) -> np.ndarray:
+    """int64 [U]: how many events of each user are trained on."""
+    if train is None:
+        return np.diff(dataset.offsets)
+    if train.dtype != np.bool_ or train.shape != (len(dataset),):
+        raise ValueError(f"train: expected bool [{len(dataset)}], found {train.dtype} {list(train.shape)}")
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(train)])[dataset.offsets]
+    counts = np.diff(before)
+    position = np.arange(len(dataset)) - dataset.offsets[dataset.user]
+    wrong = train != (position < counts[dataset.user])
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise ValueError(
+            f"train: expected a prefix of each user's events; user {dataset.user[row]} leaves out row {row} "
+            "and has a later one"
+        )
+    return counts
+
+
+def _check_window(token_budget: int, window: int, overlap: int) -> None:
+    if window < 2:
+        raise ValueError(f"window: expected at least 2, found {window}")
+    if token_budget < window:
+        raise ValueError(f"token_budget: expected at least the window of {window}, found {token_budget}")
+    if not 0 <= overlap < window:
+        raise ValueError(f"overlap or history: expected a value in [0, {window - 1}], found {overlap}")

@@ -1,0 +1,83 @@
+"""Train, validation and test rows: the global temporal split and leave-last-out.
+
+Both give every user a prefix of his history for training, so nothing a model trains on lies behind what it is tested
+on: in time under the temporal split, in the user's own order under leave-last-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from python_model.data.schema import Dataset
+
+YAMBDA_GAP, YAMBDA_SPAN = 1_800, 86_400
+
+
+@dataclass(frozen=True)
+class Split:
+    """Bool masks [T] over event rows, disjoint; rows in a gap are in none. `name` says how they were made."""
+
+    name: str
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+def split_at(dataset: Dataset, validation_start: int, test_start: int, *, gap: int = 0) -> Split:
+    """Global temporal split at two times (seconds): train | gap | validation | gap | test, gap in seconds.
+
+    ValueError where the times are out of order or one of the three parts is empty.
+    """
+    if gap < 0 or validation_start > test_start:
+        raise ValueError(
+            f"expected gap >= 0 and validation_start <= test_start, found {gap}, {validation_start}, {test_start}"
+        )
+    time = dataset.time
+    split = Split(
+        name="temporal",
+        train=time < validation_start - gap,
+        validation=(time >= validation_start) & (time < test_start - gap),
+        test=time >= test_start,
+    )
+    for part in ("train", "validation", "test"):
+        if not getattr(split, part).any():
+            raise ValueError(
+                f"temporal split at {validation_start} and {test_start} with gap {gap}: the {part} part is empty; "
+                f"the events span {int(time.min())} to {int(time.max())}"
+            )
+    return split
+
+
+def temporal_split(dataset: Dataset, *, validation_share: float = 0.05, test_share: float = 0.1, gap: int = 0) -> Split:
+    """Global temporal split whose last parts hold about these shares of the events."""
+    if not 0 < validation_share < 1 or not 0 < test_share < 1 or validation_share + test_share >= 1:
+        raise ValueError(
+            f"expected shares in (0, 1) that leave some for training, found {validation_share} and {test_share}"
+        )
+    ranks = np.array([1 - validation_share - test_share, 1 - test_share])
+    places = np.minimum((ranks * len(dataset)).astype(np.int64), len(dataset) - 1)
+    starts = np.partition(dataset.time, places)[places]
+    return split_at(dataset, int(starts[0]), int(starts[1]), gap=gap)
+
+
+def yambda_split(dataset: Dataset) -> Split:
+    """The split of the Yambda benchmark: a day of test at the end, a day of validation before it, gaps of 1,800 s."""
+    test_start = int(dataset.time.max()) + 1 - YAMBDA_SPAN
+    return split_at(dataset, test_start - YAMBDA_GAP - YAMBDA_SPAN, test_start, gap=YAMBDA_GAP)
+
+
+def leave_last_out(dataset: Dataset, *, least_events: int = 3) -> Split:
+    """Each user's last event is test, the one before it validation; users of fewer events only train."""
+    if least_events < 3:
+        raise ValueError(f"least_events: expected at least 3, found {least_events}")
+    ends = dataset.offsets[1:]
+    long_enough = np.diff(dataset.offsets) >= least_events
+    if not long_enough.any():
+        raise ValueError(f"leave-last-out: no user has {least_events} events")
+    test = np.zeros(len(dataset), bool)
+    validation = np.zeros(len(dataset), bool)
+    test[ends[long_enough] - 1] = True
+    validation[ends[long_enough] - 2] = True
+    return Split(name="leave-last-out", train=~(test | validation), validation=validation, test=test)
