@@ -8,7 +8,16 @@ from __future__ import annotations
 from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.feedback_loss import feedback_loss
+from argus_kernels.ops.triple_embedding import triple_embedding
 
 __version__ = "0.1.0"
 
-__all__ = ["Verdict", "default_backend", "explain", "feedback_loss", "set_device_checks", "use_backend"]
+__all__ = [
+    "triple_embedding",
+    "Verdict",
+    "default_backend",
+    "explain",
+    "feedback_loss",
+    "set_device_checks",
+    "use_backend",
+]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from argus_kernels.core import Op
-from argus_kernels.ops import feedback_loss
+from argus_kernels.ops import feedback_loss, triple_embedding
 
-OPS: tuple[Op, ...] = (feedback_loss.OP,)
+OPS: tuple[Op, ...] = (
+    feedback_loss.OP,
+    triple_embedding.OP,
+)

@@ -1,0 +1,203 @@
+"""The (context, item, feedback) triple as one vector: lookup in several tables and projection, as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.varlen import require_values
+from argus_kernels.ops.triple_embedding import reference
+from argus_kernels.ops.triple_embedding.samples import samples
+
+
+def triple_embedding(
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    sparse: bool = False,
+    check_ids: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """One vector per event from K categorical columns: each looked up, side by side, and projected.
+
+        out[t] = bias + Σ_k tables[columns[k]][ids[k, t]] · weight[o_k : o_k + d_k],   o_k = Σ_{j<k} d_j
+
+    with d_k the width of column k's table. Several columns may read one table, as multi-hash embeddings do.
+
+    Args:
+        ids: [K, T] int64, row numbers; −1 means missing and reads as a row of zeros.
+        tables: [V_j, d_j] each, all of one floating dtype.
+        columns: K indices into `tables`.
+        weight: [Σ_k d_{columns[k]}, D], dtype like the tables, or bfloat16 or float16 with float32 tables: the rows
+            that were looked up are then rounded to it.
+        bias: [D], dtype like weight, or None.
+        sparse: table gradients are row-sparse: coalesced `torch.sparse_coo` tensors with the rows that were read,
+            ascending, each once, for `argus_kernels.optim.RowwiseAdagrad`. Memory of a table's size is then never
+            touched. torch.compile leaves such a call to eager execution, and refuses it under fullgraph=True.
+        check_ids: check that ids lie in [−1, V).
+        backend: which backend computes; None for the default.
+
+    Returns:
+        [T, D] in weight's dtype, differentiable in tables, weight and bias. Gradients are summed in float32 (float64
+        for float64) and rounded once; a table row's gradients are added in the order of columns, then events, so
+        that results repeat bit for bit.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or a column names no table; on the CPU also an id outside
+            its table, with column, position and value. On a GPU that is a device-side assertion, see
+            `argus_kernels.set_device_checks`.
+
+    Under autocast weight and bias are cast to its dtype, tables are not: their rows are cast as they are read. One
+    vector for the whole triple is ARGUS's production form (arXiv 2507.15994); fusing it by concatenation and
+    projection is this package's choice.
+    """
+    weight, bias = autocast(weight, bias)
+    _check_arguments(ids, tables, columns, weight, bias)
+    arguments = (ids, list(tables), list(columns), weight, bias, sparse, check_ids)
+    if sparse and torch.compiler.is_compiling():
+        return _uncompiled(*arguments, backend=backend)
+    return OP(*arguments, backend=backend)
+
+
+def _check_arguments(
+    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, bias: Tensor | None
+) -> None:
+    problems = Problems("triple_embedding")
+    if not problems.tensor("weight", weight, shape=(None, None), dtype=FLOATING):
+        problems.raise_if_any()
+    device = weight.device
+    problems.tensor("ids", ids, shape=(len(columns), None), dtype=torch.int64, device=device, like="columns")
+    for index, table in enumerate(tables):
+        problems.tensor(f"tables[{index}]", table, shape=(None, None), dtype=_table_dtypes(weight), device=device)
+    known = True
+    for k, column in enumerate(columns):
+        sentence = f"columns[{k}] is {column}, expected 0 to {len(tables) - 1}, an index into the {len(tables)} tables"
+        known = problems.require(0 <= column < len(tables), sentence) and known
+    if len({table.dtype for table in tables}) > 1:
+        dtypes = ", ".join(str(table.dtype) for table in tables)
+        problems.require(False, f"tables have the dtypes {dtypes}, expected one dtype for all")
+    if known and all(table.dim() == 2 for table in tables):
+        height = sum(tables[column].shape[1] for column in columns)
+        problems.require(
+            weight.shape[0] == height,
+            f"weight has {weight.shape[0]} rows, expected {height}, the widths of the columns' tables together",
+        )
+    if bias is not None:
+        problems.tensor("bias", bias, shape=(weight.shape[1],), dtype=weight.dtype, device=device, like="weight")
+    problems.raise_if_any()
+
+
+def _table_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return (weight.dtype, torch.float32)
+    return (weight.dtype,)
+
+
+def _check_values(
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse: bool,
+    check_ids: bool,
+) -> None:
+    if not check_ids:
+        return
+    for k, column in enumerate(columns):
+        rows = tables[column].shape[0]
+        wrong = (ids[k] < -1) | (ids[k] >= rows)
+        if ids.device.type != "cpu":
+            require_values(~wrong, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
+        elif bool(wrong.any()):
+            position = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"triple_embedding: ids[{k}, {position}] is {int(ids[k, position])}, expected −1 (missing) or a row of "
+                f"tables[{column}], 0 to {rows - 1}"
+            )
+
+
+def _fake(
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse: bool,
+    check_ids: bool,
+) -> Tensor:
+    return weight.new_empty(ids.shape[1], weight.shape[1])
+
+
+def _fake_backward(
+    gradients: list[Tensor],
+    needs: dict[str, bool],
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse: bool,
+    check_ids: bool,
+) -> list[Tensor]:
+    nothing = gradients[0].new_empty(0)
+    found: list[Tensor] = []
+    for table in tables:
+        if not needs["tables"]:
+            found += [nothing, nothing] if sparse else [nothing]
+        elif sparse:
+            rows = torch.library.get_ctx().new_dynamic_size()
+            found += [ids.new_empty(rows), table.new_empty(rows, table.shape[1])]
+        else:
+            found.append(torch.empty_like(table))
+    found.append(torch.empty_like(weight, memory_format=torch.contiguous_format) if needs["weight"] else nothing)
+    found.append(weight.new_empty(weight.shape[1]) if needs["bias"] and bias is not None else nothing)
+    return found
+
+
+def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> list[Any]:
+    """One gradient per differentiable argument; a table's (rows, values) become its row-sparse gradient."""
+    *table_parts, d_weight, d_bias = flat
+    d_tables: list[Tensor | None] = [None] * len(inputs.tables)
+    if needs["tables"] and inputs.sparse:
+        parts = zip(inputs.tables, table_parts[::2], table_parts[1::2], strict=True)
+        d_tables = [
+            torch.sparse_coo_tensor(rows[None], values, table.shape, is_coalesced=True, check_invariants=False)
+            for table, rows, values in parts
+        ]
+    elif needs["tables"]:
+        d_tables = list(table_parts)
+    return [
+        d_tables,
+        d_weight if needs["weight"] else None,
+        d_bias if needs["bias"] and inputs.bias is not None else None,
+    ]
+
+
+BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+
+OP = Op(
+    "triple_embedding",
+    arguments=("Tensor ids, Tensor[] tables, int[] columns, Tensor weight, Tensor? bias, bool sparse, bool check_ids"),
+    returns="Tensor",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    assemble=_assemble,
+    backends=BACKENDS,
+    differentiable=("tables", "weight", "bias"),
+    check=_check_values,
+    samples=samples,
+)
+
+
+@torch.compiler.disable(reason="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
+def _uncompiled(*arguments: Any, backend: str | None) -> Tensor:
+    return OP(*arguments, backend=backend)

@@ -1,0 +1,130 @@
+"""The inputs on which triple_embedding is tested and timed, and what computing them costs at least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.sample import Sample, tensor_bytes
+
+GRAD = ("tables", "weight", "bias")
+
+# Two hashes of the item, the artist, four small features, one of them looked up twice.
+PRODUCTION_TABLES = ((1_000_000, 64), (100_000, 64), (24, 16), (168, 16), (50, 16), (900, 16))
+PRODUCTION_COLUMNS = (0, 0, 1, 2, 3, 4, 5, 5)
+
+
+def samples() -> list[Sample]:
+    """Small hostile cases, then 16,384 events of eight columns over six tables with dense and sparse gradients."""
+    shared = ((5, 3), (4, 2), (1, 1))
+    return [
+        _case("shared_table", 6, shared, (0, 1, 0, 2), 4),
+        _case("no_bias", 6, shared[:2], (1, 0), 3, bias=False),
+        _case("all_missing", 4, ((3, 2),), (0,), 2, missing=1.0),
+        _case("one_row_table", 9, ((1, 2),), (0, 0), 3),
+        _case("no_event", 0, ((3, 2),), (0,), 2),
+        # _case("no_column", 3, (), (), 2),
+        _case("events_16384", 16_384, PRODUCTION_TABLES, PRODUCTION_COLUMNS, 256, missing=0.0, production=True),
+        _case(
+            "events_16384_sparse",
+            16_384,
+            PRODUCTION_TABLES,
+            PRODUCTION_COLUMNS,
+            256,
+            missing=0.0,
+            sparse=True,
+            production=True,
+        ),
+    ]
+
+
+def _case(
+    name: str,
+    events: int,
+    tables: tuple[tuple[int, int], ...],
+    columns: tuple[int, ...],
+    width: int,
+    *,
+    bias: bool = True,
+    missing: float = 0.2,
+    sparse: bool = False,
+    production: bool = False,
+) -> Sample:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        def normal(*shape: int) -> Tensor:
+            drawn = torch.float32 if production else torch.float64
+            return torch.randn(*shape, generator=generator, dtype=drawn).to(dtype)
+
+        arguments: dict[str, Any] = {
+            "ids": _ids(events, [tables[column][0] for column in columns], missing, generator),
+            "tables": [normal(rows, row_width) for rows, row_width in tables],
+            "columns": list(columns),
+            "weight": normal(sum(tables[column][1] for column in columns), width),
+            "bias": normal(width) if bias else None,
+        }
+        return {**arguments, "sparse": True} if sparse else arguments
+
+    return Sample(
+        name,
+        make,
+        grad=GRAD if bias else GRAD[:2],
+        production=production,
+        flops=_flops,
+        bytes=_bytes,
+        backward_flops=lambda arguments: 2 * _flops(arguments),
+        backward_bytes=_backward_bytes,
+    )
+
+
+def _ids(events: int, table_rows: list[int], missing: float, generator: torch.Generator) -> Tensor:
+    """[K, T], skewed towards low row numbers as real catalogues are towards popular items."""
+    uniform = torch.rand(len(table_rows), events, generator=generator)
+    rows = torch.tensor(table_rows, dtype=torch.int64)[:, None]
+    ids = (uniform.square() * rows).long().minimum(rows - 1)
+    absent = torch.rand(len(table_rows), events, generator=generator) < missing
+    return torch.where(absent, -1, ids)
+
+
+def _flops(arguments: dict[str, Any]) -> int:
+    """The projection; the backward pass has two products of the same size."""
+    return 2 * arguments["ids"].shape[1] * arguments["weight"].numel()
+
+
+def _read_rows(arguments: dict[str, Any]) -> list[int]:
+    """How many different rows of each table are read."""
+    counts = []
+    for index in range(len(arguments["tables"])):
+        readers = [k for k, column in enumerate(arguments["columns"]) if column == index]
+        ids = arguments["ids"][readers]
+        counts.append(int(ids[ids >= 0].unique().numel()))
+    return counts
+
+
+def _row_bytes(arguments: dict[str, Any]) -> int:
+    tables = arguments["tables"]
+    return sum(
+        count * table.shape[1] * table.element_size()
+        for count, table in zip(_read_rows(arguments), tables, strict=True)
+    )
+
+
+def _output_bytes(arguments: dict[str, Any]) -> int:
+    weight = arguments["weight"]
+    return arguments["ids"].shape[1] * weight.shape[1] * weight.element_size()
+
+
+def _bytes(arguments: dict[str, Any]) -> int:
+    read = tensor_bytes(arguments["ids"], arguments["weight"], arguments["bias"])
+    return read + _row_bytes(arguments) + _output_bytes(arguments)
+
+
+def _backward_bytes(arguments: dict[str, Any]) -> int:
+    """What the forward pass reads and the output's gradient read; all gradients written, dense tables whole."""
+    written = tensor_bytes(arguments["weight"], arguments["bias"])
+    if arguments.get("sparse"):
+        written += _row_bytes(arguments) + 8 * sum(_read_rows(arguments))
+    else:
+        written += tensor_bytes(*arguments["tables"])
+    return _bytes(arguments) + written
