@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
+from argus_kernels.ops.causal_attention import causal_attention
 from argus_kernels.ops.feedback_loss import feedback_loss
 from argus_kernels.ops.triple_embedding import triple_embedding
 
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "triple_embedding",
     "Verdict",
+    "causal_attention",
     "default_backend",
     "explain",
     "feedback_loss",

@@ -1,0 +1,155 @@
+"""Batches of user histories on which the attention ops are tested and timed, and what attention over them costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.relative_bias import visible_pairs
+from argus_kernels.core.sample import Sample, tensor_bytes
+
+
+@dataclass(frozen=True)
+class HistoryCase:
+    """A batch of histories: the users' lengths, rows of padding behind them, and which optional arguments it has."""
+
+    name: str
+    lengths: tuple[int, ...]
+    heads: int = 2
+    width: int = 4
+    padding: int = 0
+    mask: str = "causal"
+    """"causal", "lagged" (visible[i] is drawn from 0 … i) or "candidates" (the last third sees the first two)."""
+    position_buckets: int = 0
+    time_buckets: int = 0
+    window: int | None = None
+    production: bool = False
+
+    def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        """Draws the arguments."""
+        total = sum(self.lengths) + self.padding
+        shape = (total, self.heads, self.width)
+        arguments: dict[str, Any] = {
+            name: torch.randn(shape, generator=generator).to(dtype) for name in ("q", "k", "v")
+        }
+        arguments["offsets"] = _offsets(self.lengths)
+        arguments["max_length"] = max(self.lengths, default=0)
+        if self.mask != "causal":
+            arguments["visible"] = self._visible(generator)
+        if self.position_buckets:
+            table = torch.randn(self.heads, self.position_buckets, generator=generator)
+            arguments["position_bias"] = table.to(dtype)
+        if self.time_buckets:
+            arguments["time_bias"] = torch.randn(self.heads, self.time_buckets, generator=generator).to(dtype)
+            arguments["query_time"], arguments["key_time"] = self._times(generator)
+        if self.window is not None:
+            arguments["window"] = self.window
+        return arguments
+
+    def grad(self) -> tuple[str, ...]:
+        """The arguments that get gradients."""
+        tables = (("position_bias", self.position_buckets), ("time_bias", self.time_buckets))
+        return ("q", "k", "v", *(name for name, buckets in tables if buckets))
+
+    def _visible(self, generator: torch.Generator) -> Tensor:
+        parts = [torch.zeros(0, dtype=torch.int32)]
+        for length in self.lengths:
+            place = torch.arange(length, dtype=torch.int32)
+            if self.mask == "candidates":
+                parts.append(place.clamp(max=length - length // 3))
+            else:
+                share = torch.rand(length, generator=generator, dtype=torch.float64)
+                parts.append((share * (place + 1)).floor().int().clamp(max=place))
+        parts.append(torch.full((self.padding,), -7, dtype=torch.int32))
+        return torch.cat(parts)
+
+    def _times(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Events seconds to days apart; a query's time is that of the event after it."""
+        total = sum(self.lengths) + self.padding
+        gaps = torch.rand(total + 1, generator=generator, dtype=torch.float64).mul(12).exp().long()
+        times = 1_700_000_000 + gaps.cumsum(0)
+        return times[1:].clone(), times[:-1].clone()
+
+
+def history_samples(
+    cases: Sequence[HistoryCase], *, forward_products: int, backward_products: int, outputs: Callable[[Tensor], int]
+) -> list[Sample]:
+    """One sample for each case.
+
+    The products count the matrix products of [pairs, Dh] size that a pass cannot do without, 2 · Dh FLOPs for every
+    visible pair and head each; `outputs` gives the bytes of what the forward pass writes, from q.
+    """
+    return [_sample(case, forward_products, backward_products, outputs) for case in cases]
+
+
+def _sample(
+    case: HistoryCase, forward_products: int, backward_products: int, outputs: Callable[[Tensor], int]
+) -> Sample:
+    def product_flops(arguments: dict[str, Any]) -> int:
+        q = arguments["q"]
+        pairs = visible_pairs(arguments["offsets"], q.shape[0], arguments.get("visible"), arguments.get("window"))
+        return 2 * pairs * q.shape[1] * q.shape[2]
+
+    def read(arguments: dict[str, Any]) -> int:
+        return tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
+
+    def backward_bytes(arguments: dict[str, Any]) -> int:
+        gradients = tensor_bytes(*(arguments[name] for name in case.grad()))
+        return read(arguments) + 2 * outputs(arguments["q"]) + gradients
+
+    return Sample(
+        case.name,
+        case.make,
+        case.grad(),
+        case.production,
+        flops=lambda arguments: forward_products * product_flops(arguments),
+        bytes=lambda arguments: read(arguments) + outputs(arguments["q"]),
+        backward_flops=lambda arguments: backward_products * product_flops(arguments),
+        backward_bytes=backward_bytes,
+    )
+
+
+SMALL_CASES = (
+    HistoryCase("no_users", ()),
+    HistoryCase("no_users_padding", (), padding=3),
+    HistoryCase("all_empty", (0, 0, 0), padding=2),
+    HistoryCase("one_event", (1,)),
+    HistoryCase("jagged_padded", (0, 3, 1, 0, 2, 0), width=3, padding=2),
+    HistoryCase("biases", (3, 0, 2), width=2, padding=1, position_buckets=2, time_buckets=20),
+    HistoryCase("lagged", (4, 1, 2), width=3, padding=1, mask="lagged", time_buckets=30),
+    HistoryCase("candidates", (6, 1), width=2, mask="candidates", position_buckets=8),
+    HistoryCase("window", (5, 2), width=3, window=2, padding=1),
+    HistoryCase(
+        "everything", (0, 5, 1), width=2, padding=2, mask="lagged", position_buckets=3, time_buckets=50, window=3
+    ),
+)
+"""For tests: every differentiable input has few elements, because gradcheck runs over each of them."""
+
+# 16 quantiles of a log-normal distribution with mean 700 whose longest is 4,096 (sigma 1.394).
+LOGNORMAL_LENGTHS = (23, 49, 75, 103, 136, 174, 219, 274, 341, 425, 535, 684, 901, 1248, 1917, 4096)
+
+
+def production_cases() -> tuple[HistoryCase, ...]:
+    """Histories of real length, heads 4 × 64, without and with both bias tables."""
+    shapes = (("lognormal_16", LOGNORMAL_LENGTHS), ("single_8192", (8192,)))
+    return tuple(
+        HistoryCase(
+            name + suffix,
+            lengths,
+            heads=4,
+            width=64,
+            position_buckets=buckets,
+            time_buckets=buckets,
+            production=True,
+        )
+        for name, lengths in shapes
+        for suffix, buckets in (("", 0), ("_biases", 128))
+    )
+
+
+def _offsets(lengths: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)

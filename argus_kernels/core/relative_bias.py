@@ -1,0 +1,83 @@
+"""Who sees whom, and how far apart they are: the mask rule and the bias buckets shared by the attention ops.
+
+Every backend takes its rule and its thresholds from here, so that all of them agree at every edge.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, Decimal, localcontext
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.varlen import local_positions
+
+LOG_STEP = "0.301"
+"""Width of a time bucket in ln seconds, as a decimal: bucket(x) = min(floor(ln(max(|x|, 1)) / 0.301), N − 1)."""
+
+_LARGEST = torch.iinfo(torch.int64).max
+_ESTIMATE_MARGIN = 1e-3
+
+
+@lru_cache(maxsize=16)
+def threshold_values(buckets: int) -> tuple[int, ...]:
+    """Entry b is the smallest integer x ≥ 0 whose time bucket is at least b; int64's maximum where none is below it."""
+    values = [0]
+    with localcontext() as context:
+        context.prec = 60
+        for bucket in range(1, buckets):
+            edge = (Decimal(LOG_STEP) * bucket).exp().to_integral_value(rounding=ROUND_CEILING)
+            values.append(min(int(edge), _LARGEST))
+    return tuple(values[:buckets])
+
+
+def time_thresholds(buckets: int, device: torch.device | str | None = None) -> Tensor:
+    """The time buckets' lower edges, int64 [buckets], rising: bucket b holds thresholds[b] ≤ |x| < thresholds[b + 1].
+
+    Worked out in 60-digit decimals, because float64 no longer resolves the integers near an edge past 2^53. Entries
+    that no difference below int64's maximum reaches hold that maximum.
+    """
+    return torch.tensor(threshold_values(buckets), dtype=torch.int64, device=device)
+
+
+def time_buckets(difference: Tensor, buckets: int) -> Tensor:
+    """The time bucket of every difference in seconds (int64, its sign is ignored), int64 of the same shape.
+
+    The differences must themselves fit int64: times further apart than that wrap around.
+    """
+    distance = difference.abs().clamp(1, _LARGEST - 1)
+    # A float32 logarithm, lowered a little, is the bucket or the one below it; the integer edge above decides. That is
+    # 3 times faster than torch.bucketize, which searches all edges for every element.
+    estimate = (distance.to(torch.float32).log() / float(LOG_STEP) - _ESTIMATE_MARGIN).clamp(0, buckets - 1).long()
+    upper = torch.cat([time_thresholds(buckets, difference.device)[1:], difference.new_full((1,), _LARGEST)])
+    return estimate + (distance >= upper[estimate])
+
+
+def position_buckets(query_place: Tensor, key_place: Tensor, buckets: int) -> Tensor:
+    """min(i − j, buckets − 1) for queries at places i [Lq] and keys at places j [Lk]: int64 [Lq, Lk].
+
+    Keys that come after their query, which no mask shows, get bucket 0.
+    """
+    return (query_place[:, None] - key_place).clamp(0, buckets - 1)
+
+
+def seen_keys(query_place: Tensor, key_place: Tensor, visible: Tensor | None, window: int | None) -> Tensor:
+    """The mask rule: bool [Lq, Lk], or [..., Lq, Lk] where `visible` is [..., Lq].
+
+    A query at place i sees the key at place j of its own user where j = i or j < visible[i] (visible = None: j < i),
+    and i − j < window where a window is given.
+    """
+    query = query_place[:, None]
+    limit = query if visible is None else visible[..., None]
+    seen = (key_place < limit) | (key_place == query)
+    return seen if window is None else seen & (query - key_place < window)
+
+
+def visible_pairs(offsets: Tensor, total: int, visible: Tensor | None, window: int | None) -> int:
+    """How many (query, key) pairs the mask shows, over all users: what an attention op has to compute."""
+    place = local_positions(offsets, total)
+    limit = place if visible is None else visible.long()
+    first = torch.zeros_like(place) if window is None else (place - window + 1).clamp(min=0)
+    seen = 1 + (limit - first).clamp(min=0)
+    return int(torch.where(place >= 0, seen, 0).sum())

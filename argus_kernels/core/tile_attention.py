@@ -1,0 +1,117 @@
+"""What the reference backends of the attention ops share: a tile's biases and mask, and gradients summed over tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.history_tiles import Tile, rows_first
+from argus_kernels.core.relative_bias import position_buckets, seen_keys, time_buckets
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of a (query, key) pair besides the two vectors: the op's arguments for mask and biases."""
+
+    visible: Tensor | None
+    position_bias: Tensor | None
+    time_bias: Tensor | None
+    query_time: Tensor | None
+    key_time: Tensor | None
+    window: int | None
+
+    def seen(self, tile: Tile) -> Tensor:
+        """Which keys the mask shows: bool [Lq, Lk], the same for all users, or [G, Lq, Lk] where `visible` is given."""
+        visible = None if self.visible is None else self.visible[tile.query_rows]
+        return seen_keys(tile.query_place, tile.key_place, visible, self.window)
+
+    def buckets(self, tile: Tile) -> Buckets:
+        """The entries of the two tables that every pair of the tile reads."""
+        position = time = None
+        if self.position_bias is not None:
+            position = position_buckets(tile.query_place, tile.key_place, self.position_bias.shape[1])
+        if self.time_bias is not None and self.query_time is not None and self.key_time is not None:
+            difference = self.query_time[tile.query_rows][:, :, None] - self.key_time[tile.key_rows][:, None, :]
+            time = time_buckets(difference, self.time_bias.shape[1])
+        return Buckets(position, time)
+
+    def add_bias(self, scores: Tensor, buckets: Buckets) -> Tensor:
+        """Adds both biases to scores [H, G, Lq, Lk]."""
+        if self.position_bias is not None and buckets.position is not None:
+            scores = scores + _look_up(self.position_bias.to(scores.dtype), buckets.position)[:, None]
+        if self.time_bias is not None and buckets.time is not None:
+            scores = scores + _look_up(self.time_bias.to(scores.dtype), buckets.time)
+        return scores
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Position buckets int64 [Lq, Lk], the same for all users, and time buckets int64 [G, Lq, Lk] of one tile."""
+
+    position: Tensor | None
+    time: Tensor | None
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradients under way, summed over the tiles in the wide dtype; None where not wanted."""
+
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    position_bias: Tensor | None
+    time_bias: Tensor | None
+
+    @classmethod
+    def zeros(cls, q: Tensor, pairs: Pairs, needs: dict[str, bool], wide: torch.dtype) -> Gradients:
+        """All zeros: what padding rows keep."""
+        like = {"q": q, "k": q, "v": q, "position_bias": pairs.position_bias, "time_bias": pairs.time_bias}
+        return cls(
+            **{
+                name: None if tensor is None or not needs[name] else tensor.new_zeros(tensor.shape, dtype=wide)
+                for name, tensor in like.items()
+            }
+        )
+
+    def add_value(self, tile: Tile, weights: Tensor, d_out: Tensor) -> None:
+        """Adds one tile's share of the gradient of v: weights [H, G, Lq, Lk], d_out [H, G, Lq, Dh]."""
+        if self.v is not None:
+            d_value = torch.matmul(weights.transpose(-1, -2), d_out)
+            self.v[tile.target_keys] += rows_first(d_value, tile.real_keys)
+
+    def add_scores(self, tile: Tile, buckets: Buckets, d_scores: Tensor, query: Tensor, key: Tensor) -> None:
+        """Adds what reaches q, k and the tables through scores = query · key + bias, d_scores [H, G, Lq, Lk].
+
+        `query` and `key` [H, G, L, Dh] both carry the factor in front of q · k.
+        """
+        if self.q is not None:
+            self.q[tile.target_queries] = rows_first(torch.matmul(d_scores, key), tile.real_queries)
+        if self.k is not None:
+            d_key = torch.matmul(d_scores.transpose(-1, -2), query)
+            self.k[tile.target_keys] += rows_first(d_key, tile.real_keys)
+        if self.position_bias is not None and buckets.position is not None:
+            _add_at(self.position_bias, buckets.position, d_scores.sum(1))
+        if self.time_bias is not None and buckets.time is not None:
+            _add_at(self.time_bias, buckets.time, d_scores)
+
+    def cast(self, q: Tensor, pairs: Pairs) -> list[Tensor | None]:
+        """The gradients of q, k, v and the two tables, in the dtypes of those."""
+        sums = (self.q, self.k, self.v, self.position_bias, self.time_bias)
+        inputs = (q, q, q, pairs.position_bias, pairs.time_bias)
+        return [
+            None if total is None or tensor is None else total.to(tensor.dtype)
+            for tensor, total in zip(inputs, sums, strict=True)
+        ]
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """table[h, index] for every head: [H, ...] for index [...]."""
+    flat = index.flatten().expand(table.shape[0], -1)
+    return table.gather(1, flat).view(table.shape[0], *index.shape)
+
+
+def _add_at(table: Tensor, index: Tensor, values: Tensor) -> None:
+    """table[h, index] += values[h, ...], in place: the reverse of `_look_up`."""
+    table.scatter_add_(1, index.flatten().expand(table.shape[0], -1), values.reshape(table.shape[0], -1))

@@ -1,0 +1,108 @@
+"""causal_attention: softmax attention over packed user histories, with one mask rule and biases from timestamps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op
+from argus_kernels.core.history_arguments import check_history, like_query, packed_history
+from argus_kernels.ops.causal_attention import reference
+from argus_kernels.ops.causal_attention.samples import samples
+
+BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+
+
+def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    statistics = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(q.shape), statistics
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_length: int, visible: Tensor | None, *_: Any) -> None:
+    check_history("causal_attention", q.shape[0], offsets, max_length, visible)
+
+
+OP = Op(
+    "causal_attention",
+    arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
+    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float scale, int? window",
+    returns="(Tensor, Tensor)",
+    fake=_fake,
+    backends=BACKENDS,
+    differentiable=("q", "k", "v", "position_bias", "time_bias"),
+    check=_check,
+    samples=samples,
+)
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None = None,
+    max_length: int | None = None,
+    *,
+    visible: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    return_log_sum_exp: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention of every event over the events of its own user that it may see.
+
+    Row t of the packed batch is event i = t − offsets[b] of user b. It sees event j of the same user where j = i or
+    j < visible[t], and, with a window w, only where i − j < w; an event always sees itself.
+
+        score_ij = scale · q_i · k_j + position_bias[h, min(i − j, P − 1)]
+                   + time_bias[h, bucket(query_time_i − key_time_j)]
+        out_i = Σ_j softmax_j(score_ij) · v_j,    log_sum_exp_i = log Σ_j exp(score_ij)
+        bucket(x) = min(floor(ln(max(|x|, 1)) / 0.301), N − 1), by exact integer thresholds
+
+    visible = None is plain causal attention (visible = i). A smaller value hides young events from i (a server whose
+    states lag behind); the length of the history for candidates appended to it lets each candidate see the history
+    and itself, not the others.
+
+    Args:
+        q: [T, H, Dh], float32, bfloat16, float16 or float64. Statistics and sums are float32 (float64 for float64).
+            Or torch's jagged NestedTensor [B, j, H, Dh], as then k and v are and the result will be; `offsets` is
+            left out then, and the other arguments over events may be packed or jagged.
+        k: like q.
+        v: like q.
+        offsets: int32 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from offsets[B]
+            on are padding: their outputs and gradients are 0, whatever they hold.
+        max_length: an upper bound of the users' lengths, T where not given.
+        visible: int32 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
+        position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column.
+        time_bias: [H, N] in any floating dtype, or None; needs both times.
+        query_time: int64 [T], seconds; times may run backwards, only |query_time − key_time| counts, which must fit
+            int64.
+        key_time: int64 [T], seconds.
+        scale: factor of q · k, 1/√Dh where not given.
+        window: how many events back a query looks, itself included; at least 1, or None for no limit.
+        return_log_sum_exp: also return log_sum_exp.
+        backend: a backend's name, "eager" or "auto"; None takes the default.
+
+    Returns:
+        out, like q; or (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs), 0 on padding
+        rows. Both are differentiable in q, k, v and the two tables.
+
+    Raises:
+        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); offsets that do not start
+            at 0, fall or pass T; a user longer than max_length; visible outside [0, i].
+
+    The tiling and the backward pass from log_sum_exp follow FlashAttention (arXiv 2205.14135, 2307.08691); the
+    candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
+    """
+    history = packed_history(
+        OP.name, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
+    )
+    factor = history.q.shape[2] ** -0.5 if scale is None else float(scale)
+    out, log_sum_exp = OP(*history, factor, window, backend=backend)
+    out = like_query(out, q)
+    return (out, log_sum_exp) if return_log_sum_exp else out

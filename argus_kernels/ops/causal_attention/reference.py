@@ -1,0 +1,95 @@
+"""causal_attention in plain PyTorch: the formula of README.md, tile by tile, in any floating dtype.
+
+Everything is computed in float32, in float64 for float64 inputs. Memory is linear in the history: one tile of scores
+at a time (autograd through `forward`, which is backend "eager", keeps them all).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.history_tiles import heads_first, rows_first, tiles
+from argus_kernels.core.tile_attention import Gradients, Pairs
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    visible: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]; arguments as in the public function."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    rows, outs, statistics = [], [], []
+    for tile in tiles(offsets, q.shape[1], window):
+        query = heads_first(q, tile.query_rows, wide)
+        key = heads_first(k, tile.key_rows, wide)
+        value = heads_first(v, tile.key_rows, wide)
+
+        scores = torch.matmul(query * scale, key.transpose(-1, -2))
+        scores = pairs.add_bias(scores, pairs.buckets(tile)).masked_fill(~pairs.seen(tile), -torch.inf)
+        log_sum_exp = torch.logsumexp(scores, -1)
+        weights = torch.exp(scores - log_sum_exp[..., None])
+
+        rows.append(tile.target_queries)
+        outs.append(rows_first(torch.matmul(weights, value), tile.real_queries))
+        statistics.append(log_sum_exp.flatten(1)[:, tile.real_queries])
+
+    out, log_sum_exp = q.new_zeros(q.shape, dtype=wide), q.new_zeros(q.shape[1], q.shape[0], dtype=wide)
+    if rows:
+        out = out.index_copy(0, torch.cat(rows), torch.cat(outs))
+        log_sum_exp = log_sum_exp.index_copy(1, torch.cat(rows), torch.cat(statistics, 1))
+    return out.to(q.dtype), log_sum_exp
+
+
+def backward(
+    gradients: list[Tensor],
+    outputs: list[Tensor],
+    needs: dict[str, bool],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    visible: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> list[Tensor | None]:
+    """Gradients of q, k, v, position_bias and time_bias, with the weights recomputed from log_sum_exp."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    found = Gradients.zeros(q, pairs, needs, wide)
+    for tile in tiles(offsets, q.shape[1], window):
+        query = heads_first(q, tile.query_rows, wide) * scale
+        key = heads_first(k, tile.key_rows, wide)
+        value = heads_first(v, tile.key_rows, wide)
+        d_out = heads_first(gradients[0], tile.query_rows, wide)
+        d_log_sum_exp = gradients[1][:, tile.query_rows]
+        # +inf gives the rows that pad the tile no weights, and so no gradient.
+        log_sum_exp = outputs[1][:, tile.query_rows].masked_fill(~tile.query_is_real(), torch.inf)
+
+        buckets = pairs.buckets(tile)
+        scores = pairs.add_bias(torch.matmul(query, key.transpose(-1, -2)), buckets)
+        scores = scores.masked_fill(~pairs.seen(tile), -torch.inf)
+        weights = torch.exp(scores - log_sum_exp[..., None])
+        found.add_value(tile, weights, d_out)
+
+        d_weights = torch.matmul(d_out, value.transpose(-1, -2))
+        delta = (weights * d_weights).sum(-1) - d_log_sum_exp
+        d_scores = weights * (d_weights - delta[..., None])
+        found.add_scores(tile, buckets, d_scores, query, key * scale)
+    return found.cast(q, pairs)
