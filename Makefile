@@ -1,0 +1,46 @@
+# Every target sets up .venv by itself: `make demo` on a fresh machine is enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= demo_out
+READY := $(VENV)/.ready
+NATIVE_SOURCES := $(wildcard csrc/*/*) $(wildcard build_support/*.py)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format wheel doctor clean
+
+help:  ## What there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## Set up .venv: torch, the compiled package, what the model and the tests need
+
+$(READY): pyproject.toml setup.py constraints.txt tools/setup.sh $(NATIVE_SOURCES)
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/setup.sh
+	@touch $@
+
+demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (about two minutes on two cores)
+	$(BIN)/argus demo --out $(DEMO_OUT)
+
+test: $(READY)  ## Run all tests, one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
+
+lint: $(READY)  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy argus_kernels python_model tests
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
+
+format: $(READY)  ## Lay out Python and C++ as lint wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*')
+
+wheel: $(READY)  ## Source distribution and wheel, in dist/
+	$(BIN)/python -m build --no-isolation
+
+doctor: $(READY)  ## What is installed, and which backend serves which op here
+	$(BIN)/python -m argus_kernels.doctor
+
+clean:  ## Remove what was built; .venv stays
+	rm -rf build dist *.egg-info argus_kernels/*.so argus_kernels/_build_info.json $(DEMO_OUT)
