@@ -78,7 +78,8 @@ def _check_arguments(
     rows, width = hidden.shape
     device = hidden.device
     for task, count in enumerate(classes):
-        problems.require(count >= 1, f"classes[{task}] is {count}, expected at least 1")
+        if count < 1:
+            problems.found.append(f"classes[{task}] is {count}, expected at least 1")
     problems.tensor("weight", weight, shape=(width, sum(classes)), dtype=hidden.dtype, device=device, like="hidden")
     problems.tensor("bias", bias, shape=(sum(classes),), dtype=hidden.dtype, device=device, like="hidden")
     problems.tensor("targets", targets, shape=(rows, len(classes)), dtype=torch.int64, device=device)

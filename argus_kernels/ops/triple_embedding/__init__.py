@@ -79,17 +79,18 @@ def _check_arguments(
         problems.tensor(f"tables[{index}]", table, shape=(None, None), dtype=_table_dtypes(weight), device=device)
     known = True
     for k, column in enumerate(columns):
-        sentence = f"columns[{k}] is {column}, expected 0 to {len(tables) - 1}, an index into the {len(tables)} tables"
-        known = problems.require(0 <= column < len(tables), sentence) and known
-    if len({table.dtype for table in tables}) > 1:
+        if not 0 <= column < len(tables):
+            known = False
+            problems.found.append(f"columns[{k}] is {column}, expected an index into the {len(tables)} tables")
+    if any(table.dtype != tables[0].dtype for table in tables):
         dtypes = ", ".join(str(table.dtype) for table in tables)
-        problems.require(False, f"tables have the dtypes {dtypes}, expected one dtype for all")
+        problems.found.append(f"tables have the dtypes {dtypes}, expected one dtype for all")
     if known and all(table.dim() == 2 for table in tables):
         height = sum(tables[column].shape[1] for column in columns)
-        problems.require(
-            weight.shape[0] == height,
-            f"weight has {weight.shape[0]} rows, expected {height}, the widths of the columns' tables together",
-        )
+        if weight.shape[0] != height:
+            problems.found.append(
+                f"weight has {weight.shape[0]} rows, expected {height}, the widths of the columns' tables together"
+            )
     if bias is not None:
         problems.tensor("bias", bias, shape=(weight.shape[1],), dtype=weight.dtype, device=device, like="weight")
     problems.raise_if_any()
