@@ -75,7 +75,7 @@ def test_error_rule(case: Case, dtype: torch.dtype) -> None:
         require_close(name, ours[name], truth[name], theirs[name])
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.values[0][2].grad])  # type: ignore[index,union-attr]
+@pytest.mark.parametrize("case", [c for c in CASES if c.values[0][2].grad])  # type: ignore[index]
 def test_gradcheck(case: Case) -> None:
     """The backward pass is the derivative of the forward pass, in float64."""
     op, backend, sample, _ = case
@@ -180,10 +180,10 @@ def test_non_contiguous_inputs(case: Case) -> None:
     for transform in (every_other, transposed):
         strided = run_op(op, sample, arguments, backend, transform=transform)
         for name, value in plain.results.items():
-            torch.testing.assert_close(strided.results[name], value, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close({name: strided.results[name]}, {name: value}, equal_nan=True)
 
 
-PADDED = [c for c in CASES if "offsets" in c.values[0][0].arguments]  # type: ignore[index,union-attr]
+PADDED = [c for c in CASES if "offsets" in c.values[0][0].arguments]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("case", PADDED)

@@ -35,7 +35,7 @@ class Problems:
     def tensor(
         self,
         name: str,
-        value: Tensor,
+        value: object,
         *,
         shape: Sequence[int | None] | None = None,
         dtype: torch.dtype | Sequence[torch.dtype] | None = None,
