@@ -212,7 +212,7 @@ def test_autocast_casts_what_it_is_given() -> None:
 def test_problems_come_all_at_once() -> None:
     problems = Problems("op")
     problems.tensor("k", torch.zeros(3, 2), shape=(4, None), dtype=torch.float64, like="q")
-    problems.tensor("v", [1], shape=(2,))  # type: ignore[arg-type]
+    problems.tensor("v", [1], shape=(2,))
     problems.require(False, "scale is 0, expected a positive number")
     problems.tensor("fine", torch.zeros(3), shape=(3,), dtype=(torch.float32, torch.float64))
     with pytest.raises(ValueError) as error:

@@ -154,7 +154,11 @@ class Op:
         inputs = self.inputs(values[:-1])
         assemble = self._assemble or self._assemble_dense
         found = dict(zip(self.differentiable, assemble(inputs, wanted, flat), strict=True))
-        return tuple(found.get(name) for name in (*self.arguments, "backend"))
+        # torch takes an empty list, of integers too, for a list of tensors and wants a list back.
+        return tuple(
+            found.get(name, [] if isinstance(value, list) and not value else None)
+            for name, value in zip((*self.arguments, "backend"), values, strict=True)
+        )
 
     def _assemble_dense(self, inputs: Inputs, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
         remaining = iter(flat)
