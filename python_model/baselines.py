@@ -6,9 +6,11 @@ Each counts over the training events only, the same ones that the models see.
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from python_model.data.schema import Dataset
-from python_model.metrics import Ranking
+from python_model.data.synthetic import OracleScores
+from python_model.metrics import BLOCK_SCORES, Ranking, concatenate_rankings, rank_scores
 from python_model.predictions import Predictions
 
 
@@ -71,6 +73,39 @@ class ItemAverage:
             feedback={task: values[item] for task, values in self._feedback.items()},
             ranking=self.mean_grade[item],
         )
+
+
+class Oracle:
+    """The truth of the synthetic service, which draws events from these very probabilities: no model can do better."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        """ValueError where the data set is not a synthetic one."""
+        self._dataset = dataset
+        self._scores = OracleScores(dataset.path)
+
+    def predict(self, rows: np.ndarray) -> Predictions:
+        """Predictions for events `rows`."""
+        return Predictions(
+            next_item=self._rank(rows),
+            feedback={task: self._log_probabilities(task, rows) for task in self._dataset.info.feedback},
+            ranking=self._scores.utility(rows),
+        )
+
+    def _rank(self, rows: np.ndarray) -> Ranking:
+        block = max(1, BLOCK_SCORES // self._dataset.info.items)
+        parts = []
+        for start in range(0, len(rows), block):
+            part = rows[start : start + block]
+            targets = torch.from_numpy(self._dataset.item[part].astype(np.int64))
+            parts.append(rank_scores(torch.from_numpy(self._scores.next_item_scores(part)), targets))
+        return concatenate_rankings(parts)
+
+    def _log_probabilities(self, task: str, rows: np.ndarray) -> np.ndarray:
+        probability = self._scores.feedback_probabilities(task, rows).astype(np.float64)
+        if probability.ndim == 1:
+            probability = np.stack([1.0 - probability, probability], axis=1)
+        with np.errstate(divide="ignore"):
+            return np.log(probability)
 
 
 def _count(items: np.ndarray, dataset: Dataset) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""Runs a trained model over histories: predictions for evaluated events, one pass per window of history."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from python_model.data.batches import JaggedBatch, evaluation_batches
+from python_model.data.schema import Dataset
+from python_model.metrics import concatenate_rankings, rank_catalogue
+from python_model.model import Argus
+from python_model.predictions import Predictions
+
+
+class ModelPredictor:
+    """A model as a predictor of events.
+
+    window: events of a user that one pass sees at most; every evaluated event has at least window // 2 events of
+    history, or all that its user has. The encoder runs once over a window for all its evaluated events and both heads.
+    ranking_kind: which score orders impressions (see `Argus.ranking_scores`); None takes the one of the model's stage.
+    """
+
+    def __init__(
+        self, model: Argus, dataset: Dataset, *, window: int, device: str | torch.device = "cpu",
+        token_budget: int = 8192, ranking_kind: str | None = None,
+    ) -> None:  # fmt: skip
+        self.model = model.to(device).eval()
+        self._dataset = dataset
+        self._device = torch.device(device)
+        self._window = min(window, model.config.max_events)
+        self._token_budget = max(token_budget, self._window)
+        self._ranking_kind = ranking_kind
+
+    @torch.inference_mode()
+    def predict(self, rows: np.ndarray) -> Predictions:
+        """Predictions for events `rows` (int64 [n], rising)."""
+        items = self.model.item_matrix()
+        scale = float(self.model.temperature)
+        rankings, feedback, ranking = [], [], []
+        for batch in self._batches(rows):
+            target = batch.is_target
+            states = self.model.encode(batch)
+            readings = self.model.read(batch, states)
+            queries = self.model.queries(readings)[target]
+            rankings.append(rank_catalogue(queries, items, batch.items[target], scale))
+            feedback.append(self.model.feedback_logits_of(readings)[target])
+            ranking.append(self.model.ranking_scores(batch, self._ranking_kind)[target].float())
+        classes = self.model.features.feedback
+        return Predictions(
+            next_item=concatenate_rankings(rankings),
+            feedback=feedback_log_probabilities(torch.cat(feedback), classes) if feedback else {},
+            ranking=torch.cat(ranking).cpu().numpy() if ranking else None,
+        )
+
+    def _batches(self, rows: np.ndarray) -> Iterator[JaggedBatch]:
+        targets = np.zeros(len(self._dataset), bool)
+        targets[rows] = True
+        for batch in evaluation_batches(self._dataset, targets, self._token_budget, self._window):
+            yield batch.to(self._device)
+
+
+def feedback_log_probabilities(logits: Tensor, classes: dict[str, int]) -> dict[str, np.ndarray]:
+    """Log-probabilities of every task from its logits.
+
+    logits: [n, sum of classes]; classes: task -> number of logits, 1 = Bernoulli. Returns float64 [n, C] arrays, C = 2
+    for a Bernoulli task.
+    """
+    parts = logits.double().split(list(classes.values()), dim=1)
+    out = {}
+    for (task, count), part in zip(classes.items(), parts, strict=True):
+        log_p = torch.cat([logsigmoid(-part), logsigmoid(part)], dim=1) if count == 1 else part.log_softmax(dim=1)
+        out[task] = log_p.cpu().numpy()
+    return out
