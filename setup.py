@@ -50,6 +50,10 @@ def remove_stale(folder: Path, kept: set[str]) -> None:
 class BuildNative(build_ext):
     """Builds every library the decision names through ninja, in place of distutils' compilers."""
 
+    extensions: list[Extension]
+    build_info: dict[str, Any]
+    built: dict[str, Path]
+
     def get_ext_filename(self, fullname: str) -> str:
         """The op libraries depend on no Python version and carry no tag of one."""
         parts = fullname.split(".")
@@ -105,8 +109,8 @@ def build_native() -> tuple[dict[str, Any], dict[str, Path]]:
     cuda = decide.decide_cuda(os.environ, toolkit, decide.gpu_present())
     libraries = [native.cpu_library(ROOT), native.host_library(ROOT)]
     reasons = {"cpu": compiler.version, "host": compiler.version, "cuda": cuda.reason}
-    if cuda.build:
-        libraries.append(native.cuda_library(ROOT, cuda))
+    if cuda.build and toolkit is not None:
+        libraries.append(native.cuda_library(ROOT, cuda, toolkit))
     built_keys = {library.key for library in libraries}
     records: dict[str, Any] = {}
     for key in MODULES:

@@ -76,9 +76,13 @@ def _common_flags() -> list[str]:
     return ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Icsrc"]
 
 
+def _include(folder: Path, name: str) -> list[str]:
+    # The map keeps this machine's paths out of the libraries: the headers' checks print __FILE__.
+    return [f"-isystem{folder}", f"-fmacro-prefix-map={folder}={name}"]
+
+
 def _torch_flags(torch: Path) -> list[str]:
-    include = torch / "include"
-    return [f"-isystem{include}", f"-fmacro-prefix-map={include}=torch", f"-DTORCH_TARGET_VERSION={TORCH_FLOOR}"]
+    return [*_include(torch / "include", "torch"), f"-DTORCH_TARGET_VERSION={TORCH_FLOOR}"]
 
 
 def _undefined_allowed() -> list[str]:
@@ -106,12 +110,19 @@ def host_library(root: Path) -> Library:
         key="host",
         file=f"_host{suffix}",
         sources=tuple(_sources(root, "csrc/host/*.cpp")),
-        compile_flags=(*_common_flags(), f"-isystem{pybind}", f"-isystem{python}"),
+        compile_flags=(*_common_flags(), *_include(pybind, "pybind11"), *_include(Path(python), "python")),
         link_flags=("-pthread", *_undefined_allowed()),
     )
 
 
-def cuda_library(root: Path, decision: CudaDecision) -> Library:
+def _cuda_runtime(toolkit: Toolkit) -> Path:
+    for folder in (toolkit.root / "lib64", *sorted(toolkit.root.glob("targets/*/lib")), toolkit.root / "lib"):
+        if (folder / "libcudart_static.a").exists():
+            return folder
+    raise BuildError(f"the CUDA toolkit at {toolkit.root} has no libcudart_static.a; install its development files")
+
+
+def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Library:
     """The ops' CUDA kernels."""
     torch = package_directory("torch")
     gencode = []
@@ -129,12 +140,16 @@ def cuda_library(root: Path, decision: CudaDecision) -> Library:
         # A CUDA build of torch brings libtorch_cuda with libtorch; --as-needed would drop that reference
         # and leave a library that loads nowhere.
         link_flags=(
-            "-cudart=static",
-            "-Xlinker=--no-as-needed",
+            "-Wl,--no-as-needed,--exclude-libs,ALL",
             f"-L{torch / 'lib'}",
             "-ltorch",
             "-ltorch_cpu",
             "-lc10",
+            f"-L{_cuda_runtime(toolkit)}",
+            "-lcudart_static",
+            "-lrt",
+            "-lpthread",
+            "-ldl",
         ),
     )
 
@@ -162,9 +177,7 @@ def ninja_text(libraries: list[Library], directory: Path, compiler: Compiler, to
             lines += [f"rule nvcc_{key}"]
             lines += [f"  command = {nvcc} -MMD -MF $out.d {_command(library.nvcc_flags)} -c $in -o $out"]
             lines += ["  depfile = $out.d", "  deps = gcc", "  description = nvcc $in", ""]
-            link = f"{nvcc} -shared $in -o $out {_command(library.link_flags)}"
-        else:
-            link = f"{cxx} -shared $in -o $out {_command(library.link_flags)}"
+        link = f"{cxx} -shared $in -o $out {_command(library.link_flags)}"
         lines += [f"rule link_{key}", f"  command = {link}", "  description = link $out", ""]
         objects = []
         for source in library.sources:

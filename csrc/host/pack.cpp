@@ -1,0 +1,79 @@
+// Batch packing: windows of one user from the oldest to the newest, users in the order given; a batch is
+// closed when the next window would pass its token budget or its number of entries.
+#include "host/pack.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace argus::host {
+namespace {
+
+class Packer {
+ public:
+  explicit Packer(const PackOptions& options) : options_(options) {}
+
+  // Windows end at the last event and every `stride` events before it, until one reaches the first event.
+  void add_user(int64_t user, int64_t first_row, int64_t length) {
+    if (length < options_.min_events || length == 0) return;
+    int64_t older = 0;
+    if (!options_.last_only && length > options_.window) {
+      older = (length - options_.window + options_.stride - 1) / options_.stride;
+    }
+    int64_t previous_end = 0;
+    for (int64_t step = older; step >= 0; --step) {
+      const int64_t end = length - step * options_.stride;
+      const int64_t start = std::max<int64_t>(0, end - options_.window);
+      add_entry(user, first_row + start, first_row + end, std::max<int64_t>(0, previous_end - start));
+      previous_end = end;
+    }
+  }
+
+  Plan finish() {
+    if (plan_.batch_offsets.back() != entries()) plan_.batch_offsets.push_back(entries());
+    return std::move(plan_);
+  }
+
+ private:
+  int64_t entries() const { return static_cast<int64_t>(plan_.users.size()); }
+
+  void add_entry(int64_t user, int64_t start, int64_t end, int64_t context) {
+    const bool full = tokens_ + (end - start) > options_.token_budget ||
+                      entries() - plan_.batch_offsets.back() == options_.max_users;
+    if (full) {
+      plan_.batch_offsets.push_back(entries());
+      tokens_ = 0;
+    }
+    tokens_ += end - start;
+    plan_.users.push_back(user);
+    plan_.starts.push_back(start);
+    plan_.ends.push_back(end);
+    plan_.contexts.push_back(context);
+  }
+
+  PackOptions options_;
+  Plan plan_{.batch_offsets = {0}, .users = {}, .starts = {}, .ends = {}, .contexts = {}};
+  int64_t tokens_ = 0;
+};
+
+}  // namespace
+
+Plan plan_batches(const int64_t* offsets, const int64_t* order, int64_t order_count,
+                  const PackOptions& options) {
+  Packer packer(options);
+  for (int64_t i = 0; i < order_count; ++i) {
+    const int64_t user = order[i];
+    packer.add_user(user, offsets[user], offsets[user + 1] - offsets[user]);
+  }
+  return packer.finish();
+}
+
+void gather_rows(const char* column, int64_t row_bytes, const int64_t* starts, const int64_t* ends,
+                 int64_t entries, char* out) {
+  for (int64_t entry = 0; entry < entries; ++entry) {
+    const int64_t bytes = (ends[entry] - starts[entry]) * row_bytes;
+    std::memcpy(out, column + starts[entry] * row_bytes, static_cast<size_t>(bytes));
+    out += bytes;
+  }
+}
+
+}  // namespace argus::host
