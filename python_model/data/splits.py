@@ -64,7 +64,7 @@ def temporal_split(dataset: Dataset, *, validation_share: float = 0.05, test_sha
 
 def yambda_split(dataset: Dataset) -> Split:
     """The split of the Yambda benchmark: a day of test at the end, a day of validation before it, gaps of 1,800 s."""
-    test_start = int(dataset.time.max()) + 1 - YAMBDA_SPAN
+    test_start = int(dataset.time.max()) - YAMBDA_SPAN
     return split_at(dataset, test_start - YAMBDA_GAP - YAMBDA_SPAN, test_start, gap=YAMBDA_GAP)
 
 

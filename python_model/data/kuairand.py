@@ -1,0 +1,169 @@
+"""KuaiRand: short-video impressions in its own CSV files, with video and user features where they are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from python_model.data.description import DatasetInfo
+from python_model.data.errors import DataError
+from python_model.data.tables import (
+    DAY,
+    GAP_BUCKETS,
+    HOUR,
+    Progress,
+    align,
+    codes,
+    dense,
+    event_order,
+    gap_bucket,
+    hour_and_day,
+    read_delimited,
+    refuse,
+)
+from python_model.data.writer import DatasetWriter
+
+TABS = 15
+SHARE_EDGES = np.array([0.2, 0.4, 0.6, 0.8])
+DURATION_EDGES = np.array([7, 15, 30, 60, 120, 300]) * 1000
+GRADES = "0 hate, 1 shown, 2 click, 3 long view, 4 like or follow; hate outweighs the others"
+_BINARY = ("is_click", "is_like", "is_follow", "is_hate", "long_view", "is_rand")
+_INTEGERS = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab")
+_USER_FEATURES = ("user_active_degree", "follow_user_num_range", "register_days_range")
+_ONE_WRITE = 1 << 20
+_BEIJING = 8 * HOUR
+
+
+def read_kuairand(
+    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> DatasetInfo:
+    """Prepare a KuaiRand directory (all of its log_*.csv) or one log file.
+
+    Feedback: click, like, follow, hate, long_view (Bernoulli), share (5 bins of play time / duration). Context: tab,
+    hour and day of week in Beijing, gap, random (1 in the random-exposure log) and three features of the user. Every
+    event is an impression. Logs, and ties in time, keep the order of the files by name. DataError where a file breaks
+    the format.
+    """
+    files = _log_files(Path(path))
+    log = _read_logs(files)
+    order = event_order(log["user_id"], log["time_ms"])
+    log = {name: values[order] for name, values in log.items()}
+    user_ids, user = dense(log["user_id"])
+    item_ids, item = dense(log["video_id"])
+    directory = files[0].parent
+    users, user_cardinality = _user_features(directory, user_ids)
+    features, item_cardinality = _video_features(directory, item_ids)
+    columns = {"user": user, "item": item, **_event_columns(user, log)}
+    columns |= {f"context_{name}": values[user] for name, values in users.items()}
+    context = {"tab": TABS, "hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS, "random": 2, **user_cardinality}
+    with DatasetWriter(
+        out,
+        name="kuairand",
+        source="kuairand",
+        context=context,
+        feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
+        item_features=item_cardinality,
+        grades=GRADES,
+        pair_window=DAY,
+        params={"logs": [file.name for file in files]},
+        overwrite=overwrite,
+    ) as writer:
+        for start in range(0, len(user), _ONE_WRITE):
+            writer.write_events({name: values[start : start + _ONE_WRITE] for name, values in columns.items()})
+            if progress is not None:
+                progress(min(start + _ONE_WRITE, len(user)), len(user))
+        writer.write_users(user_ids)
+        writer.write_items(item_ids, features)
+    return DatasetInfo.load(out)
+
+
+def _log_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("log_*.csv"))
+    if not files:
+        raise DataError(path, "no KuaiRand log here: expected files log_standard_*.csv or log_random_*.csv")
+    return files
+
+
+def _read_logs(files: list[Path]) -> dict[str, np.ndarray]:
+    logs = [_read_log(file) for file in files]
+    return {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
+
+
+def _read_log(file: Path) -> dict[str, np.ndarray]:
+    log = read_delimited(file, integers=(*_INTEGERS, *_BINARY))
+    for name in _BINARY:
+        refuse(file, name, log[name], (log[name] != 0) & (log[name] != 1), "0 or 1")
+    for name in ("time_ms", "play_time_ms", "duration_ms"):
+        refuse(file, name, log[name], log[name] < 0, "a time that is not negative")
+    refuse(file, "tab", log["tab"], (log["tab"] < 0) | (log["tab"] >= TABS), f"a value in [0, {TABS - 1}]")
+    return log
+
+
+def _event_columns(user: np.ndarray, log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Everything of events.parquet but the ids and the user's features, from the log in event order."""
+    time = log["time_ms"] // 1000
+    hour, day = hour_and_day(time + _BEIJING)
+    share = np.searchsorted(SHARE_EDGES, log["play_time_ms"] / np.maximum(log["duration_ms"], 1), side="right")
+    good = (log["is_like"] == 1) | (log["is_follow"] == 1)
+    grade = np.select([log["is_hate"] == 1, good, log["long_view"] == 1, log["is_click"] == 1], [0, 4, 3, 2], 1)
+    feedback = {"click": "is_click", "like": "is_like", "follow": "is_follow", "hate": "is_hate"}
+    return {
+        "time": time,
+        "organic": np.zeros(len(user), bool),
+        "grade": grade.astype(np.int8),
+        "context_tab": log["tab"].astype(np.int32),
+        "context_hour": hour,
+        "context_day_of_week": day,
+        "context_gap": gap_bucket(user, time),
+        "context_random": log["is_rand"].astype(np.int32),
+        **{f"feedback_{name}": log[column].astype(np.int16) for name, column in feedback.items()},
+        "feedback_long_view": log["long_view"].astype(np.int16),
+        "feedback_share": np.where(log["duration_ms"] > 0, share, -1).astype(np.int16),
+    }
+
+
+def _feature_file(directory: Path, pattern: str) -> Path | None:
+    files = sorted(directory.glob(pattern))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise DataError(directory, f"expected one file {pattern}, found {names}")
+    return files[0] if files else None
+
+
+def _user_features(directory: Path, user_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    file = _feature_file(directory, "user_features*.csv")
+    if file is None:
+        return {}, {}
+    table = read_delimited(file, integers=("user_id",), texts=_USER_FEATURES)
+    coded = {name: codes(table[name].astype(str), (table[name] == "") | (table[name] == "UNKNOWN"))
+             for name in _USER_FEATURES}  # fmt: skip
+    values = align(table["user_id"], {name: numbers for name, (numbers, _) in coded.items()}, user_ids)
+    return values, {name: cardinality for name, (_, cardinality) in coded.items()}
+
+
+def _video_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """author, music (categories of their ids), tag (the first one), type, duration (bucket of DURATION_EDGES)."""
+    file = _feature_file(directory, "video_features_basic*.csv")
+    if file is None:
+        return {}, {}
+    table = read_delimited(
+        file,
+        integers=("video_id",),
+        numbers=("author_id", "music_id", "video_duration"),
+        texts=("video_type", "tag"),
+    )
+    tag = np.array([text.split(",", 1)[0] for text in table["tag"]], dtype=str)
+    kind = table["video_type"].astype(str)
+    duration = np.searchsorted(DURATION_EDGES, table["video_duration"], side="right").astype(np.int32)
+    coded = {
+        "author": codes(table["author_id"], np.isnan(table["author_id"])),
+        "music": codes(table["music_id"], np.isnan(table["music_id"])),
+        "tag": codes(tag, tag == ""),
+        "type": codes(kind, (kind == "") | (kind == "UNKNOWN")),
+        "duration": (np.where(np.isnan(table["video_duration"]), -1, duration), len(DURATION_EDGES) + 1),
+    }
+    values = align(table["video_id"], {name: numbers for name, (numbers, _) in coded.items()}, item_ids)
+    return values, {name: cardinality for name, (_, cardinality) in coded.items()}

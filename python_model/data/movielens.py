@@ -1,0 +1,169 @@
+"""MovieLens: `u.data` (100K), `ratings.dat` (1M, 10M) and `ratings.csv` (20M and later), with genre and year."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from python_model.data.description import DatasetInfo
+from python_model.data.errors import DataError
+from python_model.data.tables import (
+    DAY,
+    GAP_BUCKETS,
+    Progress,
+    align,
+    codes,
+    dense,
+    event_order,
+    gap_bucket,
+    hour_and_day,
+    read_delimited,
+    refuse,
+)
+from python_model.data.writer import DatasetWriter
+
+RATINGS = ("u.data", "ratings.dat", "ratings.csv")
+_COLUMNS = ("user", "item", "rating", "timestamp")
+_GENRES = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
+    "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+_YEAR = re.compile(r"\((\d{4})\)\s*$")
+_ONE_WRITE = 1 << 20
+
+
+def read_movielens(
+    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> DatasetInfo:
+    """Prepare a MovieLens directory or one of its rating files.
+
+    Feedback: like (rating >= 4), dislike (rating <= 2), rating (5 classes; 10 where the file has half stars). grade
+    counts the same classes from 1. MovieLens does not record how a film was come upon, ratings were given on lists
+    that the site showed: every event is an impression. Ties in time keep the order of the file. DataError where the
+    files break their format.
+    """
+    file = _rating_file(Path(path))
+    user_id, item_id, half_stars, time = _read_ratings(file)
+    order = event_order(user_id, time)
+    user_ids, user = dense(user_id[order])
+    item_ids, item = dense(item_id[order])
+    time, half_stars = time[order], half_stars[order]
+    classes = 10 if (half_stars % 2).any() else 5
+    rating = half_stars - 1 if classes == 10 else half_stars // 2 - 1
+    hour, day = hour_and_day(time)
+    features, cardinality = _item_features(file.parent, item_ids)
+    columns = {
+        "user": user,
+        "item": item,
+        "time": time,
+        "organic": np.zeros(len(user), bool),
+        "grade": (rating + 1).astype(np.int8),
+        "context_hour": hour,
+        "context_day_of_week": day,
+        "context_gap": gap_bucket(user, time),
+        "feedback_like": (half_stars >= 8).astype(np.int16),
+        "feedback_dislike": (half_stars <= 4).astype(np.int16),
+        "feedback_rating": rating.astype(np.int16),
+    }
+    with DatasetWriter(
+        out,
+        name=f"movielens-{file.name}",
+        source="movielens",
+        context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
+        feedback={"like": 1, "dislike": 1, "rating": classes},
+        item_features=cardinality,
+        grades="the rating: 1 to 5 stars" if classes == 5 else "the rating in half stars: 1 to 10",
+        pair_window=DAY,
+        overwrite=overwrite,
+    ) as writer:
+        for start in range(0, len(user), _ONE_WRITE):
+            writer.write_events({name: values[start : start + _ONE_WRITE] for name, values in columns.items()})
+            if progress is not None:
+                progress(min(start + _ONE_WRITE, len(user)), len(user))
+        writer.write_users(user_ids)
+        writer.write_items(item_ids, features)
+    return DatasetInfo.load(out)
+
+
+def _rating_file(path: Path) -> Path:
+    if path.is_file():
+        if path.name not in RATINGS:
+            raise DataError(path, f"expected one of {', '.join(RATINGS)} or the directory of one")
+        return path
+    for name in RATINGS:
+        if (path / name).is_file():
+            return path / name
+    raise DataError(path, f"no MovieLens ratings here: expected one of {', '.join(RATINGS)}")
+
+
+def _read_ratings(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """user, item, rating in half stars (1 to 10), time: int64 [n] in file order."""
+    if file.suffix == ".csv":
+        table = read_delimited(file, integers=("userId", "movieId", "timestamp"), numbers=("rating",))
+        user, item = table["userId"], table["movieId"]
+    else:
+        table = read_delimited(
+            file,
+            integers=("user", "item", "timestamp"),
+            numbers=("rating",),
+            separator="\t" if file.name == "u.data" else "::",
+            names=_COLUMNS,
+            quote=None,
+        )
+        user, item = table["user"], table["item"]
+    rating, time = table["rating"], table["timestamp"]
+    doubled = rating * 2.0
+    wrong = ~((doubled >= 1) & (doubled <= 10) & (doubled == np.floor(doubled)))
+    refuse(file, "rating", rating, wrong, "a rating of 0.5, 1, 1.5, ... 5")
+    refuse(file, "timestamp", time, time < 0, "a time that is not negative")
+    return user, item, doubled.astype(np.int64), time
+
+
+def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Genre (the first one listed) and year of the items, from whichever of the item files is there; else nothing."""
+    for name, reader in (("u.item", _read_u_item), ("movies.dat", _read_movies_dat), ("movies.csv", _read_movies_csv)):
+        if (directory / name).is_file():
+            ids, title, genre = reader(directory / name)
+            break
+    else:
+        return {}, {}
+    found = [_YEAR.search(text) for text in title]
+    year = np.array([int(match.group(1)) if match else -1 for match in found], np.int64)
+    genre_code, genres = codes(genre, (genre == "") | (genre == "unknown") | (genre == "(no genres listed)"))
+    year_code, years = codes(year, year < 0)
+    return align(ids, {"genre": genre_code, "year": year_code}, item_ids), {"genre": genres, "year": years}
+
+
+def _read_u_item(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = ("item", "title", "released", "video", "url", *_GENRES)
+    table = read_delimited(
+        file,
+        integers=("item", *_GENRES),
+        texts=("title",),
+        separator="|",
+        names=names,
+        encoding="latin-1",
+        quote=None,
+    )
+    flags = np.stack([table[genre] for genre in _GENRES], axis=1)
+    genre = np.where(flags.any(axis=1), np.array(_GENRES)[np.argmax(flags, axis=1)], "")
+    return table["item"], table["title"], genre
+
+
+def _read_movies_dat(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    names = ("item", "title", "genres")
+    table = read_delimited(
+        file, integers=("item",), texts=("title", "genres"), separator="::", names=names, encoding="latin-1", quote=None
+    )
+    return table["item"], table["title"], _first_genre(table["genres"])
+
+
+def _read_movies_csv(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = read_delimited(file, integers=("movieId",), texts=("title", "genres"))
+    return table["movieId"], table["title"], _first_genre(table["genres"])
+
+
+def _first_genre(genres: np.ndarray) -> np.ndarray:
+    return np.array([text.split("|", 1)[0] for text in genres], dtype=str)

@@ -1,0 +1,69 @@
+"""`prepare`: one door to every source; the function behind `argus prepare`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from python_model.data.description import DatasetInfo
+from python_model.data.kuairand import read_kuairand
+from python_model.data.movielens import read_movielens
+from python_model.data.synthetic import SyntheticConfig, generate, preset
+from python_model.data.tables import Progress
+from python_model.data.yambda import read_yambda
+
+READERS: dict[str, Callable[..., DatasetInfo]] = {
+    "yambda": read_yambda,
+    "kuairand": read_kuairand,
+    "movielens": read_movielens,
+}
+SOURCES = (*READERS, "synthetic")
+_COMMON = ("path", "out", "overwrite", "progress")
+
+
+def prepare(
+    source: str,
+    path: str | Path | None,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> DatasetInfo:
+    """Prepare the data at `path` (None for the synthetic service) into the new directory `out`.
+
+    options: those of the source's reader (`options_of`); for the synthetic service `preset`, `chunk_users` and any
+    setting of `SyntheticConfig`. progress(done, total) is called as the work goes on, in rows or users.
+    Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` is taken and
+    overwrite is not set. Nothing stays behind in `out` on any of them.
+    """
+    known = options_of(source)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        allowed = ", ".join(known) or "none"
+        raise ValueError(f"unknown option {', '.join(unknown)} of source {source!r}; it has: {allowed}")
+    if source == "synthetic":
+        return _prepare_synthetic(out, overwrite, progress, **options)
+    if path is None:
+        raise ValueError(f"path: source {source!r} needs the file or directory to read")
+    return READERS[source](path, out, overwrite=overwrite, progress=progress, **options)
+
+
+def options_of(source: str) -> tuple[str, ...]:
+    """Names of the options that a source takes; ValueError where there is no such source."""
+    if source == "synthetic":
+        return ("preset", "chunk_users", *SyntheticConfig.__dataclass_fields__)
+    if source not in READERS:
+        raise ValueError(f"source: expected one of {', '.join(SOURCES)}, found {source!r}")
+    return tuple(name for name in inspect.signature(READERS[source]).parameters if name not in _COMMON)
+
+
+def _prepare_synthetic(out: str | Path, overwrite: bool, progress: Progress | None, **options: Any) -> DatasetInfo:
+    name = options.pop("preset", "demo")
+    chunk_users = options.pop("chunk_users", 1024)
+    config = preset(name, **options)
+    return generate(
+        out, config, name=f"synthetic-{name}", chunk_users=chunk_users, overwrite=overwrite, progress=progress
+    )
