@@ -1,0 +1,252 @@
+"""What a model and a training run are made of: frozen settings with validation, JSON round trip and presets.
+
+`ModelConfig` fixes the shapes, `TrainConfig` one stage of training, `FeatureSpec` the vocabulary of the data that a
+model was built for. All three travel with every checkpoint. `PRESETS` are the published sizes, `python_model.recipes`
+has the settings that were tried on named data sets.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+Config = TypeVar("Config", bound="JsonConfig")
+
+FORMS = ("simplified", "full")
+STAGES = ("pretrain", "finetune")
+PROTOCOLS = ("temporal", "leave-last-out", "all")
+SOFTMAX_FORMS = ("standard", "refined")
+PRECISIONS = ("float32", "bfloat16")
+
+
+class JsonConfig:
+    """Shared by the frozen dataclasses here: JSON in and out, one clear error for what does not fit."""
+
+    def to_json(self) -> str:
+        """A JSON object with every field."""
+        return json.dumps(asdict(self), indent=2) + "\n"  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+        """From a mapping as `to_json` writes it; ValueError where a key is unknown or a value does not fit."""
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"{cls.__name__}: unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+    @classmethod
+    def from_json(cls: type[Config], text: str) -> Config:
+        """From the text of `to_json`; ValueError where it is not a JSON object."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{cls.__name__}: expected JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
+        return cls.from_dict(values)
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, expected {expected}")
+
+    def _require_whole(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            self._require(name, whole and value >= least, f"a whole number of at least {least}")
+
+    def _require_real(self, least: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            self._require(name, real and value >= least, f"a finite number of at least {least}")
+
+
+@dataclass(frozen=True)
+class FeatureSpec(JsonConfig):
+    """The vocabulary a model is built for.
+
+    items: catalogue size. context, item_features: name -> cardinality. feedback: name -> classes (1 = Bernoulli).
+    """
+
+    items: int
+    context: Mapping[str, int] = field(default_factory=dict)
+    feedback: Mapping[str, int] = field(default_factory=dict)
+    item_features: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._require_whole(1, "items")
+        self._require("feedback", len(self.feedback) > 0, "at least one feedback component")
+        for name in ("context", "feedback", "item_features"):
+            counts = getattr(self, name)
+            fits = isinstance(counts, Mapping) and all(isinstance(n, int) and n >= 1 for n in counts.values())
+            self._require(name, fits, "a mapping from name to a count of at least 1")
+
+    @classmethod
+    def of(cls, info: Any) -> FeatureSpec:
+        """The vocabulary of a prepared data set (`python_model.data.schema.DatasetInfo`)."""
+        return cls(info.items, dict(info.context), dict(info.feedback), dict(info.item_features))
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Logits of each feedback component, in order."""
+        return tuple(self.feedback.values())
+
+
+@dataclass(frozen=True)
+class ModelConfig(JsonConfig):
+    """The shapes of one model.
+
+    form: "simplified" (one vector per interaction) or "full" (tokens context, item, feedback).
+    layers, width, heads, feed_forward: the transformer; width / heads is the head width.
+    max_events: longest history in events. dropout: after embedding, attention and feed-forward.
+    item_width, feature_width: widths of the item table and of every other table.
+    vector_width: width of the user, query and item vectors whose dot products are the scores.
+    item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
+    position_buckets, time_buckets: lengths of the bias tables of each layer.
+    lag: seconds by which a server's user states are old in fine-tuning and ranking.
+    temperature: initial factor on the cosine of the next-item head; learned, clipped to [0.01, 100].
+    sparse: row-sparse gradients for the embedding tables.
+    """
+
+    form: str = "simplified"
+    layers: int = 2
+    width: int = 64
+    heads: int = 2
+    feed_forward: int = 4
+    max_events: int = 8192
+    dropout: float = 0.0
+    item_width: int = 64
+    feature_width: int = 16
+    vector_width: int = 64
+    item_hashes: int = 0
+    hash_rows: int = 0
+    position_buckets: int = 256
+    time_buckets: int = 64
+    lag: int = 0
+    temperature: float = 10.0
+    sparse: bool = False
+
+    def __post_init__(self) -> None:
+        self._require("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
+        self._require_whole(
+            1, "layers", "width", "heads", "feed_forward", "max_events", "item_width", "feature_width",
+            "vector_width", "position_buckets", "time_buckets",
+        )  # fmt: skip
+        self._require_whole(0, "item_hashes", "hash_rows", "lag")
+        self._require_real(0.0, "dropout")
+        self._require_real(0.01, "temperature")
+        self._require("heads", self.width % self.heads == 0, f"a divisor of width {self.width}")
+        self._require("dropout", self.dropout < 1, "a number in [0, 1)")
+        self._require("temperature", self.temperature <= 100, "a number in [0.01, 100]")
+        self._require("hash_rows", (self.hash_rows > 0) == (self.item_hashes > 0), "set exactly when item_hashes is")
+        self._require("sparse", isinstance(self.sparse, bool), "true or false")
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Parameters of the transformer blocks: 12·L·d² + 13·L·d at a feed-forward ratio of 4."""
+        d, ratio = self.width, self.feed_forward
+        return self.layers * ((4 + 2 * ratio) * d * d + (9 + ratio) * d)
+
+
+@dataclass(frozen=True)
+class TrainConfig(JsonConfig):
+    """One stage of training.
+
+    stage: "pretrain" (next item + feedback) or "finetune" (two-tower pairwise ranking).
+    steps: optimiser steps. batch_events: events in a batch at most. window: events of one user in a batch at most.
+    learning_rate: AdamW, dense parameters; table_learning_rate: embedding tables (row-wise Adagrad where the model's
+    gradients are sparse, AdamW otherwise). warmup_steps, final_fraction: linear warm-up, then a cosine down to
+    final_fraction of the rate. clip: largest gradient norm.
+    protocol: which split the training rows come from.
+    negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
+    softmax_form: logQ correction, "standard" or "refined". sketch_width, sketch_depth: the frequency sketch.
+    next_item_weight, feedback_weights: the joint loss; components not named weigh 1.
+    pair_window: seconds, None takes the data set's. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
+    precision: "float32" or "bfloat16" (autocast).
+    checkpoint_every: steps between checkpoints; keep: how many stay. log_every: steps between logged losses.
+    """
+
+    stage: str = "pretrain"
+    steps: int = 1000
+    batch_events: int = 2048
+    window: int = 128
+    learning_rate: float = 1e-3
+    table_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    final_fraction: float = 0.05
+    clip: float = 1.0
+    seed: int = 0
+    protocol: str = "temporal"
+    negatives_in_batch: int = 8192
+    negatives_uniform: int = 8192
+    softmax_form: str = "standard"
+    sketch_width: int = 1 << 16
+    sketch_depth: int = 4
+    next_item_weight: float = 1.0
+    feedback_weights: Mapping[str, float] = field(default_factory=dict)
+    pair_window: int | None = None
+    pretrain_weight: float = 0.0
+    precision: str = "float32"
+    checkpoint_every: int = 200
+    keep: int = 2
+    log_every: int = 1
+
+    def __post_init__(self) -> None:
+        self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
+        self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
+        self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
+        self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        self._require_whole(
+            1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every"
+        )
+        self._require_whole(2, "window")
+        self._require_whole(0, "warmup_steps", "seed", "negatives_in_batch", "negatives_uniform")
+        self._require_real(
+            0.0, "learning_rate", "table_learning_rate", "weight_decay", "final_fraction", "next_item_weight",
+            "pretrain_weight",
+        )  # fmt: skip
+        self._require_real(1e-12, "clip")
+        self._require("window", self.window <= self.batch_events, f"at most batch_events = {self.batch_events}")
+        self._require("final_fraction", self.final_fraction <= 1, "a number in [0, 1]")
+        negatives = self.negatives_in_batch + self.negatives_uniform
+        self._require("negatives_uniform", negatives > 0, "above 0 where there are no in-batch negatives")
+        weights = self.feedback_weights.values() if isinstance(self.feedback_weights, Mapping) else [-1.0]
+        self._require("feedback_weights", all(w >= 0 for w in weights), "a mapping from name to a weight of at least 0")
+        if self.pair_window is not None:
+            self._require_whole(0, "pair_window")
+
+
+def _published(layers: int, width: int) -> ModelConfig:
+    """A published size: head width 64 is our choice, embedding widths too."""
+    return ModelConfig(
+        layers=layers, width=width, heads=width // 64, item_width=min(width, 512), feature_width=min(width // 4, 128),
+        vector_width=min(width, 512),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(layers=2, width=64, heads=2),
+    "3m": _published(4, 256),
+    "19m": _published(6, 512),
+    "126m": _published(10, 1024),
+    "1b": _published(20, 2048),
+}
+
+
+def preset(name: str, **changes: Any) -> ModelConfig:
+    """A preset with some settings changed; ValueError where the name is unknown."""
+    if name not in PRESETS:
+        raise ValueError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
+    unknown = sorted(set(changes) - {f.name for f in fields(ModelConfig)})
+    if unknown:
+        raise ValueError(f"ModelConfig: unknown setting {', '.join(unknown)}")
+    return replace(PRESETS[name], **changes)

@@ -1,0 +1,271 @@
+"""ARGUS: a causal transformer over interactions (context, item, feedback) with a next-item and a feedback head.
+
+Two forms, one interface. Simplified: one vector per interaction; what is said of event t is read from the state
+before it, h_{t−1}, together with the embedding of context_t (and item_t for the feedback). Full: three tokens per
+interaction; the state at the context token is read for the item, the one at the item token for the feedback.
+
+On top, the two-tower ranker of fine-tuning: the user vector of event t is read from a state that knows only events at
+least `lag` seconds older than t; the score is its dot product with the vector of the item. docs/model.md derives why
+no reading contains its answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from argus_kernels.core.varlen import local_positions
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize
+
+from python_model.config import FeatureSpec, ModelConfig
+from python_model.data.batches import JaggedBatch
+from python_model.layers import (
+    Encoder, Head, Layout, Tables, TripleEmbedding, events_before, states_after, time_bucket,
+)  # fmt: skip
+
+NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
+"""Components that count against an item in the expected-feedback score; every other one counts for it."""
+
+RANKING_KINDS = ("pair", "next_item", "feedback")
+TEMPERATURE_RANGE = (0.01, 100.0)
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the heads read at each event: `item` [T, ·] knows the context, `feedback` [T, ·] the item as well."""
+
+    item: Tensor
+    feedback: Tensor
+
+
+class Argus(nn.Module):
+    """The reference model. `stage` says how far it is trained: "new", "pretrain" or "finetune".
+
+    item_columns: int [C, items], the rows of the item tables that make up each item: its own row (or its hashed
+    rows), then one per item feature, −1 where missing; `item_columns_of` makes it from a data set.
+    """
+
+    item_columns: Tensor
+
+    def __init__(self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> None:
+        super().__init__()
+        self.config, self.features, self.stage = config, features, "new"
+        hashed = ["item"] * max(config.item_hashes, 1)
+        of_item = hashed + [f"item_{name}" for name in features.item_features]
+        of_context = ["organic", "gap"] + [f"context_{name}" for name in features.context]
+        of_feedback = [f"feedback_{name}" for name in features.feedback]
+        if item_columns.shape != (len(of_item), features.items):
+            raise ValueError(
+                f"item_columns has shape {list(item_columns.shape)}, expected {[len(of_item), features.items]}"
+            )
+        self.register_buffer("item_columns", item_columns.to(torch.int32))
+        self.tables = Tables(_table_shapes(config, features))
+
+        def embedding(columns: list[str], width: int = config.width) -> TripleEmbedding:
+            return TripleEmbedding(self.tables, columns, width, sparse=config.sparse)
+
+        self.context_embedding = embedding(of_context)
+        self.item_embedding = embedding(of_item)
+        if config.form == "simplified":
+            self.event_embedding = embedding(of_context + of_item + of_feedback)
+            self.start = nn.Parameter(torch.zeros(config.width))
+        else:
+            self.feedback_embedding = embedding(of_feedback)
+        self.encoder = Encoder(config)
+        self.item_tower = embedding(of_item, config.vector_width)
+        inputs = 2 if config.form == "simplified" else 1
+        self.query_head = Head(inputs * config.width, config.width, config.vector_width)
+        self.user_head = Head(inputs * config.width, config.width, config.vector_width)
+        self.feedback_hidden = nn.Linear((inputs + (inputs == 2)) * config.width, config.width)
+        self.feedback_weight = nn.Parameter(torch.randn(config.width, sum(features.classes)) * config.width**-0.5)
+        self.feedback_bias = nn.Parameter(torch.zeros(sum(features.classes)))
+        self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
+
+    @classmethod
+    def for_dataset(cls, config: ModelConfig, dataset: Any) -> Argus:
+        """A new model for the catalogue and the features of a prepared data set."""
+        features = FeatureSpec.of(dataset.info)
+        return cls(config, features, item_columns_of(config, dataset))
+
+    # ---- encoding -----------------------------------------------------------------------------------------------
+
+    def encode(self, batch: JaggedBatch, *, lagged: bool = False) -> Tensor:
+        """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
+
+        lagged (full form only): a context token sees only the events its user vector may know of; item and feedback
+        tokens stay causal, so that the states it does see are those that a server would have stored.
+        """
+        if self.config.form == "simplified":
+            ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), batch.feedback.T])
+            layout = Layout(batch.offsets, batch.time, batch.max_length)
+            return self.encoder(self.event_embedding(self.tables, ids), layout)
+        lag = self.config.lag if lagged else None
+        tokens = torch.stack(
+            [
+                self.context_embedding(self.tables, self._context_ids(batch, lag)),
+                self.item_embedding(self.tables, self._item_ids(batch.items)),
+                self.feedback_embedding(self.tables, batch.feedback.T),
+            ],
+            dim=1,
+        ).flatten(0, 1)
+        layout = Layout(
+            batch.offsets * 3, batch.time.repeat_interleave(3), 3 * batch.max_length,
+            self._token_visibility(batch) if lagged else None,
+        )  # fmt: skip
+        return self.encoder(tokens, layout)
+
+    def _token_visibility(self, batch: JaggedBatch) -> Tensor:
+        """int32 [3T]: a context token sees the tokens of events old enough, the two others all before them."""
+        local = local_positions(batch.offsets, batch.time.shape[0]).clamp(min=0)
+        seen = events_before(batch.time, batch.offsets, self.config.lag)
+        return torch.stack([3 * seen, 3 * local + 1, 3 * local + 2], dim=1).flatten().int()
+
+    def read(self, batch: JaggedBatch, states: Tensor) -> Readings:
+        """What the pre-training heads read, from `encode(batch)`."""
+        if self.config.form == "full":
+            context, item, _ = states.view(-1, 3, states.shape[-1]).unbind(1)
+            return Readings(context, item)
+        before = states_after(states, self.start, batch.offsets, events_before(batch.time, batch.offsets, None))
+        context = self.context_embedding(self.tables, self._context_ids(batch, None))
+        item = self.item_embedding(self.tables, self._item_ids(batch.items))
+        return Readings(torch.cat([before, context], -1), torch.cat([before, context, item], -1))
+
+    def read_user(self, batch: JaggedBatch, states: Tensor | None = None) -> Tensor:
+        """What the user tower reads [T, ·]: nothing of an event younger than `lag` seconds before t, nor of t's answer.
+
+        states: `encode(batch)` where it is at hand (the simplified form reads the same states).
+        """
+        if self.config.form == "full":
+            return self.encode(batch, lagged=True).view(-1, 3, self.config.width)[:, 0]
+        states = self.encode(batch) if states is None else states
+        before = states_after(
+            states, self.start, batch.offsets, events_before(batch.time, batch.offsets, self.config.lag)
+        )
+        context = self.context_embedding(self.tables, self._context_ids(batch, self.config.lag))
+        return torch.cat([before, context], -1)
+
+    # ---- heads --------------------------------------------------------------------------------------------------
+
+    def queries(self, readings: Readings) -> Tensor:
+        """Unit query vectors of the next-item head: float32 [T, D]."""
+        return normalize(self.query_head(readings.item).float(), dim=-1)
+
+    def feedback_features(self, readings: Readings) -> Tensor:
+        """Hidden layer of the feedback head [T, d], which `feedback_loss` projects to logits."""
+        return gelu(self.feedback_hidden(readings.feedback))
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Unit vectors of the items [n] int64: float32 [n, D]."""
+        return normalize(self.item_tower(self.tables, self._item_ids(items)).float(), dim=-1)
+
+    @property
+    def temperature(self) -> Tensor:
+        """Factor on the cosine of query and item: exp(τ), clipped to [0.01, 100]."""
+        return self.log_temperature.exp().clamp(*TEMPERATURE_RANGE)
+
+    # ---- what evaluation and serving call -----------------------------------------------------------------------
+
+    def next_item_queries(self, batch: JaggedBatch) -> Tensor:
+        """Unit query vectors for the item of every event: [T, D]."""
+        return self.queries(self.read(batch, self.encode(batch)))
+
+    def next_item_scores(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Logits [n, V] of item vectors [V, D] for queries [n, D]; their softmax is p(item | past, context)."""
+        return self.temperature * (queries @ items.T)
+
+    def feedback_logits(self, batch: JaggedBatch) -> Tensor:
+        """Logits of every feedback component at every event: [T, C]; `features.classes` says which are whose."""
+        return self.feedback_logits_of(self.read(batch, self.encode(batch)))
+
+    def feedback_logits_of(self, readings: Readings) -> Tensor:
+        """The same from what the heads read."""
+        hidden = self.feedback_features(readings)
+        return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
+
+    def feedback_probabilities(self, batch: JaggedBatch) -> dict[str, Tensor]:
+        """p(component) per event: [T] for a Bernoulli component, [T, classes] for the others."""
+        return self._probabilities(self.feedback_logits(batch))
+
+    def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None) -> Tensor:
+        """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
+        return self.user_head(self.read_user(batch, states)).float()
+
+    def ranking_scores(self, batch: JaggedBatch, kind: str | None = None, states: Tensor | None = None) -> Tensor:
+        """Score of every event's own item for ordering what a user was shown: [T].
+
+        kind: "pair" (two towers, what fine-tuning trains), "next_item" (logit of the next-item head) or "feedback"
+        (expected feedback: see NEGATIVE_FEEDBACK). None takes "pair" for a fine-tuned model, "next_item" otherwise.
+        states: `encode(batch)` where it is at hand.
+        """
+        kind = kind or ("pair" if self.stage == "finetune" else "next_item")
+        if kind not in RANKING_KINDS:
+            raise ValueError(f"kind is {kind!r}, expected one of {', '.join(RANKING_KINDS)}")
+        if kind == "pair":
+            return (self.user_vectors(batch, states) * self.item_vectors(batch.items)).sum(-1)
+        readings = self.read(batch, self.encode(batch) if states is None else states)
+        if kind == "feedback":
+            return self._expected_feedback(self.feedback_logits_of(readings))
+        return self.temperature * (self.queries(readings) * self.item_vectors(batch.items)).sum(-1)
+
+    def item_matrix(self, chunk: int = 1 << 16) -> Tensor:
+        """Vectors of the whole catalogue: [V, D]."""
+        items = torch.arange(self.features.items, device=self.device)
+        return torch.cat([self.item_vectors(part) for part in items.split(chunk)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.item_columns.device
+
+    def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
+        parts = logits.split(self.features.classes, dim=-1)
+        return {
+            name: part.sigmoid().squeeze(-1) if classes == 1 else part.softmax(-1)
+            for (name, classes), part in zip(self.features.feedback.items(), parts, strict=True)
+        }
+
+    def _expected_feedback(self, logits: Tensor) -> Tensor:
+        total = logits.new_zeros(logits.shape[0])
+        for name, p in self._probabilities(logits).items():
+            level = p if p.dim() == 1 else p @ torch.linspace(0, 1, p.shape[1], device=p.device)
+            total = total - level if name in NEGATIVE_FEEDBACK else total + level
+        return total
+
+    # ---- ids ----------------------------------------------------------------------------------------------------
+
+    def _item_ids(self, items: Tensor) -> Tensor:
+        """Rows of the item tables [C, n] int64; −1 everywhere for item −1 (unknown)."""
+        ids = self.item_columns[:, items.clamp(min=0)].long()
+        return torch.where(items >= 0, ids, -1)
+
+    def _context_ids(self, batch: JaggedBatch, lag: int | None) -> Tensor:
+        """Context columns [K, T]: organic, bucketed time since the newest event that may be known, the data's own."""
+        seen = events_before(batch.time, batch.offsets, lag)
+        newest = states_after(batch.time[:, None], batch.time.new_zeros(1), batch.offsets, seen)[:, 0]
+        gap = torch.where(seen > 0, time_bucket(batch.time - newest, self.config.time_buckets), -1)
+        return torch.cat([batch.organic.long()[None], gap[None], batch.context])
+
+
+def item_columns_of(config: ModelConfig, dataset: Any) -> Tensor:
+    """The `item_columns` of a prepared data set: own or hashed rows, then the item features."""
+    items = np.arange(dataset.info.items, dtype=np.int64)
+    own = items[None]
+    if config.item_hashes:
+        from argus_kernels.host import hash_ids
+
+        own = hash_ids(items, config.item_hashes, config.hash_rows)
+    features = [np.asarray(dataset.item_column(f"item_{name}"))[None] for name in dataset.info.item_features]
+    return torch.from_numpy(np.concatenate([own, *features]).astype(np.int32))
+
+
+def _table_shapes(config: ModelConfig, features: FeatureSpec) -> dict[str, tuple[int, int]]:
+    small = config.feature_width
+    shapes = {"item": (config.hash_rows or features.items, config.item_width)}
+    shapes |= {f"item_{name}": (count, small) for name, count in features.item_features.items()}
+    shapes |= {"organic": (2, small), "gap": (config.time_buckets, small)}
+    shapes |= {f"context_{name}": (count, small) for name, count in features.context.items()}
+    # A Bernoulli component has one logit and two values.
+    return shapes | {f"feedback_{name}": (max(count, 2), small) for name, count in features.feedback.items()}

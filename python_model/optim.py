@@ -1,0 +1,107 @@
+"""Optimisers of a training run: AdamW for dense parameters, row-wise Adagrad for row-sparse embedding tables.
+
+Also the learning-rate schedule, gradient clipping that understands row-sparse gradients, and the optimisers' state as
+flat named tensors for checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from argus_kernels.optim import RowwiseAdagrad
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from python_model.config import TrainConfig
+from python_model.model import Argus
+
+
+class Optimisers:
+    """The optimisers of a model, stepped together under one schedule."""
+
+    def __init__(self, model: Argus, config: TrainConfig) -> None:
+        self.config = config
+        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        tables = list(model.tables.parameters())
+        held = set(tables)
+        dense = [parameter for parameter in model.parameters() if parameter not in held]
+        groups = [
+            {"params": [p for p in dense if p.dim() == 2], "weight_decay": config.weight_decay},
+            {"params": [p for p in dense if p.dim() != 2], "weight_decay": 0.0},
+        ]
+        if not model.config.sparse:
+            groups.append({"params": tables, "lr": config.table_learning_rate, "weight_decay": 0.0})
+        self.all: list[Optimizer] = [AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))]
+        if model.config.sparse:
+            self.all.append(RowwiseAdagrad(tables, lr=config.table_learning_rate))
+        self._rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.all]
+        self.parameters = list(self.names)
+
+    def step(self, step: int) -> tuple[float, Tensor]:
+        """One update at step (0-based): clip, set the rates, step; returns (rate factor, gradient norm before it)."""
+        norm = clip_gradients(self.parameters, self.config.clip)
+        factor = rate_factor(step, self.config)
+        for optimiser, rates in zip(self.all, self._rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimiser.step()
+        return factor, norm
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for optimiser in self.all:
+            optimiser.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every state tensor as `<parameter>::<state>`."""
+        return {
+            f"{self.names[parameter]}::{key}": value
+            for optimiser in self.all
+            for parameter, state in optimiser.state.items()
+            for key, value in state.items()
+        }
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `state` gave."""
+        by_name = {name: parameter for parameter, name in self.names.items()}
+        owner = {
+            parameter: optimiser
+            for optimiser in self.all
+            for group in optimiser.param_groups
+            for parameter in group["params"]
+        }
+        for name, value in tensors.items():
+            parameter = by_name[name.rsplit("::", 1)[0]]
+            # AdamW keeps its step counters on the CPU, everything else lies beside its parameter.
+            value = value if value.dim() == 0 else value.to(parameter.device)
+            owner[parameter].state[parameter][name.rsplit("::", 1)[1]] = value.clone()
+
+
+def rate_factor(step: int, config: TrainConfig) -> float:
+    """Factor on the learning rate at a 0-based step: linear warm-up to 1, then a cosine down to final_fraction."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(config.steps - config.warmup_steps, 1)
+    return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scales all gradients so that their joint norm is at most `most`; returns the norm before. No host sync."""
+    values = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
+            values.append(parameter.grad.values())
+        else:
+            values.append(parameter.grad)
+    if not values:
+        return torch.zeros(())
+    norm = torch.stack([value.float().norm() for value in values]).norm()
+    scale = (most / (norm + 1e-12)).clamp(max=1.0)
+    for value in values:
+        value.mul_(scale.to(value.dtype))
+    return norm

@@ -1,0 +1,257 @@
+"""The one training loop, for both stages.
+
+A run is a function of its settings and its data: batches follow from (seed, epoch), negatives and dropout from
+(seed, step), and a checkpoint holds everything else (weights, optimisers, frequency sketch, position). So a run that
+was killed and resumed goes through the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from python_model import checkpoint
+from python_model.checkpoint import Description, TrainerState
+from python_model.config import ModelConfig, TrainConfig, preset
+from python_model.data.batches import BatchPlan, JaggedBatch, prefetch
+from python_model.data.errors import DataError
+from python_model.data.schema import Dataset
+from python_model.data.splits import leave_last_out, temporal_split
+from python_model.losses import FinetuneLoss, PretrainLoss
+from python_model.model import Argus
+from python_model.optim import Optimisers
+from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
+
+SKETCH = "frequency_sketch"
+FREE_ON_RESUME = ("checkpoint_every", "keep", "log_every")
+"""Settings that may differ between a run and its resumption: they change no number."""
+FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
+"""Model settings that may differ between pre-training and fine-tuning: they change no shape."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient became NaN or infinite; the last checkpoint is from before that."""
+
+
+def train(
+    stage: str,
+    dataset: Dataset,
+    out_dir: str | Path,
+    model_config: ModelConfig | None = None,
+    train_config: TrainConfig | None = None,
+    *,
+    resume: bool = False,
+    init_from: str | Path | None = None,
+    progress: Progress | None = None,
+    device: str | torch.device = "cpu",
+) -> Path:
+    """Train one stage; returns the directory of the last checkpoint.
+
+    stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
+    checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
+    resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
+    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt.
+
+    Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
+    resume is not set, TrainingDiverged where the loss is not finite, DataError for a damaged checkpoint.
+    """
+    config = train_config or TrainConfig(stage=stage)
+    if config.stage != stage:
+        raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
+    run = Path(out_dir)
+    resumed = checkpoint.find(run) if resume and checkpoint.exists(run) else None
+    if resumed is None and checkpoint.exists(run):
+        raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
+    torch.manual_seed(config.seed)
+    model = _make_model(dataset, model_config, init_from, resumed)
+    trainer = Trainer(dataset, run, model.to(device), config, progress)
+    if resumed is not None:
+        trainer.restore(resumed)
+    return trainer.run()
+
+
+class Trainer:
+    """One run of one stage: the model, its optimisers, its loss and its place in the data."""
+
+    def __init__(
+        self, dataset: Dataset, run: Path, model: Argus, config: TrainConfig, progress: Progress | None = None
+    ) -> None:
+        if config.window > model.config.max_events:
+            raise ValueError(f"window is {config.window}, expected at most the model's max_events {model.config.max_events}")
+        self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
+        self.progress = progress
+        self.plan = BatchPlan(
+            dataset, config.batch_events, config.window, config.seed, train=training_rows(dataset, config.protocol)
+        )
+        self.optimisers = Optimisers(model, config)
+        self.loss: PretrainLoss | FinetuneLoss
+        if config.stage == "pretrain":
+            self.loss = PretrainLoss(config, model)
+            self.sampler = self.loss.sampler
+        else:
+            self.loss = FinetuneLoss(config, model, dataset.info.pair_window)
+            self.sampler = self.loss.pretrain.sampler
+        self.step = self.epoch = self.batch = self.events = 0
+        self.seconds = 0.0
+
+    def run(self) -> Path:
+        """From the current step to the last one."""
+        self.model.train()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        pace, earlier = Throughput(), self.seconds
+        with InterruptGuard() as interrupt, MetricsLog(self.run_dir, self.step) as log:
+            batches = self._batches()
+            while self.step < self.config.steps:
+                batch = next(batches)
+                factor, losses = self._update(batch)
+                rate, left = pace.step(len(batch), self.config.steps - self.step)
+                self.seconds = earlier + pace.seconds
+                self._report(log, factor, losses, rate, left)
+                if interrupt.asked or self._due():
+                    self.save()
+                if interrupt.asked:
+                    raise KeyboardInterrupt
+        return self.save()
+
+    def _batches(self) -> Iterator[JaggedBatch]:
+        """Batches from the run's place on, over epochs without end; moves the place as they are taken."""
+        while True:
+            for batch in prefetch(self.plan.batches(self.epoch, self.batch)):
+                self.batch += 1
+                yield batch
+            if self.batch == 0:
+                raise ValueError("the data gives no batch: every user has fewer than two training events")
+            self.epoch, self.batch = self.epoch + 1, 0
+
+    def _update(self, batch: JaggedBatch) -> tuple[float, dict[str, float]]:
+        """One optimiser step; returns the factor on the learning rate and the losses."""
+        torch.manual_seed(step_seed(self.config.seed, self.step))
+        self.optimisers.zero_grad()
+        with self._precision():
+            loss, parts = self.loss(batch.to(self.model.device, non_blocking=True), self.step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        factor, norm = self.optimisers.step(self.step)
+        losses = {name: float(value) for name, value in ({"loss": loss.detach()} | parts).items()}
+        self._require_finite(losses["loss"], norm)
+        self.step += 1
+        self.events += len(batch)
+        return factor, losses
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
+
+    def _require_finite(self, loss: float, norm: Tensor) -> None:
+        if math.isfinite(loss) and bool(norm.isfinite()):
+            return
+        kept = checkpoint.find(self.run_dir) if checkpoint.exists(self.run_dir) else "none was written yet"
+        raise TrainingDiverged(
+            f"step {self.step + 1}: the loss is {loss}, the gradient norm {float(norm)}, expected finite numbers; "
+            f"last checkpoint: {kept}. A lower learning rate or a longer warm-up usually helps"
+        )
+
+    def _due(self) -> bool:
+        return self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps
+
+    def _report(self, log: MetricsLog, factor: float, losses: dict[str, float], rate: float, left: float) -> None:
+        report = StepReport(
+            stage=self.config.stage, step=self.step, steps=self.config.steps, events=self.events,
+            seconds=self.seconds, events_per_second=rate, seconds_left=left,
+            learning_rate=self.config.learning_rate * factor, losses=losses,
+        )  # fmt: skip
+        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+            log.write(report)
+        if self.progress is not None:
+            self.progress(report)
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def save(self) -> Path:
+        """Write a checkpoint of this step."""
+        sketch = self.sampler.sketch.state_dict()
+        state = TrainerState(
+            tensors=self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])},
+            numbers={
+                "step": self.step, "epoch": self.epoch, "batch": self.batch, "events": self.events,
+                "seconds": self.seconds, "sketch_total": sketch["total"],
+            },
+        )  # fmt: skip
+        description = Description(
+            self.config.stage, self.step, self.model.config, self.config, self.model.features,
+            _identity(self.dataset),
+        )  # fmt: skip
+        self.model.stage = self.config.stage
+        return checkpoint.save(self.run_dir, self.model, description, state, self.config.keep)
+
+    def restore(self, directory: Path) -> None:
+        """Go to where a checkpoint of the same run was written; ValueError where settings or data differ."""
+        found = checkpoint.read_description(directory)
+        _require_same(directory, "train_config", asdict(found.train_config), asdict(self.config), FREE_ON_RESUME)
+        _require_same(directory, "dataset", dict(found.dataset), _identity(self.dataset), ())
+        state = checkpoint.load_trainer(directory)
+        numbers = state.numbers
+        try:
+            self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
+            self.events, self.seconds = numbers["events"], numbers["seconds"]
+            sketch = {"table": state.tensors[SKETCH].numpy(), "total": numbers["sketch_total"]}
+        except KeyError as error:
+            raise DataError(directory, "this entry is missing from the state", column=str(error.args[0])) from error
+        self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
+        self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
+
+
+def training_rows(dataset: Dataset, protocol: str) -> np.ndarray | None:
+    """Rows that a protocol trains on, bool [events]; None for all."""
+    if protocol == "all":
+        return None
+    return (temporal_split(dataset) if protocol == "temporal" else leave_last_out(dataset)).train
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Seed of a step's dropout: well mixed, so that neighbouring steps and seeds do not resemble each other."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _make_model(
+    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None
+) -> Argus:
+    source = resumed or (checkpoint.find(init_from) if init_from is not None else None)
+    if source is None:
+        return Argus.for_dataset(config or preset("tiny"), dataset)
+    found = checkpoint.read_description(source)
+    if config is not None:
+        free = () if resumed is not None else FREE_ON_FINETUNE
+        _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
+    kept = config or found.model_config
+    model = Argus.for_dataset(kept, dataset)
+    if model.features != found.features:
+        raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
+    checkpoint.load_weights(model, source)
+    model.stage = found.stage
+    return model
+
+
+def _require_same(
+    directory: Path, what: str, found: dict[str, Any], given: dict[str, Any], free: tuple[str, ...]
+) -> None:
+    differ = [
+        f"{name} was {found.get(name)!r}, now {given.get(name)!r}"
+        for name in sorted(found.keys() | given.keys())
+        if name not in free and found.get(name) != given.get(name)
+    ]
+    if differ:
+        raise ValueError(f"{directory}: {what} differs: {'; '.join(differ)}")
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    info = dataset.info
+    return {"name": info.name, "users": info.users, "items": info.items, "events": info.events}
