@@ -9,17 +9,19 @@ from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
 from argus_kernels.ops.feedback_loss import feedback_loss
+from argus_kernels.ops.sampled_softmax_loss import sampled_softmax_loss
 from argus_kernels.ops.triple_embedding import triple_embedding
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "triple_embedding",
-    "Verdict",
     "causal_attention",
     "default_backend",
     "explain",
     "feedback_loss",
+    "sampled_softmax_loss",
     "set_device_checks",
+    "triple_embedding",
     "use_backend",
+    "Verdict",
 ]

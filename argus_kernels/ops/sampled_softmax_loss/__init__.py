@@ -1,0 +1,205 @@
+"""Sampled softmax with logQ correction: the next-item loss against thousands of drawn negatives, as one op."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op, Problems, autocast
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.varlen import require_values
+from argus_kernels.ops.sampled_softmax_loss import reference
+from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
+from argus_kernels.ops.sampled_softmax_loss.samples import samples
+
+FORMS = ("standard", "refined")
+
+
+def sampled_softmax_loss(
+    query: Tensor,
+    positive: Tensor,
+    candidates: Tensor,
+    positive_ids: Tensor,
+    candidate_ids: Tensor,
+    log_q: Tensor,
+    *,
+    positive_log_q: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    row_weight: Tensor | None = None,
+    query_owner: Tensor | None = None,
+    candidate_owner: Tensor | None = None,
+    form: str = "standard",
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The softmax loss of N positives against M sampled candidates, corrected for how often each is drawn.
+
+    With s⁺ = scale·⟨query_n, positive_n⟩ and s_nm = scale·⟨query_n, candidate_m⟩ − log_q[m], the sums running over
+    the candidates that are not left out:
+
+        standard:  lse = log(e^{s⁺ − positive_log_q} + Σ_m e^{s_nm}),  loss = w_n · (lse − s⁺)
+        refined:   lse = log((1 − Q⁺)/K · Σ_m e^{s_nm}),  loss = w_n · (1 − P̂) · (lse − s⁺)
+                   Q⁺ = e^{positive_log_q}, K candidates not left out, P̂ = e^{s⁺}/(e^{s⁺} + e^{lse}) held constant
+
+    A candidate is left out where its id is the positive's (an accidental hit) and, with owners, where it comes from
+    the row's own owner. With the whole catalogue as candidates and log_q = 0 the standard form is the full softmax.
+
+    Args:
+        query: [N, D], float32, bfloat16, float16 or float64.
+        positive: [N, D], dtype like query.
+        candidates: [M, D], dtype like query.
+        positive_ids: [N] int64.
+        candidate_ids: [M] int64; compared as integers.
+        log_q: [M] floating point, finite. Standard form: log of how often the candidate is expected among the M, so
+            log(M · Q) for M draws from Q. Refined form: log of Q, its probability in one draw. No gradient.
+        positive_log_q: [N] floating point, log_q's counterpart for the positives, finite; no gradient. Standard: None
+            counts the positive once, which is unbiased where candidates are drawn independently of it; given, the
+            positive weighs in the denominator as a drawn candidate does. Refined: required, below 0.
+        scale: inverse temperature, positive: a number, or a tensor of no dimension, which gets a gradient.
+        row_weight: [N] floating point, at least 0; no gradient. A row of weight 0 is left out entirely: its loss and
+            lse are 0 and whatever its query and positive hold, NaN included, reaches no gradient.
+        query_owner: [N] int64, such as the user of the row; together with `candidate_owner`, or None.
+        candidate_owner: [M] int64; a negative owner is nobody's.
+        form: "standard" or "refined".
+        backend: which backend computes; None for the default.
+
+    Returns:
+        (loss [N], lse [N]), float32 (float64 for float64 inputs), both differentiable in query, positive, candidates
+        and scale. A row with no candidate left: standard, loss −positive_log_q (0 without it); refined, loss 0 and
+        lse −∞, with zero gradients.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, one owner without the other, the refined form without
+            positive_log_q; on the CPU also log_q or positive_log_q that is not finite, a negative weight, a scale that
+            is not positive, with position and value. On a GPU values are device-side assertions.
+
+    Under autocast query, positive and candidates are cast to its dtype; scores and losses stay float32. Sources:
+    logQ correction, Bengio and Senécal 2008; the refined form, arXiv 2507.09331.
+    """
+    query, positive, candidates = autocast(query, positive, candidates)
+    statistics = torch.promote_types(query.dtype, torch.float32)
+    if not isinstance(scale, Tensor):
+        if not 0 < scale < math.inf:
+            raise ValueError(f"sampled_softmax_loss: scale is {scale}, expected a finite value above 0")
+        scale = torch.full((), scale, dtype=statistics, device=query.device)
+    given = Arguments(
+        query,
+        positive,
+        candidates,
+        positive_ids,
+        candidate_ids,
+        log_q,
+        positive_log_q,
+        scale,
+        row_weight,
+        query_owner,
+        candidate_owner,
+        form,
+    )
+    _check_arguments(given)
+    given = given._replace(
+        log_q=_constant(log_q, statistics),
+        positive_log_q=None if positive_log_q is None else _constant(positive_log_q, statistics),
+        scale=scale.to(statistics),
+        row_weight=None if row_weight is None else _constant(row_weight, statistics),
+    )
+    return OP(*given, backend=backend)
+
+
+def _constant(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.detach().to(dtype)
+
+
+def _check_arguments(given: Arguments) -> None:
+    problems = Problems("sampled_softmax_loss")
+    query, candidates = given.query, given.candidates
+    if not problems.tensor("query", query, shape=(None, None), dtype=FLOATING):
+        problems.raise_if_any()
+    rows, width = query.shape
+    device = query.device
+    problems.tensor("positive", given.positive, shape=(rows, width), dtype=query.dtype, device=device, like="query")
+    if not problems.tensor(
+        "candidates", candidates, shape=(None, width), dtype=query.dtype, device=device, like="query"
+    ):
+        problems.raise_if_any()
+    drawn = candidates.shape[0]
+    sizes = {"positive": rows, "query": rows, "candidate": drawn}
+    for name, value in (
+        ("positive_ids", given.positive_ids),
+        ("candidate_ids", given.candidate_ids),
+        ("query_owner", given.query_owner),
+        ("candidate_owner", given.candidate_owner),
+    ):
+        if value is not None:
+            problems.tensor(name, value, shape=(sizes[name.split("_")[0]],), dtype=torch.int64, device=device)
+    for name, value, size in (
+        ("log_q", given.log_q, drawn),
+        ("positive_log_q", given.positive_log_q, rows),
+        ("row_weight", given.row_weight, rows),
+    ):
+        if value is not None:
+            problems.tensor(name, value, shape=(size,), dtype=FLOATING, device=device)
+    problems.tensor("scale", given.scale, shape=(), dtype=FLOATING, device=device)
+    if given.form not in FORMS:
+        problems.found.append(f"form is {given.form!r}, expected one of {', '.join(FORMS)}")
+    if given.form == "refined" and given.positive_log_q is None:
+        problems.found.append("positive_log_q is None, expected [N] values: the refined form needs them")
+    if (given.query_owner is None) != (given.candidate_owner is None):
+        problems.found.append("one of query_owner and candidate_owner is None, expected both or neither")
+    problems.raise_if_any()
+
+
+def _check_values(*arguments: Any) -> None:
+    given = Arguments(*arguments)
+    _require("scale", given.scale[None], _positive(given.scale[None]), "a finite value above 0")
+    _require("log_q", given.log_q, given.log_q.isfinite(), "a finite value")
+    ignored = torch.zeros_like(given.positive_ids, dtype=torch.bool)
+    if given.row_weight is not None:
+        weight = given.row_weight
+        _require("row_weight", weight, (weight >= 0) & weight.isfinite(), "a finite value ≥ 0")
+        ignored = weight == 0
+    if given.positive_log_q is not None:
+        value = given.positive_log_q
+        holds, expected = value.isfinite(), "a finite value"
+        if given.form == "refined":
+            holds, expected = holds & (value < 0), "a finite value below 0, the logarithm of a probability"
+        _require("positive_log_q", value, holds | ignored, expected)
+
+
+def _positive(value: Tensor) -> Tensor:
+    return (value > 0) & value.isfinite()
+
+
+def _require(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
+    if value.device.type != "cpu":
+        require_values(holds, f"sampled_softmax_loss: {name} does not hold {expected}")
+    elif not bool(holds.all()):
+        position = int((~holds).nonzero()[0])
+        place = name if name == "scale" else f"{name}[{position}]"
+        raise ValueError(f"sampled_softmax_loss: {place} is {float(value[position])}, expected {expected}")
+
+
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    query = Arguments(*arguments).query
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return query.new_empty(query.shape[0], dtype=dtype), query.new_empty(query.shape[0], dtype=dtype)
+
+
+BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+
+OP = Op(
+    "sampled_softmax_loss",
+    arguments=(
+        "Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids, Tensor log_q, "
+        "Tensor? positive_log_q, Tensor scale, Tensor? row_weight, Tensor? query_owner, Tensor? candidate_owner, "
+        "str form"
+    ),
+    returns="(Tensor, Tensor)",
+    fake=_fake,
+    backends=BACKENDS,
+    differentiable=("query", "positive", "candidates", "scale"),
+    check=_check_values,
+    samples=samples,
+)

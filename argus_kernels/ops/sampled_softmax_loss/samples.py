@@ -1,0 +1,107 @@
+"""The inputs on which sampled_softmax_loss is tested and timed, and what computing them costs at least."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.sample import Sample, tensor_bytes
+
+GRAD = ("query", "positive", "candidates", "scale")
+
+
+def samples() -> list[Sample]:
+    """Small hostile cases, then 8,192 events against 16,384 negatives and against a whole catalogue of that size."""
+    return [
+        _case("standard", 5, 6, 3),
+        _case("every_argument", 5, 7, 3, positive_log_q=True, row_weight=True, owners=True),
+        _case("refined", 4, 6, 3, positive_log_q=True, form="refined"),
+        _case("refined_every_argument", 4, 6, 3, positive_log_q=True, row_weight=True, owners=True, form="refined"),
+        _case("every_candidate_a_hit", 3, 4, 2, catalogue=1),
+        _case("ignored_rows_hold_nan", 5, 4, 3, row_weight=True, garbage=True),
+        _case("no_candidate", 3, 0, 2),
+        _case("no_row", 0, 4, 2),
+        _case("rows_8192_candidates_16384", 8_192, 16_384, 256, catalogue=1_000_000, production=True),
+        _case("full_softmax_8192_of_16384", 8_192, 16_384, 256, full=True, production=True),
+    ]
+
+
+def _case(
+    name: str,
+    rows: int,
+    drawn: int,
+    width: int,
+    *,
+    catalogue: int = 9,
+    positive_log_q: bool = False,
+    row_weight: bool = False,
+    owners: bool = False,
+    form: str = "standard",
+    garbage: bool = False,
+    full: bool = False,
+    production: bool = False,
+) -> Sample:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        def integers(high: int, count: int) -> Tensor:
+            return torch.randint(0, high, (count,), generator=generator)
+
+        arguments: dict[str, Any] = {
+            "query": normal(rows, width),
+            "positive": normal(rows, width),
+            "candidates": normal(drawn, width),
+            "positive_ids": integers(drawn if full else catalogue, rows),
+            "candidate_ids": torch.arange(drawn) if full else integers(catalogue, drawn),
+            "log_q": torch.zeros(drawn) if full else torch.rand(drawn, generator=generator) - 3.0,
+            "scale": torch.tensor(1 / math.sqrt(width), dtype=torch.promote_types(dtype, torch.float32)),
+            "form": form,
+        }
+        if full:
+            arguments["positive"] = arguments["candidates"][arguments["positive_ids"]]
+        if positive_log_q:
+            arguments["positive_log_q"] = torch.rand(rows, generator=generator) - 3.0
+        if row_weight:
+            arguments["row_weight"] = torch.rand(rows, generator=generator) + 0.5
+            arguments["row_weight"][::3] = 0
+        if owners:
+            arguments["query_owner"] = integers(3, rows)
+            arguments["candidate_owner"] = integers(4, drawn) - 1
+        if garbage:
+            arguments["query"][::3] = torch.nan
+            arguments["positive"][::3] = torch.inf
+        return arguments
+
+    return Sample(
+        name,
+        make,
+        grad=() if form == "refined" else GRAD,
+        production=production,
+        flops=_flops,
+        bytes=_bytes,
+        backward_flops=lambda arguments: 2 * _flops(arguments),
+        backward_bytes=_backward_bytes,
+    )
+
+
+def _flops(arguments: dict[str, Any]) -> int:
+    """The scores; the backward pass has two products of the same size, and a third where scores are not stored."""
+    rows, width = arguments["query"].shape
+    return 2 * rows * width * (arguments["candidates"].shape[0] + 1)
+
+
+def _inputs(arguments: dict[str, Any]) -> int:
+    return tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
+
+
+def _bytes(arguments: dict[str, Any]) -> int:
+    return _inputs(arguments) + 8 * arguments["query"].shape[0]
+
+
+def _backward_bytes(arguments: dict[str, Any]) -> int:
+    """The inputs, both outputs and their gradients read; the gradients written."""
+    return _inputs(arguments) + 16 * arguments["query"].shape[0] + tensor_bytes(*(arguments[name] for name in GRAD))
