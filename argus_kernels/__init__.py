@@ -9,6 +9,7 @@ from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
 from argus_kernels.ops.feedback_loss import feedback_loss
+from argus_kernels.ops.hstu_attention import hstu_attention
 from argus_kernels.ops.sampled_softmax_loss import sampled_softmax_loss
 from argus_kernels.ops.triple_embedding import triple_embedding
 
@@ -19,6 +20,7 @@ __all__ = [
     "default_backend",
     "explain",
     "feedback_loss",
+    "hstu_attention",
     "sampled_softmax_loss",
     "set_device_checks",
     "triple_embedding",

@@ -51,7 +51,7 @@ def time_buckets(difference: Tensor, buckets: int) -> Tensor:
     # 3 times faster than torch.bucketize, which searches all edges for every element.
     estimate = (distance.to(torch.float32).log() / float(LOG_STEP) - _ESTIMATE_MARGIN).clamp(0, buckets - 1).long()
     upper = torch.cat([time_thresholds(buckets, difference.device)[1:], difference.new_full((1,), _LARGEST)])
-    return estimate + (distance >= upper[estimate])
+    return estimate + (distance >= upper.take(estimate))
 
 
 def position_buckets(query_place: Tensor, key_place: Tensor, buckets: int) -> Tensor:

@@ -37,13 +37,22 @@ class Pairs:
             time = time_buckets(difference, self.time_bias.shape[1])
         return Buckets(position, time)
 
-    def add_bias(self, scores: Tensor, buckets: Buckets) -> Tensor:
-        """Adds both biases to scores [H, G, Lq, Lk]."""
+    def bias(self, buckets: Buckets, dtype: torch.dtype) -> Tensor | None:
+        """The sum of both biases, [H, G, Lq, Lk], or [H, 1, Lq, Lk] without times; None without tables."""
+        total = None
         if self.position_bias is not None and buckets.position is not None:
-            scores = scores + _look_up(self.position_bias.to(scores.dtype), buckets.position)[:, None]
+            total = _look_up(self.position_bias.to(dtype), buckets.position)[:, None]
         if self.time_bias is not None and buckets.time is not None:
-            scores = scores + _look_up(self.time_bias.to(scores.dtype), buckets.time)
-        return scores
+            by_time = _look_up(self.time_bias.to(dtype), buckets.time)
+            total = by_time if total is None else total + by_time
+        return total
+
+    def masked_bias(self, tile: Tile, buckets: Buckets, dtype: torch.dtype) -> Tensor:
+        """The sum of both biases, −inf where the mask hides the key; broadcasts to [H, G, Lq, Lk]."""
+        total = self.bias(buckets, dtype)
+        if total is None:
+            total = torch.zeros((), dtype=dtype, device=tile.query_place.device)
+        return torch.where(self.seen(tile), total, -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from argus_kernels.core import Op
-from argus_kernels.ops import causal_attention, feedback_loss, sampled_softmax_loss, triple_embedding
+from argus_kernels.ops import causal_attention, feedback_loss, hstu_attention, sampled_softmax_loss, triple_embedding
 
 OPS: tuple[Op, ...] = (
     sampled_softmax_loss.OP,
     causal_attention.OP,
     feedback_loss.OP,
+    hstu_attention.OP,
     triple_embedding.OP,
 )

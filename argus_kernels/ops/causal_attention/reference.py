@@ -36,13 +36,16 @@ def forward(
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
 
-        scores = torch.matmul(query * scale, key.transpose(-1, -2))
-        scores = pairs.add_bias(scores, pairs.buckets(tile)).masked_fill(~pairs.seen(tile), -torch.inf)
-        log_sum_exp = torch.logsumexp(scores, -1)
-        weights = torch.exp(scores - log_sum_exp[..., None])
+        bias = pairs.masked_bias(tile, pairs.buckets(tile), wide)
+        scores = torch.matmul(query * scale, key.transpose(-1, -2)) + bias
+        # Any number may be taken off a row's scores; the largest keeps exp in range for scores of any size.
+        largest = scores.detach().amax(-1, keepdim=True)
+        exponentials = torch.exp(scores - largest)
+        total = exponentials.sum(-1, keepdim=True)
+        log_sum_exp = (largest + total.log())[..., 0]
 
         rows.append(tile.target_queries)
-        outs.append(rows_first(torch.matmul(weights, value), tile.real_queries))
+        outs.append(rows_first(torch.matmul(exponentials, value) / total, tile.real_queries))
         statistics.append(log_sum_exp.flatten(1)[:, tile.real_queries])
 
     out, log_sum_exp = q.new_zeros(q.shape, dtype=wide), q.new_zeros(q.shape[1], q.shape[0], dtype=wide)
@@ -83,8 +86,7 @@ def backward(
         log_sum_exp = outputs[1][:, tile.query_rows].masked_fill(~tile.query_is_real(), torch.inf)
 
         buckets = pairs.buckets(tile)
-        scores = pairs.add_bias(torch.matmul(query, key.transpose(-1, -2)), buckets)
-        scores = scores.masked_fill(~pairs.seen(tile), -torch.inf)
+        scores = torch.matmul(query, key.transpose(-1, -2)) + pairs.masked_bias(tile, buckets, wide)
         weights = torch.exp(scores - log_sum_exp[..., None])
         found.add_value(tile, weights, d_out)
 

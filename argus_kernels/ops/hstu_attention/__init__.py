@@ -1,0 +1,102 @@
+"""hstu_attention: HSTU's pointwise attention (SiLU in place of softmax) over packed user histories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op
+from argus_kernels.core.history_arguments import check_history, like_query, packed_history
+from argus_kernels.ops.hstu_attention import reference
+from argus_kernels.ops.hstu_attention.samples import samples
+
+BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+
+
+def _fake(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_length: int, visible: Tensor | None, *_: Any) -> None:
+    check_history("hstu_attention", q.shape[0], offsets, max_length, visible)
+
+
+OP = Op(
+    "hstu_attention",
+    arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
+    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float alpha, float divisor, "
+    "int? window",
+    returns="Tensor",
+    fake=_fake,
+    backends=BACKENDS,
+    differentiable=("q", "k", "v", "position_bias", "time_bias"),
+    check=_check,
+    samples=samples,
+)
+
+
+def hstu_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor | None = None,
+    max_length: int | None = None,
+    *,
+    alpha: float = 1.0,
+    divisor: float | None = None,
+    visible: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    window: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """HSTU's attention of every event over the events of its own user that it may see.
+
+        score_ij = alpha · q_i · k_j + position_bias[h, min(i − j, P − 1)]
+                   + time_bias[h, bucket(query_time_i − key_time_j)]
+        out_i = Σ_j SiLU(score_ij) / divisor · v_j,    SiLU(x) = x / (1 + e^−x)
+
+    The sum runs over the keys that the mask shows, the same as causal_attention's: j = i or j < visible[i], and
+    i − j < window. Nothing is normalised over j.
+
+    Args:
+        q: [T, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Or torch's
+            jagged NestedTensor [B, j, H, Dh], as then k and v are and the result will be; `offsets` is left out then.
+        k: like q.
+        v: like q.
+        offsets: int32 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from offsets[B]
+            on are padding: their outputs and gradients are 0, whatever they hold.
+        max_length: an upper bound of the users' lengths, T where not given.
+        alpha: factor of q · k. HSTU's published code leaves the scores unscaled (1); later versions use 1/√Dh.
+        divisor: what the weights are divided by, above 0; max_length where not given. HSTU divides by the padded
+            length, the same for all batches: give one of the two, or numbers depend on the size of the batch.
+        visible: int32 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
+        position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column. HSTU
+            shares one table among the heads: expand it to H rows.
+        time_bias: [H, N] in any floating dtype, or None; needs both times.
+        query_time: int64 [T], seconds; only |query_time − key_time| counts, which must fit int64. HSTU gives the time
+            of the event after the query.
+        key_time: int64 [T], seconds.
+        window: how many events back a query looks, itself included; at least 1, or None for no limit.
+        backend: a backend's name, "eager" or "auto"; None takes the default.
+
+    Returns:
+        out, like q; differentiable in q, k, v and the two tables.
+
+    Raises:
+        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); offsets that do not start
+            at 0, fall or pass T; a user longer than max_length; visible outside [0, i]; a divisor of 0 or less.
+
+    Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
+    """
+    history = packed_history(
+        OP.name, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
+    )
+    if divisor is None:
+        divisor = max(history.max_length, 1)
+    if not divisor > 0:
+        raise ValueError(f"hstu_attention: divisor is {divisor}, expected above 0")
+    return like_query(OP(*history, float(alpha), float(divisor), window, backend=backend), q)

@@ -1,0 +1,93 @@
+"""hstu_attention in plain PyTorch: the formula of README.md, tile by tile, in any floating dtype.
+
+Everything is computed in float32, in float64 for float64 inputs. Memory is linear in the history: one tile of scores
+at a time (autograd through `forward`, which is backend "eager", keeps them all).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from argus_kernels.core.history_tiles import heads_first, rows_first, tiles
+from argus_kernels.core.tile_attention import Gradients, Pairs
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    visible: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    alpha: float,
+    divisor: float,
+    window: int | None,
+) -> Tensor:
+    """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    rows, outs = [], []
+    for tile in tiles(offsets, q.shape[1], window):
+        query = heads_first(q, tile.query_rows, wide)
+        key = heads_first(k, tile.key_rows, wide)
+        value = heads_first(v, tile.key_rows, wide)
+
+        scores = torch.matmul(query * alpha, key.transpose(-1, -2))
+        bias = pairs.bias(pairs.buckets(tile), wide)
+        scores = scores if bias is None else scores + bias
+        weights = silu(scores).masked_fill(~pairs.seen(tile), 0.0) / divisor
+
+        rows.append(tile.target_queries)
+        outs.append(rows_first(torch.matmul(weights, value), tile.real_queries))
+    out = q.new_zeros(q.shape, dtype=wide)
+    return (out.index_copy(0, torch.cat(rows), torch.cat(outs)) if rows else out).to(q.dtype)
+
+
+def backward(
+    gradients: list[Tensor],
+    outputs: list[Tensor],
+    needs: dict[str, bool],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    offsets: Tensor,
+    max_length: int,
+    visible: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    alpha: float,
+    divisor: float,
+    window: int | None,
+) -> list[Tensor | None]:
+    """Gradients of q, k, v, position_bias and time_bias, with the scores computed again."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    found = Gradients.zeros(q, pairs, needs, wide)
+    for tile in tiles(offsets, q.shape[1], window):
+        query = heads_first(q, tile.query_rows, wide) * alpha
+        key = heads_first(k, tile.key_rows, wide)
+        value = heads_first(v, tile.key_rows, wide)
+        d_out = heads_first(gradients[0], tile.query_rows, wide)
+        # The rows that pad the tile see nothing here, and so have no gradient.
+        hidden = ~(pairs.seen(tile) & tile.query_is_real()[..., None])
+
+        buckets = pairs.buckets(tile)
+        scores = torch.matmul(query, key.transpose(-1, -2))
+        bias = pairs.bias(buckets, wide)
+        scores = scores if bias is None else scores + bias
+        sigmoid = torch.sigmoid(scores)
+        found.add_value(tile, (scores * sigmoid).masked_fill(hidden, 0.0) / divisor, d_out)
+
+        slope = sigmoid * (1 + scores * (1 - sigmoid))
+        d_weights = torch.matmul(d_out, value.transpose(-1, -2)) / divisor
+        d_scores = (d_weights * slope).masked_fill(hidden, 0.0)
+        found.add_scores(tile, buckets, d_scores, query, key * alpha)
+    return found.cast(q, pairs)

@@ -1,0 +1,19 @@
+"""Samples of hstu_attention: small ones for tests, histories of production length for benchmarks, and their costs."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from argus_kernels.core import Sample
+from argus_kernels.core.history_samples import SMALL_CASES, history_samples, production_cases
+
+
+def samples() -> list[Sample]:
+    """All samples of the op: 2 matrix products forward, 5 backward (the scores are computed again)."""
+    return history_samples(
+        (*SMALL_CASES, *production_cases()), forward_products=2, backward_products=5, outputs=_output_bytes
+    )
+
+
+def _output_bytes(q: Tensor) -> int:
+    return q.numel() * q.element_size()
