@@ -147,7 +147,7 @@ def codes(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def align(keys: np.ndarray, values: Mapping[str, np.ndarray], wanted: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows of a table of int32 columns for the ids `wanted`; -1 where `keys` has no such id, first one where several."""
+    """Rows of a table of int32 columns for the ids `wanted`; -1 where `keys` lacks an id, the first of several."""
     unique, first = np.unique(keys, return_index=True)
     place = np.minimum(np.searchsorted(unique, wanted), len(unique) - 1)
     found = unique[place] == wanted

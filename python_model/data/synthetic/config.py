@@ -32,8 +32,8 @@ class SyntheticConfig:
     users: int = 2000
     events_per_user: float = 150.0
     days: int = 60
-    clusters: int = 20
-    artists: int = 10
+    clusters: int = 16
+    artists: int = 8
     tracks: int = 8
     dimensions: int = 8
     seed: int = 0
