@@ -7,7 +7,6 @@ order of a training epoch is a function of (seed, epoch), so a run resumes at an
 
 from __future__ import annotations
 
-import itertools
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from argus_kernels.host import Batch, pack_events
 from python_model.data.schema import Dataset
 
 Value = TypeVar("Value")
@@ -106,13 +106,12 @@ def cut_windows(
     return Windows(np.maximum(target - overlap, floor[owner]), target, end)
 
 
-def pack(lengths: np.ndarray, token_budget: int) -> np.ndarray:
-    """int64 [batches + 1]: windows in their given order, cut so that no batch exceeds token_budget tokens."""
-    total = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-    cuts = [0]
-    while cuts[-1] < len(lengths):
-        cuts.append(int(np.searchsorted(total, total[cuts[-1]] + token_budget, side="right")) - 1)
-    return np.array(cuts, np.int64)
+def pack(windows: Windows, token_budget: int, window: int, order: np.ndarray | None = None) -> list[Windows]:
+    """The windows in the given order (int64, default their own), cut into batches of at most token_budget tokens."""
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(windows.lengths, dtype=np.int64)])
+    # Each window goes in as a history of its own, so that windows of one user are shuffled apart.
+    plan = pack_events(offsets, token_budget, window, order=order)
+    return [windows.take(batch.users) for batch in plan]
 
 
 class BatchBuilder:
@@ -126,27 +125,29 @@ class BatchBuilder:
     def build(self, windows: Windows, targets: np.ndarray | None = None) -> JaggedBatch:
         """One batch of the windows; targets bool [events] narrows which rows count further."""
         lengths = windows.lengths
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        rows = np.arange(offsets[-1]) + np.repeat(windows.start - offsets[:-1], lengths)
+        offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
+        data = self.dataset
+        users = data.user[windows.start].astype(np.int64)
+        batch = Batch(users, windows.start, windows.end, windows.target - windows.start, offsets)
+        rows = batch.rows
         is_target = rows >= np.repeat(windows.target, lengths)
         if targets is not None:
-            is_target &= targets[rows]
-        data = self.dataset
+            is_target &= batch.gather(targets)
         context = np.empty((len(self._context), len(rows)), np.int64)
         for index, column in enumerate(self._context):
-            context[index] = column[rows]
+            context[index] = batch.gather(column)
         feedback = np.empty((len(rows), len(self._feedback)), np.int64)
         for index, column in enumerate(self._feedback):
-            feedback[:, index] = column[rows]
+            feedback[:, index] = batch.gather(column)
         return JaggedBatch(
-            offsets=torch.from_numpy(offsets.astype(np.int32)),
+            offsets=torch.from_numpy(offsets),
             max_length=int(lengths.max(initial=0)),
-            users=torch.from_numpy(data.user[windows.start].astype(np.int64)),
+            users=torch.from_numpy(users),
             rows=torch.from_numpy(rows),
-            items=torch.from_numpy(data.item[rows].astype(np.int64)),
-            time=torch.from_numpy(data.time[rows]),
-            organic=torch.from_numpy(data.organic[rows]),
-            grade=torch.from_numpy(data.grade[rows].astype(np.int64)),
+            items=torch.from_numpy(batch.gather(data.item).astype(np.int64)),
+            time=torch.from_numpy(batch.gather(data.time)),
+            organic=torch.from_numpy(batch.gather(data.organic)),
+            grade=torch.from_numpy(batch.gather(data.grade).astype(np.int64)),
             context=torch.from_numpy(context),
             feedback=torch.from_numpy(feedback),
             is_target=torch.from_numpy(is_target),
@@ -187,24 +188,22 @@ class BatchPlan:
 
     def steps(self, epoch: int) -> int:
         """Batches of this rank in an epoch."""
-        return (len(self._plan(epoch)[1]) - 1) // self.world_size
+        return len(self._plan(epoch)) // self.world_size
 
     def batches(self, epoch: int, start_step: int = 0) -> Iterator[JaggedBatch]:
         """The batches of an epoch from start_step on; windows of one event, which teach nothing, are left out."""
-        windows, cuts = self._plan(epoch)
-        for step in range(start_step, (len(cuts) - 1) // self.world_size):
-            batch = step * self.world_size + self.rank
-            yield self._builder.build(windows.take(slice(cuts[batch], cuts[batch + 1])))
+        plan = self._plan(epoch)
+        for step in range(start_step, len(plan) // self.world_size):
+            yield self._builder.build(plan[step * self.world_size + self.rank])
 
-    def _plan(self, epoch: int) -> tuple[Windows, np.ndarray]:
+    def _plan(self, epoch: int) -> list[Windows]:
         random = np.random.default_rng([self.seed, epoch])
         phase = random.random(len(self._first))
         windows = cut_windows(
             self._first, self._last, self._first, window=self.window, overlap=self.overlap, phase=phase
         )
         windows = windows.take(np.flatnonzero(windows.lengths > 1))
-        windows = windows.take(random.permutation(len(windows)))
-        return windows, pack(windows.lengths, self.token_budget)
+        return pack(windows, self.token_budget, self.window, random.permutation(len(windows)))
 
 
 def evaluation_batches(
@@ -220,10 +219,9 @@ def evaluation_batches(
     if targets.dtype != np.bool_ or targets.shape != (len(dataset),):
         raise ValueError(f"targets: expected bool [{len(dataset)}], found {targets.dtype} {list(targets.shape)}")
     windows = _windows_of_targets(dataset, np.flatnonzero(targets), window, history)
-    cuts = pack(windows.lengths, token_budget)
     builder = BatchBuilder(dataset)
-    for begin, end in itertools.pairwise(cuts):
-        yield builder.build(windows.take(slice(begin, end)), targets)
+    for batch in pack(windows, token_budget, window):
+        yield builder.build(batch, targets)
 
 
 def history_windows(dataset: Dataset, ends: np.ndarray, window: int) -> Windows:
