@@ -392,16 +392,18 @@ def pack_events(
     _in_range("pack_events", "token_budget", token_budget, window, 2**31 - 1, note=" (window to 2**31 - 1)")
     stride = window if stride is None else stride
     _in_range("pack_events", "stride", stride, 1, window, note=" (1 to window)")
-    _in_range("pack_events", "max_users", 2**31 - 1 if max_users is None else max_users, 1, 2**31 - 1)
+    if max_users is not None:
+        _in_range("pack_events", "max_users", max_users, 1, 2**31 - 1)
     _in_range("pack_events", "min_events", min_events, 0, 2**63 - 1)
     if mode not in ("all", "last"):
         raise ValueError(f"pack_events: mode is {mode!r}, expected 'all' or 'last'")
-    users = len(offsets) - 1
-    chosen = np.arange(users, dtype=np.int64) if order is None else _checked_order(order, users)
-    planned = _implementation().plan_batches(
-        offsets, chosen, token_budget, window, stride, max_users or 2**31 - 1, min_events, mode == "last"
+    max_users = 2**31 - 1 if max_users is None else max_users
+    known = len(offsets) - 1
+    chosen = np.arange(known, dtype=np.int64) if order is None else _checked_order(order, known)
+    batch_offsets, users, starts, ends, contexts = _implementation().plan_batches(
+        offsets, chosen, token_budget, window, stride, max_users, min_events, mode == "last"
     )
-    return Plan(*planned, token_budget)
+    return Plan(batch_offsets, users, starts, ends, contexts, token_budget)
 
 
 def _check_offsets(offsets: Int64Array) -> None:
