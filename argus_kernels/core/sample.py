@@ -25,6 +25,8 @@ class Sample:
     grad: tuple[str, ...] = ()
     production: bool = False
     """True for the shapes of real use, which benchmarks time; False for the small ones of tests."""
+    gradcheck: bool = True
+    """False where the gradient is by definition not the derivative of the output: a stop-gradient in the formula."""
     flops: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     backward_flops: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
