@@ -48,7 +48,7 @@ class ModelPredictor:
             queries = self.model.queries(readings)[target]
             rankings.append(rank_catalogue(queries, items, batch.items[target], scale))
             feedback.append(self.model.feedback_logits_of(readings)[target])
-            ranking.append(self.model.ranking_scores(batch, self._ranking_kind)[target].float())
+            ranking.append(self.model.ranking_scores(batch, self._ranking_kind, states)[target].float())
         classes = self.model.features.feedback
         return Predictions(
             next_item=concatenate_rankings(rankings),

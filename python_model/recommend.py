@@ -172,7 +172,7 @@ def _why(dataset: Dataset, history: np.ndarray, liked: np.ndarray, same: np.ndar
         shared = dataset.item_column(f"item_{name}")[history] == value
         if value >= 0 and shared.any():
             return f"{name} {value} in the history {_times(int(shared.sum()), int((shared & liked).sum()))}"
-    return "nothing in common with the history by item features"
+    return "new to this user"
 
 
 def _times(count: int, likes: int) -> str:

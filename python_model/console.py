@@ -1,0 +1,165 @@
+"""What the commands print: tables, progress and errors. Tables go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from python_model.evaluate import EvaluationResult
+    from python_model.progress import StepReport
+    from python_model.recommend import UserRecommendations
+
+
+def stdout() -> Console:
+    """Where tables go; wide enough for every column when the output is a file or a pipe."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def stderr() -> Console:
+    """Where progress, hints and errors go."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A sentence on stderr."""
+    stderr().print(text, markup=False)
+
+
+def write_json(file: str | Path, values: Mapping[str, Any]) -> None:
+    """Write JSON, replacing the file as a whole; ValueError naming the file where its directory is not there."""
+    path = Path(file)
+    if not path.parent.is_dir():
+        raise ValueError(f"--json {path}: the directory {path.parent} is not there")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals, a dash where the metric is not defined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def metrics_table(result: EvaluationResult) -> Table:
+    """One line a predictor, one column a metric, as keyed in the JSON."""
+    counts = result.counts
+    table = Table(
+        title=f"{result.dataset}, {result.protocol} split",
+        caption=f"{counts['events']:,} events of {counts['users']:,} users, {counts['pairs']:,} pairs; "
+        "normalised entropy (ne): lower is better",
+        caption_justify="left",
+    )
+    table.add_column("")
+    names = list(next(iter(result.rows.values())))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, values in result.rows.items():
+        style = "dim" if row == "oracle" else "bold" if row == "finetuned" else ""
+        table.add_row(row, *(format_metric(values[name]) for name in names), style=style)
+    return table
+
+
+def recommendations_table(found: UserRecommendations) -> Table:
+    """The items of one user with what speaks for them."""
+    table = Table(title=f"User {found.user_id}, {found.events:,} events of history", caption_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("item", no_wrap=True)
+    table.add_column("score", justify="right")
+    for name in found.items[0].features if found.items else {}:
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for place, item in enumerate(found.items, 1):
+        features = ("–" if value < 0 else str(value) for value in item.features.values())
+        table.add_row(str(place), str(item.item_id), f"{item.score:.3f}", *features, item.why)
+    return table
+
+
+class TrainingProgress:
+    """A progress bar with throughput, time left and losses; plain lines where stderr is not a terminal.
+
+    A context manager; call it with every `StepReport`.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._console = stderr()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[left]}"), TextColumn("[dim]{task.fields[losses]}"), console=self._console,
+        )  # fmt: skip
+        self._task: Any = None
+        self._printed = time.perf_counter()
+
+    def __enter__(self) -> TrainingProgress:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, report: StepReport) -> None:
+        fields: dict[str, Any] = {
+            "speed": f"{report.events_per_second:,.0f} events/s",
+            "left": f"{_duration(report.seconds_left)} left",
+            "losses": _losses(report.losses),
+        }
+        if self._console.is_terminal:
+            if self._task is None:
+                self._task = self._bar.add_task(self._title, total=report.steps, **fields)
+            self._bar.update(self._task, completed=report.step, **fields)
+            return
+        if report.step == report.steps or time.perf_counter() - self._printed > 10.0:
+            self._printed = time.perf_counter()
+            line = f"{self._title}: step {report.step}/{report.steps}, {fields['speed']}, {fields['left']}, "
+            self._console.print(line + fields["losses"], markup=False)
+
+
+def counting_progress(title: str, unit: str) -> tuple[Progress, Callable[[int, int], None]]:
+    """A bar for work that counts up to a total: (context manager, callback(done, total))."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), console=stderr(),
+        transient=True,
+    )  # fmt: skip
+    task = bar.add_task(title, total=None)
+
+    def advance(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+
+    return bar, advance
+
+
+def print_recommendations(found: Sequence[UserRecommendations]) -> None:
+    """One table a user."""
+    console = stdout()
+    for user in found:
+        console.print(recommendations_table(user))
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    shown = [name for name in ("next_item", "pair", "pairwise_accuracy") if name in losses] or ["loss"]
+    feedback = [value for name, value in losses.items() if name.startswith("feedback_")]
+    parts = [f"{name.replace('_', ' ')} {losses[name]:.3f}" for name in shown if name in losses]
+    if feedback and "pair" not in losses:
+        parts.append(f"feedback {sum(feedback):.3f}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

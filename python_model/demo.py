@@ -1,0 +1,126 @@
+"""The demo: a synthetic music service, both training stages, evaluation, recommendations and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+from python_model import checkpoint, console
+from python_model.config import ModelConfig, TrainConfig, preset
+from python_model.data.description import INFO, DatasetInfo
+from python_model.data.schema import Dataset, load_dataset
+from python_model.data.synthetic import generate
+from python_model.data.synthetic import preset as service_preset
+from python_model.evaluate import EvaluationResult
+from python_model.recommend import UserRecommendations, recommend
+from python_model.report import Recommendations, write_report
+from python_model.runs import evaluate_runs, open_runs, stages_of
+from python_model.train import train
+
+MODEL: ModelConfig = preset("tiny")
+PRETRAIN = TrainConfig(stage="pretrain", steps=400)
+FINETUNE = TrainConfig(stage="finetune", steps=150)
+EVALUATED_EVENTS = 8000
+RECENT = 6
+
+
+def run_demo(out: Path, *, seed: int = 0, device: str = "cpu", json_file: Path | None = None) -> EvaluationResult:
+    """Run everything into `out` (data/, runs/, report.html), print the table, write its figures to json_file."""
+    began = time.perf_counter()
+    _make_room(out)
+    console.say("1/5 Generating a music service: users with drifting tastes, a recommender, and the truth behind both")
+    generate(out / "data", service_preset("demo", seed=seed), overwrite=True)
+    dataset = load_dataset(out / "data")
+    info = dataset.info
+    console.say(f"    {info.events:,} events of {info.users:,} users on {info.items:,} tracks")
+    console.say("2/5 Pre-training: what comes next, and how will it be received?")
+    pretrained, finetuned = out / "runs" / "pretrain", out / "runs" / "finetune"
+    with console.TrainingProgress("    Pre-training") as progress:
+        config = _seeded(PRETRAIN, seed)
+        train("pretrain", dataset, pretrained, MODEL, config, progress=progress, device=device)
+    console.say("3/5 Fine-tuning: which of two recommended tracks will be liked better?")
+    with console.TrainingProgress("    Fine-tuning") as progress:
+        config = _seeded(FINETUNE, seed)
+        train("finetune", dataset, finetuned, None, config, init_from=pretrained, progress=progress, device=device)
+    console.say("4/5 Evaluating on the last tenth of the events, which no model has seen")
+    runs = open_runs([str(pretrained), str(finetuned)], dataset)
+    result = evaluate_runs(runs, dataset, device=device, max_events=EVALUATED_EVENTS)
+    console.say("5/5 Recommending")
+    user = typical_user(dataset)
+    model = checkpoint.load_model(finetuned, device)
+    found = recommend(model, dataset, np.array([user]), k=8, window=FINETUNE.window, device=device)[0]
+    history = recent_history(dataset, user, RECENT)
+    report = write_report(
+        out / "report.html", title="ARGUS on a synthetic music service", dataset=dataset, result=result,
+        stages=stages_of(runs), recommendations=Recommendations(str(found.user_id), history, _lines(found)),
+    )  # fmt: skip
+    _print(result, found, history)
+    if json_file is not None:
+        console.write_json(json_file, result.to_dict())
+    console.say(f"Report: {report}  ({time.perf_counter() - began:.0f} s in all)")
+    return result
+
+
+def typical_user(dataset: Dataset) -> int:
+    """The user with the median number of events (the first of them): long enough a history to judge by eye."""
+    lengths = np.diff(dataset.offsets)
+    return int(np.argmin(np.abs(lengths - np.median(lengths))))
+
+
+def recent_history(dataset: Dataset, user: int, count: int) -> list[str]:
+    """The last events of a user in words, newest first."""
+    rows = np.arange(dataset.offsets[user], dataset.offsets[user + 1])[-count:][::-1]
+    return [f"{describe_item(dataset, int(dataset.item[row]))}: {_what_happened(dataset, int(row))}" for row in rows]
+
+
+def describe_item(dataset: Dataset, item: int) -> str:
+    """An item by its id and features."""
+    features = [f"{name} {dataset.item_column(f'item_{name}')[item]}" for name in dataset.info.item_features]
+    return f"track {dataset.item_column('item_id')[item]} ({', '.join(features)})"
+
+
+def _what_happened(dataset: Dataset, row: int) -> str:
+    answers = [name for name in dataset.info.bernoulli_tasks if dataset.feedback(name)[row] == 1]
+    how = "own choice" if dataset.organic[row] else "recommended"
+    return f"{how}, {' and '.join(answers) or 'played'}"
+
+
+def _lines(found: UserRecommendations) -> list[str]:
+    return [
+        f"track {item.item_id} ({', '.join(f'{name} {value}' for name, value in item.features.items())}): {item.why}"
+        for item in found.items
+    ]
+
+
+def _print(result: EvaluationResult, found: UserRecommendations, history: list[str]) -> None:
+    out = console.stdout()
+    out.print()
+    out.print(f"User {found.user_id}, {found.events} events; the last ones, newest first:", markup=False)
+    for line in history:
+        out.print(f"  {line}", markup=False)
+    out.print("What ARGUS expects next:", markup=False)
+    for place, line in enumerate(_lines(found), 1):
+        out.print(f"  {place}. {line}", markup=False)
+    out.print()
+    out.print(console.metrics_table(result))
+    if result.rows["oracle"]["pairwise_accuracy"] is not None:
+        out.print("The oracle knows the probabilities the data was drawn from: no model can do better.", markup=False)
+
+
+def _seeded(config: TrainConfig, seed: int) -> TrainConfig:
+    from dataclasses import replace
+
+    return replace(config, seed=seed)
+
+
+def _make_room(out: Path) -> None:
+    """Remove what an earlier demo left in `out`; refuse a directory that holds anything else."""
+    data = out / "data"
+    if out.is_dir() and any(out.iterdir()):
+        if not (data / INFO).is_file() or DatasetInfo.load(data).source != "synthetic":
+            raise FileExistsError(f"{out} exists and is not an earlier demo: choose another directory with --out")
+        shutil.rmtree(out / "runs", ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)

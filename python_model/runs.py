@@ -1,0 +1,165 @@
+"""What the commands do, without their options and printing: settings of a run, evaluation of runs, their report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from python_model import checkpoint
+from python_model.checkpoint import Description
+from python_model.config import FeatureSpec, ModelConfig, TrainConfig, preset
+from python_model.data.schema import Dataset
+from python_model.evaluate import EvaluationResult, evaluate
+from python_model.inference import ModelPredictor
+from python_model.predictions import Predictor
+from python_model.progress import read_metrics
+from python_model.report import Stage
+
+ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
+TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a mapping; values are JSON where they can be read as JSON, else strings."""
+    out: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {text!r}: expected NAME=VALUE")
+        try:
+            out[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name.strip()] = value
+    return out
+
+
+def apply_settings(
+    model: ModelConfig, train: TrainConfig, settings: Mapping[str, Any]
+) -> tuple[ModelConfig, TrainConfig]:
+    """Change settings of the two configurations by name; None values are left out, unknown names are a ValueError."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    of_model = {f.name for f in fields(ModelConfig)}
+    of_train = {f.name for f in fields(TrainConfig)} - {"stage"}
+    unknown = sorted(set(given) - of_model - of_train)
+    if unknown:
+        known = ", ".join(sorted(of_model | of_train))
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known: {known}")
+    return (
+        replace(model, **{name: value for name, value in given.items() if name in of_model}),
+        replace(train, **{name: value for name, value in given.items() if name in of_train}),
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run under the name of its row in the table."""
+
+    row: str
+    path: Path
+    description: Description
+
+
+def open_runs(runs: Sequence[str], dataset: Dataset) -> list[Run]:
+    """Runs given as PATH or ROW=PATH; ValueError where two share a row or one does not fit the data set."""
+    out: list[Run] = []
+    for text in runs:
+        name, equals, rest = text.partition("=")
+        path = Path(rest if equals else text)
+        description = checkpoint.read_description(path)
+        require_fit(path, description, dataset)
+        out.append(Run(name if equals else ROW_OF_STAGE[description.stage], path, description))
+    rows = [run.row for run in out]
+    for row in rows:
+        if rows.count(row) > 1 or row in ("popularity", "item_average", "oracle"):
+            raise ValueError(f"row {row!r} stands twice in the table: name the runs, as in {row}_2={out[-1].path}")
+    return out
+
+
+def require_fit(path: Path, description: Description, dataset: Dataset) -> None:
+    """ValueError where a checkpoint was trained on another vocabulary than the data set's."""
+    if description.features != FeatureSpec.of(dataset.info):
+        raise ValueError(
+            f"{path} was trained on {description.dataset['name']!r} ({description.features.items:,} items), which does "
+            f"not fit {dataset.path} ({dataset.info.name!r}, {dataset.info.items:,} items)"
+        )
+
+
+def protocol_of(runs: Sequence[Run], protocol: str | None) -> str:
+    """The protocol to evaluate under: the one the runs were trained for; ValueError where that is not possible."""
+    for run in runs:
+        trained = run.description.train_config.protocol
+        if trained == "all":
+            raise ValueError(f"{run.path} was trained on all events: nothing is held out to evaluate it on")
+        if protocol is not None and trained != protocol:
+            raise ValueError(
+                f"{run.path} was trained for the {trained} protocol: under {protocol} it has seen test events"
+            )
+        protocol = trained
+    return protocol or "temporal"
+
+
+def predictors(
+    runs: Sequence[Run], dataset: Dataset, *, device: str, window: int | None = None, ranking_kind: str | None = None
+) -> dict[str, Predictor]:
+    """Row name -> predictor; window None takes what each run was trained with."""
+    return {
+        run.row: ModelPredictor(
+            checkpoint.load_model(run.path, device),
+            dataset,
+            window=window or run.description.train_config.window,
+            device=device,
+            ranking_kind=ranking_kind,
+        )
+        for run in runs
+    }
+
+
+def evaluate_runs(
+    runs: Sequence[Run], dataset: Dataset, *, device: str = "cpu", protocol: str | None = None,
+    window: int | None = None, ranking_kind: str | None = None, **options: Any,
+) -> EvaluationResult:  # fmt: skip
+    """Evaluate trained runs; `options` are those of `evaluate`."""
+    protocol = protocol_of(runs, protocol)
+    models = predictors(runs, dataset, device=device, window=window, ranking_kind=ranking_kind)
+    return evaluate(models, dataset, protocol=protocol, **options)
+
+
+def stages_of(runs: Sequence[Run]) -> list[Stage]:
+    """What the report draws of each run: its logged steps and its settings."""
+    out = []
+    for run in runs:
+        title = TITLE_OF_STAGE[run.description.stage]
+        if run.row != ROW_OF_STAGE[run.description.stage]:
+            title += f" ({run.row})"
+        settings = {"model": asdict(run.description.model_config), "training": asdict(run.description.train_config)}
+        out.append(Stage(title, read_metrics(run.path), settings))
+    return out
+
+
+def settings_of(
+    stage: str, dataset: Dataset, given: Mapping[str, Any], *, size: str | None = None, source: Path | None = None,
+    resumed: Path | None = None,
+) -> tuple[ModelConfig | None, TrainConfig]:  # fmt: skip
+    """Settings of a run: those it is resumed from, else the recipe of the data set, changed by what was `given`.
+
+    size: a published size. source: the run that fine-tuning starts from, whose shapes it keeps.
+    """
+    start = resumed or source
+    if start is not None:
+        found = checkpoint.read_description(start)
+        model, train = found.model_config, found.train_config
+        if resumed is None:
+            recipe = _recipe(stage, dataset)[1]
+            train = replace(recipe, protocol=found.train_config.protocol)
+    else:
+        model, train = _recipe(stage, dataset)
+    if size is not None:
+        model = preset(size, max_events=model.max_events)
+    return apply_settings(model, train, given)
+
+
+def _recipe(stage: str, dataset: Dataset) -> tuple[ModelConfig, TrainConfig]:
+    return preset("tiny"), TrainConfig(stage=stage)
