@@ -8,8 +8,11 @@ from __future__ import annotations
 from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
+from argus_kernels.ops.decode_attention import PagedCache, decode_attention
 from argus_kernels.ops.feedback_loss import feedback_loss
 from argus_kernels.ops.hstu_attention import hstu_attention
+from argus_kernels.ops.pairwise_loss import pairwise_loss
+from argus_kernels.ops.rowwise_adagrad import rowwise_adagrad_
 from argus_kernels.ops.sampled_softmax_loss import sampled_softmax_loss
 from argus_kernels.ops.triple_embedding import triple_embedding
 
@@ -17,10 +20,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "causal_attention",
+    "decode_attention",
     "default_backend",
     "explain",
     "feedback_loss",
     "hstu_attention",
+    "PagedCache",
+    "pairwise_loss",
+    "rowwise_adagrad_",
     "sampled_softmax_loss",
     "set_device_checks",
     "triple_embedding",

@@ -28,6 +28,8 @@ class HistoryCase:
     time_buckets: int = 0
     window: int | None = None
     production: bool = False
+    extra: tuple[tuple[str, Any], ...] = ()
+    """Further arguments, which one op has and the others have not."""
 
     def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         """Draws the arguments."""
@@ -48,6 +50,7 @@ class HistoryCase:
             arguments["query_time"], arguments["key_time"] = self._times(generator)
         if self.window is not None:
             arguments["window"] = self.window
+        arguments.update(self.extra)
         return arguments
 
     def grad(self) -> tuple[str, ...]:
@@ -114,6 +117,9 @@ def _sample(
 
 
 SMALL_CASES = (
+    HistoryCase(
+        "everything", (0, 5, 1), width=3, padding=2, mask="lagged", position_buckets=3, time_buckets=50, window=3
+    ),
     HistoryCase("no_users", ()),
     HistoryCase("no_users_padding", (), padding=3),
     HistoryCase("all_empty", (0, 0, 0), padding=2),
@@ -123,9 +129,6 @@ SMALL_CASES = (
     HistoryCase("lagged", (4, 1, 2), width=3, padding=1, mask="lagged", time_buckets=30),
     HistoryCase("candidates", (6, 1), width=2, mask="candidates", position_buckets=8),
     HistoryCase("window", (5, 2), width=3, window=2, padding=1),
-    HistoryCase(
-        "everything", (0, 5, 1), width=2, padding=2, mask="lagged", position_buckets=3, time_buckets=50, window=3
-    ),
 )
 """For tests: every differentiable input has few elements, because gradcheck runs over each of them."""
 

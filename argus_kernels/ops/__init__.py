@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from argus_kernels.core import Op
-from argus_kernels.ops import causal_attention, feedback_loss, hstu_attention, sampled_softmax_loss, triple_embedding
+from argus_kernels.ops import (
+    causal_attention,
+    decode_attention,
+    feedback_loss,
+    hstu_attention,
+    pairwise_loss,
+    rowwise_adagrad,
+    sampled_softmax_loss,
+    triple_embedding,
+)
 
 OPS: tuple[Op, ...] = (
+    rowwise_adagrad.OP,
+    pairwise_loss.OP,
     sampled_softmax_loss.OP,
     causal_attention.OP,
+    decode_attention.OP,
     feedback_loss.OP,
     hstu_attention.OP,
     triple_embedding.OP,

@@ -1,0 +1,186 @@
+"""decode_attention: one new event per user against its cached history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op, Problems, autocast
+from argus_kernels.core.history_arguments import bias_problems, window_problems
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.varlen import require_values
+from argus_kernels.ops.decode_attention import reference
+from argus_kernels.ops.decode_attention.cache import PagedCache
+from argus_kernels.ops.decode_attention.samples import samples
+
+__all__ = ["BACKENDS", "OP", "PagedCache", "decode_attention"]
+
+BACKENDS = (Backend("reference", reference.forward),)
+
+
+def _fake(q: Tensor, *_: Any) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+def _check(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    time_pages: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    k: Tensor | None,
+    *_: Any,
+) -> None:
+    pages, page_size = key_pages.shape[:2]
+    capacity = block_table.shape[1] * page_size
+    in_use = torch.arange(block_table.shape[1], device=q.device) * page_size < lengths[:, None]
+    unowned = in_use & ((block_table < 0) | (block_table >= pages))
+    fits = (lengths >= 0) & (lengths <= capacity)
+    if q.device.type != "cpu":
+        require_values(fits, "decode_attention: a length is negative or above what the block table holds")
+        require_values(~unowned, "decode_attention: a user has no page for one of its events")
+        return
+    if not bool(fits.all()):
+        user = int((~fits).nonzero()[0])
+        raise ValueError(f"decode_attention: lengths[{user}] is {int(lengths[user])}, expected 0 to {capacity}")
+    if bool(unowned.any()):
+        user, slot = unowned.nonzero()[0].tolist()
+        raise ValueError(
+            f"decode_attention: user {user} has length {int(lengths[user])} but no page for its events from "
+            f"{slot * page_size} on: block_table[{user}, {slot}] is {int(block_table[user, slot])}, expected 0 to "
+            f"{pages - 1}; reserve it first"
+        )
+    if k is not None:
+        _require_own_pages(block_table, lengths, page_size)
+
+
+def _require_own_pages(block_table: Tensor, lengths: Tensor, page_size: int) -> None:
+    """Two users that append to one page would overwrite each other's events."""
+    users = lengths.nonzero()[:, 0]
+    written = block_table[users, (lengths[users].long() - 1) // page_size]
+    page, counts = written.unique(return_counts=True)
+    if bool((counts > 1).any()):
+        shared = int(page[counts > 1][0])
+        both = users[written == shared].tolist()
+        raise ValueError(
+            f"decode_attention: users {both} would all append to page {shared}, expected a page of its own for each"
+        )
+
+
+OP = Op(
+    "decode_attention",
+    arguments="Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, Tensor block_table, "
+    "Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, Tensor? query_time, "
+    "Tensor? key_time, float scale, int? window",
+    returns="Tensor",
+    fake=_fake,
+    backends=BACKENDS,
+    mutates=("key_pages", "value_pages", "time_pages"),
+    check=_check,
+    samples=samples,
+)
+
+
+def decode_attention(
+    q: Tensor,
+    cache: PagedCache,
+    lengths: Tensor,
+    *,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    time_bias: Tensor | None = None,
+    query_time: Tensor | None = None,
+    key_time: Tensor | None = None,
+    scale: float | None = None,
+    window: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Softmax attention of each user's newest event over all its cached events, which it is appended to first.
+
+    The result is the last row of causal_attention over the same events: with L = lengths[b], key j < L is seen, and
+    score_j = scale · q · k_j + position_bias[h, min(L − 1 − j, P − 1)] + time_bias[h, bucket(query_time − time_j)].
+
+    Args:
+        q: [B, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64).
+        cache: the users' pages, in q's dtype; row b of its block table belongs to row b of q (`PagedCache.rows`
+            picks users). Its pages are written in place where k and v are given.
+        lengths: int32 [B], events of each user, the new one counted. 0 is a user without events: its output is 0 and
+            nothing is written for it.
+        k: [B, H, Dh], the new events' keys, written to slot lengths − 1; None where the events are cached already.
+        v: like k; both or neither.
+        position_bias: [H, P] in any floating dtype, or None.
+        time_bias: [H, N] in any floating dtype, or None; needs query_time, and key_time where k and v are given.
+        query_time: int64 [B], seconds.
+        key_time: int64 [B], seconds, written to the cache with k and v; wherever time_bias will ever be used, give it
+            with every event.
+        scale: factor of q · k, 1/√Dh where not given.
+        window: how many events back the query looks, itself included; at least 1, or None for no limit.
+        backend: a backend's name, "eager" or "auto"; None takes the default.
+
+    Returns:
+        out, like q. It has no gradients: call it without grad mode, or on detached tensors.
+
+    Raises:
+        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); a length below 0 or above
+            what the block table holds; an event in a page that its user does not own; two users appending to one page.
+    """
+    problems = Problems(OP.name)
+    if not isinstance(cache, PagedCache):
+        raise ValueError(f"{OP.name}: cache is {type(cache).__name__}, expected a PagedCache")
+    q, k, v = autocast(q, k, v)
+    _check_cache(problems, q, cache, lengths)
+    _check_events(problems, q, k, v, query_time, key_time)
+    if q.dim() == 3:
+        bias_problems(problems, q.shape[1], q.device, position_bias, time_bias)
+    needed = {"query_time": query_time, **({"key_time": key_time} if k is not None else {})}
+    for name, time in needed.items():
+        missing = time_bias is not None and time is None
+        problems.require(not missing, f"{name} is not given, expected int64 seconds with time_bias")
+    window_problems(problems, window)
+    problems.raise_if_any()
+    factor = q.shape[2] ** -0.5 if scale is None else float(scale)
+    pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
+    return OP(q, *pages, lengths, k, v, position_bias, time_bias, query_time, key_time, factor, window, backend=backend)
+
+
+def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tensor) -> None:
+    if not problems.tensor("q", q, shape=(None, None, None), dtype=FLOATING):
+        return
+    users, heads, width = q.shape
+    problems.require(width > 0, "q has head width 0")
+    key_shape = (None, None, heads, width)
+    if problems.tensor("cache.key_pages", cache.key_pages, shape=key_shape, dtype=q.dtype, device=q.device, like="q"):
+        pages = cache.key_pages.shape
+        problems.require(pages[1] > 0, "cache.key_pages has page size 0")
+        problems.tensor(
+            "cache.value_pages", cache.value_pages, shape=pages, dtype=q.dtype, device=q.device, like="key_pages"
+        )
+        problems.tensor(
+            "cache.time_pages", cache.time_pages, shape=pages[:2], dtype=torch.int64, device=q.device, like="key_pages"
+        )
+    problems.tensor(
+        "cache.block_table", cache.block_table, shape=(users, None), dtype=torch.int32, device=q.device, like="q's rows"
+    )
+    problems.tensor("lengths", lengths, shape=(users,), dtype=torch.int32, device=q.device, like="q's rows")
+
+
+def _check_events(
+    problems: Problems,
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+) -> None:
+    problems.require((k is None) == (v is None), "one of k and v is given, expected both or neither")
+    problems.require(k is not None or key_time is None, "key_time is given without k and v, expected all three or none")
+    for name, tensor in (("k", k), ("v", v)):
+        if tensor is not None:
+            problems.tensor(name, tensor, shape=q.shape, dtype=q.dtype, device=q.device, like="q")
+    for name, time in (("query_time", query_time), ("key_time", key_time)):
+        if time is not None:
+            problems.tensor(name, time, shape=(q.shape[0],), dtype=torch.int64, device=q.device, like="q's rows")

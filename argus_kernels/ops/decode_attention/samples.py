@@ -1,0 +1,113 @@
+"""Samples of decode_attention: small caches for tests, one of production size for benchmarks, and their costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Sample
+from argus_kernels.core.sample import tensor_bytes
+from argus_kernels.ops.decode_attention.cache import PagedCache
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Users of the given lengths, the new event counted, in a cache of randomly placed pages."""
+
+    name: str
+    lengths: tuple[int, ...]
+    heads: int = 2
+    width: int = 4
+    page_size: int = 2
+    append: bool = True
+    position_buckets: int = 0
+    time_buckets: int = 0
+    window: int | None = None
+    production: bool = False
+
+    def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        shape = (len(self.lengths), self.heads, self.width)
+        arguments: dict[str, Any] = {
+            "q": torch.randn(shape, generator=generator).to(dtype),
+            "cache": self._cache(generator, dtype),
+            "lengths": torch.tensor(self.lengths, dtype=torch.int32),
+        }
+        times = 1_700_000_000 + torch.randint(0, 10**7, (len(self.lengths),), generator=generator)
+        if self.append:
+            arguments["k"] = torch.randn(shape, generator=generator).to(dtype)
+            arguments["v"] = torch.randn(shape, generator=generator).to(dtype)
+            arguments["key_time"] = times
+        if self.position_buckets:
+            table = torch.randn(self.heads, self.position_buckets, generator=generator)
+            arguments["position_bias"] = table.to(dtype)
+        if self.time_buckets:
+            arguments["time_bias"] = torch.randn(self.heads, self.time_buckets, generator=generator).to(dtype)
+            arguments["query_time"] = times + 300
+        if self.window is not None:
+            arguments["window"] = self.window
+        return arguments
+
+    def _cache(self, generator: torch.Generator, dtype: torch.dtype) -> PagedCache:
+        """Pages full of events, a few of them owned by nobody; places without a page are −1."""
+        needed = [-(-length // self.page_size) for length in self.lengths]
+        count = sum(needed) + 3
+        shuffled = torch.randperm(count, generator=generator).int()
+        table = torch.full((len(needed), max(needed, default=0) + 1), -1, dtype=torch.int32)
+        taken = 0
+        for user, pages in enumerate(needed):
+            table[user, :pages] = shuffled[taken : taken + pages]
+            taken += pages
+        shape = (count, self.page_size, self.heads, self.width)
+        return PagedCache(
+            torch.randn(shape, generator=generator).to(dtype),
+            torch.randn(shape, generator=generator).to(dtype),
+            1_690_000_000 + torch.randint(0, 10**7, shape[:2], generator=generator),
+            table,
+            shuffled[taken:].tolist(),
+        )
+
+    def seen(self) -> int:
+        """Cached events that some query sees."""
+        return sum(length if self.window is None else min(length, self.window) for length in self.lengths)
+
+    def flops(self, arguments: dict[str, Any]) -> int:
+        """Two products of Dh for each seen event and head."""
+        return 4 * self.seen() * self.heads * self.width
+
+    def bytes(self, arguments: dict[str, Any]) -> int:
+        """Keys and values of the seen events once (and their times where they count), the vectors in and out."""
+        q = arguments["q"]
+        event = 2 * self.heads * self.width * q.element_size() + (8 if self.time_buckets else 0)
+        vectors = tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
+        written = tensor_bytes(q, arguments.get("k"), arguments.get("v"), arguments.get("key_time"))
+        return self.seen() * event + vectors + written
+
+
+_CASES = (
+    _Case("everything", (5, 0, 1, 4), position_buckets=3, time_buckets=50, window=4),
+    _Case("no_users", ()),
+    _Case("all_empty", (0, 0)),
+    _Case("first_events", (1, 1, 1)),
+    _Case("jagged", (0, 7, 2, 3), width=3, page_size=3),
+    _Case("read_only", (4, 1, 6), append=False, time_buckets=40),
+    _Case("window", (6, 2, 0), window=2),
+    _Case("users_64_events_8192", (8192,) * 64, heads=4, width=64, page_size=64, production=True),
+    _Case(
+        "users_64_events_8192_biases",
+        (8192,) * 64,
+        heads=4,
+        width=64,
+        page_size=64,
+        position_buckets=128,
+        time_buckets=128,
+        production=True,
+    ),
+)
+
+
+def samples() -> list[Sample]:
+    """All samples of the op."""
+    return [Sample(case.name, case.make, (), case.production, flops=case.flops, bytes=case.bytes) for case in _CASES]
