@@ -1,0 +1,86 @@
+"""Pairwise ranking loss over the events of a user that lie near in time, without pair lists, as one op."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.varlen import check_offsets, offsets_problems
+from argus_kernels.ops.pairwise_loss import reference
+from argus_kernels.ops.pairwise_loss.samples import samples
+
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def pairwise_loss(
+    scores: Tensor,
+    grades: Tensor,
+    offsets: Tensor,
+    times: Tensor,
+    window: int,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The ranking loss of all pairs of one user's events with |t_a − t_b| ≤ window and grade_a > grade_b.
+
+        loss = Σ −log σ(s_a − s_b),   pairs = their number,   concordant = how many of them have s_a > s_b
+
+    loss / pairs is the mean loss, concordant / pairs the pairwise accuracy (a tie counts as wrong); without any pair
+    all three are 0.
+
+    Args:
+        scores: [T], float32, bfloat16, float16 or float64.
+        grades: [T] integers: the order of preference. An event with a negative grade takes part in no pair.
+        offsets: [B + 1] int32: user b owns rows offsets[b] to offsets[b + 1] − 1; rows past offsets[B] are padding
+            and take part in nothing.
+        times: [T] int64, in any order, in the unit of `window`; those of one user less than 2⁶³ apart.
+        window: the longest distance in time within a pair, at least 0; an event has distance 0 from one of its own
+            time.
+        backend: which backend computes; None for the default.
+
+    Returns:
+        (loss, pairs, concordant), tensors of no dimension: loss in float32 (float64 for float64 scores),
+        differentiable in scores, not divided by the number of pairs; the counts int64.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, window is negative; on the CPU also offsets that fall or
+            pass the last row. On a GPU that is a device-side assertion.
+
+    The pairwise stage of ARGUS is in arXiv 2507.15994; the loss is RankNet's (Burges et al. 2005). Pairs within a
+    window of time are this package's choice.
+    """
+    problems = Problems("pairwise_loss")
+    if not problems.tensor("scores", scores, shape=(None,), dtype=FLOATING):
+        problems.raise_if_any()
+    total = scores.shape[0]
+    problems.tensor("grades", grades, shape=(total,), dtype=INTEGERS, device=scores.device, like="scores")
+    problems.tensor("times", times, shape=(total,), dtype=torch.int64, device=scores.device, like="scores")
+    offsets_problems(problems, offsets, scores.device)
+    problems.require(window >= 0, lambda: f"window is {window}, expected at least 0")
+    problems.raise_if_any()
+    return OP(scores, grades, offsets, times, window, backend=backend)
+
+
+def _check_values(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> None:
+    check_offsets("pairwise_loss", offsets, scores.shape[0])
+
+
+def _fake(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+    loss = scores.new_empty((), dtype=torch.promote_types(scores.dtype, torch.float32))
+    return loss, grades.new_empty((), dtype=torch.int64), grades.new_empty((), dtype=torch.int64)
+
+
+BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+
+OP = Op(
+    "pairwise_loss",
+    arguments="Tensor scores, Tensor grades, Tensor offsets, Tensor times, SymInt window",
+    returns="(Tensor, Tensor, Tensor)",
+    fake=_fake,
+    backends=BACKENDS,
+    differentiable=("scores",),
+    check=_check_values,
+    samples=samples,
+)

@@ -1,0 +1,93 @@
+"""The inputs on which pairwise_loss is tested and timed, and what computing them costs at least."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.ops.pairwise_loss import reference
+
+SECONDS_BETWEEN_EVENTS = 10
+
+
+def samples() -> list[Sample]:
+    """Small hostile cases, then 65,536 events of 64 users with windows of about 50 events."""
+    return [
+        _case("jagged", [4, 0, 1, 7], 25),
+        _case("padded_tail", [3, 5], 40, padding=3),
+        _case("times_out_of_order", [6, 2], 25, shuffled=True),
+        _case("window_of_zero", [6], 0, step=0.3),
+        _case("all_grades_equal", [5], 100, grades=1),
+        _case("scores_in_the_thousands", [6], 100, spread=3e3),
+        _case("empty_users", [0, 0], 10),
+        _case("no_user", [], 10),
+        _case("events_65536", [], 25 * SECONDS_BETWEEN_EVENTS, production=True),
+    ]
+
+
+def _case(
+    name: str,
+    lengths: list[int],
+    window: int,
+    *,
+    padding: int = 0,
+    shuffled: bool = False,
+    step: float = float(SECONDS_BETWEEN_EVENTS),
+    grades: int = 4,
+    spread: float = 1.0,
+    production: bool = False,
+) -> Sample:
+    def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        counts = _production_lengths(generator) if production else torch.tensor(lengths, dtype=torch.int64)
+        total = int(counts.sum()) + padding
+        gaps = torch.rand(total, generator=generator, dtype=torch.float64) * 2 * step
+        times = gaps.cumsum(0).long() + 1_600_000_000
+        if shuffled:
+            times = times[torch.randperm(total, generator=generator)]
+        return {
+            "scores": (torch.randn(total, generator=generator, dtype=torch.float64) * spread).to(dtype),
+            "grades": torch.randint(0 if grades == 1 else -1, grades, (total,), generator=generator),
+            "offsets": torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int(),
+            "times": times,
+            "window": window,
+        }
+
+    return Sample(
+        name,
+        make,
+        grad=("scores",),
+        production=production,
+        flops=_flops,
+        bytes=_bytes,
+        backward_flops=_flops,
+        backward_bytes=_backward_bytes,
+    )
+
+
+def _production_lengths(generator: torch.Generator) -> Tensor:
+    """64 users, lengths log-normal around 1,024, 65,536 events together."""
+    weight = torch.randn(64, generator=generator).mul(0.6).exp()
+    lengths = (weight / weight.sum() * 65_536).long().clamp_min(1)
+    lengths[lengths.argmax()] += 65_536 - int(lengths.sum())
+    return lengths
+
+
+def _flops(arguments: dict[str, Any]) -> int:
+    """A difference, an exponential, a logarithm or a quotient, and a sum for each pair."""
+    names = ("scores", "grades", "offsets", "times", "window")
+    return 4 * int(reference.forward(*(arguments[name] for name in names))[1])
+
+
+def _inputs(arguments: dict[str, Any]) -> int:
+    return tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
+
+
+def _bytes(arguments: dict[str, Any]) -> int:
+    return _inputs(arguments) + 20
+
+
+def _backward_bytes(arguments: dict[str, Any]) -> int:
+    return _inputs(arguments) + tensor_bytes(arguments["scores"]) + 4

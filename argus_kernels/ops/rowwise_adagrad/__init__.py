@@ -1,0 +1,124 @@
+"""Row-wise Adagrad on the rows of an embedding table that a step has touched, in place, as one op."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.varlen import require_values
+from argus_kernels.ops.rowwise_adagrad import native, reference
+from argus_kernels.ops.rowwise_adagrad.samples import samples
+
+
+def rowwise_adagrad_(
+    table: Tensor,
+    state: Tensor,
+    rows: Tensor,
+    row_gradients: Tensor,
+    *,
+    lr: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    backend: str | None = None,
+) -> None:
+    """One step of row-wise Adagrad, in place, on the given rows only; memory of the table's size is never touched.
+
+    With g_r the sum of the gradients given for row r, in the order given:
+
+        g_r ← g_r + weight_decay · table[r]
+        state[r] ← state[r] + mean(g_r²)
+        table[r] ← table[r] − lr · g_r / (√state[r] + eps)
+
+    Args:
+        table: [V, d], float32, bfloat16, float16 or float64; written in place. Call it under `torch.no_grad()` where
+            it is a parameter.
+        state: [V] float32 (float64 also allowed for a float64 table), zero at the start; written in place.
+        rows: [R] int64 in [−1, V), in any order, repetitions allowed; entries of −1 are skipped, so that a list of
+            rows can be padded.
+        row_gradients: [R, d], dtype like table or float32.
+        lr: learning rate, at least 0.
+        eps: added to the root of the state, at least 0.
+        weight_decay: L2 penalty, at least 0, on touched rows.
+        backend: which backend computes; None for the default.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or a setting is negative or not finite; on the CPU also a
+            row outside the table, with its position. On a GPU that is a device-side assertion.
+
+    Sums, state and the step are computed in the state's dtype and rounded to the table's once. The formula is that of
+    FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
+    """
+    problems = Problems("rowwise_adagrad_")
+    if not problems.tensor("table", table, shape=(None, None), dtype=FLOATING):
+        problems.raise_if_any()
+    size, width = table.shape
+    device = table.device
+    wide = (torch.float32, torch.float64) if table.dtype == torch.float64 else (torch.float32,)
+    problems.tensor("state", state, shape=(size,), dtype=wide, device=device)
+    if problems.tensor("rows", rows, shape=(None,), dtype=torch.int64, device=device):
+        problems.tensor(
+            "row_gradients",
+            row_gradients,
+            shape=(rows.shape[0], width),
+            dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
+            device=device,
+        )
+    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+        if not 0 <= value < math.inf:
+            problems.found.append(f"{name} is {value}, expected a finite value ≥ 0")
+    problems.raise_if_any()
+    OP(table, state, rows, row_gradients, float(lr), float(eps), float(weight_decay), backend=backend)
+
+
+def _check_values(
+    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    wrong = (rows < -1) | (rows >= table.shape[0])
+    if rows.device.type != "cpu":
+        require_values(~wrong, "rowwise_adagrad_: a row is outside the table")
+    elif bool(wrong.any()):
+        position = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"rowwise_adagrad_: rows[{position}] is {int(rows[position])}, expected −1 (skipped) or 0 to "
+            f"{table.shape[0] - 1}"
+        )
+
+
+def _fake(
+    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    return None
+
+
+def _forward_cpp(
+    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    """The compiled kernel, which takes rows of the table only."""
+    present = rows >= 0
+    if not bool(present.all()):
+        rows, row_gradients = rows[present], row_gradients[present]
+    native.forward_cpp(table, state, rows, row_gradients, lr, eps, weight_decay)
+
+
+BACKENDS = (
+    Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
+    Backend("cpp", _forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("reference", reference.forward),
+)
+
+OP = Op(
+    "rowwise_adagrad_",
+    arguments=(
+        "Tensor(a!) table, Tensor(b!) state, Tensor rows, Tensor row_gradients, float lr, float eps, float weight_decay"
+    ),
+    returns="()",
+    fake=_fake,
+    backends=BACKENDS,
+    mutates=("table", "state"),
+    check=_check_values,
+    samples=samples,
+)
