@@ -30,11 +30,15 @@ UNIFORM_OWNER = -1
 
 @dataclass(frozen=True)
 class Negatives:
-    """M candidates: items int64 [M], owner int64 [M] (user of the batch, UNIFORM_OWNER), log_q float32 [M]."""
+    """M candidates: items int64 [M], owner int64 [M] (user of the batch, UNIFORM_OWNER), log_q float32 [M].
+
+    mix: how many of the M came from the batch and how many from the catalogue.
+    """
 
     items: Tensor
     owner: Tensor
     log_q: Tensor
+    mix: tuple[int, int]
 
 
 class NegativeSampler:
@@ -53,21 +57,21 @@ class NegativeSampler:
         rows = random.choice(len(items), in_batch, replace=False, shuffle=False)
         drawn = random.choice(self.items, uniform, replace=False, shuffle=False)
         chosen = np.concatenate([items[rows], drawn])
-        log_q = self._log_expected_count(chosen, in_batch, uniform)
-        if self.config.softmax_form == "refined":
-            # The refined form divides by the number of negatives itself: it wants the probability of one draw.
-            log_q -= np.log(len(chosen))
         owners = np.concatenate([owner[rows], np.full(uniform, UNIFORM_OWNER, np.int64)])
-        return Negatives(
-            torch.from_numpy(chosen), torch.from_numpy(owners), torch.from_numpy(log_q.astype(np.float32))
-        )
+        mix = (in_batch, uniform)
+        return Negatives(torch.from_numpy(chosen), torch.from_numpy(owners), self.log_q(chosen, mix), mix)
 
-    def _log_expected_count(self, items: np.ndarray, in_batch: int, uniform: int) -> np.ndarray:
-        """log(M · Q(j)) in float64; 0 where every item is drawn once, which makes the loss the full softmax."""
-        if in_batch == 0:
-            return np.full(len(items), np.log(uniform / self.items))
-        frequency = np.exp(self.sketch.log_q(items).astype(np.float64))
-        return np.log(in_batch * frequency + uniform / self.items)
+    def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
+        """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
+
+        log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax.
+        """
+        in_batch, uniform = mix
+        expected = np.full(len(items), uniform / self.items)
+        if in_batch:
+            expected += in_batch * np.exp(self.sketch.log_q(items).astype(np.float64))
+        draws = sum(mix) if self.config.softmax_form == "refined" else 1
+        return torch.from_numpy(np.log(expected / draws).astype(np.float32))
 
 
 class PretrainLoss:
@@ -100,14 +104,17 @@ class PretrainLoss:
         device = batch.items.device
         negatives = self.sampler.draw(step, batch.items.cpu().numpy()[real], owner.cpu().numpy()[real])
         negative_items, negative_owner = negatives.items.to(device), negatives.owner.to(device)
-        # Each different item goes through the tower once.
         positives = batch.items.clamp(min=0)
+        positive_log_q = None
+        if self.config.softmax_form == "refined":
+            positive_log_q = self.sampler.log_q(positives.cpu().numpy(), negatives.mix).to(device)
+        # Each different item goes through the tower once.
         distinct, place = torch.unique(torch.cat([positives, negative_items]), return_inverse=True)
         vectors = self.model.item_vectors(distinct).index_select(0, place)
         loss, _ = sampled_softmax_loss(
             self.model.queries(readings), vectors[: len(batch)], vectors[len(batch) :], positives, negative_items,
-            negatives.log_q.to(device), scale=self.model.temperature, row_weight=weight,
-            query_owner=owner, candidate_owner=negative_owner, form=self.config.softmax_form,
+            negatives.log_q.to(device), positive_log_q=positive_log_q, scale=self.model.temperature,
+            row_weight=weight, query_owner=owner, candidate_owner=negative_owner, form=self.config.softmax_form,
         )  # fmt: skip
         return loss.sum() / weight.sum().clamp(min=1)
 

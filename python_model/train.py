@@ -233,7 +233,7 @@ def _make_model(
         _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
     kept = config or found.model_config
     model = Argus.for_dataset(kept, dataset)
-    if model.features != found.features:
+    if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
     checkpoint.load_weights(model, source)
     model.stage = found.stage
