@@ -78,8 +78,8 @@ Params make_params(const Tensor& table, const Tensor& state, const Tensor& gradi
 
 void check_values(const int64_t* rows, int64_t count, int64_t table_rows) {
   for (int64_t i = 0; i < count; ++i) {
-    if (rows[i] < 0 || rows[i] >= table_rows) {
-      fail(kOp, "rows[", i, "] is ", rows[i], ", expected 0 to ", table_rows - 1, ", the rows of table");
+    if (rows[i] < kSkipped || rows[i] >= table_rows) {
+      fail(kOp, "rows[", i, "] is ", rows[i], ", expected -1 (skipped) or 0 to ", table_rows - 1);
     }
   }
 }

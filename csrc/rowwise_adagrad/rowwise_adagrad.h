@@ -12,6 +12,8 @@
 
 namespace argus::rowwise_adagrad {
 
+constexpr int64_t kSkipped = -1;
+
 enum class Dtype { float32, float64, bfloat16, float16 };
 
 struct Params {
@@ -32,7 +34,8 @@ struct Params {
   double weight_decay;
 };
 
-// Updates the rows at [first, last) of params.rows; a run of equal rows must not be cut by the range.
+// Updates the rows at [first, last) of params.rows; the range must not cut a run of equal rows nor hold a
+// skipped one.
 void update_rows_cpu(const Params& params, int64_t first, int64_t last);
 
 // Enqueues the whole update on `stream`, a cudaStream_t. Rows outside the table are left out.
