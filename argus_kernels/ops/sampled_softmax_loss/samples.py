@@ -79,7 +79,8 @@ def _case(
     return Sample(
         name,
         make,
-        grad=() if form == "refined" else GRAD,
+        grad=GRAD,
+        gradcheck=form == "standard",
         production=production,
         flops=_flops,
         bytes=_bytes,

@@ -25,7 +25,7 @@ def samples() -> list[Sample]:
         _case("all_missing", 4, ((3, 2),), (0,), 2, missing=1.0),
         _case("one_row_table", 9, ((1, 2),), (0, 0), 3),
         _case("no_event", 0, ((3, 2),), (0,), 2),
-        # _case("no_column", 3, (), (), 2),
+        _case("no_column", 3, (), (), 2),
         _case("events_16384", 16_384, PRODUCTION_TABLES, PRODUCTION_COLUMNS, 256, missing=0.0, production=True),
         _case(
             "events_16384_sparse",
