@@ -169,13 +169,13 @@ def ninja_text(libraries: list[Library], directory: Path, compiler: Compiler, to
     for library in libraries:
         key = library.key
         flags = _command(library.compile_flags)
-        lines += [f"rule cxx_{key}", f"  command = {cxx} -MMD -MF $out.d {flags} -c $in -o $out"]
+        lines += [f"rule cxx_{key}", f"  command = {cxx} -MD -MF $out.d {flags} -c $in -o $out"]
         lines += ["  depfile = $out.d", "  deps = gcc", "  description = c++ $in", ""]
         if library.nvcc_flags:
             assert toolkit is not None
-            nvcc = _command([str(toolkit.nvcc), "-ccbin", cxx])
+            nvcc = _command([str(toolkit.nvcc), "-ccbin", compiler.program])
             lines += [f"rule nvcc_{key}"]
-            lines += [f"  command = {nvcc} -MMD -MF $out.d {_command(library.nvcc_flags)} -c $in -o $out"]
+            lines += [f"  command = {nvcc} -MD -MF $out.d {_command(library.nvcc_flags)} -c $in -o $out"]
             lines += ["  depfile = $out.d", "  deps = gcc", "  description = nvcc $in", ""]
         link = f"{cxx} -shared $in -o $out {_command(library.link_flags)}"
         lines += [f"rule link_{key}", f"  command = {link}", "  description = link $out", ""]

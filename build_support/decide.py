@@ -37,6 +37,13 @@ class Compiler:
     command: str
     version: str
 
+    @property
+    def program(self) -> str:
+        """The compiler itself, without a launcher such as ccache in front."""
+        words = self.command.split()
+        launched = Path(words[0]).name in ("ccache", "sccache") and len(words) > 1
+        return words[1] if launched else words[0]
+
 
 @dataclass(frozen=True)
 class Toolkit:
