@@ -1,8 +1,8 @@
 """What a model and a training run are made of: frozen settings with validation, JSON round trip and presets.
 
 `ModelConfig` fixes the shapes, `TrainConfig` one stage of training, `FeatureSpec` the vocabulary of the data that a
-model was built for. All three travel with every checkpoint. `PRESETS` are the published sizes, `python_model.recipes`
-has the settings that were tried on named data sets.
+model was built for. All three travel with every checkpoint. `PRESETS` are the published sizes, `RECIPES`
+holds settings that were tried on named data sets.
 """
 
 from __future__ import annotations
@@ -250,3 +250,44 @@ def preset(name: str, **changes: Any) -> ModelConfig:
     if unknown:
         raise ValueError(f"ModelConfig: unknown setting {', '.join(unknown)}")
     return replace(PRESETS[name], **changes)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of both stages that were tried on a data set: a few minutes of training on two CPU cores."""
+
+    model: ModelConfig
+    pretrain: TrainConfig
+    finetune: TrainConfig
+
+
+def _recipe(
+    model: ModelConfig, shared: Mapping[str, Any], pretrain: Mapping[str, Any], finetune: Mapping[str, Any]
+) -> Recipe:
+    return Recipe(
+        model,
+        TrainConfig(stage="pretrain", **{**shared, **pretrain}),
+        TrainConfig(stage="finetune", **{**shared, **finetune}),
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "demo": _recipe(
+        preset("tiny", temperature=20.0),
+        {"negatives_in_batch": 256, "negatives_uniform": 256, "table_learning_rate": 1e-2},
+        {"steps": 400, "learning_rate": 5e-3},
+        {"steps": 150, "learning_rate": 2e-3, "table_learning_rate": 2e-3},
+    ),
+    "ml-100k": _recipe(
+        preset("tiny", temperature=20.0, dropout=0.2),
+        {"protocol": "leave-last-out", "negatives_in_batch": 512, "negatives_uniform": 512},
+        {"steps": 600, "learning_rate": 3e-3, "table_learning_rate": 5e-3},
+        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3},
+    ),
+    "kuairand-pure": _recipe(
+        preset("tiny", temperature=20.0, dropout=0.2),
+        {"negatives_in_batch": 512, "negatives_uniform": 512},
+        {"steps": 600, "learning_rate": 3e-3, "table_learning_rate": 5e-3},
+        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3},
+    ),
+}

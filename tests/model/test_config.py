@@ -1,0 +1,110 @@
+"""Settings: the published sizes, JSON round trip, and one clear error for each thing that does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from python_model.config import PRESETS, RECIPES, FeatureSpec, ModelConfig, TrainConfig, preset
+from python_model.model import Argus
+from tests.model.conftest import FEATURES
+
+PUBLISHED = {"3m": 3.16e6, "19m": 18.9e6, "126m": 126.0e6, "1b": 1.0072e9}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("form", ("simplified", "full"))
+def test_presets_have_the_published_encoder_sizes(name: str, form: str) -> None:
+    config = preset(name, form=form)
+    with torch.device("meta"):
+        model = Argus(config, FEATURES, torch.empty(2, FEATURES.items, dtype=torch.int32))
+    counted = sum(parameter.numel() for parameter in model.encoder.blocks.parameters())
+    layers, width = config.layers, config.width
+    assert counted == 12 * layers * width**2 + 13 * layers * width == config.encoder_parameters
+    assert all(parameter.is_meta for parameter in model.parameters())
+    if name in PUBLISHED:
+        assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
+        assert width // config.heads == 64
+        assert config.max_events == 8192
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        preset("3m", form="full", lag=60, dropout=0.1, sparse=True),
+        TrainConfig(stage="finetune", feedback_weights={"like": 2.0}, pair_window=3600),
+        FEATURES,
+    ],
+)
+def test_json_round_trip(config: ModelConfig | TrainConfig | FeatureSpec) -> None:
+    assert type(config).from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "half"}, "form is 'half', expected one of simplified, full"),
+        ({"heads": 3}, "heads is 3, expected a divisor of width 64"),
+        ({"layers": 0}, "layers is 0, expected a whole number of at least 1"),
+        ({"width": 64.0}, "width is 64.0, expected a whole number"),
+        ({"layers": True}, "layers is True, expected a whole number"),
+        ({"dropout": 1.0}, r"dropout is 1.0, expected a number in \[0, 1\)"),
+        ({"dropout": float("nan")}, "dropout is nan, expected a finite number"),
+        ({"lag": -1}, "lag is -1, expected a whole number of at least 0"),
+        ({"item_hashes": 2}, "hash_rows is 0, expected set exactly when item_hashes is"),
+        ({"temperature": 1000.0}, "temperature is 1000.0"),
+    ],
+)
+def test_a_model_setting_that_does_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        preset("tiny", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stage": "posttrain"}, "stage is 'posttrain'"),
+        ({"protocol": "random"}, "protocol is 'random'"),
+        ({"steps": 0}, "steps is 0"),
+        ({"window": 1}, "window is 1, expected a whole number of at least 2"),
+        ({"window": 4096}, "window is 4096, expected at most batch_events = 2048"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'"),
+        ({"negatives_in_batch": 0, "negatives_uniform": 0}, "negatives_uniform is 0, expected above 0"),
+        ({"feedback_weights": {"like": -1.0}}, "feedback_weights"),
+        ({"precision": "float8"}, "precision is 'float8'"),
+        ({"pair_window": -5}, "pair_window is -5"),
+    ],
+)
+def test_a_training_setting_that_does_not_fit(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TrainConfig(), **changes)  # type: ignore[arg-type]
+
+
+def test_an_unknown_setting_is_named() -> None:
+    with pytest.raises(ValueError, match="unknown setting learning_rte; known: .*learning_rate"):
+        TrainConfig.from_dict({"learning_rte": 1e-3})
+    with pytest.raises(ValueError, match="unknown setting depth"):
+        preset("tiny", depth=3)
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "{", "null"])
+def test_what_is_not_a_json_object(text: str) -> None:
+    with pytest.raises(ValueError, match="expected (a )?JSON"):
+        ModelConfig.from_json(text)
+
+
+def test_an_unknown_preset_is_refused() -> None:
+    with pytest.raises(ValueError, match="preset is '2b', expected one of tiny, 3m, 19m, 126m, 1b"):
+        preset("2b")
+
+
+def test_recipes_are_complete_and_survive_json() -> None:
+    assert set(RECIPES) == {"demo", "ml-100k", "kuairand-pure"}
+    for recipe in RECIPES.values():
+        assert (recipe.pretrain.stage, recipe.finetune.stage) == ("pretrain", "finetune")
+        for config in (recipe.model, recipe.pretrain, recipe.finetune):
+            assert type(config).from_dict(json.loads(config.to_json())) == config
