@@ -71,7 +71,7 @@ def _read_strings(
     if len(separator) > 1:
         text, separator = text.replace(separator, "\x1f"), "\x1f"
     try:
-        frame = pl.read_csv(
+        return pl.read_csv(
             BytesIO(text.encode()),
             separator=separator,
             has_header=names is None,
@@ -83,21 +83,18 @@ def _read_strings(
         raise _locate_bad_line(file, text, separator, quote, names) or DataError(
             file, f"unreadable: {error}"
         ) from error
-    if names is not None and frame.width != len(names):
-        raise DataError(file, f"expected {len(names)} columns ({', '.join(names)}), found {frame.width}", row=1)
-    return frame
 
 
 def _locate_bad_line(
     file: Path, text: str, separator: str, quote: str | None, names: Sequence[str] | None
 ) -> DataError | None:
-    """The first line that has more cells than the first one, as an error."""
+    """The first line that has more cells than there are columns, or a first line that has fewer, as an error."""
     quoted = re.compile(f"{re.escape(quote)}[^{re.escape(quote)}]*{re.escape(quote)}") if quote else None
     width = len(names) if names else None
     for number, line in enumerate(text.splitlines()):
         found = (quoted.sub("", line) if quoted else line).count(separator) + 1
         width = width or found
-        if found > width:
+        if found > width or (number == 0 and found < width):
             return DataError(file, f"expected {width} cells, found {found}", row=number + (1 if names else 0))
     return None
 

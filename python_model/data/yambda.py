@@ -34,6 +34,7 @@ EXPLICIT = EVENT_TYPES[1:]
 SHARE_EDGES_PCT = np.array([20, 40, 60, 80])
 FULL_PCT = 80
 PAIR_WINDOW = 86_400
+_LAST_USER = 2**63 - 1
 _LISTEN_COLUMNS = ("item_id", "timestamp", "is_organic", *LISTEN_ONLY)
 _FILES = {"like": "likes", "dislike": "dislikes", "unlike": "unlikes", "undislike": "undislikes"}
 
@@ -80,6 +81,8 @@ def read_yambda(
         for listens, explicit in source.chunks():
             ids, user = np.unique(listens["uid"], return_inverse=True)
             feedback = _feedback(listens, explicit, source.observed, skip_below_pct, without_listen)
+            if len(ids) == 0:
+                continue
             writer.write_events(_event_columns(listens, user.astype(np.int32) + users, item_ids, feedback))
             writer.write_users(ids)
             users += len(ids)
@@ -100,7 +103,7 @@ class _Source:
     rows_done: int = 0
 
     def chunks(self) -> Iterator[tuple[Rows, Rows]]:
-        """Whole users at a time: (listens, explicit events of users up to the last of these)."""
+        """Whole users at a time: (listens, explicit events of users up to the last of these); either may be empty."""
         cursors = {kind: UserCursor(file.batches()) for kind, file in self.explicit.items()}
         for rows in whole_users(self.listens.batches()):
             self.rows_done += len(rows["uid"])
@@ -108,8 +111,9 @@ class _Source:
                 listens, explicit = self._separate(rows)
             else:
                 listens, explicit = rows, self._gather(cursors, int(rows["uid"][-1]))
-            if len(listens["uid"]):
-                yield listens, explicit
+            yield listens, explicit
+        # What is left are explicit events of users behind the last one who listens: read, so checked and counted.
+        yield dict.fromkeys(("uid", *_LISTEN_COLUMNS), np.zeros(0, np.int64)), self._gather(cursors, _LAST_USER)
 
     @staticmethod
     def _separate(rows: Rows) -> tuple[Rows, Rows]:

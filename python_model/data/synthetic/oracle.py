@@ -126,5 +126,5 @@ class OracleScores:
         for c in range(config.clusters):
             weights = artist_weights(catalogue, vector, np.full(len(vector), c), sharpness)
             by_artist[:, c] = cluster[:, [c]] * weights / weights.sum(axis=1, keepdims=True)
-        artists = by_artist.reshape(len(vector), -1, 1)
-        return (artists * catalogue.track_share[None]).reshape(len(vector), -1)
+        artists = by_artist.reshape(len(vector), config.clusters * config.artists, 1)
+        return (artists * catalogue.track_share).reshape(len(vector), config.items)
