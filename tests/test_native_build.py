@@ -241,36 +241,37 @@ def test_every_source_belongs_to_a_library() -> None:
     assert sources == set(cpu) | set(cuda) | set(host)
 
 
+@pytest.fixture(scope="module")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """_ops_cuda.so for the default architectures, compiled afresh."""
+    assert REAL_TOOLKIT is not None
+    decision = decide.decide_cuda({"ARGUS_CUDA": "1"}, REAL_TOOLKIT, gpu=False)
+    library = native.cuda_library(REPOSITORY, decision, REAL_TOOLKIT)
+    compiler = decide.find_compiler(os.environ)
+    return native.build([library], REPOSITORY, tmp_path_factory.mktemp("cuda"), compiler, REAL_TOOLKIT)["cuda"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(REAL_TOOLKIT is None, reason="no nvcc on this machine")
 class TestCudaLibrary:
-    @pytest.fixture(scope="class")
-    def library(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        assert REAL_TOOLKIT is not None
-        decision = decide.decide_cuda({"ARGUS_CUDA": "1"}, REAL_TOOLKIT, gpu=False)
-        library = native.cuda_library(REPOSITORY, decision, REAL_TOOLKIT)
-        folder = tmp_path_factory.mktemp("cuda")
-        compiler = decide.find_compiler(os.environ)
-        return native.build([library], REPOSITORY, folder, compiler, REAL_TOOLKIT)["cuda"]
-
-    def test_it_holds_code_for_every_default_architecture(self, library: Path) -> None:
+    def test_it_holds_code_for_every_default_architecture(self, cuda_library: Path) -> None:
         assert REAL_TOOLKIT is not None
         on_path = shutil.which("cuobjdump")
         triton = pytest.importorskip("triton", reason="cuobjdump is neither on PATH nor in triton")
         bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        listing = subprocess.check_output([on_path or str(bundled), "--list-elf", str(library)], text=True)
+        listing = subprocess.check_output([on_path or str(bundled), "-elf", str(cuda_library)], text=True)
         for name in decide.decide_cuda({"ARGUS_CUDA": "1"}, REAL_TOOLKIT, gpu=False).architectures:
-            assert f".sm_{name.removesuffix('+PTX')}." in listing
+            assert f"arch = sm_{name.removesuffix('+PTX')}\n" in listing
 
-    def test_it_carries_its_cuda_runtime_and_asks_for_torch(self, library: Path) -> None:
-        needed = subprocess.check_output(["readelf", "-d", str(library)], text=True)
+    def test_it_carries_its_cuda_runtime_and_asks_for_torch(self, cuda_library: Path) -> None:
+        needed = subprocess.check_output(["readelf", "-d", str(cuda_library)], text=True)
         assert "cudart" not in needed
         for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so"):
             assert f"[{name}]" in needed
         assert "RPATH" not in needed and "RUNPATH" not in needed
 
-    def test_it_holds_no_path_of_this_machine(self, library: Path) -> None:
-        content = library.read_bytes()
+    def test_it_holds_no_path_of_this_machine(self, cuda_library: Path) -> None:
+        content = cuda_library.read_bytes()
         for place in (str(REPOSITORY), str(native.package_directory("torch")), str(Path.home())):
             assert place.encode() not in content
 
