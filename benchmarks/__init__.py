@@ -1,0 +1,1 @@
+"""Microbenchmarks: every kernel beside its peers and beside the hardware. `python -m benchmarks --help`."""
