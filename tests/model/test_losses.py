@@ -131,7 +131,7 @@ class TestFinetuning:
             replace(batch, grade=torch.full((6,), -1)), 0
         )
         loss.backward()
-        assert float(loss) == 0 and int(parts["pairs"]) == 0
+        assert loss.item() == 0 and int(parts["pairs"]) == 0
 
     def test_the_regulariser_adds_the_joint_loss(self) -> None:
         model, batch = small_model(), random_batch([9, 6])
