@@ -59,8 +59,8 @@ def packed_history(
         bias_problems(problems, q.shape[1], q.device, position_bias, time_bias)
     time_problems(problems, time_bias, query_time, key_time)
     window_problems(problems, window)
-    if isinstance(max_length, int):
-        problems.require(max_length >= 0, f"max_length is {max_length}, expected at least 0")
+    if max_length is not None and max_length < 0:
+        problems.require(False, f"max_length is {int(max_length)}, expected at least 0")
     problems.raise_if_any()
     longest = q.shape[0] if max_length is None else max_length
     if time_bias is None:
@@ -101,8 +101,8 @@ def time_problems(
 
 def window_problems(problems: Problems, window: int | None) -> None:
     """Notes a window that hides a query from itself."""
-    if window is not None:
-        problems.require(window >= 1, f"window is {window}, expected at least 1 (the event itself) or None")
+    if window is not None and window < 1:
+        problems.require(False, f"window is {int(window)}, expected at least 1 (the event itself) or None")
 
 
 def _per_event(problems: Problems, q: Tensor, dtype: torch.dtype, **tensors: Tensor | None) -> None:

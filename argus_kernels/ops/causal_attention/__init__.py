@@ -27,7 +27,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_length: int, vi
 OP = Op(
     "causal_attention",
     arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
-    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float scale, int? window",
+    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float scale, SymInt? window",
     returns="(Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,
@@ -53,7 +53,7 @@ def causal_attention(
     window: int | None = None,
     return_log_sum_exp: bool = False,
     backend: str | None = None,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     """Softmax attention of every event over the events of its own user that it may see.
 
     Row t of the packed batch is event i = t − offsets[b] of user b. It sees event j of the same user where j = i or
@@ -89,7 +89,7 @@ def causal_attention(
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
-        out, like q; or (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs), 0 on padding
+        out, a Tensor like q; or the pair (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs), 0 on padding
         rows. Both are differentiable in q, k, v and the two tables.
 
     Raises:

@@ -72,7 +72,7 @@ def backward(
     scale: float,
     window: int | None,
 ) -> list[Tensor | None]:
-    """Gradients of q, k, v, position_bias and time_bias, with the weights recomputed from log_sum_exp."""
+    """Gradients of q, k, v, position_bias and time_bias, with the weights computed again."""
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
     found = Gradients.zeros(q, pairs, needs, wide)
@@ -80,14 +80,15 @@ def backward(
         query = heads_first(q, tile.query_rows, wide) * scale
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
-        d_out = heads_first(gradients[0], tile.query_rows, wide)
-        d_log_sum_exp = gradients[1][:, tile.query_rows]
-        # +inf gives the rows that pad the tile no weights, and so no gradient.
-        log_sum_exp = outputs[1][:, tile.query_rows].masked_fill(~tile.query_is_real(), torch.inf)
+        # The rows that pad the tile get no gradient from above, and so give none.
+        repeats = ~tile.query_is_real()
+        d_out = heads_first(gradients[0], tile.query_rows, wide).masked_fill(repeats[..., None], 0.0)
+        d_log_sum_exp = gradients[1][:, tile.query_rows].masked_fill(repeats, 0.0)
 
         buckets = pairs.buckets(tile)
         scores = torch.matmul(query, key.transpose(-1, -2)) + pairs.masked_bias(tile, buckets, wide)
-        weights = torch.exp(scores - log_sum_exp[..., None])
+        # Not exp(scores − log_sum_exp): the statistic's own rounding would be an error of every weight in the row.
+        weights = torch.softmax(scores, -1)
         found.add_value(tile, weights, d_out)
 
         d_weights = torch.matmul(d_out, value.transpose(-1, -2))

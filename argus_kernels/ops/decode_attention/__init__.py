@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems, autocast
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.history_arguments import bias_problems, window_problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
@@ -74,7 +74,7 @@ OP = Op(
     "decode_attention",
     arguments="Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, Tensor block_table, "
     "Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, Tensor? query_time, "
-    "Tensor? key_time, float scale, int? window",
+    "Tensor? key_time, float scale, SymInt? window",
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,
@@ -105,7 +105,8 @@ def decode_attention(
     score_j = scale · q · k_j + position_bias[h, min(L − 1 − j, P − 1)] + time_bias[h, bucket(query_time − time_j)].
 
     Args:
-        q: [B, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64).
+        q: [B, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Under autocast q,
+            k and v are cast to the cache's dtype.
         cache: the users' pages, in q's dtype; row b of its block table belongs to row b of q (`PagedCache.rows`
             picks users). Its pages are written in place where k and v are given.
         lengths: int32 [B], events of each user, the new one counted. 0 is a user without events: its output is 0 and
@@ -131,7 +132,7 @@ def decode_attention(
     problems = Problems(OP.name)
     if not isinstance(cache, PagedCache):
         raise ValueError(f"{OP.name}: cache is {type(cache).__name__}, expected a PagedCache")
-    q, k, v = autocast(q, k, v)
+    q, k, v = (_like_cache(tensor, cache) for tensor in (q, k, v))
     _check_cache(problems, q, cache, lengths)
     _check_events(problems, q, k, v, query_time, key_time)
     if q.dim() == 3:
@@ -145,6 +146,13 @@ def decode_attention(
     factor = q.shape[2] ** -0.5 if scale is None else float(scale)
     pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
     return OP(q, *pages, lengths, k, v, position_bias, time_bias, query_time, key_time, factor, window, backend=backend)
+
+
+def _like_cache(tensor: Any, cache: PagedCache) -> Any:
+    """Under autocast the cache, which outlives the call, decides the dtype."""
+    if isinstance(tensor, Tensor) and tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type):
+        return tensor.to(cache.key_pages.dtype)
+    return tensor
 
 
 def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tensor) -> None:

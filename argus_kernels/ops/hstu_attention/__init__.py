@@ -26,7 +26,7 @@ OP = Op(
     "hstu_attention",
     arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
     "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float alpha, float divisor, "
-    "int? window",
+    "SymInt? window",
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,

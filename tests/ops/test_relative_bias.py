@@ -1,0 +1,110 @@
+"""The mask rule, the buckets and the tiles that all attention backends share."""
+
+from __future__ import annotations
+
+from decimal import Decimal, localcontext
+
+import pytest
+import torch
+from attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from argus_kernels.core.history_tiles import tiles
+from argus_kernels.core.relative_bias import (
+    position_buckets,
+    seen_keys,
+    threshold_values,
+    time_buckets,
+    time_thresholds,
+    visible_pairs,
+)
+
+LARGEST = torch.iinfo(torch.int64).max
+REACHED = [value for value in threshold_values(200) if value <= 2**62]
+
+
+def test_thresholds_are_the_smallest_integers_of_their_buckets() -> None:
+    """At every edge up to 2^62: ln(edge) / 0.301 reaches the bucket, ln(edge − 1) / 0.301 does not."""
+    assert len(REACHED) == 143
+    assert REACHED[0] == 0
+    with localcontext() as context:
+        context.prec = 80
+        for index, edge in enumerate(REACHED[1:], start=1):
+            assert Decimal(edge).ln() >= Decimal("0.301") * index
+            assert edge == 1 or Decimal(edge - 1).ln() < Decimal("0.301") * index
+
+
+def test_buckets_change_exactly_at_the_thresholds() -> None:
+    edges = torch.tensor(REACHED[1:])
+    expected = torch.searchsorted(time_thresholds(200), edges, right=True) - 1
+    assert torch.equal(time_buckets(edges, 200), expected)
+    assert torch.equal(time_buckets(-edges, 200), expected)
+    below = torch.searchsorted(time_thresholds(200), edges - 1, right=True) - 1
+    assert torch.equal(time_buckets(edges - 1, 200), below)
+    assert bool((below < expected).all())
+
+
+@pytest.mark.parametrize("buckets", [1, 2, 64, 129, 300])
+def test_buckets_agree_with_the_search_for_every_size(buckets: int) -> None:
+    generator = torch.Generator().manual_seed(buckets)
+    exponent = torch.rand(20_000, generator=generator, dtype=torch.float64) * 62.9
+    x = torch.cat([torch.tensor([0, 1, -1, 2, LARGEST, LARGEST - 1]), torch.exp2(exponent).long()])
+    expected = torch.searchsorted(time_thresholds(min(buckets, 146)), x.abs(), right=True) - 1
+    assert torch.equal(time_buckets(x, buckets), expected)
+
+
+def test_buckets_agree_with_the_formula_in_float64() -> None:
+    for x in [0, 1, 2, 3, 59, 60, 3_600, 86_400, 604_800, 31_536_000, 10**12]:
+        assert int(time_buckets(torch.tensor(x), 128)) == bucket(x, 128)
+        assert int(time_buckets(torch.tensor(-x), 128)) == bucket(x, 128)
+    assert int(time_buckets(torch.tensor(10**12), 10)) == 9
+
+
+def test_thresholds_past_int64_hold_its_maximum() -> None:
+    thresholds = time_thresholds(200)
+    assert thresholds.dtype == torch.int64
+    assert bool((thresholds[1:] >= thresholds[:-1]).all())
+    assert int(thresholds[-1]) == LARGEST
+    assert time_thresholds(1).tolist() == [0]
+
+
+def test_position_buckets_count_events_back() -> None:
+    place = torch.arange(5)
+    assert position_buckets(place, place, 3).tolist() == [[min(max(i - j, 0), 2) for j in range(5)] for i in range(5)]
+
+
+@given(length=st.integers(0, 12), window=st.none() | st.integers(1, 14), data=st.data())
+@settings(deadline=None)
+def test_mask_rule_pair_by_pair(length: int, window: int | None, data: st.DataObject) -> None:
+    visible = data.draw(st.none() | st.tuples(*(st.integers(0, i) for i in range(length))))
+    place = torch.arange(length)
+    given_visible = None if visible is None else torch.tensor(visible, dtype=torch.int32)
+    expected = dense_mask(length, None if visible is None else list(visible), window)
+    assert torch.equal(seen_keys(place, place, given_visible, window), expected)
+    assert visible_pairs(packed_offsets([length]), length, given_visible, window) == int(expected.sum())
+
+
+def test_visible_pairs_ignores_padding_rows() -> None:
+    visible = torch.tensor([0, 1, 0, -9, 99], dtype=torch.int32)
+    assert visible_pairs(packed_offsets([2, 0, 1]), 5, visible, None) == 4
+    assert visible_pairs(packed_offsets([]), 5, None, 3) == 0
+
+
+@given(lengths=jagged_lengths, long=st.sampled_from([0, 130, 300]), window=st.none() | st.integers(1, 200))
+@settings(deadline=None, max_examples=15)
+def test_tiles_hold_every_seen_pair_once(lengths: list[int], long: int, window: int | None) -> None:
+    lengths = [*lengths, long]
+    offsets = packed_offsets(lengths)
+    total = int(offsets[-1])
+    count = torch.zeros(total, total, dtype=torch.int32)
+    for tile in tiles(offsets, heads=2, window=window):
+        seen = seen_keys(tile.query_place, tile.key_place, None, window) & tile.query_is_real()[..., None]
+        users, queries, keys = seen.expand(len(tile.query_rows), -1, -1).nonzero(as_tuple=True)
+        count.index_put_(
+            (tile.query_rows[users, queries], tile.key_rows[users, keys]), torch.tensor(1).int(), accumulate=True
+        )
+    user = torch.repeat_interleave(torch.tensor(lengths))
+    back = torch.arange(total)[:, None] - torch.arange(total)
+    expected = (user[:, None] == user) & (back >= 0) & (back < (window or total + 1))
+    assert torch.equal(count, expected.int())
