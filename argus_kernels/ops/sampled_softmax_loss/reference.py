@@ -130,7 +130,7 @@ def _log_sum_exp(score: Tensor, left_out: Tensor) -> Tensor:
 
 def _share(score: Tensor, own: Tensor | None) -> Tensor:
     """[N, M]: each candidate's share of the denominator; 0 where it is left out."""
-    floor = torch.full_like(score[:, :1], torch.finfo(score.dtype).min) if own is None else own[:, None]
+    floor = score.new_full((score.shape[0], 1), torch.finfo(score.dtype).min) if own is None else own[:, None]
     peak = torch.cat([score, floor], 1).amax(1, keepdim=True)
     terms = (score - peak).exp()
     total = terms.sum(1, keepdim=True)

@@ -18,7 +18,7 @@ def samples() -> list[Sample]:
     return [
         _case("standard", 5, 6, 3),
         _case("every_argument", 5, 7, 3, positive_log_q=True, row_weight=True, owners=True),
-        _case("refined", 4, 6, 3, positive_log_q=True, form="refined"),
+        _case("refined", 5, 6, 3, positive_log_q=True, form="refined"),
         _case("refined_every_argument", 4, 6, 3, positive_log_q=True, row_weight=True, owners=True, form="refined"),
         _case("every_candidate_a_hit", 3, 4, 2, catalogue=1),
         _case("ignored_rows_hold_nan", 5, 4, 3, row_weight=True, garbage=True),
