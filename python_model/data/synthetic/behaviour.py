@@ -88,10 +88,11 @@ def feedback(
     device: np.ndarray,
     leniency: np.ndarray,
     plays: np.ndarray,
+    expectation: float,
 ) -> FeedbackModel:
     """The user of taste [n, D] and leniency [n] meets item [n] on device [n]; organic [n] bool; plays [n] of late."""
     affinity = dot(taste, catalogue.tracks[item]) / np.sqrt(taste.shape[-1]) + catalogue.quality[item]
-    pull = affinity + DEVICE_EFFECT[device] + 0.4 * leniency - 0.25 * plays + 0.25 * organic
+    pull = affinity + DEVICE_EFFECT[device] + 0.4 * leniency - 0.25 * plays + 0.25 * organic - expectation
     skip = sigmoid(0.65 - 2.1 * pull)
     like_if_played = sigmoid(2.0 * pull - 5.4)
     dislike_if_skipped = sigmoid(-1.4 - 1.0 * pull)

@@ -26,7 +26,8 @@ class SyntheticConfig:
     """Everything that decides what the service generates; equal settings give equal bytes.
 
     users and events_per_user are the size (events_per_user is a mean); clusters x artists x tracks is the catalogue.
-    The rest are parameters of the model, whose equations are in docs/data.md.
+    The rest are parameters of the model, whose equations are in docs/data.md. expectation is what users have got used
+    to: a larger catalogue serves a taste better, and it is raised to keep skips and listened shares where they are.
     """
 
     users: int = 2000
@@ -44,6 +45,7 @@ class SyntheticConfig:
     organic_sharpness: float = 2.4
     policy_sharpness: float = 1.8
     policy_noise: float = 0.6
+    expectation: float = 0.0
     recent: int = 10
 
     def __post_init__(self) -> None:
@@ -92,7 +94,9 @@ class SyntheticConfig:
 PRESETS = {
     "demo": SyntheticConfig(),
     "small": SyntheticConfig(users=200, events_per_user=80.0, days=30, clusters=8, artists=5, tracks=5),
-    "large": SyntheticConfig(users=100_000, events_per_user=500.0, days=365, clusters=100, artists=50, tracks=20),
+    "large": SyntheticConfig(
+        users=100_000, events_per_user=500.0, days=365, clusters=100, artists=50, tracks=20, expectation=0.2
+    ),
 }
 
 

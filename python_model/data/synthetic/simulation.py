@@ -154,7 +154,16 @@ class ChunkSimulation:
         item = self._item(rows, source, day_part(hour))
         organic = source < RADIO
         plays = (self.recent_item[rows] == item[:, None]).sum(axis=1)
-        model = feedback(self.catalogue, self.taste[rows], item, organic, self.device[rows], self.leniency[rows], plays)
+        model = feedback(
+            self.catalogue,
+            self.taste[rows],
+            item,
+            organic,
+            self.device[rows],
+            self.leniency[rows],
+            plays,
+            self.config.expectation,
+        )
         outcome = self._outcome(rows, model)
         played = np.where(outcome["like"], 4, 2 + outcome["full"])
         impression = np.where(outcome["skip"], 1 - outcome["dislike"], played)

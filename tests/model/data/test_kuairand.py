@@ -17,7 +17,7 @@ HEADER = (
 )
 COLUMNS = HEADER.split(",")
 LOG = "log_standard_4_22_to_5_08_pure.csv"
-GOOD: dict[str, object] = dict.fromkeys(COLUMNS, 0) | {"date": 20220425, "duration_ms": 1000, "tab": 1}
+GOOD: Mapping[str, object] = {**dict.fromkeys(COLUMNS, 0), "date": 20220425, "duration_ms": 1000, "tab": 1}
 
 
 def write_log(folder: Path, rows: list[Mapping[str, object]], name: str = LOG, header: str = HEADER) -> Path:
