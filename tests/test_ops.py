@@ -16,7 +16,9 @@ from argus_kernels.testing.harness import draw, public_function
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-DRAWS = 3
+POOLED = 64
+"""Elements that a result is judged on at least: draws of a small one are pooled, so that no lucky scalar decides."""
+MOST_DRAWS = 64
 
 Case = tuple[Op, str, Sample, str]
 
@@ -61,7 +63,9 @@ def test_error_rule(case: Case, dtype: torch.dtype) -> None:
     ours: dict[str, list[Tensor]] = {}
     truth: dict[str, list[Tensor]] = {}
     theirs: dict[str, list[Tensor]] = {}
-    for seed in range(DRAWS):
+    for seed in range(MOST_DRAWS):
+        if seed >= 3 and min(_pooled(values) for values in ours.values()) >= POOLED:
+            break
         arguments = arguments_for(case, dtype, seed)
         exact = draw(sample, dtype, seed, device, exact=True)
         for name, value in run_op(op, sample, arguments, backend, dtype=dtype, seed=seed).results.items():
@@ -73,6 +77,11 @@ def test_error_rule(case: Case, dtype: torch.dtype) -> None:
     assert ours.keys() == truth.keys() == theirs.keys()
     for name in ours:
         require_close(name, ours[name], truth[name], theirs[name])
+
+
+def _pooled(values: list[Tensor]) -> int:
+    """Elements drawn so far; an empty result needs no more draws."""
+    return sum(value.numel() for value in values) or POOLED
 
 
 DIFFERENTIABLE = [c for c in CASES if c.values[0][2].grad and c.values[0][2].gradcheck]  # type: ignore[index]

@@ -66,6 +66,7 @@ class Op:
         self.differentiable = tuple(differentiable)
         self.mutates = tuple(mutates)
         self.samples = samples
+        self._takes_tensor_lists = "Tensor[]" in arguments
         self._check = check
         self._fake_backward = fake_backward
         self._assemble = assemble
@@ -154,9 +155,9 @@ class Op:
         inputs = self.inputs(values[:-1])
         assemble = self._assemble or self._assemble_dense
         found = dict(zip(self.differentiable, assemble(inputs, wanted, flat), strict=True))
-        # torch takes an empty list, of integers too, for a list of tensors and wants a list back.
+        # Where an op takes lists of tensors, torch takes an empty list of anything for one and wants a list back.
         return tuple(
-            found.get(name, [] if isinstance(value, list) and not value else None)
+            found.get(name, [] if self._takes_tensor_lists and isinstance(value, list) and not value else None)
             for name, value in zip((*self.arguments, "backend"), values, strict=True)
         )
 
