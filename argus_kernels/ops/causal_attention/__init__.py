@@ -89,8 +89,8 @@ def causal_attention(
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
-        out, a Tensor like q; or the pair (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs), 0 on padding
-        rows. Both are differentiable in q, k, v and the two tables.
+        out, a Tensor like q; or the pair (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs),
+        0 on padding rows. Both are differentiable in q, k, v and the two tables.
 
     Raises:
         ValueError: arguments that disagree in shape, dtype or device (all reasons at once); offsets that do not start
