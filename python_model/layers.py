@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from argus_kernels import causal_attention, triple_embedding
-from argus_kernels.core.varlen import local_positions, user_of_row
 from torch import Tensor, nn
 
+from argus_kernels import causal_attention, triple_embedding
+from argus_kernels.core.varlen import local_positions, user_of_row
 from python_model.config import ModelConfig
 
 TIME_BUCKET = 0.301
@@ -51,7 +51,7 @@ class TripleEmbedding(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, tables: Tables, ids: Tensor) -> Tensor:
-        """ids [K, T] int64, −1 = missing → [T, width]."""
+        """Vectors [T, width] of ids [K, T] int64, −1 = missing."""
         used = [tables[name] for name in self.names]
         return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=self.sparse)
 
@@ -89,7 +89,7 @@ class Block(nn.Module):
             nn.init.zeros_(residual.bias)
 
     def forward(self, x: Tensor, layout: Layout, position_bias: Tensor, time_bias: Tensor) -> Tensor:
-        """x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N]."""
+        """One layer on x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N]."""
         projected = self.query_key_value(self.attention_norm(x)).view(-1, 3, self.heads, self.head_width)
         q, k, v = projected.unbind(1)
         attended = causal_attention(
@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """tokens [T, d] → states [T, d]; a state holds its own token and those before it that it may see."""
+        """States [T, d] of tokens [T, d]; a state holds its own token and those before it that it may see."""
         x = self.dropout(tokens)
         for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):
             x = block(x, layout, position_bias, time_bias)
@@ -132,7 +132,7 @@ class Head(nn.Module):
         self.output = nn.Linear(hidden, fan_out)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """inputs [T, …], together fan_in wide → [T, fan_out]."""
+        """Outputs [T, fan_out] of inputs [T, …] that are together fan_in wide."""
         return self.output(nn.functional.gelu(self.hidden(torch.cat(inputs, dim=-1))))
 
 

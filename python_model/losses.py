@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from argus_kernels import feedback_loss, pairwise_loss, sampled_softmax_loss
 from argus_kernels.core.varlen import user_of_row
 from argus_kernels.host import FrequencySketch
-from torch import Tensor
-
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model import Argus, Readings

@@ -16,14 +16,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from argus_kernels.core.varlen import local_positions
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 
+from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.layers import (
-    Encoder, Head, Layout, Tables, TripleEmbedding, events_before, states_after, time_bucket,
+    Encoder,
+    Head,
+    Layout,
+    Tables,
+    TripleEmbedding,
+    events_before,
+    states_after,
+    time_bucket,
 )  # fmt: skip
 
 NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
@@ -98,6 +105,10 @@ class Argus(nn.Module):
         lagged (full form only): a context token sees only the events its user vector may know of; item and feedback
         tokens stay causal, so that the states it does see are those that a server would have stored.
         """
+        if batch.max_length > self.config.max_events:
+            raise ValueError(
+                f"a history of {batch.max_length} events, expected at most max_events = {self.config.max_events}"
+            )
         if self.config.form == "simplified":
             ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), batch.feedback.T])
             layout = Layout(batch.offsets, batch.time, batch.max_length)

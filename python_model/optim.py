@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from argus_kernels.optim import RowwiseAdagrad
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from argus_kernels.optim import RowwiseAdagrad
 from python_model.config import TrainConfig
 from python_model.model import Argus
 
@@ -23,7 +23,7 @@ class Optimisers:
 
     def __init__(self, model: Argus, config: TrainConfig) -> None:
         self.config = config
-        self.names = {parameter: name for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         tables = list(model.tables.parameters())
         held = set(tables)
         dense = [parameter for parameter in model.parameters() if parameter not in held]
@@ -37,11 +37,10 @@ class Optimisers:
         if model.config.sparse:
             self.all.append(RowwiseAdagrad(tables, lr=config.table_learning_rate))
         self._rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.all]
-        self.parameters = list(self.names)
 
     def step(self, step: int) -> tuple[float, Tensor]:
         """One update at step (0-based): clip, set the rates, step; returns (rate factor, gradient norm before it)."""
-        norm = clip_gradients(self.parameters, self.config.clip)
+        norm = clip_gradients(self.names, self.config.clip)
         factor = rate_factor(step, self.config)
         for optimiser, rates in zip(self.all, self._rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
@@ -87,7 +86,7 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+def clip_gradients(parameters: Iterable[Tensor], most: float) -> Tensor:
     """Scales all gradients so that their joint norm is at most `most`; returns the norm before. No host sync."""
     values = []
     for parameter in parameters:

@@ -85,7 +85,9 @@ class Trainer:
         self, dataset: Dataset, run: Path, model: Argus, config: TrainConfig, progress: Progress | None = None
     ) -> None:
         if config.window > model.config.max_events:
-            raise ValueError(f"window is {config.window}, expected at most the model's max_events {model.config.max_events}")
+            raise ValueError(
+                f"window is {config.window}, expected at most the model's max_events {model.config.max_events}"
+            )
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress = progress
         self.plan = BatchPlan(
@@ -137,7 +139,7 @@ class Trainer:
         self.optimisers.zero_grad()
         with self._precision():
             loss, parts = self.loss(batch.to(self.model.device, non_blocking=True), self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         factor, norm = self.optimisers.step(self.step)
         losses = {name: float(value) for name, value in ({"loss": loss.detach()} | parts).items()}
         self._require_finite(losses["loss"], norm)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from python_model.data.synthetic import generate, preset
 from python_model.model import Argus
 
 FEATURES = FeatureSpec(
-    items=40, context={"hour": 24, "device": 3}, feedback={"like": 1, "skip": 1, "share": 5}, item_features={"artist": 7}
+    items=40,
+    context={"hour": 24, "device": 3},
+    feedback={"like": 1, "skip": 1, "share": 5},
+    item_features={"artist": 7},
 )
 SMALL = ModelConfig(
     layers=2, width=16, heads=2, item_width=8, feature_width=4, vector_width=8, position_buckets=8, time_buckets=40
@@ -32,7 +36,7 @@ def random_batch(lengths: Sequence[int], seed: int = 0, padding: int = 0) -> Jag
     rows = total + padding
     gaps = np.exp(random.uniform(0, 12, total)).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    time = np.concatenate([np.cumsum(gaps[a:b]) for a, b in zip(offsets[:-1], offsets[1:], strict=True)] or [gaps])
+    time = np.concatenate([np.cumsum(gaps[a:b]) for a, b in pairwise(offsets)] or [gaps])
     time = 1_700_000_000 + np.concatenate([time, random.integers(-(10**9), 10**9, padding)])
     context = np.stack([random.integers(-1, count, rows) for count in FEATURES.context.values()])
     feedback = np.stack([random.integers(-1, max(count, 2), rows) for count in FEATURES.feedback.values()], axis=1)

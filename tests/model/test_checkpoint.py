@@ -81,7 +81,7 @@ def test_a_truncated_file_is_named(run: Path, tiny_service: Dataset, file: str, 
 @pytest.mark.parametrize("file", [checkpoint.MODEL, checkpoint.CONFIG])
 def test_a_missing_file_is_named(run: Path, file: str) -> None:
     (checkpoint.find(run) / file).unlink()
-    with pytest.raises(DataError, match="not found: the checkpoint is incomplete|which is not there"):
+    with pytest.raises(DataError, match=r"not found: the checkpoint is incomplete|which is not there"):
         checkpoint.load_model(run)
 
 

@@ -85,7 +85,7 @@ def test_a_training_setting_that_does_not_fit(changes: dict[str, object], messag
 
 
 def test_an_unknown_setting_is_named() -> None:
-    with pytest.raises(ValueError, match="unknown setting learning_rte; known: .*learning_rate"):
+    with pytest.raises(ValueError, match=r"unknown setting learning_rte; known: .*learning_rate"):
         TrainConfig.from_dict({"learning_rte": 1e-3})
     with pytest.raises(ValueError, match="unknown setting depth"):
         preset("tiny", depth=3)
@@ -93,7 +93,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 @pytest.mark.parametrize("text", ["", "[1, 2]", "{", "null"])
 def test_what_is_not_a_json_object(text: str) -> None:
-    with pytest.raises(ValueError, match="expected (a )?JSON"):
+    with pytest.raises(ValueError, match=r"expected (a )?JSON"):
         ModelConfig.from_json(text)
 
 

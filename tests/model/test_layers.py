@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -11,14 +12,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from python_model.layers import Block, Encoder, Layout, Tables, TripleEmbedding, events_before, states_after, time_bucket
+from python_model.layers import (
+    Block,
+    Encoder,
+    Layout,
+    Tables,
+    TripleEmbedding,
+    events_before,
+    states_after,
+    time_bucket,
+)
 from tests.model.conftest import SMALL, random_batch
 
 
 def slow_events_before(times: Tensor, offsets: Tensor, lag: int) -> list[int]:
     """The definition: count, event by event."""
     out = [0] * len(times)
-    for begin, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+    for begin, end in pairwise(offsets.tolist()):
         for i in range(begin, end):
             out[i] = sum(1 for j in range(begin, i) if times[j] <= times[i] - lag)
     return out
@@ -88,7 +98,7 @@ def test_the_encoder_equals_a_dense_one_user_by_user() -> None:
     batch = random_batch([5, 0, 1, 9])
     tokens = torch.randn(len(batch), SMALL.width)
     states = encoder(tokens, Layout(batch.offsets, batch.time, batch.max_length))
-    for begin, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+    for begin, end in pairwise(batch.offsets.tolist()):
         x = tokens[begin:end]
         for block, position_bias, time_bias in zip(
             encoder.blocks, encoder.position_bias, encoder.time_bias, strict=True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -58,9 +59,7 @@ class TestPretraining:
         assert moved(before["next_item"], after["next_item"])[row + 1 : USER_END].all()
         assert moved(before["feedback"], after["feedback"])[row], "the feedback head must know the item"
 
-    def test_the_feedback_of_an_event_is_in_neither_of_its_readings(
-        self, form: str, row: int, changed: Change
-    ) -> None:
+    def test_the_feedback_of_an_event_is_in_neither_of_its_readings(self, form: str, row: int, changed: Change) -> None:
         batch, model = random_batch(LENGTHS), small_model(form)
         before, after = readings(model, batch), readings(model, changed(batch, row, "feedback"))
         for name in ("next_item", "feedback"):
@@ -70,8 +69,8 @@ class TestPretraining:
     def test_the_context_of_an_event_is_in_its_readings(self, form: str, row: int, changed: Change) -> None:
         batch, model = random_batch(LENGTHS), small_model(form)
         before, after = readings(model, batch), readings(model, changed(batch, row, "context"))
-        assert moved(before["next_item"], after["next_item"])[row : USER_END].all()
-        assert moved(before["feedback"], after["feedback"])[row : USER_END].all()
+        assert moved(before["next_item"], after["next_item"])[row:USER_END].all()
+        assert moved(before["feedback"], after["feedback"])[row:USER_END].all()
 
     @pytest.mark.parametrize("field", FIELDS)
     def test_nothing_before_an_event_and_no_other_user_depends_on_it(
@@ -141,7 +140,7 @@ class TestFinetuning:
 def test_packing_changes_no_user(form: str) -> None:
     model, together = small_model(form, lag=LAG), random_batch(LENGTHS, padding=3)
     packed = readings(model, together)
-    for user, (begin, end) in enumerate(zip(together.offsets[:-1].tolist(), together.offsets[1:].tolist(), strict=True)):
+    for user, (begin, end) in enumerate(pairwise(together.offsets.tolist())):
         alone = readings(model, slice_user(together, user, begin, end))
         for name, value in alone.items():
             torch.testing.assert_close(packed[name][begin:end], value, rtol=1e-5, atol=1e-5)
@@ -161,6 +160,11 @@ def slice_user(batch: JaggedBatch, user: int, begin: int, end: int) -> JaggedBat
     """One user of a batch as a batch of his own."""
     row = {name: getattr(batch, name)[begin:end] for name in ("rows", "items", "time", "organic", "grade", "is_target")}
     return replace(
-        batch, offsets=torch.tensor([0, end - begin], dtype=torch.int32), max_length=end - begin,
-        users=batch.users[user : user + 1], context=batch.context[:, begin:end], feedback=batch.feedback[begin:end], **row,
-    )  # fmt: skip
+        batch,
+        offsets=torch.tensor([0, end - begin], dtype=torch.int32),
+        max_length=end - begin,
+        users=batch.users[user : user + 1],
+        context=batch.context[:, begin:end],
+        feedback=batch.feedback[begin:end],
+        **row,
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -112,7 +113,7 @@ class TestFinetuning:
         loss, parts = FinetuneLoss(TrainConfig(stage="finetune"), model, window)(batch, 0)
         scores = model.ranking_scores(batch, "pair")
         margins = []
-        for begin, end in zip(batch.offsets[:-1].tolist(), batch.offsets[1:].tolist(), strict=True):
+        for begin, end in pairwise(batch.offsets.tolist()):
             rows = [t for t in range(begin, end) if batch.grade[t] >= 0 and batch.is_target[t]]
             margins += [
                 scores[a] - scores[b]
