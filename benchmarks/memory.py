@@ -1,0 +1,88 @@
+"""Peak extra memory of a call: bytes above what was there before it, everything that allocates counted.
+
+On the CPU the kernel's own high-water mark of the process's resident memory is reset and read again
+(`/proc/self/clear_refs`, `VmHWM`), so that what native code allocates past torch counts as well. Freed memory that
+the allocator kept is given back first, or its reuse would not show. Resolution is about a megabyte. On a GPU it is the
+peak of torch's caching allocator; memory that a library takes from the driver directly does not show.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+
+
+class PeakMemory:
+    """Measures a chain of calls against one base line, taken when it is made.
+
+    `peak_of(call)` runs the call and gives what it returned and the highest number of extra bytes while it ran, what
+    calls before it left standing included; None where the system does not tell.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        _release()
+        self._base = self._now()
+
+    def peak_of(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
+        """What the call returned, and its peak in bytes above the base line."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _release()
+            if not _reset_high_water():
+                return call(), None
+        value = call()
+        peak = self._peak()
+        return value, None if peak is None or self._base is None else max(0, peak - self._base)
+
+    def _now(self) -> int | None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.memory_allocated()
+        return _status("VmRSS")
+
+    def _peak(self) -> int | None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated()
+        return _status("VmHWM")
+
+
+def peak_extra_bytes(device: str, call: Callable[[], Any]) -> tuple[int | None, Any]:
+    """(peak bytes above what was there before, what the call returned)."""
+    value, peak = PeakMemory(device).peak_of(call)
+    return peak, value
+
+
+def _release() -> None:
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _reset_high_water() -> bool:
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(field: str) -> int | None:
+    try:
+        found = re.search(rf"{field}:\s+(\d+) kB", _STATUS.read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
