@@ -89,7 +89,7 @@ def causal_attention(
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
-        out, a Tensor like q; or the pair (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64 inputs),
+        out, a Tensor like q; or the pair (out, log_sum_exp), log_sum_exp [H, T] in float32 (float64 for float64),
         0 on padding rows. Both are differentiable in q, k, v and the two tables.
 
     Raises:
