@@ -233,22 +233,27 @@ def nearest_listen(listens: Rows, explicit: Rows) -> np.ndarray:
 
     That is the last listen of the same (uid, item_id) at or before the event, else the first one after it.
     """
-    count = len(listens["uid"])
-    uid, item, time = (np.concatenate([listens[n], explicit[n]]) for n in ("uid", "item_id", "timestamp"))
+    # Few pairs have an explicit event: sorting only their listens is several times faster. Pairs that this key
+    # confuses are sorted along, nothing more.
+    wanted = np.isin((listens["uid"] << 32) ^ listens["item_id"], (explicit["uid"] << 32) ^ explicit["item_id"])
+    rows = np.flatnonzero(wanted)
+    count = len(rows)
+    uid, item, time = (np.concatenate([listens[n][rows], explicit[n]]) for n in ("uid", "item_id", "timestamp"))
     is_explicit = np.arange(len(uid)) >= count
     order = np.lexsort((is_explicit, time, item, uid))
     uid, item, is_explicit = uid[order], item[order], is_explicit[order]
     position = np.arange(len(order))
     new_pair = np.ones(len(order), bool)
     new_pair[1:] = (np.diff(uid) != 0) | (np.diff(item) != 0)
-    pair_start = np.maximum.accumulate(np.where(new_pair, position, 0))
+    pair = np.cumsum(new_pair)
     before = np.maximum.accumulate(np.where(is_explicit, -1, position))
     after = np.minimum.accumulate(np.where(is_explicit, len(order), position)[::-1])[::-1]
-    pair = np.cumsum(new_pair)
+    before_valid = (before >= 0) & (pair[before] == pair)
     after_valid = (after < len(order)) & (pair[np.minimum(after, len(order) - 1)] == pair)
-    place = np.where(before >= pair_start, before, np.where(after_valid, after, -1))[is_explicit]
-    result = np.empty(len(place), np.int64)
-    result[order[is_explicit] - count] = np.where(place >= 0, order[np.maximum(place, 0)], -1)
+    place = np.where(before_valid, before, np.where(after_valid, after, -1))[is_explicit]
+    result = np.full(len(place), -1, np.int64)
+    found = place >= 0
+    result[order[is_explicit][found] - count] = rows[order[place[found]]]
     return result
 
 
