@@ -33,7 +33,7 @@ class StockEmbedding(TripleEmbedding):
     """embedding + cat + linear."""
 
     def forward(self, tables: object, ids: Tensor) -> Tensor:
-        """ids [K, T] int64, −1 = missing → [T, width]."""
+        """Ids [K, T] int64, −1 = missing → [T, width]."""
         parts = []
         for column, name in zip(ids, (self.names[place] for place in self.columns), strict=True):
             rows = F.embedding(column.clamp(min=0), tables[name], sparse=self.sparse)  # type: ignore[index]
@@ -87,7 +87,7 @@ class StockBlock(Block):
     """The block with padded attention."""
 
     def attend(self, x: Tensor, groups: list[Group], position_bias: Tensor, time_bias: Tensor) -> Tensor:
-        """x [T, d] → [T, d]."""
+        """X [T, d] → [T, d]."""
         projected = self.query_key_value(self.attention_norm(x)).view(-1, 3, self.heads, self.head_width)
         attended, rows = [], []
         for group in groups:
@@ -105,7 +105,7 @@ class StockEncoder(Encoder):
     """The encoder over padded groups, which are made once for all layers."""
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """tokens [T, d] → states [T, d]."""
+        """Tokens [T, d] → states [T, d]."""
         groups = padded_groups(layout, self.time_bias.shape[-1])
         x = self.dropout(tokens)
         for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):

@@ -155,7 +155,7 @@ class PretrainStep:
         self.optimisers.zero_grad()
         with autocast(self.precision, self.batch.items.device.type):
             loss, _ = self.loss(self.batch, self.steps)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimisers.step(self.steps)
         self.steps += 1
         return loss.detach()
