@@ -63,7 +63,7 @@ def _read_strings(
     if not content.strip():
         raise DataError(file, "the file is empty")
     try:
-        text = content.decode(encoding)
+        text = content.decode(encoding).rstrip("\r\n")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + (0 if names is None else 1)
         raise DataError(file, f"expected text in {encoding}: {error.reason}", row=max(line, 1)) from error
@@ -80,9 +80,9 @@ def _read_strings(
             quote_char=quote,
         )
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise _locate_bad_line(file, text, separator, quote, names) or DataError(
-            file, f"unreadable: {error}"
-        ) from error
+        reason = str(error).splitlines()[0]
+        located = _locate_bad_line(file, text, separator, quote, names)
+        raise located or DataError(file, f"unreadable: {reason}") from error
 
 
 def _locate_bad_line(

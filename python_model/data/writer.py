@@ -6,6 +6,7 @@ that came in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -98,9 +99,13 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._events.close()
             if kind is None:
+                self._events.close()
                 self._finish()
+            else:
+                # The directory goes away: a full disk must not hide the error that brought us here.
+                with contextlib.suppress(Exception):
+                    self._events.abandon()
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -221,6 +226,9 @@ class _RowGroups:
     def close(self) -> None:
         if self._count:
             self._write(pa.concat_tables(self._pending))
+        self.abandon()
+
+    def abandon(self) -> None:
         self._pending, self._count = [], 0
         self._writer.close()
 

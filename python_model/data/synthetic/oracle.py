@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic.behaviour import (
     LIKED,
@@ -31,7 +32,10 @@ _ROWS_AT_ONCE = 4096
 
 
 class OracleScores:
-    """True probabilities of a synthetic data set; ValueError where `dataset_dir` holds no oracle."""
+    """True probabilities of a synthetic data set.
+
+    ValueError where `dataset_dir` holds no oracle, DataError where its files are missing or damaged.
+    """
 
     def __init__(self, dataset_dir: str | Path) -> None:
         self.dataset: Dataset = load_dataset(dataset_dir)
@@ -41,10 +45,12 @@ class OracleScores:
         self.config = SyntheticConfig.from_params(self.dataset.info.params)
         self.catalogue: Catalogue = build_catalogue(self.config)
         directory = self.dataset.path / ORACLE
-        self.event_session = np.load(directory / "event_session.npy", mmap_mode="r")
-        self.full_listen = np.load(directory / "full_listen.npy", mmap_mode="r")
-        self.session_taste = np.load(directory / "session_taste.npy", mmap_mode="r")
-        self.session_estimate = np.load(directory / "session_estimate.npy", mmap_mode="r")
+        events = len(self.dataset)
+        self.event_session = _load(directory / "event_session.npy", (events,))
+        sessions = (int(self.event_session[-1]) + 1, self.config.dimensions)
+        self.full_listen = _load(directory / "full_listen.npy", (events,))
+        self.session_taste = _load(directory / "session_taste.npy", sessions)
+        self.session_estimate = _load(directory / "session_estimate.npy", sessions)
 
     def next_item_scores(self, event_rows: np.ndarray) -> np.ndarray:
         """float32 [n, V]: log-probability of each item being the one at events event_rows [n], before it is known."""
@@ -128,3 +134,14 @@ class OracleScores:
             by_artist[:, c] = cluster[:, [c]] * weights / weights.sum(axis=1, keepdims=True)
         artists = by_artist.reshape(len(vector), config.clusters * config.artists, 1)
         return (artists * catalogue.track_share).reshape(len(vector), config.items)
+
+
+def _load(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A memory-mapped array of the oracle; DataError where it is missing, unreadable or of another shape."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(file, f"cannot be read: {error}") from error
+    if array.shape != shape:
+        raise DataError(file, f"expected shape {list(shape)}, found {list(array.shape)}")
+    return array

@@ -146,6 +146,23 @@ def test_a_missing_column_of_the_csv_is_named(tmp_path: Path, refused) -> None: 
         read_movielens(file, tmp_path / "out")
 
 
+def test_other_line_ends_and_a_byte_order_mark_are_no_matter(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.csv"
+    rows = b"userId,movieId,rating,timestamp\r\n1,2,3.0,4\r\n1,3,5.0,9\r\n\r\n"
+    for content in (rows, b"\xef\xbb\xbf" + rows, rows.replace(b"\r", b"")):
+        file.write_bytes(content)
+        read_movielens(file, tmp_path / "out", overwrite=True)
+        assert load_dataset(tmp_path / "out").grade.tolist() == [3, 5]
+
+
+def test_an_open_quote_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ratings.csv"
+    file.write_text('userId,movieId,rating,timestamp\n1,"2,3.0,4\n1,3,5.0,9\n')
+    with pytest.raises(DataError, match=r"ratings.csv"):
+        read_movielens(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_binary_rubbish_is_refused(tmp_path: Path) -> None:
     file = u_data(tmp_path / "in")
     file.write_bytes(b"1\t2\t3\t4\n" + bytes(range(128, 256)))

@@ -92,6 +92,14 @@ def test_an_interrupted_overwrite_keeps_the_old(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["d"]
 
 
+def test_a_failure_while_closing_does_not_hide_the_first_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="the first error"), writer(tmp_path / "d") as target:
+        target._events._writer.close()
+        target._events._writer = None
+        raise RuntimeError("the first error")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_existing_targets(tmp_path: Path) -> None:
     out = tmp_path / "d"
     out.mkdir()

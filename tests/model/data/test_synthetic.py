@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.data.schema import Dataset, load_dataset, validate
+from python_model.data.schema import DataError, Dataset, load_dataset, validate
 from python_model.data.splits import temporal_split
 from python_model.data.synthetic import OracleScores, SyntheticConfig, generate, preset
 from python_model.data.synthetic.arithmetic import Draws, choose, exp, sigmoid
@@ -200,6 +200,22 @@ def test_oracle_refuses(small: Dataset, tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         oracle.next_item_scores(np.array([5, 3, 5]))[0], oracle.next_item_scores(np.array([5]))[0]
     )
+
+
+def test_a_damaged_oracle_is_named(tmp_path: Path) -> None:
+    generate(tmp_path / "d", TINY)
+    for name in ("event_session", "full_listen", "session_taste", "session_estimate"):
+        file = tmp_path / "d" / "oracle" / f"{name}.npy"
+        good = file.read_bytes()
+        for bad in (b"rubbish", good[:-8]):
+            file.write_bytes(bad)
+            with pytest.raises(DataError, match=rf"{name}.npy: cannot be read"):
+                OracleScores(tmp_path / "d")
+        np.save(file, np.load(tmp_path / "d" / "oracle" / "full_listen.npy")[:-1] if name != "full_listen" else [1.0])
+        with pytest.raises(DataError, match=r"\.npy: expected shape"):
+            OracleScores(tmp_path / "d")
+        file.write_bytes(good)
+    OracleScores(tmp_path / "d")
 
 
 def test_an_interrupted_generation_leaves_nothing(tmp_path: Path) -> None:
