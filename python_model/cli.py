@@ -133,19 +133,29 @@ Set = Annotated[
         "--set", metavar="NAME=VALUE", help="Any other setting of the model or the training; repeat it for several."
     ),
 ]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="Settings to start from: default, demo, ml-100k, kuairand-pure; the data set's by default."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it was stopped or killed.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"argus-kernels {version('argus-kernels')}")
+        raise typer.Exit
 
 
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"argus-kernels {installed('argus-kernels')}")
-        raise typer.Exit
+    pass
 
 
 @app.command(epilog="Example: `argus demo --out demo`, then open `demo/report.html`.")
@@ -199,9 +209,8 @@ def prepare(
     options = parse_settings(settings or [])
     if source is Source.synthetic:
         options["preset"] = path
-    bar, advance = console.counting_progress(f"Preparing {source.value}", "")
-    with bar:
-        given = None if source is Source.synthetic else path
+    given = None if source is Source.synthetic else path
+    with console.counting_progress(f"Preparing {source.value}") as advance:
         info = prepare_data(source.value, given, out, overwrite=overwrite, progress=advance, **options)
     console.say(f"{out}: {info.events:,} events of {info.users:,} users on {info.items:,} items")
     console.say(f"Next: argus pretrain {shlex.quote(str(out))} runs/pretrain")
@@ -214,6 +223,7 @@ def prepare(
 def pretrain(
     data: Data,
     out: Out,
+    recipe: Recipe = None,
     size: Annotated[Size | None, typer.Option(help="Published size; the recipe's by default.")] = None,
     steps: Steps = None,
     window: Window = None,
@@ -230,7 +240,7 @@ def pretrain(
     Checkpoints, metrics.jsonl and TensorBoard logs (`tensorboard --logdir OUT`) go to OUT. Ctrl-C saves and leaves.
     """
     given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
-    _train("pretrain", data, out, given, size=size.value if size else None, device=device, resume=resume)
+    _train("pretrain", data, out, given, recipe=recipe, size=size.value if size else None, device=device, resume=resume)
 
 
 @app.command(
@@ -245,6 +255,10 @@ def finetune(
         typer.Option("--from", metavar="RUN", help="Run of `argus pretrain` to start from.", show_default=False),
     ] = None,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start from random weights instead.")] = False,
+    recipe: Recipe = None,
+    protocol: Annotated[
+        TrainingProtocol | None, typer.Option(help="Which events are held out; those of --from RUN by default.")
+    ] = None,
     steps: Steps = None,
     window: Window = None,
     batch_events: BatchEvents = None,
@@ -258,10 +272,12 @@ def finetune(
 
     The loss is pairwise, over the impressions of each user, in one pass over the history. Ctrl-C saves and leaves.
     """
-    if not resume and (source is None) == (not from_scratch):
+    from python_model import checkpoint
+
+    if (source is None) == (not from_scratch) and not (resume and checkpoint.exists(out)):
         raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
-    given = _given(steps, window, batch_events, learning_rate, seed, None, settings)
-    _train("finetune", data, out, given, source=source, device=device, resume=resume)
+    given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
+    _train("finetune", data, out, given, recipe=recipe, source=source, device=device, resume=resume)
 
 
 @app.command(
@@ -395,8 +411,8 @@ def _given(
 
 
 def _train(
-    stage: str, data: Path, out: Path, given: dict[str, Any], *, size: str | None = None, source: Path | None = None,
-    device: str, resume: bool,
+    stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
+    source: Path | None = None, device: str, resume: bool,
 ) -> None:  # fmt: skip
     from python_model import checkpoint, runs
     from python_model.data.schema import load_dataset
@@ -407,10 +423,8 @@ def _train(
     resumed = resume and checkpoint.exists(out)
     if resume and not resumed:
         console.say(f"{out} has no checkpoint yet: starting from the beginning")
-    if stage == "finetune" and not resumed and resume and source is None:
-        raise ValueError(f"{out} has nothing to resume: give --from RUN or --from-scratch")
     model_config, train_config = runs.settings_of(
-        stage, dataset, given, size=size, source=source, resumed=out if resumed else None
+        stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
     )
     title = runs.TITLE_OF_STAGE[stage].capitalize()
     try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -129,18 +130,17 @@ class TrainingProgress:
             self._console.print(line + fields["losses"], markup=False)
 
 
-def counting_progress(title: str, unit: str) -> tuple[Progress, Callable[[int, int], None]]:
-    """A bar for work that counts up to a total: (context manager, callback(done, total))."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit), console=stderr(),
-        transient=True,
-    )  # fmt: skip
-    task = bar.add_task(title, total=None)
-
-    def advance(done: int, total: int) -> None:
-        bar.update(task, completed=done, total=total)
-
-    return bar, advance
+@contextmanager
+def counting_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that counts up to a total, called with (done, total); silent where stderr is not a terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_recommendations(found: Sequence[UserRecommendations]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from python_model import checkpoint, console
-from python_model.config import ModelConfig, TrainConfig, preset
+from python_model.config import RECIPES
 from python_model.data.description import INFO, DatasetInfo
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate
@@ -20,9 +21,7 @@ from python_model.report import Recommendations, write_report
 from python_model.runs import evaluate_runs, open_runs, stages_of
 from python_model.train import train
 
-MODEL: ModelConfig = preset("tiny")
-PRETRAIN = TrainConfig(stage="pretrain", steps=400)
-FINETUNE = TrainConfig(stage="finetune", steps=150)
+RECIPE = RECIPES["demo"]
 EVALUATED_EVENTS = 8000
 RECENT = 6
 
@@ -39,11 +38,11 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "cpu", json_file: Path |
     console.say("2/5 Pre-training: what comes next, and how will it be received?")
     pretrained, finetuned = out / "runs" / "pretrain", out / "runs" / "finetune"
     with console.TrainingProgress("    Pre-training") as progress:
-        config = _seeded(PRETRAIN, seed)
-        train("pretrain", dataset, pretrained, MODEL, config, progress=progress, device=device)
+        config = replace(RECIPE.pretrain, seed=seed)
+        train("pretrain", dataset, pretrained, RECIPE.model, config, progress=progress, device=device)
     console.say("3/5 Fine-tuning: which of two recommended tracks will be liked better?")
     with console.TrainingProgress("    Fine-tuning") as progress:
-        config = _seeded(FINETUNE, seed)
+        config = replace(RECIPE.finetune, seed=seed)
         train("finetune", dataset, finetuned, None, config, init_from=pretrained, progress=progress, device=device)
     console.say("4/5 Evaluating on the last tenth of the events, which no model has seen")
     runs = open_runs([str(pretrained), str(finetuned)], dataset)
@@ -51,7 +50,7 @@ def run_demo(out: Path, *, seed: int = 0, device: str = "cpu", json_file: Path |
     console.say("5/5 Recommending")
     user = typical_user(dataset)
     model = checkpoint.load_model(finetuned, device)
-    found = recommend(model, dataset, np.array([user]), k=8, window=FINETUNE.window, device=device)[0]
+    found = recommend(model, dataset, np.array([user]), k=8, window=RECIPE.finetune.window, device=device)[0]
     history = recent_history(dataset, user, RECENT)
     report = write_report(
         out / "report.html", title="ARGUS on a synthetic music service", dataset=dataset, result=result,
@@ -108,12 +107,6 @@ def _print(result: EvaluationResult, found: UserRecommendations, history: list[s
     out.print(console.metrics_table(result))
     if result.rows["oracle"]["pairwise_accuracy"] is not None:
         out.print("The oracle knows the probabilities the data was drawn from: no model can do better.", markup=False)
-
-
-def _seeded(config: TrainConfig, seed: int) -> TrainConfig:
-    from dataclasses import replace
-
-    return replace(config, seed=seed)
 
 
 def _make_room(out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from python_model import checkpoint
 from python_model.checkpoint import Description
-from python_model.config import FeatureSpec, ModelConfig, TrainConfig, preset
+from python_model.config import RECIPES, FeatureSpec, ModelConfig, TrainConfig, preset
 from python_model.data.schema import Dataset
 from python_model.evaluate import EvaluationResult, evaluate
 from python_model.inference import ModelPredictor
@@ -19,6 +19,7 @@ from python_model.progress import read_metrics
 from python_model.report import Stage
 
 ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
+RECIPE_OF_SOURCE = {"synthetic": "demo", "movielens": "ml-100k", "kuairand": "kuairand-pure"}
 TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 
 
@@ -140,26 +141,32 @@ def stages_of(runs: Sequence[Run]) -> list[Stage]:
 
 
 def settings_of(
-    stage: str, dataset: Dataset, given: Mapping[str, Any], *, size: str | None = None, source: Path | None = None,
-    resumed: Path | None = None,
-) -> tuple[ModelConfig | None, TrainConfig]:  # fmt: skip
-    """Settings of a run: those it is resumed from, else the recipe of the data set, changed by what was `given`.
+    stage: str, dataset: Dataset, given: Mapping[str, Any], *, recipe: str | None = None, size: str | None = None,
+    source: Path | None = None, resumed: Path | None = None,
+) -> tuple[ModelConfig, TrainConfig]:  # fmt: skip
+    """Settings of a run: those it is resumed from, else those of a recipe, changed by what was `given`.
 
-    size: a published size. source: the run that fine-tuning starts from, whose shapes it keeps.
+    recipe: one of RECIPES, "default" for the plain settings, None for the one of the data set's source. size: a
+    published size. source: the run that fine-tuning starts from, whose shapes and protocol it keeps.
     """
-    start = resumed or source
-    if start is not None:
-        found = checkpoint.read_description(start)
+    if resumed is not None:
+        found = checkpoint.read_description(resumed)
         model, train = found.model_config, found.train_config
-        if resumed is None:
-            recipe = _recipe(stage, dataset)[1]
-            train = replace(recipe, protocol=found.train_config.protocol)
     else:
-        model, train = _recipe(stage, dataset)
+        model, train = _recipe(stage, dataset, recipe)
+        if source is not None:
+            found = checkpoint.read_description(source)
+            model, train = found.model_config, replace(train, protocol=found.train_config.protocol)
     if size is not None:
-        model = preset(size, max_events=model.max_events)
+        model = preset(size)
     return apply_settings(model, train, given)
 
 
-def _recipe(stage: str, dataset: Dataset) -> tuple[ModelConfig, TrainConfig]:
-    return preset("tiny"), TrainConfig(stage=stage)
+def _recipe(stage: str, dataset: Dataset, name: str | None) -> tuple[ModelConfig, TrainConfig]:
+    name = name or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
+    if name == "default":
+        return preset("tiny"), TrainConfig(stage=stage)
+    if name not in RECIPES:
+        raise ValueError(f"recipe: expected one of default, {', '.join(RECIPES)}, found {name!r}")
+    recipe = RECIPES[name]
+    return recipe.model, recipe.pretrain if stage == "pretrain" else recipe.finetune

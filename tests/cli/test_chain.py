@@ -1,0 +1,137 @@
+"""The whole chain as a user types it, in processes of their own: prepare, pretrain, finetune, evaluate, recommend."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = ["--set", "users=60", "--set", "events_per_user=50"]
+QUICK = ["--window", "32", "--batch-events", "256", "--set", "checkpoint_every=5"]
+KEYS = ["ndcg@10", "recall@10", "pairwise_accuracy", "next_item_ne", "feedback_ne", "feedback_auc"]
+
+
+def argus(*arguments: str | Path, folder: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "python_model", *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prepared data set and both stages trained on it."""
+    folder = tmp_path_factory.mktemp("chain")
+    argus("prepare", "synthetic", "small", "data", *SMALL, folder=folder)
+    argus("pretrain", "data", "pretrain", "--steps", "12", *QUICK, folder=folder)
+    argus("finetune", "data", "finetune", "--from", "pretrain", "--steps", "6", *QUICK, folder=folder)
+    return folder
+
+
+def printed_rows(text: str) -> dict[str, list[str]]:
+    """Row name -> cells of the table that a command printed."""
+    rows = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+        if line.startswith("│") and len(cells) == len(KEYS) + 1:
+            rows[cells[0]] = cells[1:]
+    return rows
+
+
+def test_evaluate_prints_what_it_writes(folder: Path) -> None:
+    done = argus(
+        "evaluate", "data", "pretrain", "finetune", "--json", "table.json", "--report", "report.html", folder=folder
+    )
+    found = json.loads((folder / "table.json").read_text())
+    assert list(found["rows"]) == ["popularity", "pretrained", "finetuned", "oracle"]
+    assert all(list(row) == KEYS for row in found["rows"].values())
+    printed = printed_rows(done.stdout)
+    assert printed == {row: [f"{value:.4f}" for value in values.values()] for row, values in found["rows"].items()}
+    assert found["counts"]["events"] > 100 and found["counts"]["pairs"] > 100
+    report = (folder / "report.html").read_text()
+    assert "pre-training" in report and "fine-tuning" in report
+    assert (
+        f"<b>{max(found['rows'][row]['ndcg@10'] for row in ('popularity', 'pretrained', 'finetuned')):.4f}</b>"
+        in report
+    )
+
+
+def test_evaluate_is_repeatable(folder: Path) -> None:
+    for name in ("a.json", "b.json"):
+        argus("evaluate", "data", "finetune", "--max-events", "150", "--json", name, folder=folder)
+    assert (folder / "a.json").read_text() == (folder / "b.json").read_text()
+
+
+def test_recommend_prints_the_users_items(folder: Path) -> None:
+    done = argus(
+        "recommend", "data", "finetune", "--user", "3", "--user", "7", "--k", "4", "--json", "items.json", folder=folder
+    )
+    users = json.loads((folder / "items.json").read_text())["users"]
+    assert [user["user_id"] for user in users] == [3, 7]
+    for user in users:
+        assert len(user["items"]) == 4
+        scores = [item["score"] for item in user["items"]]
+        assert scores == sorted(scores, reverse=True)
+        for item in user["items"]:
+            assert re.search(rf"│\s*{item['item_id']}\s*│\s*{item['score']:.3f}", done.stdout)
+
+
+def test_ctrl_c_saves_and_resuming_ends_where_an_uninterrupted_run_ends(folder: Path) -> None:
+    steps = ["--steps", "400", *QUICK]
+    command = [sys.executable, "-m", "python_model", "pretrain", "data", "stopped", *steps]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    log = folder / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    stopped = re.search(r"saved after step (\d+). Resume with: argus pretrain data stopped --resume", message)
+    assert stopped is not None, message
+    step = int(stopped.group(1))
+    assert 3 <= step < 400
+    logged = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["step"] for entry in logged] == list(range(1, step + 1))
+    longer = argus("pretrain", "data", "stopped", "--resume", "--steps", "401", folder=folder, expect=2)
+    assert "steps was 400, now 401" in longer.stderr
+
+
+def test_killing_and_resuming_changes_no_loss(folder: Path) -> None:
+    steps = ["--steps", "30", *QUICK]
+    argus("pretrain", "data", "whole", *steps, folder=folder)
+    command = [sys.executable, "-m", "python_model", "pretrain", "data", "killed", *steps]
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    log = folder / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") >= 8):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    argus("pretrain", "data", "killed", "--resume", folder=folder)
+    losses = {}
+    for run in ("whole", "killed"):
+        entries = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
+        losses[run] = [(entry["step"], entry["loss"], entry["next_item"]) for entry in entries]
+    assert losses["whole"] == losses["killed"]
+    assert len(losses["whole"]) == 30
+
+
+def test_help_is_quick() -> None:
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "python_model", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.5, f"argus --help took {min(times):.2f} s at best, expected below 0.5 s"
