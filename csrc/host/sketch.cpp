@@ -6,11 +6,13 @@
 #include <limits>
 
 #include "host/hash.h"
+#include "host/parallel.h"
 
 namespace argus::host {
 namespace {
 
 constexpr int64_t kBlock = 32;
+constexpr int64_t kGrain = 1 << 16;
 
 struct Block {
   double* counters[kBlock][kMaxDepth];
@@ -62,8 +64,10 @@ double sketch_update(const Sketch& sketch, const int64_t* ids, const double* wei
 }
 
 void sketch_estimate(const Sketch& sketch, const int64_t* ids, int64_t count, double* out) {
-  visit_counters(sketch, ids, count, [&](int64_t i, double* const* counters) {
-    out[i] = ids[i] < 0 ? 0.0 : smallest(counters, sketch.depth);
+  parallel_for(count, kGrain, [=](int64_t first, int64_t last) {
+    visit_counters(sketch, ids + first, last - first, [&](int64_t i, double* const* counters) {
+      out[first + i] = ids[first + i] < 0 ? 0.0 : smallest(counters, sketch.depth);
+    });
   });
 }
 
