@@ -132,6 +132,23 @@ SMALL_CASES = (
 )
 """For tests: every differentiable input has few elements, because gradcheck runs over each of them."""
 
+MASKS = ("causal", "lagged", "candidates")
+
+
+def drawn_case(lengths: Sequence[int], padding: int, variant: int) -> HistoryCase:
+    """A small case for any lengths; `variant` picks mask, biases and window in turn."""
+    return HistoryCase(
+        "drawn",
+        tuple(lengths),
+        width=3 + variant % 2,
+        padding=padding,
+        mask=MASKS[variant % 3],
+        position_buckets=(0, 5)[variant // 3 % 2],
+        time_buckets=(0, 30)[variant // 6 % 2],
+        window=(None, 1, 4)[variant // 12 % 3],
+    )
+
+
 # 16 quantiles of a log-normal distribution with mean 700 whose longest is 4,096 (sigma 1.394).
 LOGNORMAL_LENGTHS = (23, 49, 75, 103, 136, 174, 219, 274, 341, 425, 535, 684, 901, 1248, 1917, 4096)
 

@@ -42,6 +42,8 @@ class Op:
     differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
     check: validates values on the real tensors, behind the boundary, once for every backend.
     fake_backward: shapes of the gradients where they are not simply those of the arguments.
+    samples: the cases of tests and benchmarks. drawn: a further case for any lengths of users, rows of padding and
+    variant (a number that picks the optional arguments), so that tests can draw jagged shapes.
     assemble: turns what a backend's backward returned, flattened, into one gradient per differentiable argument.
     """
 
@@ -59,6 +61,7 @@ class Op:
         fake_backward: Callable[..., list[Tensor]] | None = None,
         assemble: Callable[[Inputs, dict[str, bool], list[Tensor]], list[Any]] | None = None,
         samples: Callable[[], list[Sample]] = list,
+        drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
     ) -> None:
         self.name = name
         self.arguments = tuple(part.split()[-1] for part in arguments.split(", ")) if arguments else ()
@@ -66,6 +69,7 @@ class Op:
         self.differentiable = tuple(differentiable)
         self.mutates = tuple(mutates)
         self.samples = samples
+        self.drawn = drawn
         self._takes_tensor_lists = "Tensor[]" in arguments
         self._check = check
         self._fake_backward = fake_backward

@@ -10,7 +10,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Op
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.ops.causal_attention import reference
-from argus_kernels.ops.causal_attention.samples import samples
+from argus_kernels.ops.causal_attention.samples import drawn, samples
 
 BACKENDS = (Backend("reference", reference.forward, reference.backward),)
 
@@ -34,6 +34,7 @@ OP = Op(
     differentiable=("q", "k", "v", "position_bias", "time_bias"),
     check=_check,
     samples=samples,
+    drawn=drawn,
 )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from argus_kernels.core import Sample
-from argus_kernels.core.history_samples import SMALL_CASES, history_samples, production_cases
+from argus_kernels.core.history_samples import SMALL_CASES, HistoryCase, drawn_case, history_samples, production_cases
 
 
 def samples() -> list[Sample]:
     """All samples of the op: 2 matrix products forward, 5 backward (the scores are computed again)."""
     small = [replace(case, extra=(("return_log_sum_exp", True),)) for case in SMALL_CASES]
-    return history_samples(
-        (*small, *production_cases()), forward_products=2, backward_products=5, outputs=_output_bytes
-    )
+    return _of(*small, *production_cases())
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case for any users; `variant` picks the optional arguments."""
+    return _of(drawn_case(lengths, padding, variant))[0]
+
+
+def _of(*cases: HistoryCase) -> list[Sample]:
+    return history_samples(cases, forward_products=2, backward_products=5, outputs=_output_bytes)
 
 
 def _output_bytes(q: Tensor) -> int:

@@ -13,7 +13,7 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.decode_attention import reference
 from argus_kernels.ops.decode_attention.cache import PagedCache
-from argus_kernels.ops.decode_attention.samples import samples
+from argus_kernels.ops.decode_attention.samples import drawn, samples
 
 __all__ = ["BACKENDS", "OP", "PagedCache", "decode_attention"]
 
@@ -81,6 +81,7 @@ OP = Op(
     mutates=("key_pages", "value_pages", "time_pages"),
     check=_check,
     samples=samples,
+    drawn=drawn,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,4 +111,22 @@ _CASES = (
 
 def samples() -> list[Sample]:
     """All samples of the op."""
-    return [Sample(case.name, case.make, (), case.production, flops=case.flops, bytes=case.bytes) for case in _CASES]
+    return [_sample(case) for case in _CASES]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case for any users; `variant` picks the optional arguments (a cache has no rows of padding)."""
+    case = _Case(
+        "drawn",
+        tuple(lengths),
+        page_size=1 + variant % 3,
+        append=variant % 4 != 3,
+        position_buckets=(0, 5)[variant // 3 % 2],
+        time_buckets=(0, 30)[variant // 6 % 2],
+        window=(None, 1, 4)[variant // 12 % 3],
+    )
+    return _sample(case)
+
+
+def _sample(case: _Case) -> Sample:
+    return Sample(case.name, case.make, (), case.production, flops=case.flops, bytes=case.bytes)

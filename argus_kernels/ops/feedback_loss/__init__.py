@@ -11,7 +11,7 @@ from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.feedback_loss import reference
-from argus_kernels.ops.feedback_loss.samples import samples
+from argus_kernels.ops.feedback_loss.samples import drawn, samples
 
 
 def feedback_loss(
@@ -150,4 +150,5 @@ OP = Op(
     differentiable=("hidden", "weight", "bias"),
     check=_check_values,
     samples=samples,
+    drawn=drawn,
 )

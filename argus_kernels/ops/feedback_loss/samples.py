@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ def samples() -> list[Sample]:
         _case("no_row", 0, 3, (1, 2)),
         _case("rows_65536", 65_536, 256, (1, 1, 1, 8), production=True),
     ]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case of as many rows as the users have events; `variant` picks the optional arguments."""
+    classes = ((1,), (3, 1), (1, 2, 4))[variant % 3]
+    return _case("drawn", sum(lengths) + padding, 1 + variant % 5, classes, weights=variant % 2 == 1)
 
 
 def _case(

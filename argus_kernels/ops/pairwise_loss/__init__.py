@@ -9,7 +9,7 @@ from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import reference
-from argus_kernels.ops.pairwise_loss.samples import samples
+from argus_kernels.ops.pairwise_loss.samples import drawn, samples
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -83,4 +83,5 @@ OP = Op(
     differentiable=("scores",),
     check=_check_values,
     samples=samples,
+    drawn=drawn,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,14 @@ def samples() -> list[Sample]:
         _case("no_user", [], 10),
         _case("events_65536", [], 25 * SECONDS_BETWEEN_EVENTS, production=True),
     ]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case for any users; `variant` picks window, grades and the order of times."""
+    window = (0, 25, 200)[variant % 3]
+    return _case(
+        "drawn", list(lengths), window, padding=padding, shuffled=variant // 3 % 2 == 1, grades=1 + variant % 5
+    )
 
 
 def _case(

@@ -11,7 +11,7 @@ from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.rowwise_adagrad import native, reference
-from argus_kernels.ops.rowwise_adagrad.samples import samples
+from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples
 
 
 def rowwise_adagrad_(
@@ -121,4 +121,5 @@ OP = Op(
     mutates=("table", "state"),
     check=_check_values,
     samples=samples,
+    drawn=drawn,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ def samples() -> list[Sample]:
         _case("rows_32768_of_1m", 1_000_000, 64, 32_768, production=True),
         _case("rows_16384_of_100k", 100_000, 64, 16_384, production=True),
     ]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case of as many gradient rows as the users have events; `variant` picks table and settings."""
+    size = 1 + variant % 11
+    return _case(
+        "drawn", size, 1 + variant % 5, sum(lengths), weight_decay=(0.0, 0.1)[variant % 2], skipped=padding > 0
+    )
 
 
 def _case(

@@ -13,7 +13,7 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import reference
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
-from argus_kernels.ops.sampled_softmax_loss.samples import samples
+from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples
 
 FORMS = ("standard", "refined")
 
@@ -202,4 +202,5 @@ OP = Op(
     differentiable=("query", "positive", "candidates", "scale"),
     check=_check_values,
     samples=samples,
+    drawn=drawn,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,6 +28,21 @@ def samples() -> list[Sample]:
         _case("rows_8192_candidates_16384", 8_192, 16_384, 256, catalogue=1_000_000, production=True),
         _case("full_softmax_8192_of_16384", 8_192, 16_384, 256, full=True, production=True),
     ]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case of as many rows as the users have events; `variant` picks the optional arguments."""
+    refined = variant // 4 % 2 == 1
+    return _case(
+        "drawn",
+        sum(lengths),
+        2 * padding + variant % 7,
+        1 + variant % 4,
+        positive_log_q=refined or variant % 3 == 0,
+        row_weight=variant % 2 == 1,
+        owners=variant // 8 % 2 == 1,
+        form="refined" if refined else "standard",
+    )
 
 
 def _case(

@@ -12,7 +12,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.triple_embedding import reference
-from argus_kernels.ops.triple_embedding.samples import samples
+from argus_kernels.ops.triple_embedding.samples import drawn, samples
 
 
 def triple_embedding(
@@ -196,6 +196,7 @@ OP = Op(
     differentiable=("tables", "weight", "bias"),
     check=_check_values,
     samples=samples,
+    drawn=drawn,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -38,6 +39,14 @@ def samples() -> list[Sample]:
             production=True,
         ),
     ]
+
+
+def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
+    """A case of as many rows as the users have events; `variant` picks the optional arguments."""
+    tables = ((7, 3), (4, 2), (1, 1))
+    columns = ((0, 1, 0, 2), (2,), (1, 1, 0))[variant % 3]
+    missing = (0.0, 0.3)[variant // 6 % 2]
+    return _case("drawn", sum(lengths) + padding, tables, columns, 4, bias=variant % 2 == 0, missing=missing)
 
 
 def _case(
