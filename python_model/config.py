@@ -271,23 +271,25 @@ def _recipe(
     )
 
 
+_SAMPLED = {"batch_events": 1024, "negatives_in_batch": 256, "negatives_uniform": 256}
+
 RECIPES: dict[str, Recipe] = {
     "demo": _recipe(
-        preset("tiny", temperature=20.0),
-        {"negatives_in_batch": 256, "negatives_uniform": 256, "table_learning_rate": 1e-2},
-        {"steps": 400, "learning_rate": 5e-3},
-        {"steps": 150, "learning_rate": 2e-3, "table_learning_rate": 2e-3},
+        preset("tiny", temperature=20.0, lag=60),
+        _SAMPLED,
+        {"steps": 500, "learning_rate": 5e-3, "table_learning_rate": 1e-2},
+        {"steps": 130, "learning_rate": 3e-3, "table_learning_rate": 6e-3, "warmup_steps": 20, "pretrain_weight": 0.3},
     ),
     "ml-100k": _recipe(
         preset("tiny", temperature=20.0, dropout=0.2),
-        {"protocol": "leave-last-out", "negatives_in_batch": 512, "negatives_uniform": 512},
-        {"steps": 600, "learning_rate": 3e-3, "table_learning_rate": 5e-3},
-        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3},
+        {**_SAMPLED, "weight_decay": 0.05},
+        {"steps": 500, "learning_rate": 3e-3, "table_learning_rate": 6e-3},
+        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3, "pretrain_weight": 0.1},
     ),
     "kuairand-pure": _recipe(
         preset("tiny", temperature=20.0, dropout=0.2),
-        {"negatives_in_batch": 512, "negatives_uniform": 512},
-        {"steps": 600, "learning_rate": 3e-3, "table_learning_rate": 5e-3},
-        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3},
+        {**_SAMPLED, "weight_decay": 0.05, "window": 64},
+        {"steps": 500, "learning_rate": 3e-3, "table_learning_rate": 6e-3},
+        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3, "pretrain_weight": 0.1},
     ),
 }
