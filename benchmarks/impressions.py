@@ -1,0 +1,107 @@
+"""One pass over the whole history against one pass per impression.
+
+A system that runs its network once per impression encodes the user's history again for each of them; one pass over the
+history gives the state before every impression at once, because attention is causal. Both are timed here on the same
+encoder and the same histories, forward and backward, and give the same states. The heads are left out: they cost the
+same for each prediction either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.varlen import local_positions
+from benchmarks.results import Quantiles
+from benchmarks.timing import Budget, Subject, measure, timer
+from benchmarks.workload import autocast, prefixes
+from python_model.data.batches import JaggedBatch
+from python_model.model import Argus
+
+
+@dataclass(frozen=True)
+class ImpressionCost:
+    """Whole-history and per-impression training cost of the encoder, forward and backward.
+
+    `impressions` states are wanted of `events` events. `per_impression_ms` is the time for all of them, from the
+    `measured` impressions that were run (drawn at random, all where it equals `impressions`), of `encoded_events`
+    events together; `ratio` is how many times longer it is than one pass over the whole histories.
+    """
+
+    events: int
+    longest: int
+    impressions: int
+    whole_history_ms: Quantiles
+    measured: int
+    encoded_events: int
+    per_impression_ms: float
+    ratio: float
+
+
+def impression_cost(
+    model: Argus, batch: JaggedBatch, token_budget: int, seconds: float, precision: str = "float32"
+) -> ImpressionCost:
+    """Times both ways for about `seconds` each; prefixes are packed into batches of `token_budget` events."""
+    model.train()
+    ends = impression_ends(batch)
+    device = batch.items.device.type
+    draw = torch.Generator(batch.items.device).manual_seed(0)
+    above = torch.randn(len(ends), model.config.width, generator=draw, device=batch.items.device)
+    whole = Subject.of("whole history", lambda: train_states(model, batch, ends, above, precision))
+    clock = timer(device, graphs=False)
+    timing = measure([whole], clock, Budget(seconds, min_repeats=3, max_repeats=50))
+    whole_ms = timing["whole history"].total
+
+    order = torch.randperm(len(ends), generator=torch.Generator().manual_seed(0)).to(ends.device)
+    measured = encoded = 0
+    spent = 0.0
+    for chunk, wanted in prefix_chunks(batch, ends[order], token_budget):
+        if spent > seconds * 1e3:
+            break
+        gradients = above[order[measured : measured + len(wanted)]]
+        step = Subject.of("prefixes", _prefix_pass(model, chunk, wanted, gradients, precision))
+        spent += sum(clock.once(step))
+        measured += len(wanted)
+        encoded += len(chunk)
+    per_impression = spent * len(ends) / measured
+    model.zero_grad(set_to_none=True)
+    return ImpressionCost(
+        len(batch), batch.max_length, len(ends), whole_ms, measured, encoded, per_impression,
+        per_impression / whole_ms.p50,
+    )  # fmt: skip
+
+
+def impression_ends(batch: JaggedBatch) -> Tensor:
+    """Rows whose state is read for an impression: those right before one, int64, rising."""
+    place = local_positions(batch.offsets, len(batch))
+    return ((~batch.organic) & (place >= 1)).nonzero()[:, 0] - 1
+
+
+def prefix_chunks(batch: JaggedBatch, ends: Tensor, token_budget: int) -> Iterator[tuple[JaggedBatch, Tensor]]:
+    """Batches of the histories up to `ends`, in order, and the rows in each whose states are wanted."""
+    lengths = (local_positions(batch.offsets, len(batch))[ends] + 1).tolist()
+    start = total = 0
+    for place, length in enumerate([*lengths, token_budget + 1]):
+        if total + length > token_budget and place > start:
+            chunk = prefixes(batch, ends[start:place])
+            yield chunk, chunk.is_target.nonzero()[:, 0]
+            start, total = place, 0
+        total += length
+
+
+def train_states(model: Argus, batch: JaggedBatch, rows: Tensor, above: Tensor, precision: str) -> Tensor:
+    """The states [n, d] at `rows`, after a backward pass with `above` as their gradient."""
+    model.zero_grad(set_to_none=True)
+    with autocast(precision, batch.items.device.type):
+        states = model.encode(batch).index_select(0, rows)
+    states.backward(above.to(states.dtype))
+    return states.detach()
+
+
+def _prefix_pass(
+    model: Argus, chunk: JaggedBatch, wanted: Tensor, above: Tensor, precision: str
+) -> Callable[[], Tensor]:
+    return lambda: train_states(model, chunk, wanted, above, precision)

@@ -1,0 +1,310 @@
+"""`python -m benchmarks scaling`: how time and memory grow with events per user, candidates and table rows.
+
+Every backend that serves is timed over rising sizes; over its points goes cost = factor · size^exponent, fitted by
+least squares on logarithms. A point that this machine's memory or the time budget has no room for, foreseen from the
+points before it, is left out, and the output says so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks import results
+from benchmarks.ceilings import DTYPES
+from benchmarks.curves import Call, Curve, curves
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.results import Quantiles
+from benchmarks.timing import Budget, Subject, measure, timer
+
+MEMORY_SHARE = 0.7
+"""Of the memory that is free before a point, how much it may take."""
+LEAST_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size of a series: its time and peak extra memory, or why it was left out."""
+
+    size: int
+    ms: Quantiles | None = None
+    peak_bytes: int | None = None
+    left_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """cost = factor · size^exponent; the standard error is of the exponent, None with fewer than three points."""
+
+    exponent: float
+    standard_error: float | None
+    factor: float
+
+
+@dataclass
+class Series:
+    """One op, pass and backend over rising sizes."""
+
+    op: str
+    axis: str
+    pass_: str
+    backend: str
+    dtype: str
+    points: list[Point] = field(default_factory=list)
+    time_fit: Fit | None = None
+    memory_fit: Fit | None = None
+
+    @property
+    def name(self) -> str:
+        """What a legend calls it."""
+        return f"{self.backend}, {self.pass_.replace('_', ' + ')}"
+
+    def measured(self) -> list[Point]:
+        """The points that were not left out."""
+        return [point for point in self.points if point.ms is not None]
+
+
+@dataclass
+class Scaling:
+    """Everything the command measured, as `scaling.json` holds it."""
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str
+    series: list[Series]
+    format: int = 1
+
+
+def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Fit | None:
+    """Least squares of ln cost on ln size; None with fewer than two different sizes or a cost that is not positive."""
+    if len(set(sizes)) < 2 or min(costs) <= 0:
+        return None
+    x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((value - mean_x) ** 2 for value in x)
+    exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    residual = sum((b - mean_y - exponent * (a - mean_x)) ** 2 for a, b in zip(x, y, strict=True))
+    error = math.sqrt(residual / (len(x) - 2) / spread) if len(x) > 2 else None
+    return Fit(exponent, error, math.exp(mean_y - exponent * mean_x))
+
+
+def foreseen(points: Sequence[tuple[float, float]], size: float) -> float | None:
+    """The cost at `size` from (size, cost) points below it: their last slope, but at least in proportion to size."""
+    positive = [(place, cost) for place, cost in points if cost > 0]
+    if not positive:
+        return None
+    last, cost = positive[-1]
+    local = fit_power(*zip(*positive[-2:], strict=True)) if len(positive) > 1 else None
+    return cost * (size / last) ** max(1.0, local.exponent if local else 1.0)
+
+
+def run(
+    wanted: Sequence[Curve],
+    device: str,
+    dtype: str,
+    seconds: float,
+    backends: Sequence[str] = (),
+    say: Callable[[str], None] = lambda sentence: None,
+) -> Scaling:
+    """Measures the curves, each for about its share of the time."""
+    series: list[Series] = []
+    ends = time.monotonic() + seconds
+    for index, curve in enumerate(wanted):
+        say(f"{curve.op} over {curve.axis}")
+        chosen = tuple(backends) or serving_backends(curve, device, dtype)
+        share = max(ends - time.monotonic(), 0.1 * seconds) / (len(wanted) - index)
+        series += run_curve(curve, device, dtype, share, chosen)
+    return Scaling(results.machine(device), results.versions(), results.commit(), series)
+
+
+def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: Sequence[str]) -> list[Series]:
+    """The curve's series, their points measured together size by size."""
+    series = [Series(curve.op, curve.axis, name, backend, dtype) for name in curve.passes for backend in backends]
+    ends = time.monotonic() + seconds
+    budget = Budget(0.5 * seconds / (len(curve.sizes) * len(series)), LEAST_REPEATS, max_repeats=30)
+    for size in curve.sizes:
+        held = curve.bytes_of(size, DTYPES[dtype].itemsize)
+        free = free_bytes(device)
+        reasons = [reason_against(one, size, held, free, room(ends, seconds)) for one in series]
+        if all(reasons):
+            points = [Point(size, left_out=reason) for reason in reasons]
+        else:
+            arguments = curve.make(size, DTYPES[dtype], device)
+            calls = [curve.passes[one.pass_](arguments, one.backend) for one in series]
+            points = measured_points(size, device, calls, reasons, budget)
+            del arguments, calls
+        for one, point in zip(series, points, strict=True):
+            one.points.append(point)
+    for one in series:
+        seen = one.measured()
+        sizes = [point.size for point in seen]
+        one.time_fit = fit_power(sizes, [point.ms.p50 for point in seen if point.ms]) if seen else None
+        one.memory_fit = fit_power(sizes, [float(point.peak_bytes or 0) for point in seen]) if seen else None
+    return series
+
+
+def room(ends: float, seconds: float) -> float:
+    """Seconds that the next point may take: what is left, and a twentieth of the whole in any case."""
+    return max(ends - time.monotonic(), seconds / 20)
+
+
+def measured_points(
+    size: int, device: str, calls: Sequence[Call], reasons: Sequence[str | None], budget: Budget
+) -> list[Point]:
+    """The points of one size: those without a reason against them are timed, interleaved."""
+    peaks: dict[int, int | None] = {}
+    failed: dict[int, str] = {}
+    for index, call in enumerate(calls):
+        if reasons[index] is None:
+            try:
+                peaks[index], _ = peak_extra_bytes(device, call)
+            except (torch.OutOfMemoryError, ValueError) as error:
+                failed[index] = str(error).splitlines()[0]
+    subjects = [Subject.of(str(index), calls[index]) for index in peaks]
+    timings = measure(subjects, timer(device, graphs=False), budget)
+    points = []
+    for index, reason in enumerate(reasons):
+        if index in peaks:
+            points.append(Point(size, timings[str(index)].total, peaks[index]))
+        else:
+            points.append(Point(size, left_out=failed.get(index, reason)))
+    return points
+
+
+def reason_against(series: Series, size: int, held: int, free: int, seconds_left: float) -> str | None:
+    """Why the next point of a series is to be left out, or None; `held` bytes are what its arguments take."""
+    if series.points and series.points[-1].left_out:
+        return series.points[-1].left_out
+    seen = series.measured()
+    extra = foreseen([(point.size, float(point.peak_bytes or 0)) for point in seen], size) or 0.0
+    if held + extra > MEMORY_SHARE * free:
+        return f"needs about {(held + extra) / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+    once = foreseen([(point.size, point.ms.p50 / 1e3) for point in seen if point.ms], size)
+    needed = (once or 0.0) * (LEAST_REPEATS + 2)
+    if needed > seconds_left:
+        return f"needs about {needed:.0f} s, {seconds_left:.0f} s of the time budget are left"
+    return None
+
+
+def serving_backends(curve: Curve, device: str, dtype: str) -> tuple[str, ...]:
+    """The backends that serve the curve's smallest size, "eager" with them."""
+    arguments = curve.make(curve.sizes[0], DTYPES[dtype], device)
+    serving = []
+    for name in ("eager", *_declared(curve.op)):
+        try:
+            next(iter(curve.passes.values()))(arguments, name)()
+        except ValueError:
+            continue
+        serving.append(name)
+    return tuple(serving)
+
+
+def _declared(op: str) -> list[str]:
+    from argus_kernels.ops import OPS
+
+    return [backend.name for one in OPS if one.name == op for backend in one.backends]
+
+
+def free_bytes(device: str) -> int:
+    """Memory that a point can take now."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo does not say how much memory is available")
+
+
+def to_json(found: Scaling) -> str:
+    """The file's text."""
+    values = asdict(found)
+    for one in values["series"]:
+        one["pass"] = one.pop("pass_")
+    return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> Scaling:
+    """What `to_json` wrote."""
+    values = json.loads(text)
+    for one in values["series"]:
+        one["pass_"] = one.pop("pass")
+        one["points"] = [Point(**(p | {"ms": Quantiles(**p["ms"]) if p["ms"] else None})) for p in one["points"]]
+        for name in ("time_fit", "memory_fit"):
+            one[name] = Fit(**one[name]) if one[name] else None
+    return Scaling(**(values | {"series": [Series(**one) for one in values["series"]]}))
+
+
+def summary(found: Scaling) -> list[str]:
+    """One line a series with its exponents, and one a point that was left out."""
+    lines = []
+    for one in found.series:
+        lines.append(
+            f"{one.op} ({one.name}): time ~ {one.axis}^{_exponent(one.time_fit)}, "
+            f"peak memory ~ ^{_exponent(one.memory_fit)}"
+        )
+        lines += [f"    {point.size:,} left out: {point.left_out}" for point in one.points if point.left_out]
+    return lines
+
+
+def _exponent(fit: Fit | None) -> str:
+    if fit is None:
+        return "(not enough points)"
+    error = "" if fit.standard_error is None else f" ± {fit.standard_error:.2f}"
+    return f"{fit.exponent:.2f}{error}"
+
+
+def command(
+    op: Annotated[list[str] | None, typer.Option(help="an op; may be repeated")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="a backend; may be repeated")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
+    out: Annotated[Path, typer.Option(help="folder for scaling.json and the plots")] = Path("runs/benchmarks"),
+    time_budget: Annotated[float, typer.Option(help="seconds, about")] = 240.0,
+    rehearse: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
+) -> None:
+    """Cost against size: fitted exponents, time and memory plots."""
+    try:
+        wanted = _wanted(device, dtype, op or (), time_budget, rehearse)
+    except ValueError as error:
+        typer.echo(f"scaling: {error}", err=True)
+        raise typer.Exit(2) from None
+    found = run(wanted, device, dtype, time_budget, backend or (), lambda sentence: typer.echo(sentence))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "scaling.json").write_text(to_json(found))
+    from benchmarks import plots
+
+    for curve in wanted:
+        figure = plots.cost_against_size([one for one in found.series if one.op == curve.op])
+        for suffix in ("png", "svg"):
+            plots.save(figure, out / f"scaling_{curve.op}.{suffix}")
+    typer.echo("\n".join(summary(found)))
+    typer.echo(f"written to {out}")
+
+
+def _wanted(device: str, dtype: str, ops: Sequence[str], time_budget: float, rehearse: bool) -> list[Curve]:
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device is {device!r}, expected cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if time_budget <= 0:
+        raise ValueError(f"time budget is {time_budget}, expected seconds above 0")
+    known = {curve.op: curve for curve in curves(device, tiny=rehearse)}
+    unknown = sorted(set(ops) - set(known))
+    if unknown:
+        raise ValueError(f"op is {unknown[0]!r}, expected one of {', '.join(known)}")
+    return [known[op] for op in ops] if ops else list(known.values())
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to the benchmarks' front door."""
+    app.command("scaling")(command)
