@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from python_model import checkpoint
 from python_model.checkpoint import Description
@@ -16,7 +16,9 @@ from python_model.evaluate import EvaluationResult, evaluate
 from python_model.inference import ModelPredictor
 from python_model.predictions import Predictor
 from python_model.progress import read_metrics
-from python_model.report import Stage
+
+if TYPE_CHECKING:
+    from python_model.report import Stage
 
 ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
 RECIPE_OF_SOURCE = {"synthetic": "demo", "movielens": "ml-100k", "kuairand": "kuairand-pure"}
@@ -130,6 +132,9 @@ def evaluate_runs(
 
 def stages_of(runs: Sequence[Run]) -> list[Stage]:
     """What the report draws of each run: its logged steps and its settings."""
+    # The report brings matplotlib, which only those who ask for a report wait for.
+    from python_model.report import Stage
+
     out = []
     for run in runs:
         title = TITLE_OF_STAGE[run.description.stage]

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from python_model.cli import app
 
 SMALL = ["--set", "users=60", "--set", "events_per_user=50"]
 QUICK = ["--window", "32", "--batch-events", "256", "--set", "checkpoint_every=5"]
@@ -24,6 +27,13 @@ def argus(*arguments: str | Path, folder: Path, expect: int = 0) -> subprocess.C
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def here(arguments: list[str | Path], expect: int = 0) -> str:
+    """The same in this process, where nothing depends on having one of its own; returns what went to stderr."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == expect, result.output
+    return result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +75,11 @@ def test_evaluate_prints_what_it_writes(folder: Path) -> None:
 
 
 def test_evaluate_is_repeatable(folder: Path) -> None:
+    tables = []
     for name in ("a.json", "b.json"):
-        argus("evaluate", "data", "finetune", "--max-events", "150", "--json", name, folder=folder)
-    assert (folder / "a.json").read_text() == (folder / "b.json").read_text()
+        here(["evaluate", folder / "data", folder / "finetune", "--max-events", "150", "--json", folder / name])
+        tables.append(json.loads((folder / name).read_text()))
+    assert tables[0] == tables[1]
 
 
 def test_recommend_prints_the_users_items(folder: Path) -> None:
@@ -84,7 +96,7 @@ def test_recommend_prints_the_users_items(folder: Path) -> None:
             assert re.search(rf"│\s*{item['item_id']}\s*│\s*{item['score']:.3f}", done.stdout)
 
 
-def test_ctrl_c_saves_and_resuming_ends_where_an_uninterrupted_run_ends(folder: Path) -> None:
+def test_ctrl_c_saves_the_step_it_was_in_and_says_how_to_resume(folder: Path) -> None:
     steps = ["--steps", "400", *QUICK]
     command = [sys.executable, "-m", "python_model", "pretrain", "data", "stopped", *steps]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
@@ -102,13 +114,13 @@ def test_ctrl_c_saves_and_resuming_ends_where_an_uninterrupted_run_ends(folder: 
     assert 3 <= step < 400
     logged = [json.loads(line) for line in log.read_text().splitlines()]
     assert [entry["step"] for entry in logged] == list(range(1, step + 1))
-    longer = argus("pretrain", "data", "stopped", "--resume", "--steps", "401", folder=folder, expect=2)
-    assert "steps was 400, now 401" in longer.stderr
+    message = here(["pretrain", folder / "data", folder / "stopped", "--resume", "--steps", "401"], expect=2)
+    assert "steps was 400, now 401" in message
 
 
 def test_killing_and_resuming_changes_no_loss(folder: Path) -> None:
     steps = ["--steps", "30", *QUICK]
-    argus("pretrain", "data", "whole", *steps, folder=folder)
+    here(["pretrain", folder / "data", folder / "whole", *steps])
     command = [sys.executable, "-m", "python_model", "pretrain", "data", "killed", *steps]
     process = subprocess.Popen(
         command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
@@ -119,7 +131,7 @@ def test_killing_and_resuming_changes_no_loss(folder: Path) -> None:
         time.sleep(0.01)
     process.kill()
     process.wait()
-    argus("pretrain", "data", "killed", "--resume", folder=folder)
+    here(["pretrain", folder / "data", folder / "killed", "--resume"])
     losses = {}
     for run in ("whole", "killed"):
         entries = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
