@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from setuptools import Extension, setup
+from setuptools import __version__ as setuptools_version
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import SetupError
@@ -25,6 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from build_support import compile as native  # noqa: E402
 from build_support import decide  # noqa: E402
+
+if int(setuptools_version.split(".")[0]) < 77:
+    raise SystemExit(f"error: building argus-kernels needs setuptools 77 or later, and this is {setuptools_version}")
 
 PACKAGE = "argus_kernels"
 INFO = "_build_info.json"

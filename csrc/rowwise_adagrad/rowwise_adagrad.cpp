@@ -116,7 +116,7 @@ std::pair<Tensor, Tensor> sort_stably(const Tensor& rows) {
   using torch::stable::detail::to;
   StableIValue stack[4] = {from(rows), from(std::optional<bool>(true)), from(static_cast<int64_t>(-1)),
                            from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
 }
 
@@ -132,7 +132,7 @@ void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradient
   params.rows = sorted.const_data_ptr<int64_t>();
   params.order = order.const_data_ptr<int64_t>();
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(table.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(table.get_device_index(), &stream));
   launch_cuda(params, stream);
 }
 
