@@ -61,7 +61,7 @@ TOY = Op(
     "toy_for_tests",
     arguments="Tensor[] tables, Tensor weight, Tensor? bias, float factor",
     returns="Tensor",
-    fake=lambda tables, weight, bias, factor: tables[0].new_empty(tables[0].shape[0], weight.shape[1]),
+    fake=lambda inputs: inputs.tables[0].new_empty(inputs.tables[0].shape[0], inputs.weight.shape[1]),
     differentiable=("tables", "weight", "bias"),
     backends=(
         Backend("absent", _forward("absent"), _backward, available=lambda: "the library is not built"),

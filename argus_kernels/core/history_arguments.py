@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.problems import FLOATING, Problems
+from argus_kernels.core.registry import Inputs
 from argus_kernels.core.torch_op import autocast
 from argus_kernels.core.varlen import check_max_length, check_offsets, check_visible, offsets_problems
 
@@ -73,12 +74,12 @@ def like_query(packed: Tensor, q: Tensor) -> Tensor:
     return torch.nested.nested_tensor_from_jagged(packed, offsets=_jagged(q).offsets()) if q.is_nested else packed
 
 
-def check_history(op: str, total: int, offsets: Tensor, max_length: int, visible: Tensor | None) -> None:
+def check_history(op: str, inputs: Inputs) -> None:
     """Checks the values of the arguments, behind the op boundary."""
-    check_offsets(op, offsets, total)
-    check_max_length(op, offsets, max_length)
-    if visible is not None:
-        check_visible(op, visible, offsets)
+    check_offsets(op, inputs.offsets, inputs.q.shape[0])
+    check_max_length(op, inputs.offsets, inputs.max_length)
+    if inputs.visible is not None:
+        check_visible(op, inputs.visible, inputs.offsets)
 
 
 def bias_problems(

@@ -38,7 +38,8 @@ class Op:
 
     arguments: the schema's arguments without backend, such as "Tensor q, Tensor? visible, float scale"; no defaults.
     returns: the schema's results, such as "(Tensor, Tensor)".
-    fake: shapes of the outputs from the arguments (fake tensors); the same tuple structure as a backend's forward.
+    fake: shapes of the outputs from the arguments by name (fake tensors); the same tuple structure as a backend's
+    forward.
     differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
     check: validates values on the real tensors, behind the boundary, once for every backend.
     fake_backward: shapes of the gradients where they are not simply those of the arguments.
@@ -53,12 +54,12 @@ class Op:
         *,
         arguments: str,
         returns: str,
-        fake: Callable[..., Any],
+        fake: Callable[[Inputs], Any],
         backends: Sequence[Backend],
         differentiable: Sequence[str] = (),
         mutates: Sequence[str] = (),
-        check: Callable[..., None] | None = None,
-        fake_backward: Callable[..., list[Tensor]] | None = None,
+        check: Callable[[Inputs], None] | None = None,
+        fake_backward: Callable[[list[Tensor], dict[str, bool], Inputs], list[Tensor]] | None = None,
         assemble: Callable[[Inputs, dict[str, bool], list[Tensor]], list[Any]] | None = None,
         samples: Callable[[], list[Sample]] = list,
         drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
@@ -102,20 +103,21 @@ class Op:
         """The arguments by name."""
         return Inputs(**dict(zip(self.arguments, arguments, strict=True)))
 
-    def _define_forward(self, arguments: str, returns: str, fake: Callable[..., Any]) -> None:
+    def _define_forward(self, arguments: str, returns: str, fake: Callable[[Inputs], Any]) -> None:
         def forward(*args: Any) -> Any:
             *values, wanted = args
-            backend = choose(self.name, self.backends, wanted, self.inputs(values))
+            inputs = self.inputs(values)
+            backend = choose(self.name, self.backends, wanted, inputs)
             with _without_autocast(values):
                 if self._check is not None:
-                    self._check(*values)
+                    self._check(inputs)
                 return backend.forward(*values)
 
         schema = f"({arguments}, str backend) -> {returns}"
         definition = torch.library.custom_op(
             f"{NAMESPACE}::{self.name}", forward, mutates_args=self.mutates, schema=schema
         )
-        definition.register_fake(lambda *args: fake(*args[:-1]))
+        definition.register_fake(lambda *args: fake(self.inputs(args[:-1])))
         if self.differentiable:
             definition.register_autograd(self._autograd_backward, setup_context=_save)
         self.definition = definition
@@ -132,9 +134,9 @@ class Op:
                 return _flatten(backend.backward(gradients, outputs, wanted_gradients, *values), gradients[0])
 
         def fake(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            if self._fake_backward is not None:
-                return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), *args[:-1])
             inputs = self.inputs(args[:-1])
+            if self._fake_backward is not None:
+                return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), inputs)
             shapes = [
                 _empty_gradients(getattr(inputs, name), needed)
                 for name, needed in zip(self.differentiable, needs, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op
+from argus_kernels.core import Backend, Inputs, Op
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.ops.causal_attention import reference
 from argus_kernels.ops.causal_attention.samples import drawn, samples
@@ -15,13 +15,14 @@ from argus_kernels.ops.causal_attention.samples import drawn, samples
 BACKENDS = (Backend("reference", reference.forward, reference.backward),)
 
 
-def _fake(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    q = inputs.q
     statistics = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(q.shape), statistics
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_length: int, visible: Tensor | None, *_: Any) -> None:
-    check_history("causal_attention", q.shape[0], offsets, max_length, visible)
+def _check(inputs: Inputs) -> None:
+    check_history("causal_attention", inputs)
 
 
 OP = Op(

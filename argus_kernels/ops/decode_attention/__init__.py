@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import bias_problems, window_problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
@@ -20,21 +20,13 @@ __all__ = ["BACKENDS", "OP", "PagedCache", "decode_attention"]
 BACKENDS = (Backend("reference", reference.forward),)
 
 
-def _fake(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
+def _fake(inputs: Inputs) -> Tensor:
+    return inputs.q.new_empty(inputs.q.shape)
 
 
-def _check(
-    q: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    time_pages: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    k: Tensor | None,
-    *_: Any,
-) -> None:
-    pages, page_size = key_pages.shape[:2]
+def _check(inputs: Inputs) -> None:
+    q, block_table, lengths = inputs.q, inputs.block_table, inputs.lengths
+    pages, page_size = inputs.key_pages.shape[:2]
     capacity = block_table.shape[1] * page_size
     in_use = torch.arange(block_table.shape[1], device=q.device) * page_size < lengths[:, None]
     unowned = in_use & ((block_table < 0) | (block_table >= pages))
@@ -53,7 +45,7 @@ def _check(
             f"{slot * page_size} on: block_table[{user}, {slot}] is {int(block_table[user, slot])}, expected 0 to "
             f"{pages - 1}; reserve it first"
         )
-    if k is not None:
+    if inputs.k is not None:
         _require_own_pages(block_table, lengths, page_size)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems, autocast
+from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.feedback_loss import reference
@@ -90,15 +90,8 @@ def _check_arguments(
     problems.raise_if_any()
 
 
-def _check_values(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> None:
+def _check_values(inputs: Inputs) -> None:
+    targets, classes, row_weight = inputs.targets, inputs.classes, inputs.row_weight
     # Column by column: a tensor of the highest classes would have to be copied from the host.
     wrong = torch.zeros_like(targets, dtype=torch.bool)
     for task, count in enumerate(classes):
@@ -124,16 +117,8 @@ def _highest(count: int) -> int:
     return max(count, 2) - 1
 
 
-def _fake(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> Tensor:
-    return hidden.new_empty(len(classes), dtype=torch.promote_types(hidden.dtype, torch.float32))
+def _fake(inputs: Inputs) -> Tensor:
+    return inputs.hidden.new_empty(len(inputs.classes), dtype=torch.promote_types(inputs.hidden.dtype, torch.float32))
 
 
 BACKENDS = (Backend("reference", reference.forward, reference.backward),)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op
+from argus_kernels.core import Backend, Inputs, Op
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.ops.hstu_attention import reference
 from argus_kernels.ops.hstu_attention.samples import drawn, samples
@@ -14,12 +12,12 @@ from argus_kernels.ops.hstu_attention.samples import drawn, samples
 BACKENDS = (Backend("reference", reference.forward, reference.backward),)
 
 
-def _fake(q: Tensor, *_: Any) -> Tensor:
-    return q.new_empty(q.shape)
+def _fake(inputs: Inputs) -> Tensor:
+    return inputs.q.new_empty(inputs.q.shape)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, max_length: int, visible: Tensor | None, *_: Any) -> None:
-    check_history("hstu_attention", q.shape[0], offsets, max_length, visible)
+def _check(inputs: Inputs) -> None:
+    check_history("hstu_attention", inputs)
 
 
 OP = Op(

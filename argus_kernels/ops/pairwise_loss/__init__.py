@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import reference
@@ -63,11 +63,12 @@ def pairwise_loss(
     return OP(scores, grades, offsets, times, window, backend=backend)
 
 
-def _check_values(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> None:
-    check_offsets("pairwise_loss", offsets, scores.shape[0])
+def _check_values(inputs: Inputs) -> None:
+    check_offsets("pairwise_loss", inputs.offsets, inputs.scores.shape[0])
 
 
-def _fake(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    scores, grades = inputs.scores, inputs.grades
     loss = scores.new_empty((), dtype=torch.promote_types(scores.dtype, torch.float32))
     return loss, grades.new_empty((), dtype=torch.int64), grades.new_empty((), dtype=torch.int64)
 

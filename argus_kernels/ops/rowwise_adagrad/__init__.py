@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.rowwise_adagrad import native, reference
@@ -74,9 +74,8 @@ def rowwise_adagrad_(
     OP(table, state, rows, row_gradients, float(lr), float(eps), float(weight_decay), backend=backend)
 
 
-def _check_values(
-    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
-) -> None:
+def _check_values(inputs: Inputs) -> None:
+    table, rows = inputs.table, inputs.rows
     wrong = (rows < -1) | (rows >= table.shape[0])
     if rows.device.type != "cpu":
         require_values(~wrong, "rowwise_adagrad_: a row is outside the table")
@@ -88,9 +87,7 @@ def _check_values(
         )
 
 
-def _fake(
-    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
-) -> None:
+def _fake(inputs: Inputs) -> None:
     return None
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Op, Problems, autocast
+from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import reference
@@ -151,8 +150,7 @@ def _check_arguments(given: Arguments) -> None:
     problems.raise_if_any()
 
 
-def _check_values(*arguments: Any) -> None:
-    given = Arguments(*arguments)
+def _check_values(given: Inputs) -> None:
     _require("scale", given.scale[None], _positive(given.scale[None]), "a finite value above 0")
     _require("log_q", given.log_q, given.log_q.isfinite(), "a finite value")
     ignored = torch.zeros_like(given.positive_ids, dtype=torch.bool)
@@ -181,8 +179,8 @@ def _require(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
         raise ValueError(f"sampled_softmax_loss: {place} is {float(value[position])}, expected {expected}")
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    query = Arguments(*arguments).query
+def _fake(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    query = inputs.query
     dtype = torch.promote_types(query.dtype, torch.float32)
     return query.new_empty(query.shape[0], dtype=dtype), query.new_empty(query.shape[0], dtype=dtype)
 

@@ -102,19 +102,12 @@ def _table_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
     return (weight.dtype,)
 
 
-def _check_values(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> None:
-    if not check_ids:
+def _check_values(inputs: Inputs) -> None:
+    if not inputs.check_ids:
         return
-    for k, column in enumerate(columns):
-        rows = tables[column].shape[0]
+    ids = inputs.ids
+    for k, column in enumerate(inputs.columns):
+        rows = inputs.tables[column].shape[0]
         wrong = (ids[k] < -1) | (ids[k] >= rows)
         if ids.device.type != "cpu":
             require_values(~wrong, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
@@ -126,41 +119,28 @@ def _check_values(
             )
 
 
-def _fake(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> Tensor:
-    return weight.new_empty(ids.shape[1], weight.shape[1])
+def _fake(inputs: Inputs) -> Tensor:
+    return inputs.weight.new_empty(inputs.ids.shape[1], inputs.weight.shape[1])
 
 
 def _fake_backward(
     gradients: list[Tensor],
     needs: dict[str, bool],
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
+    inputs: Inputs,
 ) -> list[Tensor]:
+    weight = inputs.weight
     nothing = gradients[0].new_empty(0)
     found: list[Tensor] = []
-    for table in tables:
+    for table in inputs.tables:
         if not needs["tables"]:
-            found += [nothing, nothing] if sparse else [nothing]
-        elif sparse:
+            found += [nothing, nothing] if inputs.sparse else [nothing]
+        elif inputs.sparse:
             rows = torch.library.get_ctx().new_dynamic_size()
-            found += [ids.new_empty(rows), table.new_empty(rows, table.shape[1])]
+            found += [inputs.ids.new_empty(rows), table.new_empty(rows, table.shape[1])]
         else:
             found.append(torch.empty_like(table))
     found.append(torch.empty_like(weight, memory_format=torch.contiguous_format) if needs["weight"] else nothing)
-    found.append(weight.new_empty(weight.shape[1]) if needs["bias"] and bias is not None else nothing)
+    found.append(weight.new_empty(weight.shape[1]) if needs["bias"] and inputs.bias is not None else nothing)
     return found
 
 
