@@ -16,6 +16,7 @@ from torch import Tensor
 
 from python_model.config import FORMS
 from python_model.data.batches import JaggedBatch
+from python_model.layers import events_before
 from python_model.model import Argus
 from tests.model.conftest import random_batch, small_model
 
@@ -168,3 +169,16 @@ def slice_user(batch: JaggedBatch, user: int, begin: int, end: int) -> JaggedBat
         feedback=batch.feedback[begin:end],
         **row,
     )
+
+
+def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch, changed: Change) -> None:
+    """The probe used above is sharp: reading h_t in place of h_{t−1} is found out at once."""
+
+    def one_too_many(times: Tensor, offsets: Tensor, lag: int | None) -> Tensor:
+        return events_before(times, offsets, lag) + 1
+
+    batch, model = random_batch([12]), small_model("simplified")
+    monkeypatch.setattr("python_model.model.events_before", one_too_many)
+    before, after = readings(model, batch), readings(model, changed(batch, 5, "feedback"))
+    for name in before:
+        assert moved(before[name], after[name])[5], name
