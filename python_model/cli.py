@@ -6,7 +6,9 @@ quick. Errors in what the user gave are one sentence on stderr and exit code 2; 
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -204,7 +206,6 @@ def prepare(
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
     from python_model.data.prepare import prepare as prepare_data
-    from python_model.runs import parse_settings
 
     options = parse_settings(settings or [])
     if source is Source.synthetic:
@@ -397,8 +398,6 @@ def _given(
     protocol: TrainingProtocol | None, settings: list[str] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The settings that the user named, by their names in the configurations; --set goes last."""
-    from python_model.runs import parse_settings
-
     named: dict[str, Any] = {
         "steps": steps,
         "window": window,
@@ -408,6 +407,20 @@ def _given(
         "protocol": protocol.value if protocol else None,
     }
     return {name: value for name, value in named.items() if value is not None} | parse_settings(settings or [])
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a mapping; values are JSON where they can be read as JSON, else strings."""
+    out: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {text!r}: expected NAME=VALUE")
+        try:
+            out[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name.strip()] = value
+    return out
 
 
 def _train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
 ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
 RECIPE_OF_SOURCE = {"synthetic": "demo", "movielens": "ml-100k", "kuairand": "kuairand-pure"}
 TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}
-
-
-def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as a mapping; values are JSON where they can be read as JSON, else strings."""
-    out: dict[str, Any] = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--set {text!r}: expected NAME=VALUE")
-        try:
-            out[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name.strip()] = value
-    return out
 
 
 def apply_settings(

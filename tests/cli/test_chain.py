@@ -18,6 +18,7 @@ from python_model.cli import app
 
 SMALL = ["--set", "users=60", "--set", "events_per_user=50"]
 QUICK = ["--window", "32", "--batch-events", "256", "--set", "checkpoint_every=5"]
+REPOSITORY = Path(__file__).resolve().parents[2]
 KEYS = ["ndcg@10", "recall@10", "pairwise_accuracy", "next_item_ne", "feedback_ne", "feedback_auc"]
 
 
@@ -138,6 +139,21 @@ def test_killing_and_resuming_changes_no_loss(folder: Path) -> None:
         losses[run] = [(entry["step"], entry["loss"], entry["next_item"]) for entry in entries]
     assert losses["whole"] == losses["killed"]
     assert len(losses["whole"]) == 30
+
+
+def test_the_python_of_the_tutorial_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block in turn, on the small service in place of MovieLens."""
+    (folder / "data" / "ml").symlink_to(folder / "data")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "ml-finetune").symlink_to(folder / "finetune")
+    monkeypatch.chdir(folder)
+    text = (REPOSITORY / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert (folder / "data" / "mine" / "dataset.json").is_file()
 
 
 def test_help_is_quick() -> None:
