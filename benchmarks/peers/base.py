@@ -1,0 +1,61 @@
+"""What a peer is: another way to compute an op, which people use today."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case
+
+CUDA_ONLY = "runs on CUDA only"
+
+
+def nothing_against(case: Case) -> str | None:
+    """The `why_not` of a peer that runs everywhere."""
+    return None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another implementation of some of the ops, timed beside ours on the same case.
+
+    `why_not(case)` says in a sentence why it cannot run that case here, or None. `build(case)` gives the call that is
+    timed; what a user would prepare once for many steps (masks, layouts, compiled code) belongs into `build`.
+    `why_no_gradients(case)` says why its backward pass cannot be timed, or None. A peer whose result is by definition
+    another one (`same_result` False) is timed without a comparison.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    build: Callable[[Case], Callable[[], Any]]
+    why_not: Callable[[Case], str | None] = nothing_against
+    why_no_gradients: Callable[[Case], str | None] = nothing_against
+    same_result: bool = True
+    note: str = field(default="")
+
+
+def not_installed(module: str, distribution: str) -> str | None:
+    """Why a library cannot be used: not installed, or its import fails (built for another torch, say)."""
+    if importlib.util.find_spec(module) is None:
+        return f"{distribution} is not installed"
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return f"{distribution} cannot be imported beside torch {torch.__version__}: {lines[0][:160]}"
+    return None
+
+
+def needs_cuda(case: Case) -> str | None:
+    """The reason on every device but CUDA."""
+    return CUDA_ONLY if case.device != "cuda" else None
+
+
+def first_reason(*reasons: str | None) -> str | None:
+    """The first reason that is one."""
+    return next((reason for reason in reasons if reason), None)

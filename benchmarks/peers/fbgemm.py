@@ -1,0 +1,56 @@
+"""`fbgemm`: FBGEMM's table-batched embedding (one id a bag, which is no pooling) and a linear layer.
+
+Its backward pass applies its optimiser inside (here plain SGD with learning rate 0) instead of giving gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.cases import Case
+from benchmarks.peers.base import Peer, first_reason, not_installed
+
+_MODULE = "fbgemm_gpu.split_table_batched_embeddings_ops_training"
+
+
+def why_not(case: Case) -> str | None:
+    """Not installed, or a dtype it has no tables of."""
+    return first_reason(
+        "the CPU form has no bfloat16 tables" if case.device == "cpu" and case.dtype == torch.bfloat16 else None,
+        not_installed(_MODULE, "fbgemm-gpu" if case.device == "cuda" else "fbgemm-gpu-cpu"),
+    )
+
+
+def build(case: Case) -> Callable[[], Any]:
+    """The lookup of all columns in one call, then the projection."""
+    import fbgemm_gpu.split_table_batched_embeddings_ops_training as training
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+
+    given = case.arguments
+    on_gpu = case.device == "cuda"
+    location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
+    compute = training.ComputeDevice.CUDA if on_gpu else training.ComputeDevice.CPU
+    precision = {torch.float32: SparseType.FP32, torch.float16: SparseType.FP16, torch.bfloat16: SparseType.BF16}
+    tables = training.SplitTableBatchedEmbeddingBagsCodegen(
+        [(table.shape[0], table.shape[1], location, compute) for table in given["tables"]],
+        feature_table_map=list(given["columns"]),
+        pooling_mode=PoolingMode.SUM,
+        optimizer=EmbOptimType.EXACT_SGD,
+        learning_rate=0.0,
+        weights_precision=precision[case.dtype],
+        output_dtype=precision[case.dtype],
+        device=torch.device(case.device),
+    )
+    for own, table in zip(tables.split_embedding_weights(), given["tables"], strict=True):
+        own.data.copy_(table.detach())
+    ids = given["ids"].flatten()
+    offsets = torch.arange(ids.shape[0] + 1, dtype=torch.int64, device=ids.device)
+    return lambda: F.linear(tables(ids, offsets), given["weight"].T, given["bias"])
+
+
+PEER = Peer("fbgemm", ("triple_embedding",), build, why_not)
