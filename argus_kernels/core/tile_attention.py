@@ -65,7 +65,11 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients under way, summed over the tiles in the wide dtype; None where not wanted."""
+    """The gradients under way, summed over the tiles; None where not wanted.
+
+    Those of q, k and v are in the wide dtype. A bucket of a table sums as many as a million scores one after the other,
+    where float32 loses four digits: the tables' sums are float64.
+    """
 
     q: Tensor | None
     k: Tensor | None
@@ -77,12 +81,11 @@ class Gradients:
     def zeros(cls, q: Tensor, pairs: Pairs, needs: dict[str, bool], wide: torch.dtype) -> Gradients:
         """All zeros: what padding rows keep."""
         like = {"q": q, "k": q, "v": q, "position_bias": pairs.position_bias, "time_bias": pairs.time_bias}
-        return cls(
-            **{
-                name: None if tensor is None or not needs[name] else tensor.new_zeros(tensor.shape, dtype=wide)
-                for name, tensor in like.items()
-            }
-        )
+        zeros: dict[str, Tensor | None] = {}
+        for name, tensor in like.items():
+            dtype = torch.float64 if name.endswith("_bias") else wide
+            zeros[name] = None if tensor is None or not needs[name] else tensor.new_zeros(tensor.shape, dtype=dtype)
+        return cls(**zeros)
 
     def add_value(self, tile: Tile, weights: Tensor, d_out: Tensor) -> None:
         """Adds one tile's share of the gradient of v: weights [H, G, Lq, Lk], d_out [H, G, Lq, Dh]."""
@@ -123,4 +126,5 @@ def _look_up(table: Tensor, index: Tensor) -> Tensor:
 
 def _add_at(table: Tensor, index: Tensor, values: Tensor) -> None:
     """table[h, index] += values[h, ...], in place: the reverse of `_look_up`."""
-    table.scatter_add_(1, index.flatten().expand(table.shape[0], -1), values.reshape(table.shape[0], -1))
+    heads = table.shape[0]
+    table.scatter_add_(1, index.flatten().expand(heads, -1), values.reshape(heads, -1).to(table.dtype))

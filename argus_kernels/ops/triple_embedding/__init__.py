@@ -63,7 +63,9 @@ def triple_embedding(
     _check_arguments(ids, tables, columns, weight, bias)
     arguments = (ids, list(tables), list(columns), weight, bias, sparse, check_ids)
     if sparse and torch.compiler.is_compiling():
-        return _uncompiled(*arguments, backend=backend)
+        torch._dynamo.graph_break(msg="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
+        # Not a decorator at the module's level: torch.compiler.disable imports torch's compiler, two seconds of it.
+        return torch.compiler.disable(OP)(*arguments, backend=backend)
     return OP(*arguments, backend=backend)
 
 
@@ -178,8 +180,3 @@ OP = Op(
     samples=samples,
     drawn=drawn,
 )
-
-
-@torch.compiler.disable(reason="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
-def _uncompiled(*arguments: Any, backend: str | None) -> Tensor:
-    return OP(*arguments, backend=backend)
