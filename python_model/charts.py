@@ -91,8 +91,8 @@ def histogram(values: np.ndarray, x_label: str, y_label: str) -> str:
     """SVG of a histogram over logarithmic bins; values are positive."""
 
     def draw(axes: Axes) -> None:
-        high = max(float(values.max()), 2.0) if len(values) else 2.0
-        axes.hist(values, bins=np.geomspace(1.0, high * 1.001, 33).tolist(), color=PALETTE[0])
+        low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
+        axes.hist(values, bins=np.geomspace(low, max(high, 2 * low) * 1.001, 33).tolist(), color=PALETTE[0])
         axes.set_xscale("log")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)

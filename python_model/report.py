@@ -157,10 +157,10 @@ def _curves(stage: Stage) -> str:
     """The heads in separate charts: their losses share no scale."""
     logged = list(stage.history[0])
     groups = {
-        "next-item loss (nats)": [name for name in logged if name == "next_item"],
-        "feedback loss (nats)": [name for name in logged if name.startswith("feedback_")],
         "pairwise loss (nats)": [name for name in logged if name == "pair"],
         "pairwise accuracy": [name for name in logged if name == "pairwise_accuracy"],
+        "next-item loss (nats)": [name for name in logged if name == "next_item"],
+        "feedback loss (nats)": [name for name in logged if name.startswith("feedback_")],
     }
     figures = []
     for label, names in groups.items():

@@ -124,7 +124,8 @@ def test_a_model_gives_the_same_whatever_shares_its_batch(dataset: Dataset) -> N
     rows = np.flatnonzero(temporal_split(dataset).test)
     small = ModelPredictor(model, dataset, window=128, token_budget=128).predict(rows)
     large = ModelPredictor(model, dataset, window=128, token_budget=1 << 16).predict(rows)
-    assert small.next_item is not None and large.next_item is not None and small.ranking is not None
+    assert small.next_item is not None and large.next_item is not None
+    assert small.ranking is not None and large.ranking is not None
     np.testing.assert_allclose(small.next_item.log_loss, large.next_item.log_loss, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(small.ranking, large.ranking, rtol=1e-3, atol=1e-4)
     for task in small.feedback:
