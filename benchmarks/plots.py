@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 if TYPE_CHECKING:
+    from benchmarks.results import Record
     from benchmarks.scaling import Fit, Series
 
 MARKERS = "osD^vPX*"
@@ -124,3 +126,82 @@ def _fitted(axes: Axes, fit: Fit | None, sizes: Iterable[int], scale: float, col
     line = [ends[0], ends[-1]]
     costs = [scale * fit.factor * size**fit.exponent for size in line]
     axes.plot(line, costs, color=colour, linewidth=1.2, alpha=0.8)
+
+
+def roofline(records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
+    """Measured rate over arithmetic intensity, one panel a dtype, under the ceilings of the same run.
+
+    A colour is an op, a marker a backend.
+    """
+    timed = [record for record in records if record.tflop_per_s and record.bytes and record.ceilings]
+    dtypes = list(dict.fromkeys(record.dtype for record in timed))
+    ops = list(dict.fromkeys(record.op for record in records))
+    backends = list(dict.fromkeys(record.backend for record in records))
+    figure, panels = new_figure(5.6 * max(len(dtypes), 1), 4.6, max(len(dtypes), 1), theme)
+    for axes, dtype in zip(panels, dtypes, strict=False):
+        shown = [record for record in timed if record.dtype == dtype]
+        for record in shown:
+            axes.plot(
+                record.flops / record.bytes, record.tflop_per_s or 0.0, linestyle="none", markersize=6, alpha=0.85,
+                color=theme.series[ops.index(record.op) % len(theme.series)],
+                marker=MARKERS[backends.index(record.backend) % len(MARKERS)],
+            )  # fmt: skip
+        _ceiling(axes, shown, theme)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_title(f"{dtype}: TFLOP/s over FLOP per byte", fontsize=10.5, loc="left")
+        axes.set_xlabel("FLOP per byte that must move")
+    if dtypes:
+        _roofline_legend(figure, ops, backends, theme)
+    return figure
+
+
+def _ceiling(axes: Axes, records: Sequence[Record], theme: Theme) -> None:
+    copy = max(record.ceilings["copy_gb_per_s"] for record in records) / 1e3
+    peak = max(record.ceilings.get(f"{record.dtype}_tflop_per_s", 0.0) for record in records)
+    intensities = [record.flops / record.bytes for record in records]
+    low, high = min(intensities) / 2, max(*intensities, 2 * peak / copy) * 2
+    places = [low, peak / copy, high] if low < peak / copy < high else [low, high]
+    axes.plot(places, [min(copy * place, peak) for place in places], color=theme.text, linewidth=1.4)
+    axes.annotate(
+        f"{peak:.3g} TFLOP/s, {1e3 * copy:.3g} GB/s", (high, peak), ha="right", va="bottom", fontsize=8.5,
+        color=theme.text, xytext=(0, 2), textcoords="offset points",
+    )  # fmt: skip
+
+
+def _roofline_legend(figure: Figure, ops: Sequence[str], backends: Sequence[str], theme: Theme) -> None:
+    drawn = []
+    for index, op in enumerate(ops):
+        drawn.append(Line2D([], [], linestyle="none", marker="s", color=theme.series[index % 8], label=op))
+    for index, backend in enumerate(backends):
+        marker = MARKERS[index % len(MARKERS)]
+        drawn.append(Line2D([], [], linestyle="none", marker=marker, color=theme.text, label=backend))
+    box = figure.legend(handles=drawn, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    for text in box.get_texts():
+        text.set_color(theme.text)
+
+
+def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Theme = LIGHT) -> Figure:
+    """For each label how many times faster than eager PyTorch and than the best peer; 1 is as fast."""
+    figure, (axes,) = new_figure(9, 1.2 + 0.36 * len(rows), 1, theme)
+    for column, (name, shift) in enumerate((("over eager PyTorch", -0.19), ("over the best peer", 0.19))):
+        places = [place for place, row in enumerate(rows) if row[column + 1] is not None]
+        ratios = [float(row[column + 1] or 1.0) for row in rows if row[column + 1] is not None]
+        lengths = [ratio - 1 for ratio in ratios]
+        colour = theme.series[column]
+        axes.barh([place + shift for place in places], lengths, 0.36, left=1, color=colour, label=name)
+        for place, ratio in zip(places, ratios, strict=True):
+            axes.annotate(
+                f"{ratio:.2f}", (ratio, place + shift), va="center", ha="left" if ratio >= 1 else "right",
+                xytext=(3 if ratio >= 1 else -3, 0), textcoords="offset points", fontsize=7.5, color=theme.text,
+            )  # fmt: skip
+    axes.axvline(1, color=theme.text, linewidth=1)
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.grid(False, axis="y")
+    legend(axes, theme, loc="lower right")
+    return figure
