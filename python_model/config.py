@@ -284,12 +284,12 @@ RECIPES: dict[str, Recipe] = {
         preset("tiny", temperature=20.0, dropout=0.2),
         {**_SAMPLED, "weight_decay": 0.05},
         {"steps": 500, "learning_rate": 3e-3, "table_learning_rate": 6e-3},
-        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3, "pretrain_weight": 0.1},
+        {"steps": 200, "learning_rate": 3e-3, "table_learning_rate": 3e-3, "warmup_steps": 20, "pretrain_weight": 0.3},
     ),
     "kuairand-pure": _recipe(
         preset("tiny", temperature=20.0, dropout=0.2),
         {**_SAMPLED, "weight_decay": 0.05, "window": 64},
         {"steps": 500, "learning_rate": 3e-3, "table_learning_rate": 6e-3},
-        {"steps": 200, "learning_rate": 1e-3, "table_learning_rate": 1e-3, "pretrain_weight": 0.1},
+        {"steps": 200, "learning_rate": 3e-3, "table_learning_rate": 3e-3, "warmup_steps": 20, "pretrain_weight": 0.3},
     ),
 }
