@@ -26,7 +26,7 @@ INTERRUPTED = 130
 
 
 class ArgusGroup(TyperGroup):
-    """Turns errors in the user's input into one sentence and exit code 2."""
+    """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; ValueError (DataError among them), OSError and divergence become a message."""
@@ -34,6 +34,9 @@ class ArgusGroup(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
+        except KeyboardInterrupt:
+            console.say("Stopped.")
+            raise typer.Exit(INTERRUPTED) from None
         except (ValueError, OSError, RuntimeError) as error:
             expected = not isinstance(error, RuntimeError) or type(error).__name__ == "TrainingDiverged"
             if ctx.params.get("debug") or not expected:

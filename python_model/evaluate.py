@@ -166,11 +166,11 @@ class _Scorer:
         return out
 
     def _shared_tasks(self, feedback: Mapping[str, Mapping[str, Metrics]]) -> list[str]:
-        """Tasks whose normalised entropy is defined for every predictor: only over these is an average comparable."""
+        """Tasks defined for every predictor that predicts feedback: only over these is an average comparable."""
         return [
             task
             for task in self.dataset.info.feedback
-            if all(found.get(task, {}).get("normalized_entropy") is not None for found in feedback.values())
+            if all(found.get(task, {}).get("normalized_entropy") is not None for found in feedback.values() if found)
         ]
 
     def _notes(self, tasks: list[str], counts: Mapping[str, int]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from python_model import charts
+from python_model.console import format_metric
 from python_model.data.schema import Dataset
 from python_model.evaluate import EvaluationResult, Metrics
 
@@ -70,11 +71,6 @@ def write_report(
     temporary.write_text(_page(title, "\n".join(body)), encoding="utf-8")
     os.replace(temporary, path)
     return path
-
-
-def format_metric(value: float | None) -> str:
-    """Four decimals, a dash where the metric is not defined."""
-    return "–" if value is None else f"{value:.4f}"
 
 
 def metric_title(name: str) -> str:

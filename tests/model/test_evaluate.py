@@ -185,6 +185,18 @@ def test_a_task_of_one_class_is_left_out_and_named(tmp_path: Path) -> None:
     assert any("leave out hate" in note for note in result.notes)
 
 
+def test_a_predictor_of_one_thing_leaves_the_others_undefined_for_itself_only(dataset: Dataset) -> None:
+    class Newest:
+        def predict(self, rows: np.ndarray) -> Predictions:
+            return Predictions(ranking=dataset.time[rows].astype(np.float64))
+
+    result = evaluate({"newest": Newest()}, dataset)
+    assert result.rows["newest"]["pairwise_accuracy"] is not None
+    others = [result.rows["newest"][key] for key in KEYS if key != "pairwise_accuracy"]
+    assert others == [None] * len(others)
+    assert result.rows["popularity"]["feedback_ne"] is not None
+
+
 def test_bad_arguments(dataset: Dataset) -> None:
     with pytest.raises(ValueError, match="protocol: expected one of temporal, leave-last-out, found 'random'"):
         evaluate({}, dataset, protocol="random")
