@@ -277,7 +277,7 @@ RECIPES: dict[str, Recipe] = {
     "demo": _recipe(
         preset("tiny", temperature=20.0, lag=60),
         _SAMPLED,
-        {"steps": 500, "learning_rate": 5e-3, "table_learning_rate": 1e-2},
+        {"steps": 420, "learning_rate": 5e-3, "table_learning_rate": 1e-2},
         {"steps": 130, "learning_rate": 3e-3, "table_learning_rate": 6e-3, "warmup_steps": 20, "pretrain_weight": 0.3},
     ),
     "ml-100k": _recipe(
