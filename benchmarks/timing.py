@@ -173,12 +173,13 @@ def measure(
     *,
     seed: int = 0,
     warm_up: int = 1,
+    estimates: dict[str, float] | None = None,
     on_repeat: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
     """Times all subjects, interleaved; their names must differ.
 
-    Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget. With equally long
-    subjects the result is a round-robin in fresh random order each round; a faster subject's repetitions are as evenly
+    Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget; a subject whose
+    seconds stand in `estimates` is warm already and is not. With equally long subjects the result is a round-robin in fresh random order each round; a faster subject's repetitions are as evenly
     spread over the measurement as a slower one's.
     """
     budget = budget or Budget()
@@ -188,8 +189,10 @@ def measure(
     rng = random.Random(seed)
     schedule: list[tuple[float, float, Subject]] = []
     for subject in subjects:
-        estimates = [sum(clock.once(subject)) for _ in range(max(warm_up, 1))]
-        count = budget.repeats(min(estimates) / 1e3)
+        seconds = (estimates or {}).get(subject.name)
+        if seconds is None:
+            seconds = min(sum(clock.once(subject)) for _ in range(max(warm_up, 1))) / 1e3
+        count = budget.repeats(seconds)
         schedule += [((index + rng.random()) / count, rng.random(), subject) for index in range(count)]
     timings = {name: Timing() for name in names}
     for _, _, subject in sorted(schedule, key=lambda entry: entry[:2]):

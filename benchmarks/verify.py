@@ -58,7 +58,7 @@ class Judge:
         try:
             found = self._collect(backend, self._pieces)
         except Exception as error:  # a kernel may fail in any way: the reason goes into the record
-            sentence = f"fails on {self.judged_on}: {_first_line(error)}"
+            sentence = f"fails on {self.judged_on}: {first_line(error)}"
             return Verdict(sentence, sentence)
         wrong: dict[bool, str] = {}
         for name, values in self._truth.items():
@@ -91,7 +91,8 @@ class Judge:
                 yield draw(sample, self._case.dtype, self._seed, self._case.device)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of its text."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 

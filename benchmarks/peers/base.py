@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ class Peer:
     why_not: Callable[[Case], str | None] = nothing_against
     why_no_gradients: Callable[[Case], str | None] = nothing_against
     same_result: bool = True
-    note: str = field(default="")
+    compiles: bool = False
+    """Its first run compiles, and so says nothing about time and memory."""
 
 
 def not_installed(module: str, distribution: str) -> str | None:

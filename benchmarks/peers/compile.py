@@ -31,4 +31,4 @@ def build(case: Case) -> Callable[[], Any]:
     return torch.compile(eager.build(case), dynamic=False)
 
 
-PEER = Peer("compile", tuple(op.name for op in OPS), build, why_not)
+PEER = Peer("compile", tuple(op.name for op in OPS), build, why_not, compiles=True)

@@ -55,5 +55,5 @@ def _build_sparse(case: Case) -> Callable[[], Any]:
     return embed
 
 
-DENSE = Peer("embedding_dense", ("triple_embedding",), _build_dense, _why_not(False))
-SPARSE = Peer("embedding_sparse", ("triple_embedding",), _build_sparse, _why_not(True))
+DENSE = Peer("embedding_dense", ("triple_embedding",), _build_dense, _why_not(False), compiles=True)
+SPARSE = Peer("embedding_sparse", ("triple_embedding",), _build_sparse, _why_not(True), compiles=True)

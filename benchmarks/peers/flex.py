@@ -72,4 +72,4 @@ def why_not(case: Case) -> str | None:
     return layout.only_causal(case)
 
 
-PEER = Peer("flex", ("causal_attention",), build, why_not, why_no_gradients)
+PEER = Peer("flex", ("causal_attention",), build, why_not, why_no_gradients, compiles=True)

@@ -34,5 +34,4 @@ PEER = Peer(
     ("rowwise_adagrad_",),
     build,
     same_result=False,
-    note="one state per element, not per row",
 )

@@ -1,0 +1,234 @@
+"""One case on the clock: our verified backends and the peers, admitted one by one, then timed against each other.
+
+A case is measured in two groups, an in-place op in one (`step`). `forward` records no gradients, as in serving. The
+training group runs forward and backward in one repetition, each under its own clock: that gives both `backward` and
+`forward_backward` from the same repetitions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.cases import Case
+from benchmarks.memory import PeakMemory
+from benchmarks.peers import Peer
+from benchmarks.results import Quantiles
+from benchmarks.timing import Budget, Stage, Subject, Timer, Timing, measure
+from benchmarks.verify import Verdict, first_line
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+"""Relative RMS difference within which two full-size results in a dtype pass for the same computation."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends."""
+
+    name: str
+    milliseconds: dict[str, Quantiles] = field(default_factory=dict)
+    repeats: dict[str, int] = field(default_factory=dict)
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Contender:
+    name: str
+    call: Callable[[], Any]
+    case: Case
+    peer: Peer | None = None
+    peaks: tuple[int | None, ...] = ()
+    """Peak extra bytes of each stage of the group under way."""
+    seconds: float = 0.0
+    """How long one repetition of that group took, warm."""
+
+
+class Contest:
+    """The measurement of one drawn case; `verdicts` are those of our backends, by name, in the room's order."""
+
+    def __init__(
+        self, case: Case, verdicts: dict[str, Verdict], peers: list[Peer], clock: Timer, budget: Budget, seed: int = 0
+    ) -> None:
+        self._case = case
+        self._verdicts = verdicts
+        self._peers = peers
+        self._clock = clock
+        self._budget = budget
+        self._seed = seed
+        self._skipped: dict[str, str] = {}
+        self._refused = {name: verdict.forward for name, verdict in verdicts.items() if verdict.forward}
+        self._gradients: dict[torch.dtype, Tensor] = {}
+
+    def passes(self) -> list[Pass]:
+        """Measures every pass that the case has."""
+        contenders = self._admit()
+        if self._case.updates_in_place:
+            return [self._without_gradients("step", contenders)]
+        found = [self._without_gradients("forward", contenders)]
+        if self._case.leaves:
+            found += self._training(contenders)
+        return found
+
+    def _admit(self) -> list[_Contender]:
+        """Runs each contender, which also warms it up, and keeps those that give the expected result.
+
+        Expected is what our `reference` backend gives on the full case (else the last of our backends that was
+        verified on its pieces): the truth is too slow for the full size. Without any of ours nothing is timed.
+        """
+        ours = [name for name in reversed(self._verdicts) if name not in self._refused]
+        admitted: list[_Contender] = []
+        expected: Tensor | None = None
+        for name in ours:
+            expected = self._try(self._ours(name), expected, admitted)
+        for peer in self._peers:
+            reason = "none of our backends was verified" if expected is None else peer.why_not(self._case)
+            if reason:
+                self._skipped[peer.name] = reason
+            else:
+                self._try_peer(peer, expected, admitted)
+        return admitted
+
+    def _ours(self, name: str) -> _Contender:
+        case = self._case.fresh()
+        return _Contender(name, case.call(name), case)
+
+    def _try_peer(self, peer: Peer, expected: Tensor | None, admitted: list[_Contender]) -> None:
+        case = self._case.fresh()
+        try:
+            call = peer.build(case)
+        except Exception as error:  # whatever stops a peer is the reason in the record
+            self._skipped[peer.name] = f"fails: {first_line(error)}"
+        else:
+            self._try(_Contender(peer.name, call, case, peer), expected, admitted)
+
+    def _try(self, contender: _Contender, expected: Tensor | None, admitted: list[_Contender]) -> Tensor | None:
+        """Admits a contender or notes why not; what is expected of those after it."""
+        try:
+            with torch.no_grad():
+                returned = contender.call()
+                result = contender.case.result(returned).detach().clone()
+                del returned
+                self._warm(contender, (lambda _: contender.call(),))
+        except Exception as error:  # a contender may fail in any way: the reason goes into the record
+            self._note(contender, f"fails: {first_line(error)}")
+            return expected
+        if contender.peer is None or contender.peer.same_result:
+            reason = None if expected is None else _difference(result, expected)
+            if reason:
+                self._note(contender, reason)
+                return expected
+        admitted.append(contender)
+        return result if expected is None else expected
+
+    def _warm(self, contender: _Contender, stages: tuple[Stage, ...]) -> None:
+        """Runs the stages once for their peak memory and duration."""
+        memory = PeakMemory(self._case.device)
+        started = time.perf_counter()
+        value: Any = None
+        kept, peaks = [], []
+        for stage in stages:
+            value, peak = memory.peak_of(partial(stage, value))
+            kept.append(value)
+            peaks.append(peak)
+        contender.peaks = tuple(peaks)
+        contender.seconds = time.perf_counter() - started
+
+    def _note(self, contender: _Contender, reason: str) -> None:
+        (self._skipped if contender.peer else self._refused)[contender.name] = reason
+
+    def _without_gradients(self, name: str, contenders: list[_Contender]) -> Pass:
+        with torch.no_grad():
+            subjects = [Subject.of(contender.name, contender.call) for contender in contenders]
+            timings = measure(subjects, self._clock, self._budget, seed=self._seed, estimates=_seconds(contenders))
+        peaks = {contender.name: contender.peaks[0] for contender in contenders}
+        return self._pass(name, timings, lambda timing: timing.total, peaks)
+
+    def _training(self, contenders: list[_Contender]) -> list[Pass]:
+        """The training group; contenders that cannot differentiate leave the contest here."""
+        for name, verdict in self._verdicts.items():
+            if verdict.gradients:
+                self._refused.setdefault(name, verdict.gradients)
+        able = [contender for contender in contenders if self._trains(contender)]
+        subjects = [Subject(contender.name, self._stages(contender)) for contender in able]
+        timings = measure(subjects, self._clock, self._budget, seed=self._seed + 1, estimates=_seconds(able))
+        whole = {c.name: None if None in c.peaks else max(p for p in c.peaks if p is not None) for c in able}
+        return [
+            self._pass("backward", timings, lambda timing: timing.stage(1), {c.name: c.peaks[1] for c in able}),
+            self._pass("forward_backward", timings, lambda timing: timing.total, whole),
+        ]
+
+    def _trains(self, contender: _Contender) -> bool:
+        """Runs both stages once for their peak memory; False, with the reason noted, where that fails."""
+        if contender.peer is None and contender.name in self._refused:
+            return False
+        reason = contender.peer.why_no_gradients(self._case) if contender.peer else None
+        if reason:
+            self._note(contender, reason)
+            return False
+        try:
+            if contender.peer and contender.peer.compiles:
+                self._warm(contender, self._stages(contender))
+            self._warm(contender, self._stages(contender))
+        except Exception as error:  # as in _try
+            self._note(contender, f"fails: {first_line(error)}")
+            return False
+        return True
+
+    def _stages(self, contender: _Contender) -> tuple[Stage, Stage]:
+        leaves = self._case.leaves
+
+        def forward(_: Any) -> Tensor:
+            return self._case.result(contender.call())
+
+        def backward(root: Tensor) -> Any:
+            return torch.autograd.grad(root, leaves, self._gradient(root), allow_unused=True)
+
+        return forward, backward
+
+    def _gradient(self, root: Tensor) -> Tensor:
+        """The gradient that goes in at the top: ones for a loss, noise for vectors."""
+        if root.dtype not in self._gradients:
+            generator = torch.Generator().manual_seed(self._seed)
+            noise = torch.randn(root.shape, generator=generator) if root.dim() > 1 else torch.ones(root.shape)
+            self._gradients[root.dtype] = noise.to(root.device, root.dtype)
+        return self._gradients[root.dtype]
+
+    def _pass(
+        self,
+        name: str,
+        timings: dict[str, Timing],
+        quantiles: Callable[[Timing], Quantiles],
+        peaks: dict[str, int | None],
+    ) -> Pass:
+        return Pass(
+            name,
+            {contender: quantiles(timing) for contender, timing in timings.items()},
+            {contender: len(timing.repeats) for contender, timing in timings.items()},
+            peaks,
+            dict(self._skipped),
+            dict(self._refused),
+        )
+
+
+def _seconds(contenders: list[_Contender]) -> dict[str, float]:
+    return {contender.name: contender.seconds for contender in contenders}
+
+
+def _difference(result: Tensor, expected: Tensor) -> str | None:
+    """Why a full-size result is not the expected one; None where it is, within rounding."""
+    if result.shape != expected.shape:
+        return f"gives shape {list(result.shape)}, expected {list(expected.shape)}"
+    coarser = max(TOLERANCE[result.dtype], TOLERANCE[expected.dtype])
+    scale = float(expected.float().square().mean().sqrt())
+    error = float((result.float() - expected.float()).square().mean().sqrt())
+    if not error <= coarser * max(scale, 1e-30):
+        return f"gives another result on the full case: relative RMS difference {error / max(scale, 1e-30):.2e}"
+    return None

@@ -1,0 +1,199 @@
+"""Runs cases one after the other and makes records of what they show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from argus_kernels.testing.harness import captured_arguments
+from benchmarks import results
+from benchmarks.cases import Case, Spec
+from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.contest import Contest, Pass
+from benchmarks.peers import peers_of
+from benchmarks.results import PeerResult, Record
+from benchmarks.timing import Budget, CudaTimer, timer
+from benchmarks.verify import Judge
+
+SUITES = {
+    "quick": Budget(seconds=0.5, min_repeats=3, max_repeats=50),
+    "full": Budget(seconds=4.0, min_repeats=5, max_repeats=200),
+}
+"""Repetitions of a contender in one group of passes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run; `backends` and `peers` name those wanted, all where None."""
+
+    device: str = "cpu"
+    budget: Budget = SUITES["quick"]
+    backends: tuple[str, ...] | None = None
+    peers: tuple[str, ...] | None = None
+    seed: int = 0
+    time_budget: float | None = None
+    """Seconds for the whole run: cases that would not end in time are cut, never repetitions."""
+    graphs: bool = True
+    """Time CUDA graphs where a contender can be captured."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What all records of a run share."""
+
+    ceilings: Ceilings
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    commit: str
+
+    @classmethod
+    def of(cls, device: str, dtypes: Sequence[str]) -> Environment:
+        """Measures the ceilings and looks up the rest."""
+        ceilings = measure_ceilings(device, tuple(dict.fromkeys(dtypes)))
+        return cls(ceilings, results.machine(device), results.versions(), results.commit())
+
+
+@dataclass
+class Run:
+    """A run over cases.
+
+    After it `cut` names the cases that the time budget left out, and `absent` says why backends did not serve, by
+    (op, backend).
+    """
+
+    specs: Sequence[Spec]
+    settings: Settings
+    environment: Environment
+    clock: Callable[[], float] = time.monotonic
+    cut: list[str] = field(default_factory=list)
+    absent: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def records(self, on_case: Callable[[Spec], None] = lambda spec: None) -> Iterator[list[Record]]:
+        """Measures case after case and yields each one's records; `on_case` is told before a case starts."""
+        started = self.clock()
+        took: dict[tuple[str, str], float] = {}
+        for spec in self.specs:
+            before = self.clock()
+            case_name = (spec.op.name, spec.sample.name)
+            if self._would_be_late(before - started, took, case_name):
+                self.cut.append(f"{spec.op.name} {spec.sample.name} {spec.dtype}")
+                continue
+            on_case(spec)
+            yield self._measure(spec)
+            took[case_name] = self.clock() - before
+
+    def _would_be_late(self, elapsed: float, took: dict[tuple[str, str], float], case_name: tuple[str, str]) -> bool:
+        """Judged by how long the same case took in its other dtype, else by the mean case so far."""
+        if self.settings.time_budget is None:
+            return False
+        mean = sum(took.values()) / len(took) if took else 0.0
+        return elapsed + took.get(case_name, mean) > self.settings.time_budget
+
+    def _measure(self, spec: Spec) -> list[Record]:
+        """All records of one case: one for each pass and backend, the refused ones included."""
+        torch.compiler.reset()
+        case = spec.draw(self.settings.seed, self.settings.device)
+        serving = self._serving(case)
+        if not serving:
+            return []
+        judge = Judge(case, self.settings.seed)
+        verdicts = {name: judge.verdict(name) for name in serving}
+        judged_on = judge.judged_on
+        del judge
+        wanted = self.settings.peers
+        peers = [peer for peer in peers_of(spec.op.name) if wanted is None or peer.name in wanted]
+        clock = timer(self.settings.device, graphs=self.settings.graphs)
+        contest = Contest(case, verdicts, peers, clock, self.settings.budget, self.settings.seed)
+        costs = _costs(case)
+        passes = contest.passes()
+        if isinstance(clock, CudaTimer):
+            clock.forget()
+        return [
+            self._record(spec, measured, name, costs[measured.name], judged_on)
+            for measured in passes
+            for name in serving
+        ]
+
+    def _serving(self, case: Case) -> list[str]:
+        """The wanted backends that take this case, in the room's order; why others do not goes into `absent`."""
+        inputs = case.op.inputs(captured_arguments(case.op, case.arguments))
+        serving = []
+        for backend in case.op.backends:
+            if self.settings.backends is not None and backend.name not in self.settings.backends:
+                continue
+            reasons = backend.reasons(inputs)
+            if reasons:
+                self.absent[case.op.name, backend.name] = "; ".join(reasons)
+            else:
+                serving.append(backend.name)
+        return serving
+
+    def _record(self, spec: Spec, measured: Pass, backend: str, cost: tuple[int, int], judged_on: str) -> Record:
+        flops, moved = cost
+        ours = measured.milliseconds.get(backend)
+        common: dict[str, Any] = {
+            "op": spec.op.name,
+            "case": spec.sample.name,
+            "dtype": spec.dtype,
+            "pass_": measured.name,
+            "backend": backend,
+            "verified_on": judged_on,
+            "flops": flops,
+            "bytes": moved,
+            "ceilings": self.environment.ceilings.as_record(),
+            "machine": self.environment.machine,
+            "versions": self.environment.versions,
+            "commit": self.environment.commit,
+        }
+        if ours is None:
+            reason = measured.refused.get(backend, "was not measured")
+            return Record(**common, verified=False, ms=None, repeats=0, peak_bytes=None, refused=reason)
+        seconds = ours.p50 / 1e3
+        floor = self.environment.ceilings.floor_seconds(flops, moved, spec.dtype)
+        return Record(
+            **common,
+            verified=True,
+            ms=ours,
+            repeats=measured.repeats[backend],
+            peak_bytes=measured.peak_bytes[backend],
+            gb_per_s=moved / seconds / 1e9,
+            tflop_per_s=flops / seconds / 1e12,
+            share_of_ceiling=floor / seconds,
+            peers=_peer_results(measured, spec.op.name, self.settings.peers, ours.p50),
+        )
+
+
+def _peer_results(measured: Pass, op: str, wanted: tuple[str, ...] | None, ours: float) -> dict[str, PeerResult]:
+    found = {}
+    for peer in peers_of(op):
+        timed = measured.milliseconds.get(peer.name)
+        if timed is not None:
+            found[peer.name] = PeerResult(timed.p50, measured.peak_bytes[peer.name], timed.p50 / ours)
+        elif wanted is not None and peer.name not in wanted:
+            found[peer.name] = PeerResult(skipped="was not asked for")
+        else:
+            found[peer.name] = PeerResult(skipped=measured.skipped[peer.name])
+    return found
+
+
+def _costs(case: Case) -> dict[str, tuple[int, int]]:
+    """(flops, bytes) of every pass. A room may count by running: one function is called once."""
+    sample = case.spec.sample
+    counted: dict[int, int] = {}
+    counts = []
+    for function in (sample.flops, sample.bytes, sample.backward_flops, sample.backward_bytes):
+        if id(function) not in counted:
+            with torch.no_grad():
+                counted[id(function)] = int(function(case.arguments))
+        counts.append(counted[id(function)])
+    flops, moved, backward_flops, backward_moved = counts
+    return {
+        "forward": (flops, moved),
+        "step": (flops, moved),
+        "backward": (backward_flops, backward_moved),
+        "forward_backward": (flops + backward_flops, moved + backward_moved),
+    }
