@@ -15,6 +15,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 if TYPE_CHECKING:
     from benchmarks.results import Record
@@ -55,7 +56,6 @@ def new_figure(width: float, height: float, columns: int, theme: Theme) -> tuple
             spine.set_visible(side in ("left", "bottom"))
         axes.xaxis.label.set_color(theme.text)
         axes.yaxis.label.set_color(theme.text)
-        axes.title.set_color(theme.text)
         axes.grid(True, color=theme.quiet, linewidth=0.6, alpha=0.7)
         axes.set_axisbelow(True)
     return figure, panels
@@ -87,7 +87,7 @@ def svg(figure: Figure) -> str:
 
 def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
     """Time and peak memory of one op's series over size, with the fitted power laws."""
-    figure, (time, memory) = new_figure(10, 4, 2, theme)
+    figure, (time, memory) = new_figure(10, 3.6 + 0.2 * len(series), 2, theme)
     for index, one in enumerate(series):
         seen = one.measured()
         colour, marker = theme.series[index % len(theme.series)], MARKERS[index % len(MARKERS)]
@@ -106,9 +106,9 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlabel(series[0].axis)
-        axes.set_title(f"{series[0].op}: {title}", fontsize=10.5, loc="left")
+        axes.set_title(f"{series[0].op}: {title}", fontsize=10.5, loc="left", color=theme.text)
         if axes.lines:
-            legend(axes, theme)
+            legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
     return figure
 
 
@@ -149,7 +149,7 @@ def roofline(records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
         _ceiling(axes, shown, theme)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        axes.set_title(f"{dtype}: TFLOP/s over FLOP per byte", fontsize=10.5, loc="left")
+        axes.set_title(f"{dtype}: TFLOP/s over FLOP per byte", fontsize=10.5, loc="left", color=theme.text)
         axes.set_xlabel("FLOP per byte that must move")
     if dtypes:
         _roofline_legend(figure, ops, backends, theme)
@@ -199,9 +199,10 @@ def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Th
     axes.set_xscale("log")
     axes.margins(x=0.12)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_locator(LogLocator(10, (1, 2, 5)))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(False, axis="y")
     legend(axes, theme, loc="lower right")
     return figure

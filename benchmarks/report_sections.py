@@ -87,7 +87,7 @@ def _summary_table(records: Sequence[Record]) -> str:
             ]
         )  # fmt: skip
     headings = [
-        "op", "backend", "pass", "cases", "over eager", "over the best peer", "share of ceiling", "memory of eager's",
+        "op", "backend", "pass", "cases", "over eager", "over the best peer", "share of ceiling", "memory / eager's",
     ]  # fmt: skip
     return table(headings, rows, left=3)
 
@@ -166,8 +166,14 @@ def _pass_row(preset: str, cost: dict[str, Any]) -> list[str]:
 def machine_line(records: Sequence[Record]) -> str:
     """The machine and its ceilings, in a paragraph."""
     first = records[0]
-    ceilings = ", ".join(f"{escape(name)} {value:,.3g}" for name, value in first.ceilings.items())
+    ceilings = ", ".join(_ceiling(name, value) for name, value in first.ceilings.items())
     return f'<p class="note">{escape(machine_sentence(first))}. Ceilings of the run: {ceilings or "not measured"}.</p>'
+
+
+def _ceiling(name: str, value: float) -> str:
+    what, *unit = name.split("_", 1)
+    units = {"gb_per_s": "GB/s", "tflop_per_s": "TFLOP/s"}
+    return escape(f"{what} {value:,.3g} {units.get(unit[0], unit[0]) if unit else ''}".strip())
 
 
 def _label(record: Record) -> str:

@@ -145,21 +145,20 @@ def machine_sentence(record: Record) -> str:
 
 
 def times(span: Span | None) -> str:
-    """As in 1.80× (1.20× to 2.40×)."""
-    return _span(span, lambda value: f"{value:.2f}×")
+    """As in 1.80× (1.20–2.40)."""
+    return _span(span, "×", lambda value: f"{value:.2f}")
 
 
 def percent(span: Span | None) -> str:
-    """As in 41 % (30 % to 55 %)."""
-    return _span(span, lambda value: f"{100 * value:.0f} %")
+    """As in 41 % (30–55)."""
+    return _span(span, " %", lambda value: f"{100 * value:.0f}")
 
 
-def _span(span: Span | None, text: Callable[[float], str]) -> str:
+def _span(span: Span | None, unit: str, text: Callable[[float], str]) -> str:
     if span is None:
         return "–"
-    if text(span.low) == text(span.high):
-        return text(span.mean)
-    return f"{text(span.mean)} ({text(span.low)} to {text(span.high)})"
+    low, high = text(span.low), text(span.high)
+    return text(span.mean) + unit + ("" if low == high else f" ({low}–{high})")
 
 
 def _p50(record: Record) -> float:

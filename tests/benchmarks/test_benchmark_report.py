@@ -108,7 +108,7 @@ def test_the_markdown_table(records: list[Record]) -> None:
     text = summary.markdown(records)
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in rows}) == 1
-    assert rows[2].startswith("| causal_attention | cpp | 4.00× (2.00× to 8.00×) | 1.50× (compile) | 50 % | 50 % |")
+    assert rows[2].startswith("| causal_attention | cpp | 4.00× (2.00–8.00) | 1.50× (compile) | 50 % | 50 % |")
     assert "Toy CPU, 2 cores" in text and "abc123" in text
 
 
