@@ -183,7 +183,7 @@ class Contest:
         return True
 
     def _stages(self, contender: _Contender) -> tuple[Stage, Stage]:
-        leaves = self._case.leaves
+        leaves = [*self._case.leaves, *(contender.peer.own_leaves(contender.call) if contender.peer else ())]
 
         def forward(_: Any) -> Tensor:
             return self._case.result(contender.call())

@@ -179,8 +179,9 @@ def measure(
     """Times all subjects, interleaved; their names must differ.
 
     Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget; a subject whose
-    seconds stand in `estimates` is warm already and is not. With equally long subjects the result is a round-robin in fresh random order each round; a faster subject's repetitions are as evenly
-    spread over the measurement as a slower one's.
+    seconds stand in `estimates` is warm already and is not. With equally long subjects the result is a round-robin in
+    fresh random order each round; a faster subject's repetitions are as evenly spread over the measurement as a slower
+    one's.
     """
     budget = budget or Budget()
     names = [subject.name for subject in subjects]

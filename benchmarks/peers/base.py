@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.cases import Case
 
@@ -36,13 +37,15 @@ class Peer:
     why_not: Callable[[Case], str | None] = nothing_against
     why_no_gradients: Callable[[Case], str | None] = nothing_against
     same_result: bool = True
+    own_leaves: Callable[[Any], Sequence[Tensor]] = lambda call: ()
+    """Tensors that the built call holds itself and that backward must reach, besides the case's leaves."""
     compiles: bool = False
     """Its first run compiles, and so says nothing about time and memory."""
 
 
 def not_installed(module: str, distribution: str) -> str | None:
     """Why a library cannot be used: not installed, or its import fails (built for another torch, say)."""
-    if importlib.util.find_spec(module) is None:
+    if importlib.util.find_spec(module.split(".")[0]) is None:
         return f"{distribution} is not installed"
     try:
         importlib.import_module(module)

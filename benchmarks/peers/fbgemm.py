@@ -5,11 +5,9 @@ Its backward pass applies its optimiser inside (here plain SGD with learning rat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.peers.base import Peer, first_reason, not_installed
@@ -25,8 +23,24 @@ def why_not(case: Case) -> str | None:
     )
 
 
-def build(case: Case) -> Callable[[], Any]:
+class _Lookup:
     """The lookup of all columns in one call, then the projection."""
+
+    def __init__(self, case: Case) -> None:
+        self._given = case.arguments
+        self.tables = _tables(case)
+        self._ids = self._given["ids"].flatten()
+        self._offsets = torch.arange(self._ids.shape[0] + 1, dtype=torch.int64, device=self._ids.device)
+
+    def __call__(self) -> Tensor:
+        return F.linear(self.tables(self._ids, self._offsets), self._given["weight"].T, self._given["bias"])
+
+    def leaves(self) -> list[Tensor]:
+        """Its own tables: without them autograd would leave its backward pass out."""
+        return [parameter for parameter in self.tables.parameters() if parameter.requires_grad and parameter.numel()]
+
+
+def _tables(case: Case) -> torch.nn.Module:
     import fbgemm_gpu.split_table_batched_embeddings_ops_training as training
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
@@ -36,7 +50,7 @@ def build(case: Case) -> Callable[[], Any]:
     location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
     compute = training.ComputeDevice.CUDA if on_gpu else training.ComputeDevice.CPU
     precision = {torch.float32: SparseType.FP32, torch.float16: SparseType.FP16, torch.bfloat16: SparseType.BF16}
-    tables = training.SplitTableBatchedEmbeddingBagsCodegen(
+    tables: torch.nn.Module = training.SplitTableBatchedEmbeddingBagsCodegen(
         [(table.shape[0], table.shape[1], location, compute) for table in given["tables"]],
         feature_table_map=list(given["columns"]),
         pooling_mode=PoolingMode.SUM,
@@ -48,9 +62,7 @@ def build(case: Case) -> Callable[[], Any]:
     )
     for own, table in zip(tables.split_embedding_weights(), given["tables"], strict=True):
         own.data.copy_(table.detach())
-    ids = given["ids"].flatten()
-    offsets = torch.arange(ids.shape[0] + 1, dtype=torch.int64, device=ids.device)
-    return lambda: F.linear(tables(ids, offsets), given["weight"].T, given["bias"])
+    return tables
 
 
-PEER = Peer("fbgemm", ("triple_embedding",), build, why_not)
+PEER = Peer("fbgemm", ("triple_embedding",), _Lookup, why_not, own_leaves=lambda call: call.leaves())
