@@ -32,11 +32,12 @@ class EvaluationResult:
     """Rows of metrics, and what they were measured on.
 
     rows: predictor -> metric -> value, None where it is not defined. standard_errors: the same shape, where known.
-    feedback: predictor -> task -> {"normalized_entropy", "auc"}. counts: events, users, pairs.
+    feedback: predictor -> task -> {"normalized_entropy", "auc"}. counts: events, users, pairs. pair_window: seconds.
     """
 
     protocol: str
     dataset: str
+    pair_window: int
     rows: dict[str, Metrics]
     standard_errors: dict[str, Metrics]
     feedback: dict[str, dict[str, Metrics]]
@@ -49,6 +50,7 @@ class EvaluationResult:
             "rows": self.rows,
             "protocol": self.protocol,
             "dataset": self.dataset,
+            "pair_window": self.pair_window,
             "counts": self.counts,
             "standard_errors": self.standard_errors,
             "feedback": self.feedback,
@@ -134,8 +136,9 @@ class _Scorer:
             "users": len(self.offsets) - 1,
             "pairs": next(iter(pairs.values())).total if pairs else 0,
         }
+        info = self.dataset.info
         return EvaluationResult(
-            self.protocol, self.dataset.info.name, rows, errors, feedback, counts, self._notes(tasks, counts)
+            self.protocol, info.name, info.pair_window, rows, errors, feedback, counts, self._notes(tasks, counts)
         )
 
     def _next_item(self, prediction: Predictions, unigram: float) -> tuple[Metrics, Metrics]:

@@ -1,7 +1,7 @@
 """Top-k items for given users, and what in their history speaks for them.
 
-The model is asked about one more event after a user's last: an unknown item in the context of the last event. A model
-whose ranker has a lag is asked that many seconds later, so that it may know the whole history.
+The model is asked about one more event after a user's last: an unknown item in the context of the last event. The
+ranker of fine-tuning knows nothing younger than its lag and is asked that many seconds later: it may know everything.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def recommend(
     builder = BatchBuilder(dataset)
     # The placeholder takes one place of the window.
     windows = history_windows(dataset, dataset.offsets[users + 1] - 1, min(window, model.config.max_events) - 1)
+    delay = model.config.lag if score == "pair" else 0
     block = max(1, block_scores // max(1, len(items)))
     out: list[UserRecommendations] = []
     for start in range(0, len(users), block):
         part = users[start : start + block]
-        batch = append_next_event(builder.build(windows.take(slice(start, start + block))), model.config.lag)
+        batch = append_next_event(builder.build(windows.take(slice(start, start + block))), delay)
         queries = _queries(model, batch.to(device), score)
         out += _best(dataset, part, queries @ items.T, k, exclude_seen)
     return out

@@ -143,6 +143,29 @@ def test_a_model_predicts_events_in_the_order_asked(dataset: Dataset) -> None:
     np.testing.assert_allclose(together.ranking, np.concatenate(alone), rtol=1e-3, atol=1e-4)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["pair", "next_item", "feedback"])
+def test_no_pairwise_score_knows_another_event_of_its_pair_window(dataset: Dataset, kind: str) -> None:
+    """What happened at one event changes the ranking score of no event at most a pair window later."""
+    model = Argus.for_dataset(model_preset("tiny"), dataset)
+    rows = np.arange(int(dataset.offsets[4]), int(dataset.offsets[5]))
+    followed = rows[:-1][np.diff(dataset.time[rows]) <= dataset.info.pair_window]
+    middle = followed[len(followed) // 2]
+    changed = load_dataset(dataset.path)
+    for name in ("item", "feedback_like", "feedback_skip", "feedback_dislike", "feedback_share", "grade"):
+        column = dataset.column(name).copy()
+        column[middle] = 1 - min(column[middle], 1)
+        changed._columns[name] = column
+    before, after = (
+        ModelPredictor(model, data, window=4096, ranking_kind=kind).predict(rows) for data in (dataset, changed)
+    )
+    assert before.ranking is not None and after.ranking is not None
+    age = dataset.time[rows] - dataset.time[middle]
+    near = (age <= dataset.info.pair_window) & (rows != middle)
+    assert (near & (age > 0)).any() and (age > dataset.info.pair_window).any()
+    np.testing.assert_array_equal(before.ranking[near], after.ranking[near])
+    assert (before.ranking[age > dataset.info.pair_window] != after.ranking[age > dataset.info.pair_window]).any()
+
+
 def test_feedback_log_probabilities_are_those_of_the_logits() -> None:
     logits = torch.tensor([[0.3, 1.0, -1.0, 0.5]])
     found = feedback_log_probabilities(logits, {"like": 1, "share": 3})
