@@ -111,7 +111,7 @@ class ModelConfig(JsonConfig):
     vector_width: width of the user, query and item vectors whose dot products are the scores.
     item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
     position_buckets, time_buckets: lengths of the bias tables of each layer.
-    lag: seconds by which a server's user states are old in fine-tuning and ranking.
+    lag: seconds by which user states are old in fine-tuning and ranking; fine-tuning raises it above the pair window.
     temperature: initial factor on the cosine of the next-item head; learned, clipped to [0.01, 100].
     sparse: row-sparse gradients for the embedding tables.
     """
@@ -275,7 +275,7 @@ _SAMPLED = {"batch_events": 1024, "negatives_in_batch": 256, "negatives_uniform"
 
 RECIPES: dict[str, Recipe] = {
     "demo": _recipe(
-        preset("tiny", temperature=20.0, lag=60),
+        preset("tiny", temperature=20.0),
         _SAMPLED,
         {"steps": 420, "learning_rate": 5e-3, "table_learning_rate": 1e-2},
         {"steps": 130, "learning_rate": 3e-3, "table_learning_rate": 6e-3, "warmup_steps": 20, "pretrain_weight": 0.3},

@@ -99,11 +99,12 @@ class Argus(nn.Module):
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
-    def encode(self, batch: JaggedBatch, *, lagged: bool = False) -> Tensor:
+    def encode(self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False) -> Tensor:
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
-        lagged (full form only): a context token sees only the events its user vector may know of; item and feedback
-        tokens stay causal, so that the states it does see are those that a server would have stored.
+        lag (full form only): a context token sees only events at least `lag` seconds older than itself; item and
+        feedback tokens stay causal, so that the states it does see are those that a server would have stored.
+        lag_items puts item tokens under the lag as well, for a feedback score of a candidate.
         """
         if batch.max_length > self.config.max_events:
             raise ValueError(
@@ -113,7 +114,6 @@ class Argus(nn.Module):
             ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), batch.feedback.T])
             layout = Layout(batch.offsets, batch.time, batch.max_length)
             return self.encoder(self.event_embedding(self.tables, ids), layout)
-        lag = self.config.lag if lagged else None
         tokens = torch.stack(
             [
                 self.context_embedding(self.tables, self._context_ids(batch, lag)),
@@ -124,39 +124,46 @@ class Argus(nn.Module):
         ).flatten(0, 1)
         layout = Layout(
             batch.offsets * 3, batch.time.repeat_interleave(3), 3 * batch.max_length,
-            self._token_visibility(batch) if lagged else None,
+            None if lag is None else self._token_visibility(batch, lag, lag_items),
         )  # fmt: skip
         return self.encoder(tokens, layout)
 
-    def _token_visibility(self, batch: JaggedBatch) -> Tensor:
+    def _token_visibility(self, batch: JaggedBatch, lag: int, lag_items: bool) -> Tensor:
         """int32 [3T]: a context token sees the tokens of events old enough, the two others all before them."""
         local = local_positions(batch.offsets, batch.time.shape[0]).clamp(min=0)
-        seen = events_before(batch.time, batch.offsets, self.config.lag)
-        return torch.stack([3 * seen, 3 * local + 1, 3 * local + 2], dim=1).flatten().int()
+        seen = events_before(batch.time, batch.offsets, lag)
+        item = 3 * seen if lag_items else 3 * local + 1
+        return torch.stack([3 * seen, item, 3 * local + 2], dim=1).flatten().int()
 
-    def read(self, batch: JaggedBatch, states: Tensor) -> Readings:
-        """What the pre-training heads read, from `encode(batch)`."""
+    def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
+        """What the heads read, from `encode(batch)`: states before each event, in simplified form at least `lag` old.
+
+        lag None: all that came before the event, as in pre-training. The full form has its lag from `encode`.
+        """
         if self.config.form == "full":
             context, item, _ = states.view(-1, 3, states.shape[-1]).unbind(1)
             return Readings(context, item)
-        before = states_after(states, self.start, batch.offsets, events_before(batch.time, batch.offsets, None))
-        context = self.context_embedding(self.tables, self._context_ids(batch, None))
+        before = states_after(states, self.start, batch.offsets, events_before(batch.time, batch.offsets, lag))
+        context = self.context_embedding(self.tables, self._context_ids(batch, lag))
         item = self.item_embedding(self.tables, self._item_ids(batch.items))
         return Readings(torch.cat([before, context], -1), torch.cat([before, context, item], -1))
 
-    def read_user(self, batch: JaggedBatch, states: Tensor | None = None) -> Tensor:
-        """What the user tower reads [T, ·]: nothing of an event younger than `lag` seconds before t, nor of t's answer.
+    def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
+        """What ranking reads: nothing of an event younger than `lag` seconds before t (None: the model's own lag).
 
         states: `encode(batch)` where it is at hand (the simplified form reads the same states).
         """
+        lag = self.config.lag if lag is None else lag
         if self.config.form == "full":
-            return self.encode(batch, lagged=True).view(-1, 3, self.config.width)[:, 0]
-        states = self.encode(batch) if states is None else states
-        before = states_after(
-            states, self.start, batch.offsets, events_before(batch.time, batch.offsets, self.config.lag)
-        )
-        context = self.context_embedding(self.tables, self._context_ids(batch, self.config.lag))
-        return torch.cat([before, context], -1)
+            return self.read(batch, self.encode(batch, lag=lag, lag_items=True))
+        return self.read(batch, self.encode(batch) if states is None else states, lag)
+
+    def read_user(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
+        """What the user tower reads [T, ·]: as `read_lagged`, and nothing of the event's own item."""
+        if self.config.form == "simplified":
+            return self.read_lagged(batch, states, lag).item
+        lag = self.config.lag if lag is None else lag
+        return self.encode(batch, lag=lag).view(-1, 3, self.config.width)[:, 0]
 
     # ---- heads --------------------------------------------------------------------------------------------------
 
@@ -200,26 +207,29 @@ class Argus(nn.Module):
         """p(component) per event: [T] for a Bernoulli component, [T, classes] for the others."""
         return self._probabilities(self.feedback_logits(batch))
 
-    def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None) -> Tensor:
+    def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
-        return self.user_head(self.read_user(batch, states)).float()
+        return self.user_head(self.read_user(batch, states, lag)).float()
 
-    def ranking_scores(self, batch: JaggedBatch, kind: str | None = None, states: Tensor | None = None) -> Tensor:
+    def ranking_scores(
+        self, batch: JaggedBatch, kind: str | None = None, states: Tensor | None = None, lag: int | None = None
+    ) -> Tensor:
         """Score of every event's own item for ordering what a user was shown: [T].
 
         kind: "pair" (two towers, what fine-tuning trains), "next_item" (logit of the next-item head) or "feedback"
         (expected feedback: see NEGATIVE_FEEDBACK). None takes "pair" for a fine-tuned model, "next_item" otherwise.
-        states: `encode(batch)` where it is at hand.
+        states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
+        takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """
         kind = kind or ("pair" if self.stage == "finetune" else "next_item")
         if kind not in RANKING_KINDS:
             raise ValueError(f"kind is {kind!r}, expected one of {', '.join(RANKING_KINDS)}")
         if kind == "pair":
-            return (self.user_vectors(batch, states) * self.item_vectors(batch.items)).sum(-1)
-        readings = self.read(batch, self.encode(batch) if states is None else states)
+            return (self.user_vectors(batch, states, lag) * self.item_vectors(batch.items)).sum(-1)
         if kind == "feedback":
-            return self._expected_feedback(self.feedback_logits_of(readings))
-        return self.temperature * (self.queries(readings) * self.item_vectors(batch.items)).sum(-1)
+            return self._expected_feedback(self.feedback_logits_of(self.read_lagged(batch, states, lag)))
+        queries = normalize(self.query_head(self.read_user(batch, states, lag)).float(), dim=-1)
+        return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
 
     def item_matrix(self, chunk: int = 1 << 16) -> Tensor:
         """Vectors of the whole catalogue: [V, D]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def train(
     stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
     checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
     resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
-    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt.
+    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt. Fine-tuning raises the model's lag to
+    1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
     resume is not set, TrainingDiverged where the loss is not finite, DataError for a damaged checkpoint.
@@ -71,7 +72,8 @@ def train(
     if resumed is None and checkpoint.exists(run):
         raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
     torch.manual_seed(config.seed)
-    model = _make_model(dataset, model_config, init_from, resumed)
+    least_lag = 0 if stage == "pretrain" else 1 + _pair_window(dataset, config)
+    model = _make_model(dataset, model_config, init_from, resumed, least_lag)
     trainer = Trainer(dataset, run, model.to(device), config, progress)
     if resumed is not None:
         trainer.restore(resumed)
@@ -99,7 +101,7 @@ class Trainer:
             self.loss = PretrainLoss(config, model)
             self.sampler = self.loss.sampler
         else:
-            self.loss = FinetuneLoss(config, model, dataset.info.pair_window)
+            self.loss = FinetuneLoss(config, model, _pair_window(dataset, config))
             self.sampler = self.loss.pretrain.sampler
         self.step = self.epoch = self.batch = self.events = 0
         self.seconds = 0.0
@@ -223,17 +225,24 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+def _pair_window(dataset: Dataset, config: TrainConfig) -> int:
+    return dataset.info.pair_window if config.pair_window is None else config.pair_window
+
+
 def _make_model(
-    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None
+    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None, least_lag: int
 ) -> Argus:
     source = resumed or (checkpoint.find(init_from) if init_from is not None else None)
     if source is None:
-        return Argus.for_dataset(config or preset("tiny"), dataset)
+        config = config or preset("tiny")
+        return Argus.for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset)
     found = checkpoint.read_description(source)
+    if config is not None:
+        config = replace(config, lag=max(config.lag, least_lag))
     if config is not None:
         free = () if resumed is not None else FREE_ON_FINETUNE
         _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
-    kept = config or found.model_config
+    kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
     model = Argus.for_dataset(kept, dataset)
     if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")

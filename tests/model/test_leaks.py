@@ -17,7 +17,7 @@ from torch import Tensor
 from python_model.config import FORMS
 from python_model.data.batches import JaggedBatch
 from python_model.layers import events_before
-from python_model.model import Argus
+from python_model.model import RANKING_KINDS, Argus
 from tests.model.conftest import random_batch, small_model
 
 Change = Callable[[JaggedBatch, int, str], JaggedBatch]
@@ -41,7 +41,7 @@ def readings(model: Argus, batch: JaggedBatch) -> dict[str, Tensor]:
 
 def moved(before: Tensor, after: Tensor) -> Tensor:
     """Which rows changed in any bit."""
-    return (before != after).flatten(1).any(1)
+    return (before != after).reshape(len(before), -1).any(1)
 
 
 def spread_times(batch: JaggedBatch) -> JaggedBatch:
@@ -120,6 +120,18 @@ class TestFinetuning:
         touched = moved(readings(model, batch)["user"], readings(model, changed(batch, row, "items"))["user"])
         event = torch.arange(len(batch))
         assert torch.equal(touched, (event > row) & (event < USER_END))
+
+    @pytest.mark.parametrize("kind", RANKING_KINDS)
+    @pytest.mark.parametrize("field", ("items", "feedback"))
+    def test_every_ranking_score_keeps_the_lag(self, form: str, kind: str, field: str, changed: Change) -> None:
+        batch, model = spread_times(random_batch(LENGTHS)), small_model(form)
+        row, event = FIRST + 3, torch.arange(len(batch))
+        with torch.no_grad():
+            before = model.ranking_scores(batch, kind, lag=LAG)
+            touched = moved(before, model.ranking_scores(changed(batch, row, field), kind, lag=LAG))
+        known = (event >= row + LAG // 1_000) & (event < USER_END)
+        own = (event == row) & (field == "items")
+        assert torch.equal(touched, known | own)
 
     def test_gradients_of_a_user_vector_reach_no_younger_event(self, form: str) -> None:
         batch, model = spread_times(random_batch([8])), small_model(form, lag=LAG)

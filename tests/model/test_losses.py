@@ -107,7 +107,7 @@ def test_weights_of_unknown_components_are_refused() -> None:
 class TestFinetuning:
     @pytest.mark.parametrize("form", FORMS)
     def test_it_is_the_mean_over_the_pairs_of_a_user(self, form: str) -> None:
-        model, batch = small_model(form, lag=100), random_batch([9, 1, 0, 6], padding=3)
+        model, batch = small_model(form, lag=50_001), random_batch([9, 1, 0, 6], padding=3)
         batch = replace(batch, is_target=batch.is_target & (torch.arange(len(batch)) != 4))
         window = 50_000
         loss, parts = FinetuneLoss(TrainConfig(stage="finetune"), model, window)(batch, 0)
@@ -126,8 +126,12 @@ class TestFinetuning:
         torch.testing.assert_close(loss, -logsigmoid(stacked).mean(), rtol=1e-5, atol=1e-6)
         assert float(parts["pairwise_accuracy"]) == pytest.approx(float((stacked > 0).float().mean()))
 
+    def test_a_lag_that_lets_a_score_know_its_own_pair_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="lag is 60 s, expected more than the pair window of 60 s"):
+            FinetuneLoss(TrainConfig(stage="finetune"), small_model(lag=60), 60)
+
     def test_without_pairs_the_loss_is_zero_and_trainable(self) -> None:
-        model, batch = small_model(), random_batch([4, 2])
+        model, batch = small_model(lag=1), random_batch([4, 2])
         loss, parts = FinetuneLoss(TrainConfig(stage="finetune"), model, 0)(
             replace(batch, grade=torch.full((6,), -1)), 0
         )
@@ -135,7 +139,7 @@ class TestFinetuning:
         assert loss.item() == 0 and int(parts["pairs"]) == 0
 
     def test_the_regulariser_adds_the_joint_loss(self) -> None:
-        model, batch = small_model(), random_batch([9, 6])
+        model, batch = small_model(lag=10**6 + 1), random_batch([9, 6])
         plain, _ = FinetuneLoss(replace(CATALOGUE, stage="finetune"), model, 10**6)(batch, 0)
         with_joint, parts = FinetuneLoss(replace(CATALOGUE, stage="finetune", pretrain_weight=0.1), model, 10**6)(
             batch, 0

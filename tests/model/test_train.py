@@ -68,6 +68,7 @@ def test_both_stages_learn(tiny_service: Dataset, tmp_path: Path, form: str) -> 
     assert np.mean(accuracy[-8:]) > 0.55
     model = checkpoint.load_model(after)
     assert model.stage == "finetune" and model.config.form == form
+    assert model.config.lag == tiny_service.info.pair_window + 1
     assert not torch.equal(model.state_dict()["user_head.output.weight"], weights(before)["user_head.output.weight"])
 
 
@@ -184,9 +185,14 @@ class TestRefusals:
         start = train("pretrain", tiny_service, tmp_path / "pretrain", MODEL, replace(PRETRAIN, steps=2))
         config = replace(FINETUNE, steps=2)
         tuned = train(
-            "finetune", tiny_service, tmp_path / "tuned", replace(MODEL, lag=60, dropout=0.0), config, init_from=start
+            "finetune",
+            tiny_service,
+            tmp_path / "tuned",
+            replace(MODEL, lag=10**6, dropout=0.0),
+            config,
+            init_from=start,
         )
-        assert checkpoint.load_model(tuned).config.lag == 60
+        assert checkpoint.load_model(tuned).config.lag == 10**6
         with pytest.raises(ValueError, match="model_config differs: layers was 2, now 3"):
             train("finetune", tiny_service, tmp_path / "no", replace(MODEL, layers=3), config, init_from=start)
 
