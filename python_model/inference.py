@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def pair_lag(model: Argus, dataset: Dataset) -> int:
     return max(model.config.lag, dataset.info.pair_window + 1)
 
 
-def feedback_log_probabilities(logits: Tensor, classes: dict[str, int]) -> dict[str, np.ndarray]:
+def feedback_log_probabilities(logits: Tensor, classes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Log-probabilities of every task from its logits.
 
     logits: [n, sum of classes]; classes: task -> number of logits, 1 = Bernoulli. Returns float64 [n, C] arrays, C = 2
