@@ -5,6 +5,8 @@ Its backward pass applies its optimiser inside (here plain SGD with learning rat
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,7 +42,7 @@ class _Lookup:
         return [parameter for parameter in self.tables.parameters() if parameter.requires_grad and parameter.numel()]
 
 
-def _tables(case: Case) -> torch.nn.Module:
+def _tables(case: Case) -> Any:
     import fbgemm_gpu.split_table_batched_embeddings_ops_training as training
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
@@ -50,7 +52,7 @@ def _tables(case: Case) -> torch.nn.Module:
     location = EmbeddingLocation.DEVICE if on_gpu else EmbeddingLocation.HOST
     compute = training.ComputeDevice.CUDA if on_gpu else training.ComputeDevice.CPU
     precision = {torch.float32: SparseType.FP32, torch.float16: SparseType.FP16, torch.bfloat16: SparseType.BF16}
-    tables: torch.nn.Module = training.SplitTableBatchedEmbeddingBagsCodegen(
+    tables = training.SplitTableBatchedEmbeddingBagsCodegen(
         [(table.shape[0], table.shape[1], location, compute) for table in given["tables"]],
         feature_table_map=list(given["columns"]),
         pooling_mode=PoolingMode.SUM,

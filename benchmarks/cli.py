@@ -1,0 +1,181 @@
+"""The command line: `python -m benchmarks run | compare | scaling | end-to-end | report | tune`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from benchmarks import compare as comparing
+from benchmarks import end_to_end, report, scaling, table, tune
+from benchmarks.cases import Spec, select
+from benchmarks.peers import PEERS
+from benchmarks.results import Record, read_records, write_records
+from benchmarks.runner import SUITES, Environment, Run, Settings
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    op: Annotated[list[str] | None, typer.Option(help="An op; may be repeated. All by default.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="A case, such as lognormal_16; may be repeated.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="A backend; may be repeated. All that serve.")] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="A peer, or none; may be repeated. All by default.")] = None,
+    suite: Annotated[str, typer.Option(help="quick or full: how long everything is repeated.")] = "quick",
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32, bf16 or fp16; may be repeated.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write one line of JSON per record.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds; cases that do not fit are cut.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")] = None,
+    graphs: Annotated[bool, typer.Option(help="Time CUDA graphs where possible.")] = True,
+    seed: Annotated[int, typer.Option(help="Of the draws and of the order of repetitions.")] = 0,
+) -> None:
+    """Verify every backend, then time it beside its peers and beside what the machine can do."""
+    dtypes = dtype or ["fp32", "bf16"]
+    try:
+        specs = select(op or (), case or (), dtypes)
+        settings = _settings(specs, backend, peer, suite, device, seed, time_budget, graphs)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if threads is not None:
+        torch.set_num_threads(threads)
+    console = Console()
+    if json_file is not None:
+        write_records(json_file, ())
+    with console.status("measuring the machine's ceilings"):
+        environment = Environment.of(device, dtypes)
+    _say_where(console, environment)
+    progress = Run(specs, settings, environment)
+    records = _measure(console, progress, json_file)
+    table.show(console, records)
+    _say_what_is_missing(console, progress, json_file)
+
+
+def _settings(
+    specs: list[Spec],
+    backends: list[str] | None,
+    peers: list[str] | None,
+    suite: str,
+    device: str,
+    seed: int,
+    time_budget: float | None,
+    graphs: bool,
+) -> Settings:
+    known_backends = {backend.name for spec in specs for backend in spec.op.backends}
+    known_peers = {"none", *(peer.name for peer in PEERS)}
+    for what, given, known in (
+        ("suite", [suite], set(SUITES)),
+        ("device", [device], {"cpu", "cuda"}),
+        ("backend", backends or [], known_backends),
+        ("peer", peers or [], known_peers),
+    ):
+        unknown = sorted(set(given) - known)
+        if unknown:
+            raise ValueError(f"{what} {', '.join(unknown)} is unknown, expected one of {', '.join(sorted(known))}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: torch sees no GPU here")
+    return Settings(
+        device=device,
+        budget=SUITES[suite],
+        backends=tuple(backends) if backends else None,
+        peers=tuple(name for name in peers if name != "none") if peers else None,
+        seed=seed,
+        time_budget=time_budget,
+        graphs=graphs,
+    )
+
+
+def _say_where(console: Console, environment: Environment) -> None:
+    machine, ceilings = environment.machine, environment.ceilings.as_record()
+    name = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores"
+    console.print(f"{name}, {machine['threads']} threads, torch {torch.__version__}, commit {environment.commit}")
+    rates = ", ".join(
+        f"{key.removesuffix('_tflop_per_s')} {value:.3g} TFLOP/s"
+        for key, value in ceilings.items()
+        if key.endswith("_tflop_per_s")
+    )
+    console.print(f"ceilings measured now: copy {ceilings['copy_gb_per_s']:.3g} GB/s, matrix product {rates}")
+
+
+def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]:
+    """All records, written to the file as they come; a progress bar where there is a terminal."""
+    records: list[Record] = []
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
+        task = progress.add_task("", total=len(run.specs))
+        for found in run.records(
+            lambda spec: progress.update(task, description=f"{spec.op.name} {spec.sample.name} {spec.dtype}")
+        ):
+            records += found
+            progress.advance(task)
+            if json_file is not None:
+                write_records(json_file, found, append=True)
+    return records
+
+
+def _say_what_is_missing(console: Console, run: Run, json_file: Path | None) -> None:
+    for (op, backend), reason in run.absent.items():
+        console.print(f"not here: {op}[{backend}]: {reason}", highlight=False, markup=False)
+    if run.cut:
+        console.print(f"[bold yellow]cut by the time budget of {run.settings.time_budget:g} s:[/] {', '.join(run.cut)}")
+    if json_file is not None:
+        console.print(f"written to {json_file}")
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(help="A: a results file", exists=True, dir_okay=False)],
+    after: Annotated[Path, typer.Argument(help="B: a results file", exists=True, dir_okay=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    fail_on_slower: Annotated[
+        bool, typer.Option(help="Exit with 1 where something got slower or is refused now.")
+    ] = False,
+) -> None:
+    """Show what changed from A to B, marked only where it is outside the noise."""
+    try:
+        found = comparing.compare(read_records(before), read_records(after))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        typer.echo(json.dumps(comparing.as_json(found), indent=2))
+    else:
+        _show_comparison(Console(), found)
+    if fail_on_slower and found.is_worse:
+        raise typer.Exit(1)
+
+
+def _show_comparison(console: Console, found: comparing.Comparison) -> None:
+    console.print(comparing.as_table(found))
+    for title, keys in (
+        ("refused in B, verified in A", found.newly_refused),
+        ("only in A", found.only_before),
+        ("only in B", found.only_after),
+    ):
+        for key in keys:
+            console.print(f"{title}: {' '.join(key)}")
+    for note in found.notes:
+        console.print(note)
+    marks = [change.mark for change in found.changes]
+    console.print(f"{len(marks)} compared: {marks.count('slower')} slower, {marks.count('faster')} faster")
+
+
+for _module in (scaling, end_to_end, report, tune):
+    _module.register(app)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

@@ -1,0 +1,91 @@
+"""The records of a run as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks.results import Record
+
+
+def show(console: Console, records: Sequence[Record]) -> None:
+    """Prints the table, then what was refused, and why peers are missing."""
+    console.print(run_table(records))
+    for line in notes(records):
+        console.print(line, highlight=False, markup=False)
+
+
+def run_table(records: Sequence[Record]) -> Table:
+    """One row a record; the op and case stand on the first row of their group."""
+    table = Table(title="p50 in milliseconds, ± half of p10 to p90", title_justify="left", pad_edge=False)
+    table.add_column("op · case", overflow="fold")
+    for column in ("dtype", "pass", "backend"):
+        table.add_column(column, no_wrap=True)
+    for column in ("ms", "±", "GB/s", "TFLOP/s", "ceiling", "MiB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("peers: their time / ours", overflow="fold")
+    previous: tuple[str, str, str] | None = None
+    for record in records:
+        group = (record.op, record.case, record.dtype)
+        if previous is not None and group[:2] != previous[:2]:
+            table.add_section()
+        name = f"{record.op}\n  {record.case}" if group[:2] != (previous or ("", ""))[:2] else ""
+        dtype = record.dtype if group != previous else ""
+        table.add_row(name, dtype, record.pass_, record.backend, *_figures(record), _peers(record))
+        previous = group
+    return table
+
+
+def notes(records: Sequence[Record]) -> list[str]:
+    """Refusals by name, then each reason why a peer was skipped, with the ops it was skipped for."""
+    lines = []
+    for record in records:
+        if not record.verified:
+            lines.append(
+                f"refused: {record.op}[{record.backend}] {record.case} {record.dtype} {record.pass_}: {record.refused}"
+            )
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        for name, peer in record.peers.items():
+            if peer.skipped:
+                places = skipped.setdefault((name, peer.skipped), [])
+                place = f"{record.op} {record.case} {record.dtype}"
+                if place not in places:
+                    places.append(place)
+    for (name, reason), places in sorted(skipped.items()):
+        where = places[0] if len(places) == 1 else f"{len(places)} cases, {places[0]} the first"
+        lines.append(f"skipped: {name}: {reason} ({where})")
+    return lines
+
+
+def _figures(record: Record) -> list[str | Text]:
+    if record.ms is None:
+        return [Text("refused", "bold red"), "", "", "", "", ""]
+    return [
+        _short(record.ms.p50),
+        _short((record.ms.p90 - record.ms.p10) / 2),
+        _short(record.gb_per_s),
+        _short(record.tflop_per_s),
+        "" if record.share_of_ceiling is None else f"{record.share_of_ceiling:.0%}",
+        "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}",
+    ]
+
+
+def _peers(record: Record) -> Text:
+    parts = Text()
+    for name, peer in record.peers.items():
+        if peer.ratio is None:
+            continue
+        parts.append(f"{'  ' if parts else ''}{name} ")
+        parts.append(f"{_short(peer.ratio)}×", "green" if peer.ratio >= 1 else "red")
+    return parts
+
+
+def _short(value: float | None) -> str:
+    """Three significant digits."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
