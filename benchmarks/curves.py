@@ -13,7 +13,7 @@ import argus_kernels
 from argus_kernels.core.history_samples import HistoryCase
 
 HEADS, HEAD_WIDTH, BIAS_BUCKETS = 4, 64, 128
-TABLE_WIDTH = 64
+TABLE_WIDTH, OUT_WIDTH = 64, 256
 
 Arguments = dict[str, Any]
 Call = Callable[[], Any]
@@ -102,9 +102,9 @@ def _tables(events: int, tiny: bool) -> Curve:
             "table": torch.empty(size, TABLE_WIDTH, dtype=dtype, device=device)
             .uniform_(-0.1, 0.1, generator=draw)
             .requires_grad_(),
-            "weight": torch.randn(2 * TABLE_WIDTH, 256, generator=draw, device=device).to(dtype).requires_grad_(),
+            "weight": torch.randn(2 * TABLE_WIDTH, OUT_WIDTH, generator=draw, device=device).to(dtype).requires_grad_(),
             "state": torch.zeros(size, device=device),
-            "gradient": torch.randn(events, 256, generator=draw, device=device).to(dtype),
+            "gradient": torch.randn(events, OUT_WIDTH, generator=draw, device=device).to(dtype),
         }
 
     def step(given: Arguments, backend: str) -> Call:
@@ -128,7 +128,7 @@ def _tables(events: int, tiny: bool) -> Curve:
         (100, 1_000, 10_000) if tiny else (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000),
         make,
         {"step": step},
-        lambda size, element: size * (TABLE_WIDTH * element + 4),
+        lambda size, element: size * (TABLE_WIDTH * element + 4) + (2 * TABLE_WIDTH + events) * OUT_WIDTH * element,
     )
 
 

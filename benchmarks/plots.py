@@ -102,12 +102,16 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
             label=f"{one.name} {_law(one.memory_fit)}", markersize=5,
         )  # fmt: skip
         _fitted(memory, one.memory_fit, [size for size, _ in peaks], 1 / 2**20, colour)
-    for axes, title in ((time, "time, ms (p50)"), (memory, "peak extra memory, MiB")):
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+    points = [point for one in series for point in one.measured()]
+    shown = (bool(points), any(point.peak_bytes for point in points))
+    titles = ("time, ms (p50)", "peak extra memory, MiB")
+    for axes, title, drawn in zip((time, memory), titles, shown, strict=True):
         axes.set_xlabel(series[0].axis)
         axes.set_title(f"{series[0].op}: {title}", fontsize=10.5, loc="left", color=theme.text)
-        if axes.lines:
+        # Without a positive value there is no logarithm to draw: an op that takes no memory that shows.
+        if drawn:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
             legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
     return figure
 
