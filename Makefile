@@ -28,7 +28,7 @@ test: $(READY)  ## Run all tests, one process a core
 lint: $(READY)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy argus_kernels python_model tests
+	$(BIN)/mypy argus_kernels python_model benchmarks tests
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*')
 
 format: $(READY)  ## Lay out Python and C++ as lint wants it

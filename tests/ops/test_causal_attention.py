@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from attention_truth import dense_bias, dense_mask, drawn, gradients, jagged_lengths, packed_offsets, user_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,15 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from argus_kernels import causal_attention
 from argus_kernels.ops.causal_attention import BACKENDS
+from tests.ops.attention_truth import (
+    dense_bias,
+    dense_mask,
+    drawn,
+    gradients,
+    jagged_lengths,
+    packed_offsets,
+    user_parts,
+)
 
 NAMES = [backend.name for backend in BACKENDS]
 

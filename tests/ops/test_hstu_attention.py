@@ -6,13 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from attention_truth import dense_bias, dense_mask, drawn, gradients, jagged_lengths, packed_offsets, user_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from argus_kernels import hstu_attention
 from argus_kernels.ops.hstu_attention import BACKENDS
+from tests.ops.attention_truth import (
+    dense_bias,
+    dense_mask,
+    drawn,
+    gradients,
+    jagged_lengths,
+    packed_offsets,
+    user_parts,
+)
 
 NAMES = [backend.name for backend in BACKENDS]
 

@@ -6,7 +6,6 @@ from decimal import Decimal, localcontext
 
 import pytest
 import torch
-from attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from argus_kernels.core.relative_bias import (
     time_thresholds,
     visible_pairs,
 )
+from tests.ops.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
 
 LARGEST = torch.iinfo(torch.int64).max
 REACHED = [value for value in threshold_values(200) if value <= 2**62]
