@@ -45,7 +45,7 @@ def run(
         raise typer.BadParameter(str(error)) from None
     if threads is not None:
         torch.set_num_threads(threads)
-    console = Console()
+    console = table.make_console()
     if json_file is not None:
         write_records(json_file, ())
     with console.status("measuring the machine's ceilings"):
@@ -152,7 +152,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(comparing.as_json(found), indent=2))
     else:
-        _show_comparison(Console(), found)
+        _show_comparison(table.make_console(), found)
     if fail_on_slower and found.is_worse:
         raise typer.Exit(1)
 

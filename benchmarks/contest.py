@@ -27,6 +27,9 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, tor
 """Relative RMS difference within which two full-size results in a dtype pass for the same computation."""
 
 
+SHORT_SECONDS = 0.3
+
+
 @dataclass(frozen=True)
 class Pass:
     """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends."""
@@ -49,6 +52,11 @@ class _Contender:
     """Peak extra bytes of each stage of the group under way."""
     seconds: float = 0.0
     """How long one repetition of that group took, warm."""
+
+    @property
+    def is_misleading_at_first(self) -> bool:
+        """Whether the first run says nothing yet: it compiled, or was so short that loading and caches count."""
+        return self.seconds < SHORT_SECONDS or (self.peer is not None and self.peer.compiles)
 
 
 class Contest:
@@ -111,12 +119,13 @@ class Contest:
 
     def _try(self, contender: _Contender, expected: Tensor | None, admitted: list[_Contender]) -> Tensor | None:
         """Admits a contender or notes why not; what is expected of those after it."""
+        case = contender.case
         try:
             with torch.no_grad():
-                returned = contender.call()
-                result = contender.case.result(returned).detach().clone()
-                del returned
-                self._warm(contender, (lambda _: contender.call(),))
+                (result,) = self._warm(contender, (lambda _: case.result(contender.call()),))
+                result = result.detach().clone()
+                if contender.is_misleading_at_first:
+                    self._warm(contender, (lambda _: contender.call(),))
         except Exception as error:  # a contender may fail in any way: the reason goes into the record
             self._note(contender, f"fails: {first_line(error)}")
             return expected
@@ -128,8 +137,8 @@ class Contest:
         admitted.append(contender)
         return result if expected is None else expected
 
-    def _warm(self, contender: _Contender, stages: tuple[Stage, ...]) -> None:
-        """Runs the stages once for their peak memory and duration."""
+    def _warm(self, contender: _Contender, stages: tuple[Stage, ...]) -> list[Any]:
+        """Runs the stages once for their peak memory and duration; what they returned."""
         memory = PeakMemory(self._case.device)
         started = time.perf_counter()
         value: Any = None
@@ -140,6 +149,7 @@ class Contest:
             peaks.append(peak)
         contender.peaks = tuple(peaks)
         contender.seconds = time.perf_counter() - started
+        return kept
 
     def _note(self, contender: _Contender, reason: str) -> None:
         (self._skipped if contender.peer else self._refused)[contender.name] = reason
@@ -174,9 +184,9 @@ class Contest:
             self._note(contender, reason)
             return False
         try:
-            if contender.peer and contender.peer.compiles:
-                self._warm(contender, self._stages(contender))
             self._warm(contender, self._stages(contender))
+            if contender.is_misleading_at_first:
+                self._warm(contender, self._stages(contender))
         except Exception as error:  # as in _try
             self._note(contender, f"fails: {first_line(error)}")
             return False

@@ -11,6 +11,16 @@ from rich.text import Text
 from benchmarks.results import Record
 
 
+WIDTH = 140
+"""Columns where there is no terminal to ask."""
+
+
+def make_console() -> Console:
+    """A console as wide as the terminal, or wide enough for the table where the output goes into a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
 def show(console: Console, records: Sequence[Record]) -> None:
     """Prints the table, then what was refused, and why peers are missing."""
     console.print(run_table(records))
@@ -19,22 +29,21 @@ def show(console: Console, records: Sequence[Record]) -> None:
 
 
 def run_table(records: Sequence[Record]) -> Table:
-    """One row a record; the op and case stand on the first row of their group."""
+    """One row a record, under a heading for each case."""
     table = Table(title="p50 in milliseconds, ± half of p10 to p90", title_justify="left", pad_edge=False)
-    table.add_column("op · case", overflow="fold")
     for column in ("dtype", "pass", "backend"):
         table.add_column(column, no_wrap=True)
-    for column in ("ms", "±", "GB/s", "TFLOP/s", "ceiling", "MiB"):
+    for column in ("ms", "±", "GB/s", "GFLOP/s", "ceiling", "MiB"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("peers: their time / ours", overflow="fold")
+    table.add_column("peers: their time / ours", overflow="fold", ratio=1)
     previous: tuple[str, str, str] | None = None
     for record in records:
         group = (record.op, record.case, record.dtype)
-        if previous is not None and group[:2] != previous[:2]:
+        if previous is None or group[:2] != previous[:2]:
             table.add_section()
-        name = f"{record.op}\n  {record.case}" if group[:2] != (previous or ("", ""))[:2] else ""
+            table.add_row(Text(record.op, "bold"), Text(record.case, "bold"), *[""] * 8)
         dtype = record.dtype if group != previous else ""
-        table.add_row(name, dtype, record.pass_, record.backend, *_figures(record), _peers(record))
+        table.add_row(dtype, record.pass_, record.backend, *_figures(record), _peers(record))
         previous = group
     return table
 
@@ -63,12 +72,12 @@ def notes(records: Sequence[Record]) -> list[str]:
 
 def _figures(record: Record) -> list[str | Text]:
     if record.ms is None:
-        return [Text("refused", "bold red"), "", "", "", "", ""]
+        return [Text("refused", "bold red"), *[""] * 5]
     return [
         _short(record.ms.p50),
         _short((record.ms.p90 - record.ms.p10) / 2),
         _short(record.gb_per_s),
-        _short(record.tflop_per_s),
+        _short(None if record.tflop_per_s is None else 1e3 * record.tflop_per_s),
         "" if record.share_of_ceiling is None else f"{record.share_of_ceiling:.0%}",
         "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}",
     ]
