@@ -4,11 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= demo_out
+BENCH_OUT ?= runs/bench.jsonl
 READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard csrc/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format wheel doctor clean
+.PHONY: help setup demo test bench lint format wheel doctor clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +25,9 @@ demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (ab
 
 test: $(READY)  ## Run all tests, one process a core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
+
+bench: $(READY)  ## Every op, backend and peer on its production cases (under ten minutes on two cores)
+	$(BIN)/python -m benchmarks run --suite quick --time-budget 570 --json $(BENCH_OUT)
 
 lint: $(READY)  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

@@ -10,7 +10,6 @@ from rich.text import Text
 
 from benchmarks.results import Record
 
-
 WIDTH = 140
 """Columns where there is no terminal to ask."""
 
