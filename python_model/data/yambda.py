@@ -33,7 +33,8 @@ FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 EXPLICIT = EVENT_TYPES[1:]
 SHARE_EDGES_PCT = np.array([20, 40, 60, 80])
 FULL_PCT = 80
-PAIR_WINDOW = 86_400
+# One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
+PAIR_WINDOW = 3 * 3_600
 _LAST_USER = 2**63 - 1
 _LISTEN_COLUMNS = ("item_id", "timestamp", "is_organic", *LISTEN_ONLY)
 _FILES = {"like": "likes", "dislike": "dislikes", "unlike": "unlikes", "undislike": "undislikes"}

@@ -14,10 +14,12 @@ from python_model.data.description import DatasetInfo, event_schema
 from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
 from python_model.data.synthetic.catalogue import build_catalogue
 from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
-from python_model.data.synthetic.simulation import DAY, ChunkSimulation
+from python_model.data.synthetic.simulation import ChunkSimulation
 from python_model.data.writer import DatasetWriter
 
 ORACLE = "oracle"
+# One session: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
+PAIR_WINDOW = 3 * 3_600
 Progress = Callable[[int, int], None]
 
 
@@ -50,7 +52,7 @@ def generate(
         feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES) + 1},
         item_features={"artist": config.clusters * config.artists, "cluster": config.clusters},
         grades=GRADES,
-        pair_window=2 * DAY,
+        pair_window=PAIR_WINDOW,
     )
     with writer:
         schema = event_schema(writer.info)
