@@ -18,7 +18,7 @@ from rich.table import Table
 from benchmarks.results import Quantiles, Record
 
 SMALLEST_CHANGE = 0.03
-"""What counts with plenty of repetitions; it grows as one over the root of their number."""
+"""What counts with plenty of repetitions; with three it is 17 %, with ten 7 %."""
 PLENTY = 30
 
 Key = tuple[str, str, str, str, str]
@@ -67,9 +67,11 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
     first = {record.key: record for record in before}
     second = {record.key: record for record in after}
     common = [key for key in first if key in second]
+    spreads = [_spread(record.ms) for key in common for record in (first[key], second[key]) if record.ms is not None]
+    usual = statistics.median(spreads) if spreads else 0.0
     changes = []
     for key in common:
-        change = _change(first[key], second[key])
+        change = _change(first[key], second[key], usual)
         if change is not None:
             changes.append(change)
     return Comparison(
@@ -81,7 +83,7 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
     )
 
 
-def _change(before: Record, after: Record) -> Change | None:
+def _change(before: Record, after: Record, usual_spread: float) -> Change | None:
     if before.ms is None or after.ms is None:
         return None
     drifts = [
@@ -92,7 +94,7 @@ def _change(before: Record, after: Record) -> Change | None:
     drift = statistics.median(drifts) if drifts else 0.0
     disagreement = statistics.median([abs(value - drift) for value in drifts]) if drifts else 0.0
     change = math.log(after.ms.p50 / before.ms.p50) - drift
-    threshold = _threshold(before, after) + disagreement
+    threshold = _threshold(before, after, usual_spread) + disagreement
     apart = _apart(before.ms, after.ms, math.exp(drift))
     marked = apart and abs(change) > threshold
     return Change(
@@ -106,13 +108,16 @@ def _change(before: Record, after: Record) -> Change | None:
     )
 
 
-def _threshold(before: Record, after: Record) -> float:
-    """The larger of the smallest change that counts and the pooled spread, both wider for few repetitions."""
+def _threshold(before: Record, after: Record, usual_spread: float) -> float:
+    """The larger of the smallest change that counts and the pooled spread, both wider for few repetitions.
+
+    Few repetitions may lie close together by chance: no spread counts as less than the usual one of both files.
+    """
     assert before.ms is not None and after.ms is not None
     repeats = max(min(before.repeats, after.repeats), 1)
-    pooled = math.hypot(_spread(before.ms), _spread(after.ms))
-    smallest = SMALLEST_CHANGE * math.sqrt(max(1.0, PLENTY / repeats))
-    return max(smallest, pooled * (1 + 6 / repeats))
+    pooled = math.hypot(max(_spread(before.ms), usual_spread), max(_spread(after.ms), usual_spread))
+    smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75
+    return max(smallest, pooled * (1 + 9 / repeats))
 
 
 def _spread(ms: Quantiles) -> float:
