@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -84,24 +85,46 @@ class Plan:
         return replace(self.size, events=self.size.events // 2) if name == "1b" else self.size
 
 
-def run(plan: Plan, say: Callable[[str], None] = lambda sentence: None) -> EndToEnd:
-    """Measures every preset of the plan, one after the other."""
+def run(
+    plan: Plan,
+    say: Callable[[str], None] = lambda sentence: None,
+    save: Callable[[EndToEnd], None] = lambda found: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> EndToEnd:
+    """Measures every preset of the plan, one after the other; `save` is called after each.
+
+    A preset that would not end in the plan's time, judged by the one before it, is left out and its row says so.
+    """
     precision = DTYPE_NAMES[plan.precision]
     names = ("fp32", precision) if precision != "fp32" else ("fp32",)
     ceilings = measure_ceilings(plan.device, names, seconds=0.05 if plan.rehearsal else 1.0)
     found = EndToEnd(
         results.machine(plan.device), results.versions(), results.commit(), ceilings.as_record(), plan.rehearsal
     )
+    ends, took = clock() + plan.seconds * len(plan.presets), 0.0
     for name in plan.presets:
-        say(f"{name}: the pre-training step")
-        found.steps += step_results(plan, name, ceilings)
-        say(f"{name}: one pass per history and one per impression")
-        with on_backend(plan.backends[0]):
-            found.impressions[name] = _impressions(plan, name)
-            say(f"{name}: decoding")
-            found.decoding[name] = _decoding(plan, name)
-        _free(plan.device)
+        started = clock()
+        if started + took > ends + plan.seconds:
+            size = plan.size_of(name)
+            reason = f"left out: {max(ends - started, 0):.0f} s of the time budget are left"
+            found.steps.append(StepResult(name, "all", plan.precision, size.events, size.longest, skipped=reason))
+            continue
+        _measure_preset(plan, name, ceilings, found, say)
+        save(found)
+        took = clock() - started
     return found
+
+
+def _measure_preset(plan: Plan, name: str, ceilings: Ceilings, found: EndToEnd, say: Callable[[str], None]) -> None:
+    say(f"{name}: the pre-training step")
+    found.steps += step_results(plan, name, ceilings)
+    _free(plan.device)
+    with on_backend(plan.backends[0]):
+        say(f"{name}: one pass per history and one per impression")
+        found.impressions[name] = _impressions(plan, name)
+        say(f"{name}: decoding")
+        found.decoding[name] = _decoding(plan, name)
+    _free(plan.device)
 
 
 def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
@@ -276,9 +299,13 @@ def command(
     except ValueError as error:
         typer.echo(f"end-to-end: {error}", err=True)
         raise typer.Exit(2) from None
-    found = run(plan, lambda sentence: console.print(sentence, style="dim"))
     out.mkdir(parents=True, exist_ok=True)
-    (out / "end_to_end.json").write_text(to_json(found))
+
+    def save(found: EndToEnd) -> None:
+        (out / "end_to_end.json").write_text(to_json(found))
+
+    found = run(plan, lambda sentence: console.print(sentence, style="dim"), save)
+    save(found)
     for table in tables(found):
         console.print(table)
     console.print(f"written to {out / 'end_to_end.json'}")

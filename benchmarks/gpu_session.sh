@@ -12,11 +12,15 @@
 # Each phase is stopped after 8 minutes at the latest. Nothing is downloaded. Results, session.log and summary.tsv (seven
 # files) go to FOLDER, else to $OUT, else to runs/gpu_session; a short table comes last. The exit status is 1 where a
 # phase failed. --dry-run rehearses all of it on the CPU with tiny sizes and leaves the built libraries alone.
-# PYTHON names the interpreter (python3); it needs torch with CUDA, the extras [bench], [model] and pytest.
+# PYTHON names the interpreter (.venv's, else python3); it needs torch with CUDA, the extras [bench], [model] and pytest.
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-python=${PYTHON:-python3}
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+    python=python3
+    [ -x "$root/.venv/bin/python" ] && python=$root/.venv/bin/python
+fi
 phases=(build test bench tune end-to-end)
 dry_run=false
 out=${OUT:-}
@@ -103,7 +107,8 @@ run_test() {
 
 run_bench() {
     if $dry_run; then
-        "$python" -m benchmarks run --suite quick --device cpu --op pairwise_loss --time-budget 5 --json "$out/bench.jsonl"
+        "$python" -m benchmarks run --suite quick --device cpu --op rowwise_adagrad_ --case rows_16384_of_100k \
+            --dtype fp32 --peer eager --json "$out/bench.jsonl"
     else
         "$python" -m benchmarks run --suite full --device cuda --time-budget 400 --json "$out/bench.jsonl"
     fi

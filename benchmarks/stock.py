@@ -188,8 +188,10 @@ class StockOptimisers:
     def step(self, step: int) -> None:
         """Clip and update."""
         clip_gradients(self.parameters, self.clip)
-        for optimiser in self.all:
-            optimiser.step()
+        # Adagrad builds sparse tensors; torch warns unless told whether to check them.
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            for optimiser in self.all:
+                optimiser.step()
 
 
 def stock_model(name: str, size: Size, device: str, seed: int = 0) -> Argus:

@@ -218,6 +218,17 @@ def test_a_backend_that_cannot_serve_is_skipped_with_its_reasons() -> None:
     assert rows[1].backend == "stock torch" and rows[1].ms is not None
 
 
+def test_presets_that_would_not_end_in_time_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    hours = iter(range(0, 10**9, 3600))
+    saved: list[int] = []
+    monkeypatch.setattr(end_to_end, "_measure_preset", lambda plan, name, ceilings, found, say: None)
+    plan = end_to_end.make_plan("cpu", ["tiny", "3m"], ["auto"], "float32", 60.0, rehearse=True)
+    found = end_to_end.run(plan, save=lambda partial: saved.append(1), clock=lambda: float(next(hours)))
+    assert saved == [] and len(found.steps) == 2
+    found = end_to_end.run(plan, save=lambda partial: saved.append(1), clock=lambda: 0.0)
+    assert saved == [1, 1] and found.steps == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

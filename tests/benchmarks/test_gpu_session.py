@@ -47,7 +47,7 @@ def test_the_rehearsal_of_all_phases_passes(tmp_path: Path) -> None:
     }  # fmt: skip
     assert json.loads((tmp_path / "doctor.json").read_text())["libraries"]["cpu"] == "loaded"
     records = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert {record["op"] for record in records} == {"pairwise_loss"}
+    assert {record["op"] for record in records} == {"rowwise_adagrad_"}
     assert json.loads((tmp_path / "end_to_end.json").read_text())["rehearsal"] is True
     assert 'failures="0"' in (tmp_path / "tests.xml").read_text()
 
