@@ -39,7 +39,7 @@ def measure_ceilings(device: str, dtypes: tuple[str, ...] = ("fp32", "bf16"), *,
     size = (1 << 30) if device == "cuda" else (1 << 28)
     source = torch.ones(size, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
-    copy = 2 * size / _best(lambda: target.copy_(source), device, seconds)
+    copy = 2 * size / _best(_copy(source, target), device, seconds)
     del source, target
     width = 8192 if device == "cuda" else 1536
     rates = {}
@@ -48,6 +48,10 @@ def measure_ceilings(device: str, dtypes: tuple[str, ...] = ("fp32", "bf16"), *,
         out = torch.empty_like(left)
         rates[name] = 2 * width**3 / _best(_product(left, right, out), device, seconds)
     return Ceilings(copy, rates)
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> Callable[[], object]:
+    return lambda: target.copy_(source)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> Callable[[], object]:

@@ -30,7 +30,8 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        _release()
+        gc.collect(1)
+        _trim()
         self._base = self._now()
 
     def peak_of(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
@@ -39,7 +40,7 @@ class PeakMemory:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         else:
-            _release()
+            _trim()
             if not _reset_high_water():
                 return call(), None
         value = call()
@@ -65,8 +66,8 @@ def peak_extra_bytes(device: str, call: Callable[[], Any]) -> tuple[int | None, 
     return peak, value
 
 
-def _release() -> None:
-    gc.collect()
+def _trim() -> None:
+    """Gives memory that was freed, but kept by the allocator, back to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -69,7 +69,7 @@ def noisy(make_record: MakeRecord, rng: random.Random, factor: float, repeats: i
 def test_two_runs_of_the_same_code_mark_nothing_and_a_slowed_one_is_seen(make_record: MakeRecord, repeats: int) -> None:
     rng = random.Random(0)
     before, same = (noisy(make_record, rng, 1.0, repeats) for _ in range(2))
-    slowed = noisy(make_record, rng, 1.5 if repeats == 3 else 1.3, repeats)
+    slowed = noisy(make_record, rng, {3: 1.5, 5: 1.4, 50: 1.3}[repeats], repeats)
     assert not [change for change in compare(before, same).changes if change.mark]
     assert len(compare(before, slowed).slower) >= 450
 
