@@ -112,8 +112,20 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
         if drawn:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            _plain_numbers(axes)
             legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
     return figure
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """Ticks of the y axis as 0.5 or 40, not as powers; those between powers of ten where these are too few."""
+
+    def between(value: float, position: float) -> str:
+        low, high = axes.get_ylim()
+        return f"{value:,g}" if high < 10 * low else ""
+
+    axes.yaxis.set_major_formatter(lambda value, position: f"{value:,g}")
+    axes.yaxis.set_minor_formatter(between)
 
 
 def _law(fit: Fit | None) -> str:
@@ -180,7 +192,8 @@ def _roofline_legend(figure: Figure, ops: Sequence[str], backends: Sequence[str]
     for index, backend in enumerate(backends):
         marker = MARKERS[index % len(MARKERS)]
         drawn.append(Line2D([], [], linestyle="none", marker=marker, color=theme.text, label=backend))
-    box = figure.legend(handles=drawn, loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
+    columns = 2 + 3 * (len(figure.axes) > 1)
+    box = figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     for text in box.get_texts():
         text.set_color(theme.text)
 

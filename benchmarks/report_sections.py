@@ -78,7 +78,7 @@ def kernels(records: Sequence[Record]) -> str:
 def _summary_table(records: Sequence[Record]) -> str:
     rows = []
     for row in op_rows(records):
-        peers = f" ({escape(', '.join(row.best_peers))})" if row.best_peers else ""
+        peers = f"<br><small>{escape(', '.join(row.best_peers))}</small>" if row.best_peers else ""
         rows.append(
             [
                 escape(row.op), escape(", ".join(row.backends)), escape(row.pass_), str(row.cases),

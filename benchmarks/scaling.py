@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,6 +140,8 @@ def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: S
         else:
             arguments = curve.make(size, DTYPES[dtype], device)
             calls = [curve.passes[one.pass_](arguments, one.backend) for one in series]
+            if size == curve.sizes[0]:
+                _warm_up(calls)
             points = measured_points(size, device, calls, reasons, budget)
             del arguments, calls
         for one, point in zip(series, points, strict=True):
@@ -149,6 +152,13 @@ def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: S
         one.time_fit = fit_power(sizes, [point.ms.p50 for point in seen if point.ms]) if seen else None
         one.memory_fit = fit_power(sizes, [float(point.peak_bytes or 0) for point in seen]) if seen else None
     return series
+
+
+def _warm_up(calls: Sequence[Call]) -> None:
+    """Runs each call once: what libraries keep from their first call on would count as the op's memory."""
+    for call in calls:
+        with suppress(torch.OutOfMemoryError, ValueError):
+            call()
 
 
 def room(ends: float, seconds: float) -> float:
