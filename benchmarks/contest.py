@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,13 +49,13 @@ class _Contender:
     peer: Peer | None = None
     peaks: tuple[int | None, ...] = ()
     """Peak extra bytes of each stage of the group under way."""
-    seconds: float = 0.0
-    """How long one repetition of that group took, warm."""
+    milliseconds: tuple[float, ...] = ()
+    """How long each stage took in the last warm-up."""
 
     @property
     def is_misleading_at_first(self) -> bool:
         """Whether the first run says nothing yet: it compiled, or was so short that loading and caches count."""
-        return self.seconds < SHORT_SECONDS or (self.peer is not None and self.peer.compiles)
+        return sum(self.milliseconds) < SHORT_SECONDS * 1e3 or (self.peer is not None and self.peer.compiles)
 
 
 class Contest:
@@ -140,15 +139,15 @@ class Contest:
     def _warm(self, contender: _Contender, stages: tuple[Stage, ...]) -> list[Any]:
         """Runs the stages once for their peak memory and duration; what they returned."""
         memory = PeakMemory(self._case.device)
-        started = time.perf_counter()
         value: Any = None
-        kept, peaks = [], []
+        kept, peaks, times = [], [], []
         for stage in stages:
-            value, peak = memory.peak_of(partial(stage, value))
+            clocked = _Clocked(stage, value)
+            value, peak = memory.peak_of(clocked)
             kept.append(value)
             peaks.append(peak)
-        contender.peaks = tuple(peaks)
-        contender.seconds = time.perf_counter() - started
+            times.append(clocked.milliseconds)
+        contender.peaks, contender.milliseconds = tuple(peaks), tuple(times)
         return kept
 
     def _note(self, contender: _Contender, reason: str) -> None:
@@ -157,7 +156,7 @@ class Contest:
     def _without_gradients(self, name: str, contenders: list[_Contender]) -> Pass:
         with torch.no_grad():
             subjects = [Subject.of(contender.name, contender.call) for contender in contenders]
-            timings = measure(subjects, self._clock, self._budget, seed=self._seed, estimates=_seconds(contenders))
+            timings = measure(subjects, self._clock, self._budget, seed=self._seed, warm=self._warm_times(contenders))
         peaks = {contender.name: contender.peaks[0] for contender in contenders}
         return self._pass(name, timings, lambda timing: timing.total, peaks)
 
@@ -168,7 +167,7 @@ class Contest:
                 self._refused.setdefault(name, verdict.gradients)
         able = [contender for contender in contenders if self._trains(contender)]
         subjects = [Subject(contender.name, self._stages(contender)) for contender in able]
-        timings = measure(subjects, self._clock, self._budget, seed=self._seed + 1, estimates=_seconds(able))
+        timings = measure(subjects, self._clock, self._budget, seed=self._seed + 1, warm=self._warm_times(able))
         whole = {c.name: None if None in c.peaks else max(p for p in c.peaks if p is not None) for c in able}
         return [
             self._pass("backward", timings, lambda timing: timing.stage(1), {c.name: c.peaks[1] for c in able}),
@@ -191,6 +190,12 @@ class Contest:
             self._note(contender, f"fails: {first_line(error)}")
             return False
         return True
+
+    def _warm_times(self, contenders: list[_Contender]) -> dict[str, tuple[float, ...]] | None:
+        """On a GPU the timer warms up by itself: it captures graphs, and this host clock saw launches only."""
+        if self._case.device != "cpu":
+            return None
+        return {contender.name: contender.milliseconds for contender in contenders}
 
     def _stages(self, contender: _Contender) -> tuple[Stage, Stage]:
         leaves = [*self._case.leaves, *(contender.peer.own_leaves(contender.call) if contender.peer else ())]
@@ -228,8 +233,19 @@ class Contest:
         )
 
 
-def _seconds(contenders: list[_Contender]) -> dict[str, float]:
-    return {contender.name: contender.seconds for contender in contenders}
+class _Clocked:
+    """A stage on its argument, and how long it took."""
+
+    def __init__(self, stage: Stage, value: Any) -> None:
+        self._stage = stage
+        self._value = value
+        self.milliseconds = 0.0
+
+    def __call__(self) -> Any:
+        started = time.perf_counter()
+        returned = self._stage(self._value)
+        self.milliseconds = (time.perf_counter() - started) * 1e3
+        return returned
 
 
 def _difference(result: Tensor, expected: Tensor) -> str | None:

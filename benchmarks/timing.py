@@ -22,6 +22,10 @@ Stage = Callable[[Any], Any]
 """Takes what the stage before it returned (None for the first) and returns what the next one needs."""
 
 
+SLOW_SECONDS = 1.0
+"""From here on a warm-up differs from a repetition by less than repetitions differ from each other."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """Something to time under a name: its stages, run one after the other in every repetition."""
@@ -173,29 +177,32 @@ def measure(
     *,
     seed: int = 0,
     warm_up: int = 1,
-    estimates: dict[str, float] | None = None,
+    warm: dict[str, tuple[float, ...]] | None = None,
     on_repeat: Callable[[], None] | None = None,
 ) -> dict[str, Timing]:
     """Times all subjects, interleaved; their names must differ.
 
-    Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget; a subject whose
-    seconds stand in `estimates` is warm already and is not. With equally long subjects the result is a round-robin in
-    fresh random order each round; a faster subject's repetitions are as evenly spread over the measurement as a slower
-    one's.
+    Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget. A subject in
+    `warm` has run already and took those milliseconds a stage; one slower than SLOW_SECONDS counts that run as its
+    first repetition. With equally long subjects the result is a round-robin in fresh random order each round; a faster
+    subject's repetitions are as evenly spread over the measurement as a slower one's.
     """
     budget = budget or Budget()
     names = [subject.name for subject in subjects]
     if len(set(names)) != len(names):
         raise ValueError(f"subjects must have different names, found {', '.join(names)}")
     rng = random.Random(seed)
+    timings = {name: Timing() for name in names}
     schedule: list[tuple[float, float, Subject]] = []
     for subject in subjects:
-        seconds = (estimates or {}).get(subject.name)
-        if seconds is None:
-            seconds = min(sum(clock.once(subject)) for _ in range(max(warm_up, 1))) / 1e3
-        count = budget.repeats(seconds)
+        first = (warm or {}).get(subject.name)
+        if first is None:
+            first = min((clock.once(subject) for _ in range(max(warm_up, 1))), key=sum)
+        count = budget.repeats(sum(first) / 1e3)
+        if warm and subject.name in warm and sum(first) >= SLOW_SECONDS * 1e3:
+            timings[subject.name].repeats.append(first)
+            count -= 1
         schedule += [((index + rng.random()) / count, rng.random(), subject) for index in range(count)]
-    timings = {name: Timing() for name in names}
     for _, _, subject in sorted(schedule, key=lambda entry: entry[:2]):
         timings[subject.name].repeats.append(clock.once(subject))
         if on_repeat is not None:

@@ -60,10 +60,16 @@ def test_repetitions_fit_the_budget_within_limits(milliseconds: float, expected:
     assert len(found["a"].repeats) == expected
 
 
-def test_an_estimate_replaces_the_warm_up() -> None:
+def test_a_warm_subject_is_not_warmed_up() -> None:
     timer = DriftingTimer({"a": 10.0})
-    measure(subjects("a"), timer, Budget(0.1, 3, 100), estimates={"a": 0.02})
-    assert len(timer.order) == 5
+    found = measure(subjects("a"), timer, Budget(0.1, 3, 100), warm={"a": (20.0,)})
+    assert len(timer.order) == len(found["a"].repeats) == 5
+
+
+def test_a_slow_warm_up_counts_as_a_repetition() -> None:
+    timer = DriftingTimer({"a": 5000.0})
+    found = measure(subjects("a"), timer, Budget(1.0, 3, 100), warm={"a": (4000.0,)})
+    assert found["a"].repeats == [(4000.0,), (5000.0,), (5000.0,)]
 
 
 def test_same_seed_same_order() -> None:
