@@ -15,7 +15,6 @@ from argus_kernels.ops import OPS
 from argus_kernels.testing.harness import public_function
 from benchmarks.ceilings import DTYPES
 
-
 LONGEST = ("single_8192", "single_8192_biases")
 
 
