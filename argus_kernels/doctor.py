@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from argus_kernels import __version__
-from argus_kernels.core import Op, native
+from argus_kernels.core import Op, native, tuning
 from argus_kernels.core.registry import capture
 from argus_kernels.ops import OPS
 
@@ -86,7 +86,7 @@ def _versions() -> dict[str, str]:
 
 def _cpu() -> dict[str, Any]:
     cpu: dict[str, Any] = {
-        "model": _cpu_model(),
+        "model": cpu_model(),
         "cores": os.cpu_count() or 1,
         "torch threads": torch.get_num_threads(),
         "torch kernels": torch.backends.cpu.get_cpu_capability(),
@@ -98,7 +98,8 @@ def _cpu() -> dict[str, Any]:
     return cpu
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name, as the kernel has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -113,12 +114,14 @@ def _gpus() -> list[dict[str, Any]]:
     gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
+        table = tuning.folder() / f"{tuning.gpu_name(index)}.json"
         gpus.append(
             {
                 "name": properties.name,
                 "compute capability": f"{properties.major}.{properties.minor}",
                 "memory GiB": round(properties.total_memory / 2**30, 1),
                 "multiprocessors": properties.multi_processor_count,
+                "tuning table": table.name if table.exists() else f"none ({table.name}): kernels run on their defaults",
             }
         )
     return gpus
