@@ -1,13 +1,32 @@
-// All that device code includes: the CUDA language and the conversions between stored and arithmetic types.
+// All that device code includes: the CUDA language, the conversions between stored and arithmetic types,
+// shared memory and launches. Under nvcc that is CUDA; under the host compiler it is the SIMT executor
+// (csrc/simt/), which runs the same code on the CPU and reports what a GPU would leave to chance.
 #pragma once
 
+#if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#else
+#include "simt/language.h"
+#include "simt/launch.h"
+#endif
 
+#include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #define ARGUS_DEVICE __device__ __forceinline__
+
+// ARGUS_SHARED(float, tile, [32][33]) declares `tile`, shared by the block; ARGUS_DYNAMIC_SHARED(float,
+// buffer) a pointer to the launch's dynamic shared memory, aligned to 128 bytes.
+#if defined(__CUDACC__)
+#define ARGUS_SHARED(type, name, extent) __shared__ __align__(16) type name extent
+#define ARGUS_DYNAMIC_SHARED(type, name)                                 \
+  extern __shared__ __align__(128) unsigned char argus_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(argus_dynamic_shared)
+#endif
 
 namespace argus {
 
@@ -34,12 +53,34 @@ ARGUS_DEVICE void from_float(__nv_bfloat16& to, float x) {
   to = __float2bfloat16_rn(x);
 }
 
-// The sum over the warp, the same bits in every lane: each step adds the same two partial sums on both sides.
-ARGUS_DEVICE float warp_sum(float x) {
-#pragma unroll
-  for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
-    x += __shfl_xor_sync(kFullWarp, x, distance);
-  return x;
+struct LaunchShape {
+  dim3 grid, block;
+  size_t dynamic_shared = 0;
+};
+
+// Enqueues kernel(arguments...) on `stream`, a cudaStream_t; `op` names the op in errors.
+template <class... Parameters, class... Arguments>
+void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
+            const Arguments&... arguments) {
+#if defined(__CUDACC__)
+  constexpr size_t kWithoutAsking = 48 << 10;
+  cudaError_t error = cudaSuccess;
+  if (shape.dynamic_shared > kWithoutAsking) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shape.dynamic_shared));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<shape.grid, shape.block, shape.dynamic_shared, static_cast<cudaStream_t>(stream)>>>(
+        arguments...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(op) + ": kernel launch failed: " + cudaGetErrorString(error));
+  }
+#else
+  static_cast<void>(stream);
+  simt::launch(op, kernel, shape.grid, shape.block, shape.dynamic_shared, arguments...);
+#endif
 }
 
 }  // namespace argus

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/device.cuh"
+#include "common/reduce.cuh"
 #include "rowwise_adagrad/rowwise_adagrad.h"
 
 namespace argus::rowwise_adagrad {

@@ -1,0 +1,282 @@
+#include "simt/executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <sstream>
+#include <string_view>
+#include <vector>
+
+#include "simt/fiber.h"
+#include "simt/language.h"
+#include "simt/memory.h"
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace argus::simt {
+namespace {
+
+enum class State { runnable, at_barrier, at_collective, exited };
+
+struct Thread {
+  Fiber fiber;
+  State state = State::exited;
+  const char* waits_in = "";
+  Site site;
+  unsigned mask = 0;
+  void* payload = nullptr;
+};
+
+struct Executor {
+  uint64_t random = 1;
+  const Grid* grid = nullptr;
+  void (*body)(const void*) = nullptr;
+  const void* arguments = nullptr;
+
+  std::unique_ptr<Thread[]> threads{new Thread[kMaxThreads]};
+  int count = 0;
+  int current = -1;
+  std::vector<int> runnable;
+  int arrived = 0, positive = 0;
+  Votes votes{};
+  std::string report;
+
+  uint64_t next_random(uint64_t bound) {
+    random ^= random << 13;
+    random ^= random >> 7;
+    random ^= random << 17;
+    return (random >> 11) % bound;
+  }
+};
+
+Executor executor;
+
+std::string place(const Site& site) {
+  const std::string file = site.file_name();
+  return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(site.line());
+}
+
+std::string triple(unsigned x, unsigned y, unsigned z) {
+  std::ostringstream text;
+  text << '(' << x << ", " << y << ", " << z << ')';
+  return text.str();
+}
+
+std::string where_now() {
+  std::string text =
+      std::string(executor.grid->kernel) + ": block " + triple(blockIdx.x, blockIdx.y, blockIdx.z);
+  return executor.current < 0 ? text : text + " thread " + thread_name(executor.current);
+}
+
+uint3 thread_index(int thread) {
+  const unsigned x = blockDim.x, y = blockDim.y, linear = static_cast<unsigned>(thread);
+  return {linear % x, linear / x % y, linear / (x * y)};
+}
+
+void wake(int thread) {
+  executor.threads[thread].state = State::runnable;
+  executor.runnable.push_back(thread);
+}
+
+void wait(State state, const char* name, const Site& site) {
+  Thread& self = executor.threads[executor.current];
+  self.state = state;
+  self.waits_in = name;
+  self.site = site;
+  self.fiber.suspend(false);
+}
+
+void fiber_entry() {
+  executor.body(executor.arguments);
+  executor.threads[executor.current].state = State::exited;
+  executor.threads[executor.current].fiber.suspend(true);
+}
+
+std::string waiting_place(const Thread& thread) {
+  if (thread.state == State::exited) return "have exited";
+  std::ostringstream text;
+  text << "wait in " << thread.waits_in << " (" << place(thread.site);
+  if (thread.state == State::at_collective) text << ", mask 0x" << std::hex << thread.mask;
+  text << ')';
+  return text.str();
+}
+
+// "96 threads wait in __syncthreads (kernel.cu:41), the first (0, 0, 0); 32 threads have exited, the first …"
+std::string deadlock_report() {
+  std::vector<std::pair<std::string, std::pair<int, int>>> groups;
+  for (int thread = 0; thread < executor.count; ++thread) {
+    const std::string what = waiting_place(executor.threads[thread]);
+    auto found =
+        std::find_if(groups.begin(), groups.end(), [&](const auto& group) { return group.first == what; });
+    if (found == groups.end()) {
+      groups.push_back({what, {thread, 1}});
+    } else {
+      ++found->second.second;
+    }
+  }
+  std::ostringstream text;
+  text << "divergent barrier: ";
+  for (size_t i = 0; i < groups.size(); ++i) {
+    const auto& [what, first_and_count] = groups[i];
+    text << (i > 0 ? "; " : "") << first_and_count.second << " threads " << what << ", the first is thread "
+         << thread_name(first_and_count.first);
+  }
+  return text.str();
+}
+
+void throw_report() {
+  executor.current = -1;
+  executor.grid = nullptr;
+  throw Fault(executor.report);
+}
+
+void run_block(const Grid& grid) {
+  executor.count = static_cast<int>(grid.threads.count());
+  executor.arrived = executor.positive = 0;
+  executor.runnable.clear();
+  begin_block_memory(executor.count, grid.dynamic_shared);
+  for (int thread = 0; thread < executor.count; ++thread) {
+    executor.threads[thread].fiber.reset(&fiber_entry);
+    wake(thread);
+  }
+  while (!executor.runnable.empty()) {
+    const size_t chosen = executor.next_random(executor.runnable.size());
+    executor.current = executor.runnable[chosen];
+    executor.runnable[chosen] = executor.runnable.back();
+    executor.runnable.pop_back();
+    threadIdx = thread_index(executor.current);
+    executor.threads[executor.current].fiber.resume();
+    if (!executor.report.empty()) throw_report();
+  }
+  executor.current = -1;
+  const auto exited = [](const Thread& thread) { return thread.state == State::exited; };
+  if (std::all_of(executor.threads.get(), executor.threads.get() + executor.count, exited)) return;
+  executor.report = where_now() + ": " + deadlock_report();
+  throw_report();
+}
+
+void check_grid(const Grid& grid) {
+  const auto refuse = [&](const std::string& what) { throw Fault(std::string(grid.kernel) + ": " + what); };
+  const unsigned long long threads = grid.threads.count();
+  if (threads == 0 || threads > kMaxThreads || grid.threads.z > 64) {
+    refuse("a block of " + triple(grid.threads.x, grid.threads.y, grid.threads.z) +
+           " threads cannot be launched");
+  }
+  if (grid.blocks.count() == 0 || grid.blocks.x > 0x7fffffffu || grid.blocks.y > 65535 ||
+      grid.blocks.z > 65535) {
+    refuse("a grid of " + triple(grid.blocks.x, grid.blocks.y, grid.blocks.z) + " blocks cannot be launched");
+  }
+}
+
+}  // namespace
+
+void set_seed(uint64_t seed) {
+  executor.random = (seed + 1) * 0x9e3779b97f4a7c15ull;
+}
+
+bool in_kernel() {
+  return executor.current >= 0;
+}
+
+int current_thread() {
+  return executor.current;
+}
+
+const Fiber& current_fiber() {
+  return executor.threads[executor.current].fiber;
+}
+
+std::string thread_name(int thread) {
+  const uint3 index = thread_index(thread);
+  return triple(index.x, index.y, index.z);
+}
+
+void fault(const std::string& what) {
+  if (!in_kernel()) throw Fault(executor.grid == nullptr ? what : where_now() + ": " + what);
+  executor.report = where_now() + ": " + what;
+  executor.threads[executor.current].fiber.suspend(true);
+  std::abort();
+}
+
+void run(const Grid& grid, void (*body)(const void*), const void* arguments, size_t arguments_bytes) {
+  check_grid(grid);
+  executor.grid = &grid;
+  executor.body = body;
+  executor.arguments = arguments;
+  executor.report.clear();
+  gridDim = {grid.blocks.x, grid.blocks.y, grid.blocks.z};
+  blockDim = {grid.threads.x, grid.threads.y, grid.threads.z};
+  begin_launch_memory(arguments, arguments_bytes);
+  std::vector<unsigned long long> order(grid.blocks.count());
+  std::iota(order.begin(), order.end(), 0ull);
+  for (size_t left = order.size(); left > 1; --left)
+    std::swap(order[left - 1], order[executor.next_random(left)]);
+  for (const unsigned long long block : order) {
+    const unsigned long long x = grid.blocks.x, y = grid.blocks.y;
+    blockIdx = {static_cast<unsigned>(block % x), static_cast<unsigned>(block / x % y),
+                static_cast<unsigned>(block / (x * y))};
+    run_block(grid);
+  }
+  executor.grid = nullptr;
+}
+
+Votes block_barrier(const char* name, bool predicate, Site site) {
+  executor.positive += predicate ? 1 : 0;
+  if (++executor.arrived < executor.count) {
+    wait(State::at_barrier, name, site);
+    return executor.votes;
+  }
+  for (int thread = 0; thread < executor.count; ++thread) {
+    const Thread& other = executor.threads[thread];
+    if (thread != executor.current &&
+        (other.site.line() != site.line() || place(other.site) != place(site))) {
+      fault("divergent barrier: it waits in " + std::string(name) + " (" + place(site) + "), but thread " +
+            thread_name(thread) + " in " + other.waits_in + " (" + place(other.site) + ")");
+    }
+  }
+  executor.votes = {executor.positive, executor.count};
+  executor.arrived = executor.positive = 0;
+  order_block();
+  for (int thread = 0; thread < executor.count; ++thread) {
+    if (thread != executor.current) wake(thread);
+  }
+  const Votes votes = executor.votes;
+  // Whoever came last goes on at a drawn moment like the others.
+  wake(executor.current);
+  executor.threads[executor.current].fiber.suspend(false);
+  return votes;
+}
+
+void warp_collective(const char* name, unsigned mask, void* payload, Combine combine, bool orders_memory,
+                     Site site) {
+  const int lane = executor.current % kLanes, first = executor.current - lane;
+  if ((mask >> lane & 1u) == 0) {
+    std::ostringstream text;
+    text << name << " (" << place(site) << ") names lanes 0x" << std::hex << mask
+         << ", and its own is not among them";
+    fault(text.str());
+  }
+  Thread& self = executor.threads[executor.current];
+  self.mask = mask;
+  self.payload = payload;
+  void* payloads[kLanes] = {};
+  for (int other = 0; other < kLanes; ++other) {
+    if ((mask >> other & 1u) == 0) continue;
+    const Thread& thread = executor.threads[first + other];
+    const bool here =
+        other == lane || (first + other < executor.count && thread.state == State::at_collective &&
+                          thread.mask == mask && std::string_view(thread.waits_in) == name);
+    if (!here) return wait(State::at_collective, name, site);
+    payloads[other] = thread.payload;
+  }
+  if (combine != nullptr) combine(payloads, mask);
+  if (orders_memory) order_lanes(first, mask);
+  for (int other = 0; other < kLanes; ++other) {
+    if ((mask >> other & 1u) != 0) wake(first + other);
+  }
+  self.fiber.suspend(false);
+}
+
+}  // namespace argus::simt

@@ -1,0 +1,67 @@
+// Runs device code on the CPU: a block's threads are fibers of one operating-system thread, blocks run one
+// after another, and a seed shuffles both orders. A fiber runs until it waits at a barrier or a warp
+// collective, so what lies between two of them is one step, and the order of steps is drawn anew at each.
+//
+// What device code must not do ends the launch with a Fault that names kernel, block and thread: a barrier
+// that some threads never reach, an access outside the device buffers and shared arrays, a race (memory.h),
+// undefined behaviour (instrument.cpp).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+
+namespace argus::simt {
+
+constexpr int kLanes = 32;
+constexpr int kMaxThreads = 1024;
+
+struct Dim {
+  unsigned x = 1, y = 1, z = 1;
+  unsigned long long count() const { return static_cast<unsigned long long>(x) * y * z; }
+};
+
+struct Grid {
+  const char* kernel = "kernel";
+  Dim blocks, threads;
+  size_t dynamic_shared = 0;
+};
+
+class Fault : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+using Site = std::source_location;
+
+// Orders of blocks and threads in the launches that follow.
+void set_seed(uint64_t seed);
+
+// Runs body(arguments) in every thread of the grid; the arguments may be read by all. Throws Fault.
+void run(const Grid& grid, void (*body)(const void*), const void* arguments, size_t arguments_bytes);
+
+// Ends the launch from device code.
+[[noreturn]] void fault(const std::string& what);
+
+// Whether device code is running, and which thread of the block it is.
+bool in_kernel();
+int current_thread();
+std::string thread_name(int thread);
+
+struct Votes {
+  int count;  // threads of the block whose predicate was not zero
+  int threads;
+};
+
+// The block-wide barrier; all threads must come from the same line.
+Votes block_barrier(const char* name, bool predicate, Site site);
+
+// Waits until every lane of `mask` has called it with the same name and mask; then `combine` runs once over
+// their payloads (indexed by lane, null outside the mask), and all go on. `orders_memory` as __syncwarp does.
+using Combine = void (*)(void* const* payloads, unsigned mask);
+void warp_collective(const char* name, unsigned mask, void* payload, Combine combine, bool orders_memory,
+                     Site site);
+
+}  // namespace argus::simt

@@ -1,0 +1,368 @@
+#include "simt/memory.h"
+
+#include <link.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <deque>
+#include <vector>
+
+#include "simt/executor.h"
+#include "simt/fiber.h"
+
+namespace argus::simt {
+
+const Fiber& current_fiber();
+
+namespace {
+
+constexpr size_t kGuardBytes = 4096, kLine = 256;
+constexpr size_t kSharedGap = 128, kMostShared = 227 << 10;
+constexpr uintptr_t kFar = 64 << 10;  // from a buffer, where an address is no longer said to be off its end
+constexpr uint32_t kNoBlock = 0xffffffffu;
+
+// When and by whom a byte was touched. Blocks are numbered through all launches.
+struct Touch {
+  uint32_t block = kNoBlock;
+  uint32_t epoch = 0;  // block barriers passed
+  uint32_t clock = 0;  // the lane's own clock, see Order
+  uint16_t thread = 0;
+  Kind kind = Kind::read;
+};
+
+struct Cell {
+  Touch write, reads[2];
+  uint16_t undelivered = 0;  // 1 + the thread whose cp.async will write the byte
+};
+
+struct Region {
+  std::string name;
+  uintptr_t begin, end;
+  bool shared, writable;
+  std::vector<Cell> cells;
+};
+
+struct AsyncCopy {
+  uintptr_t to;
+  std::array<unsigned char, 16> data;
+  size_t bytes;
+};
+
+struct AsyncCopies {
+  std::vector<AsyncCopy> open;
+  std::deque<std::vector<AsyncCopy>> groups;
+};
+
+// Which accesses happened before which: a barrier orders the whole block (epoch); within an epoch each lane
+// of a warp keeps a vector clock that __syncwarp joins.
+struct Order {
+  uint32_t block = 0, launch_start = 0, epoch = 0;
+  std::vector<std::array<uint32_t, kLanes>> clocks;
+
+  bool before(const Touch& touch, int thread) const {
+    if (touch.block == kNoBlock || touch.block < launch_start) return true;
+    if (touch.block != block) return false;
+    if (touch.thread == thread || touch.epoch < epoch) return true;
+    return touch.thread / kLanes == thread / kLanes && touch.clock <= clocks[thread][touch.thread % kLanes];
+  }
+  Touch now(int thread, Kind kind) const {
+    return {block, epoch, clocks[thread][thread % kLanes], static_cast<uint16_t>(thread), kind};
+  }
+};
+
+struct Memory {
+  std::vector<std::unique_ptr<Region>> buffers, arrays;
+  std::vector<const void*> tags;
+  std::unique_ptr<unsigned char[]> arena{new unsigned char[kMostShared + 64 * kSharedGap]};
+  size_t arena_used = 0, shared_used = 0;
+  void* dynamic = nullptr;
+  uintptr_t arguments = 0;
+  size_t arguments_bytes = 0;
+  std::vector<AsyncCopies> copies;
+  Order order;
+};
+
+Memory memory;
+
+std::string bytes_text(size_t count) {
+  return std::to_string(count) + (count == 1 ? " byte" : " bytes");
+}
+
+const char* verb(Kind kind) {
+  return kind == Kind::read ? "reads" : kind == Kind::write ? "writes" : "atomically updates";
+}
+
+Region* find_region(uintptr_t begin, uintptr_t end) {
+  for (auto* regions : {&memory.arrays, &memory.buffers}) {
+    for (const auto& region : *regions) {
+      if (begin < region->end && end > region->begin) return region.get();
+    }
+  }
+  return nullptr;
+}
+
+// Constants and static tables of the library that this code is linked into.
+bool in_library(uintptr_t address) {
+  static const auto ranges = [] {
+    std::vector<std::pair<uintptr_t, uintptr_t>> found;
+    const auto collect = [](dl_phdr_info* info, size_t, void* out) {
+      std::vector<std::pair<uintptr_t, uintptr_t>> own;
+      bool mine = false;
+      for (int i = 0; i < info->dlpi_phnum; ++i) {
+        if (info->dlpi_phdr[i].p_type != PT_LOAD) continue;
+        const uintptr_t begin = info->dlpi_addr + info->dlpi_phdr[i].p_vaddr;
+        own.emplace_back(begin, begin + info->dlpi_phdr[i].p_memsz);
+        mine = mine || reinterpret_cast<uintptr_t>(&memory) - begin < info->dlpi_phdr[i].p_memsz;
+      }
+      if (mine) *static_cast<decltype(own)*>(out) = own;
+      return mine ? 1 : 0;
+    };
+    dl_iterate_phdr(collect, &found);
+    return found;
+  }();
+  return std::any_of(ranges.begin(), ranges.end(),
+                     [&](const auto& range) { return address >= range.first && address < range.second; });
+}
+
+std::string access_text(Kind kind, size_t bytes) {
+  return std::string(verb(kind)) + " " + bytes_text(bytes);
+}
+
+[[noreturn]] void fault_out_of_bounds(uintptr_t address, size_t bytes, Kind kind) {
+  const Region* nearest = nullptr;
+  uintptr_t distance = ~uintptr_t{0};
+  for (auto* regions : {&memory.arrays, &memory.buffers}) {
+    for (const auto& region : *regions) {
+      const uintptr_t gap = address >= region->end    ? address - region->end
+                            : address < region->begin ? region->begin - address
+                                                      : 0;
+      if (gap < distance) nearest = region.get(), distance = gap;
+    }
+  }
+  std::string text = "out of bounds: " + access_text(kind, bytes);
+  if (nearest == nullptr || distance > kFar) {
+    fault(text + " at an address that is in no device buffer and no shared array");
+  }
+  const std::string size = " (" + bytes_text(nearest->end - nearest->begin) + ")";
+  const bool past = address >= nearest->begin;
+  const uintptr_t offset = past ? address - nearest->begin : nearest->begin - address;
+  fault(text + (past ? " at byte " : " at byte -") + std::to_string(offset) + " of " + nearest->name + size);
+}
+
+[[noreturn]] void fault_race(const Region& region, uintptr_t address, int thread, Kind kind,
+                             const Touch& earlier) {
+  std::string other = "thread " + thread_name(earlier.thread);
+  if (earlier.block != memory.order.block) other += " of another block";
+  const char* did = earlier.kind == Kind::read    ? "read"
+                    : earlier.kind == Kind::write ? "wrote"
+                                                  : "atomically updated";
+  std::string who = thread == current_thread() ? "" : "for thread " + thread_name(thread) + ": ";
+  fault("race: " + who + verb(kind) + " byte " + std::to_string(address - region.begin) + " of " +
+        region.name + ", which " + other + " " + did + " with no barrier in between");
+}
+
+void touch(Region& region, uintptr_t address, int thread, Kind kind) {
+  Cell& cell = region.cells[address - region.begin];
+  const Order& order = memory.order;
+  if (cell.undelivered != 0) {
+    fault("missing wait: " + access_text(kind, 1) + " at byte " + std::to_string(address - region.begin) +
+          " of " + region.name + ", where a cp.async of thread " + thread_name(cell.undelivered - 1) +
+          " has not arrived");
+  }
+  const auto conflicts = [&](const Touch& earlier) {
+    const bool harmless = kind == Kind::read ? earlier.kind == Kind::read
+                                             : kind == Kind::atomic && earlier.kind == Kind::atomic;
+    return !harmless && !order.before(earlier, thread);
+  };
+  for (const Touch* earlier : {&cell.write, &cell.reads[0], &cell.reads[1]}) {
+    if (conflicts(*earlier)) fault_race(region, address, thread, kind, *earlier);
+  }
+  if (kind != Kind::read) {
+    cell.write = order.now(thread, kind);
+    return;
+  }
+  if (cell.reads[0].thread != thread && !order.before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
+  cell.reads[0] = order.now(thread, kind);
+}
+
+std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, bool shared, bool writable) {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  return std::make_unique<Region>(
+      Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes)});
+}
+
+void* add_array(const std::string& name, const void* tag, size_t bytes) {
+  memory.shared_used += bytes;
+  if (memory.shared_used > kMostShared || memory.arrays.size() >= 60) {
+    fault("the block's shared arrays take " + bytes_text(memory.shared_used) + ", more than the " +
+          std::to_string(kMostShared) + " a block can have");
+  }
+  const size_t aligned = (bytes + kSharedGap - 1) / kSharedGap * kSharedGap;
+  const uintptr_t base =
+      (reinterpret_cast<uintptr_t>(memory.arena.get()) + kSharedGap) / kSharedGap * kSharedGap;
+  void* data = reinterpret_cast<void*>(base + memory.arena_used);
+  // Unused bytes between arrays stay out of bounds.
+  memory.arena_used += aligned + kSharedGap;
+  std::memset(data, 0xff, bytes);
+  memory.arrays.push_back(make_region(name, data, bytes, true, true));
+  memory.tags.push_back(tag);
+  return data;
+}
+
+void deliver(const std::vector<AsyncCopy>& copies) {
+  for (const AsyncCopy& copy : copies) {
+    Region* region = find_region(copy.to, copy.to + copy.bytes);
+    for (size_t i = 0; i < copy.bytes; ++i) region->cells[copy.to + i - region->begin].undelivered = 0;
+    void* to = reinterpret_cast<void*>(copy.to);
+    access(to, copy.bytes, Kind::write);
+    std::memcpy(to, copy.data.data(), copy.bytes);
+  }
+}
+
+}  // namespace
+
+DeviceBuffer::DeviceBuffer(std::string name, void* host, size_t bytes)
+    : DeviceBuffer(std::move(name), host, host, bytes) {}
+
+DeviceBuffer::DeviceBuffer(std::string name, const void* host, size_t bytes)
+    : DeviceBuffer(std::move(name), host, nullptr, bytes) {}
+
+DeviceBuffer::DeviceBuffer(std::string name, const void* from, void* back, size_t bytes)
+    : memory_(new unsigned char[bytes + 2 * kGuardBytes + 2 * kLine]), back_(back), bytes_(bytes) {
+  std::memset(memory_.get(), 0xff, bytes + 2 * kGuardBytes + 2 * kLine);
+  const uintptr_t line =
+      (reinterpret_cast<uintptr_t>(memory_.get()) + kGuardBytes + kLine - 1) / kLine * kLine;
+  data_ = reinterpret_cast<void*>(line + reinterpret_cast<uintptr_t>(from) % kLine);
+  if (bytes > 0) std::memcpy(data_, from, bytes);
+  memory.buffers.push_back(make_region("buffer '" + name + "'", data_, bytes, false, back != nullptr));
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data_);
+  std::erase_if(memory.buffers, [&](const auto& region) { return region->begin == begin; });
+}
+
+void DeviceBuffer::copy_back() const {
+  if (back_ != nullptr && bytes_ > 0) std::memcpy(back_, data_, bytes_);
+}
+
+void access_by(int thread, const void* pointer, size_t bytes, Kind kind) {
+  if (bytes == 0) return;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  Region* region = find_region(address, address + bytes);
+  if (region == nullptr) {
+    const bool argument = address - memory.arguments < memory.arguments_bytes;
+    if (kind == Kind::read && (argument || in_library(address))) return;
+    fault_out_of_bounds(address, bytes, kind);
+  }
+  if (address < region->begin || address + bytes > region->end) fault_out_of_bounds(address, bytes, kind);
+  if (kind != Kind::read && !region->writable)
+    fault(access_text(kind, bytes) + " of " + region->name + ", read-only");
+  for (size_t i = 0; i < bytes; ++i) touch(*region, address + i, thread, kind);
+}
+
+void access(const void* pointer, size_t bytes, Kind kind) {
+  if (!in_kernel() || current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) return;
+  access_by(current_thread(), pointer, bytes, kind);
+}
+
+void* shared_array(const void* tag, const char* name, size_t bytes) {
+  for (size_t i = 0; i < memory.tags.size(); ++i) {
+    if (memory.tags[i] == tag) return reinterpret_cast<void*>(memory.arrays[i]->begin);
+  }
+  return add_array("shared array '" + std::string(name) + "'", tag, bytes);
+}
+
+void* dynamic_shared() {
+  if (memory.dynamic == nullptr) fault("uses dynamic shared memory, and the launch gave none");
+  return memory.dynamic;
+}
+
+void require_shared(const char* instruction, const void* pointer, size_t alignment) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
+  const uintptr_t arena = reinterpret_cast<uintptr_t>(memory.arena.get());
+  if (address - arena >= kMostShared + 64 * kSharedGap) {
+    fault(std::string(instruction) + " of an address that is not in shared memory");
+  }
+  if (address % alignment != 0) {
+    fault(std::string(instruction) + " of a shared address that is not a multiple of " +
+          bytes_text(alignment));
+  }
+}
+
+void copy_async(void* shared, const void* global, size_t bytes, size_t source_bytes) {
+  require_shared("cp.async", shared, bytes);
+  if (source_bytes > bytes) fault("cp.async of " + bytes_text(bytes) + " takes " + bytes_text(source_bytes));
+  if (reinterpret_cast<uintptr_t>(global) % bytes != 0) {
+    fault("cp.async of " + bytes_text(bytes) + " from a global address that is not a multiple of them");
+  }
+  access(global, source_bytes, Kind::read);
+  access(shared, bytes, Kind::write);
+  AsyncCopy copy{reinterpret_cast<uintptr_t>(shared), {}, bytes};
+  std::memcpy(copy.data.data(), global, source_bytes);
+  std::memset(shared, 0xff, bytes);
+  Region* region = find_region(copy.to, copy.to + bytes);
+  for (size_t i = 0; i < bytes; ++i) {
+    region->cells[copy.to + i - region->begin].undelivered = static_cast<uint16_t>(current_thread() + 1);
+  }
+  memory.copies[current_thread()].open.push_back(copy);
+}
+
+void copy_async_commit() {
+  AsyncCopies& own = memory.copies[current_thread()];
+  own.groups.push_back(std::move(own.open));
+  own.open.clear();
+}
+
+void copy_async_wait(int groups_left) {
+  AsyncCopies& own = memory.copies[current_thread()];
+  for (; own.groups.size() > static_cast<size_t>(groups_left); own.groups.pop_front())
+    deliver(own.groups.front());
+}
+
+void copy_async_wait_all() {
+  copy_async_commit();
+  copy_async_wait(0);
+}
+
+void begin_launch_memory(const void* arguments, size_t bytes) {
+  memory.arguments = reinterpret_cast<uintptr_t>(arguments);
+  memory.arguments_bytes = bytes;
+  memory.order.launch_start = memory.order.block + 1;
+}
+
+void begin_block_memory(int threads, size_t dynamic_bytes) {
+  memory.arrays.clear();
+  memory.tags.clear();
+  memory.arena_used = memory.shared_used = 0;
+  memory.copies.assign(threads, {});
+  ++memory.order.block;
+  memory.order.epoch = 0;
+  memory.order.clocks.assign(threads, {});
+  for (int thread = 0; thread < threads; ++thread) memory.order.clocks[thread][thread % kLanes] = 1;
+  memory.dynamic = nullptr;
+  if (dynamic_bytes > 0) memory.dynamic = add_array("dynamic shared memory", &memory, dynamic_bytes);
+}
+
+void order_block() {
+  ++memory.order.epoch;
+}
+
+void order_lanes(int first_thread, unsigned mask) {
+  auto& clocks = memory.order.clocks;
+  std::array<uint32_t, kLanes> joined{};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((mask >> lane & 1u) == 0) continue;
+    for (int other = 0; other < kLanes; ++other) {
+      joined[other] = std::max(joined[other], clocks[first_thread + lane][other]);
+    }
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if ((mask >> lane & 1u) == 0) continue;
+    clocks[first_thread + lane] = joined;
+    ++clocks[first_thread + lane][lane];
+  }
+}
+
+}  // namespace argus::simt

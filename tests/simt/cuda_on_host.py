@@ -1,0 +1,73 @@
+"""The backend "cuda_on_host": CUDA device code and its launchers, run on the CPU by the SIMT executor; tests only."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend
+from argus_kernels.core.registry import Inputs
+from argus_kernels.ops.rowwise_adagrad import native
+from tests.simt import host_executor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+SOURCES = (
+    host_executor.REPOSITORY / "csrc/rowwise_adagrad/rowwise_adagrad_cuda.cu",
+    host_executor.HERE / "rowwise_adagrad.cpp",
+)
+SEEDS = count()
+"""Every call runs the threads in another order."""
+
+
+class Params(ctypes.Structure):
+    """argus::rowwise_adagrad::Params."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("table", "state", "gradients", "rows", "order")),
+        *((name, ctypes.c_int64) for name in ("table_rows", "table_stride", "count", "width")),
+        *((name, ctypes.c_int) for name in ("table_dtype", "state_dtype", "gradient_dtype")),
+        *((name, ctypes.c_double) for name in ("lr", "eps", "weight_decay")),
+    )
+
+
+def rowwise_adagrad(
+    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
+) -> None:
+    """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
+    if row_gradients.numel() == 0:
+        return
+    ordered, order = rows.sort(stable=True)
+    gradients = row_gradients.contiguous()
+    params = Params(
+        table=table.data_ptr(),
+        state=state.data_ptr(),
+        gradients=gradients.data_ptr(),
+        rows=ordered.data_ptr(),
+        order=order.data_ptr(),
+        table_rows=table.shape[0],
+        table_stride=table.stride(0),
+        count=rows.shape[0],
+        width=table.shape[1],
+        table_dtype=DTYPES[table.dtype],
+        state_dtype=DTYPES[state.dtype],
+        gradient_dtype=DTYPES[gradients.dtype],
+        lr=lr,
+        eps=eps,
+        weight_decay=weight_decay,
+    )
+    report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
+    function = host_executor.load("rowwise_adagrad", SOURCES).rowwise_adagrad_on_host
+    function(ctypes.byref(params), ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
+    if report.value:
+        raise RuntimeError(report.value.decode())
+
+
+def _why_not(inputs: Inputs) -> list[str]:
+    # Everything the CUDA backend wants, but on the CPU.
+    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+
+
+ROWWISE_ADAGRAD = Backend("cuda_on_host", rowwise_adagrad, why_not=_why_not, available=host_executor.why_not)

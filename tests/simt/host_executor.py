@@ -1,0 +1,99 @@
+"""Builds the test libraries that run device code on the CPU: the executor as it is, device code instrumented.
+
+What was compiled is kept in build/simt under a digest of its sources, so that it is compiled once, not once a process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from build_support import decide
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+EXECUTOR = tuple(sorted((REPOSITORY / "csrc/simt").glob("*.cpp")))
+WARNINGS = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
+FLAGS = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS, "-Icsrc", "-Itests/simt")
+PLAIN = ("-O2",)
+# The thread sanitizer's instrumentation, without its runtime, shows every load and store to the executor.
+INSTRUMENTED = ("-O1", "-fsanitize=thread,undefined", "-fno-sanitize=vptr", "-x", "c++")
+REPORT_BYTES = 4096
+
+
+def why_not() -> str | None:
+    """Why device code cannot be run here, or None."""
+    try:
+        compiler = decide.find_compiler(os.environ)
+    except decide.BuildError as error:
+        return str(error)
+    defined = subprocess.run(
+        [*shlex.split(compiler.command), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True
+    ).stdout
+    if "__clang__" in defined or "__GNUC__" not in defined:
+        return f"the executor's checks need g++, and the compiler is {compiler.version}"
+    return None
+
+
+@cache
+def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
+    """The library made of the executor and of `sources`, which hold device code."""
+    # The executor comes first: of a function template that both use, the linker keeps the copy without instrumentation.
+    parts = [*((PLAIN, path) for path in EXECUTOR), *((INSTRUMENTED, path) for path in sources)]
+    with _locked_folder() as folder:
+        objects = [_object(folder, flags, path) for flags, path in parts]
+        library = folder / f"{name}-{_digest(*(path.name for path in objects))}.so"
+        if not library.exists():
+            _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
+    return ctypes.CDLL(str(library))
+
+
+@contextmanager
+def _locked_folder() -> Iterator[Path]:
+    folder = REPOSITORY / "build" / "simt"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
+def _compiler() -> list[str]:
+    return shlex.split(decide.find_compiler(os.environ).command)
+
+
+def _digest(*parts: str | bytes) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@cache
+def _headers() -> str:
+    files = [*(REPOSITORY / "csrc").rglob("*.h"), *(REPOSITORY / "csrc").rglob("*.cuh"), *HERE.glob("*.*h")]
+    return _digest(*(path.read_bytes() for path in sorted(files)))
+
+
+def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
+    digest = _digest(*_compiler(), *FLAGS, *flags, _headers(), source.read_bytes())
+    target = folder / f"{source.parent.name}-{source.name}-{digest}.o"
+    if not target.exists():
+        _make(target, [*FLAGS, *flags, "-c", str(source)])
+    return target
+
+
+def _make(target: Path, arguments: Sequence[str]) -> None:
+    """Compiles or links `target`, then removes what it replaces."""
+    fresh = target.with_suffix(".new")
+    command = [*_compiler(), *arguments, "-o", str(fresh)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    for old in target.parent.glob(f"{target.stem.rpartition('-')[0]}-*{target.suffix}"):
+        old.unlink()
+    os.replace(fresh, target)

@@ -1,0 +1,117 @@
+"""The CUDA kernel of rowwise_adagrad_, held to the error rule and to its promises on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from argus_kernels import rowwise_adagrad_
+from argus_kernels.core import Sample
+from argus_kernels.ops.rowwise_adagrad import OP
+from argus_kernels.ops.rowwise_adagrad.samples import drawn
+from argus_kernels.testing import require_close, run_op, small_samples
+from argus_kernels.testing.harness import draw
+from tests.simt import cuda_on_host
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+NAME = cuda_on_host.ROWWISE_ADAGRAD.name
+
+
+@pytest.fixture(autouse=True)
+def _with_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    reason = cuda_on_host.ROWWISE_ADAGRAD.available()
+    if reason is not None:
+        pytest.skip(reason)
+    assert NAME not in [backend.name for backend in OP.backends]
+    monkeypatch.setattr(OP, "backends", (*OP.backends, cuda_on_host.ROWWISE_ADAGRAD))
+    yield
+
+
+def arguments(count: int = 60, width: int = 37, dtype: torch.dtype = torch.float32, **options: Any) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(count)
+    return {
+        "table": torch.randn(20, width, generator=generator).to(dtype),
+        "state": torch.rand(20, generator=generator),
+        "rows": torch.randint(-1, 20, (count,), generator=generator),
+        "row_gradients": torch.randn(count, width, generator=generator).to(dtype),
+        "lr": 0.1,
+        **options,
+    }
+
+
+def updated(given: dict[str, Any], backend: str) -> tuple[Tensor, Tensor]:
+    table, state = given["table"].clone(), given["state"].clone()
+    rowwise_adagrad_(**{**given, "table": table, "state": state}, backend=backend)
+    return table, state
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "sample", [*small_samples(OP), drawn([5, 0, 90, 33], 4, 21)], ids=lambda sample: str(sample.name)
+)
+def test_error_rule(sample: Sample, dtype: torch.dtype) -> None:
+    results: dict[str, list[list[Tensor]]] = {}
+    for seed in range(6):
+        given, exact = draw(sample, dtype, seed), draw(sample, dtype, seed, exact=True)
+        for place, (values, backend) in enumerate(((given, NAME), (exact, "eager"), (given, "eager"))):
+            for name, value in run_op(OP, sample, values, backend, dtype=dtype, seed=seed).results.items():
+                results.setdefault(name, [[], [], []])[place].append(value)
+    assert set(results) == {"table", "state"}
+    for name, (ours, truth, theirs) in results.items():
+        require_close(name, ours, truth, theirs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_in_every_order_of_the_threads(dtype: torch.dtype) -> None:
+    given = arguments(dtype=dtype, weight_decay=0.1)
+    first = updated(given, NAME)
+    for _ in range(5):
+        again = updated(given, NAME)
+        assert torch.equal(again[0], first[0]) and torch.equal(again[1], first[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_float32_gradients_of_a_narrow_table(dtype: torch.dtype) -> None:
+    given = arguments(dtype=dtype)
+    given["row_gradients"] = given["row_gradients"].float()
+    for ours, reference in zip(updated(given, NAME), updated(given, "reference"), strict=True):
+        torch.testing.assert_close(ours, reference)
+
+
+def test_a_table_of_wide_rows_and_one_of_many_gradients() -> None:
+    for given in (arguments(4, 300), arguments(700, 3)):
+        for ours, reference in zip(updated(given, NAME), updated(given, "reference"), strict=True):
+            torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_within_a_wider_matrix() -> None:
+    given = arguments()
+    whole = torch.full((20, 50), float("nan"))
+    whole[:, 5:42] = given["table"]
+    dense, _ = updated(given, NAME)
+    rowwise_adagrad_(**{**given, "table": whole[:, 5:42], "state": given["state"].clone()}, backend=NAME)
+    assert torch.equal(whole[:, 5:42], dense)
+    assert whole[:, :5].isnan().all() and whole[:, 42:].isnan().all()
+
+
+def test_rows_outside_the_table_are_left_out() -> None:
+    given = arguments(weight_decay=0.1)
+    table, state = updated(given, NAME)
+    given["rows"][given["rows"] < 0] = 20
+    for outside in (20, 2**40, -7):
+        given["rows"][given["rows"] > 19] = outside
+        again, again_state = given["table"].clone(), given["state"].clone()
+        cuda_on_host.rowwise_adagrad(again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1)
+        assert torch.equal(again, table) and torch.equal(again_state, state)
+        given["rows"][given["rows"] < 0] = 20
+
+
+def test_inputs_that_cuda_refuses_are_refused() -> None:
+    given = arguments()
+    given = {**given, "table": given["table"].double(), "row_gradients": given["row_gradients"].double()}
+    with pytest.raises(ValueError, match=r"rowwise_adagrad_\[cuda_on_host\]: table is float64"):
+        rowwise_adagrad_(**given, backend=NAME)
