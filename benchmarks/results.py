@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 PASSES = ("forward", "backward", "forward_backward", "step")
+NOT_WANTED = "was not asked for"
+"""Why a peer is missing that the command line left out."""
 RESULTS = Path(__file__).resolve().parent / "results"
 _REPOSITORY = Path(__file__).resolve().parents[1]
 _LIBRARIES = (

@@ -15,7 +15,7 @@ from benchmarks.cases import Case, Spec
 from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.contest import Contest, Pass
 from benchmarks.peers import peers_of
-from benchmarks.results import PeerResult, Record
+from benchmarks.results import NOT_WANTED, PeerResult, Record
 from benchmarks.timing import Budget, CudaTimer, timer
 from benchmarks.verify import Judge
 
@@ -174,7 +174,7 @@ def _peer_results(measured: Pass, op: str, wanted: tuple[str, ...] | None, ours:
         if timed is not None:
             found[peer.name] = PeerResult(timed.p50, measured.peak_bytes[peer.name], timed.p50 / ours)
         elif wanted is not None and peer.name not in wanted:
-            found[peer.name] = PeerResult(skipped="was not asked for")
+            found[peer.name] = PeerResult(skipped=NOT_WANTED)
         else:
             found[peer.name] = PeerResult(skipped=measured.skipped[peer.name])
     return found

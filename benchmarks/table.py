@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.results import Record
+from benchmarks.results import NOT_WANTED, Record
 
 WIDTH = 140
 """Columns where there is no terminal to ask."""
@@ -58,7 +58,7 @@ def notes(records: Sequence[Record]) -> list[str]:
     skipped: dict[tuple[str, str], list[str]] = {}
     for record in records:
         for name, peer in record.peers.items():
-            if peer.skipped:
+            if peer.skipped and peer.skipped != NOT_WANTED:
                 places = skipped.setdefault((name, peer.skipped), [])
                 place = f"{record.op} {record.case} {record.dtype}"
                 if place not in places:

@@ -17,6 +17,7 @@ from argus_kernels.core import Backend, Op, Sample
 from argus_kernels.ops import feedback_loss
 from benchmarks import cli
 from benchmarks.cases import Spec
+from benchmarks.compare import compare
 from benchmarks.peers import Peer, peers_of
 from benchmarks.results import Record, read_records
 from benchmarks.runner import Environment, Run, Settings
@@ -179,6 +180,26 @@ def test_backends_are_chosen_and_absent_ones_explained(
     assert {record.backend for found in run.records() for record in found} == {"reference"}
     assert run.absent == {("feedback_loss", "triton"): "triton needs a GPU"}
     assert not records_of(small_spec, environment, short, backends=("triton",))
+
+
+@pytest.mark.usefixtures("plain_peers")
+def test_a_planted_slow_kernel_is_marked_by_compare(
+    small_spec: Spec, environment: Environment, with_backend: Callable[[Backend], None]
+) -> None:
+    """The same backend three times: as it is, again, and with naps half as long again."""
+
+    def napping(seconds: float) -> list[Record]:
+        def forward(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return REFERENCE.forward(*arguments)
+
+        with_backend(dataclasses.replace(REFERENCE, name="napping", forward=forward))
+        budget = Budget(seconds=1.0, min_repeats=10, max_repeats=40)
+        return records_of(small_spec, environment, budget, backends=("napping",), peers=())
+
+    before, same, slowed = napping(0.02), napping(0.02), napping(0.03)
+    assert not compare(before, same).is_worse
+    assert "forward" in {change.key[3] for change in compare(before, slowed).slower}
 
 
 def test_truth_sees_a_slightly_wrong_gradient(small_spec: Spec, with_backend: Callable[[Backend], None]) -> None:
