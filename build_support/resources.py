@@ -1,0 +1,163 @@
+"""What nvcc makes of the CUDA kernels: registers, spills, shared memory and matrix instructions, for each architecture.
+
+    python -m build_support.resources [folder]
+
+compiles csrc/<op>/*.cu and writes the figures as cuda.json and cuda.md into the folder, which is
+benchmarks/results/static/ where none is given. No GPU is needed; tests/test_compile_targets.py holds the limits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from build_support.compile import NOT_OPS
+from build_support.decide import BuildError, Toolkit, find_toolkit
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = ("80", "90a", "100")
+SHARED_LIMIT = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10}
+"""Bytes of shared memory that a block may have (CUDA programming guide, table of compute capabilities)."""
+STATIC_SHARED_LIMIT = 48 << 10
+FLAGS = ("-std=c++20", "-O3", "-Icsrc", "-Xptxas=-v", "-fatbin")
+COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
+"""Instructions worth counting: matrix product, ldmatrix, cp.async, and global accesses of 16 bytes."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One kernel for one architecture; bytes are a thread's, but for shared memory, which is a block's."""
+
+    source: str
+    kernel: str
+    architecture: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+    instructions: dict[str, int]
+
+
+def op_kernels(root: Path = ROOT) -> list[Path]:
+    """The .cu files of the ops."""
+    return sorted(path for path in root.glob("csrc/*/*.cu") if path.parent.name not in NOT_OPS)
+
+
+def cuobjdump() -> str | None:
+    """The cuobjdump on PATH, else the one that Triton carries."""
+    found = shutil.which("cuobjdump")
+    triton = find_spec("triton") if found is None else None
+    if triton is not None and triton.submodule_search_locations:
+        bundled = Path(triton.submodule_search_locations[0], "backends", "nvidia", "bin", "cuobjdump")
+        found = str(bundled) if bundled.exists() else None
+    return found
+
+
+def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = ()) -> list[Figures]:
+    """Compiles `source` for every architecture and reads what ptxas and the machine code say of its kernels.
+
+    Raises:
+        BuildError: nvcc refuses the source.
+    """
+    gencode = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "kernels.fatbin"
+        words = [str(toolkit.nvcc), *FLAGS, *gencode, *(f"-I{path}" for path in include), str(source)]
+        done = subprocess.run([*words, "-o", str(output)], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise BuildError(f"nvcc refuses {source}:\n{done.stdout}{done.stderr}")
+        counts = _instructions(output)
+    name = str(source.relative_to(ROOT))
+    return [
+        Figures(name, kernel, architecture, *numbers, counts.get((kernel, architecture), {}))
+        for kernel, architecture, *numbers in _ptxas_lines(_demangled(done.stdout + done.stderr))
+    ]
+
+
+def _ptxas_lines(text: str) -> list[tuple[str, str, int, int, int, int]]:
+    """Kernel, architecture, registers, stack, spilled and shared bytes out of ptxas -v."""
+    pattern = (
+        r"Compiling entry function '(?P<kernel>[^\n]+)' for 'sm_(?P<architecture>\w+)'\n"
+        r"[^\n]*Function properties[^\n]*\n\s*(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+        r"(?P<loads>\d+) bytes spill loads\n[^\n]*Used (?P<registers>\d+) registers(?P<rest>[^\n]*)"
+    )
+    found = []
+    for match in re.finditer(pattern, text):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        spilled = int(match["stores"]) + int(match["loads"])
+        numbers = (int(match["registers"]), int(match["stack"]), spilled, int(shared[1]) if shared else 0)
+        found.append((match["kernel"], match["architecture"], *numbers))
+    return sorted(found, key=lambda one: (one[0], int(one[1].rstrip("af"))))
+
+
+def _instructions(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
+    """How often each kernel's machine code has the instructions in COUNTED, by kernel and architecture."""
+    program = cuobjdump()
+    if program is None:
+        return {}
+    near = {**os.environ, "PATH": f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    listing = subprocess.run([program, "-sass", str(binary)], capture_output=True, text=True, env=near, check=True)
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    architecture, kernel, seen = "", "", Counter[str]()
+    for line in _demangled(listing.stdout).splitlines():
+        if place := re.match(r"\s*(?:arch = sm_(\w+)|Function : (.+))$", line):
+            architecture, kernel = place[1] or architecture, place[2] or ""
+            seen = Counter()
+        elif instruction := re.search(r"\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9.]*)", line):
+            seen.update(name for name in COUNTED if instruction[1].startswith(name))
+            counts[kernel.strip(), architecture] = dict(seen)
+    return counts
+
+
+def _demangled(text: str) -> str:
+    program = shutil.which("c++filt")
+    return subprocess.run([program], input=text, capture_output=True, text=True).stdout if program else text
+
+
+def table(figures: Sequence[Figures], toolkit: Toolkit) -> str:
+    """The figures as a Markdown page."""
+    lines = [
+        "# What nvcc makes of the CUDA kernels",
+        "",
+        f"nvcc {toolkit.version}, written by `python -m build_support.resources`. Bytes of stack and spills are a",
+        "thread's, of static shared memory a block's.",
+        "",
+        "| kernel | sm | registers | stack | spills | shared | instructions |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for one in figures:
+        counted = ", ".join(f"{count} × {name}" for name, count in one.instructions.items()) or "–"
+        kernel = re.sub(r"^void |\(.*\)$", "", one.kernel).replace("|", r"\|")
+        lines.append(
+            f"| `{kernel}` | {one.architecture} | {one.registers} | {one.stack_bytes} | {one.spill_bytes} | "
+            f"{one.shared_bytes} | {counted} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes cuda.json and cuda.md."""
+    toolkit = find_toolkit(os.environ)
+    if toolkit is None:
+        raise SystemExit("build_support.resources: no working nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+    figures = [one for source in op_kernels() for one in measure(source, toolkit)]
+    folder = Path(arguments[0]) if arguments else ROOT / "benchmarks" / "results" / "static"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"nvcc": toolkit.version, "kernels": [asdict(one) for one in figures]}
+    (folder / "cuda.json").write_text(json.dumps(record, indent=1) + "\n")
+    (folder / "cuda.md").write_text(table(figures, toolkit))
+    print(f"{len(figures)} kernels written to {folder}/cuda.json and cuda.md")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

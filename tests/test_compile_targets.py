@@ -1,0 +1,68 @@
+"""What nvcc makes of every CUDA kernel for every target: no spills, registers and shared memory within the chip's."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from build_support import decide, resources
+from build_support.resources import Figures
+
+TOOLKIT = decide.find_toolkit(os.environ)
+PLANTED = resources.ROOT / "tests" / "simt"
+MATRIX_KERNELS = PLANTED / "matrix_kernels.cu"
+KERNELS = [*resources.op_kernels(), MATRIX_KERNELS]
+
+pytestmark = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+
+
+@cache
+def figures(source: Path) -> list[Figures]:
+    assert TOOLKIT is not None
+    return resources.measure(source, TOOLKIT, [PLANTED])
+
+
+@pytest.mark.parametrize("source", KERNELS, ids=lambda path: str(path.name))
+def test_kernels_fit_every_target(source: Path) -> None:
+    found = figures(source)
+    assert {one.architecture for one in found} == set(resources.ARCHITECTURES)
+    for one in found:
+        assert one.spill_bytes == 0, one
+        assert one.stack_bytes == 0, one
+        assert 0 < one.registers <= 255, one
+        assert one.shared_bytes <= resources.STATIC_SHARED_LIMIT, one
+
+
+def test_spills_are_seen() -> None:
+    found = figures(PLANTED / "spilling.cu")
+    assert [one.architecture for one in found] == list(resources.ARCHITECTURES)
+    assert all(one.spill_bytes > 0 and one.registers <= 32 for one in found)
+
+
+def test_ptx_becomes_the_instructions_it_names() -> None:
+    if resources.cuobjdump() is None:
+        pytest.skip("cuobjdump is neither on PATH nor in triton")
+    expected = {"tiled": {"HMMA", "LDSM", "LDGSTS"}, "multiply": {"HMMA"}, "load": {"LDSM"}}
+    for one in figures(MATRIX_KERNELS):
+        (kernel,) = [name for name in expected if f"::{name}" in one.kernel]
+        assert set(one.instructions) & {"HMMA", "LDSM", "LDGSTS"} == expected[kernel], one
+
+
+def test_the_table_names_every_kernel() -> None:
+    assert TOOLKIT is not None
+    found = [one for source in resources.op_kernels() for one in figures(source)]
+    page = resources.table(found, TOOLKIT)
+    assert page.count("\n| `argus::") == len(found)
+    for one in found:
+        assert f"| {one.architecture} | {one.registers} | 0 | 0 |" in page
+
+
+def test_a_source_that_nvcc_refuses(tmp_path: Path) -> None:
+    assert TOOLKIT is not None
+    source = tmp_path / "wrong.cu"
+    source.write_text("__global__ void wrong() { undeclared(); }\n")
+    with pytest.raises(decide.BuildError, match=r"nvcc refuses .*wrong\.cu"):
+        resources.measure(source, TOOLKIT)
