@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from argus_kernels.doctor import cpu_model
+
 PASSES = ("forward", "backward", "forward_backward", "step")
 NOT_WANTED = "was not asked for"
 """Why a peer is missing that the command line left out."""
@@ -149,7 +151,7 @@ def read_records(path: Path) -> list[Record]:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What the figures were measured on: name, device, cores, threads, memory."""
-    cpu = _cpu_model()
+    cpu = cpu_model()
     facts: dict[str, Any] = {
         "name": machine_name(device),
         "device": device,
@@ -167,7 +169,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 def machine_name(device: str = "cpu") -> str:
     """A folder name for this class of machine, such as "amd-epyc-2-cores" or "nvidia-h200"."""
-    name = torch.cuda.get_device_name(0) if device == "cuda" else f"{_cpu_model()} {_cores()} cores"
+    name = torch.cuda.get_device_name(0) if device == "cuda" else f"{cpu_model()} {_cores()} cores"
     return "-".join("".join(letter if letter.isalnum() else " " for letter in name.lower()).split())
 
 
@@ -193,15 +195,6 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
 
 
 def _cores() -> int:
