@@ -11,6 +11,16 @@
 #include "simt/executor.h"
 #include "simt/fiber.h"
 
+// In a build with the address sanitizer the bytes around buffers and arrays are its red zones as well.
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define ARGUS_POISON(address, bytes) __asan_poison_memory_region(address, bytes)
+#define ARGUS_UNPOISON(address, bytes) __asan_unpoison_memory_region(address, bytes)
+#else
+#define ARGUS_POISON(address, bytes) static_cast<void>(0)
+#define ARGUS_UNPOISON(address, bytes) static_cast<void>(0)
+#endif
+
 namespace argus::simt {
 
 const Fiber& current_fiber();
@@ -18,7 +28,7 @@ const Fiber& current_fiber();
 namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
-constexpr size_t kSharedGap = 128, kMostShared = 227 << 10;
+constexpr size_t kSharedGap = 128, kMostShared = 227 << 10, kArenaBytes = kMostShared + 64 * kSharedGap;
 constexpr uintptr_t kFar = 64 << 10;  // from a buffer, where an address is no longer said to be off its end
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
@@ -74,7 +84,7 @@ struct Order {
 struct Memory {
   std::vector<std::unique_ptr<Region>> buffers, arrays;
   std::vector<const void*> tags;
-  std::unique_ptr<unsigned char[]> arena{new unsigned char[kMostShared + 64 * kSharedGap]};
+  std::unique_ptr<unsigned char[]> arena{new unsigned char[kArenaBytes]};
   size_t arena_used = 0, shared_used = 0;
   void* dynamic = nullptr;
   uintptr_t arguments = 0;
@@ -204,6 +214,7 @@ void* add_array(const std::string& name, const void* tag, size_t bytes) {
   void* data = reinterpret_cast<void*>(base + memory.arena_used);
   // Unused bytes between arrays stay out of bounds.
   memory.arena_used += aligned + kSharedGap;
+  ARGUS_UNPOISON(data, bytes);
   std::memset(data, 0xff, bytes);
   memory.arrays.push_back(make_region(name, data, bytes, true, true));
   memory.tags.push_back(tag);
@@ -235,11 +246,14 @@ DeviceBuffer::DeviceBuffer(std::string name, const void* from, void* back, size_
       (reinterpret_cast<uintptr_t>(memory_.get()) + kGuardBytes + kLine - 1) / kLine * kLine;
   data_ = reinterpret_cast<void*>(line + reinterpret_cast<uintptr_t>(from) % kLine);
   if (bytes > 0) std::memcpy(data_, from, bytes);
+  ARGUS_POISON(memory_.get(), bytes + 2 * kGuardBytes + 2 * kLine);
+  ARGUS_UNPOISON(data_, bytes);
   memory.buffers.push_back(make_region("buffer '" + name + "'", data_, bytes, false, back != nullptr));
 }
 
 DeviceBuffer::~DeviceBuffer() {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data_);
+  ARGUS_UNPOISON(memory_.get(), bytes_ + 2 * kGuardBytes + 2 * kLine);
   std::erase_if(memory.buffers, [&](const auto& region) { return region->begin == begin; });
 }
 
@@ -282,7 +296,7 @@ void* dynamic_shared() {
 void require_shared(const char* instruction, const void* pointer, size_t alignment) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
   const uintptr_t arena = reinterpret_cast<uintptr_t>(memory.arena.get());
-  if (address - arena >= kMostShared + 64 * kSharedGap) {
+  if (address - arena >= kArenaBytes) {
     fault(std::string(instruction) + " of an address that is not in shared memory");
   }
   if (address % alignment != 0) {
@@ -336,6 +350,7 @@ void begin_block_memory(int threads, size_t dynamic_bytes) {
   memory.arrays.clear();
   memory.tags.clear();
   memory.arena_used = memory.shared_used = 0;
+  ARGUS_POISON(memory.arena.get(), kArenaBytes);
   memory.copies.assign(threads, {});
   ++memory.order.block;
   memory.order.epoch = 0;

@@ -26,6 +26,7 @@ FLAGS = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 PLAIN = ("-O2",)
 # The thread sanitizer's instrumentation, without its runtime, shows every load and store to the executor.
 INSTRUMENTED = ("-O1", "-fsanitize=thread,undefined", "-fno-sanitize=vptr", "-x", "c++")
+ADDRESS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-x", "c++")
 REPORT_BYTES = 4096
 
 
@@ -43,6 +44,18 @@ def why_not() -> str | None:
     return None
 
 
+def why_not_address() -> str | None:
+    """Why nothing can be built with the address sanitizer, or None."""
+    missing = why_not()
+    if missing is not None:
+        return missing
+    for library in ("libasan.so", "libubsan.so"):
+        place = subprocess.check_output([*_compiler(), f"-print-file-name={library}"], text=True).strip()
+        if place == library:
+            return f"the compiler has no {library}"
+    return None
+
+
 @cache
 def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     """The library made of the executor and of `sources`, which hold device code."""
@@ -54,6 +67,17 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
         if not library.exists():
             _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
     return ctypes.CDLL(str(library))
+
+
+def program(name: str, sources: Sequence[Path]) -> Path:
+    """The executable made of the executor and of `sources`, all under the compiler's own sanitizers."""
+    executor = [path for path in EXECUTOR if path.name != "instrument.cpp"]
+    with _locked_folder() as folder:
+        objects = [_object(folder / "address", ADDRESS, path) for path in (*executor, *sources)]
+        made = folder / f"{name}-{_digest(*(path.name for path in objects))}.run"
+        if not made.exists():
+            _make(made, ["-fsanitize=address,undefined", *map(str, objects)])
+    return made
 
 
 @contextmanager
@@ -82,6 +106,7 @@ def _headers() -> str:
 def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
     digest = _digest(*_compiler(), *FLAGS, *flags, _headers(), source.read_bytes())
     target = folder / f"{source.parent.name}-{source.name}-{digest}.o"
+    folder.mkdir(exist_ok=True)
     if not target.exists():
         _make(target, [*FLAGS, *flags, "-c", str(source)])
     return target

@@ -169,6 +169,18 @@ ARGUS_CASE(atomics_of_every_type) {
   expect("swapped", 0, result.swapped, 384u);
 }
 
+__constant__ float kWeights[4] = {1.0f, 10.0f, 100.0f, 1000.0f};
+
+__global__ void weigh(const float* in, float* out) {
+  out[threadIdx.x] = in[threadIdx.x] * kWeights[threadIdx.x % 4];
+}
+
+ARGUS_CASE(constants) {
+  Buffer<float> in("in", cases::counted(32)), out("out", 32);
+  launch("weigh", weigh, LaunchShape{dim3(1), dim3(32)}, nullptr, in.get(), out.get());
+  expect("out", 7, out.result()[7], 7000.0f);
+}
+
 __global__ void arrivals(unsigned* next, unsigned* order) {
   order[atomicAdd(next, 1u)] = blockIdx.x * blockDim.x + threadIdx.x;
 }

@@ -1,5 +1,8 @@
-// The cases by number, for ctypes.
+// The cases by number, for ctypes; with the address sanitizer, a program that runs the cases it is given.
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 
 #include "cases.h"
 
@@ -43,3 +46,22 @@ ARGUS_EXPORT void case_run(int index, uint64_t seed, char* report, size_t bytes)
   std::strncpy(report, text.c_str(), bytes - 1);
   report[bytes - 1] = '\0';
 }
+
+#if defined(__SANITIZE_ADDRESS__)
+// main seeds name…: the reports of each case under seeds 0 … seeds − 1.
+int main(int count, char** arguments) {
+  const uint64_t seeds = std::strtoull(arguments[1], nullptr, 10);
+  for (int i = 2; i < count; ++i) {
+    for (uint64_t seed = 0; seed < seeds; ++seed) {
+      for (int index = 0; index < case_count(); ++index) {
+        if (std::string_view(case_name(index)) != arguments[i]) continue;
+        char report[4096];
+        case_run(index, seed, report, sizeof(report));
+        std::printf("%s %s\n", arguments[i], report);
+        std::fflush(stdout);
+      }
+    }
+  }
+  return 0;
+}
+#endif

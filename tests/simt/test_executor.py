@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +108,43 @@ def test_a_launch_after_a_fault_is_unharmed(run: Callable[[str, int], str]) -> N
     for name in FAULTS:
         assert run(f"fault_{name}", 0)
         assert run("tiled_product", 0) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(host_executor.why_not_address() is not None, reason=str(host_executor.why_not_address()))
+class TestUnderTheAddressSanitizer:
+    """The same cases, executor included, built with the compiler's own sanitizers in place of the executor's checks."""
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        built = host_executor.program("cases", SOURCES)
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+        return subprocess.run([built, *words], capture_output=True, text=True, env=environment)
+
+    def test_right_kernels_are_clean(self) -> None:
+        done = self.run("3", *RIGHT)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [f"{name} " for name in RIGHT for _ in range(3)]
+
+    @pytest.mark.parametrize(
+        ("name", "error", "function"),
+        [
+            ("global_read_past_the_end", "AddressSanitizer: use-after-poison", "shift"),
+            ("global_read_before_the_beginning", "AddressSanitizer: use-after-poison", "shift"),
+            ("global_write_past_the_end", "AddressSanitizer: use-after-poison", "shift"),
+            ("shared_read_past_the_end", "AddressSanitizer: use-after-poison", "neighbour"),
+            ("shared_read_before_the_beginning", "AddressSanitizer: use-after-poison", "neighbour"),
+            ("index_in_registers", "index 4 out of bounds for type 'float [4]'", "in_registers"),
+        ],
+    )
+    def test_out_of_bounds(self, name: str, error: str, function: str) -> None:
+        done = self.run("1", f"fault_{name}")
+        assert done.returncode != 0
+        assert error in done.stderr
+        assert re.search(rf"#\d+ 0x\w+ in .*{function}", done.stderr)
+
+    def test_barriers_are_held_too(self) -> None:
+        done = self.run("1", "fault_barrier_without_exited_threads")
+        assert "divergent barrier: 48 threads wait in __syncthreads" in done.stdout
 
 
 def test_rounding_to_narrow_types_is_that_of_torch(library: ctypes.CDLL) -> None:
