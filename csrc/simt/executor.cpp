@@ -147,6 +147,7 @@ void run_block(const Grid& grid) {
     executor.runnable[chosen] = executor.runnable.back();
     executor.runnable.pop_back();
     threadIdx = thread_index(executor.current);
+    begin_step();
     executor.threads[executor.current].fiber.resume();
     if (!executor.report.empty()) throw_report();
   }

@@ -30,6 +30,7 @@ namespace {
 constexpr size_t kGuardBytes = 4096, kLine = 256;
 constexpr size_t kSharedGap = 128, kMostShared = 227 << 10, kArenaBytes = kMostShared + 64 * kSharedGap;
 constexpr uintptr_t kFar = 64 << 10;  // from a buffer, where an address is no longer said to be off its end
+constexpr size_t kMostAccesses = 1 << 22;
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
 // When and by whom a byte was touched. Blocks are numbered through all launches.
@@ -89,6 +90,7 @@ struct Memory {
   void* dynamic = nullptr;
   uintptr_t arguments = 0;
   size_t arguments_bytes = 0;
+  size_t accesses = 0;  // of the running thread since it last waited
   std::vector<AsyncCopies> copies;
   Order order;
 };
@@ -277,7 +279,12 @@ void access_by(int thread, const void* pointer, size_t bytes, Kind kind) {
 }
 
 void access(const void* pointer, size_t bytes, Kind kind) {
-  if (!in_kernel() || current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) return;
+  if (!in_kernel()) return;
+  if (++memory.accesses > kMostAccesses) {
+    fault("spins: " + std::to_string(kMostAccesses) +
+          " accesses without a barrier, as a wait for another thread makes");
+  }
+  if (current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) return;
   access_by(current_thread(), pointer, bytes, kind);
 }
 
@@ -358,6 +365,10 @@ void begin_block_memory(int threads, size_t dynamic_bytes) {
   for (int thread = 0; thread < threads; ++thread) memory.order.clocks[thread][thread % kLanes] = 1;
   memory.dynamic = nullptr;
   if (dynamic_bytes > 0) memory.dynamic = add_array("dynamic shared memory", &memory, dynamic_bytes);
+}
+
+void begin_step() {
+  memory.accesses = 0;
 }
 
 void order_block() {

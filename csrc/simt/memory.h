@@ -63,6 +63,7 @@ void copy_async_wait_all();
 // Called by the executor.
 void begin_launch_memory(const void* arguments, size_t bytes);
 void begin_block_memory(int threads, size_t dynamic_bytes);
+void begin_step();
 void order_block();
 void order_lanes(int first_thread, unsigned mask);
 

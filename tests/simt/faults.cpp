@@ -210,6 +210,26 @@ ARGUS_CASE(fault_race_between_blocks) {
   run_mark<false>();
 }
 
+template <bool kSet>
+__global__ void wait_for_flag(unsigned* flag) {
+  if (kSet && threadIdx.x == 0) atomicExch(flag, 1u);
+  __syncthreads();
+  while (atomicAdd(flag, 0u) == 0u) {
+  }
+}
+
+template <bool kSet>
+void run_wait_for_flag() {
+  Buffer<unsigned> flag("flag", 1);
+  launch("wait_for_flag", wait_for_flag<kSet>, LaunchShape{dim3(1), dim3(32)}, nullptr, flag.get());
+}
+ARGUS_CASE(flag) {
+  run_wait_for_flag<true>();
+}
+ARGUS_CASE(fault_spinning) {
+  run_wait_for_flag<false>();
+}
+
 template <bool kOrdered>
 __global__ void through_shared(float* out) {
   ARGUS_SHARED(float, tile, [64]);

@@ -26,7 +26,7 @@ FLAGS = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off
 PLAIN = ("-O2",)
 # The thread sanitizer's instrumentation, without its runtime, shows every load and store to the executor.
 INSTRUMENTED = ("-O1", "-fsanitize=thread,undefined", "-fno-sanitize=vptr", "-x", "c++")
-ADDRESS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-x", "c++")
+ADDRESS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-x", "c++")
 REPORT_BYTES = 4096
 
 

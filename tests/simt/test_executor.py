@@ -53,6 +53,7 @@ FAULTS = {
     "shared_race": THREAD + r"race: (reads|writes) byte \d+ of shared array 'local', which thread \(\d+, 0, 0\) ",
     "race_between_blocks": THREAD + r"race: writes byte \d+ of buffer 'out', which thread \(\d+, 0, 0\) of another "
     "block wrote",
+    "spinning": THREAD + "spins: 4194304 accesses without a barrier",
     "missing_warp_barrier": THREAD + r"race: (reads|writes) byte \d+ of shared array 'tile'",
     "async_copy_without_wait": THREAD + r"missing wait: reads 1 byte at byte \d+ of shared array 'stages', where a "
     r"cp.async of thread \(\d+, 0, 0\) has not arrived",
@@ -100,12 +101,13 @@ def test_right_kernels_pass_under_every_seed(run: Callable[[str, int], str], nam
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_planted_faults_are_reported_under_every_seed(run: Callable[[str, int], str], name: str) -> None:
-    for seed in SEEDS:
+    # A spinning thread takes its time to be called that.
+    for seed in SEEDS[:1] if name == "spinning" else SEEDS:
         assert re.search(FAULTS[name], run(f"fault_{name}", seed)), run(f"fault_{name}", seed)
 
 
 def test_a_launch_after_a_fault_is_unharmed(run: Callable[[str, int], str]) -> None:
-    for name in FAULTS:
+    for name in FAULTS.keys() - {"spinning"}:
         assert run(f"fault_{name}", 0)
         assert run("tiled_product", 0) == ""
 
