@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -157,9 +158,11 @@ def test_the_python_of_the_tutorial_runs(folder: Path, monkeypatch: pytest.Monke
 
 
 def test_help_is_quick() -> None:
+    """Processor time, which a busy machine does not stretch as it does the clock's."""
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "python_model", "--help"], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5, f"argus --help took {min(times):.2f} s at best, expected below 0.5 s"
