@@ -121,6 +121,9 @@ class Ranking(str, Enum):
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the run; made here.", show_default=False)]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; OMP_NUM_THREADS or one for a small model by default.")
+]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the figures of the table as JSON.", show_default=False),
@@ -168,6 +171,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, runs and the report go.")] = Path("argus-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the service and of the training.")] = 0,
     device: Device = "cpu",
+    threads: Threads = None,
     json_file: Json = None,
 ) -> None:
     """See ARGUS learn and recommend, in a minute or two on a laptop.
@@ -179,7 +183,7 @@ def demo(
 
     _check(device, json_file)
     try:
-        run_demo(out, seed=seed, device=device, json_file=json_file)
+        run_demo(out, seed=seed, device=device, threads=threads, json_file=json_file)
     except KeyboardInterrupt:
         console.say(f"Stopped. The same command starts the demo anew: argus demo --out {shlex.quote(str(out))}")
         raise typer.Exit(INTERRUPTED) from None
@@ -237,6 +241,7 @@ def pretrain(
     seed: Seed = None,
     settings: Set = None,
     device: Device = "cpu",
+    threads: Threads = None,
     resume: Resume = False,
 ) -> None:
     """Pre-train: predict the next item and the feedback of every event, in one pass over each history.
@@ -244,7 +249,17 @@ def pretrain(
     Checkpoints, metrics.jsonl and TensorBoard logs (`tensorboard --logdir OUT`) go to OUT. Ctrl-C saves and leaves.
     """
     given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
-    _train("pretrain", data, out, given, recipe=recipe, size=size.value if size else None, device=device, resume=resume)
+    _train(
+        "pretrain",
+        data,
+        out,
+        given,
+        recipe=recipe,
+        size=size.value if size else None,
+        device=device,
+        threads=threads,
+        resume=resume,
+    )
 
 
 @app.command(
@@ -270,6 +285,7 @@ def finetune(
     seed: Seed = None,
     settings: Set = None,
     device: Device = "cpu",
+    threads: Threads = None,
     resume: Resume = False,
 ) -> None:
     """Fine-tune two towers: a user vector and item vectors whose dot product orders what the user was shown.
@@ -281,7 +297,7 @@ def finetune(
     if (source is None) == (not from_scratch) and not (resume and checkpoint.exists(out)):
         raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
     given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
-    _train("finetune", data, out, given, recipe=recipe, source=source, device=device, resume=resume)
+    _train("finetune", data, out, given, recipe=recipe, source=source, device=device, threads=threads, resume=resume)
 
 
 @app.command(
@@ -310,6 +326,7 @@ def evaluate(
         typer.Option(help="Score that orders impressions; pair for fine-tuned runs, next_item for others by default."),
     ] = None,
     device: Device = "cpu",
+    threads: Threads = None,
     json_file: Json = None,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a one-file HTML report.", show_default=False)
@@ -326,6 +343,7 @@ def evaluate(
     _check(device, json_file)
     dataset = load_dataset(data)
     opened = training_runs.open_runs(runs, dataset)
+    training_runs.use_threads(threads, max(run.description.model_config.width for run in opened))
     result = training_runs.evaluate_runs(
         opened, dataset, device=device, protocol=protocol.value if protocol else None, part=part.value,
         k=k, max_events=max_events, window=window, item_average=item_average,
@@ -361,6 +379,7 @@ def recommend(
     ] = Score.next_item,
     window: Window = None,
     device: Device = "cpu",
+    threads: Threads = None,
     json_file: Json = None,
 ) -> None:
     """Recommend items to users: the best of the whole catalogue after their last event, and why."""
@@ -370,12 +389,13 @@ def recommend(
     from python_model.data.schema import load_dataset
     from python_model.recommend import find_users
     from python_model.recommend import recommend as best_items
-    from python_model.runs import require_fit
+    from python_model.runs import require_fit, use_threads
 
     _check(device, json_file)
     dataset = load_dataset(data)
     description = checkpoint.read_description(run)
     require_fit(run, description, dataset)
+    use_threads(threads, description.model_config.width)
     if score is Score.pair and description.stage != "finetune":
         raise ValueError(f"--score pair needs a fine-tuned run; {run} is pre-trained only")
     users = find_users(dataset, user)
@@ -428,7 +448,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 def _train(
     stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
-    source: Path | None = None, device: str, resume: bool,
+    source: Path | None = None, device: str, threads: int | None, resume: bool,
 ) -> None:  # fmt: skip
     from python_model import checkpoint, runs
     from python_model.data.schema import load_dataset
@@ -442,6 +462,7 @@ def _train(
     model_config, train_config = runs.settings_of(
         stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
     )
+    runs.use_threads(threads, model_config.width)
     title = runs.TITLE_OF_STAGE[stage].capitalize()
     try:
         with console.TrainingProgress(title) as progress:

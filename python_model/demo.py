@@ -18,7 +18,7 @@ from python_model.data.synthetic import preset as service_preset
 from python_model.evaluate import EvaluationResult
 from python_model.recommend import UserRecommendations, recommend
 from python_model.report import Recommendations, write_report
-from python_model.runs import evaluate_runs, open_runs, stages_of
+from python_model.runs import evaluate_runs, open_runs, stages_of, use_threads
 from python_model.train import train
 
 RECIPE = RECIPES["demo"]
@@ -26,9 +26,12 @@ EVALUATED_EVENTS = 8000
 RECENT = 6
 
 
-def run_demo(out: Path, *, seed: int = 0, device: str = "cpu", json_file: Path | None = None) -> EvaluationResult:
+def run_demo(
+    out: Path, *, seed: int = 0, device: str = "cpu", threads: int | None = None, json_file: Path | None = None
+) -> EvaluationResult:
     """Run everything into `out` (data/, runs/, report.html), print the table, write its figures to json_file."""
     began = time.perf_counter()
+    use_threads(threads, RECIPE.model.width)
     _make_room(out)
     console.say("1/5 Generating a music service: users with drifting tastes, a recommender, and the truth behind both")
     generate(out / "data", service_preset("demo", seed=seed), overwrite=True)
