@@ -93,8 +93,15 @@ class Case:
         return first
 
 
-def select(ops: Sequence[str] = (), cases: Sequence[str] = (), dtypes: Sequence[str] = ("fp32", "bf16")) -> list[Spec]:
+def select(
+    ops: Sequence[str] = (),
+    cases: Sequence[str] = (),
+    dtypes: Sequence[str] = ("fp32", "bf16"),
+    device: str = "cpu",
+) -> list[Spec]:
     """The production cases of the named ops (all without a name), both dtypes of a case one after the other.
+
+    On a GPU they are those that fill it, on a CPU the others; a case that is named comes on either.
 
     The longest cases come last, so that a time budget costs few cases.
 
@@ -109,7 +116,7 @@ def select(ops: Sequence[str] = (), cases: Sequence[str] = (), dtypes: Sequence[
     return [
         Spec(op, sample, dtype)
         for op, sample in specs
-        if (not ops or op.name in ops) and (not cases or sample.name in cases)
+        if (not ops or op.name in ops) and (sample.name in cases or (not cases and sample.gpu == (device == "cuda")))
         for dtype in dtypes
     ]
 

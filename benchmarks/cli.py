@@ -39,7 +39,7 @@ def run(
     """Verify every backend, then time it beside its peers and beside what the machine can do."""
     dtypes = dtype or ["fp32", "bf16"]
     try:
-        specs = select(op or (), case or (), dtypes)
+        specs = select(op or (), case or (), dtypes, device)
         settings = _settings(specs, backend, peer, suite, device, seed, time_budget, graphs)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -70,7 +70,7 @@ def tune(
     for op, kernels in tunables.items():
         for tunable in kernels:
             times: dict[Key, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-            for spec in select([op], dtypes=dtypes):
+            for spec in select([op], dtypes=dtypes, device=device):
                 if tunable.backward and not spec.sample.grad:
                     continue
                 say(f"{tunable.kernel}: {spec.sample.name}, {spec.dtype}")

@@ -311,4 +311,6 @@ def test_unknown_backend_is_refused(op: Op) -> None:
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_production_samples_count_their_work(op: Op) -> None:
     """Every op has at least one production shape, and says what it costs without drawing it."""
-    assert [sample for sample in op.samples() if sample.production], f"{op.name} has no production sample"
+    for gpu in (False, True):
+        found = [sample for sample in op.samples() if sample.production and sample.gpu == gpu]
+        assert found, f"{op.name} has no production sample for a {'GPU' if gpu else 'CPU'}"

@@ -28,6 +28,7 @@ class HistoryCase:
     time_buckets: int = 0
     window: int | None = None
     production: bool = False
+    gpu: bool = False
     extra: tuple[tuple[str, Any], ...] = ()
     """Further arguments, which one op has and the others have not."""
 
@@ -109,6 +110,7 @@ def _sample(
         case.make,
         case.grad(),
         case.production,
+        gpu=case.gpu,
         flops=lambda arguments: forward_products * product_flops(arguments),
         bytes=lambda arguments: read(arguments) + outputs(arguments["q"]),
         backward_flops=lambda arguments: backward_products * product_flops(arguments),
@@ -153,21 +155,45 @@ def drawn_case(lengths: Sequence[int], padding: int, variant: int) -> HistoryCas
 LOGNORMAL_LENGTHS = (23, 49, 75, 103, 136, 174, 219, 274, 341, 425, 535, 684, 901, 1248, 1917, 4096)
 
 
+GPU_EVENTS = 32_768
+
+
 def production_cases() -> tuple[HistoryCase, ...]:
-    """Histories of real length, heads 4 × 64, without and with both bias tables."""
+    """Histories of real length, heads 4 × 64, without and with both bias tables; then those that fill a GPU.
+
+    The latter are the shapes that attention kernels publish (32,768 events in users of equal length, model width 2,048
+    in heads of 64 and of 128), and a jagged batch of 64 users.
+    """
     shapes = (("lognormal_16", LOGNORMAL_LENGTHS), ("single_8192", (8192,)))
-    return tuple(
-        HistoryCase(
-            name + suffix,
-            lengths,
-            heads=4,
-            width=64,
-            position_buckets=buckets,
-            time_buckets=buckets,
-            production=True,
-        )
-        for name, lengths in shapes
-        for suffix, buckets in (("", 0), ("_biases", 128))
+    biased = (("", 0), ("_biases", 128))
+    uniform = [(length, width) for width in (64, 128) for length in (2048, 4096, 8192)]
+    return (
+        *(_production(name + end, users, 4, 64, buckets) for name, users in shapes for end, buckets in biased),
+        *(_uniform(length, width) for length, width in uniform),
+        *(
+            _production("lognormal_64" + end, 4 * LOGNORMAL_LENGTHS, 16, 64, buckets, gpu=True)
+            for end, buckets in biased
+        ),
+    )
+
+
+def _uniform(length: int, width: int) -> HistoryCase:
+    users = (length,) * (GPU_EVENTS // length)
+    return _production(f"uniform_{length}_head_{width}", users, 2048 // width, width, gpu=True)
+
+
+def _production(
+    name: str, lengths: tuple[int, ...], heads: int, width: int, buckets: int = 0, *, gpu: bool = False
+) -> HistoryCase:
+    return HistoryCase(
+        name,
+        lengths,
+        heads=heads,
+        width=width,
+        position_buckets=buckets,
+        time_buckets=buckets,
+        production=True,
+        gpu=gpu,
     )
 
 

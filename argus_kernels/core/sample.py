@@ -25,6 +25,8 @@ class Sample:
     grad: tuple[str, ...] = ()
     production: bool = False
     """True for the shapes of real use, which benchmarks time; False for the small ones of tests."""
+    gpu: bool = False
+    """True for a production shape that is sized to fill a large GPU: benchmarks take it there, the others on a CPU."""
     gradcheck: bool = True
     """False where the gradient is by definition not the derivative of the output: a stop-gradient in the formula."""
     flops: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)

@@ -28,6 +28,7 @@ class _Case:
     time_buckets: int = 0
     window: int | None = None
     production: bool = False
+    gpu: bool = False
 
     def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         shape = (len(self.lengths), self.heads, self.width)
@@ -106,6 +107,7 @@ _CASES = (
         time_buckets=128,
         production=True,
     ),
+    _Case("users_128_events_8192", (8192,) * 128, heads=8, width=64, page_size=64, production=True, gpu=True),
 )
 
 
@@ -129,4 +131,4 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
 
 
 def _sample(case: _Case) -> Sample:
-    return Sample(case.name, case.make, (), case.production, flops=case.flops, bytes=case.bytes)
+    return Sample(case.name, case.make, (), case.production, gpu=case.gpu, flops=case.flops, bytes=case.bytes)

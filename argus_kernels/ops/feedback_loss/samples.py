@@ -23,6 +23,7 @@ def samples() -> list[Sample]:
         _case("one_row", 1, 2, (1,)),
         _case("no_row", 0, 3, (1, 2)),
         _case("rows_65536", 65_536, 256, (1, 1, 1, 8), production=True),
+        _case("rows_262144", 262_144, 1_024, (1, 1, 1, 8), production=True, gpu=True),
     ]
 
 
@@ -42,6 +43,7 @@ def _case(
     unobserved: int | None = None,
     garbage: bool = False,
     production: bool = False,
+    gpu: bool = False,
 ) -> Sample:
     def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         hidden = torch.randn(rows, width, generator=generator, dtype=torch.float64)
@@ -65,6 +67,7 @@ def _case(
         make,
         grad=GRAD,
         production=production,
+        gpu=gpu,
         flops=_flops,
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),

@@ -26,6 +26,7 @@ def samples() -> list[Sample]:
         _case("empty_users", [0, 0], 10),
         _case("no_user", [], 10),
         _case("events_65536", [], 25 * SECONDS_BETWEEN_EVENTS, production=True),
+        _case("events_1048576", [], 25 * SECONDS_BETWEEN_EVENTS, users=1_024, production=True, gpu=True),
     ]
 
 
@@ -47,10 +48,12 @@ def _case(
     step: float = float(SECONDS_BETWEEN_EVENTS),
     grades: int = 4,
     spread: float = 1.0,
+    users: int = 64,
     production: bool = False,
+    gpu: bool = False,
 ) -> Sample:
     def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        counts = _production_lengths(generator) if production else torch.tensor(lengths, dtype=torch.int64)
+        counts = _production_lengths(users, generator) if production else torch.tensor(lengths, dtype=torch.int64)
         total = int(counts.sum()) + padding
         gaps = torch.rand(total, generator=generator, dtype=torch.float64) * 2 * step
         times = gaps.cumsum(0).long() + 1_600_000_000
@@ -69,6 +72,7 @@ def _case(
         make,
         grad=("scores",),
         production=production,
+        gpu=gpu,
         flops=_flops,
         bytes=_bytes,
         backward_flops=_flops,
@@ -76,11 +80,12 @@ def _case(
     )
 
 
-def _production_lengths(generator: torch.Generator) -> Tensor:
-    """64 users, lengths log-normal around 1,024, 65,536 events together."""
-    weight = torch.randn(64, generator=generator).mul(0.6).exp()
-    lengths = (weight / weight.sum() * 65_536).long().clamp_min(1)
-    lengths[lengths.argmax()] += 65_536 - int(lengths.sum())
+def _production_lengths(users: int, generator: torch.Generator) -> Tensor:
+    """Lengths log-normal around 1,024, 1,024 a user together."""
+    total = 1_024 * users
+    weight = torch.randn(users, generator=generator).mul(0.6).exp()
+    lengths = (weight / weight.sum() * total).long().clamp_min(1)
+    lengths[lengths.argmax()] += total - int(lengths.sum())
     return lengths
 
 

@@ -19,6 +19,7 @@ def samples() -> list[Sample]:
         _case("no_row", 4, 3, 0),
         _case("rows_32768_of_1m", 1_000_000, 64, 32_768, production=True),
         _case("rows_16384_of_100k", 100_000, 64, 16_384, production=True),
+        _case("rows_262144_of_4m", 4_000_000, 64, 262_144, production=True, gpu=True),
     ]
 
 
@@ -39,6 +40,7 @@ def _case(
     weight_decay: float = 0.0,
     skipped: bool = False,
     production: bool = False,
+    gpu: bool = False,
 ) -> Sample:
     def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         drawn = torch.float32 if production else torch.float64
@@ -56,7 +58,7 @@ def _case(
             "weight_decay": weight_decay,
         }
 
-    return Sample(name, make, production=production, flops=_flops, bytes=_bytes)
+    return Sample(name, make, production=production, gpu=gpu, flops=_flops, bytes=_bytes)
 
 
 def _flops(arguments: dict[str, Any]) -> int:

@@ -27,6 +27,7 @@ def samples() -> list[Sample]:
         _case("no_row", 0, 4, 2),
         _case("rows_8192_candidates_16384", 8_192, 16_384, 256, catalogue=1_000_000, production=True),
         _case("full_softmax_8192_of_16384", 8_192, 16_384, 256, full=True, production=True),
+        _case("rows_65536_candidates_16384", 65_536, 16_384, 1_024, catalogue=1_000_000, production=True, gpu=True),
     ]
 
 
@@ -59,6 +60,7 @@ def _case(
     garbage: bool = False,
     full: bool = False,
     production: bool = False,
+    gpu: bool = False,
 ) -> Sample:
     def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         def normal(*shape: int) -> Tensor:
@@ -98,6 +100,7 @@ def _case(
         grad=GRAD,
         gradcheck=form == "standard",
         production=production,
+        gpu=gpu,
         flops=_flops,
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),

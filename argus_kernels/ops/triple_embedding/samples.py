@@ -38,6 +38,20 @@ def samples() -> list[Sample]:
             sparse=True,
             production=True,
         ),
+        *(
+            _case(
+                "events_131072" + ("_sparse" if sparse else ""),
+                131_072,
+                PRODUCTION_TABLES,
+                PRODUCTION_COLUMNS,
+                1_024,
+                missing=0.0,
+                sparse=sparse,
+                production=True,
+                gpu=True,
+            )
+            for sparse in (False, True)
+        ),
     ]
 
 
@@ -60,6 +74,7 @@ def _case(
     missing: float = 0.2,
     sparse: bool = False,
     production: bool = False,
+    gpu: bool = False,
 ) -> Sample:
     def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         def normal(*shape: int) -> Tensor:
@@ -80,6 +95,7 @@ def _case(
         make,
         grad=GRAD if bias else GRAD[:2],
         production=production,
+        gpu=gpu,
         flops=_flops,
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),
