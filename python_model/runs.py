@@ -32,8 +32,8 @@ TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 def use_threads(threads: int | None, width: int) -> None:
     """Set the CPU threads of this process: `threads`; else OMP_NUM_THREADS where set; else one for a narrow model.
 
-    Measured on 2 cores: a model of width 64 trains 11,000 events/s on one thread and 2,000 on two, which spend their
-    time waiting for each other around products that take microseconds.
+    Measured with a model of width 64: on 2 idle cores 10,000 events/s on one thread and 12,300 on two, but 500 to
+    2,000 on two beside another job, because threads wait for each other around products that take microseconds.
     """
     if threads is not None:
         torch.set_num_threads(threads)
