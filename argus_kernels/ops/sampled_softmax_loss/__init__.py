@@ -104,7 +104,8 @@ def sampled_softmax_loss(
         scale=scale.to(statistics),
         row_weight=None if row_weight is None else _constant(row_weight, statistics),
     )
-    return OP(*given, backend=backend)
+    loss, lse, _ = OP(*given, backend=backend)
+    return loss, lse
 
 
 def _constant(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -179,10 +180,14 @@ def _require(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
         raise ValueError(f"sampled_softmax_loss: {place} is {float(value[position])}, expected {expected}")
 
 
-def _fake(inputs: Inputs) -> tuple[Tensor, Tensor]:
+def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     query = inputs.query
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    return query.new_empty(query.shape[0], dtype=dtype), query.new_empty(query.shape[0], dtype=dtype)
+    rows, dtype = query.shape[0], torch.promote_types(query.dtype, torch.float32)
+    return (
+        query.new_empty(rows, dtype=dtype),
+        query.new_empty(rows, dtype=dtype),
+        query.new_empty(2, rows, dtype=dtype),
+    )
 
 
 BACKENDS = (Backend("reference", reference.forward, reference.backward),)
@@ -194,7 +199,7 @@ OP = Op(
         "Tensor? positive_log_q, Tensor scale, Tensor? row_weight, Tensor? query_owner, Tensor? candidate_owner, "
         "str form"
     ),
-    returns="(Tensor, Tensor)",
+    returns="(Tensor, Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,
     differentiable=("query", "positive", "candidates", "scale"),

@@ -45,12 +45,18 @@ class Relative(NamedTuple):
     """[N, M]: s_nm − s⁺; −∞ where the candidate is left out."""
     own: Tensor | None
     """[N]: the positive's own term in the denominator, −positive_log_q; None in the refined form, which has none."""
+    negatives: Tensor
+    """[N]: log-sum-exp of the candidates' scores alone; −∞ where all are left out."""
     log_sum_exp: Tensor
     """[N]: log of the loss's denominator."""
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor]:
-    """(loss [N], lse [N]); arguments as in `Arguments`."""
+def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss [N], lse [N], statistics [2, N]); arguments as in `Arguments`.
+
+    statistics, for backward passes that compute the scores again: log of the loss's denominator, and log of the sum
+    that the candidates' shares are shares of, both relative to the positive's score; 0 in rows that are left out.
+    """
     given = Arguments(*arguments)  # type: ignore[arg-type]
     relative = _relative(given)
     weight = _row_weight(given, relative.product)
@@ -59,13 +65,15 @@ def forward(*arguments: object) -> tuple[Tensor, Tensor]:
     if given.form == "refined":
         loss = loss * _negative_share(relative.log_sum_exp).detach()
     lse = torch.where(empty, -torch.inf, relative.log_sum_exp + given.scale * relative.positive_product)
-    return torch.where(weight != 0, weight * loss, 0), torch.where(weight != 0, lse, 0)
+    whole = relative.negatives if given.form == "refined" else relative.log_sum_exp
+    statistics = torch.where(weight != 0, torch.stack([relative.log_sum_exp, whole]).detach(), 0)
+    return torch.where(weight != 0, weight * loss, 0), torch.where(weight != 0, lse, 0), statistics
 
 
 def backward(
     gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
 ) -> list[Tensor | None]:
-    """Gradients of query, positive, candidates and scale from those of (loss, lse)."""
+    """Gradients of query, positive, candidates and scale from those of (loss, lse); statistics have none."""
     given = Arguments(*arguments)  # type: ignore[arg-type]
     relative = _relative(given)
     weight = _row_weight(given, relative.product)
@@ -108,9 +116,10 @@ def _relative(given: Arguments) -> Relative:
         count = (~left_out).sum(1).clamp_min(1).to(dtype)
         # log Q'(m) = log Q(m) − log(1 − Q(positive)), and the mean over the negatives instead of their sum.
         denominator = negatives + (-positive_log_q.exp()).log1p() - count.log()
-        return Relative(query, positive, positive_product, product, score, None, denominator)
+        return Relative(query, positive, positive_product, product, score, None, negatives, denominator)
     own = torch.zeros_like(negatives) if positive_log_q is None else -positive_log_q
-    return Relative(query, positive, positive_product, product, score, own, torch.logaddexp(own, negatives))
+    denominator = torch.logaddexp(own, negatives)
+    return Relative(query, positive, positive_product, product, score, own, negatives, denominator)
 
 
 def _left_out(given: Arguments) -> Tensor:
