@@ -1,14 +1,16 @@
-"""What nvcc makes of every CUDA kernel for every target: no spills, registers and shared memory within the chip's."""
+"""What nvcc and Triton make of every kernel for every target: no spills, registers and shared memory within the chip's,
+the matrix instruction of its generation where a product is large enough."""
 
 from __future__ import annotations
 
 import os
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from build_support import decide, resources
+from build_support import decide, resources, triton_resources
 from build_support.resources import Figures
 
 TOOLKIT = decide.find_toolkit(os.environ)
@@ -16,7 +18,8 @@ PLANTED = resources.ROOT / "tests" / "simt"
 MATRIX_KERNELS = PLANTED / "matrix_kernels.cu"
 KERNELS = [*resources.op_kernels(), MATRIX_KERNELS]
 
-pytestmark = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
 @cache
@@ -25,6 +28,7 @@ def figures(source: Path) -> list[Figures]:
     return resources.measure(source, TOOLKIT, [PLANTED])
 
 
+@needs_nvcc
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: str(path.name))
 def test_kernels_fit_every_target(source: Path) -> None:
     found = figures(source)
@@ -36,12 +40,14 @@ def test_kernels_fit_every_target(source: Path) -> None:
         assert one.shared_bytes <= resources.STATIC_SHARED_LIMIT, one
 
 
+@needs_nvcc
 def test_spills_are_seen() -> None:
     found = figures(PLANTED / "spilling.cu")
     assert [one.architecture for one in found] == list(resources.ARCHITECTURES)
     assert all(one.spill_bytes > 0 and one.registers <= 32 for one in found)
 
 
+@needs_nvcc
 def test_ptx_becomes_the_instructions_it_names() -> None:
     if resources.cuobjdump() is None:
         pytest.skip("cuobjdump is neither on PATH nor in triton")
@@ -51,6 +57,7 @@ def test_ptx_becomes_the_instructions_it_names() -> None:
         assert set(one.instructions) & {"HMMA", "LDSM", "LDGSTS"} == expected[kernel], one
 
 
+@needs_nvcc
 def test_the_table_names_every_kernel() -> None:
     assert TOOLKIT is not None
     found = [one for source in resources.op_kernels() for one in figures(source)]
@@ -60,9 +67,40 @@ def test_the_table_names_every_kernel() -> None:
         assert f"| {one.architecture} | {one.registers} | 0 | 0 |" in page
 
 
+@needs_nvcc
 def test_a_source_that_nvcc_refuses(tmp_path: Path) -> None:
     assert TOOLKIT is not None
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void wrong() { undeclared(); }\n")
     with pytest.raises(decide.BuildError, match=r"nvcc refuses .*wrong\.cu"):
         resources.measure(source, TOOLKIT)
+
+
+@needs_triton
+@pytest.mark.parametrize("room", triton_resources.rooms())
+def test_triton_kernels_fit_every_target(room: str) -> None:
+    found = triton_resources.of_room(room)
+    assert {one.target for one in found} == set(triton_resources.TARGETS)
+    for one in found:
+        assert one.stack_bytes == 0, one
+        assert 0 < one.registers <= 255, one
+        assert one.shared_bytes <= triton_resources.SHARED_LIMIT[one.target], one
+        assert not one.expected or one.instructions.get(one.expected, 0) > 0, one
+
+
+@needs_triton
+def test_the_triton_gates_see_spills_and_matrix_instructions() -> None:
+    found = {(one.case, one.target): one for one in triton_resources.of_room("tests.planted.triton_kernels")}
+    for target, instruction in triton_resources.MATRIX.items():
+        large, small = found["large", target], found["small", target]
+        assert large.expected == instruction and set(large.instructions) == {instruction}
+        assert small.expected == "mma.sync" and set(small.instructions) == {"mma.sync"}
+        assert large.stack_bytes == small.stack_bytes == 0
+        assert found["spilling", target].stack_bytes > 0
+
+
+@needs_triton
+def test_the_interpreter_is_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="TRITON_INTERPRET is set"):
+        triton_resources.main(["--room", "rowwise_adagrad"])

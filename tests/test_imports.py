@@ -86,11 +86,12 @@ def test_the_kernels_need_only_torch_and_numpy() -> None:
             assert module.split(".")[0] in allowed, f"{path.relative_to(REPOSITORY)} imports {module}"
 
 
-def test_importing_loads_no_native_library_and_no_gpu() -> None:
+def test_importing_loads_no_native_library_no_gpu_and_no_triton() -> None:
     program = (
         "import sys, argus_kernels, torch\n"
         "assert not torch.cuda.is_initialized()\n"
         "loaded = [str(path) for path in torch.ops.loaded_libraries if 'argus' in str(path)]\n"
         "assert not loaded, loaded\n"
+        "assert not any(name.split('.')[0] == 'triton' for name in sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

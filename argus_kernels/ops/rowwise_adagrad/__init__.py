@@ -10,7 +10,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.rowwise_adagrad import native, reference
+from argus_kernels.ops.rowwise_adagrad import native, reference, triton_backend
 from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples
 
 
@@ -103,6 +103,7 @@ def _forward_cpp(
 
 BACKENDS = (
     Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
+    Backend("triton", triton_backend.forward, why_not=triton_backend.why_not, available=triton_backend.available),
     Backend("cpp", _forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )

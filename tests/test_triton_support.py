@@ -1,0 +1,128 @@
+"""When the Triton backends serve, what they say when they do not, and what a launch records."""
+
+from __future__ import annotations
+
+import importlib.util
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from argus_kernels import explain
+from argus_kernels.core import triton_support
+from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two, recorded_launches
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No interpreter, as in use."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_without_a_gpu_and_without_the_interpreter_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert triton_support.available() == (
+        "torch sees no GPU, and TRITON_INTERPRET=1 does not ask for Triton's interpreter"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert triton_support.available() is None
+
+
+def test_without_triton_nothing_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert triton_support.available() == "triton is not installed"
+
+
+@pytest.mark.usefixtures("compiled")
+def test_all_reasons_at_once() -> None:
+    wrong = torch.zeros(2, dtype=torch.float64)
+    assert triton_support.problems(query=wrong, bias=None) == [
+        "query is on cpu, expected cuda",
+        "query is float64, expected one of float32, bfloat16, float16",
+    ]
+
+
+def test_bfloat16_is_refused_by_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = torch.zeros(2, dtype=torch.bfloat16)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton_support.problems(query=half) == ["query is bfloat16, which Triton's interpreter computes wrongly"]
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert triton_support.problems(query=half) == ["query is on cpu, expected cuda"]
+
+
+def test_explain_carries_the_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argus_kernels import rowwise_adagrad_
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    table, rows = torch.zeros(3, 5000, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    verdicts = explain(rowwise_adagrad_, table, torch.zeros(3), rows, table[:2], lr=0.1)
+    (found,) = [one for one in verdicts if one.backend == "triton"]
+    assert "rows is on cpu, expected cuda" in found.reasons
+    assert "table is float64, expected one of float32, bfloat16, float16" in found.reasons
+    assert "table has 5000 columns, expected at most 4096" in found.reasons
+
+
+@pytest.mark.parametrize(("value", "expected"), [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
+def test_next_power_of_two(value: int, expected: int) -> None:
+    assert next_power_of_two(value) == expected
+
+
+def test_ceil_div() -> None:
+    assert [ceil_div(value, 4) for value in (0, 1, 4, 5)] == [0, 1, 1, 2]
+
+
+class Kernel:
+    """Stands for a compiled kernel: names, and what it was launched with."""
+
+    __name__ = "toy"
+    params = tuple(
+        SimpleNamespace(name=name, is_constexpr=name.isupper())
+        for name in ("x", "n", "stride", "scale", "bias", "BLOCK")
+    )
+
+    def __init__(self) -> None:
+        self.launched: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda **arguments: self.launched.append((grid, arguments))
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    return {"x": torch.zeros(4), "n": 2**31, "stride": 1, "scale": 0.5, "bias": None, "BLOCK": 64} | changes
+
+
+def test_a_recorded_launch_has_tritons_signature_and_does_not_run() -> None:
+    kernel = Kernel()
+    with recorded_launches() as found:
+        launch(kernel, (3,), arguments(x=torch.empty(4, dtype=torch.bfloat16, device="meta")), warps=8, stages=2)
+    (one,) = found
+    assert one.signature == {
+        "x": "*bf16",
+        "n": "i64",
+        "stride": "constexpr",
+        "scale": "fp32",
+        "bias": "constexpr",
+        "BLOCK": "constexpr",
+    }
+    assert one.constants == {"stride": 1, "bias": None, "BLOCK": 64}
+    assert one.divisible == ("x", "n") and one.options == {"num_warps": 8, "num_stages": 2}
+    assert not kernel.launched
+
+
+def test_a_launch_runs_unless_its_grid_is_empty() -> None:
+    kernel = Kernel()
+    launch(kernel, (3, 0), arguments())
+    assert not kernel.launched
+    launch(kernel, (3, 2), arguments(), warps=2)
+    ((grid, given),) = kernel.launched
+    assert grid == (3, 2) and given["num_warps"] == 2 and given["BLOCK"] == 64
+
+
+def test_a_launch_with_other_arguments_than_the_kernels_is_refused() -> None:
+    with recorded_launches(), pytest.raises(TypeError, match="toy takes"):
+        launch(Kernel(), (1,), arguments(more=1))
+    with recorded_launches(), pytest.raises(TypeError, match="argument is str"):
+        launch(Kernel(), (1,), arguments(scale="0.5"))
