@@ -5,6 +5,7 @@
 #include <sstream>
 #include <string>
 
+#include "common/matmul.h"
 #include "common/simd.h"
 
 #if ARGUS_X86
@@ -24,10 +25,12 @@ bool bit(unsigned word, int position) {
 }
 #endif
 
-// "isa=avx512 instructions=avx2,fma,f16c,avx512f,... threads=2"; `isa` is the level the kernels run at.
+// "isa=avx512 bfloat16=amx instructions=avx2,fma,f16c,avx512f,... threads=2"; `isa` is the level the kernels
+// run at, `bfloat16` what multiplies bfloat16.
 std::string cpu_features() {
   std::ostringstream text;
-  text << "isa=" << argus::isa_name(argus::isa()) << " instructions=";
+  text << "isa=" << argus::isa_name(argus::isa()) << " bfloat16=" << argus::matmul::bfloat16_unit_name()
+       << " instructions=";
 #if ARGUS_X86
   const char* separator = "";
   auto name = [&](const char* feature, bool present) {

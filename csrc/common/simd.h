@@ -2,7 +2,7 @@
 //
 // A kernel is written once, as an always_inline function over plain loops or GCC vector types, and compiled
 // for each level by ForEachIsa; the level of this machine is found once. ARGUS_CPU_ISA=portable|avx2|avx512
-// lowers it, for tests and for bisecting.
+// lowers it, for tests and for bisecting (matmul.h knows two levels more).
 #pragma once
 
 #include <cstdint>
