@@ -349,7 +349,7 @@ class TestDistribution:
             "assert host.hash_ids(np.array([-1]), 2, 10).tolist() == [[-1], [-1]]\n"
             "print(argus_kernels.__file__)\n"
         )
-        done = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([python, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(str(tmp_path / "environment"))
 
@@ -373,7 +373,7 @@ class TestDistribution:
             "assert host.backend() == 'numpy'\n"
             "assert host.hash_ids(np.array([7]), 1, 1).tolist() == [[0]]\n"
         )
-        done = subprocess.run([python, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([python, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def install(self, wheel: Path, folder: Path) -> str:
