@@ -10,10 +10,25 @@
 #include <stdexcept>
 #include <string>
 
+#include "common/dtype.h"
+
 namespace argus {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
 
 template <class... Parts>
 [[noreturn]] void fail(const char* op, const Parts&... parts) {

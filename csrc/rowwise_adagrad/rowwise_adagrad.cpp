@@ -5,28 +5,15 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <vector>
+#include <algorithm>
 
 #include "common/check.h"
-#include "rowwise_adagrad/row_order.h"
+#include "common/row_order.h"
 
 namespace argus::rowwise_adagrad {
 namespace {
 
 constexpr const char* kOp = "rowwise_adagrad_";
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::float64;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      return Dtype::float32;
-  }
-}
 
 void check_dtypes(const Tensor& table, const Tensor& state, const Tensor& row_gradients) {
   const bool wide = table.scalar_type() == ScalarType::Double && table.is_cpu();
@@ -77,8 +64,10 @@ Params make_params(const Tensor& table, const Tensor& state, const Tensor& gradi
 #ifndef ARGUS_CUDA_LIBRARY
 
 void check_values(const int64_t* rows, int64_t count, int64_t table_rows) {
+  const auto [lowest, highest] = std::minmax_element(rows, rows + count);
+  if (count == 0 || (*lowest >= kSkippedRow && *highest < table_rows)) return;
   for (int64_t i = 0; i < count; ++i) {
-    if (rows[i] < kSkipped || rows[i] >= table_rows) {
+    if (rows[i] < kSkippedRow || rows[i] >= table_rows) {
       fail(kOp, "rows[", i, "] is ", rows[i], ", expected -1 (skipped) or 0 to ", table_rows - 1);
     }
   }
@@ -97,14 +86,11 @@ void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients
   check_values(given, params.count, params.table_rows);
   if (params.count == 0 || params.width == 0) return;
 
-  const RowOrder sorted(given, params.count, params.table_rows);
-  params.rows = sorted.rows();
-  params.order = sorted.order();
-  const std::vector<int64_t>& runs = sorted.runs();
+  const RowOrder order({&given, 1}, params.count, params.table_rows);
   const int64_t grain = std::max<int64_t>(1, kGrain / params.width);
-  torch::stable::parallel_for(
-      0, static_cast<int64_t>(runs.size()) - 1, grain,
-      [&](int64_t first, int64_t last) { update_rows_cpu(params, runs[first], runs[last]); });
+  torch::stable::parallel_for(0, order.runs(), grain, [&](int64_t first, int64_t last) {
+    update_rows_cpu(params, order, first, last);
+  });
 }
 
 #else

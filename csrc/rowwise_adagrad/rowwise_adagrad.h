@@ -10,18 +10,20 @@
 
 #include <cstdint>
 
+#include "common/dtype.h"
+
+namespace argus {
+class RowOrder;
+}
+
 namespace argus::rowwise_adagrad {
-
-constexpr int64_t kSkipped = -1;
-
-enum class Dtype { float32, float64, bfloat16, float16 };
 
 struct Params {
   void* table;            // [table_rows, width], rows table_stride elements apart
   void* state;            // [table_rows]
   const void* gradients;  // [count, width], contiguous
-  const int64_t* rows;    // [count], ascending
-  const int64_t* order;   // [count], where the gradient of rows[i] stands; equal rows keep the given order
+  const int64_t* rows;    // GPU: [count], ascending
+  const int64_t* order;   // GPU: [count], where the gradient of rows[i] stands, equal rows as given
   int64_t table_rows;
   int64_t table_stride;
   int64_t count;
@@ -34,9 +36,8 @@ struct Params {
   double weight_decay;
 };
 
-// Updates the rows at [first, last) of params.rows; the range must not cut a run of equal rows nor hold a
-// skipped one.
-void update_rows_cpu(const Params& params, int64_t first, int64_t last);
+// Updates the rows of the runs [first, last) of `order`, whose positions are those of the gradients.
+void update_rows_cpu(const Params& params, const RowOrder& order, int64_t first, int64_t last);
 
 // Enqueues the whole update on `stream`, a cudaStream_t. Rows outside the table are left out.
 void launch_cuda(const Params& params, void* stream);

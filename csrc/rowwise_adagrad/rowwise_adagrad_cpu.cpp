@@ -1,11 +1,13 @@
 // Row-wise Adagrad on the CPU: a row at a time, its gradient summed in a buffer that stays in the first-level
 // cache. The sum of squares runs in 16 lanes that are added in a fixed order, so the bits depend neither on
 // the number of threads nor on the instruction set.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <vector>
 
 #include "common/element.h"
+#include "common/row_order.h"
 #include "common/simd.h"
 #include "rowwise_adagrad/rowwise_adagrad.h"
 
@@ -28,15 +30,34 @@ ARGUS_INLINE A sum_of_squares(const A* x, int64_t width) {
   return lanes[0];
 }
 
+// Rows, states and gradients lie at random places: this many runs ahead their memory is asked for.
+constexpr int64_t kAhead = 8;
+constexpr int64_t kLineBytes = 64;
+
+ARGUS_INLINE void prefetch(const void* from, int64_t bytes) {
+  const char* line = static_cast<const char*>(from);
+  for (int64_t offset = 0; offset < bytes; offset += kLineBytes) __builtin_prefetch(line + offset, 1);
+}
+
+template <class T, class G, class S>
+ARGUS_INLINE void prefetch_run(const Params& params, const RowOrder& order, int64_t run) {
+  const int64_t row = order.rows()[run];
+  prefetch(static_cast<const T*>(params.table) + row * params.table_stride, params.width * sizeof(T));
+  prefetch(static_cast<const S*>(params.state) + row, 1);
+  const int64_t given = order.position(order.begin(run));
+  prefetch(static_cast<const G*>(params.gradients) + given * params.width, params.width * sizeof(G));
+}
+
 // The sum of the run's gradients plus the weight decay, into `sum`.
 template <class T, class G, class A>
-ARGUS_INLINE void gather_gradient(const Params& params, int64_t begin, int64_t end, const T* row, A* sum) {
+ARGUS_INLINE void gather_gradient(const Params& params, const RowOrder& order, int64_t run, const T* row,
+                                  A* sum) {
   const int64_t width = params.width;
   const G* gradients = static_cast<const G*>(params.gradients);
-  const G* first = gradients + params.order[begin] * width;
+  const G* first = gradients + order.position(order.begin(run)) * width;
   for (int64_t column = 0; column < width; ++column) sum[column] = load(first[column]);
-  for (int64_t i = begin + 1; i < end; ++i) {
-    const G* next = gradients + params.order[i] * width;
+  for (int64_t i = order.begin(run) + 1; i < order.begin(run + 1); ++i) {
+    const G* next = gradients + order.position(i) * width;
     for (int64_t column = 0; column < width; ++column) sum[column] += static_cast<A>(load(next[column]));
   }
   const A decay = static_cast<A>(params.weight_decay);
@@ -45,22 +66,22 @@ ARGUS_INLINE void gather_gradient(const Params& params, int64_t begin, int64_t e
 }
 
 template <class T, class G, class S>
-ARGUS_INLINE void update_rows(const Params& params, int64_t first, int64_t last, Arithmetic<T>* sum) {
+ARGUS_INLINE void update_rows(const Params* given, const RowOrder* row_order, int64_t first, int64_t last,
+                              Arithmetic<T>* sum) {
   using A = Arithmetic<T>;
+  const Params& params = *given;
+  const RowOrder& order = *row_order;
   const int64_t width = params.width;
-  S* state = static_cast<S*>(params.state);
-  T* table = static_cast<T*>(params.table);
-  int64_t end = first;
-  for (int64_t begin = first; begin < last; begin = end) {
-    const int64_t row_index = params.rows[begin];
-    for (end = begin + 1; end < last && params.rows[end] == row_index;) ++end;
-    if (end < last) __builtin_prefetch(table + params.rows[end] * params.table_stride, 1);
-    T* row = table + row_index * params.table_stride;
-    gather_gradient<T, G, A>(params, begin, end, row, sum);
-    const S accumulated =
-        static_cast<S>(static_cast<A>(state[row_index]) + sum_of_squares(sum, width) / static_cast<A>(width));
-    state[row_index] = accumulated;
-    const A denominator = std::sqrt(static_cast<A>(accumulated)) + static_cast<A>(params.eps);
+  for (int64_t run = first; run < std::min(first + kAhead, last); ++run)
+    prefetch_run<T, G, S>(params, order, run);
+  for (int64_t run = first; run < last; ++run) {
+    if (run + kAhead < last) prefetch_run<T, G, S>(params, order, run + kAhead);
+    const int64_t row_index = order.rows()[run];
+    S& state = static_cast<S*>(params.state)[row_index];
+    T* row = static_cast<T*>(params.table) + row_index * params.table_stride;
+    gather_gradient<T, G, A>(params, order, run, row, sum);
+    state = static_cast<S>(static_cast<A>(state) + sum_of_squares(sum, width) / static_cast<A>(width));
+    const A denominator = std::sqrt(static_cast<A>(state)) + static_cast<A>(params.eps);
     const A step = static_cast<A>(params.lr) / denominator;
     for (int64_t column = 0; column < width; ++column)
       store(row[column], load(row[column]) - step * sum[column]);
@@ -68,39 +89,39 @@ ARGUS_INLINE void update_rows(const Params& params, int64_t first, int64_t last,
 }
 
 template <class T, class G, class S>
-void run(const Params& params, int64_t first, int64_t last) {
+void run(const Params& params, const RowOrder& order, int64_t first, int64_t last) {
   std::vector<Arithmetic<T>> sum(static_cast<size_t>(params.width));
-  ForEachIsa<&update_rows<T, G, S>>::call(params, first, last, sum.data());
+  ForEachIsa<&update_rows<T, G, S>>::call(&params, &order, first, last, sum.data());
 }
 
 template <class T>
-void run_for_gradient(const Params& params, int64_t first, int64_t last) {
-  if (params.gradient_dtype == params.table_dtype) return run<T, T, float>(params, first, last);
-  run<T, float, float>(params, first, last);
+void run_for_gradient(const Params& params, const RowOrder& order, int64_t first, int64_t last) {
+  if (params.gradient_dtype == params.table_dtype) return run<T, T, float>(params, order, first, last);
+  run<T, float, float>(params, order, first, last);
 }
 
-void run_float64(const Params& params, int64_t first, int64_t last) {
+void run_float64(const Params& params, const RowOrder& order, int64_t first, int64_t last) {
   const bool wide_gradient = params.gradient_dtype == Dtype::float64;
   if (params.state_dtype == Dtype::float64) {
-    return wide_gradient ? run<double, double, double>(params, first, last)
-                         : run<double, float, double>(params, first, last);
+    return wide_gradient ? run<double, double, double>(params, order, first, last)
+                         : run<double, float, double>(params, order, first, last);
   }
-  wide_gradient ? run<double, double, float>(params, first, last)
-                : run<double, float, float>(params, first, last);
+  wide_gradient ? run<double, double, float>(params, order, first, last)
+                : run<double, float, float>(params, order, first, last);
 }
 
 }  // namespace
 
-void update_rows_cpu(const Params& params, int64_t first, int64_t last) {
+void update_rows_cpu(const Params& params, const RowOrder& order, int64_t first, int64_t last) {
   switch (params.table_dtype) {
     case Dtype::float32:
-      return run<float, float, float>(params, first, last);
+      return run<float, float, float>(params, order, first, last);
     case Dtype::bfloat16:
-      return run_for_gradient<BFloat16>(params, first, last);
+      return run_for_gradient<BFloat16>(params, order, first, last);
     case Dtype::float16:
-      return run_for_gradient<Float16>(params, first, last);
+      return run_for_gradient<Float16>(params, order, first, last);
     case Dtype::float64:
-      return run_float64(params, first, last);
+      return run_float64(params, order, first, last);
   }
 }
 

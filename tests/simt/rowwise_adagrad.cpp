@@ -8,7 +8,7 @@
 
 namespace {
 
-using argus::rowwise_adagrad::Dtype;
+using argus::Dtype;
 using argus::rowwise_adagrad::Params;
 using argus::simt::DeviceBuffer;
 

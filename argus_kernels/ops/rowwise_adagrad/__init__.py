@@ -76,35 +76,26 @@ def rowwise_adagrad_(
 
 def _check_values(inputs: Inputs) -> None:
     table, rows = inputs.table, inputs.rows
-    wrong = (rows < -1) | (rows >= table.shape[0])
     if rows.device.type != "cpu":
-        require_values(~wrong, "rowwise_adagrad_: a row is outside the table")
-    elif bool(wrong.any()):
-        position = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"rowwise_adagrad_: rows[{position}] is {int(rows[position])}, expected −1 (skipped) or 0 to "
-            f"{table.shape[0] - 1}"
-        )
+        require_values((rows >= -1) & (rows < table.shape[0]), "rowwise_adagrad_: a row is outside the table")
+    elif rows.numel():
+        lowest, highest = (int(bound) for bound in rows.aminmax())
+        if lowest < -1 or highest >= table.shape[0]:
+            position = int(((rows < -1) | (rows >= table.shape[0])).nonzero()[0])
+            raise ValueError(
+                f"rowwise_adagrad_: rows[{position}] is {int(rows[position])}, expected −1 (skipped) or 0 to "
+                f"{table.shape[0] - 1}"
+            )
 
 
 def _fake(inputs: Inputs) -> None:
     return None
 
 
-def _forward_cpp(
-    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
-) -> None:
-    """The compiled kernel, which takes rows of the table only."""
-    present = rows >= 0
-    if not bool(present.all()):
-        rows, row_gradients = rows[present], row_gradients[present]
-    native.forward_cpp(table, state, rows, row_gradients, lr, eps, weight_decay)
-
-
 BACKENDS = (
     Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
     Backend("triton", triton_backend.forward, why_not=triton_backend.why_not, available=triton_backend.available),
-    Backend("cpp", _forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("cpp", native.forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )
 
