@@ -11,7 +11,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.triple_embedding import reference
+from argus_kernels.ops.triple_embedding import native, reference
 from argus_kernels.ops.triple_embedding.samples import drawn, samples
 
 
@@ -107,18 +107,24 @@ def _table_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
 def _check_values(inputs: Inputs) -> None:
     if not inputs.check_ids:
         return
-    ids = inputs.ids
-    for k, column in enumerate(inputs.columns):
-        rows = inputs.tables[column].shape[0]
-        wrong = (ids[k] < -1) | (ids[k] >= rows)
-        if ids.device.type != "cpu":
-            require_values(~wrong, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
-        elif bool(wrong.any()):
-            position = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"triple_embedding: ids[{k}, {position}] is {int(ids[k, position])}, expected −1 (missing) or a row of "
-                f"tables[{column}], 0 to {rows - 1}"
-            )
+    ids, heights = inputs.ids, [inputs.tables[column].shape[0] for column in inputs.columns]
+    if ids.device.type != "cpu":
+        for k, rows in enumerate(heights):
+            inside = (ids[k] >= -1) & (ids[k] < rows)
+            require_values(inside, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
+    elif ids.numel():
+        bounds = ids.aminmax(dim=1)
+        for k, (lowest, highest) in enumerate(zip(bounds.min.tolist(), bounds.max.tolist(), strict=True)):
+            if lowest < -1 or highest >= heights[k]:
+                _refuse_column(ids[k], k, inputs.columns[k], heights[k])
+
+
+def _refuse_column(ids: Tensor, k: int, column: int, rows: int) -> None:
+    position = int(((ids < -1) | (ids >= rows)).nonzero()[0])
+    raise ValueError(
+        f"triple_embedding: ids[{k}, {position}] is {int(ids[position])}, expected −1 (missing) or a row of "
+        f"tables[{column}], 0 to {rows - 1}"
+    )
 
 
 def _fake(inputs: Inputs) -> Tensor:
@@ -165,7 +171,12 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
     ]
 
 
-BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+BACKENDS = (
+    Backend(
+        "cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp
+    ),
+    Backend("reference", reference.forward, reference.backward),
+)
 
 OP = Op(
     "triple_embedding",

@@ -1,0 +1,90 @@
+// Where the gradient of each event goes in the gradient of a gathered table. The gradient of a row that was
+// read once goes there at once; those of a row that was read more often wait side by side until they are
+// summed in their order.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "common/element.h"
+#include "triple_embedding/triple_embedding.h"
+
+namespace argus::triple_embedding {
+
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+
+template <class A>
+class Destinations {
+ public:
+  Destinations() = default;
+
+  // `entries` is the number of events times that of the columns that read the table.
+  Destinations(const RowGradients& rows, int64_t entries, int64_t width)
+      : places_(static_cast<size_t>(entries), kNowhere) {
+    const RowOrder& order = rows.order;
+    int64_t waiting = 0;
+    for (int64_t run = 0; run < order.runs(); ++run) {
+      const int64_t to = rows.dense ? order.rows()[run] : run;
+      const int64_t begin = order.begin(run), times = order.begin(run + 1) - begin;
+      if (times == 1) {
+        place(order.position(begin)) = to;
+        continue;
+      }
+      repeated_.push_back({to, waiting, times});
+      for (int64_t i = 0; i < times; ++i) place(order.position(begin + i)) = ~(waiting + i);
+      waiting += times;
+    }
+    waiting_.reset(new A[static_cast<size_t>(waiting * width)]);
+  }
+
+  // A row of values that are read more than once: its gradients wait at [first, first + times).
+  struct Repeated {
+    int64_t to, first, times;
+  };
+  const std::vector<Repeated>& repeated() const { return repeated_; }
+
+  // Of the entry at a position of the order: a row of the values, ~ a waiting row, or kNowhere.
+  const int64_t* places() const { return places_.data(); }
+  A* waiting() const { return waiting_.get(); }
+
+ private:
+  int64_t& place(int64_t position) { return places_[static_cast<size_t>(position)]; }
+
+  std::vector<int64_t> places_;
+  std::vector<Repeated> repeated_;
+  std::unique_ptr<A[]> waiting_;
+};
+
+// The gradients of `count` events of one column, `from_stride` apart, to their places; places[count, known)
+// are prepared.
+template <class A, class Stored>
+ARGUS_INLINE void scatter_rows(const A* from, int64_t from_stride, const int64_t* places, int64_t count,
+                               int64_t known, int64_t width, Stored* values, A* waiting) {
+  constexpr int64_t kAhead = 12, kLine = 64 / sizeof(Stored);
+  for (int64_t i = 0; i < count; ++i, from += from_stride) {
+    if (i + kAhead < known && places[i + kAhead] >= 0) {
+      const Stored* next = values + places[i + kAhead] * width;
+      for (int64_t j = 0; j < width; j += kLine) __builtin_prefetch(next + j, 1);
+    }
+    const int64_t place = places[i];
+    if (place >= 0) {
+      for (int64_t j = 0; j < width; ++j) store(values[place * width + j], from[j]);
+    } else if (place != kNowhere) {
+      for (int64_t j = 0; j < width; ++j) waiting[~place * width + j] = from[j];
+    }
+  }
+}
+
+// The waiting rows [0, times) summed in their order and rounded into `to`; `sum` is room for a row.
+template <class A, class Stored>
+ARGUS_INLINE void sum_waiting(const A* waiting, int64_t times, int64_t width, A* sum, Stored* to) {
+  for (int64_t j = 0; j < width; ++j) sum[j] = waiting[j];
+  for (int64_t i = 1; i < times; ++i) {
+    for (int64_t j = 0; j < width; ++j) sum[j] += waiting[i * width + j];
+  }
+  for (int64_t j = 0; j < width; ++j) store(to[j], sum[j]);
+}
+
+}  // namespace argus::triple_embedding

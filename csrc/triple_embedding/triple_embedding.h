@@ -1,0 +1,68 @@
+// Several tables looked up by columns of ids, side by side, and projected:
+//
+//   out[t] = bias + Σ_k table_of(k)[ids_k[t]] · weight[offset_k : offset_k + width_k]
+//
+// id -1 reads a row of zeros. A table is served in one of two ways. *Gathered*: its rows become part of a
+// tile of events, which is multiplied by the weight. *Projected*: the whole table is multiplied by the weight
+// first and rows of the product are added; cheaper where the table has few rows against the events. Backward
+// the same: a gathered table's gradient rows come out of a product of events, a projected one's gradients are
+// summed by row first and then multiplied.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/row_order.h"
+
+namespace argus::triple_embedding {
+
+struct Table {
+  const void* data;
+  int64_t rows, width;
+  int64_t row_stride, column_stride;
+  bool projected;
+};
+
+struct Column {
+  int table;
+  const int64_t* ids;  // [events]
+  int64_t offset;      // of the weight's rows that this column meets
+};
+
+struct Problem {
+  std::vector<Table> tables;
+  std::vector<Column> columns;
+  const void* weight;  // [height, width], contiguous
+  int64_t events, height, width;
+  Dtype table_dtype, dtype;  // of the tables; of weight, bias, output and its gradient
+};
+
+// Marks the tables to project. The choice depends on sizes only: forward, backward and both kinds of table
+// gradients agree.
+void choose_projected(Problem& problem);
+
+// output [events, width]; bias [width] or null.
+void forward_cpu(const Problem& problem, const void* bias, void* output);
+
+// The gradient of a gathered table: order.runs() rows, one a row that was read, are written.
+struct RowGradients {
+  RowOrder order;
+  void* values;      // row `order.rows()[u]` of a dense gradient of zeros, or row u
+  bool dense;
+};
+
+struct Backward {
+  const void* gradient;                  // [events, width], contiguous
+  bool tables, weight, bias;             // which gradients are wanted
+  std::vector<RowGradients> rows;        // of each table; for projected ones `order` may be empty
+  void* d_weight;                        // [height, width]
+  void* d_bias;                          // [width]
+};
+
+// The rows of the table that its columns read, in the order of columns, then events.
+RowOrder order_rows(const Problem& problem, int table);
+
+void backward_cpu(const Problem& problem, Backward& backward);
+
+}  // namespace argus::triple_embedding

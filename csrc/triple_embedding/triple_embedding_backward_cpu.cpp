@@ -1,0 +1,269 @@
+// The backward pass on the CPU. The events are cut into chunks by their number alone. A chunk goes through its
+// events tile by tile: the gathered rows' product with the output's gradient is added to the chunk's own part
+// of the weight's gradient, the gradient's product with the weight goes to the rows of the tables. Then the
+// chunks' parts are added in order, and rows that were read more than once are summed. So the number of
+// threads decides nothing.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "common/matmul.h"
+#include "triple_embedding/destinations.h"
+#include "triple_embedding/dispatch.h"
+#include "triple_embedding/gather.h"
+#include "triple_embedding/projected_gradients.h"
+
+namespace argus::triple_embedding {
+namespace {
+
+constexpr int64_t kChunkEvents = 1024;  // of a chunk at least, but for the last
+constexpr int64_t kMostChunks = 32;
+
+// Each index of [0, count) once, by any thread.
+template <class Body>
+void for_each(int64_t count, const Body& body) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; ++index) body(index);
+  });
+}
+
+template <class A, class Weight>
+ARGUS_INLINE void add_rows(const Weight* rows, int64_t count, int64_t width, A* sums) {
+  for (int64_t i = 0; i < count; ++i, rows += width) {
+    for (int64_t j = 0; j < width; ++j) sums[j] += load(rows[j]);
+  }
+}
+
+// The parts' elements [0, count), `stride` apart, added in order and rounded into `to`.
+template <class A, class Weight>
+ARGUS_INLINE void add_parts(A* first, int64_t stride, int64_t parts, int64_t count, Weight* to) {
+  for (int64_t part = 1; part < parts; ++part) {
+    const A* next = first + part * stride;
+    for (int64_t j = 0; j < count; ++j) first[j] += next[j];
+  }
+  for (int64_t j = 0; j < count; ++j) store(to[j], first[j]);
+}
+
+template <class Operand, class Weight, class Stored>
+class BackwardPass {
+ public:
+  using A = Arithmetic<Weight>;
+
+  BackwardPass(const Problem& problem, Backward& backward)
+      : problem_(problem),
+        backward_(backward),
+        layout_(lay_out(problem)),
+        gradient_(static_cast<const Weight*>(backward.gradient)) {
+    const int64_t tile = tile_events(problem);
+    const int64_t wanted = std::max(kChunkEvents, (problem.events + kMostChunks - 1) / kMostChunks);
+    chunk_ = (wanted + tile - 1) / tile * tile;
+    chunks_ = std::max<int64_t>(1, (problem.events + chunk_ - 1) / chunk_);
+  }
+
+  void run() {
+    prepare();
+    for_each(chunks_, [&](int64_t chunk) { run_chunk(chunk); });
+    add_chunks();
+    sum_repeated_rows();
+    run_projected();
+  }
+
+ private:
+  bool gathers_rows() const { return layout_.depth > 0; }
+  bool to_tables() const { return backward_.tables && gathers_rows(); }
+  bool to_weight() const { return backward_.weight && gathers_rows(); }
+
+  void prepare() {
+    destinations_.resize(problem_.tables.size());
+    if (to_tables()) {
+      std::vector<int64_t> readers(problem_.tables.size());
+      for (const Part& part : layout_.gathered) ++readers[static_cast<size_t>(part.table_index)];
+      for_each(static_cast<int64_t>(readers.size()), [&](int64_t place) {
+        const size_t index = static_cast<size_t>(place);
+        if (readers[index] > 0)
+          destinations_[index] = Destinations<A>(backward_.rows[index], readers[index] * problem_.events,
+                                                 problem_.tables[index].width);
+      });
+      pack_weight();
+    }
+    const size_t width = static_cast<size_t>(problem_.width), chunks = static_cast<size_t>(chunks_);
+    if (to_weight()) weight_parts_.reset(new A[chunks * static_cast<size_t>(layout_.depth) * width]);
+    if (backward_.bias) bias_parts_.assign(chunks * width, A{0});
+  }
+
+  // right[k, n] = weight of output column k and gathered element n.
+  void pack_weight() {
+    const int64_t width = problem_.width;
+    std::vector<Weight> together(static_cast<size_t>(layout_.depth * width));
+    for (const Part& part : layout_.gathered) {
+      const Weight* from = static_cast<const Weight*>(problem_.weight) + part.offset * width;
+      std::copy(from, from + part.table->width * width, together.data() + part.place * width);
+    }
+    packed_weight_.reset(new Operand[static_cast<size_t>(matmul::right_size<Operand>(layout_.depth, width))]);
+    matmul::pack_right(packed_weight_.get(), together.data(), layout_.depth, width, width, int64_t{1});
+  }
+
+  struct Scratch {
+    std::vector<Operand> gathered, transposed, right, left;
+    std::vector<A> product;
+  };
+
+  Scratch make_scratch() const {
+    const int64_t tile = tile_events(problem_), width = problem_.width, depth = layout_.depth;
+    Scratch scratch;
+    if (to_weight()) {
+      scratch.gathered.resize(static_cast<size_t>(tile * depth));
+      scratch.transposed.resize(static_cast<size_t>(depth * matmul::padded_depth<Operand>(tile)));
+      scratch.right.resize(static_cast<size_t>(matmul::right_size<Operand>(width, tile)));
+    }
+    if (to_tables()) {
+      if (!takes_gradient_as_it_is())
+        scratch.left.resize(static_cast<size_t>(tile * matmul::padded_depth<Operand>(width)));
+      scratch.product.resize(static_cast<size_t>(tile * depth));
+    }
+    return scratch;
+  }
+
+  void run_chunk(int64_t chunk) {
+    Scratch scratch = make_scratch();
+    const int64_t begin = chunk * chunk_, end = std::min(begin + chunk_, problem_.events);
+    const int64_t tile = tile_events(problem_);
+    for (int64_t first = begin; first < end; first += tile) {
+      const int64_t count = std::min(tile, end - first);
+      if (to_weight()) add_to_weight(chunk, first, count, first > begin, scratch);
+      if (to_tables()) scatter_to_tables(first, count, scratch);
+      if (backward_.bias)
+        ForEachIsa<&add_rows<A, Weight>>::call(gradient_ + first * problem_.width, count, problem_.width,
+                                               bias_parts_.data() + chunk * problem_.width);
+    }
+    if (begin >= end && to_weight())
+      std::fill_n(weight_parts_.get() + chunk * layout_.depth * problem_.width, layout_.depth * problem_.width, A{0});
+  }
+
+  // Gathered rowsᵀ · gradient.
+  void add_to_weight(int64_t chunk, int64_t first, int64_t count, bool accumulate, Scratch& scratch) {
+    const int64_t width = problem_.width, depth = layout_.depth;
+    gather_tile<Operand, Weight, Stored>(problem_, layout_, first, count, scratch.gathered.data(), depth);
+    matmul::pack_left(scratch.transposed.data(), static_cast<const Operand*>(scratch.gathered.data()), depth, count,
+                      int64_t{1}, depth);
+    matmul::pack_right(scratch.right.data(), gradient_ + first * width, width, count, int64_t{1}, width);
+    matmul::multiply(weight_parts_.get() + chunk * depth * width, width,
+                     static_cast<const Operand*>(scratch.transposed.data()), matmul::padded_depth<Operand>(count),
+                     static_cast<const Operand*>(scratch.right.data()), depth, width, count, accumulate);
+  }
+
+  bool takes_gradient_as_it_is() const {
+    return std::is_same_v<Operand, Weight> && matmul::padded_depth<Operand>(problem_.width) == problem_.width;
+  }
+
+  const Operand* gradient_rows(int64_t first, int64_t count, Scratch& scratch) const {
+    const Weight* from = gradient_ + first * problem_.width;
+    if constexpr (std::is_same_v<Operand, Weight>) {
+      if (takes_gradient_as_it_is()) return from;
+    }
+    matmul::pack_left(scratch.left.data(), from, count, problem_.width, problem_.width, int64_t{1});
+    return scratch.left.data();
+  }
+
+  // Gradient · weightᵀ, each column's part to the rows of its table.
+  void scatter_to_tables(int64_t first, int64_t count, Scratch& scratch) {
+    const int64_t width = problem_.width, depth = layout_.depth;
+    matmul::multiply(scratch.product.data(), depth, gradient_rows(first, count, scratch),
+                     matmul::padded_depth<Operand>(width), static_cast<const Operand*>(packed_weight_.get()), count,
+                     depth, width, false);
+    for (const Part& part : layout_.gathered) {
+      const size_t index = static_cast<size_t>(part.table_index);
+      const Destinations<A>& to = destinations_[index];
+      ForEachIsa<&scatter_rows<A, Stored>>::call(
+          static_cast<const A*>(scratch.product.data()) + part.place, depth,
+          to.places() + part.reader * problem_.events + first, count, problem_.events - first, part.table->width,
+          static_cast<Stored*>(backward_.rows[index].values), to.waiting());
+    }
+  }
+
+  void add_chunks() {
+    const int64_t width = problem_.width;
+    if (to_weight()) {
+      for (const Part& part : layout_.gathered) {
+        for_each(part.table->width, [&](int64_t row) {
+          ForEachIsa<&add_parts<A, Weight>>::call(weight_parts_.get() + (part.place + row) * width,
+                                                  layout_.depth * width, chunks_, width,
+                                                  static_cast<Weight*>(backward_.d_weight) +
+                                                      (part.offset + row) * width);
+        });
+      }
+    }
+    if (backward_.bias)
+      ForEachIsa<&add_parts<A, Weight>>::call(bias_parts_.data(), width, chunks_, width,
+                                              static_cast<Weight*>(backward_.d_bias));
+  }
+
+  void sum_repeated_rows() {
+    for (size_t index = 0; index < destinations_.size(); ++index) {
+      const Destinations<A>& from = destinations_[index];
+      const int64_t width = problem_.tables[index].width;
+      torch::stable::parallel_for(
+          0, static_cast<int64_t>(from.repeated().size()), 64, [&](int64_t first, int64_t last) {
+            std::vector<A> sum(static_cast<size_t>(width));
+            for (int64_t i = first; i < last; ++i) {
+              const auto& row = from.repeated()[static_cast<size_t>(i)];
+              ForEachIsa<&sum_waiting<A, Stored>>::call(
+                  static_cast<const A*>(from.waiting()) + row.first * width, row.times, width, sum.data(),
+                  static_cast<Stored*>(backward_.rows[index].values) + row.to * width);
+            }
+          });
+    }
+  }
+
+  void run_projected() {
+    if (layout_.projected.empty() || !(backward_.tables || backward_.weight)) return;
+    SlicedSums<Weight> sums(problem_, layout_);
+    for_each(sums.slices(), [&](int64_t slice) {
+      sums.fill(slice, gradient_, problem_.events, layout_.projected);
+    });
+    const int64_t tables = backward_.tables ? static_cast<int64_t>(problem_.tables.size()) : 0;
+    const int64_t columns = backward_.weight ? static_cast<int64_t>(layout_.projected.size()) : 0;
+    for_each(tables + columns, [&](int64_t task) {
+      if (task < tables) {
+        write_table_gradient(static_cast<size_t>(task), sums);
+      } else {
+        weight_gradient<Weight, Stored>(problem_, sums, layout_.projected[static_cast<size_t>(task - tables)],
+                                        static_cast<Weight*>(backward_.d_weight));
+      }
+    });
+  }
+
+  void write_table_gradient(size_t index, const SlicedSums<Weight>& sums) {
+    const Table& table = problem_.tables[index];
+    if (!table.projected) return;
+    const std::vector<A> total = table_gradient<Weight>(problem_, sums, layout_.projected, table);
+    const RowGradients& rows = backward_.rows[index];
+    for (int64_t run = 0; run < rows.order.runs(); ++run) {
+      const int64_t row = rows.order.rows()[run];
+      Stored* to = static_cast<Stored*>(rows.values) + (rows.dense ? row : run) * table.width;
+      for (int64_t j = 0; j < table.width; ++j) store(to[j], total[static_cast<size_t>(row * table.width + j)]);
+    }
+  }
+
+  const Problem& problem_;
+  const Backward& backward_;
+  const Layout layout_;
+  const Weight* const gradient_;
+  int64_t chunk_ = 0, chunks_ = 0;
+  std::vector<Destinations<A>> destinations_;
+  std::unique_ptr<Operand[]> packed_weight_;
+  std::unique_ptr<A[]> weight_parts_;
+  std::vector<A> bias_parts_;
+};
+
+}  // namespace
+
+void backward_cpu(const Problem& problem, Backward& backward) {
+  with_types(problem, [&]<class Operand, class Weight, class Stored>() {
+    BackwardPass<Operand, Weight, Stored>(problem, backward).run();
+  });
+}
+
+}  // namespace argus::triple_embedding

@@ -1,0 +1,39 @@
+// What the passes agree on before they begin: which tables are projected, and the rows of each table in order.
+#include "common/row_order.h"
+#include "triple_embedding/triple_embedding.h"
+
+namespace argus::triple_embedding {
+namespace {
+
+// A row of the projected table costs as much to add as this many elements of a gathered row to multiply:
+// both stream through the second-level cache, one at the rate of additions, one at that of products.
+constexpr int64_t kAddedRow = 6;
+// Elements of the stack of projected tables, and of the sums behind their gradients: 8 MB in float32.
+constexpr int64_t kStackLimit = int64_t{1} << 21;
+
+}  // namespace
+
+void choose_projected(Problem& problem) {
+  std::vector<int64_t> readers(problem.tables.size());
+  for (const Column& column : problem.columns) ++readers[static_cast<size_t>(column.table)];
+  int64_t stacked = 0;
+  for (size_t index = 0; index < problem.tables.size(); ++index) {
+    Table& table = problem.tables[index];
+    const bool small = table.rows <= problem.events / 4;
+    const int64_t rows = small ? table.rows * readers[index] : 0;
+    const bool cheaper = small && table.rows * table.width + problem.events * kAddedRow < problem.events * table.width;
+    const bool fits = (stacked + rows) * problem.width <= kStackLimit;
+    table.projected = readers[index] > 0 && cheaper && fits;
+    if (table.projected) stacked += rows;
+  }
+}
+
+RowOrder order_rows(const Problem& problem, int table) {
+  std::vector<const int64_t*> lists;
+  for (const Column& column : problem.columns) {
+    if (column.table == table) lists.push_back(column.ids);
+  }
+  return RowOrder(lists, problem.events, problem.tables[static_cast<size_t>(table)].rows);
+}
+
+}  // namespace argus::triple_embedding
