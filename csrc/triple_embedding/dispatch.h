@@ -9,7 +9,8 @@ namespace argus::triple_embedding {
 
 template <class Weight, class Stored, class Visit>
 void with_operand_of(Visit&& visit) {
-  matmul::with_operand<Weight>([&]<class Operand>() { visit.template operator()<Operand, Weight, Stored>(); });
+  matmul::with_operand<Weight>(
+      [&]<class Operand>() { visit.template operator()<Operand, Weight, Stored>(); });
 }
 
 // Calls visit.operator()<Operand, Weight, Stored>(): what products are computed in, what weight, bias, output
@@ -23,7 +24,8 @@ void with_types(const Problem& problem, Visit&& visit) {
     case Dtype::float32:
       return with_operand_of<float, float>(visit);
     case Dtype::bfloat16:
-      return wide_tables ? with_operand_of<BFloat16, float>(visit) : with_operand_of<BFloat16, BFloat16>(visit);
+      return wide_tables ? with_operand_of<BFloat16, float>(visit)
+                         : with_operand_of<BFloat16, BFloat16>(visit);
     case Dtype::float16:
       return wide_tables ? with_operand_of<Float16, float>(visit) : with_operand_of<Float16, Float16>(visit);
   }

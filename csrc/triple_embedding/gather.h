@@ -34,8 +34,8 @@ inline Layout lay_out(const Problem& problem) {
     const Table& table = problem.tables[static_cast<size_t>(column.table)];
     int64_t& extent = table.projected ? layout.height : layout.depth;
     std::vector<Part>& parts = table.projected ? layout.projected : layout.gathered;
-    parts.push_back(
-        {&table, column.ids, column.offset, extent, column.table, readers[static_cast<size_t>(column.table)]++});
+    parts.push_back({&table, column.ids, column.offset, extent, column.table,
+                     readers[static_cast<size_t>(column.table)]++});
     extent += table.projected ? table.rows : table.width;
   }
   return layout;

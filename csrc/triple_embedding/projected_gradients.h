@@ -12,8 +12,8 @@
 
 namespace argus::triple_embedding {
 
-// Columns of the output's gradient that are summed together. The sums of one slice, of all columns, lie in the
-// second-level cache.
+// Columns of the output's gradient that are summed together. The sums of one slice, of all columns, lie in
+// the second-level cache.
 constexpr int64_t kSlice = 32;
 
 // Adds columns [0, lanes) of the gradient's rows to the sums of the rows that the parts read, in the order of
@@ -58,8 +58,8 @@ class SlicedSums {
   void fill(int64_t slice, const Weight* gradient, int64_t events, const std::vector<Part>& parts) {
     A* sums = sums_.get() + slice * height_ * kSlice;
     std::fill_n(sums, height_ * kSlice, A{0});
-    ForEachIsa<&add_by_row<Weight>>::call(gradient + slice * kSlice, width_, events, lanes(slice), parts.data(),
-                                          static_cast<int64_t>(parts.size()), sums);
+    ForEachIsa<&add_by_row<Weight>>::call(gradient + slice * kSlice, width_, events, lanes(slice),
+                                          parts.data(), static_cast<int64_t>(parts.size()), sums);
   }
 
  private:
@@ -79,7 +79,8 @@ std::vector<Arithmetic<Weight>> table_gradient(const Problem& problem, const Sli
     const Weight* weight = static_cast<const Weight*>(problem.weight) + part.offset * problem.width;
     for (int64_t slice = 0; slice < sums.slices(); ++slice) {
       const int64_t lanes = sums.lanes(slice);
-      matmul::pack_right(right.data(), weight + slice * kSlice, table.width, lanes, problem.width, int64_t{1});
+      matmul::pack_right(right.data(), weight + slice * kSlice, table.width, lanes, problem.width,
+                         int64_t{1});
       matmul::multiply(total.data(), table.width, static_cast<const A*>(sums.rows(slice, part)), kSlice,
                        static_cast<const A*>(right.data()), table.rows, table.width, lanes, true);
     }
@@ -100,16 +101,16 @@ void weight_gradient(const Problem& problem, const SlicedSums<Weight>& sums, con
     if (part.ids[t] >= 0) read[static_cast<size_t>(part.ids[t])] = part.ids[t];
   }
   std::vector<A> rows(static_cast<size_t>(table.rows * table.width)), left(rows.size());
-  ForEachIsa<&gather_rows<A, Weight, Stored>>::call(part.table, static_cast<const int64_t*>(read.data()), table.rows,
-                                                    table.rows, rows.data(), table.width);
+  ForEachIsa<&gather_rows<A, Weight, Stored>>::call(part.table, static_cast<const int64_t*>(read.data()),
+                                                    table.rows, table.rows, rows.data(), table.width);
   matmul::pack_left(left.data(), static_cast<const A*>(rows.data()), table.width, table.rows, int64_t{1},
                     table.width);
   std::vector<A> right(static_cast<size_t>(matmul::right_size<A>(kSlice, table.rows)));
   std::vector<A> product(static_cast<size_t>(table.width * width));
   for (int64_t slice = 0; slice < sums.slices(); ++slice) {
     const int64_t lanes = sums.lanes(slice);
-    matmul::pack_right(right.data(), static_cast<const A*>(sums.rows(slice, part)), lanes, table.rows, int64_t{1},
-                       kSlice);
+    matmul::pack_right(right.data(), static_cast<const A*>(sums.rows(slice, part)), lanes, table.rows,
+                       int64_t{1}, kSlice);
     matmul::multiply(product.data() + slice * kSlice, width, static_cast<const A*>(left.data()), table.rows,
                      static_cast<const A*>(right.data()), table.width, lanes, table.rows, false);
   }

@@ -24,8 +24,10 @@ struct Inputs {
 void check_table(const Tensor& table, const Tensor& weight, const Tensor& first) {
   check_shape(kOp, "a table", table, "[V, d]", {-1, -1});
   check_same_device(kOp, "a table", table, "weight", weight);
-  const bool narrow = weight.scalar_type() == ScalarType::BFloat16 || weight.scalar_type() == ScalarType::Half;
-  if (narrow && table.scalar_type() != weight.scalar_type()) check_dtype(kOp, "a table", table, {ScalarType::Float});
+  const bool narrow =
+      weight.scalar_type() == ScalarType::BFloat16 || weight.scalar_type() == ScalarType::Half;
+  if (narrow && table.scalar_type() != weight.scalar_type())
+    check_dtype(kOp, "a table", table, {ScalarType::Float});
   if (!narrow) check_dtype(kOp, "a table", table, {weight.scalar_type()});
   check_dtype(kOp, "a table", table, {first.scalar_type()});
 }
@@ -132,7 +134,8 @@ std::vector<Tensor> allocate_rows(const Inputs& inputs, Backward& backward) {
 
 void take_dense(const Inputs& inputs, const std::vector<Tensor>& zeros, Backward& backward) {
   if (zeros.size() != inputs.tables.size())
-    fail(kOp, "d_tables has ", zeros.size(), " tensors, expected one for each of ", inputs.tables.size(), " tables");
+    fail(kOp, "d_tables has ", zeros.size(), " tensors, expected one for each of ", inputs.tables.size(),
+         " tables");
   for (size_t index = 0; index < zeros.size(); ++index) {
     const Tensor& table = inputs.tables[index];
     check_shape(kOp, "d_tables", zeros[index], "[V, d]", {table.size(0), table.size(1)});
@@ -145,14 +148,15 @@ void take_dense(const Inputs& inputs, const std::vector<Tensor>& zeros, Backward
 
 void order_all_rows(const Problem& problem, Backward& backward) {
   backward.rows.resize(problem.tables.size());
-  torch::stable::parallel_for(0, static_cast<int64_t>(problem.tables.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t table = first; table < last; ++table)
-      backward.rows[static_cast<size_t>(table)].order = order_rows(problem, static_cast<int>(table));
-  });
+  torch::stable::parallel_for(
+      0, static_cast<int64_t>(problem.tables.size()), 1, [&](int64_t first, int64_t last) {
+        for (int64_t table = first; table < last; ++table)
+          backward.rows[static_cast<size_t>(table)].order = order_rows(problem, static_cast<int>(table));
+      });
 }
 
-// d_tables: a tensor of zeros for each table, or none for row-sparse gradients. Returns (rows, values) of each
-// table where row-sparse, then the weight's and the bias's gradient where wanted.
+// d_tables: a tensor of zeros for each table, or none for row-sparse gradients. Returns (rows, values) of
+// each table where row-sparse, then the weight's and the bias's gradient where wanted.
 std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
                                     std::vector<int64_t> columns, Tensor weight, std::vector<Tensor> d_tables,
                                     bool sparse, bool needs_tables, bool needs_weight, bool needs_bias) {
@@ -195,7 +199,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
       "triple_embedding(Tensor ids, Tensor[] tables, int[] columns, Tensor weight, Tensor? bias) -> Tensor");
   m.def(
       "triple_embedding_backward(Tensor gradient, Tensor ids, Tensor[] tables, int[] columns, Tensor weight, "
-      "Tensor(a!)[] d_tables, bool sparse, bool needs_tables, bool needs_weight, bool needs_bias) -> Tensor[]");
+      "Tensor(a!)[] d_tables, bool sparse, bool needs_tables, bool needs_weight, bool needs_bias) -> "
+      "Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {

@@ -48,16 +48,16 @@ void forward_cpu(const Problem& problem, const void* bias, void* output);
 // The gradient of a gathered table: order.runs() rows, one a row that was read, are written.
 struct RowGradients {
   RowOrder order;
-  void* values;      // row `order.rows()[u]` of a dense gradient of zeros, or row u
+  void* values;  // row `order.rows()[u]` of a dense gradient of zeros, or row u
   bool dense;
 };
 
 struct Backward {
-  const void* gradient;                  // [events, width], contiguous
-  bool tables, weight, bias;             // which gradients are wanted
-  std::vector<RowGradients> rows;        // of each table; for projected ones `order` may be empty
-  void* d_weight;                        // [height, width]
-  void* d_bias;                          // [width]
+  const void* gradient;            // [events, width], contiguous
+  bool tables, weight, bias;       // which gradients are wanted
+  std::vector<RowGradients> rows;  // of each table; for projected ones `order` may be empty
+  void* d_weight;                  // [height, width]
+  void* d_bias;                    // [width]
 };
 
 // The rows of the table that its columns read, in the order of columns, then events.

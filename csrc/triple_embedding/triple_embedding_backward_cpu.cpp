@@ -1,7 +1,7 @@
-// The backward pass on the CPU. The events are cut into chunks by their number alone. A chunk goes through its
-// events tile by tile: the gathered rows' product with the output's gradient is added to the chunk's own part
-// of the weight's gradient, the gradient's product with the weight goes to the rows of the tables. Then the
-// chunks' parts are added in order, and rows that were read more than once are summed. So the number of
+// The backward pass on the CPU. The events are cut into chunks by their number alone. A chunk goes through
+// its events tile by tile: the gathered rows' product with the output's gradient is added to the chunk's own
+// part of the weight's gradient, the gradient's product with the weight goes to the rows of the tables. Then
+// the chunks' parts are added in order, and rows that were read more than once are summed. So the number of
 // threads decides nothing.
 #include <torch/csrc/stable/ops.h>
 
@@ -139,19 +139,21 @@ class BackwardPass {
                                                bias_parts_.data() + chunk * problem_.width);
     }
     if (begin >= end && to_weight())
-      std::fill_n(weight_parts_.get() + chunk * layout_.depth * problem_.width, layout_.depth * problem_.width, A{0});
+      std::fill_n(weight_parts_.get() + chunk * layout_.depth * problem_.width,
+                  layout_.depth * problem_.width, A{0});
   }
 
   // Gathered rowsᵀ · gradient.
   void add_to_weight(int64_t chunk, int64_t first, int64_t count, bool accumulate, Scratch& scratch) {
     const int64_t width = problem_.width, depth = layout_.depth;
     gather_tile<Operand, Weight, Stored>(problem_, layout_, first, count, scratch.gathered.data(), depth);
-    matmul::pack_left(scratch.transposed.data(), static_cast<const Operand*>(scratch.gathered.data()), depth, count,
-                      int64_t{1}, depth);
+    matmul::pack_left(scratch.transposed.data(), static_cast<const Operand*>(scratch.gathered.data()), depth,
+                      count, int64_t{1}, depth);
     matmul::pack_right(scratch.right.data(), gradient_ + first * width, width, count, int64_t{1}, width);
     matmul::multiply(weight_parts_.get() + chunk * depth * width, width,
-                     static_cast<const Operand*>(scratch.transposed.data()), matmul::padded_depth<Operand>(count),
-                     static_cast<const Operand*>(scratch.right.data()), depth, width, count, accumulate);
+                     static_cast<const Operand*>(scratch.transposed.data()),
+                     matmul::padded_depth<Operand>(count), static_cast<const Operand*>(scratch.right.data()),
+                     depth, width, count, accumulate);
   }
 
   bool takes_gradient_as_it_is() const {
@@ -171,15 +173,15 @@ class BackwardPass {
   void scatter_to_tables(int64_t first, int64_t count, Scratch& scratch) {
     const int64_t width = problem_.width, depth = layout_.depth;
     matmul::multiply(scratch.product.data(), depth, gradient_rows(first, count, scratch),
-                     matmul::padded_depth<Operand>(width), static_cast<const Operand*>(packed_weight_.get()), count,
-                     depth, width, false);
+                     matmul::padded_depth<Operand>(width), static_cast<const Operand*>(packed_weight_.get()),
+                     count, depth, width, false);
     for (const Part& part : layout_.gathered) {
       const size_t index = static_cast<size_t>(part.table_index);
       const Destinations<A>& to = destinations_[index];
       ForEachIsa<&scatter_rows<A, Stored>>::call(
           static_cast<const A*>(scratch.product.data()) + part.place, depth,
-          to.places() + part.reader * problem_.events + first, count, problem_.events - first, part.table->width,
-          static_cast<Stored*>(backward_.rows[index].values), to.waiting());
+          to.places() + part.reader * problem_.events + first, count, problem_.events - first,
+          part.table->width, static_cast<Stored*>(backward_.rows[index].values), to.waiting());
     }
   }
 
@@ -188,10 +190,9 @@ class BackwardPass {
     if (to_weight()) {
       for (const Part& part : layout_.gathered) {
         for_each(part.table->width, [&](int64_t row) {
-          ForEachIsa<&add_parts<A, Weight>>::call(weight_parts_.get() + (part.place + row) * width,
-                                                  layout_.depth * width, chunks_, width,
-                                                  static_cast<Weight*>(backward_.d_weight) +
-                                                      (part.offset + row) * width);
+          ForEachIsa<&add_parts<A, Weight>>::call(
+              weight_parts_.get() + (part.place + row) * width, layout_.depth * width, chunks_, width,
+              static_cast<Weight*>(backward_.d_weight) + (part.offset + row) * width);
         });
       }
     }
@@ -220,9 +221,8 @@ class BackwardPass {
   void run_projected() {
     if (layout_.projected.empty() || !(backward_.tables || backward_.weight)) return;
     SlicedSums<Weight> sums(problem_, layout_);
-    for_each(sums.slices(), [&](int64_t slice) {
-      sums.fill(slice, gradient_, problem_.events, layout_.projected);
-    });
+    for_each(sums.slices(),
+             [&](int64_t slice) { sums.fill(slice, gradient_, problem_.events, layout_.projected); });
     const int64_t tables = backward_.tables ? static_cast<int64_t>(problem_.tables.size()) : 0;
     const int64_t columns = backward_.weight ? static_cast<int64_t>(layout_.projected.size()) : 0;
     for_each(tables + columns, [&](int64_t task) {
@@ -243,7 +243,8 @@ class BackwardPass {
     for (int64_t run = 0; run < rows.order.runs(); ++run) {
       const int64_t row = rows.order.rows()[run];
       Stored* to = static_cast<Stored*>(rows.values) + (rows.dense ? row : run) * table.width;
-      for (int64_t j = 0; j < table.width; ++j) store(to[j], total[static_cast<size_t>(row * table.width + j)]);
+      for (int64_t j = 0; j < table.width; ++j)
+        store(to[j], total[static_cast<size_t>(row * table.width + j)]);
     }
   }
 

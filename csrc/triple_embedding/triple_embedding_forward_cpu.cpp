@@ -50,7 +50,8 @@ class ForwardPass {
       : problem_(problem), layout_(lay_out(problem)), output_(static_cast<Weight*>(output)) {
     bias_.assign(static_cast<size_t>(problem.width), A{0});
     const Weight* given = static_cast<const Weight*>(bias);
-    if (given != nullptr) std::transform(given, given + problem.width, bias_.begin(), [](Weight x) { return load(x); });
+    if (given != nullptr)
+      std::transform(given, given + problem.width, bias_.begin(), [](Weight x) { return load(x); });
     nothing_.assign(static_cast<size_t>(problem.width), A{0});
   }
 
@@ -111,20 +112,22 @@ class ForwardPass {
     std::vector<int64_t> ids(static_cast<size_t>(table.rows));
     std::iota(ids.begin(), ids.end(), int64_t{0});
     std::vector<Operand> rows(static_cast<size_t>(table.rows * stride));
-    ForEachIsa<&gather_rows<Operand, Weight, Stored>>::call(part.table, static_cast<const int64_t*>(ids.data()),
-                                                            table.rows, table.rows, rows.data(), stride);
+    ForEachIsa<&gather_rows<Operand, Weight, Stored>>::call(
+        part.table, static_cast<const int64_t*>(ids.data()), table.rows, table.rows, rows.data(), stride);
     std::vector<Operand> right(static_cast<size_t>(matmul::right_size<Operand>(width, table.width)));
     matmul::pack_right(right.data(), weight_rows(part.offset), width, table.width, int64_t{1}, width);
-    matmul::multiply(stack_.get() + part.place * width, width, static_cast<const Operand*>(rows.data()), stride,
-                     static_cast<const Operand*>(right.data()), table.rows, width, table.width, false);
+    matmul::multiply(stack_.get() + part.place * width, width, static_cast<const Operand*>(rows.data()),
+                     stride, static_cast<const Operand*>(right.data()), table.rows, width, table.width,
+                     false);
   }
 
   void finish_tile(int64_t first, int64_t count, Scratch& scratch) const {
     const int64_t width = problem_.width, stride = matmul::padded_depth<Operand>(layout_.depth);
     if (layout_.depth > 0) {
       gather_tile<Operand, Weight, Stored>(problem_, layout_, first, count, scratch.gathered.data(), stride);
-      matmul::multiply(scratch.sums.data(), width, static_cast<const Operand*>(scratch.gathered.data()), stride,
-                       static_cast<const Operand*>(packed_.get()), count, width, layout_.depth, false);
+      matmul::multiply(scratch.sums.data(), width, static_cast<const Operand*>(scratch.gathered.data()),
+                       stride, static_cast<const Operand*>(packed_.get()), count, width, layout_.depth,
+                       false);
     }
     const int64_t parts = static_cast<int64_t>(layout_.projected.size());
     for (int64_t index = 0; index < parts; ++index) {

@@ -1,4 +1,5 @@
-// What the passes agree on before they begin: which tables are projected, and the rows of each table in order.
+// What the passes agree on before they begin: which tables are projected, and the rows of each table in
+// order.
 #include "common/row_order.h"
 #include "triple_embedding/triple_embedding.h"
 
@@ -21,7 +22,8 @@ void choose_projected(Problem& problem) {
     Table& table = problem.tables[index];
     const bool small = table.rows <= problem.events / 4;
     const int64_t rows = small ? table.rows * readers[index] : 0;
-    const bool cheaper = small && table.rows * table.width + problem.events * kAddedRow < problem.events * table.width;
+    const bool cheaper =
+        small && table.rows * table.width + problem.events * kAddedRow < problem.events * table.width;
     const bool fits = (stacked + rows) * problem.width <= kStackLimit;
     table.projected = readers[index] > 0 && cheaper && fits;
     if (table.projected) stacked += rows;

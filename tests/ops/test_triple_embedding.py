@@ -142,6 +142,49 @@ def test_rows_are_summed_in_one_order_on_any_number_of_threads(backend: str, spa
         assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cpp_gives_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    """Output and every gradient, of tables that are projected, gathered, and gathered with repeated rows."""
+    arguments = draw(5_000, [(2_000, 24), (9, 16), (50, 3)], [0, 1, 0, 2, 1], width=72, dtype=dtype)
+    gradient = torch.randn(5_000, 72).to(dtype)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            output = serve("cpp", arguments)
+            results.append([output, *torch.autograd.grad(output, leaves(arguments), gradient)])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_no_event_reads_may_hold_anything(backend: str) -> None:
+    """NaN in them reaches neither the output nor a gradient, though a table may be projected whole."""
+    arguments = draw(200, [(12, 16), (400, 8)], [0, 1, 0], width=40, dtype=torch.float32)
+    arguments["ids"].clamp_(max=300)
+    arguments["ids"][0].clamp_(max=7)
+    arguments["ids"][2].clamp_(max=5)
+    gradient = torch.randn(200, 40)
+    clean = torch.autograd.grad(serve(backend, arguments), leaves(arguments), gradient)
+    with torch.no_grad():
+        arguments["tables"][0][8:] = float("nan")
+        arguments["tables"][1][301:] = float("nan")
+    dirty_output = serve(backend, arguments)
+    assert dirty_output.isfinite().all()
+    dirty = torch.autograd.grad(dirty_output, leaves(arguments), gradient)
+    assert all(torch.equal(one, other) for one, other in zip(clean, dirty, strict=True))
+
+
+def test_cpp_checks_ids_even_unasked() -> None:
+    arguments = draw(3, [(3, 2), (4, 3)], [0, 1], dtype=torch.float32)
+    arguments["ids"] = torch.tensor([[0, 1, 2], [0, 4, 1]])
+    with pytest.raises(ValueError, match=r"triple_embedding: ids\[1, 1\] is 4, expected -1 .* tables\[1\], 0 to 3"):
+        serve("cpp", {**arguments, "check_ids": False})
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_row_hit_by_every_event_is_summed_in_float32(backend: str) -> None:
     """8,192 gradients of 1 in bfloat16: a sum kept in bfloat16 would stop at 256."""
@@ -175,17 +218,24 @@ def test_ids_that_float32_cannot_hold(backend: str) -> None:
     assert found.tolist() == [[0, 1, 2, 3, 0], [0, 1, 2, 3, 5]]
 
 
-def test_float32_tables_with_16_bit_weight() -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_tables_with_16_bit_weight(backend: str) -> None:
     """Rows are rounded as they are read; the tables' gradients stay float32, and autocast gives just that."""
-    arguments = draw(20, [(9, 4), (5, 3)], [0, 1], dtype=torch.float32)
+    arguments = draw(200, [(9, 16), (500, 3)], [0, 1], dtype=torch.float32)
     half = {**arguments, "weight": arguments["weight"].bfloat16(), "bias": arguments["bias"].bfloat16()}
-    mixed = triple_embedding(**half)
+    mixed = serve(backend, half)
     assert mixed.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        cast = triple_embedding(**arguments)
+        cast = serve(backend, arguments)
     assert torch.equal(mixed, cast)
-    found = torch.autograd.grad(cast, leaves(arguments), torch.ones_like(cast))
+    gradient = torch.randn(cast.shape).bfloat16()
+    found = torch.autograd.grad(cast, leaves(arguments), gradient)
     assert {one.dtype for one in found} == {torch.float32}
+    rounded = {**arguments, "tables": [table.bfloat16().float() for table in arguments["tables"]]}
+    rounded["weight"] = rounded["weight"].bfloat16().float()
+    expected = torch.autograd.grad(by_padding_row(rounded), leaves(rounded), gradient.float())
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_sparse_gradients_and_torch_compile() -> None:

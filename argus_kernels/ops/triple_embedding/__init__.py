@@ -172,9 +172,7 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
 
 
 BACKENDS = (
-    Backend(
-        "cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp
-    ),
+    Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )
 

@@ -25,6 +25,8 @@ def samples() -> list[Sample]:
         _case("no_bias", 6, shared[:2], (1, 0), 3, bias=False),
         _case("all_missing", 4, ((3, 2),), (0,), 2, missing=1.0),
         _case("one_row_table", 9, ((1, 2),), (0, 0), 3),
+        # Tables of few rows against the events, which a backend may project whole, beside one of many.
+        _case("small_and_large_tables", 70, ((5, 16), (300, 12), (3, 20)), (0, 1, 0, 2), 72),
         _case("no_event", 0, ((3, 2),), (0,), 2),
         _case("no_column", 3, (), (), 2),
         _case("events_16384", 16_384, PRODUCTION_TABLES, PRODUCTION_COLUMNS, 256, missing=0.0, production=True),
