@@ -10,7 +10,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.sampled_softmax_loss import reference
+from argus_kernels.ops.sampled_softmax_loss import native, reference
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
 from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples
 
@@ -190,7 +190,10 @@ def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+BACKENDS = (
+    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("reference", reference.forward, reference.backward),
+)
 
 OP = Op(
     "sampled_softmax_loss",

@@ -1,0 +1,219 @@
+// argus_native::sampled_softmax_loss and _backward: checks, allocation, registration. Compiled into both op
+// libraries.
+#include "sampled_softmax_loss/sampled_softmax_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/check.h"
+
+namespace argus::sampled_softmax_loss {
+namespace {
+
+constexpr const char* kOp = "sampled_softmax_loss";
+
+using MaybeTensor = std::optional<Tensor>;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
+
+ScalarType statistics_of(const Tensor& query) {
+  return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The op's tensors, dense; they own what Inputs points to.
+struct Given {
+  Tensor query, positive, candidates, positive_ids, candidate_ids, log_q;
+  MaybeTensor positive_log_q;
+  Tensor scale;
+  MaybeTensor row_weight, query_owner, candidate_owner;
+  bool refined;
+
+  void check() const;
+  void make_dense();
+  Inputs inputs() const;
+};
+
+void check_vector(const char* name, const Tensor& tensor, int64_t size, ScalarType dtype,
+                  const Tensor& query) {
+  check_shape(kOp, name, tensor, "[size]", {size});
+  check_dtype(kOp, name, tensor, {dtype});
+  check_same_device(kOp, name, tensor, "query", query);
+}
+
+void check_matrix(const char* name, const Tensor& tensor, int64_t rows, const Tensor& query) {
+  check_shape(kOp, name, tensor, "[rows, D]", {rows, query.size(1)});
+  check_dtype(kOp, name, tensor, {query.scalar_type()});
+  check_same_device(kOp, name, tensor, "query", query);
+}
+
+void Given::check() const {
+  check_shape(kOp, "query", query, "[N, D]", {-1, -1});
+  if (query.is_cpu()) {
+    check_dtype(kOp, "query", query,
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+  } else {
+    check_dtype(kOp, "query", query, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  }
+  const ScalarType statistics = statistics_of(query);
+  check_shape(kOp, "candidates", candidates, "[M, D]", {-1, query.size(1)});
+  const int64_t rows = query.size(0), drawn = candidates.size(0);
+  check_matrix("positive", positive, rows, query);
+  check_matrix("candidates", candidates, drawn, query);
+  check_vector("positive_ids", positive_ids, rows, ScalarType::Long, query);
+  check_vector("candidate_ids", candidate_ids, drawn, ScalarType::Long, query);
+  check_vector("log_q", log_q, drawn, statistics, query);
+  if (positive_log_q) check_vector("positive_log_q", *positive_log_q, rows, statistics, query);
+  check_shape(kOp, "scale", scale, "[]", {});
+  check_dtype(kOp, "scale", scale, {statistics});
+  check_same_device(kOp, "scale", scale, "query", query);
+  if (row_weight) check_vector("row_weight", *row_weight, rows, statistics, query);
+  if (query_owner.has_value() != candidate_owner.has_value())
+    fail(kOp, "one of query_owner and candidate_owner is None, expected both or neither");
+  if (query_owner) check_vector("query_owner", *query_owner, rows, ScalarType::Long, query);
+  if (candidate_owner) check_vector("candidate_owner", *candidate_owner, drawn, ScalarType::Long, query);
+  if (refined && !positive_log_q) fail(kOp, "positive_log_q is None: the refined form needs it");
+}
+
+void Given::make_dense() {
+  for (Tensor* tensor : {&query, &positive, &candidates, &positive_ids, &candidate_ids, &log_q})
+    *tensor = torch::stable::contiguous(*tensor);
+  for (MaybeTensor* tensor : {&positive_log_q, &row_weight, &query_owner, &candidate_owner}) {
+    if (*tensor) *tensor = torch::stable::contiguous(**tensor);
+  }
+}
+
+template <class T = void>
+const T* data_or_null(const MaybeTensor& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+Inputs Given::inputs() const {
+  return Inputs{
+      .query = query.const_data_ptr(),
+      .positive = positive.const_data_ptr(),
+      .candidates = candidates.const_data_ptr(),
+      .positive_ids = positive_ids.const_data_ptr<int64_t>(),
+      .candidate_ids = candidate_ids.const_data_ptr<int64_t>(),
+      .log_q = log_q.const_data_ptr(),
+      .positive_log_q = data_or_null(positive_log_q),
+      .scale = scale.const_data_ptr(),
+      .row_weight = data_or_null(row_weight),
+      .query_owner = data_or_null<int64_t>(query_owner),
+      .candidate_owner = data_or_null<int64_t>(candidate_owner),
+      .rows = query.size(0),
+      .drawn = candidates.size(0),
+      .width = query.size(1),
+      .dtype = dtype_of(query),
+      .refined = refined,
+  };
+}
+
+using Losses = std::tuple<Tensor, Tensor, Tensor>;
+using Found = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+struct Needs {
+  bool query, positive, candidates, scale;
+};
+
+Tensor empty_unless(bool needed, const Tensor& like) {
+  std::vector<int64_t> sizes;
+  if (needed) {
+    for (int64_t dim = 0; dim < like.dim(); ++dim) sizes.push_back(like.size(dim));
+  } else {
+    sizes.push_back(0);
+  }
+  return torch::stable::new_empty(like, sizes);
+}
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids,
+                  Tensor log_q, MaybeTensor positive_log_q, Tensor scale, MaybeTensor row_weight,
+                  MaybeTensor query_owner, MaybeTensor candidate_owner, bool refined) {
+  Given given{query,          positive, candidates, positive_ids, candidate_ids,   log_q,
+              positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
+  given.check();
+  given.make_dense();
+  const int64_t rows = query.size(0);
+  const ScalarType statistics_dtype = statistics_of(query);
+  Tensor loss = torch::stable::new_empty(query, {rows}, statistics_dtype);
+  Tensor lse = torch::stable::new_empty(query, {rows}, statistics_dtype);
+  Tensor statistics = torch::stable::new_empty(query, {2, rows}, statistics_dtype);
+  forward_cpu(given.inputs(),
+              Outputs{loss.mutable_data_ptr(), lse.mutable_data_ptr(), statistics.mutable_data_ptr()});
+  return {loss, lse, statistics};
+}
+
+Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, bool need_positive,
+                  bool need_candidates, bool need_scale, Tensor query, Tensor positive, Tensor candidates,
+                  Tensor positive_ids, Tensor candidate_ids, Tensor log_q, MaybeTensor positive_log_q,
+                  Tensor scale, MaybeTensor row_weight, MaybeTensor query_owner, MaybeTensor candidate_owner,
+                  bool refined) {
+  Given given{query,          positive, candidates, positive_ids, candidate_ids,   log_q,
+              positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
+  given.check();
+  given.make_dense();
+  const int64_t rows = query.size(0);
+  const ScalarType statistics_dtype = statistics_of(query);
+  check_vector("d_loss", d_loss, rows, statistics_dtype, query);
+  check_vector("d_lse", d_lse, rows, statistics_dtype, query);
+  check_shape(kOp, "statistics", statistics, "[2, N]", {2, rows});
+  check_dtype(kOp, "statistics", statistics, {statistics_dtype});
+  const Tensor dense_loss = torch::stable::contiguous(d_loss), dense_lse = torch::stable::contiguous(d_lse);
+  const Tensor dense_statistics = torch::stable::contiguous(statistics);
+  Found found{empty_unless(need_query, query), empty_unless(need_positive, positive),
+              empty_unless(need_candidates, candidates), empty_unless(need_scale, scale)};
+  const auto place = [](bool needed, Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
+  backward_cpu(given.inputs(), Gradients{
+                                   .d_loss = dense_loss.const_data_ptr(),
+                                   .d_lse = dense_lse.const_data_ptr(),
+                                   .statistics = dense_statistics.const_data_ptr(),
+                                   .d_query = place(need_query, std::get<0>(found)),
+                                   .d_positive = place(need_positive, std::get<1>(found)),
+                                   .d_candidates = place(need_candidates, std::get<2>(found)),
+                                   .d_scale = place(need_scale, std::get<3>(found)),
+                               });
+  return found;
+}
+
+#endif
+
+}  // namespace
+}  // namespace argus::sampled_softmax_loss
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+#define ARGUS_ARGUMENTS                                                                           \
+  "Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids, " \
+  "Tensor log_q, Tensor? positive_log_q, Tensor scale, Tensor? row_weight, Tensor? query_owner, " \
+  "Tensor? candidate_owner, bool refined"
+
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def("sampled_softmax_loss(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "sampled_softmax_loss_backward(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, "
+      "bool need_positive, bool need_candidates, bool need_scale, " ARGUS_ARGUMENTS
+      ") -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("sampled_softmax_loss", TORCH_BOX(&argus::sampled_softmax_loss::forward_op));
+  m.impl("sampled_softmax_loss_backward", TORCH_BOX(&argus::sampled_softmax_loss::backward_op));
+}
+
+#endif

@@ -1,0 +1,355 @@
+// The backward pass on the CPU. Scores are computed again, tile by tile, and turned into their gradients dS
+// in place; dS · C goes to the rows and dSᵀ · Q to the candidates.
+//
+// Rows are taken in steps. Within a step a work item is one group of candidates, which no other item shares,
+// so that d_candidates is added to without locks; each item has its own partial d_query of the step, and
+// these are added in the order of the groups. Where there are few candidates the rows are cut into sections
+// as well, each with its own d_candidates. All of this depends on the sizes alone: the bits are the same for
+// any number of threads.
+#include <algorithm>
+#include <cmath>
+
+#include <torch/csrc/stable/ops.h>
+
+#include "common/matmul.h"
+#include "sampled_softmax_loss/kept_rows.h"
+#include "sampled_softmax_loss/left_out.h"
+#include "sampled_softmax_loss/sampled_softmax_loss.h"
+#include "sampled_softmax_loss/score_tile.h"
+#include "sampled_softmax_loss/workspace.h"
+
+namespace argus::sampled_softmax_loss {
+namespace {
+
+constexpr int64_t kWorkItems = 16;          // at least, where the sizes allow it
+constexpr int64_t kStepElements = 1 << 18;  // of a section's partial d_query
+
+// How rows and candidates are cut.
+struct Plan {
+  int64_t blocks, groups, sections, section_rows, step_rows, steps;
+
+  Plan(int64_t rows, int64_t drawn, int64_t width)
+      : blocks(divide_up(drawn, kBlock)), groups(std::min(blocks, kWorkItems)) {
+    const int64_t tiles = divide_up(rows, kTileRows);
+    sections = groups == 0 ? 0 : std::min(divide_up(kWorkItems, groups), tiles);
+    section_rows = sections == 0 ? 0 : divide_up(tiles, sections) * kTileRows;
+    if (section_rows > 0) sections = divide_up(rows, section_rows);
+    const int64_t wanted = kStepElements / std::max<int64_t>(width, 1) / kTileRows;
+    step_rows = std::min(std::max<int64_t>(wanted, 1) * kTileRows, section_rows);
+    steps = step_rows == 0 ? 0 : divide_up(section_rows, step_rows);
+  }
+
+  int64_t first_block(int64_t group) const { return blocks * group / groups; }
+};
+
+template <class T, class P>
+class Backward {
+ public:
+  using A = matmul::Sum<P>;
+
+  Backward(const Inputs& inputs, const Gradients& gradients)
+      : in_(inputs),
+        out_(gradients),
+        left_out_(inputs),
+        kept_(kept_rows<A>(inputs)),
+        log_q_(padded_log_q<A>(inputs, round_up(inputs.drawn, kBlock))),
+        kept_count_(static_cast<int64_t>(kept_.size())),
+        width_(inputs.width),
+        depth_(matmul::padded_depth<P>(inputs.width)),
+        plan_(kept_count_, inputs.drawn, inputs.width),
+        items_(plan_.sections * plan_.groups),
+        product_(kept_count_),
+        whole_(kept_count_),
+        factor_(kept_count_),
+        row_scale_(kept_count_),
+        left_(plan_.sections * plan_.step_rows * depth_),
+        right_(plan_.sections * plan_.step_rows / kTileRows * right_tile()),
+        d_query_(items_ * plan_.step_rows * width_),
+        sums_(3 * items_ * plan_.step_rows),
+        d_candidates_(accumulates_in_place() ? 0 : plan_.sections * inputs.drawn * width_) {}
+
+  void run() {
+    clear_left_out_rows();
+    parallel(kept_count_, kRowGrain, [&](int64_t i) { prepare_row(i); });
+    for (int64_t step = 0; step < plan_.steps; ++step) {
+      const int64_t tiles = plan_.step_rows / kTileRows;
+      parallel(plan_.sections * tiles, 1, [&](int64_t at) { pack_tile(step, at / tiles, at % tiles); });
+      torch::stable::parallel_for(0, items_, 1, [&](int64_t first, int64_t last) {
+        Scratch scratch(*this);
+        for (int64_t item = first; item < last; ++item)
+          work(step, item / plan_.groups, item % plan_.groups, scratch);
+      });
+      parallel(plan_.sections * tiles, 1, [&](int64_t at) { finish_tile(step, at / tiles, at % tiles); });
+    }
+    if (items_ == 0) parallel(kept_count_, kRowGrain, [&](int64_t i) { finish_row(i, 0, 0, 0); });
+    finish_candidates();
+    finish_scale();
+  }
+
+ private:
+  static constexpr int64_t kRowGrain = 64;
+
+  struct Scratch {
+    Buffer<P> for_scores, for_queries, d_scores, turned;
+    Buffer<A> scores;
+    explicit Scratch(const Backward& b)
+        : for_scores(matmul::right_size<P>(kBlock, b.width_)),
+          for_queries(matmul::right_size<P>(b.width_, kBlock)),
+          d_scores(kTileRows * kBlock),
+          turned(kBlock * matmul::padded_depth<P>(kTileRows)),
+          scores(kTileRows * kBlock) {}
+  };
+
+  template <class F>
+  static void parallel(int64_t count, int64_t grain, const F& body) {
+    torch::stable::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) body(i);
+    });
+  }
+
+  int64_t right_tile() const { return matmul::right_size<P>(width_, kTileRows); }
+  bool accumulates_in_place() const { return std::is_same_v<T, A> && plan_.sections <= 1; }
+  A scale() const { return *static_cast<const A*>(in_.scale); }
+  static A at(const void* array, int64_t i) { return static_cast<const A*>(array)[i]; }
+
+  // Rows [first, first + count) of a section's tile in a step, among the kept ones.
+  int64_t first_row(int64_t step, int64_t section, int64_t tile) const {
+    return section * plan_.section_rows + step * plan_.step_rows + tile * kTileRows;
+  }
+  int64_t rows_in(int64_t step, int64_t section, int64_t tile) const {
+    const int64_t first = first_row(step, section, tile);
+    const int64_t end = std::min((section + 1) * plan_.section_rows, kept_count_);
+    return std::clamp(end - first, int64_t{0}, kTileRows);
+  }
+
+  void clear_left_out_rows() {
+    if (kept_count_ == in_.rows) return;
+    for (void* gradient : {out_.d_query, out_.d_positive}) {
+      if (gradient != nullptr) std::memset(gradient, 0, static_cast<size_t>(in_.rows * width_) * sizeof(T));
+    }
+  }
+
+  void prepare_row(int64_t i) {
+    const int64_t row = kept_[static_cast<size_t>(i)];
+    positive_products<T>(product_.get() + i, in_, &row, 1);
+    const A denominator = at(out_.statistics, row), whole = at(out_.statistics, in_.rows + row);
+    const bool empty = denominator == kMinusInfinity<A>;
+    A weight = in_.row_weight == nullptr ? A{1} : at(in_.row_weight, row);
+    if (in_.refined) weight /= A{1} + std::exp(-denominator);
+    row_scale_.get()[i] = empty ? A{0} : weight * at(out_.d_loss, row) + at(out_.d_lse, row);
+    factor_.get()[i] = scale() * row_scale_.get()[i];
+    whole_.get()[i] = empty ? -kMinusInfinity<A> : whole;
+  }
+
+  // A tile of queries as the left operand of the scores and as the right operand of dSᵀ · Q.
+  void pack_tile(int64_t step, int64_t section, int64_t tile) {
+    const int64_t count = rows_in(step, section, tile);
+    if (count == 0) return;
+    Buffer<T> rows(count * width_);
+    gather_rows(rows.get(), in_.query, kept_.data() + first_row(step, section, tile), count, width_);
+    matmul::pack_left<P, T>(left(section, tile), rows.get(), count, width_, width_, 1);
+    matmul::pack_right<P, T>(right(section, tile), rows.get(), width_, count, 1, width_);
+  }
+  P* left(int64_t section, int64_t tile) const {
+    return left_.get() + (section * plan_.step_rows + tile * kTileRows) * depth_;
+  }
+  P* right(int64_t section, int64_t tile) const {
+    return right_.get() + (section * plan_.step_rows / kTileRows + tile) * right_tile();
+  }
+
+  // One group of candidates against one section's rows of the step.
+  void work(int64_t step, int64_t section, int64_t group, Scratch& scratch) {
+    const int64_t item = section * plan_.groups + group;
+    A* sums = sums_.get() + 3 * item * plan_.step_rows;
+    std::fill_n(sums, 3 * plan_.step_rows, A{0});
+    for (int64_t block = plan_.first_block(group); block < plan_.first_block(group + 1); ++block) {
+      const int64_t columns = std::min(kBlock, in_.drawn - block * kBlock);
+      const T* from = static_cast<const T*>(in_.candidates) + block * kBlock * width_;
+      matmul::pack_right<P, T>(scratch.for_scores.get(), from, columns, width_, width_, 1);
+      matmul::pack_right<P, T>(scratch.for_queries.get(), from, width_, columns, 1, width_);
+      for (int64_t tile = 0; tile * kTileRows < plan_.step_rows; ++tile) {
+        const int64_t count = rows_in(step, section, tile);
+        if (count == 0) break;
+        d_scores(first_row(step, section, tile), count, left(section, tile), block, columns,
+                 sums + tile * kTileRows, scratch);
+        if (out_.d_query != nullptr) {
+          A* to = d_query_.get() + (item * plan_.step_rows + tile * kTileRows) * width_;
+          matmul::multiply<P>(to, width_, scratch.d_scores.get(), kBlock, scratch.for_queries.get(), count,
+                              width_, columns, block > plan_.first_block(group));
+        }
+        if (out_.d_candidates != nullptr) {
+          const int64_t turned_depth = matmul::padded_depth<P>(count);
+          matmul::pack_left<P, P>(scratch.turned.get(), scratch.d_scores.get(), columns, count, 1, kBlock);
+          matmul::multiply<P>(d_candidates(section) + block * kBlock * width_, width_, scratch.turned.get(),
+                              turned_depth, right(section, tile), columns, width_, count,
+                              step > 0 || tile > 0);
+        }
+      }
+    }
+  }
+
+  // scratch.d_scores: the gradients of the scores of `count` kept rows from `first` on, in one block.
+  void d_scores(int64_t first, int64_t count, const P* left, int64_t block, int64_t columns, A* sums,
+                Scratch& scratch) {
+    A* scores = scratch.scores.get();
+    matmul::multiply<P>(scores, kBlock, left, depth_, scratch.for_scores.get(), count, columns, width_,
+                        false);
+    for (int64_t i = 0; i < count; ++i) {
+      left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
+          .cross_out(scores + i * kBlock, block * kBlock, block * kBlock + columns);
+    }
+    const ScoreTile<A> scored{scores, count, columns, product_.get() + first, log_q_.data() + block * kBlock,
+                              scale()};
+    const RowShares<A> rows{whole_.get() + first, factor_.get() + first, sums, sums + plan_.step_rows,
+                            sums + 2 * plan_.step_rows};
+    ForEachIsa<&share_gradients_body<P, A>>::call(scored, rows, scratch.d_scores.get());
+  }
+
+  A* d_candidates(int64_t section) const {
+    if (accumulates_in_place()) return static_cast<A*>(out_.d_candidates);
+    return d_candidates_.get() + section * in_.drawn * width_;
+  }
+
+  void finish_tile(int64_t step, int64_t section, int64_t tile) {
+    const int64_t first = first_row(step, section, tile), count = rows_in(step, section, tile);
+    for (int64_t i = 0; i < count; ++i)
+      finish_row(first + i, section * plan_.groups, plan_.groups, tile * kTileRows + i);
+  }
+
+  // Adds the groups' partial results of a row, which stand at `place` of each item's, and writes its
+  // gradients.
+  void finish_row(int64_t i, int64_t first_item, int64_t groups, int64_t place) {
+    A share{0}, moment{0}, d_score{0};
+    for (int64_t item = first_item; item < first_item + groups; ++item) {
+      const A* sums = sums_.get() + 3 * item * plan_.step_rows + place;
+      share += sums[0];
+      moment += sums[plan_.step_rows];
+      d_score += sums[2 * plan_.step_rows];
+    }
+    const int64_t row = kept_[static_cast<size_t>(i)];
+    const A whole = whole_.get()[i];
+    A own{0};
+    if (!in_.refined) {
+      const A log_q = in_.positive_log_q == nullptr ? A{0} : at(in_.positive_log_q, row);
+      own = std::exp(-log_q - whole);
+    }
+    // The shares and the positive's own add up to 1 but for the rounding of `whole`, which this takes back.
+    const A correction = share + own > A{0} ? A{1} / (share + own) : A{0};
+    const bool empty = whole == -kMinusInfinity<A>;
+    const A d_lse = empty ? A{0} : at(out_.d_lse, row);
+    const A d_positive_score = d_lse - row_scale_.get()[i] * share * correction;
+    row_scale_.get()[i] = row_scale_.get()[i] * moment * correction + d_lse * product_.get()[i];
+    const RowGradients gradients{
+        .query = static_cast<const T*>(in_.query) + row * width_,
+        .positive = static_cast<const T*>(in_.positive) + row * width_,
+        .partial = d_query_.get() + (first_item * plan_.step_rows + place) * width_,
+        .partial_stride = plan_.step_rows * width_,
+        .groups = groups,
+        .width = width_,
+        .correction = correction,
+        .positive_factor = scale() * d_lse - d_score * correction,
+        .query_factor = scale() * d_positive_score,
+        .d_query = out_.d_query == nullptr ? nullptr : static_cast<T*>(out_.d_query) + row * width_,
+        .d_positive = out_.d_positive == nullptr ? nullptr : static_cast<T*>(out_.d_positive) + row * width_,
+    };
+    ForEachIsa<&write_row_body>::call(gradients);
+  }
+
+  struct RowGradients {
+    const T* query;
+    const T* positive;
+    const A* partial;
+    int64_t partial_stride, groups, width;
+    A correction, positive_factor, query_factor;
+    T* d_query;
+    T* d_positive;
+  };
+
+  static ARGUS_INLINE void write_row_body(RowGradients row) {
+    if (row.d_query != nullptr) {
+      for (int64_t column = 0; column < row.width; column += kLanes) {
+        const int64_t count = std::min(kLanes, row.width - column);
+        A sum[kLanes] = {};
+        for (int64_t group = 0; group < row.groups; ++group) {
+          const A* partial = row.partial + group * row.partial_stride + column;
+          for (int64_t lane = 0; lane < count; ++lane) sum[lane] += partial[lane];
+        }
+        for (int64_t lane = 0; lane < count; ++lane) {
+          const A own = row.positive_factor * load(row.positive[column + lane]);
+          store(row.d_query[column + lane], sum[lane] * row.correction + own);
+        }
+      }
+    }
+    if (row.d_positive != nullptr) {
+      for (int64_t column = 0; column < row.width; ++column)
+        store(row.d_positive[column], row.query_factor * load(row.query[column]));
+    }
+  }
+
+  // Adds the sections' d_candidates in order and rounds once.
+  void finish_candidates() {
+    if (out_.d_candidates == nullptr) return;
+    T* to = static_cast<T*>(out_.d_candidates);
+    if (items_ == 0) {
+      std::memset(out_.d_candidates, 0, static_cast<size_t>(in_.drawn * width_) * sizeof(T));
+      return;
+    }
+    if (accumulates_in_place()) return;
+    parallel(in_.drawn, kRowGrain, [&](int64_t m) {
+      ForEachIsa<&write_candidate_body>::call(to + m * width_, d_candidates_.get() + m * width_,
+                                              plan_.sections, in_.drawn * width_, width_);
+    });
+  }
+
+  static ARGUS_INLINE void write_candidate_body(T* to, A* from, int64_t sections, int64_t stride,
+                                                int64_t width) {
+    for (int64_t section = 1; section < sections; ++section) {
+      for (int64_t column = 0; column < width; ++column) from[column] += from[section * stride + column];
+    }
+    for (int64_t column = 0; column < width; ++column) store(to[column], from[column]);
+  }
+
+  void finish_scale() {
+    if (out_.d_scale == nullptr) return;
+    double sum = 0.0;
+    for (int64_t i = 0; i < kept_count_; ++i) sum += static_cast<double>(row_scale_.get()[i]);
+    *static_cast<A*>(out_.d_scale) = static_cast<A>(sum);
+  }
+
+  const Inputs& in_;
+  const Gradients& out_;
+  LeftOut left_out_;
+  std::vector<int64_t> kept_;
+  std::vector<A> log_q_;
+  int64_t kept_count_, width_, depth_;
+  Plan plan_;
+  int64_t items_;
+  Buffer<A> product_, whole_, factor_;  // of the kept rows
+  Buffer<A> row_scale_;                 // gradient of a row's log-sum-exp; in the end its part of d_scale
+  Buffer<P> left_, right_;              // the step's queries, tile by tile
+  Buffer<A> d_query_;                   // [items, step rows, width]
+  Buffer<A> sums_;                      // [items, 3, step rows]: as in RowShares
+  Buffer<A> d_candidates_;              // [sections, candidates, width]
+};
+
+template <class T>
+void run(const Inputs& inputs, const Gradients& gradients) {
+  matmul::with_operand<T>([&]<class P>() { Backward<T, P>(inputs, gradients).run(); });
+}
+
+}  // namespace
+
+void backward_cpu(const Inputs& inputs, const Gradients& gradients) {
+  switch (inputs.dtype) {
+    case Dtype::float32:
+      return run<float>(inputs, gradients);
+    case Dtype::bfloat16:
+      return run<BFloat16>(inputs, gradients);
+    case Dtype::float16:
+      return run<Float16>(inputs, gradients);
+    case Dtype::float64:
+      return run<double>(inputs, gradients);
+  }
+}
+
+}  // namespace argus::sampled_softmax_loss
