@@ -11,13 +11,16 @@ from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import bias_problems, window_problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.decode_attention import reference
+from argus_kernels.ops.decode_attention import native, reference
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.samples import drawn, samples
 
 __all__ = ["BACKENDS", "OP", "PagedCache", "decode_attention"]
 
-BACKENDS = (Backend("reference", reference.forward),)
+BACKENDS = (
+    Backend("cpp", native.forward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("reference", reference.forward),
+)
 
 
 def _fake(inputs: Inputs) -> Tensor:

@@ -1,0 +1,73 @@
+"""The compiled backend of decode_attention: `cpp` (C++ on the CPU)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import native
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.relative_bias import time_thresholds
+
+
+def forward(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    time_pages: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Writes the new events to their slots and computes out [B, H, Dh], on the pages' device.
+
+    Raises ValueError, having changed nothing, on the CPU: a length or a page out of bounds, two users that append to
+    one page; and for shapes and dtypes that the kernels do not take.
+    """
+    thresholds = None if time_bias is None else _thresholds(time_bias.shape[1], str(q.device))
+    return torch.ops.argus_native.decode_attention(
+        q, key_pages, value_pages, time_pages, block_table, lengths, k, v, position_bias, time_bias, thresholds,
+        query_time, key_time, scale, window,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=64)
+def _thresholds(buckets: int, device: str) -> Tensor:
+    return time_thresholds(buckets, device)
+
+
+def available_cpp() -> str | None:
+    """Why the C++ backend cannot serve anything here, or None."""
+    return native.why_not("cpu")
+
+
+def why_not_cpp(inputs: Inputs) -> list[str]:
+    """Every reason why the C++ backend cannot serve these inputs."""
+    return [
+        *needs_device("cpu", q=inputs.q, key_pages=inputs.key_pages, lengths=inputs.lengths),
+        *needs_dtype(FLOATING, q=inputs.q),
+        *_layout_problems(inputs),
+    ]
+
+
+def _layout_problems(inputs: Inputs) -> list[str]:
+    problems = []
+    for name in ("key_pages", "value_pages"):
+        pages: Tensor = getattr(inputs, name)
+        if pages.dim() != 4:
+            continue
+        _, _, heads, width = pages.shape
+        dense = (width <= 1 or pages.stride(3) == 1) and (heads <= 1 or pages.stride(2) == width)
+        if not dense:
+            problems.append(f"{name} is not contiguous within an event, expected heads and widths side by side")
+    return problems

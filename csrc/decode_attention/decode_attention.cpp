@@ -1,0 +1,294 @@
+// argus_native::decode_attention: checks, allocation, registration. Compiled into both op libraries.
+#include "decode_attention/decode_attention.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <limits>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <unordered_map>
+
+#include "common/check.h"
+#include "common/relative_bias.h"
+#include "decode_attention/history_chunks.h"
+
+namespace argus::decode_attention {
+namespace {
+
+constexpr const char* kOp = "decode_attention";
+
+using Optional = std::optional<Tensor>;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
+
+// The arguments as the schema has them, contiguous where the kernels want it.
+struct Arguments {
+  Tensor q, key_pages, value_pages, time_pages, block_table, lengths;
+  Optional k, v, position_bias, time_bias, thresholds, query_time, key_time;
+};
+
+void check_pages(const char* name, const Tensor& pages, const Arguments& given) {
+  check_shape(kOp, name, pages, "[pages, page_size, H, Dh]",
+              {given.key_pages.size(0), given.key_pages.size(1), given.q.size(1), given.q.size(2)});
+  check_dtype(kOp, name, pages, {given.q.scalar_type()});
+  check_same_device(kOp, name, pages, "q", given.q);
+  const bool dense = (pages.size(3) <= 1 || pages.stride(3) == 1) &&
+                     (pages.size(2) <= 1 || pages.stride(2) == pages.size(3));
+  if (!dense) fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
+}
+
+void check_rows(const char* name, const Optional& tensor, const Arguments& given, bool vectors) {
+  if (!tensor) return;
+  const Tensor& q = given.q;
+  if (vectors) {
+    check_shape(kOp, name, *tensor, "[B, H, Dh]", {q.size(0), q.size(1), q.size(2)});
+    check_dtype(kOp, name, *tensor, {q.scalar_type()});
+  } else {
+    check_shape(kOp, name, *tensor, "[B]", {q.size(0)});
+    check_dtype(kOp, name, *tensor, {ScalarType::Long});
+  }
+  check_same_device(kOp, name, *tensor, "q", q);
+}
+
+void check_biases(const Arguments& given) {
+  for (const auto& [name, table] :
+       {std::pair{"position_bias", &given.position_bias}, std::pair{"time_bias", &given.time_bias}}) {
+    if (!*table) continue;
+    check_shape(kOp, name, **table, "[H, buckets]", {given.q.size(1), -1});
+    check_same_device(kOp, name, **table, "q", given.q);
+    if ((*table)->size(1) == 0) fail(kOp, name, " has no bucket, expected at least 1");
+  }
+  if (!given.time_bias) return;
+  if (!given.query_time || !given.thresholds)
+    fail(kOp, "time_bias is given without query_time or thresholds");
+  check_shape(kOp, "thresholds", *given.thresholds, "[N]", {given.time_bias->size(1)});
+  check_dtype(kOp, "thresholds", *given.thresholds, {ScalarType::Long});
+  check_contiguous(kOp, "thresholds", *given.thresholds);
+}
+
+void check(const Arguments& given) {
+  const Tensor& q = given.q;
+  check_shape(kOp, "q", q, "[B, H, Dh]", {-1, -1, -1});
+  if (q.is_cpu()) {
+    check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+  } else {
+    check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  }
+  check_shape(kOp, "key_pages", given.key_pages, "[pages, page_size, H, Dh]", {-1, -1, q.size(1), q.size(2)});
+  if (given.key_pages.size(1) == 0) fail(kOp, "key_pages has page size 0");
+  check_pages("key_pages", given.key_pages, given);
+  check_pages("value_pages", given.value_pages, given);
+  check_shape(kOp, "time_pages", given.time_pages, "[pages, page_size]",
+              {given.key_pages.size(0), given.key_pages.size(1)});
+  check_dtype(kOp, "time_pages", given.time_pages, {ScalarType::Long});
+  check_shape(kOp, "block_table", given.block_table, "[B, max_pages]", {q.size(0), -1});
+  check_dtype(kOp, "block_table", given.block_table, {ScalarType::Int});
+  check_shape(kOp, "lengths", given.lengths, "[B]", {q.size(0)});
+  check_dtype(kOp, "lengths", given.lengths, {ScalarType::Int});
+  for (const Tensor* tensor : {&given.time_pages, &given.block_table, &given.lengths})
+    check_same_device(kOp, "the cache", *tensor, "q", q);
+  if (given.k.has_value() != given.v.has_value())
+    fail(kOp, "one of k and v is given, expected both or neither");
+  check_rows("k", given.k, given, true);
+  check_rows("v", given.v, given, true);
+  check_rows("query_time", given.query_time, given, false);
+  check_rows("key_time", given.key_time, given, false);
+  check_biases(given);
+}
+
+Optional contiguous(const Optional& tensor) {
+  return tensor ? Optional(torch::stable::contiguous(*tensor)) : tensor;
+}
+
+// A bias table in the type that the kernels compute in.
+Optional arithmetic(const Optional& table, const Tensor& q) {
+  if (!table) return table;
+  const ScalarType wide = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  if (table->scalar_type() == wide) return contiguous(table);
+  return torch::stable::contiguous(torch::stable::to(*table, wide));
+}
+
+Arguments prepared(const Arguments& given) {
+  Arguments ready = given;
+  ready.q = torch::stable::contiguous(given.q);
+  ready.block_table = torch::stable::contiguous(given.block_table);
+  ready.lengths = torch::stable::contiguous(given.lengths);
+  ready.k = contiguous(given.k);
+  ready.v = contiguous(given.v);
+  ready.query_time = contiguous(given.query_time);
+  ready.key_time = given.k ? contiguous(given.key_time) : std::nullopt;
+  ready.position_bias = arithmetic(given.position_bias, given.q);
+  ready.time_bias = arithmetic(given.time_bias, given.q);
+  return ready;
+}
+
+const void* data(const Optional& tensor) {
+  return tensor ? tensor->const_data_ptr() : nullptr;
+}
+
+Params make_params(const Arguments& given, Tensor& out, double scale, std::optional<int64_t> window) {
+  const auto times = [](const Optional& tensor) { return static_cast<const int64_t*>(data(tensor)); };
+  return Params{
+      .q = given.q.const_data_ptr(),
+      .key_pages = given.key_pages.mutable_data_ptr(),
+      .value_pages = given.value_pages.mutable_data_ptr(),
+      .time_pages = static_cast<int64_t*>(given.time_pages.mutable_data_ptr()),
+      .block_table = static_cast<const int32_t*>(given.block_table.const_data_ptr()),
+      .lengths = static_cast<const int32_t*>(given.lengths.const_data_ptr()),
+      .k = data(given.k),
+      .v = data(given.v),
+      .position_bias = data(given.position_bias),
+      .time_bias = data(given.time_bias),
+      .thresholds = times(given.thresholds),
+      .cell_bucket = nullptr,
+      .cell_edge = nullptr,
+      .query_time = times(given.query_time),
+      .key_time = times(given.key_time),
+      .out = out.mutable_data_ptr(),
+      .partial = nullptr,
+      .users = given.q.size(0),
+      .heads = given.q.size(1),
+      .width = given.q.size(2),
+      .pages = given.key_pages.size(0),
+      .page_size = given.key_pages.size(1),
+      .table_width = given.block_table.size(1),
+      .key_page_stride = given.key_pages.stride(0),
+      .key_slot_stride = given.key_pages.stride(1),
+      .value_page_stride = given.value_pages.stride(0),
+      .value_slot_stride = given.value_pages.stride(1),
+      .time_page_stride = given.time_pages.stride(0),
+      .time_slot_stride = given.time_pages.stride(1),
+      .position_buckets = given.position_bias ? given.position_bias->size(1) : 0,
+      .time_buckets = given.time_bias ? given.time_bias->size(1) : 0,
+      .window = window.value_or(std::numeric_limits<int64_t>::max()),
+      .chunk = 0,
+      .scale = scale,
+      .dtype = dtype_of(given.q),
+  };
+}
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+void check_history(const Params& params, int64_t user) {
+  const int64_t length = params.lengths[user], capacity = params.table_width * params.page_size;
+  if (length < 0 || length > capacity)
+    fail(kOp, "lengths[", user, "] is ", length, ", expected 0 to ", capacity);
+  const int32_t* table = params.block_table + user * params.table_width;
+  for (int64_t slot = 0; slot * params.page_size < length; ++slot) {
+    if (table[slot] >= 0 && table[slot] < params.pages) continue;
+    fail(kOp, "user ", user, " has length ", length, " but no page for its events from ",
+         slot * params.page_size, " on: block_table[", user, ", ", slot, "] is ", table[slot],
+         ", expected 0 to ", params.pages - 1, "; reserve it first");
+  }
+}
+
+// A page that a user appends to must be its own: another user that holds it would find its events changed.
+void check_appended_pages(const Params& params) {
+  std::unordered_map<int32_t, int64_t> writer;
+  for (int64_t user = 0; user < params.users; ++user) {
+    if (params.lengths[user] == 0) continue;
+    const int64_t slot = (params.lengths[user] - 1) / params.page_size;
+    const int32_t page = params.block_table[user * params.table_width + slot];
+    const auto [found, fresh] = writer.emplace(page, user);
+    if (fresh) continue;
+    fail(kOp, "users [", found->second, ", ", user, "] would all append to page ", page,
+         ", expected a page of its own for each");
+  }
+}
+
+// The cells of these edges, worked out once: that takes longer than decoding a short history.
+const TimeBuckets& time_buckets(const int64_t* edges, int64_t count) {
+  static std::mutex lock;
+  static std::list<TimeBuckets> known;
+  const std::lock_guard<std::mutex> guard(lock);
+  for (const TimeBuckets& buckets : known) {
+    bool same = buckets.count() == count;
+    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets.edge(bucket) == edges[bucket];
+    if (same) return buckets;
+  }
+  return known.emplace_back(edges, count);
+}
+
+// Threads share the chunks one by one; small calls stay on the calling thread.
+constexpr int64_t kBytesWorthAThread = 1 << 17;
+
+void run_on_cpu(Params& params) {
+  const int64_t row_bytes = params.heads * params.width *
+                            (params.dtype == Dtype::float64   ? 8
+                             : params.dtype == Dtype::float32 ? 4
+                                                              : 2);
+  params.chunk = chunk_events(2 * row_bytes);
+  if (params.k != nullptr) {
+    const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(2 * row_bytes, 1));
+    torch::stable::parallel_for(0, params.users, grain,
+                                [&](int64_t first, int64_t last) { append_cpu(params, first, last); });
+  }
+  const HistoryChunks histories(params);
+  const auto results = std::make_unique_for_overwrite<double[]>(
+      static_cast<size_t>(histories.count() * partial_elements(params)));
+  params.partial = results.get();
+  const int64_t chunk_bytes = std::max<int64_t>(2 * row_bytes * params.chunk, 1);
+  const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / chunk_bytes);
+  torch::stable::parallel_for(0, histories.count(), grain, [&](int64_t first, int64_t last) {
+    attend_cpu(params, histories.chunks(), first, last);
+  });
+  const int64_t user_bytes = row_bytes * (1 + histories.count() / std::max<int64_t>(params.users, 1));
+  torch::stable::parallel_for(
+      0, params.users, std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(user_bytes, 1)),
+      [&](int64_t first, int64_t last) { combine_cpu(params, histories.first(), first, last); });
+}
+
+Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
+                     Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
+                     Optional thresholds, Optional query_time, Optional key_time, double scale,
+                     std::optional<int64_t> window) {
+  const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
+                        v, position_bias, time_bias,   thresholds, query_time,  key_time};
+  check(given);
+  const Arguments ready = prepared(given);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
+  Params params = make_params(ready, out, scale, window);
+  for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
+  if (params.k != nullptr) check_appended_pages(params);
+  if (params.time_bias != nullptr) {
+    const TimeBuckets::Cells cells = time_buckets(params.thresholds, params.time_buckets).cells();
+    params.cell_bucket = cells.first;
+    params.cell_edge = cells.edge;
+  }
+  if (params.users > 0 && params.heads > 0 && params.width > 0) run_on_cpu(params);
+  return out;
+}
+
+#endif
+
+}  // namespace
+}  // namespace argus::decode_attention
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def(
+      "decode_attention(Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, "
+      "Tensor block_table, Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, "
+      "Tensor? thresholds, Tensor? query_time, Tensor? key_time, float scale, int? window) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("decode_attention", TORCH_BOX(&argus::decode_attention::decode_on_cpu));
+}
+
+#endif

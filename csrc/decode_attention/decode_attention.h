@@ -1,0 +1,85 @@
+// One new event per user against its paged history.
+//
+// User b has L = lengths[b] events; event j lies in slot j % page_size of page block_table[b, j / page_size]:
+//
+//   where k and v are given:  slot L − 1  ←  (k_b, v_b, key_time_b)
+//   score_j  =  scale · q_b · k_j + position_bias[h, min(L − 1 − j, P − 1)]
+//               + time_bias[h, bucket(query_time_b − time_j)]
+//   out_b    =  Σ softmax_j(score_j) · v_j   over j < L with L − 1 − j < window
+//
+// A history is cut into chunks of a fixed number of events. Each chunk gives, per head, its largest score m,
+// the sum l of exp(score − m) and Σ exp(score − m) · v; a user's chunks are then combined in their order. How
+// events fall into chunks depends on the shape of an event alone, so a user's bits depend neither on the
+// number of threads nor on who else is in the call.
+#pragma once
+
+#include <cstdint>
+
+namespace argus::decode_attention {
+
+enum class Dtype { float32, float64, bfloat16, float16 };
+
+struct Params {
+  const void* q;    // [users, heads, width]
+  void* key_pages;  // [pages, page_size, heads, width]; pages and slots may lie apart
+  void* value_pages;
+  int64_t* time_pages;         // [pages, page_size]
+  const int32_t* block_table;  // [users, table_width]
+  const int32_t* lengths;      // [users]
+  const void* k;               // [users, heads, width], or null: nothing is appended
+  const void* v;
+  const void* position_bias;   // [heads, position_buckets] in the arithmetic type, or null
+  const void* time_bias;       // [heads, time_buckets]
+  const int64_t* thresholds;   // [time_buckets], the lower edges of the time buckets, rising from 0
+  const int64_t* cell_bucket;  // TimeBuckets::Cells, on the CPU
+  const int64_t* cell_edge;
+  const int64_t* query_time;  // [users]
+  const int64_t* key_time;    // [users], or null
+  void* out;                  // [users, heads, width]
+  void* partial;              // what each chunk gave
+  int64_t users;
+  int64_t heads;
+  int64_t width;
+  int64_t pages;
+  int64_t page_size;
+  int64_t table_width;
+  int64_t key_page_stride, key_slot_stride;
+  int64_t value_page_stride, value_slot_stride;
+  int64_t time_page_stride, time_slot_stride;
+  int64_t position_buckets;
+  int64_t time_buckets;
+  int64_t window;  // at least 1
+  int64_t chunk;   // events in a chunk
+  double scale;
+  Dtype dtype;
+};
+
+inline int64_t first_seen(const Params& params, int64_t length) {
+  return length > params.window ? length - params.window : 0;
+}
+
+struct Chunk {
+  int64_t user;
+  int64_t begin, end;  // events
+};
+
+// What a chunk gives, in the arithmetic type: [heads] m, [heads] l, [heads, width] weighted values.
+inline int64_t partial_elements(const Params& params) {
+  return params.heads * (params.width + 2);
+}
+
+// Writes the new events of the users [first, last) to the cache.
+void append_cpu(const Params& params, int64_t first, int64_t last);
+
+// Results of chunks [first, last) into params.partial.
+void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_t last);
+
+// `out` of the users [first, last) from their chunks; those of user b are first_chunk[b] … first_chunk[b + 1]
+// − 1.
+void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last);
+
+// Enqueues the same on `stream`, a cudaStream_t. A user whose length or pages are out of bounds gives NaN and
+// writes nothing.
+void launch_cuda(const Params& params, void* stream);
+
+}  // namespace argus::decode_attention

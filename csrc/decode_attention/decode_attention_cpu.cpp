@@ -1,0 +1,384 @@
+// decode_attention on the CPU. A chunk is read front to back twice over, all heads of an event together as
+// they lie in memory: keys into a row of scores per head, then, after the softmax over the chunk, values into
+// the weighted sum. Reading is what bounds it, so rows to come are prefetched across the ends of pages.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <vector>
+
+#include "common/relative_bias.h"
+#include "common/vector_math.h"
+#include "decode_attention/decode_attention.h"
+#include "decode_attention/lanes.h"
+
+namespace argus::decode_attention {
+namespace {
+
+constexpr int64_t kTogether = 4;  // events at a time
+constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kCacheLine = 64;
+
+int64_t padded(int64_t width) {
+  return (width + kLanes - 1) / kLanes * kLanes;
+}
+
+// What a thread works in.
+template <class A>
+struct Scratch {
+  std::vector<A> query;     // [heads, padded width], scaled
+  std::vector<A> scores;    // [heads, chunk]
+  std::vector<A> weighted;  // [heads, padded width]
+  std::vector<int32_t> buckets;
+
+  explicit Scratch(const Params& params)
+      : query(static_cast<size_t>(params.heads * padded(params.width))),
+        scores(static_cast<size_t>(params.heads * params.chunk)),
+        weighted(query.size()),
+        buckets(static_cast<size_t>(params.chunk)) {}
+};
+
+// How many events ahead of the one at work to prefetch.
+ARGUS_INLINE int64_t events_ahead(const Params& params, size_t element_bytes) {
+  const int64_t event_bytes = params.heads * params.width * static_cast<int64_t>(element_bytes);
+  return std::max<int64_t>(1, kPrefetchBytes / event_bytes);
+}
+
+// Consecutive events within a page; `next` is where the events after them begin, null at the end.
+template <class T>
+struct Piece {
+  const T* rows;
+  const T* next;
+  int64_t stride;
+  int64_t count;
+};
+
+// Calls visit(place in the chunk, piece) for the pages of a chunk in turn.
+template <class T, class Visit>
+ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const void* pages,
+                                 int64_t page_stride, int64_t slot_stride, const Visit& visit) {
+  const int32_t* table = params.block_table + chunk.user * params.table_width;
+  const auto rows_from = [&](int64_t event) {
+    const int64_t page = table[event / params.page_size];
+    return static_cast<const T*>(pages) + page * page_stride + event % params.page_size * slot_stride;
+  };
+  for (int64_t event = chunk.begin; event < chunk.end;) {
+    const int64_t page_end = (event / params.page_size + 1) * params.page_size;
+    const int64_t end = std::min(page_end, chunk.end);
+    visit(event - chunk.begin,
+          Piece<T>{rows_from(event), end < chunk.end ? rows_from(end) : nullptr, slot_stride, end - event});
+    event = end;
+  }
+}
+
+// How far behind the row of `event` lies the one that is wanted `ahead` events later, in bytes; 0 at the end.
+template <class T>
+ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t ahead) {
+  const int64_t wanted = event + ahead;
+  const T* row = piece.rows + wanted * piece.stride;
+  if (wanted >= piece.count) {
+    if (piece.next == nullptr) return 0;
+    row = piece.next + (wanted - piece.count) * piece.stride;
+  }
+  return reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(piece.rows + event * piece.stride);
+}
+
+template <class T>
+ARGUS_INLINE void prefetch(const T* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(from) + bytes));
+}
+
+// Whether a new cache line begins with lane block `column`.
+template <class T>
+ARGUS_INLINE bool begins_line(int64_t column) {
+  return column * static_cast<int64_t>(sizeof(T)) % kCacheLine == 0;
+}
+
+// q · k of one head and of kTogether keys that lie `stride` apart. kWidth is the width, 0 where it is not
+// known.
+template <class T, int64_t kWidth>
+ARGUS_INLINE Quad<Arithmetic<T>> four_products(const Arithmetic<T>* query, const T* key, int64_t stride,
+                                               int64_t head_width, int64_t ahead) {
+  using A = Arithmetic<T>;
+  const int64_t width = kWidth > 0 ? kWidth : head_width;
+  Lanes<A> sums[kTogether] = {};
+  int64_t column = 0;
+  for (; column + kLanes <= width; column += kLanes) {
+    const Lanes<A> q = load_lanes(query + column);
+    for (int64_t event = 0; event < kTogether; ++event) {
+      const T* from = key + event * stride + column;
+      if (begins_line<T>(column)) prefetch(from, ahead);
+      sums[event] += q * load_lanes(from);
+    }
+  }
+  if (column < width) {
+    const Lanes<A> q = load_lanes(query + column);
+    for (int64_t event = 0; event < kTogether; ++event)
+      sums[event] += q * load_lanes(key + event * stride + column, width - column);
+  }
+  return sums_of_four<A>(sums);
+}
+
+template <class T, int64_t kWidth>
+ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* query,
+                              Arithmetic<T>* scores) {
+  using A = Arithmetic<T>;
+  const int64_t width = params.width, padded_width = padded(width);
+  const int64_t ahead = events_ahead(params, sizeof(T));
+  int64_t event = 0;
+  for (; event + kTogether <= piece.count; event += kTogether) {
+    const T* keys = piece.rows + event * piece.stride;
+    const int64_t bytes = bytes_ahead(piece, event, ahead);
+    for (int64_t head = 0; head < params.heads; ++head) {
+      const Quad<A> products = four_products<T, kWidth>(query + head * padded_width, keys + head * width,
+                                                        piece.stride, width, bytes);
+      std::memcpy(scores + head * params.chunk + event, &products, sizeof(products));
+    }
+  }
+  for (; event < piece.count; ++event) {
+    const T* key = piece.rows + event * piece.stride;
+    for (int64_t head = 0; head < params.heads; ++head)
+      scores[head * params.chunk + event] =
+          four_products<T, kWidth>(query + head * padded_width, key + head * width, 0, width, 0)[0];
+  }
+}
+
+// weighted += p · v of one head for `count` events, added in their order.
+template <class T, int64_t kWidth, int64_t kCount>
+ARGUS_INLINE void add_values(Arithmetic<T>* weighted, const Arithmetic<T>* p, const T* value, int64_t stride,
+                             int64_t head_width, int64_t ahead) {
+  using A = Arithmetic<T>;
+  const int64_t width = kWidth > 0 ? kWidth : head_width;
+  int64_t column = 0;
+  for (; column + kLanes <= width; column += kLanes) {
+    Lanes<A> sum = load_lanes(weighted + column);
+    for (int64_t event = 0; event < kCount; ++event) {
+      const T* from = value + event * stride + column;
+      if (begins_line<T>(column)) prefetch(from, ahead);
+      sum += p[event] * load_lanes(from);
+    }
+    std::memcpy(weighted + column, &sum, sizeof(sum));
+  }
+  if (column < width) {
+    Lanes<A> sum = load_lanes(weighted + column);
+    for (int64_t event = 0; event < kCount; ++event)
+      sum += p[event] * load_lanes(value + event * stride + column, width - column);
+    std::memcpy(weighted + column, &sum, sizeof(sum));
+  }
+}
+
+template <class T, int64_t kWidth>
+ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* p,
+                              Arithmetic<T>* weighted) {
+  const int64_t width = params.width, padded_width = padded(width);
+  const int64_t ahead = events_ahead(params, sizeof(T));
+  int64_t event = 0;
+  for (; event + kTogether <= piece.count; event += kTogether) {
+    const int64_t bytes = bytes_ahead(piece, event, ahead);
+    for (int64_t head = 0; head < params.heads; ++head) {
+      add_values<T, kWidth, kTogether>(weighted + head * padded_width, p + head * params.chunk + event,
+                                       piece.rows + event * piece.stride + head * width, piece.stride, width,
+                                       bytes);
+    }
+  }
+  for (; event < piece.count; ++event) {
+    for (int64_t head = 0; head < params.heads; ++head) {
+      add_values<T, kWidth, 1>(weighted + head * padded_width, p + head * params.chunk + event,
+                               piece.rows + event * piece.stride + head * width, piece.stride, width, 0);
+    }
+  }
+}
+
+// The time bucket of every event of the chunk.
+ARGUS_INLINE void find_buckets(const Params& params, const Chunk& chunk, int32_t* buckets) {
+  const int64_t now = params.query_time[chunk.user];
+  const TimeBuckets::Cells cells{params.cell_bucket, params.cell_edge};
+  for_each_piece<int64_t>(params, chunk, params.time_pages, params.time_page_stride, params.time_slot_stride,
+                          [&](int64_t place, const Piece<int64_t>& piece) {
+                            for (int64_t event = 0; event < piece.count; ++event) {
+                              const int64_t time = piece.rows[event * piece.stride];
+                              buckets[place + event] =
+                                  static_cast<int32_t>(cells.bucket(time_distance(now, time)));
+                            }
+                          });
+}
+
+template <class A>
+ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<A>& scratch) {
+  const int64_t count = chunk.end - chunk.begin;
+  const int64_t oldest = params.lengths[chunk.user] - 1 - chunk.begin;
+  const int32_t* buckets = scratch.buckets.data();
+  if (params.time_bias != nullptr) find_buckets(params, chunk, scratch.buckets.data());
+  for (int64_t head = 0; head < params.heads; ++head) {
+    A* scores = scratch.scores.data() + head * params.chunk;
+    if (params.position_bias != nullptr) {
+      const A* table = static_cast<const A*>(params.position_bias) + head * params.position_buckets;
+      add_position_bias(scores, count, oldest, table, params.position_buckets);
+    }
+    if (params.time_bias != nullptr) {
+      const A* table = static_cast<const A*>(params.time_bias) + head * params.time_buckets;
+      for (int64_t event = 0; event < count; ++event) scores[event] += table[buckets[event]];
+    }
+  }
+}
+
+// exp(score − m) in place; m into `largest`, the sum into `sum`.
+template <class A>
+ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
+  constexpr A kNothing = -std::numeric_limits<A>::infinity();
+  largest = lane_max(scores, count, kNothing);
+  // Scores that are all −∞ weigh nothing; −∞ − −∞ would be NaN.
+  const A subtracted = largest == kNothing ? A{0} : largest;
+  for (int64_t event = 0; event < count; ++event) scores[event] = fast_exp(scores[event] - subtracted);
+  sum = lane_sum(scores, count);
+}
+
+template <class T, int64_t kWidth>
+ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch<Arithmetic<T>>& scratch,
+                               Arithmetic<T>* partial) {
+  using A = Arithmetic<T>;
+  const int64_t width = params.width, padded_width = padded(width), count = chunk.end - chunk.begin;
+  const T* q = static_cast<const T*>(params.q) + chunk.user * params.heads * width;
+  for (int64_t head = 0; head < params.heads; ++head) {
+    for (int64_t column = 0; column < width; ++column)
+      scratch.query[head * padded_width + column] =
+          load(q[head * width + column]) * static_cast<A>(params.scale);
+  }
+  for_each_piece<T>(params, chunk, params.key_pages, params.key_page_stride, params.key_slot_stride,
+                    [&](int64_t place, const Piece<T>& piece) {
+                      score_piece<T, kWidth>(params, piece, scratch.query.data(),
+                                             scratch.scores.data() + place);
+                    });
+  add_biases(params, chunk, scratch);
+  for (int64_t head = 0; head < params.heads; ++head)
+    exponentiate(scratch.scores.data() + head * params.chunk, count, partial[head],
+                 partial[params.heads + head]);
+  std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
+  for_each_piece<T>(params, chunk, params.value_pages, params.value_page_stride, params.value_slot_stride,
+                    [&](int64_t place, const Piece<T>& piece) {
+                      weigh_piece<T, kWidth>(params, piece, scratch.scores.data() + place,
+                                             scratch.weighted.data());
+                    });
+  A* weighted = partial + 2 * params.heads;
+  for (int64_t head = 0; head < params.heads; ++head)
+    std::copy_n(scratch.weighted.data() + head * padded_width, width, weighted + head * width);
+}
+
+template <class T, int64_t kWidth>
+ARGUS_INLINE void attend(const Params& params, const Chunk* chunks, int64_t first, int64_t last,
+                         Scratch<Arithmetic<T>>* scratch) {
+  Arithmetic<T>* partial = static_cast<Arithmetic<T>*>(params.partial);
+  for (int64_t index = first; index < last; ++index)
+    attend_chunk<T, kWidth>(params, chunks[index], *scratch, partial + index * partial_elements(params));
+}
+
+template <class T>
+void attend_typed(const Params& params, const Chunk* chunks, int64_t first, int64_t last) {
+  Scratch<Arithmetic<T>> scratch(params);
+  switch (params.width) {
+    case 32:
+      return ForEachIsa<&attend<T, 32>>::call(params, chunks, first, last, &scratch);
+    case 64:
+      return ForEachIsa<&attend<T, 64>>::call(params, chunks, first, last, &scratch);
+    case 128:
+      return ForEachIsa<&attend<T, 128>>::call(params, chunks, first, last, &scratch);
+    default:
+      return ForEachIsa<&attend<T, 0>>::call(params, chunks, first, last, &scratch);
+  }
+}
+
+// One user's output, [heads, width]; `sum` holds [heads, width].
+template <class T>
+ARGUS_INLINE void combine_chunks(const Params& params, int64_t first, int64_t last, T* out,
+                                 Arithmetic<T>* sum) {
+  using A = Arithmetic<T>;
+  constexpr A kNothing = -std::numeric_limits<A>::infinity();
+  const int64_t heads = params.heads, width = params.width, step = partial_elements(params);
+  const A* partial = static_cast<const A*>(params.partial);
+  for (int64_t head = 0; head < heads; ++head) {
+    A largest = kNothing;
+    for (int64_t chunk = first; chunk < last; ++chunk)
+      largest = std::max(largest, partial[chunk * step + head]);
+    const A subtracted = largest == kNothing ? A{0} : largest;
+    A total{0};
+    std::fill_n(sum, width, A{0});
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const A* result = partial + chunk * step;
+      const A weight = fast_exp(result[head] - subtracted);
+      total += weight * result[heads + head];
+      const A* weighted = result + 2 * heads + head * width;
+      for (int64_t column = 0; column < width; ++column) sum[column] += weight * weighted[column];
+    }
+    for (int64_t column = 0; column < width; ++column) store(out[head * width + column], sum[column] / total);
+  }
+}
+
+template <class T>
+ARGUS_INLINE void combine(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last,
+                          Arithmetic<T>* sum) {
+  const int64_t row = params.heads * params.width;
+  for (int64_t user = first; user < last; ++user) {
+    T* out = static_cast<T*>(params.out) + user * row;
+    if (first_chunk[user] == first_chunk[user + 1]) {
+      for (int64_t column = 0; column < row; ++column) store(out[column], Arithmetic<T>{0});
+    } else {
+      combine_chunks<T>(params, first_chunk[user], first_chunk[user + 1], out, sum);
+    }
+  }
+}
+
+template <class T>
+void combine_typed(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last) {
+  std::vector<Arithmetic<T>> sum(static_cast<size_t>(params.width));
+  ForEachIsa<&combine<T>>::call(params, first_chunk, first, last, sum.data());
+}
+
+template <class T>
+void append_typed(const Params& params, int64_t first, int64_t last) {
+  const int64_t row = params.heads * params.width;
+  for (int64_t user = first; user < last; ++user) {
+    if (params.lengths[user] == 0) continue;
+    const int64_t event = params.lengths[user] - 1, slot = event % params.page_size;
+    const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
+    std::copy_n(
+        static_cast<const T*>(params.k) + user * row, row,
+        static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride);
+    std::copy_n(static_cast<const T*>(params.v) + user * row, row,
+                static_cast<T*>(params.value_pages) + page * params.value_page_stride +
+                    slot * params.value_slot_stride);
+    if (params.key_time != nullptr)
+      params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
+          params.key_time[user];
+  }
+}
+
+// Calls function.operator()<T>() with the stored type.
+template <class Function>
+void with_stored_type(Dtype dtype, const Function& function) {
+  switch (dtype) {
+    case Dtype::float32:
+      return function.template operator()<float>();
+    case Dtype::float64:
+      return function.template operator()<double>();
+    case Dtype::bfloat16:
+      return function.template operator()<BFloat16>();
+    case Dtype::float16:
+      return function.template operator()<Float16>();
+  }
+}
+
+}  // namespace
+
+void append_cpu(const Params& params, int64_t first, int64_t last) {
+  with_stored_type(params.dtype, [&]<class T>() { append_typed<T>(params, first, last); });
+}
+
+void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_t last) {
+  with_stored_type(params.dtype, [&]<class T>() { attend_typed<T>(params, chunks, first, last); });
+}
+
+void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last) {
+  with_stored_type(params.dtype, [&]<class T>() { combine_typed<T>(params, first_chunk, first, last); });
+}
+
+}  // namespace argus::decode_attention

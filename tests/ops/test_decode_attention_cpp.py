@@ -1,0 +1,183 @@
+"""What the C++ kernel of decode_attention promises besides its contract: the same bits everywhere, its own checks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from argus_kernels import PagedCache, decode_attention
+from argus_kernels.core import native
+from argus_kernels.ops.decode_attention.native import forward
+
+DIGEST = """
+import zlib, torch
+from argus_kernels.core import native
+from argus_kernels.ops.decode_attention.native import forward
+native.require("cpu")
+print(torch.ops.argus_native.cpu_features().split()[0])
+for threads in (1, 4):
+    torch.set_num_threads(threads)
+    digest = 0
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for heads, width in ((1, 7), (3, 16), (2, 64), (2, 128), (1, 40)):
+            draw = torch.Generator().manual_seed(width)
+            keys, values = (torch.randn(90, 16, heads, width, generator=draw).to(dtype) for _ in range(2))
+            times = torch.randint(0, 10**7, (90, 16), generator=draw)
+            table = torch.randperm(90, generator=draw).int().view(2, 45)
+            q = torch.randn(2, heads, width, generator=draw).to(dtype)
+            bias = torch.randn(heads, 40, generator=draw)
+            now = torch.tensor([10**7, 9 * 10**6])
+            lengths = torch.tensor([701, 33], dtype=torch.int32)
+            for window in (None, 600):
+                out = forward(q, keys, values, times, table, lengths, q, q, bias, bias, now, now, 0.2, window)
+                for tensor in (out, keys, values):
+                    digest = zlib.crc32(tensor.view(torch.uint8).numpy().tobytes(), digest)
+    print(digest)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _library() -> None:
+    reason = native.why_not("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def digests(isa: str | None = None) -> list[str]:
+    """The instruction set, then a checksum of the results with one thread and with four."""
+    environment = {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_same_bits_on_every_instruction_set_and_number_of_threads() -> None:
+    here, *checksums = digests()
+    assert checksums[0] == checksums[1]
+    for isa in ("portable", "avx2"):
+        there, *others = digests(isa)
+        assert others == checksums
+        assert there == "isa=portable" or here != "isa=portable", there
+
+
+def drawn(lengths: list[int], dtype: torch.dtype, heads: int = 2, width: int = 64) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(len(lengths))
+    users = len(lengths)
+    cache = PagedCache.allocate(users, max(lengths), heads, width, page_size=64, dtype=dtype)
+    for pages in (cache.key_pages, cache.value_pages):
+        pages.copy_(torch.randn(pages.shape, generator=draw))
+    cache.time_pages.random_(0, 10**7, generator=draw)
+    return {
+        "q": torch.randn(users, heads, width, generator=draw).to(dtype),
+        "cache": cache,
+        "lengths": torch.tensor(lengths, dtype=torch.int32),
+        "position_bias": torch.randn(heads, 50, generator=draw),
+        "time_bias": torch.randn(heads, 60, generator=draw),
+        "query_time": torch.randint(10**7, 2 * 10**7, (users,), generator=draw),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_users_bits_do_not_depend_on_who_shares_the_call(dtype: torch.dtype) -> None:
+    given = drawn([1900, 3, 0, 640, 64], dtype)
+    together = decode_attention(**given, backend="cpp")
+    for user in range(5):
+        alone = {**given, "cache": given["cache"].rows([user])}
+        for name in ("q", "lengths", "query_time"):
+            alone[name] = given[name][user : user + 1]
+        assert torch.equal(decode_attention(**alone, backend="cpp")[0], together[user])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_long_histories_agree_with_float64(dtype: torch.dtype) -> None:
+    """Several chunks, several pages a chunk: what the small samples do not reach."""
+    given = drawn([3000, 1025], dtype)
+    cache: PagedCache = given["cache"]
+    exact = PagedCache(cache.key_pages.double(), cache.value_pages.double(), cache.time_pages, cache.block_table)
+    out = decode_attention(**given, backend="cpp")
+    truth = decode_attention(**{**given, "q": given["q"].double(), "cache": exact}, backend="reference")
+    theirs = decode_attention(**given, backend="reference")
+    allowed = 2 * float((theirs.double() - truth).abs().max()) + torch.finfo(dtype).eps * float(truth.abs().max())
+    assert float((out.double() - truth).abs().max()) <= allowed
+
+
+def test_scores_of_ten_thousand_and_of_minus_infinity() -> None:
+    given = drawn([900, 5], torch.float32)
+    given["q"] *= 1e4
+    expected = decode_attention(**given, backend="reference")
+    torch.testing.assert_close(decode_attention(**given, backend="cpp"), expected, rtol=1e-4, atol=1e-5)
+    # Every event but the newest ones hidden by the bias: whole chunks weigh nothing.
+    given["position_bias"][:, 4:] = -torch.inf
+    expected = decode_attention(**given, backend="reference")
+    assert expected.isfinite().all()
+    torch.testing.assert_close(decode_attention(**given, backend="cpp"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pages_that_lie_apart() -> None:
+    """Keys and values interleaved in one pool are read and written where they are."""
+    pool = torch.randn(6, 2, 4, 2, 8)
+    table = torch.tensor([[4, 1, 0], [5, 2, 3]], dtype=torch.int32)
+    cache = PagedCache(pool[:, 0], pool[:, 1], torch.zeros(6, 4, dtype=torch.int64), table)
+    dense = PagedCache(pool[:, 0].clone(), pool[:, 1].clone(), torch.zeros(6, 4, dtype=torch.int64), table)
+    q = torch.randn(2, 2, 8)
+    lengths = torch.tensor([11, 6], dtype=torch.int32)
+    out = decode_attention(q, cache, lengths, k=q, v=q, backend="cpp")
+    assert torch.equal(out, decode_attention(q, dense, lengths, k=q, v=q, backend="cpp"))
+    assert torch.equal(pool[:, 0], dense.key_pages) and torch.equal(pool[:, 1], dense.value_pages)
+
+
+def test_heads_apart_are_refused() -> None:
+    given = drawn([5], torch.float32)
+    given["cache"].key_pages = given["cache"].key_pages.transpose(2, 3).contiguous().transpose(2, 3)
+    with pytest.raises(ValueError, match=r"decode_attention\[cpp\]: key_pages is not contiguous within an event"):
+        decode_attention(**given, backend="cpp")
+
+
+def native_arguments(lengths: list[int], table: list[list[int]], append: bool = True) -> list[Any]:
+    users, pages = len(lengths), torch.zeros(3, 2, 1, 4)
+    q = torch.ones(users, 1, 4)
+    rows: list[Tensor | None] = [q, q] if append else [None, None]
+    return [
+        q, pages, pages.clone(), torch.zeros(3, 2, dtype=torch.int64), torch.tensor(table, dtype=torch.int32),
+        torch.tensor(lengths, dtype=torch.int32), *rows, None, None, None, None, 0.5, None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lengths", "table", "message"),
+    [
+        ([2, 5], [[0, 1], [2, -1]], r"lengths\[1\] is 5, expected 0 to 4"),
+        ([-1, 1], [[0, 1], [2, -1]], r"lengths\[0\] is -1, expected 0 to 4"),
+        ([2, 3], [[0, 1], [2, -1]], r"user 1 has length 3 but no page for its events from 2 on: block_table\[1, 1\] is "
+         "-1, expected 0 to 2; reserve it first"),
+        ([2, 3], [[0, 1], [2, 3]], r"block_table\[1, 1\] is 3, expected 0 to 2"),
+        ([3, 1], [[0, 1], [1, -1]], r"users \[0, 1\] would all append to page 1, expected a page of its own for each"),
+    ],
+)  # fmt: skip
+def test_the_kernel_refuses_by_itself(lengths: list[int], table: list[list[int]], message: str) -> None:
+    """In the words of the op's own checks, which the direct path leaves out; nothing is written."""
+    arguments = native_arguments(lengths, table)
+    with pytest.raises(ValueError, match="^decode_attention: .*" + message):
+        forward(*arguments)
+    assert not arguments[1].count_nonzero() and not arguments[2].count_nonzero()
+
+
+def test_shapes_and_dtypes_are_refused_by_the_kernel() -> None:
+    arguments = native_arguments([1], [[0]])
+    for place, value, message in (
+        (1, torch.zeros(3, 2, 2, 4), r"key_pages has shape \[3, 2, 2, 4\], expected"),
+        (2, torch.zeros(3, 2, 1, 4).half(), "value_pages is Half, expected Float"),
+        (5, torch.ones(1, dtype=torch.int64), "lengths is Long, expected Int"),
+        (6, None, "one of k and v is given"),
+        (7, torch.ones(1, 1, 5), r"v has shape \[1, 1, 5\]"),
+    ):
+        changed = list(arguments)
+        changed[place] = value
+        with pytest.raises(ValueError, match="^decode_attention: " + message):
+            forward(*changed)
