@@ -8,8 +8,8 @@
 //
 // 16-bit results of torch's own products carry 8 bits of a score; these carry 24. On processors with AMX or
 // AVX-512 bfloat16 instructions a bfloat16 operand stays bfloat16 (Operand BFloat16), elsewhere it is
-// multiplied as float32. An element's sum runs over k in order; the instruction set decides how it is
-// rounded, the tile's other rows and columns do not.
+// multiplied as float32. An element's sum runs over k in order, in float32 in pieces of 256; the instruction
+// set decides how it is rounded, the tile's other rows and columns do not.
 #pragma once
 
 #include <cstdint>
