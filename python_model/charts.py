@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -120,6 +121,16 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
     return (total[end] - total[start]) / (end - start)
+
+
+def write_svg(path: Path, svg: str) -> None:
+    """A drawing as a file of its own, on white, for pages that only link to it."""
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    if box is None:
+        raise ValueError("svg has no viewBox, expected a drawing of this module")
+    sheet = f'<rect width="{box[1].split()[2]}" height="{box[1].split()[3]}" fill="#ffffff"/>'
+    opening, rest = svg.split(">", 1)
+    path.write_text(f'{opening} color="#1f2328">{sheet}{rest}\n')
 
 
 def _colors() -> list[str]:

@@ -119,7 +119,7 @@ class Ranking(str, Enum):
 
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of the run; made here.", show_default=False)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; OMP_NUM_THREADS or one for a small model by default.")
@@ -406,6 +406,42 @@ def recommend(
     console.print_recommendations(found)
     if json_file is not None:
         console.write_json(json_file, {"users": [asdict(one) for one in found]})
+
+
+study = typer.Typer(
+    cls=ArgusGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Studies: one question each, with a table, a figure and the numbers behind them.",
+)
+app.add_typer(study, name="study")
+
+
+@study.command(epilog="Example: `argus study logq runs/logq`, about ten minutes on two cores.")
+def logq(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Directory of the results; made here.", show_default=False)
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each model.")] = 3000,
+    seeds: Annotated[int, typer.Option(min=1, help="Models of each loss.")] = 3,
+    negatives: Annotated[int, typer.Option(min=2, help="Negatives of a step, half of the batch, half uniform.")] = 64,
+    threads: Threads = 1,
+) -> None:
+    """What the logQ correction is worth, on data whose true probabilities are known; resumes where it was stopped."""
+    import torch
+
+    from python_model.studies import logq as study_of_logq
+
+    settings = study_of_logq.Settings(steps=steps, seeds=seeds, negatives=negatives)
+    torch.set_num_threads(threads or 1)
+    out.mkdir(parents=True, exist_ok=True)
+    found = study_of_logq.read(out / "logq.json", settings)
+    for outcome in study_of_logq.outcomes(settings, list(found)):
+        found.append(outcome)
+        study_of_logq.write(out, settings, found)
+        console.say(f"{outcome.loss}, seed {outcome.seed}: {outcome.divergence[-1]:.4f} nats from the truth")
+    console.say(study_of_logq.table(found))
+    console.say(f"Written: {out}/logq.md, logq_divergence.svg, logq_offset.svg, logq.json")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)

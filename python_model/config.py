@@ -167,6 +167,7 @@ class TrainConfig(JsonConfig):
     final_fraction of the rate. clip: largest gradient norm.
     protocol: which split the training rows come from.
     negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
+    merge_negatives: equal negatives become one candidate with its logQ, which the standard form alone can take.
     softmax_form: logQ correction, "standard" or "refined". sketch_width, sketch_depth: the frequency sketch.
     next_item_weight, feedback_weights: the joint loss; components not named weigh 1.
     pair_window: seconds, None takes the data set's. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
@@ -189,6 +190,7 @@ class TrainConfig(JsonConfig):
     negatives_in_batch: int = 8192
     negatives_uniform: int = 8192
     softmax_form: str = "standard"
+    merge_negatives: bool = False
     sketch_width: int = 1 << 16
     sketch_depth: int = 4
     next_item_weight: float = 1.0
@@ -204,6 +206,9 @@ class TrainConfig(JsonConfig):
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
         self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
+        self._require("merge_negatives", isinstance(self.merge_negatives, bool), "true or false")
+        allowed = not self.merge_negatives or self.softmax_form == "standard"
+        self._require("merge_negatives", allowed, 'false with softmax_form="refined", which counts the candidates')
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require_whole(
             1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every"

@@ -1,77 +1,16 @@
-"""The two losses: joint pre-training (next item + feedback) and pairwise fine-tuning.
-
-Negatives of the next-item loss are mixed: items of the batch, which follow the stream's frequencies, and items drawn
-uniformly from the catalogue. A negative's logit is corrected by log of how often it is expected among the M drawn,
-
-    M · Q(j),   Q(j) = w · frequency(j) + (1 − w) / N,   w = in-batch share of the negatives, N = items,
-
-so that the sum over the negatives estimates the sum over the catalogue. Frequencies come from a count-min sketch that
-is updated while the stream flows.
-"""
+"""The two losses: joint pre-training (next item + feedback) and pairwise fine-tuning."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from argus_kernels import feedback_loss, pairwise_loss, sampled_softmax_loss
 from argus_kernels.core.varlen import user_of_row
-from argus_kernels.host import FrequencySketch
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model import Argus, Readings
-
-UNIFORM_OWNER = -1
-"""Owner of a negative that comes from no user of the batch."""
-
-
-@dataclass(frozen=True)
-class Negatives:
-    """M candidates: items int64 [M], owner int64 [M] (user of the batch, UNIFORM_OWNER), log_q float32 [M].
-
-    mix: how many of the M came from the batch and how many from the catalogue.
-    """
-
-    items: Tensor
-    owner: Tensor
-    log_q: Tensor
-    mix: tuple[int, int]
-
-
-class NegativeSampler:
-    """Draws the negatives of a step; a function of (seed, step) and of the sketch, which is all its state."""
-
-    def __init__(self, config: TrainConfig, items: int) -> None:
-        self.config, self.items = config, items
-        self.sketch = FrequencySketch(config.sketch_width, config.sketch_depth, config.seed)
-
-    def draw(self, step: int, items: np.ndarray, owner: np.ndarray) -> Negatives:
-        """Negatives for a batch with the given items [n] and their owners [n]; the sketch takes the items in first."""
-        self.sketch.update(items)
-        random = np.random.default_rng([self.config.seed, step])
-        in_batch = min(self.config.negatives_in_batch, len(items))
-        uniform = min(self.config.negatives_uniform, self.items)
-        rows = random.choice(len(items), in_batch, replace=False, shuffle=False)
-        drawn = random.choice(self.items, uniform, replace=False, shuffle=False)
-        chosen = np.concatenate([items[rows], drawn])
-        owners = np.concatenate([owner[rows], np.full(uniform, UNIFORM_OWNER, np.int64)])
-        mix = (in_batch, uniform)
-        return Negatives(torch.from_numpy(chosen), torch.from_numpy(owners), self.log_q(chosen, mix), mix)
-
-    def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
-        """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
-
-        log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax.
-        """
-        in_batch, uniform = mix
-        expected = np.full(len(items), uniform / self.items)
-        if in_batch:
-            expected += in_batch * np.exp(self.sketch.log_q(items).astype(np.float64))
-        draws = sum(mix) if self.config.softmax_form == "refined" else 1
-        return torch.from_numpy(np.log(expected / draws).astype(np.float32))
+from python_model.negatives import NegativeSampler
 
 
 class PretrainLoss:

@@ -5,53 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
 
 from python_model.config import FORMS, TrainConfig
 from python_model.data.batches import JaggedBatch
-from python_model.losses import UNIFORM_OWNER, FinetuneLoss, NegativeSampler, PretrainLoss, rated_rows
+from python_model.losses import FinetuneLoss, PretrainLoss, rated_rows
 from python_model.model import Argus
 from tests.model.conftest import FEATURES, random_batch, small_model
 
 CATALOGUE = TrainConfig(negatives_in_batch=0, negatives_uniform=FEATURES.items)
-
-
-class TestNegatives:
-    def test_the_correction_is_the_expected_count(self) -> None:
-        items, share = 50, np.arange(1, 51) / np.arange(1, 51).sum()
-        random = np.random.default_rng(0)
-        sampler = NegativeSampler(TrainConfig(negatives_in_batch=64, negatives_uniform=20), items)
-        counts = np.zeros(items)
-        steps = 1500
-        for step in range(steps):
-            drawn = sampler.draw(step, random.choice(items, 64, p=share), np.zeros(64, np.int64))
-            counts += np.bincount(drawn.items.numpy(), minlength=items)
-        expected = np.exp(sampler.log_q(np.arange(items), (64, 20)).numpy())
-        np.testing.assert_allclose(counts / steps, expected, rtol=0.12)
-        np.testing.assert_allclose(expected.sum(), 84, rtol=1e-3)
-
-    def test_draws_depend_on_seed_and_step_alone(self) -> None:
-        batch, owner = np.arange(30) % 7, np.arange(30) // 10
-        config = TrainConfig(negatives_in_batch=8, negatives_uniform=8)
-        first, second = NegativeSampler(config, 100), NegativeSampler(config, 100)
-        first.draw(0, batch, owner)
-        second.sketch.update(batch)
-        one, two = first.draw(5, batch, owner), second.draw(5, batch, owner)
-        assert torch.equal(one.items, two.items) and torch.equal(one.log_q, two.log_q)
-        assert not torch.equal(one.items, second.draw(6, batch, owner).items)
-        other = NegativeSampler(replace(config, seed=1), 100)
-        assert not torch.equal(one.items, other.draw(5, batch, owner).items)
-
-    def test_negatives_are_cut_down_to_the_data_and_know_their_owner(self) -> None:
-        drawn = NegativeSampler(TrainConfig(), 10).draw(0, np.array([1, 2, 2]), np.array([0, 0, 4]))
-        assert drawn.mix == (3, 10)
-        assert sorted(drawn.items[3:].tolist()) == list(range(10))
-        assert drawn.owner[3:].tolist() == [UNIFORM_OWNER] * 10
-        owner_of = {(1, 0), (2, 0), (2, 4)}
-        assert set(zip(drawn.items[:3].tolist(), drawn.owner[:3].tolist(), strict=True)) == owner_of
 
 
 @pytest.mark.parametrize("form", FORMS)

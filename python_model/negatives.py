@@ -1,0 +1,110 @@
+"""The negatives of the next-item loss: mixed from batch and catalogue, corrected for how often each is drawn.
+
+A negative's logit is corrected by log of how often it is expected among the M drawn,
+
+    M · Q(j),   Q(j) = w · frequency(j) + (1 − w) / N,   w = in-batch share of the negatives, N = items,
+
+so that the sum over the negatives estimates the sum over the catalogue. Frequencies come from a count-min sketch that
+is updated while the stream flows. Where several ranks train together, the batch is that of all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from argus_kernels.host import FrequencySketch
+from python_model.config import TrainConfig
+
+UNIFORM_OWNER = -1
+"""Owner of a negative that comes from no user of this rank's batch."""
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """M candidates: items int64 [M], owner int64 [M] (user of the batch, UNIFORM_OWNER), log_q float32 [M].
+
+    mix: how many came from the batch and how many from the catalogue, before any were merged.
+    """
+
+    items: Tensor
+    owner: Tensor
+    log_q: Tensor
+    mix: tuple[int, int]
+
+
+class NegativeSampler:
+    """Draws the negatives of a step; a function of (seed, step) and of the sketch, which is all its state."""
+
+    def __init__(self, config: TrainConfig, items: int) -> None:
+        self.config, self.items = config, items
+        self.sketch = FrequencySketch(config.sketch_width, config.sketch_depth, config.seed)
+
+    def draw(self, step: int, items: np.ndarray, owner: np.ndarray) -> Negatives:
+        """Negatives for a batch with the given items [n] and their owners [n]; the sketch takes the items in first.
+
+        A collective call where ranks train together: all of them draw the same negatives.
+        """
+        items, owner = gather_across_ranks(items, owner)
+        self.sketch.update(items)
+        random = np.random.default_rng([self.config.seed, step])
+        in_batch = min(self.config.negatives_in_batch, len(items))
+        uniform = min(self.config.negatives_uniform, self.items)
+        rows = random.choice(len(items), in_batch, replace=False, shuffle=False)
+        drawn = random.choice(self.items, uniform, replace=False, shuffle=False)
+        chosen = np.concatenate([items[rows], drawn])
+        owners = np.concatenate([owner[rows], np.full(uniform, UNIFORM_OWNER, np.int64)])
+        mix = (in_batch, uniform)
+        negatives = Negatives(torch.from_numpy(chosen), torch.from_numpy(owners), self.log_q(chosen, mix), mix)
+        return merge_repeated(negatives) if self.config.merge_negatives else negatives
+
+    def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
+        """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
+
+        log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax.
+        """
+        in_batch, uniform = mix
+        expected = np.full(len(items), uniform / self.items)
+        if in_batch:
+            expected += in_batch * np.exp(self.sketch.log_q(items).astype(np.float64))
+        draws = sum(mix) if self.config.softmax_form == "refined" else 1
+        return torch.from_numpy(np.log(expected / draws).astype(np.float32))
+
+
+def merge_repeated(negatives: Negatives) -> Negatives:
+    """Each (item, owner) once, in ascending order; c equal candidates become one with log_q − log c.
+
+    The standard form's sum is then the same number: equal candidates have equal scores and are left out together. The
+    refined form counts candidates, so it cannot take merged ones.
+    """
+    pairs = torch.stack([negatives.items, negatives.owner], dim=1)
+    distinct, place, counts = torch.unique(pairs, dim=0, return_inverse=True, return_counts=True)
+    log_q = negatives.log_q.new_empty(len(distinct)).index_copy_(0, place, negatives.log_q)
+    return Negatives(distinct[:, 0], distinct[:, 1], log_q - counts.log().to(log_q.dtype), negatives.mix)
+
+
+def gather_across_ranks(items: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The items (int64 [n]) of all ranks' batches in the order of ranks, and their owners as this rank sees them.
+
+    Other ranks hold other users, so their items are nobody's here. On one rank, or without torch.distributed, what was
+    given.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return items, owner
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    ranks = dist.get_world_size()
+    lengths = torch.empty(ranks, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(lengths, torch.tensor([len(items)], device=device))
+    longest = int(lengths.max())
+    padded = torch.zeros(longest, dtype=torch.int64, device=device)
+    padded[: len(items)] = torch.from_numpy(items).to(device)
+    gathered = torch.empty(ranks * longest, dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(gathered, padded)
+    parts = [part[:length] for part, length in zip(gathered.view(ranks, longest), lengths.tolist(), strict=True)]
+    owners = [np.full(len(part), UNIFORM_OWNER, np.int64) for part in parts]
+    owners[dist.get_rank()] = owner
+    return torch.cat(parts).cpu().numpy(), np.concatenate(owners)
