@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 from argus_kernels import sampled_softmax_loss
 from python_model.config import TrainConfig
@@ -106,7 +106,7 @@ def _gather(rank: int, folder: str) -> None:
 
 def test_ranks_share_their_batches(tmp_path: Path) -> None:
     """Every rank draws the same negatives from all batches; only its own items have an owner."""
-    mp.start_processes(_gather, (str(tmp_path),), nprocs=len(BATCHES), start_method="spawn")
+    start_processes(_gather, (str(tmp_path),), nprocs=len(BATCHES), start_method="spawn")
     found: list[Any] = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(len(BATCHES))]
     begin = 0
     for rank, (batch, owner) in enumerate(BATCHES):
