@@ -147,7 +147,7 @@ def _rows(op: Op, device: str) -> list[Row]:
     rows = []
     taken = False
     for backend in op.backends:
-        reasons = backend.reasons(inputs)
+        reasons = backend.automatic_reasons(inputs)
         automatic = not reasons and not taken
         taken = taken or automatic
         rows.append(Row(op.name, backend.name, device, not reasons, automatic, reasons))

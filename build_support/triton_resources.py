@@ -62,17 +62,19 @@ def rooms() -> list[str]:
 
 
 @functools.cache
-def launches(room: str, alternatives: bool) -> tuple[tuple[str, bool, Launch], ...]:
+def launches(room: str, everything: bool) -> tuple[tuple[str, bool, Launch], ...]:
     """A room's cases as launches (case, whether a matrix instruction is expected, launch), each once.
 
     room: its name, or that of any module that has `compile_cases()`, which has a dot in it.
-    alternatives: also those of the configurations that tuning chooses from.
+    everything: also the twins, and the configurations that tuning chooses from.
     """
     module = importlib.import_module(room if "." in room else f"argus_kernels.ops.{room}.triton_kernels")
     found: dict[str, tuple[str, bool, Launch]] = {}
     cases: list[CompileCase] = module.compile_cases()
     for case in cases:
-        for name, recorded in _recorded(case, getattr(module, "TUNABLES", ()) if alternatives else ()):
+        if case.twin and not everything:
+            continue
+        for name, recorded in _recorded(case, getattr(module, "TUNABLES", ()) if everything else ()):
             for launch in recorded:
                 key = repr((launch.name, launch.signature, launch.constants, launch.divisible, launch.options))
                 found.setdefault(key, (name, case.matrix, launch))
@@ -91,17 +93,15 @@ def _recorded(case: CompileCase, tunables: Sequence[tuning.Tunable]) -> Iterator
             yield f"{case.name} ({settings})", recorded
 
 
-def measure(room: str, index: int, target: int, alternatives: bool = False) -> Figures:
+def measure(room: str, index: int, target: int, everything: bool = False) -> Figures:
     """Compiles one launch for one target and reads the figures out of the result."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case, matrix, launch = launches(room, alternatives)[index]
-    names = list(launch.signature)
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
-    constants = {(names.index(name),): value for name, value in launch.constants.items()}
-    source = ASTSource(launch.kernel, dict(launch.signature), constants, attributes)
+    case, matrix, launch = launches(room, everything)[index]
+    attributes = {place: [["tt.divisibility", 16]] for place in launch.divisible}
+    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=dict(launch.options))
     registers, stack = _resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
@@ -152,12 +152,12 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
-def measure_all(room_names: Sequence[str], alternatives: bool) -> list[Figures]:
+def measure_all(room_names: Sequence[str], everything: bool) -> list[Figures]:
     """The figures of these rooms, compiled two at a time."""
     tasks = [
-        (room, index, target, alternatives)
+        (room, index, target, everything)
         for room in room_names
-        for index in range(len(launches(room, alternatives)))
+        for index in range(len(launches(room, everything)))
         for target in TARGETS
     ]
     with ProcessPoolExecutor(PARALLEL, mp_context=get_context("spawn")) as pool:
@@ -212,11 +212,11 @@ def main(arguments: Sequence[str]) -> None:
     if importlib.util.find_spec("triton") is None:
         raise SystemExit("build_support.triton_resources: triton is not installed")
     if given.room:
-        print("\n".join(json.dumps(asdict(one)) for one in measure_all([given.room], alternatives=False)))
+        print("\n".join(json.dumps(asdict(one)) for one in measure_all([given.room], everything=False)))
         return
     import triton
 
-    figures = measure_all(rooms(), alternatives=True)
+    figures = measure_all(rooms(), everything=True)
     given.folder.mkdir(parents=True, exist_ok=True)
     record = {"triton": triton.__version__, "kernels": [asdict(one) for one in figures]}
     (given.folder / "triton.json").write_text(json.dumps(record, indent=1) + "\n")

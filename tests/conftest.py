@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from hypothesis import HealthCheck, settings
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which no test has done yet: its kernels then run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+    from tests.triton_interpreter import accept_scalars_as_bounds
+
+    accept_scalars_as_bounds()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

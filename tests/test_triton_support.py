@@ -107,9 +107,18 @@ def test_a_recorded_launch_has_tritons_signature_and_does_not_run() -> None:
         "bias": "constexpr",
         "BLOCK": "constexpr",
     }
-    assert one.constants == {"stride": 1, "bias": None, "BLOCK": 64}
-    assert one.divisible == ("x", "n") and one.options == {"num_warps": 8, "num_stages": 2}
+    assert one.constants == {(2,): 1, (4,): None, (5,): 64}
+    assert one.divisible == ((0,), (1,)) and one.options == {"num_warps": 8, "num_stages": 2}
     assert not kernel.launched
+
+
+def test_a_recorded_launch_looks_into_tuples() -> None:
+    with recorded_launches() as found:
+        launch(Kernel(), (1,), arguments(x=(torch.zeros(4), torch.zeros(4).half()), stride=(1, 32, 5)))
+    assert found[0].signature["x"] == ("*fp32", "*fp16")
+    assert found[0].signature["stride"] == ("constexpr", "i32", "i32")
+    assert found[0].constants[2, 0] == 1
+    assert found[0].divisible == ((0, 0), (0, 1), (1,), (2, 1))
 
 
 def test_a_launch_runs_unless_its_grid_is_empty() -> None:
@@ -126,3 +135,14 @@ def test_a_launch_with_other_arguments_than_the_kernels_is_refused() -> None:
         launch(Kernel(), (1,), arguments(more=1))
     with recorded_launches(), pytest.raises(TypeError, match="argument is str"):
         launch(Kernel(), (1,), arguments(scale="0.5"))
+
+
+def test_auto_passes_over_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argus_kernels import triple_embedding
+
+    if not triton_support.interpreted():
+        pytest.skip("the interpreter is not asked for")
+    arguments = torch.zeros(1, 2, dtype=torch.int64), [torch.zeros(3, 2)], [0], torch.zeros(2, 4)
+    triple_embedding(*arguments, backend="triton")
+    (found,) = [one for one in explain(triple_embedding, *arguments) if one.backend == "triton"]
+    assert not found.serves and found.reasons == ("triton serves by name only: its interpreter is for tests",)

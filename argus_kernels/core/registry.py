@@ -43,11 +43,18 @@ class Backend:
     backward: Callable[..., Sequence[Any]] | None = None
     why_not: Callable[[Inputs], list[str]] = serves_everything
     available: Callable[[], str | None] = lambda: None
+    by_name_only: Callable[[], str | None] = lambda: None
+    """Why "auto" passes over this backend on this machine, though it serves where it is named; None if it does not."""
 
     def reasons(self, inputs: Inputs) -> list[str]:
         """Why this backend cannot serve `inputs`; empty if it can."""
         missing = self.available()
         return [missing] if missing else self.why_not(inputs)
+
+    def automatic_reasons(self, inputs: Inputs) -> list[str]:
+        """Why "auto" does not take this backend for `inputs`; empty if it does."""
+        passed_over = self.by_name_only()
+        return self.reasons(inputs) or ([passed_over] if passed_over else [])
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def choose(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) ->
         return _named(op, backends, wanted, inputs)
     refusals = []
     for backend in backends:
-        reasons = backend.reasons(inputs)
+        reasons = backend.automatic_reasons(inputs)
         if not reasons:
             return backend
         refusals.append(f"{op}[{backend.name}]: {'; '.join(reasons)}")
@@ -144,7 +151,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Ver
     inputs = op.inputs(arguments)
     verdicts = []
     for backend in op.backends:
-        reasons = tuple(backend.reasons(inputs))
+        reasons = tuple(backend.automatic_reasons(inputs))
         verdicts.append(Verdict(backend.name, not reasons, reasons))
     return verdicts
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.core.registry import Backend, Inputs, needs_device, needs_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels compute on; float64 is the reference's."""
@@ -47,13 +47,15 @@ _ALIGNMENT = 16
 class Launch:
     """One launch as `recorded_launches` notes it; with these arguments triton.compile makes what would have run.
 
-    options: num_warps, num_stages. divisible: the arguments known to be multiples of 16 (pointers are).
+    signature: the type of every argument by name, a tuple of types for a tuple. constants: what is compiled in, by
+    place: (2,) is the third argument, (2, 0) the first of its tuple. divisible: the places of arguments known to be
+    multiples of 16, as pointers are. options: num_warps, num_stages.
     """
 
     kernel: Any
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    divisible: tuple[str, ...]
+    signature: Mapping[str, str | tuple[str, ...]]
+    constants: Mapping[tuple[int, ...], Any]
+    divisible: tuple[tuple[int, ...], ...]
     options: Mapping[str, int]
 
     @property
@@ -67,12 +69,14 @@ class CompileCase:
     """Calls a room's launchers as a user would, on meta tensors; a room lists its own in `compile_cases()`.
 
     name: what tells it from the room's other cases, such as "bfloat16-64". matrix: False where a large tl.dot is not
-    expected to become the target's own matrix instruction, with the reason beside it.
+    expected to become the target's own matrix instruction, with the reason beside it. twin: compiled by the command
+    only, not in tests, because another case is all but the same (float16 beside bfloat16).
     """
 
     name: str
     call: Callable[[], Any]
     matrix: bool = True
+    twin: bool = False
 
 
 @dataclass
@@ -97,6 +101,11 @@ def available() -> str | None:
     return None
 
 
+def by_name_only() -> str | None:
+    """Why "auto" passes over the Triton kernels, or None: the interpreter serves who asks for it."""
+    return "triton serves by name only: its interpreter is for tests" if interpreted() else None
+
+
 def problems(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -> list[str]:
     """One sentence for each floating tensor that the Triton kernels do not take: its device and its dtype."""
     found = device_problems(**tensors) + needs_dtype(dtypes, **tensors)
@@ -112,6 +121,13 @@ def problems(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -
 def device_problems(**tensors: Tensor | None) -> list[str]:
     """One sentence for each tensor that is not on a GPU; the interpreter takes the CPU's."""
     return [] if interpreted() else needs_device("cuda", **tensors)
+
+
+def triton_backend(
+    forward: Callable[..., Any], why_not: Callable[[Inputs], list[str]], backward: Callable[..., Any] | None = None
+) -> Backend:
+    """A room's `triton` backend, with what all of them have in common."""
+    return Backend("triton", forward, backward, why_not, available, by_name_only)
 
 
 def ceil_div(value: int, divisor: int) -> int:
@@ -141,13 +157,13 @@ def launch(
 ) -> None:
     """Launches `kernel` on the current stream with its arguments by name; an empty grid launches nothing.
 
-    arguments: tensors, numbers, None, and the kernel's constexprs. warps, stages: Triton's num_warps and num_stages.
+    arguments: tensors, numbers, None, tuples of these, and the kernel's constexprs. warps, stages: Triton's num_warps
+    and num_stages.
     """
     if _recording is not None:
         _recording.launches.append(_recorded(kernel, arguments, warps, stages))
     elif all(grid):
-        first = next(value for value in arguments.values() if isinstance(value, Tensor))
-        with on_device(first):
+        with on_device(next(value for value in arguments.values() if isinstance(value, Tensor))):
             kernel[grid](**arguments, num_warps=warps, num_stages=stages)
 
 
@@ -163,31 +179,35 @@ def recorded_launches() -> Iterator[list[Launch]]:
 
 
 def _recorded(kernel: Any, arguments: Mapping[str, Any], warps: int, stages: int) -> Launch:
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    divisible = []
-    names = {parameter.name for parameter in kernel.params}
-    if names != set(arguments):
+    names = [parameter.name for parameter in kernel.params]
+    if set(names) != set(arguments):
         raise TypeError(f"{kernel.__name__} takes {sorted(names)}, got {sorted(arguments)}")
-    for parameter in kernel.params:
+    signature: dict[str, str | tuple[str, ...]] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    divisible: list[tuple[int, ...]] = []
+    for index, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        kind = None if parameter.is_constexpr else _kind(value)
-        if kind is None:
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
+        if parameter.is_constexpr:
+            signature[parameter.name], constants[index,] = "constexpr", value
             continue
-        signature[parameter.name] = kind
-        if isinstance(value, Tensor) or (kind in ("i32", "i64") and value % _ALIGNMENT == 0):
-            divisible.append(parameter.name)
+        parts = value if isinstance(value, tuple) else (value,)
+        kinds = tuple(_kind(part) for part in parts)
+        for inner, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
+            place = (index, inner) if isinstance(value, tuple) else (index,)
+            if kind == "constexpr":
+                constants[place] = part
+            elif isinstance(part, Tensor) or (kind in ("i32", "i64") and part % _ALIGNMENT == 0):
+                divisible.append(place)
+        signature[parameter.name] = kinds if isinstance(value, tuple) else kinds[0]
     return Launch(kernel, signature, constants, tuple(divisible), {"num_warps": warps, "num_stages": stages})
 
 
-def _kind(value: Any) -> str | None:
-    """The type that Triton gives an argument; None where it compiles the value in, as it does None and 1."""
+def _kind(value: Any) -> str:
+    """The type that Triton gives an argument; None and 1 it compiles in."""
     if isinstance(value, Tensor):
         return "*" + TYPE_NAMES[value.dtype]
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
-        return None
+        return "constexpr"
     if isinstance(value, bool):
         return "u1"
     if isinstance(value, int):

@@ -94,7 +94,7 @@ def _fake(inputs: Inputs) -> None:
 
 BACKENDS = (
     Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
-    Backend("triton", triton_backend.forward, why_not=triton_backend.why_not, available=triton_backend.available),
+    triton_backend.BACKEND,
     Backend("cpp", native.forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )

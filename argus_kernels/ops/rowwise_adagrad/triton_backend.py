@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.triton_support import DTYPES, available, device_problems, problems
-
-__all__ = ["available", "forward", "why_not"]
+from argus_kernels.core.triton_support import DTYPES, device_problems, problems, triton_backend
 
 WIDEST = 4096
 """Columns of a row that one program holds in registers."""
@@ -28,3 +26,6 @@ def forward(*arguments: Any) -> None:
     from argus_kernels.ops.rowwise_adagrad import triton_kernels
 
     triton_kernels.forward(*arguments)
+
+
+BACKEND = triton_backend(forward, why_not)

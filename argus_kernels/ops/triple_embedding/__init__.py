@@ -11,7 +11,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.triple_embedding import native, reference
+from argus_kernels.ops.triple_embedding import native, reference, triton_backend
 from argus_kernels.ops.triple_embedding.samples import drawn, samples
 
 
@@ -173,6 +173,7 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
 
 BACKENDS = (
     Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    triton_backend.BACKEND,
     Backend("reference", reference.forward, reference.backward),
 )
 
