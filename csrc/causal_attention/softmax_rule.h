@@ -1,0 +1,118 @@
+// Softmax over tiles of scores, keys by queries: each query's statistics stand in its lane.
+//
+//   forward    largest = max(largest, scores), weights = e^(scores - largest), total += weights; what was
+//   summed
+//              before is multiplied with e^(largest before - largest now)
+//   backward   weights = e^(scores - log_sum_exp), d_scores = weights · (d_weights - delta)
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "common/attention_problem.h"
+#include "common/simd.h"
+#include "common/vector_math.h"
+
+namespace argus::causal_attention {
+
+using attention::kQueries;
+
+template <class A>
+ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int64_t keys, int64_t columns,
+                             A factor) {
+  alignas(64) A before[kQueries];
+  for (int64_t c = 0; c < columns; ++c) before[c] = largest[c];
+  for (int64_t j = 0; j < keys; ++j) {
+    const A* line = scores + j * kQueries;
+    for (int64_t c = 0; c < columns; ++c) {
+      const A score = line[c] * factor;
+      largest[c] = score > largest[c] ? score : largest[c];
+    }
+  }
+  for (int64_t c = 0; c < columns; ++c) {
+    correction[c] = fast_exp(before[c] - largest[c]);
+    total[c] *= correction[c];
+  }
+  for (int64_t j = 0; j < keys; ++j) {
+    A* line = scores + j * kQueries;
+    for (int64_t c = 0; c < columns; ++c) {
+      line[c] = fast_exp(fma(line[c], factor, -largest[c]));
+      total[c] += line[c];
+    }
+  }
+}
+
+template <class A>
+ARGUS_INLINE void correct_body(A* sums, const A* correction, int64_t width, int64_t columns) {
+  for (int64_t d = 0; d < width; ++d) {
+    for (int64_t c = 0; c < columns; ++c) sums[d * kQueries + c] *= correction[c];
+  }
+}
+
+template <class A>
+ARGUS_INLINE void differentiate_body(A* scores, A* d_weights, const A* log_sum_exp, const A* delta,
+                                     int64_t keys, int64_t columns, A factor) {
+  for (int64_t j = 0; j < keys; ++j) {
+    A* line = scores + j * kQueries;
+    A* d_line = d_weights + j * kQueries;
+    for (int64_t c = 0; c < columns; ++c) {
+      line[c] = fast_exp(fma(line[c], factor, -log_sum_exp[c]));
+      d_line[c] = line[c] * (d_line[c] - delta[c]);
+    }
+  }
+}
+
+template <class A>
+class SoftmaxRule {
+ public:
+  static constexpr A kHidden = -std::numeric_limits<A>::infinity();
+
+  void begin() {
+    for (int64_t c = 0; c < kQueries; ++c) {
+      largest_[c] = -std::numeric_limits<A>::infinity();
+      total_[c] = A{0};
+    }
+  }
+
+  void weigh(A* scores, int64_t keys, int64_t columns, A factor) {
+    ForEachIsa<&weigh_body<A>>::call(scores, static_cast<A*>(largest_), static_cast<A*>(total_),
+                                     static_cast<A*>(correction_), keys, columns, factor);
+  }
+
+  // Brings the sums over earlier tiles to the present largest score.
+  void correct(A* sums, int64_t width, int64_t columns) {
+    bool needed = false;
+    for (int64_t c = 0; c < columns; ++c) needed |= correction_[c] != A{1};
+    if (!needed) return;
+    ForEachIsa<&correct_body<A>>::call(sums, static_cast<const A*>(correction_), width, columns);
+  }
+
+  // What the sums are multiplied with at the end.
+  const A* factors() {
+    for (int64_t c = 0; c < kQueries; ++c) correction_[c] = A{1} / total_[c];
+    return correction_;
+  }
+
+  A statistic(int64_t c) const { return largest_[c] + std::log(total_[c]); }
+
+  // Columns past `count` get weights of 0.
+  void begin_backward(const A* log_sum_exp, const A* delta, int64_t count) {
+    for (int64_t c = 0; c < kQueries; ++c) {
+      largest_[c] = c < count ? log_sum_exp[c] : std::numeric_limits<A>::infinity();
+      total_[c] = c < count ? delta[c] : A{0};
+    }
+  }
+
+  void differentiate(A* scores, A* d_weights, int64_t keys, int64_t columns, A factor) {
+    ForEachIsa<&differentiate_body<A>>::call(scores, d_weights, static_cast<const A*>(largest_),
+                                             static_cast<const A*>(total_), keys, columns, factor);
+  }
+
+ private:
+  alignas(64) A largest_[kQueries];  // log_sum_exp in the backward pass
+  alignas(64) A total_[kQueries];    // delta in the backward pass
+  alignas(64) A correction_[kQueries];
+};
+
+}  // namespace argus::causal_attention
