@@ -8,6 +8,7 @@ CUDA events, with a cold L2 cache and as CUDA graphs where the subject can be ca
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -41,14 +42,20 @@ class Subject:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a subject may be repeated: `seconds` in all, at least `min_repeats`, at most `max_repeats` times."""
+    """How long a subject may be repeated: `seconds` in all, at least `min_repeats`, at most `max_repeats` times.
+
+    A subject that takes `once_from` seconds or more is timed once.
+    """
 
     seconds: float = 1.0
     min_repeats: int = 5
     max_repeats: int = 200
+    once_from: float = math.inf
 
     def repeats(self, estimate_seconds: float) -> int:
         """How many repetitions of the given length fit."""
+        if estimate_seconds >= self.once_from:
+            return 1
         fitting = int(self.seconds / max(estimate_seconds, 1e-9))
         return max(self.min_repeats, min(self.max_repeats, fitting))
 

@@ -60,6 +60,14 @@ def test_repetitions_fit_the_budget_within_limits(milliseconds: float, expected:
     assert len(found["a"].repeats) == expected
 
 
+def test_what_takes_long_is_timed_once() -> None:
+    budget = Budget(10.0, 3, 100, once_from=2.0)
+    timer = DriftingTimer({"a": 2500.0, "b": 1900.0})
+    found = measure(subjects("a", "b"), timer, budget, warm={"a": (2500.0,), "b": (1900.0,)})
+    assert {name: len(timing.repeats) for name, timing in found.items()} == {"a": 1, "b": 5}
+    assert len(measure(subjects("a"), timer, budget)["a"].repeats) == 1
+
+
 def test_a_warm_subject_is_not_warmed_up() -> None:
     timer = DriftingTimer({"a": 10.0})
     found = measure(subjects("a"), timer, Budget(0.1, 3, 100), warm={"a": (20.0,)})
