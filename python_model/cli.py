@@ -417,7 +417,7 @@ study = typer.Typer(
 app.add_typer(study, name="study")
 
 
-@study.command(epilog="Example: `argus study logq runs/logq`, about ten minutes on two cores.")
+@study.command(epilog="Example: `argus study logq runs/logq`, about two minutes on one core.")
 def logq(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Directory of the results; made here.", show_default=False)
