@@ -129,6 +129,39 @@ def test_large_logits_do_not_overflow(backend: str) -> None:
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss.sum(), [arguments["hidden"]]))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("width", [48, 37])
+def test_many_rows_and_columns(backend: str, dtype: torch.dtype, width: int) -> None:
+    """More rows, columns and classes than any tile has, and rows that do not fill the last one."""
+    arguments = draw(1_100, width, [1, 20, 13, 1], dtype=dtype)
+    arguments["row_weight"] = torch.arange(1_100.0) % 5
+    exact = {**arguments, **{name: arguments[name].detach().double() for name in ("hidden", "weight", "bias")}}
+    names = ("hidden", "weight", "bias")
+    leaves = [exact[name].requires_grad_() for name in names]
+    expected = one_task_at_a_time(exact)
+    found = serve(backend, arguments)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    truth = torch.autograd.grad(expected.sum(), leaves)
+    for name, ours, theirs in zip(
+        names, torch.autograd.grad(found.sum(), [arguments[name] for name in names]), truth, strict=True
+    ):
+        epsilon = max(torch.finfo(dtype).eps, 1e-6)
+        scale = float(theirs.abs().max())
+        torch.testing.assert_close({name: ours.double()}, {name: theirs}, rtol=2 * epsilon, atol=epsilon * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_threads_gives_the_same_bits(dtype: torch.dtype) -> None:
+    arguments = draw(5_000, 32, [1, 3, 8], dtype=dtype)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        loss = serve("cpp", arguments)
+        results.append([loss, *torch.autograd.grad(loss.sum(), [arguments[n] for n in ("hidden", "weight", "bias")])])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
 def test_no_task_at_all() -> None:
     arguments = draw(4, 3, [])
     loss = feedback_loss(**arguments)

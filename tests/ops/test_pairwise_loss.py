@@ -87,6 +87,54 @@ def test_any_users(backend: str, lengths: list[int], window: int, padding: int, 
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [30, 10**9])
+def test_long_users(backend: str, window: int) -> None:
+    """More events than any tile holds, out of order, with windows of a few and of all of a user's events."""
+    assert_equals_list(backend, draw([300, 1, 270], window, padding=1, spread=2_000))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_grades_past_32_bits(backend: str) -> None:
+    """Only the order of grades matters, whatever their size."""
+    arguments = draw([30, 5])
+    levels = torch.tensor([-(2**40), 3, 2**33, 2**33 + 1])
+    assert_equals_list(backend, {**arguments, "grades": levels[arguments["grades"] + 1]})
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_times_at_both_ends_of_64_bits(backend: str) -> None:
+    arguments = draw([4], window=5)
+    arguments["grades"] = torch.tensor([0, 1, 2, 3])
+    for times in ([2**63 - 1, 2**63 - 2, 2**63 - 9, 2**63 - 1], [-(2**63), -(2**63) + 3, -(2**63) + 9, -(2**63)]):
+        assert_equals_list(backend, {**arguments, "times": torch.tensor(times)})
+
+
+@pytest.mark.parametrize("window", [100, 10**9])
+def test_any_number_of_threads_gives_the_same_bits(window: int) -> None:
+    arguments = draw([1_000, 0, 1_200, 7], window, spread=20_000)
+    arguments["scores"] = arguments["scores"].detach().float().requires_grad_()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        outputs = serve("cpp", arguments)
+        results.append([*outputs, torch.autograd.grad(outputs[0], arguments["scores"])[0]])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_well_separated_pairs_keep_their_small_losses(backend: str) -> None:
+    """Losses of 1e-9 a pair add up to what they are worth: nothing is lost beside a 1."""
+    total = 200
+    arguments = draw([total], window=10**9)
+    arguments["grades"] = torch.arange(total) % 2
+    arguments["scores"] = (arguments["grades"] * 20.0 + torch.arange(total) / 256.0).requires_grad_()
+    loss, pairs, concordant = serve(backend, arguments)
+    exact = pairwise_loss(**{**arguments, "scores": arguments["scores"].detach().double()}, backend="reference")
+    assert int(pairs) == int(concordant) == total**2 // 4
+    torch.testing.assert_close(loss.double(), exact[0], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_order_of_events_does_not_matter(backend: str) -> None:
     arguments = draw([30])
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))

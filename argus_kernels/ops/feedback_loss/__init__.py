@@ -10,7 +10,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.feedback_loss import reference
+from argus_kernels.ops.feedback_loss import native, reference
 from argus_kernels.ops.feedback_loss.samples import drawn, samples
 
 
@@ -121,7 +121,10 @@ def _fake(inputs: Inputs) -> Tensor:
     return inputs.hidden.new_empty(len(inputs.classes), dtype=torch.promote_types(inputs.hidden.dtype, torch.float32))
 
 
-BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+BACKENDS = (
+    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("reference", reference.forward, reference.backward),
+)
 
 OP = Op(
     "feedback_loss",

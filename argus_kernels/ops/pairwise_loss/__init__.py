@@ -8,7 +8,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import check_offsets, offsets_problems
-from argus_kernels.ops.pairwise_loss import reference
+from argus_kernels.ops.pairwise_loss import native, reference
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -73,7 +73,10 @@ def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return loss, grades.new_empty((), dtype=torch.int64), grades.new_empty((), dtype=torch.int64)
 
 
-BACKENDS = (Backend("reference", reference.forward, reference.backward),)
+BACKENDS = (
+    Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("reference", reference.forward, reference.backward),
+)
 
 OP = Op(
     "pairwise_loss",

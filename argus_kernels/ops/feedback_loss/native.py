@@ -1,0 +1,60 @@
+"""The compiled backend of feedback_loss: `cpp` (C++ on the CPU)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import native
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    classes: Sequence[int],
+    task_weight: Tensor | None,
+    row_weight: Tensor | None,
+) -> Tensor:
+    """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
+    losses: Tensor = torch.ops.argus_native.feedback_loss(
+        hidden, weight, bias, targets, classes, task_weight, row_weight
+    )
+    return losses
+
+
+def backward(
+    gradients: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    needs: dict[str, bool],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    classes: Sequence[int],
+    task_weight: Tensor | None,
+    row_weight: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of hidden, weight and bias from the gradient of the losses [F]; one pass gives all three."""
+    found = torch.ops.argus_native.feedback_loss_backward(
+        gradients[0], hidden, weight, bias, targets, classes, task_weight, row_weight
+    )
+    wanted = (needs["hidden"], needs["weight"], needs["bias"])
+    return [gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)]
+
+
+def available_cpp() -> str | None:
+    """Why the C++ backend cannot serve anything here, or None."""
+    return native.why_not("cpu")
+
+
+def why_not_cpp(inputs: Inputs) -> list[str]:
+    """Every reason why the C++ backend cannot serve these inputs."""
+    names = ("hidden", "weight", "bias", "targets", "task_weight", "row_weight")
+    tensors = {name: getattr(inputs, name) for name in names}
+    return [*needs_device("cpu", **tensors), *needs_dtype(FLOATING, hidden=inputs.hidden)]

@@ -1,0 +1,263 @@
+// argus_native::feedback_loss and its backward: checks, the sums over blocks, registration. Compiled into
+// both op libraries.
+#include "feedback_loss/feedback_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/check.h"
+#include "common/element.h"
+#include "common/huge_pages.h"
+
+namespace argus::feedback_loss {
+namespace {
+
+constexpr const char* kOp = "feedback_loss";
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
+
+// The arguments, made dense where they were not; params points into them.
+struct Inputs {
+  Tensor hidden, weight, bias, targets;
+  std::optional<Tensor> task_weight, row_weight;
+  std::vector<int64_t> classes;
+
+  bool wide() const { return hidden.scalar_type() == ScalarType::Double; }
+  ScalarType statistics() const { return wide() ? ScalarType::Double : ScalarType::Float; }
+
+  double task_weight_of(int64_t task) const {
+    if (!task_weight) return 1.0;
+    return wide() ? task_weight->const_data_ptr<double>()[task] : task_weight->const_data_ptr<float>()[task];
+  }
+
+  Params params() const {
+    return Params{
+        .hidden = hidden.const_data_ptr(),
+        .weight = weight.const_data_ptr(),
+        .bias = bias.const_data_ptr(),
+        .targets = targets.const_data_ptr<int64_t>(),
+        .classes = classes.data(),
+        .row_weight = row_weight ? row_weight->const_data_ptr() : nullptr,
+        .rows = hidden.size(0),
+        .hidden_stride = hidden.stride(0),
+        .width = hidden.size(1),
+        .columns = weight.size(1),
+        .tasks = static_cast<int64_t>(classes.size()),
+        .dtype = dtype_of(hidden),
+    };
+  }
+};
+
+void check_arguments(const Inputs& inputs) {
+  const int64_t rows = inputs.hidden.size(0), tasks = static_cast<int64_t>(inputs.classes.size());
+  const int64_t columns = std::accumulate(inputs.classes.begin(), inputs.classes.end(), int64_t{0});
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t count = inputs.classes[static_cast<size_t>(task)];
+    if (count < 1) fail(kOp, "classes[", task, "] is ", count, ", expected at least 1");
+  }
+  check_dtype(kOp, "hidden", inputs.hidden,
+              {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+  check_shape(kOp, "weight", inputs.weight, "[D, C]", {inputs.hidden.size(1), columns});
+  check_shape(kOp, "bias", inputs.bias, "[C]", {columns});
+  check_shape(kOp, "targets", inputs.targets, "[N, F]", {rows, tasks});
+  check_dtype(kOp, "weight", inputs.weight, {inputs.hidden.scalar_type()});
+  check_dtype(kOp, "bias", inputs.bias, {inputs.hidden.scalar_type()});
+  check_dtype(kOp, "targets", inputs.targets, {ScalarType::Long});
+  if (inputs.task_weight) {
+    check_shape(kOp, "task_weight", *inputs.task_weight, "[F]", {tasks});
+    check_dtype(kOp, "task_weight", *inputs.task_weight, {inputs.statistics()});
+  }
+  if (inputs.row_weight) {
+    check_shape(kOp, "row_weight", *inputs.row_weight, "[N]", {rows});
+    check_dtype(kOp, "row_weight", *inputs.row_weight, {inputs.statistics()});
+  }
+}
+
+std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
+  if (!tensor) return std::nullopt;
+  return torch::stable::contiguous(*tensor);
+}
+
+Inputs checked(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const Tensor& targets,
+               const std::vector<int64_t>& classes, const std::optional<Tensor>& task_weight,
+               const std::optional<Tensor>& row_weight) {
+  check_shape(kOp, "hidden", hidden, "[N, D]", {-1, -1});
+  const bool dense_rows = hidden.size(1) <= 1 || hidden.stride(1) == 1;
+  Inputs inputs{dense_rows ? hidden : torch::stable::contiguous(hidden),
+                torch::stable::contiguous(weight),
+                torch::stable::contiguous(bias),
+                torch::stable::contiguous(targets),
+                dense(task_weight),
+                dense(row_weight),
+                classes};
+  check_arguments(inputs);
+  return inputs;
+}
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+void check_targets(const Params& params) {
+  for (int64_t row = 0; row < params.rows; ++row) {
+    for (int64_t task = 0; task < params.tasks; ++task) {
+      const int64_t target = params.targets[row * params.tasks + task];
+      const int64_t highest = std::max<int64_t>(params.classes[task], 2) - 1;
+      if (target < -1 || target > highest) {
+        fail(kOp, "targets[", row, ", ", task, "] is ", target, ", expected -1 or 0 to ", highest);
+      }
+    }
+  }
+}
+
+// parts[block · tasks + f] of every block, then their sums in the order of blocks.
+template <class Fill>
+std::vector<double> summed_over_blocks(const Params& params, Fill&& fill) {
+  const int64_t blocks = block_count(params.rows);
+  std::vector<double> parts(static_cast<size_t>(blocks * params.tasks)),
+      sums(static_cast<size_t>(params.tasks));
+  torch::stable::parallel_for(0, blocks, 1,
+                              [&](int64_t first, int64_t last) { fill(params, first, last, parts.data()); });
+  for (size_t i = 0; i < parts.size(); ++i) sums[i % sums.size()] += parts[i];
+  return sums;
+}
+
+// v_f / Σ w of the rows that observed the task, 0 where none did.
+std::vector<double> scales(const Inputs& inputs, const Params& params) {
+  std::vector<double> found = summed_over_blocks(params, sum_weights_cpu);
+  for (int64_t task = 0; task < params.tasks; ++task) {
+    const double total = found[task];
+    found[task] = total > 0.0 ? inputs.task_weight_of(task) / total : 0.0;
+  }
+  return found;
+}
+
+Tensor forward_on_cpu(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, std::vector<int64_t> classes,
+                      std::optional<Tensor> task_weight, std::optional<Tensor> row_weight) {
+  const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
+  const Params params = inputs.params();
+  check_targets(params);
+  const Tensor losses = torch::stable::new_empty(hidden, {params.tasks}, inputs.statistics());
+  const std::vector<double> scale = scales(inputs, params);
+  const std::vector<double> sums = summed_over_blocks(params, forward_cpu);
+  for (int64_t task = 0; task < params.tasks; ++task) {
+    const double loss = scale[task] == 0.0 ? 0.0 : sums[task] * scale[task];
+    if (inputs.wide()) {
+      losses.mutable_data_ptr<double>()[task] = loss;
+    } else {
+      losses.mutable_data_ptr<float>()[task] = static_cast<float>(loss);
+    }
+  }
+  return losses;
+}
+
+// Adds up the blocks' partial sums in order and turns columns into d_weight [width, columns] and d_bias.
+template <class T>
+void put_sums(const Params& params, const std::vector<Arithmetic<T>>& d_weight_parts,
+              const std::vector<Arithmetic<T>>& d_bias_parts, T* d_weight, T* d_bias) {
+  const int64_t width = padded_width(params.width), columns = gradient_columns(params.columns);
+  const int64_t blocks = block_count(params.rows);
+  std::vector<double> sum(static_cast<size_t>(width));
+  for (int64_t c = 0; c < params.columns; ++c) {
+    std::fill(sum.begin(), sum.end(), 0.0);
+    double bias = 0.0;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Arithmetic<T>* part = d_weight_parts.data() + (block * columns + c) * width;
+      for (int64_t d = 0; d < width; ++d) sum[d] += part[d];
+      bias += d_bias_parts[block * columns + c];
+    }
+    for (int64_t d = 0; d < params.width; ++d)
+      store(d_weight[d * params.columns + c], static_cast<Arithmetic<T>>(sum[d]));
+    store(d_bias[c], static_cast<Arithmetic<T>>(bias));
+  }
+}
+
+template <class T>
+void backward_typed(const Params& params, const std::vector<double>& factors, const Tensor& d_hidden,
+                    const Tensor& d_weight, const Tensor& d_bias) {
+  using A = Arithmetic<T>;
+  const int64_t blocks = block_count(params.rows), columns = gradient_columns(params.columns);
+  std::vector<A> weight_parts(static_cast<size_t>(blocks * columns * padded_width(params.width)));
+  std::vector<A> bias_parts(static_cast<size_t>(blocks * columns));
+  void* to = d_hidden.mutable_data_ptr();
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    backward_cpu(params, factors.data(), first, last, to, weight_parts.data(), bias_parts.data());
+  });
+  put_sums<T>(params, weight_parts, bias_parts, static_cast<T*>(d_weight.mutable_data_ptr()),
+              static_cast<T*>(d_bias.mutable_data_ptr()));
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden, Tensor weight, Tensor bias,
+                                                   Tensor targets, std::vector<int64_t> classes,
+                                                   std::optional<Tensor> task_weight,
+                                                   std::optional<Tensor> row_weight) {
+  const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
+  const Params params = inputs.params();
+  check_targets(params);
+  check_shape(kOp, "d_loss", d_loss, "[F]", {params.tasks});
+  check_dtype(kOp, "d_loss", d_loss, {inputs.statistics()});
+  const Tensor gradient = torch::stable::contiguous(d_loss);
+  std::vector<double> factors = scales(inputs, params);
+  for (int64_t task = 0; task < params.tasks; ++task) {
+    factors[task] *= inputs.wide() ? gradient.const_data_ptr<double>()[task]
+                                   : static_cast<double>(gradient.const_data_ptr<float>()[task]);
+  }
+  const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
+  prefer_huge_pages(d_hidden.mutable_data_ptr(),
+                    static_cast<size_t>(params.rows * params.width * hidden.element_size()));
+  const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
+  const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});
+  switch (params.dtype) {
+    case Dtype::float32:
+      backward_typed<float>(params, factors, d_hidden, d_weight, d_bias);
+      break;
+    case Dtype::float64:
+      backward_typed<double>(params, factors, d_hidden, d_weight, d_bias);
+      break;
+    case Dtype::bfloat16:
+      backward_typed<BFloat16>(params, factors, d_hidden, d_weight, d_bias);
+      break;
+    case Dtype::float16:
+      backward_typed<Float16>(params, factors, d_hidden, d_weight, d_bias);
+      break;
+  }
+  return {d_hidden, d_weight, d_bias};
+}
+
+#endif
+
+}  // namespace
+}  // namespace argus::feedback_loss
+
+#ifndef ARGUS_CUDA_LIBRARY
+
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def(
+      "feedback_loss(Tensor hidden, Tensor weight, Tensor bias, Tensor targets, int[] classes, Tensor? "
+      "task_weight, Tensor? row_weight) -> Tensor");
+  m.def(
+      "feedback_loss_backward(Tensor d_loss, Tensor hidden, Tensor weight, Tensor bias, Tensor targets, "
+      "int[] "
+      "classes, Tensor? task_weight, Tensor? row_weight) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("feedback_loss", TORCH_BOX(&argus::feedback_loss::forward_on_cpu));
+  m.impl("feedback_loss_backward", TORCH_BOX(&argus::feedback_loss::backward_on_cpu));
+}
+
+#endif

@@ -1,0 +1,222 @@
+// The inner kernels of products.h: AVX-512, AVX2 and plain C++. Sums stay in registers: of the projection 8
+// rows of 16 columns while hidden is read as broadcasts; of the gradients up to 12 columns of d_weight,
+// beside as many of weight, while the rows of the tile pass and each takes its d_hidden along.
+#include "feedback_loss/products.h"
+
+#include <algorithm>
+
+#include "common/simd.h"
+#include "common/vector_math.h"
+
+#if ARGUS_X86
+#include <immintrin.h>
+#define ARGUS_TARGET(names) __attribute__((target(names)))
+#endif
+
+namespace argus::feedback_loss {
+namespace {
+
+template <class A>
+ARGUS_INLINE void project_plain(const A* const* rows, const A* weight, const A* bias, int64_t width,
+                                int64_t columns, A* to) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    A sums[kLine];
+    std::copy(bias, bias + kLine, sums);
+    for (int64_t d = 0; d < width; ++d) {
+      for (int64_t c = 0; c < kLine; ++c) sums[c] += rows[r][d] * weight[d * kLine + c];
+    }
+    for (int64_t c = 0; c < columns; ++c) to[c * kTileRows + r] = sums[c];
+  }
+}
+
+template <class A>
+ARGUS_INLINE void spread_plain(const A* const* rows, A* const* d_rows, const A* dz, const A* weight,
+                               A* d_weight, int64_t width, int64_t columns, bool accumulate) {
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    if (!accumulate) std::fill(d_rows[r], d_rows[r] + width, A{0});
+    for (int64_t c = 0; c < columns; ++c) {
+      const A residual = dz[c * kTileRows + r];
+      const A* column = weight + c * width;
+      A* d_column = d_weight + c * width;
+      for (int64_t d = 0; d < width; ++d) d_rows[r][d] += residual * column[d];
+      for (int64_t d = 0; d < width; ++d) d_column[d] += residual * rows[r][d];
+    }
+  }
+}
+
+#if ARGUS_X86
+
+#define ARGUS_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#define ARGUS_AVX2 "avx2,fma"
+
+constexpr int kRows512 = 8;
+constexpr int kRowsAvx2 = 4;
+
+ARGUS_TARGET(ARGUS_AVX512)
+void project_512(const float* const* rows, const float* weight, const float* bias, int64_t width,
+                 int64_t columns, float* to) {
+  for (int64_t first = 0; first < kTileRows; first += kRows512) {
+    const float* const* row = rows + first;
+    __m512 sums[kRows512];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_loadu_ps(bias);
+    for (int64_t d = 0; d < width; ++d) {
+      const __m512 line = _mm512_loadu_ps(weight + d * kLine);
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), line, sums[r]);
+    }
+    alignas(64) float lane[kRows512][kLine];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows512; ++r) _mm512_store_ps(lane[r], sums[r]);
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int r = 0; r < kRows512; ++r) to[c * kTileRows + first + r] = lane[r][c];
+    }
+  }
+}
+
+ARGUS_TARGET(ARGUS_AVX2)
+void project_avx2(const float* const* rows, const float* weight, const float* bias, int64_t width,
+                  int64_t columns, float* to) {
+  for (int64_t first = 0; first < kTileRows; first += kRowsAvx2) {
+    const float* const* row = rows + first;
+    __m256 low[kRowsAvx2], high[kRowsAvx2];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAvx2; ++r) {
+      low[r] = _mm256_loadu_ps(bias);
+      high[r] = _mm256_loadu_ps(bias + 8);
+    }
+    for (int64_t d = 0; d < width; ++d) {
+      const __m256 left = _mm256_loadu_ps(weight + d * kLine);
+      const __m256 right = _mm256_loadu_ps(weight + d * kLine + 8);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRowsAvx2; ++r) {
+        const __m256 factor = _mm256_broadcast_ss(row[r] + d);
+        low[r] = _mm256_fmadd_ps(factor, left, low[r]);
+        high[r] = _mm256_fmadd_ps(factor, right, high[r]);
+      }
+    }
+    float lane[kRowsAvx2][kLine];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRowsAvx2; ++r) {
+      _mm256_storeu_ps(lane[r], low[r]);
+      _mm256_storeu_ps(lane[r] + 8, high[r]);
+    }
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int r = 0; r < kRowsAvx2; ++r) to[c * kTileRows + first + r] = lane[r][c];
+    }
+  }
+}
+
+template <int columns, bool accumulate>
+ARGUS_TARGET(ARGUS_AVX512)
+void spread_512(const float* const* rows, float* const* d_rows, const float* dz, const float* weight,
+                float* d_weight, int64_t width) {
+  for (int64_t d = 0; d < width; d += kLine) {
+    __m512 factor[columns], sums[columns];
+#pragma GCC unroll 12
+    for (int c = 0; c < columns; ++c) {
+      factor[c] = _mm512_loadu_ps(weight + c * width + d);
+      sums[c] = _mm512_loadu_ps(d_weight + c * width + d);
+    }
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const __m512 hidden = _mm512_loadu_ps(rows[r] + d);
+      __m512 d_hidden = accumulate ? _mm512_loadu_ps(d_rows[r] + d) : _mm512_setzero_ps();
+#pragma GCC unroll 12
+      for (int c = 0; c < columns; ++c) {
+        const __m512 residual = _mm512_set1_ps(dz[c * kTileRows + r]);
+        d_hidden = _mm512_fmadd_ps(residual, factor[c], d_hidden);
+        sums[c] = _mm512_fmadd_ps(residual, hidden, sums[c]);
+      }
+      _mm512_storeu_ps(d_rows[r] + d, d_hidden);
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < columns; ++c) _mm512_storeu_ps(d_weight + c * width + d, sums[c]);
+  }
+}
+
+// 4 columns: with 16 registers of 8 lanes there is no room for more.
+template <bool accumulate>
+ARGUS_TARGET(ARGUS_AVX2)
+void spread_avx2(const float* const* rows, float* const* d_rows, const float* dz, const float* weight,
+                 float* d_weight, int64_t width) {
+  for (int64_t d = 0; d < width; d += 8) {
+    __m256 factor[kColumnStep], sums[kColumnStep];
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumnStep; ++c) {
+      factor[c] = _mm256_loadu_ps(weight + c * width + d);
+      sums[c] = _mm256_loadu_ps(d_weight + c * width + d);
+    }
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      const __m256 hidden = _mm256_loadu_ps(rows[r] + d);
+      __m256 d_hidden = accumulate ? _mm256_loadu_ps(d_rows[r] + d) : _mm256_setzero_ps();
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumnStep; ++c) {
+        const __m256 residual = _mm256_broadcast_ss(dz + c * kTileRows + r);
+        d_hidden = _mm256_fmadd_ps(residual, factor[c], d_hidden);
+        sums[c] = _mm256_fmadd_ps(residual, hidden, sums[c]);
+      }
+      _mm256_storeu_ps(d_rows[r] + d, d_hidden);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumnStep; ++c) _mm256_storeu_ps(d_weight + c * width + d, sums[c]);
+  }
+}
+
+template <int columns>
+void spread_512_columns(const float* const* rows, float* const* d_rows, const float* dz, const float* weight,
+                        float* d_weight, int64_t width, bool accumulate) {
+  accumulate ? spread_512<columns, true>(rows, d_rows, dz, weight, d_weight, width)
+             : spread_512<columns, false>(rows, d_rows, dz, weight, d_weight, width);
+}
+
+#endif  // ARGUS_X86
+
+}  // namespace
+
+template <>
+void project_tile(const double* const* rows, const double* weight, const double* bias, int64_t width,
+                  int64_t columns, double* to) {
+  ForEachIsa<&project_plain<double>>::call(rows, weight, bias, width, columns, to);
+}
+
+template <>
+void project_tile(const float* const* rows, const float* weight, const float* bias, int64_t width,
+                  int64_t columns, float* to) {
+#if ARGUS_X86
+  if (isa() == Isa::avx512) return project_512(rows, weight, bias, width, columns, to);
+  if (isa() == Isa::avx2) return project_avx2(rows, weight, bias, width, columns, to);
+#endif
+  project_plain(rows, weight, bias, width, columns, to);
+}
+
+template <>
+void spread_tile(const double* const* rows, double* const* d_rows, const double* dz, const double* weight,
+                 double* d_weight, int64_t width, int64_t columns, bool accumulate) {
+  ForEachIsa<&spread_plain<double>>::call(rows, d_rows, dz, weight, d_weight, width, columns, accumulate);
+}
+
+template <>
+void spread_tile(const float* const* rows, float* const* d_rows, const float* dz, const float* weight,
+                 float* d_weight, int64_t width, int64_t columns, bool accumulate) {
+#if ARGUS_X86
+  if (isa() == Isa::avx512) {
+    if (columns == 12) return spread_512_columns<12>(rows, d_rows, dz, weight, d_weight, width, accumulate);
+    if (columns == 8) return spread_512_columns<8>(rows, d_rows, dz, weight, d_weight, width, accumulate);
+    return spread_512_columns<4>(rows, d_rows, dz, weight, d_weight, width, accumulate);
+  }
+  if (isa() == Isa::avx2) {
+    for (int64_t c = 0; c < columns; c += kColumnStep) {
+      const float *residuals = dz + c * kTileRows, *factors = weight + c * width;
+      if (accumulate || c > 0) {
+        spread_avx2<true>(rows, d_rows, residuals, factors, d_weight + c * width, width);
+      } else {
+        spread_avx2<false>(rows, d_rows, residuals, factors, d_weight + c * width, width);
+      }
+    }
+    return;
+  }
+#endif
+  spread_plain(rows, d_rows, dz, weight, d_weight, width, columns, accumulate);
+}
+
+}  // namespace argus::feedback_loss

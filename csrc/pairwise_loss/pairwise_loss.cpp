@@ -1,0 +1,171 @@
+// argus_native::pairwise_loss and its backward: checks, the order of time, registration. Compiled into both
+// op libraries.
+#include "pairwise_loss/pairwise_loss.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+#include <vector>
+
+#include "common/check.h"
+#include "common/element.h"
+
+namespace argus::pairwise_loss {
+namespace {
+
+constexpr const char* kOp = "pairwise_loss";
+
+// Calls visit.operator()<T>() with the stored type of `scores`.
+template <class Visit>
+auto with_stored(const Tensor& scores, Visit&& visit) {
+  switch (scores.scalar_type()) {
+    case ScalarType::Double:
+      return visit.template operator()<double>();
+    case ScalarType::BFloat16:
+      return visit.template operator()<BFloat16>();
+    case ScalarType::Half:
+      return visit.template operator()<Float16>();
+    default:
+      return visit.template operator()<float>();
+  }
+}
+
+struct Inputs {
+  Tensor scores, grades, offsets, times;
+  int64_t window;
+
+  int64_t users() const { return offsets.size(0) - 1; }
+  int64_t offset(int64_t user) const { return offsets.const_data_ptr<int32_t>()[user]; }
+};
+
+Inputs checked(const Tensor& scores, const Tensor& grades, const Tensor& offsets, const Tensor& times,
+               int64_t window) {
+  check_shape(kOp, "scores", scores, "[T]", {-1});
+  check_shape(kOp, "grades", grades, "[T]", {scores.size(0)});
+  check_shape(kOp, "times", times, "[T]", {scores.size(0)});
+  check_shape(kOp, "offsets", offsets, "[B + 1]", {-1});
+  check_dtype(kOp, "scores", scores,
+              {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+  check_dtype(kOp, "grades", grades, {ScalarType::Long});
+  check_dtype(kOp, "times", times, {ScalarType::Long});
+  check_dtype(kOp, "offsets", offsets, {ScalarType::Int});
+  if (window < 0) fail(kOp, "window is ", window, ", expected at least 0");
+  if (offsets.size(0) < 1) fail(kOp, "offsets is empty, expected [B + 1] values, the first of them 0");
+  Inputs inputs{torch::stable::contiguous(scores), torch::stable::contiguous(grades),
+                torch::stable::contiguous(offsets), torch::stable::contiguous(times), window};
+  if (inputs.offset(0) != 0) fail(kOp, "offsets[0] is ", inputs.offset(0), ", expected 0");
+  for (int64_t user = 0; user < inputs.users(); ++user) {
+    if (inputs.offset(user + 1) < inputs.offset(user)) fail(kOp, "offsets fall at user ", user);
+  }
+  if (inputs.offset(inputs.users()) > scores.size(0)) {
+    fail(kOp, "offsets end at ", inputs.offset(inputs.users()), ", expected at most ", scores.size(0));
+  }
+  return inputs;
+}
+
+// Where each user's events begin among those that have a grade ≥ 0, and their number.
+std::vector<int64_t> graded_offsets(const Inputs& inputs) {
+  const int64_t* grades = inputs.grades.const_data_ptr<int64_t>();
+  std::vector<int64_t> places(static_cast<size_t>(inputs.users()) + 1);
+  for (int64_t user = 0; user < inputs.users(); ++user) {
+    int64_t count = 0;
+    for (int64_t row = inputs.offset(user); row < inputs.offset(user + 1); ++row) count += grades[row] >= 0;
+    places[user + 1] = places[user] + count;
+  }
+  return places;
+}
+
+template <class T>
+TimeOrder<Arithmetic<T>> time_order(const Inputs& inputs) {
+  const std::vector<int64_t> places = graded_offsets(inputs);
+  TimeOrder<Arithmetic<T>> order(places.back());
+  const T* scores = static_cast<const T*>(inputs.scores.const_data_ptr());
+  const int64_t* grades = inputs.grades.const_data_ptr<int64_t>();
+  const int64_t* times = inputs.times.const_data_ptr<int64_t>();
+  torch::stable::parallel_for(0, inputs.users(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t user = first; user < last; ++user) {
+      const int64_t to = places[user], count = places[user + 1] - to;
+      put_rows_in_time_order(order, to, grades, times, inputs.offset(user), inputs.offset(user + 1));
+      put_grades(order, to, count, grades);
+      put_windows(order, to, count, times, inputs.window);
+      for (int64_t k = to; k < to + count; ++k) order.scores[k] = load(scores[order.rows[k]]);
+    }
+  });
+  return order;
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_on_cpu(Tensor scores, Tensor grades, Tensor offsets, Tensor times,
+                                                  int64_t window) {
+  const Inputs inputs = checked(scores, grades, offsets, times, window);
+  const bool wide = scores.scalar_type() == ScalarType::Double;
+  const Tensor loss = torch::stable::new_empty(scores, {}, wide ? ScalarType::Double : ScalarType::Float);
+  const Tensor pairs = torch::stable::new_empty(times, {});
+  const Tensor concordant = torch::stable::new_empty(times, {});
+  Totals totals;
+  with_stored(scores, [&]<class T>() {
+    const auto order = time_order<T>(inputs);
+    std::vector<Totals> parts(static_cast<size_t>(part_count(order.padded_count())));
+    torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t first, int64_t last) {
+      forward_cpu(order, first, last, parts.data());
+    });
+    for (const Totals& part : parts) {
+      totals.loss += part.loss;
+      totals.pairs += part.pairs;
+      totals.concordant += part.concordant;
+    }
+  });
+  if (wide) {
+    *loss.mutable_data_ptr<double>() = totals.loss;
+  } else {
+    *loss.mutable_data_ptr<float>() = static_cast<float>(totals.loss);
+  }
+  *pairs.mutable_data_ptr<int64_t>() = totals.pairs;
+  *concordant.mutable_data_ptr<int64_t>() = totals.concordant;
+  return {loss, pairs, concordant};
+}
+
+template <class T>
+void write_gradients(const Inputs& inputs, double d_loss, T* to) {
+  using A = Arithmetic<T>;
+  const TimeOrder<A> order = time_order<T>(inputs);
+  std::vector<A> gradients(static_cast<size_t>(order.padded_count()));
+  torch::stable::parallel_for(0, part_count(order.padded_count()), 1, [&](int64_t first, int64_t last) {
+    backward_cpu(order, first, last, gradients.data());
+    const int64_t events = static_cast<int64_t>(order.rows.size());
+    const int64_t end = std::min(events, last * kPart);
+    for (int64_t k = first * kPart; k < end; ++k)
+      store(to[order.rows[k]], gradients[k] * static_cast<A>(d_loss));
+  });
+}
+
+Tensor backward_on_cpu(Tensor d_loss, Tensor scores, Tensor grades, Tensor offsets, Tensor times,
+                       int64_t window) {
+  const Inputs inputs = checked(scores, grades, offsets, times, window);
+  const bool wide = scores.scalar_type() == ScalarType::Double;
+  check_shape(kOp, "d_loss", d_loss, "[]", {});
+  check_dtype(kOp, "d_loss", d_loss, {wide ? ScalarType::Double : ScalarType::Float});
+  const double factor = wide ? *d_loss.const_data_ptr<double>() : *d_loss.const_data_ptr<float>();
+  const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
+  with_stored(scores, [&]<class T>() {
+    write_gradients(inputs, factor, static_cast<T*>(d_scores.mutable_data_ptr()));
+  });
+  return d_scores;
+}
+
+}  // namespace
+}  // namespace argus::pairwise_loss
+
+STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+  m.def(
+      "pairwise_loss(Tensor scores, Tensor grades, Tensor offsets, Tensor times, int window) -> (Tensor, "
+      "Tensor, Tensor)");
+  m.def(
+      "pairwise_loss_backward(Tensor d_loss, Tensor scores, Tensor grades, Tensor offsets, Tensor times, int "
+      "window) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("pairwise_loss", TORCH_BOX(&argus::pairwise_loss::forward_on_cpu));
+  m.impl("pairwise_loss_backward", TORCH_BOX(&argus::pairwise_loss::backward_on_cpu));
+}
