@@ -10,11 +10,14 @@
 
 #include "common/check.h"
 #include "common/element.h"
+#include "pairwise_loss/pairwise_loss_cuda.h"
 
 namespace argus::pairwise_loss {
 namespace {
 
 constexpr const char* kOp = "pairwise_loss";
+
+#ifndef ARGUS_CUDA_LIBRARY
 
 // Calls visit.operator()<T>() with the stored type of `scores`.
 template <class Visit>
@@ -153,8 +156,116 @@ Tensor backward_on_cpu(Tensor d_loss, Tensor scores, Tensor grades, Tensor offse
   return d_scores;
 }
 
+#else
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      return Dtype::float32;
+  }
+}
+
+void check_row(const char* name, const Tensor& tensor, const Tensor& scores, ScalarType dtype) {
+  check_shape(kOp, name, tensor, "[T]", {scores.size(0)});
+  check_dtype(kOp, name, tensor, {dtype});
+  check_contiguous(kOp, name, tensor);
+  check_same_device(kOp, name, tensor, "scores", scores);
+}
+
+// The order of events and what the kernels keep between each other; memory lives as long as this does, and
+// torch's allocator hands it on only to what follows on the same stream.
+struct Work {
+  Tensor scores, grades, begin, end, loss, pairs, concordant;
+  CudaParams params;
+
+  Work(const Tensor& given, const Tensor& given_grades, const Tensor& order, const Tensor& users,
+       const Tensor& times, int64_t user_count, int64_t window)
+      : scores(torch::stable::new_empty(given, {given.size(0)}, ScalarType::Float)),
+        grades(torch::stable::new_empty(times, {given.size(0)})),
+        begin(torch::stable::new_empty(users, {given.size(0)})),
+        end(torch::stable::new_empty(users, {given.size(0)})),
+        loss(torch::stable::new_empty(given, {cuda_parts(given.size(0))}, ScalarType::Double)),
+        pairs(torch::stable::new_empty(times, {cuda_parts(given.size(0))})),
+        concordant(torch::stable::new_empty(times, {cuda_parts(given.size(0))})),
+        params{
+            .scores = given.const_data_ptr(),
+            .grades = given_grades.const_data_ptr<int64_t>(),
+            .order = order.const_data_ptr<int64_t>(),
+            .sorted_times = times.const_data_ptr<int64_t>(),
+            .sorted_users = users.const_data_ptr<int32_t>(),
+            .count = given.size(0),
+            .window = window,
+            .users = static_cast<int32_t>(user_count),
+            .dtype = dtype_of(given),
+            .sorted_scores = scores.mutable_data_ptr<float>(),
+            .sorted_grades = grades.mutable_data_ptr<int64_t>(),
+            .begin = begin.mutable_data_ptr<int32_t>(),
+            .end = end.mutable_data_ptr<int32_t>(),
+            .part_loss = loss.mutable_data_ptr<double>(),
+            .part_pairs = pairs.mutable_data_ptr<int64_t>(),
+            .part_concordant = concordant.mutable_data_ptr<int64_t>(),
+        } {}
+};
+
+Work checked_work(const Tensor& scores, const Tensor& grades, const Tensor& order, const Tensor& users,
+                  const Tensor& times, int64_t user_count, int64_t window) {
+  check_shape(kOp, "scores", scores, "[T]", {-1});
+  check_dtype(kOp, "scores", scores, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  check_contiguous(kOp, "scores", scores);
+  check_row("grades", grades, scores, ScalarType::Long);
+  check_row("order", order, scores, ScalarType::Long);
+  check_row("users", users, scores, ScalarType::Int);
+  check_row("times", times, scores, ScalarType::Long);
+  if (window < 0) fail(kOp, "window is ", window, ", expected at least 0");
+  return Work(scores, grades, order, users, times, user_count, window);
+}
+
+void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_on_cuda(Tensor scores, Tensor grades, Tensor order, Tensor users,
+                                                   Tensor times, int64_t user_count, int64_t window) {
+  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  const Tensor loss = torch::stable::new_zeros(scores, {}, ScalarType::Float);
+  const Tensor pairs = torch::stable::new_zeros(times, {});
+  const Tensor concordant = torch::stable::new_zeros(times, {});
+  Work work = checked_work(scores, grades, order, users, times, user_count, window);
+  if (scores.size(0) == 0) return {loss, pairs, concordant};
+  work.params.loss = loss.mutable_data_ptr<float>();
+  work.params.pairs = pairs.mutable_data_ptr<int64_t>();
+  work.params.concordant = concordant.mutable_data_ptr<int64_t>();
+  launch_forward_cuda(work.params, current_stream(scores));
+  return {loss, pairs, concordant};
+}
+
+Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor order, Tensor users, Tensor times,
+                        int64_t user_count, int64_t window) {
+  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  check_shape(kOp, "d_loss", d_loss, "[]", {});
+  check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
+  check_same_device(kOp, "d_loss", d_loss, "scores", scores);
+  const Tensor d_scores = torch::stable::new_empty(scores, {scores.size(0)});
+  Work work = checked_work(scores, grades, order, users, times, user_count, window);
+  if (scores.size(0) == 0) return d_scores;
+  work.params.d_loss = d_loss.const_data_ptr<float>();
+  work.params.d_scores = d_scores.mutable_data_ptr();
+  launch_backward_cuda(work.params, current_stream(scores));
+  return d_scores;
+}
+
+#endif
+
 }  // namespace
 }  // namespace argus::pairwise_loss
+
+#ifndef ARGUS_CUDA_LIBRARY
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def(
@@ -163,9 +274,26 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def(
       "pairwise_loss_backward(Tensor d_loss, Tensor scores, Tensor grades, Tensor offsets, Tensor times, int "
       "window) -> Tensor");
+  // Events user by user in the order of time: sorted_users and sorted_times are those of row order[k]; a user
+  // of user_count is in no pair.
+  m.def(
+      "pairwise_loss_ordered(Tensor scores, Tensor grades, Tensor order, Tensor sorted_users, Tensor "
+      "sorted_times, int user_count, int window) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "pairwise_loss_ordered_backward(Tensor d_loss, Tensor scores, Tensor grades, Tensor order, Tensor "
+      "sorted_users, Tensor sorted_times, int user_count, int window) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
   m.impl("pairwise_loss", TORCH_BOX(&argus::pairwise_loss::forward_on_cpu));
   m.impl("pairwise_loss_backward", TORCH_BOX(&argus::pairwise_loss::backward_on_cpu));
 }
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
+  m.impl("pairwise_loss_ordered", TORCH_BOX(&argus::pairwise_loss::forward_on_cuda));
+  m.impl("pairwise_loss_ordered_backward", TORCH_BOX(&argus::pairwise_loss::backward_on_cuda));
+}
+
+#endif

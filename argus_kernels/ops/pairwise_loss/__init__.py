@@ -74,6 +74,9 @@ def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 
 
 BACKENDS = (
+    Backend(
+        "cuda", native.forward_cuda, native.backward_cuda, why_not=native.why_not_cuda, available=native.available_cuda
+    ),
     Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )
