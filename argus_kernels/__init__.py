@@ -8,7 +8,7 @@ from __future__ import annotations
 from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
-from argus_kernels.ops.decode_attention import PagedCache, decode_attention
+from argus_kernels.ops.decode_attention import DirectDecoder, PagedCache, decode_attention
 from argus_kernels.ops.feedback_loss import feedback_loss
 from argus_kernels.ops.hstu_attention import hstu_attention
 from argus_kernels.ops.pairwise_loss import pairwise_loss
@@ -22,6 +22,7 @@ __all__ = [
     "causal_attention",
     "decode_attention",
     "default_backend",
+    "DirectDecoder",
     "explain",
     "feedback_loss",
     "hstu_attention",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,29 +18,9 @@ from argus_kernels import PagedCache, decode_attention
 from benchmarks.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
-from python_model.layers import Block, time_bucket
+from python_model.incremental import encode_newest
+from python_model.layers import time_bucket
 from python_model.model import Argus
-
-
-class Attend(Protocol):
-    """Attention of the newest events of some users over their cached ones, in one layer."""
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
-        """q, k, v [B, H, Dh] → [B, H, Dh]; position_bias [H, P], time_bias [H, N]."""
-        ...
-
-
-def encode_newest(model: Argus, tokens: Tensor, attend: Attend) -> Tensor:
-    """States [B, d] of the newest event of B users from their tokens [B, d], everything before them being cached."""
-    encoder, x = model.encoder, tokens
-    for layer, block in enumerate(encoder.blocks):
-        assert isinstance(block, Block)
-        shape = (len(x), 3, block.heads, block.head_width)
-        q, k, v = block.query_key_value(block.attention_norm(x)).view(shape).unbind(1)
-        attended = attend(layer, q, k, v, encoder.position_bias[layer], encoder.time_bias[layer])
-        x = x + block.output(attended.reshape(x.shape))
-        x = x + block.down(F.gelu(block.up(block.feed_norm(x))))
-    return encoder.norm(x)
 
 
 @dataclass
@@ -57,7 +36,7 @@ class PagedDecoder:
         config = model.config
         shape = (users, max_events, config.heads, config.width // config.heads)
         dtype, device = model.encoder.norm.weight.dtype, model.device
-        return cls(model, [PagedCache.allocate(*shape, dtype=dtype, device=device) for _ in range(config.layers)])
+        return cls(model, PagedCache.allocate_layers(config.layers, *shape, dtype=dtype, device=device))
 
     def rows(self, users: Sequence[int]) -> PagedDecoder:
         """The same caches seen by some users only."""

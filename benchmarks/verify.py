@@ -148,7 +148,7 @@ def _decode_pieces(arguments: Arguments) -> Iterator[Arguments]:
     renamed = torch.full_like(table, -1)
     renamed[table >= 0] = torch.arange(owned.shape[0], dtype=table.dtype, device=table.device)
     pages = {name: getattr(cache, name)[owned] for name in ("key_pages", "value_pages", "time_pages")}
-    small = dataclasses.replace(cache, block_table=renamed, free_pages=[], **pages)
+    small = dataclasses.replace(cache, block_table=renamed, pool=None, **pages)
     per_user = ("q", "k", "v", "query_time", "key_time")
     cut = {name: value[:users] if name in per_user else value for name, value in arguments.items()}
     yield {**cut, "cache": small, "lengths": lengths[:users].to(table.device)}

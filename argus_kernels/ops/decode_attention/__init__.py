@@ -13,9 +13,10 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.decode_attention import native, reference
 from argus_kernels.ops.decode_attention.cache import PagedCache
+from argus_kernels.ops.decode_attention.direct import DirectDecoder
 from argus_kernels.ops.decode_attention.samples import drawn, samples
 
-__all__ = ["BACKENDS", "OP", "PagedCache", "decode_attention"]
+__all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "decode_attention"]
 
 BACKENDS = (
     Backend("cpp", native.forward, why_not=native.why_not_cpp, available=native.available_cpp),
@@ -27,7 +28,8 @@ def _fake(inputs: Inputs) -> Tensor:
     return inputs.q.new_empty(inputs.q.shape)
 
 
-def _check(inputs: Inputs) -> None:
+def check_values(inputs: Inputs) -> None:
+    """Raises ValueError for lengths and pages out of bounds, or a page that two users would append to."""
     q, block_table, lengths = inputs.q, inputs.block_table, inputs.lengths
     pages, page_size = inputs.key_pages.shape[:2]
     capacity = block_table.shape[1] * page_size
@@ -74,7 +76,7 @@ OP = Op(
     fake=_fake,
     backends=BACKENDS,
     mutates=("key_pages", "value_pages", "time_pages"),
-    check=_check,
+    check=check_values,
     samples=samples,
     drawn=drawn,
 )

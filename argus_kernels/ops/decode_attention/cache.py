@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from argus_kernels.ops.decode_attention.page_book import PageBook
+from argus_kernels.ops.decode_attention.page_pool import PagePool
+
 
 @dataclass
 class PagedCache:
-    """Users' cached events in pages of fixed size, so that memory follows real lengths.
+    """Users' cached events in pages of fixed size, so that memory follows real lengths; one layer of a model.
 
     Event j of user b lies in slot j % page_size of page block_table[b, j // page_size].
 
     key_pages, value_pages: [pages, page_size, H, Dh]. time_pages: int64 [pages, page_size], the key times in seconds.
-    block_table: int32 [B, max_pages], −1 where the user has no page yet. free_pages: the pages nobody owns, the next
-    one to hand out last.
+    block_table: int32 [B, max_pages], −1 where the user has no page. pool: who holds which page, shared by the layers;
+    None on a cache that was put together from tensors (made when first needed) and on `rows` of one.
+
+    Users get pages by `reserve` or `extend`, lose them by `evict` and `evict_oldest`, share them by `fork`, and leave
+    and come back by `offload` and `restore`. These work on the host, for all layers at once; each does all it is asked
+    or raises ValueError and changes nothing.
     """
 
     key_pages: Tensor
     value_pages: Tensor
     time_pages: Tensor
     block_table: Tensor
-    free_pages: list[int] = field(default_factory=list)
+    pool: PagePool | None = None
+    is_view: bool = False
 
     @classmethod
     def allocate(
@@ -38,17 +49,46 @@ class PagedCache:
         pages: int | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        on_full: str = "refuse",
+        folder: str | Path | None = None,
     ) -> PagedCache:
         """An empty cache for `users` users of at most `max_events` events.
 
         With `pages` = None there is room for all of them, and every user owns its pages from the start, one after the
-        other. With a number of pages no user owns any: `reserve` hands them out as histories grow.
+        other. With a number of pages no user owns any: `reserve` and `extend` hand them out as histories grow. on_full
+        says what happens when none is left: "refuse", or "offload" the least recently used users, to `folder` or, where
+        that is None, to host memory; they come back when they are next reserved or extended.
 
-        Raises ValueError for a size that is not positive.
+        Raises ValueError for a size that is not positive, or an unknown `on_full`.
         """
-        sizes = {"heads": heads, "head_width": head_width, "page_size": page_size, "max_events": max_events}
+        return cls.allocate_layers(
+            1, users, max_events, heads, head_width, page_size=page_size, pages=pages, dtype=dtype, device=device,
+            on_full=on_full, folder=folder,
+        )[0]  # fmt: skip
+
+    @classmethod
+    def allocate_layers(
+        cls,
+        layers: int,
+        users: int,
+        max_events: int,
+        heads: int,
+        head_width: int,
+        *,
+        page_size: int = 64,
+        pages: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        on_full: str = "refuse",
+        folder: str | Path | None = None,
+    ) -> list[PagedCache]:
+        """One cache per layer as by `allocate`, with one block table, one time per event and one pool for all."""
+        sizes = {"layers": layers, "heads": heads, "head_width": head_width, "page_size": page_size}
         wrong = [f"{name} is {size}, expected at least 1" for name, size in sizes.items() if size < 1]
-        wrong += [f"{name} is {size}, expected at least 0" for name, size in (("users", users),) if size < 0]
+        if max_events < 1:
+            wrong.append(f"max_events is {max_events}, expected at least 1")
+        if users < 0:
+            wrong.append(f"users is {users}, expected at least 0")
         if pages is not None and pages < 0:
             wrong.append(f"pages is {pages}, expected at least 0 or None")
         if wrong:
@@ -59,13 +99,13 @@ class PagedCache:
         if pages is None:
             table = torch.arange(count, dtype=torch.int32, device=device).view(users, per_user)
         shape = (count, page_size, heads, head_width)
-        return cls(
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape, dtype=dtype, device=device),
-            torch.zeros(shape[:2], dtype=torch.int64, device=device),
-            table,
-            [] if pages is None else list(range(count - 1, -1, -1)),
+        keys, values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in ("keys", "values")
         )
+        times = torch.zeros(shape[:2], dtype=torch.int64, device=device)
+        book = PageBook.from_table(table.tolist(), per_user, page_size, count)
+        pool = PagePool([*keys, *values, times], table, book, on_full, None if folder is None else Path(folder))
+        return [cls(key, value, times, table, pool) for key, value in zip(keys, values, strict=True)]
 
     @property
     def page_size(self) -> int:
@@ -77,72 +117,161 @@ class PagedCache:
         """Events a user can have at most."""
         return self.block_table.shape[1] * self.page_size
 
+    @property
+    def free_pages(self) -> int:
+        """Pages that nobody holds."""
+        return len(self._pool("free_pages").book.free)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Events of each user, as far as `reserve` and `extend` were told; 0 for an offloaded one."""
+        return list(self._pool("lengths").book.lengths)
+
+    @property
+    def offloaded(self) -> dict[int, int]:
+        """Events of each user that is offloaded."""
+        return {user: kept.length for user, kept in self._pool("offloaded").away.items()}
+
     def reserve(self, users: Tensor | Sequence[int], lengths: Tensor | Sequence[int]) -> None:
         """Gives every user in `users` the pages that `lengths` events take; pages it owns already stay as they are.
 
-        Reads the block table on the host, so on a GPU it waits for it: reserve once for many events.
+        A page it shares with others (see `fork`) and that its new events go to is copied first. On a GPU nothing waits
+        for the device, but `lengths` on a GPU are read from there: hand over lists.
 
-        Raises ValueError, having changed nothing, for a user that the cache does not have, a length above
-        `max_events`, or more pages than are free.
+        Raises ValueError, having changed nothing, for a user that the cache does not have or that is offloaded (where
+        on_full is "refuse"), a length above `max_events`, or more pages than are free.
         """
-        wanted = self._missing(_integers(users), _integers(lengths))
-        if len(wanted) > len(self.free_pages):
-            user, slot, length = wanted[len(self.free_pages)]
-            raise ValueError(
-                f"PagedCache.reserve: no free page left for user {user} at length {length} (its page {slot}): "
-                f"{len(wanted)} pages are needed, {len(self.free_pages)} are free"
-            )
-        if wanted:
-            pages = [self.free_pages.pop() for _ in wanted]
-            rows, columns, _ = (torch.tensor(part) for part in zip(*wanted, strict=True))
-            device = self.block_table.device
-            values = torch.tensor(pages, dtype=torch.int32, device=device)
-            self.block_table[rows.to(device), columns.to(device)] = values
+        chosen, wanted = _integers(users), _integers(lengths)
+        if len(chosen) != len(wanted):
+            raise ValueError(f"PagedCache.reserve: {len(chosen)} users and {len(wanted)} lengths, expected as many")
+        pool = self._pool("reserve")
+        pool.require_users("reserve", chosen)
+        pool.grow("reserve", chosen, wanted)
+
+    def extend(self, users: Tensor | Sequence[int], events: int = 1) -> Tensor:
+        """Reserves `events` more events for every user; their new lengths, int32, as decode_attention takes them.
+
+        Raises ValueError as `reserve` does, and for a user named twice.
+        """
+        chosen = _integers(users)
+        pool = self._pool("extend")
+        pool.require_users("extend", chosen, once=True, present=pool.on_full == "refuse")
+        known = [pool.away[user].length if user in pool.away else pool.book.lengths[user] for user in chosen]
+        lengths = [length + events for length in known]
+        pool.grow("extend", chosen, lengths)
+        return torch.tensor(lengths, dtype=torch.int32, device=self.block_table.device)
+
+    def evict(self, users: Tensor | Sequence[int]) -> None:
+        """Forgets the users: their events are gone, pages that nobody shares are free."""
+        chosen = _integers(users)
+        pool = self._pool("evict")
+        pool.require_users("evict", chosen)
+        pool.drop(chosen)
+
+    def evict_oldest(self, users: Tensor | Sequence[int], keep: int) -> None:
+        """Drops the oldest pages of every user, as long as its newest `keep` events are left: a sliding history.
+
+        Up to page_size − 1 events more than `keep` stay, because pages are dropped whole; decode_attention with
+        window = keep sees exactly `keep` of them. The user's length falls by the events dropped, and nothing else
+        changes: positions count back from the newest event. Raises ValueError for a negative `keep`.
+        """
+        chosen = _integers(users)
+        if keep < 0:
+            raise ValueError(f"PagedCache.evict_oldest: keep is {keep}, expected at least 0")
+        pool = self._pool("evict_oldest")
+        pool.require_users("evict_oldest", chosen, present=True)
+        pool.apply(pool.book.drop_oldest(chosen, keep))
+
+    def fork(self, source: int, targets: Tensor | Sequence[int]) -> None:
+        """Gives the targets the source's history, without copying it: candidates or beams that go on from one user.
+
+        Pages are shared until somebody appends: `reserve` and `extend` copy the page that is then written to. Raises
+        ValueError for a source without events, an offloaded one, or a target that has events of its own.
+        """
+        chosen = _integers(targets)
+        pool = self._pool("fork")
+        pool.require_users("fork", [source, *chosen], once=True, present=True)
+        if pool.book.lengths[source] == 0:
+            raise ValueError(f"PagedCache.fork: user {source} has no events; reserve or extend says how many it has")
+        for target in chosen:
+            if pool.book.lengths[target] > 0:
+                raise ValueError(
+                    f"PagedCache.fork: user {target} has {pool.book.lengths[target]} events, expected none; evict it "
+                    "first"
+                )
+        pool.apply(pool.book.fork(source, chosen))
+
+    def offload(self, users: Tensor | Sequence[int]) -> None:
+        """Moves the users' events to the cache's folder, or to host memory, and frees their pages."""
+        chosen = _integers(users)
+        pool = self._pool("offload")
+        pool.require_users("offload", chosen, once=True, present=True)
+        for user in chosen:
+            if pool.book.lengths[user] == 0:
+                raise ValueError(f"PagedCache.offload: user {user} has no events")
+        pool.offload(chosen)
+
+    def restore(self, users: Tensor | Sequence[int]) -> None:
+        """Brings offloaded users back. Raises ValueError where one is not offloaded or too few pages are free."""
+        chosen = _integers(users)
+        pool = self._pool("restore")
+        pool.require_users("restore", chosen, once=True)
+        for user in chosen:
+            if user not in pool.away:
+                raise ValueError(f"PagedCache.restore: user {user} is not offloaded")
+        pool.restore("restore", chosen)
 
     def rows(self, users: Tensor | Sequence[int]) -> PagedCache:
         """The same pages seen by some users only, in the order given: one row of decode_attention each.
 
-        The pages are shared, so what decode_attention appends is in this cache too. The block table is a copy and
-        `free_pages` is empty: reserve on the whole cache, before. Raises ValueError for a user the cache does not
-        have, or one named twice.
+        The pages are shared, so what decode_attention appends is in this cache too. The block table is a copy: reserve
+        on the whole cache, before. Raises ValueError for a user the cache does not have or that is offloaded, or one
+        named twice.
         """
         chosen = _integers(users)
-        self._require_users("rows", chosen)
-        if len(set(chosen)) < len(chosen):
-            twice = next(user for user in chosen if chosen.count(user) > 1)
-            raise ValueError(f"PagedCache.rows: user {twice} is named more than once")
+        pool = self._pool("rows")
+        pool.require_users("rows", chosen, once=True, present=True)
+        pool.book.touch(chosen)
         index = torch.tensor(chosen, dtype=torch.int64, device=self.block_table.device)
-        return replace(self, block_table=self.block_table[index], free_pages=[])
+        return replace(self, block_table=self.block_table[index], pool=None, is_view=True)
 
     def to(self, device: torch.device | str) -> PagedCache:
-        """A copy of the cache on another device; the cache itself where it is there already."""
-        moved = {
-            name: getattr(self, name).to(device) for name in ("key_pages", "value_pages", "time_pages", "block_table")
-        }
-        return replace(self, **moved)
+        """A copy on another device; the cache itself where it is there already.
 
-    def _missing(self, users: list[int], lengths: list[int]) -> list[tuple[int, int, int]]:
-        """(user, place in the block table, length) of every page to hand out."""
-        if len(users) != len(lengths):
-            raise ValueError(f"PagedCache.reserve: {len(users)} users and {len(lengths)} lengths, expected as many")
-        self._require_users("reserve", users)
-        table = self.block_table.tolist()
-        wanted: dict[tuple[int, int], int] = {}
-        for user, length in zip(users, lengths, strict=True):
-            if not 0 <= length <= self.max_events:
-                raise ValueError(
-                    f"PagedCache.reserve: user {user} is to have {length} events, expected 0 to {self.max_events}"
-                )
-            for slot in range(-(-length // self.page_size)):
-                if table[user][slot] < 0:
-                    wanted.setdefault((user, slot), length)
-        return [(user, slot, length) for (user, slot), length in wanted.items()]
+        Raises ValueError for one of several layers, and while users are offloaded: save and load the state instead.
+        """
+        if self.block_table.device == torch.device(device):
+            return self
+        names = ("key_pages", "value_pages", "time_pages", "block_table")
+        moved = replace(self, **{name: getattr(self, name).to(device) for name in names}, pool=None)
+        if self.pool is not None:
+            tensors = [moved.key_pages, moved.value_pages, moved.time_pages]
+            if len(self.pool.tensors) > len(tensors) or self.pool.away:
+                raise ValueError("PagedCache.to: expected a cache of one layer whose users are all present")
+            moved.pool = PagePool(
+                tensors, moved.block_table, deepcopy(self.pool.book), self.pool.on_full, self.pool.folder
+            )
+        return moved
 
-    def _require_users(self, method: str, users: list[int]) -> None:
-        count = self.block_table.shape[0]
-        for user in users:
-            if not 0 <= user < count:
-                raise ValueError(f"PagedCache.{method}: the cache has no user {user}, expected 0 to {count - 1}")
+    def state_dict(self) -> dict[str, Any]:
+        """All users' events and lengths, of all layers, offloaded ones too: tensors and plain values for torch.save."""
+        return self._pool("state_dict").state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts the users of a `state_dict` in the place of those that are here.
+
+        Raises ValueError, having changed nothing, where users, sizes or dtype differ or its pages do not fit.
+        """
+        self._pool("load_state_dict").load_state_dict(state)
+
+    def _pool(self, method: str) -> PagePool:
+        if self.is_view:
+            raise ValueError(f"PagedCache.{method}: these are rows of a cache, expected the whole cache")
+        if self.pool is None:
+            slots, pages = self.block_table.shape[1], self.key_pages.shape[0]
+            book = PageBook.from_table(self.block_table.tolist(), slots, self.page_size, pages)
+            self.pool = PagePool([self.key_pages, self.value_pages, self.time_pages], self.block_table, book)
+        return self.pool
 
 
 def _integers(values: Tensor | Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,16 +35,24 @@ def forward(
     Raises ValueError, having changed nothing, on the CPU: a length or a page out of bounds, two users that append to
     one page; and for shapes and dtypes that the kernels do not take.
     """
-    thresholds = None if time_bias is None else _thresholds(time_bias.shape[1], str(q.device))
-    return torch.ops.argus_native.decode_attention(
+    thresholds = None if time_bias is None else _thresholds(time_bias.shape[1], q.device)
+    out: Tensor = _op()(
         q, key_pages, value_pages, time_pages, block_table, lengths, k, v, position_bias, time_bias, thresholds,
         query_time, key_time, scale, window,
     )  # fmt: skip
+    return out
+
+
+@functools.cache
+def _op() -> Any:
+    """Looked up once: the way through torch.ops takes longer than the call."""
+    return torch.ops.argus_native.decode_attention.default
 
 
 @functools.lru_cache(maxsize=64)
-def _thresholds(buckets: int, device: str) -> Tensor:
-    return time_thresholds(buckets, device)
+def _thresholds(buckets: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return time_thresholds(buckets, device)
 
 
 def available_cpp() -> str | None:

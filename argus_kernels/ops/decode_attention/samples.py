@@ -68,7 +68,6 @@ class _Case:
             torch.randn(shape, generator=generator).to(dtype),
             1_690_000_000 + torch.randint(0, 10**7, shape[:2], generator=generator),
             table,
-            shuffled[taken:].tolist(),
         )
 
     def seen(self) -> int:

@@ -1,0 +1,97 @@
+"""decode_attention without the op boundary, for servers: arguments of one kind are validated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.registry import capture, choose, default_backend
+from argus_kernels.ops.decode_attention.cache import PagedCache
+
+CHECKS_VALUES = ("cpp", "cuda", "triton")
+"""Backends whose kernels themselves refuse, or leave alone, lengths and pages that are out of bounds."""
+
+
+class DirectDecoder:
+    """Calls decode_attention's backend straight away: no dispatcher, no schema, no fake, no autograd.
+
+    What stays the same from call to call is given once. The first call with arguments of a kind (which are given, their
+    shapes, dtypes, devices) goes through all checks of `decode_attention` and picks the backend; later ones of the same
+    kind only through the kernel's own. It cannot be traced by torch.compile or exported, and autocast does not reach
+    it: give q, k and v in the cache's dtype.
+
+    Args:
+        position_bias, time_bias, scale, window, backend: as for `decode_attention`.
+    """
+
+    def __init__(
+        self,
+        *,
+        position_bias: Tensor | None = None,
+        time_bias: Tensor | None = None,
+        scale: float | None = None,
+        window: int | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self._biases = (position_bias, time_bias)
+        self._scale, self._window, self._backend = scale, window, backend
+        self._known: dict[Any, tuple[Callable[..., Tensor], float]] = {}
+
+    def __call__(
+        self,
+        q: Tensor,
+        cache: PagedCache,
+        lengths: Tensor,
+        *,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        query_time: Tensor | None = None,
+        key_time: Tensor | None = None,
+    ) -> Tensor:
+        """The same as `decode_attention`, without gradients; call it under torch.inference_mode() or torch.no_grad().
+
+        Raises RuntimeError in grad mode, ValueError as `decode_attention` does.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("DirectDecoder: grad mode is on, expected torch.inference_mode() or torch.no_grad()")
+        given = (q, cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table, lengths, k, v)
+        times = (query_time, key_time)
+        kind = (
+            self._backend or default_backend(),
+            *[None if one is None else (one.shape, one.dtype, one.device) for one in (*given, *times)],
+        )
+        found = self._known.get(kind)
+        if found is None:
+            found = self._known[kind] = self._validate(
+                q, cache, lengths, k=k, v=v, query_time=query_time, key_time=key_time
+            )
+        forward, scale = found
+        return forward(*given, *self._biases, *times, scale, self._window)
+
+    def _validate(
+        self, q: Tensor, cache: PagedCache, lengths: Tensor, **given: Any
+    ) -> tuple[Callable[..., Tensor], float]:
+        """The backend's forward function, with the checks of values where its kernel has none, and the scale."""
+        from argus_kernels.ops.decode_attention import OP, check_values, decode_attention
+
+        position_bias, time_bias = self._biases
+        op, arguments = capture(
+            decode_attention, q, cache, lengths, **given, position_bias=position_bias, time_bias=time_bias,
+            scale=self._scale, window=self._window,
+        )  # fmt: skip
+        inputs = op.inputs(arguments)
+        wanted = self._backend or default_backend()
+        backend = choose(OP.name, OP.backends, "reference" if wanted == "eager" else wanted, inputs)
+        forward = backend.forward
+        if backend.name in CHECKS_VALUES:
+            return forward, inputs.scale
+
+        def checked(*values: Any) -> Tensor:
+            check_values(op.inputs(values))
+            out: Tensor = backend.forward(*values)
+            return out
+
+        return checked, inputs.scale

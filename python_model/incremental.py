@@ -1,0 +1,111 @@
+"""Incremental inference: the encoder's state after one more event of some users, from what is cached of the others.
+
+The states are those of `Argus.encode` over the whole histories. A layer's keys, values and times lie in a paged cache
+that all layers' caches share a table with, so that users are evicted, forked and offloaded in all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from argus_kernels import DirectDecoder, PagedCache
+from python_model.data.batches import JaggedBatch
+from python_model.layers import Block, time_bucket
+from python_model.model import Argus
+
+
+class Attend(Protocol):
+    """Attention of the newest events of some users over their cached ones, in one layer."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
+        """q, k, v [B, H, Dh] → [B, H, Dh]; position_bias [H, P], time_bias [H, N]."""
+        ...
+
+
+def encode_newest(model: Argus, tokens: Tensor, attend: Attend) -> Tensor:
+    """States [B, d] of the newest event of B users from their tokens [B, d], everything before them being cached."""
+    encoder, x = model.encoder, tokens
+    for layer, block in enumerate(encoder.blocks):
+        assert isinstance(block, Block)
+        shape = (len(x), 3, block.heads, block.head_width)
+        q, k, v = block.query_key_value(block.attention_norm(x)).view(shape).unbind(1)
+        attended = attend(layer, q, k, v, encoder.position_bias[layer], encoder.time_bias[layer])
+        x = x + block.output(attended.reshape(x.shape))
+        x = x + block.down(F.gelu(block.up(block.feed_norm(x))))
+    return encoder.norm(x)
+
+
+class IncrementalEncoder:
+    """The states of `users` users of a simplified model, kept up to date event by event.
+
+    users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. A user without events is there
+    from the start. backend: of decode_attention. `caches` holds one cache per layer, for all that concerns pages alone.
+    """
+
+    def __init__(
+        self, model: Argus, users: int, max_events: int, *, page_size: int = 64, pages: int | None = None,
+        on_full: str = "refuse", folder: str | Path | None = None, backend: str | None = None,
+    ) -> None:  # fmt: skip
+        config = model.config
+        if config.form != "simplified":
+            raise ValueError(f"IncrementalEncoder: the model's form is {config.form!r}, expected 'simplified'")
+        self.model = model.eval()
+        self.caches = PagedCache.allocate_layers(
+            config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,
+            pages=pages, dtype=model.encoder.norm.weight.dtype, device=model.device, on_full=on_full, folder=folder,
+        )  # fmt: skip
+        # Seconds of each user's newest event, which the next one's gap is counted from.
+        self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            biases = zip(model.encoder.position_bias, model.encoder.time_bias, strict=True)
+            self._decoders = [
+                DirectDecoder(position_bias=one, time_bias=other, backend=backend) for one, other in biases
+            ]
+
+    @torch.no_grad()
+    def append(self, users: Sequence[int], events: JaggedBatch) -> Tensor:
+        """States [n, d] of n users after one more event each; `events` holds one event of each, in the same order.
+
+        Raises ValueError, having changed nothing, where pages run out or a user is not there: see `PagedCache`.
+        """
+        if len(events.items) != len(users) or events.max_length > 1:
+            raise ValueError(
+                f"IncrementalEncoder.append: {len(users)} users and {len(events.items)} events, of one user up to "
+                f"{events.max_length}, expected one each"
+            )
+        lengths = self.caches[0].extend(users)
+        rows = self.caches[0].rows(users)
+        views = [replace(rows, key_pages=one.key_pages, value_pages=one.value_pages) for one in self.caches]
+        index = torch.tensor(list(users), device=self._newest.device)
+        gap = time_bucket(events.time - self._newest[index], self.model.config.time_buckets)
+        tokens = self._tokens(events, torch.where(lengths > 1, gap, -1))
+        self._newest[index] = events.time
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
+            return self._decoders[layer](
+                q, views[layer], lengths, k=k, v=v, query_time=events.time, key_time=events.time
+            )
+
+        return encode_newest(self.model, tokens, attend)
+
+    def fork(self, source: int, targets: Sequence[int]) -> None:
+        """Lets the targets go on from the source's history; see `PagedCache.fork`."""
+        self.caches[0].fork(source, targets)
+        self._newest[torch.tensor(list(targets), device=self._newest.device)] = self._newest[source].clone()
+
+    def evict(self, users: Sequence[int]) -> None:
+        """Forgets the users."""
+        self.caches[0].evict(users)
+
+    def _tokens(self, events: JaggedBatch, gap: Tensor) -> Tensor:
+        model = self.model
+        context = torch.cat([events.organic.long()[None], gap[None], events.context])
+        items = torch.where(events.items >= 0, model.item_columns[:, events.items.clamp(min=0)].long(), -1)
+        return model.event_embedding(model.tables, torch.cat([context, items, events.feedback.T]))
