@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
 
 namespace argus::sampled_softmax_loss {
 namespace {
@@ -130,17 +131,90 @@ struct Needs {
   bool query, positive, candidates, scale;
 };
 
-Tensor empty_unless(bool needed, const Tensor& like) {
+// Like a tensor, or empty where not needed; of no rows every gradient is zero.
+Tensor gradient_of(const Tensor& like, bool needed, int64_t rows) {
   std::vector<int64_t> sizes;
   if (needed) {
     for (int64_t dim = 0; dim < like.dim(); ++dim) sizes.push_back(like.size(dim));
   } else {
     sizes.push_back(0);
   }
-  return torch::stable::new_empty(like, sizes);
+  return rows == 0 ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
 }
 
 #ifndef ARGUS_CUDA_LIBRARY
+
+void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor&) {
+  forward_cpu(inputs, outputs);
+}
+
+void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor&) {
+  backward_cpu(inputs, gradients);
+}
+
+#else
+
+// Memory for the kernels, freed when the stream is done with it: it is torch's own.
+class Scratch {
+ public:
+  explicit Scratch(const Tensor& query) : query_(query) {}
+
+  float* floats(int64_t count) {
+    return static_cast<float*>(keep(torch::stable::new_empty(query_, {count}, ScalarType::Float)));
+  }
+  int32_t* integers(int64_t count) {
+    return static_cast<int32_t*>(keep(torch::stable::new_empty(query_, {count}, ScalarType::Int)));
+  }
+  void* elements(int64_t count) { return keep(torch::stable::new_empty(query_, {count})); }
+
+ private:
+  void* keep(Tensor tensor) {
+    kept_.push_back(tensor);
+    return tensor.mutable_data_ptr();
+  }
+
+  Tensor query_;
+  std::vector<Tensor> kept_;
+};
+
+void* current_stream(const Tensor& query) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(query.get_device_index(), &stream));
+  return stream;
+}
+
+void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& query) {
+  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  const int64_t parts = plan.forward_chunks * inputs.rows;
+  Scratch scratch(query);
+  Workspace workspace{};
+  workspace.product = scratch.floats(inputs.rows);
+  workspace.peak = scratch.floats(parts);
+  workspace.total = scratch.floats(parts);
+  workspace.kept = scratch.integers(parts);
+  forward_cuda(inputs, outputs, plan, workspace, current_stream(query));
+}
+
+void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor& query) {
+  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  Scratch scratch(query);
+  Workspace workspace{};
+  workspace.product = scratch.floats(inputs.rows);
+  workspace.whole = scratch.floats(inputs.rows);
+  workspace.row_scale = scratch.floats(inputs.rows);
+  workspace.amplify = scratch.floats(2);
+  workspace.d_scores = scratch.elements(plan.strip_rows * plan.score_stride);
+  workspace.sums = scratch.floats(plan.chunks * 3 * plan.strip_rows);
+  if (gradients.d_query != nullptr)
+    workspace.d_query = scratch.floats(plan.splits * plan.strip_rows * inputs.width);
+  if (gradients.d_candidates != nullptr && plan.strips > 1)
+    workspace.d_candidates = scratch.floats(inputs.drawn * inputs.width);
+  backward_cuda(inputs, gradients, plan, workspace, current_stream(query));
+}
+
+#endif
 
 Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids,
                   Tensor log_q, MaybeTensor positive_log_q, Tensor scale, MaybeTensor row_weight,
@@ -154,8 +228,8 @@ Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor posit
   Tensor loss = torch::stable::new_empty(query, {rows}, statistics_dtype);
   Tensor lse = torch::stable::new_empty(query, {rows}, statistics_dtype);
   Tensor statistics = torch::stable::new_empty(query, {2, rows}, statistics_dtype);
-  forward_cpu(given.inputs(),
-              Outputs{loss.mutable_data_ptr(), lse.mutable_data_ptr(), statistics.mutable_data_ptr()});
+  const Outputs outputs{loss.mutable_data_ptr(), lse.mutable_data_ptr(), statistics.mutable_data_ptr()};
+  compute_losses(given.inputs(), outputs, query);
   return {loss, lse, statistics};
 }
 
@@ -176,22 +250,21 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   check_dtype(kOp, "statistics", statistics, {statistics_dtype});
   const Tensor dense_loss = torch::stable::contiguous(d_loss), dense_lse = torch::stable::contiguous(d_lse);
   const Tensor dense_statistics = torch::stable::contiguous(statistics);
-  Found found{empty_unless(need_query, query), empty_unless(need_positive, positive),
-              empty_unless(need_candidates, candidates), empty_unless(need_scale, scale)};
+  Found found{gradient_of(query, need_query, rows), gradient_of(positive, need_positive, rows),
+              gradient_of(candidates, need_candidates, rows), gradient_of(scale, need_scale, rows)};
   const auto place = [](bool needed, Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
-  backward_cpu(given.inputs(), Gradients{
-                                   .d_loss = dense_loss.const_data_ptr(),
-                                   .d_lse = dense_lse.const_data_ptr(),
-                                   .statistics = dense_statistics.const_data_ptr(),
-                                   .d_query = place(need_query, std::get<0>(found)),
-                                   .d_positive = place(need_positive, std::get<1>(found)),
-                                   .d_candidates = place(need_candidates, std::get<2>(found)),
-                                   .d_scale = place(need_scale, std::get<3>(found)),
-                               });
+  const Gradients gradients{
+      .d_loss = dense_loss.const_data_ptr(),
+      .d_lse = dense_lse.const_data_ptr(),
+      .statistics = dense_statistics.const_data_ptr(),
+      .d_query = place(need_query, std::get<0>(found)),
+      .d_positive = place(need_positive, std::get<1>(found)),
+      .d_candidates = place(need_candidates, std::get<2>(found)),
+      .d_scale = place(need_scale, std::get<3>(found)),
+  };
+  compute_gradients(given.inputs(), gradients, query);
   return found;
 }
-
-#endif
 
 }  // namespace
 }  // namespace argus::sampled_softmax_loss
@@ -212,6 +285,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+  m.impl("sampled_softmax_loss", TORCH_BOX(&argus::sampled_softmax_loss::forward_op));
+  m.impl("sampled_softmax_loss_backward", TORCH_BOX(&argus::sampled_softmax_loss::backward_op));
+}
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
   m.impl("sampled_softmax_loss", TORCH_BOX(&argus::sampled_softmax_loss::forward_op));
   m.impl("sampled_softmax_loss_backward", TORCH_BOX(&argus::sampled_softmax_loss::backward_op));
 }

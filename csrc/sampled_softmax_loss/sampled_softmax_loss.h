@@ -12,9 +12,9 @@
 
 #include <cstdint>
 
-namespace argus::sampled_softmax_loss {
+#include "common/dtype.h"
 
-enum class Dtype { float32, float64, bfloat16, float16 };
+namespace argus::sampled_softmax_loss {
 
 // Statistics are float32, float64 where dtype is. Everything is contiguous; null where it was not given.
 struct Inputs {

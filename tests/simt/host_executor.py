@@ -1,4 +1,7 @@
-"""Builds the test libraries that run device code on the CPU: the executor as it is, device code instrumented.
+"""Builds and runs the test libraries of device code on the CPU: the executor as it is, device code instrumented.
+
+An op's CUDA kernels become its backend "cuda_on_host" in tests/simt/<op>_on_host.py, which fills the launchers'
+parameters and calls them through `run`; tests/simt/<op>.cpp puts device buffers in the place of host pointers.
 
 What was compiled is kept in build/simt under a digest of its sources, so that it is compiled once, not once a process.
 """
@@ -14,6 +17,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 from build_support import decide
@@ -28,6 +32,9 @@ PLAIN = ("-O2",)
 INSTRUMENTED = ("-O1", "-fsanitize=thread,undefined", "-fno-sanitize=vptr", "-x", "c++")
 ADDRESS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-x", "c++")
 REPORT_BYTES = 4096
+BACKEND = "cuda_on_host"
+SEEDS = count()
+"""Every call runs the threads in another order."""
 
 
 def why_not() -> str | None:
@@ -67,6 +74,16 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
         if not library.exists():
             _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
     return ctypes.CDLL(str(library))
+
+
+def run(name: str, sources: Sequence[Path], function: str, *structures: ctypes.Structure) -> None:
+    """Calls `function(structures…, seed, report, bytes)` of a library; RuntimeError with the executor's report."""
+    report = ctypes.create_string_buffer(REPORT_BYTES)
+    pointers = [ctypes.byref(structure) for structure in structures]
+    call = getattr(load(name, sources), function)
+    call(*pointers, ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
+    if report.value:
+        raise RuntimeError(report.value.decode())
 
 
 def program(name: str, sources: Sequence[Path]) -> Path:

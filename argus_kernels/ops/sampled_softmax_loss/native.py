@@ -1,7 +1,7 @@
-"""The compiled backend of sampled_softmax_loss: `cpp` (C++ on the CPU).
+"""The compiled backends of sampled_softmax_loss: `cpp` (C++ on the CPU) and `cuda` (CUDA C++).
 
 The scores are computed tile by tile in both passes and never stored; the forward pass leaves two numbers a row for the
-backward pass. Any number of threads gives the same bits.
+backward pass. Sums run in an order that follows from the sizes alone, for any number of threads and on any GPU.
 """
 
 from __future__ import annotations
@@ -41,9 +41,19 @@ def available_cpp() -> str | None:
     return native.why_not("cpu")
 
 
+def available_cuda() -> str | None:
+    """Why the CUDA backend cannot serve anything here, or None."""
+    return native.why_not("cuda")
+
+
 def why_not_cpp(inputs: Inputs) -> list[str]:
     """Every reason why the C++ backend cannot serve these inputs."""
     return [*_tensors_on("cpu", inputs), *needs_dtype((*_STORED, torch.float64), query=inputs.query)]
+
+
+def why_not_cuda(inputs: Inputs) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these inputs."""
+    return [*_tensors_on("cuda", inputs), *needs_dtype(_STORED, query=inputs.query)]
 
 
 def _tensors_on(kind: str, inputs: Inputs) -> list[str]:

@@ -1,0 +1,100 @@
+// Launches the sampled softmax kernels.
+#include "sampled_softmax_loss/sampled_softmax_loss_kernels.cuh"
+
+namespace argus::sampled_softmax_loss {
+namespace {
+
+constexpr const char* kOp = "sampled_softmax_loss";
+constexpr int kRowThreads = 256;
+
+int64_t divided_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+LaunchShape shape_of(int64_t x, int64_t y = 1, int64_t z = 1, int threads = kThreads) {
+  return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
+          dim3(static_cast<unsigned>(threads))};
+}
+
+bool begins_at_16_bytes(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+template <class T>
+Kernel<T> kernel_of(const Inputs& inputs, const CudaPlan& plan, const Workspace& workspace) {
+  const bool aligned = inputs.width * static_cast<int64_t>(sizeof(T)) % 16 == 0 &&
+                       begins_at_16_bytes(inputs.query) && begins_at_16_bytes(inputs.candidates);
+  return {inputs, {}, {}, plan, workspace, aligned, 0, inputs.rows};
+}
+
+template <class T>
+void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan, const Workspace& workspace,
+             void* stream) {
+  Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
+  k.out = outputs;
+  constexpr int64_t warps = kRowThreads / kWarpSize;
+  launch(kOp, rows_kernel<T>, shape_of(divided_up(inputs.rows, warps)), stream, k);
+  const LaunchShape scores = shape_of(divided_up(inputs.rows, kTile), plan.forward_chunks);
+  launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
+  launch(kOp, finish_loss_kernel<T>, shape_of(divided_up(inputs.rows, kRowThreads)), stream, k);
+}
+
+// One strip: its score gradients, then the two products that take them.
+template <class T>
+void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
+  const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);
+  const int64_t candidate_tiles = divided_up(k.in.drawn, kTile);
+  launch(kOp, d_scores_kernel<T>, shape_of(row_tiles, k.plan.chunks), stream, k);
+  if (k.gradients.d_query != nullptr && column_tiles > 0)
+    launch(kOp, d_query_kernel<T>, shape_of(row_tiles, column_tiles, k.plan.splits), stream, k);
+  if (k.gradients.d_candidates != nullptr && candidate_tiles > 0 && column_tiles > 0)
+    launch(kOp, d_candidates_kernel<T>, shape_of(candidate_tiles, column_tiles), stream, k, first, last);
+  launch(kOp, finish_rows_kernel<T>, shape_of(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream, k);
+}
+
+template <class T>
+void backward(const Inputs& inputs, const Gradients& gradients, const CudaPlan& plan,
+              const Workspace& workspace, void* stream) {
+  Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
+  k.gradients = gradients;
+  const int64_t row_blocks = divided_up(inputs.rows, kRowThreads);
+  launch(kOp, rows_kernel<T>, shape_of(divided_up(inputs.rows, kRowThreads / kWarpSize)), stream, k);
+  launch(kOp, row_gradients_kernel<T>, shape_of(row_blocks), stream, k);
+  launch(kOp, amplify_kernel<T>, shape_of(1), stream, k);
+  for (int64_t strip = 0; strip < plan.strips; ++strip) {
+    k.first_row = strip * plan.strip_rows;
+    k.strip_rows = std::min(plan.strip_rows, inputs.rows - k.first_row);
+    backward_strip(k, strip == 0, strip + 1 == plan.strips, stream);
+  }
+  if (gradients.d_scale != nullptr) launch(kOp, sum_kernel<T>, shape_of(1), stream, k);
+}
+
+}  // namespace
+
+void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
+                  const Workspace& workspace, void* stream) {
+  if (inputs.rows == 0) return;
+  switch (inputs.dtype) {
+    case Dtype::bfloat16:
+      return forward<__nv_bfloat16>(inputs, outputs, plan, workspace, stream);
+    case Dtype::float16:
+      return forward<__half>(inputs, outputs, plan, workspace, stream);
+    default:
+      return forward<float>(inputs, outputs, plan, workspace, stream);
+  }
+}
+
+void backward_cuda(const Inputs& inputs, const Gradients& gradients, const CudaPlan& plan,
+                   const Workspace& workspace, void* stream) {
+  if (inputs.rows == 0) return;
+  switch (inputs.dtype) {
+    case Dtype::bfloat16:
+      return backward<__nv_bfloat16>(inputs, gradients, plan, workspace, stream);
+    case Dtype::float16:
+      return backward<__half>(inputs, gradients, plan, workspace, stream);
+    default:
+      return backward<float>(inputs, gradients, plan, workspace, stream);
+  }
+}
+
+}  // namespace argus::sampled_softmax_loss

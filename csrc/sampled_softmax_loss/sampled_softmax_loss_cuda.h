@@ -1,0 +1,65 @@
+// The CUDA kernels' plan, workspace and launchers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "sampled_softmax_loss/sampled_softmax_loss.h"
+
+namespace argus::sampled_softmax_loss {
+
+// How rows and candidates are cut. It follows from the sizes alone, so that results do not depend on the GPU.
+// Score gradients live in a strip of rows at a time: dS of a strip is all that is ever stored of them.
+struct CudaPlan {
+  int64_t tile = 128;
+  int64_t wanted_blocks = 264;       // two for each multiprocessor of a large GPU
+  int64_t strip_elements = 1 << 26;  // of dS
+  int64_t forward_chunks, strip_rows, strips, chunks, splits, score_stride;
+
+  CudaPlan(int64_t rows, int64_t drawn, int64_t width) { cut(rows, drawn, width); }
+  CudaPlan(int64_t rows, int64_t drawn, int64_t width, int64_t blocks, int64_t elements)
+      : wanted_blocks(blocks), strip_elements(elements) {
+    cut(rows, drawn, width);
+  }
+
+ private:
+  static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  // Pieces of `whole` so that with `others` there are the wanted blocks.
+  int64_t pieces(int64_t others, int64_t whole) const {
+    return std::clamp(up(wanted_blocks, std::max<int64_t>(others, 1)), int64_t{1},
+                      std::max<int64_t>(whole, 1));
+  }
+  void cut(int64_t rows, int64_t drawn, int64_t width) {
+    const int64_t row_tiles = up(rows, tile), candidate_tiles = up(drawn, tile);
+    score_stride = up(drawn, 8) * 8;
+    forward_chunks = pieces(row_tiles, candidate_tiles);
+    const int64_t fitting = strip_elements / std::max<int64_t>(score_stride, 1) / tile;
+    strip_rows = std::clamp(fitting, int64_t{1}, std::max<int64_t>(row_tiles, 1)) * tile;
+    strips = up(rows, strip_rows);
+    chunks = pieces(strip_rows / tile, candidate_tiles);
+    splits = pieces(strip_rows / tile * up(width, tile), candidate_tiles);
+  }
+};
+
+// Memory for the kernels; counts in elements are those of the functions below.
+struct Workspace {
+  float* product;       // [rows]: ⟨query, positive⟩
+  float* peak;          // [forward_chunks, rows]
+  float* total;         // [forward_chunks, rows]
+  int32_t* kept;        // [forward_chunks, rows]: candidates that stay
+  float* whole;         // [rows]: log of the sum that the shares are shares of, +∞ where there is none
+  float* row_scale;     // [rows]: gradient of the row's log-sum-exp; in the end its part of d_scale
+  float* amplify;       // a power of two that keeps 16-bit dS in range, and its inverse
+  void* d_scores;       // [strip_rows, score_stride], dtype
+  float* sums;          // [chunks, 3, strip_rows]: Σ share, Σ share · product, Σ dS as stored
+  float* d_query;       // [splits, strip_rows, width]
+  float* d_candidates;  // [drawn, width]
+};
+
+// Enqueued on `stream`, a cudaStream_t, without a synchronisation. Rows and drawn may be 0.
+void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
+                  const Workspace& workspace, void* stream);
+void backward_cuda(const Inputs& inputs, const Gradients& gradients, const CudaPlan& plan,
+                   const Workspace& workspace, void* stream);
+
+}  // namespace argus::sampled_softmax_loss
