@@ -15,9 +15,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
-    from tests.triton_interpreter import accept_scalars_as_bounds
+    from tests.triton_interpreter import prepare_interpreter
 
-    accept_scalars_as_bounds()
+    prepare_interpreter()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from argus_kernels.core import Backend, Inputs, Op
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.core.history_native import available_cpp, why_not_cpp
-from argus_kernels.ops.causal_attention import native, reference
+from argus_kernels.ops.causal_attention import native, reference, triton_backend
 from argus_kernels.ops.causal_attention.samples import drawn, samples
 
 BACKENDS = (
     Backend("cpp", native.forward_cpp, native.backward_cpp, why_not_cpp, available_cpp),
+    triton_backend.BACKEND,
     Backend("reference", reference.forward, reference.backward),
 )
 

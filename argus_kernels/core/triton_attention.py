@@ -1,0 +1,329 @@
+"""Launches the Triton attention kernels over packed histories: their order, their tiles, and the sums for the tables.
+
+The work of a batch is a flat list of tiles (user, block), worked out on the device from the offsets; its length is an
+upper bound that the host knows. The costly tiles come first, and the GPU hands the next one to the multiprocessor that
+is free first, so that one long user among many short ones does not leave the chip idle at the end.
+
+A user's tiles and their sizes depend on its own events alone, never on who shares the batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.relative_bias import time_thresholds
+from argus_kernels.core.triton_attention_backward import key_gradient_kernel, query_gradient_kernel
+from argus_kernels.core.triton_attention_forward import forward_kernel
+from argus_kernels.core.triton_attention_tables import table_gradient_kernel
+from argus_kernels.core.triton_support import launch, next_power_of_two
+from argus_kernels.core.tuning import Config, Tunable, configuration
+
+TABLE_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The arguments that both ops share, and what tells them apart.
+
+    op: names the tuned configurations. scale: factor of q · k. divisor: of SiLU's weights; None is softmax.
+    """
+
+    op: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    offsets: Tensor
+    visible: Tensor | None
+    position_bias: Tensor | None
+    time_bias: Tensor | None
+    query_time: Tensor | None
+    key_time: Tensor | None
+    scale: float
+    divisor: float | None
+    window: int | None
+
+    @property
+    def softmax(self) -> bool:
+        """Softmax over the keys; else SiLU of every score."""
+        return self.divisor is None
+
+    @property
+    def biased(self) -> bool:
+        """Whether a pair has a bias."""
+        return self.position_bias is not None or self.time_bias is not None
+
+    @property
+    def users(self) -> int:
+        """How many users the batch has."""
+        return self.offsets.shape[0] - 1
+
+    def block_width(self) -> int:
+        """The head width as tiles have it."""
+        return max(16, next_power_of_two(self.q.shape[2]))
+
+    def config(self, part: str) -> Config:
+        """The configuration of a kernel; the size is left out, see the module's last sentence."""
+        return configuration(
+            f"{self.op}/{part}",
+            width=self.q.shape[2],
+            dtype=self.q.dtype,
+            size=1,
+            default=default_config(part, self.block_width(), self.q.dtype, self.biased),
+            device=self.q.device,
+        )
+
+    def shared_arguments(self) -> dict[str, Any]:
+        """The arguments that all three kernels take."""
+        strides = {
+            f"{name}_{stride}": tensor.stride(axis)
+            for name, tensor in (("q", self.q), ("k", self.k), ("v", self.v))
+            for axis, stride in enumerate(("stride", "head_stride", "column_stride"))
+        }
+        position, time = _rows(self.position_bias), _rows(self.time_bias)
+        return strides | {
+            "q": self.q,
+            "k": self.k,
+            "v": self.v,
+            "visible": None if self.visible is None else self.visible.contiguous(),
+            "position_bias": position,
+            "time_bias": time,
+            "query_time": None if time is None or self.query_time is None else self.query_time.contiguous(),
+            "key_time": None if time is None or self.key_time is None else self.key_time.contiguous(),
+            "upper_edges": None if time is None else upper_edges(time.shape[1], self.q.device),
+            "scale": self.scale * math.log2(math.e) if self.softmax else self.scale,
+            "window": 0 if self.window is None else self.window,
+            "heads": self.q.shape[1],
+            "position_stride": 0 if position is None else position.stride(0),
+            "time_stride": 0 if time is None else time.stride(0),
+            "SOFTMAX": self.softmax,
+            "WINDOWED": self.window is not None,
+            "POSITIONS": 0 if position is None else position.shape[1],
+            "BUCKETS": 0 if time is None else time.shape[1],
+            "WIDTH": self.q.shape[2],
+            "BLOCK_WIDTH": self.block_width(),
+        }
+
+
+def default_config(part: str, width: int, dtype: torch.dtype, biased: bool) -> Config:
+    """The tile sizes of a kernel ("forward", "query_gradient", "key_gradient") where no table knows better.
+
+    float32 products are fused multiply-adds whose tiles live in registers; biases hold a tile of 64-bit differences.
+    """
+    if dtype == torch.float32:
+        side = 32 if width <= 64 else 16
+        return {"block_query": side, "block_key": side, "warps": 8 if part == "query_gradient" else 4, "stages": 1}
+    if part == "forward":
+        rows = 64 if biased or width > 128 else 128
+        keys = 64 if width <= 128 and not biased else 32
+        return {"block_query": rows, "block_key": keys, "warps": 8, "stages": 2}
+    if part == "query_gradient":
+        keys = 64 if width <= 64 and not biased else 32
+        return {"block_query": 64, "block_key": keys, "warps": 8 if width > 128 or biased else 4, "stages": 2}
+    return {"block_query": 16 if biased or width > 128 else 32, "block_key": 64, "warps": 8, "stages": 2}
+
+
+def tile_schedule(offsets: Tensor, total: int, block: int, window: int | None, of_keys: bool) -> Tensor:
+    """The tiles of a batch, the costliest first: int32 [total // block + B, 3], first row, length and block number.
+
+    A tile of queries costs the key blocks before it, one of keys (`of_keys`) the query blocks after it, as far as the
+    window reaches. Entries past the last tile have length 0. Nothing is read on the host.
+    """
+    users = offsets.shape[0] - 1
+    lengths = offsets[1:] - offsets[:-1]
+    blocks = (lengths + (block - 1)) // block
+    ends = blocks.cumsum(0)
+    index = torch.arange(total // block + users, device=offsets.device)
+    user = torch.searchsorted(ends, index, right=True).clamp(max=users - 1)
+    number = index - (ends - blocks)[user]
+    cost = blocks[user] - number if of_keys else number + 1
+    if window is not None:
+        cost = cost.clamp(max=window // block + 2)
+    there = index < ends[-1]
+    order = torch.argsort(torch.where(there, cost, 0), descending=True, stable=True)
+    tiles = torch.stack([offsets[:-1][user], torch.where(there, lengths[user], 0), torch.where(there, number, 0)], 1)
+    return tiles.to(torch.int32)[order].contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def upper_edges(buckets: int, device: torch.device) -> Tensor:
+    """Entry b is the smallest difference past bucket b, int64 [buckets]; kept: a copy cannot go into a CUDA graph."""
+    edges = time_thresholds(buckets, device)
+    return torch.cat([edges[1:], edges.new_full((1,), torch.iinfo(torch.int64).max)])
+
+
+def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
+    """Computes out [T, H, Dh], like q, and softmax's log_sum_exp float32 [H, T]; zero in padding rows."""
+    total, heads, width = given.q.shape
+    out = given.q.new_zeros(total, heads, width)
+    log_sum_exp = given.q.new_zeros(heads, total, dtype=torch.float32) if given.softmax else None
+    if given.users and total:
+        config = given.config("forward")
+        schedule = tile_schedule(given.offsets, total, config["block_query"], given.window, of_keys=False)
+        arguments = given.shared_arguments() | {
+            "out": out,
+            "log_sum_exp": log_sum_exp,
+            "schedule": schedule,
+            "divisor": given.divisor or 1.0,
+            "rows": total,
+            **_blocks(config),
+        }
+        _launch(forward_kernel, schedule, heads, arguments, config)
+    return out, log_sum_exp
+
+
+def backward(
+    given: Attention,
+    needs: dict[str, bool],
+    d_out: Tensor,
+    out: Tensor | None = None,
+    log_sum_exp: Tensor | None = None,
+    d_log_sum_exp: Tensor | None = None,
+) -> list[Tensor | None]:
+    """Gradients of q, k and v, and of the tables that need one; softmax also takes its outputs."""
+    total, heads, _ = given.q.shape
+    gradients = [given.q.new_zeros(given.q.shape) for _ in range(3)]
+    tables: list[Tensor | None] = [
+        None if table is None else torch.zeros_like(table, memory_format=torch.contiguous_format)
+        for table in (given.position_bias, given.time_bias)
+    ]
+    if not (given.users and total):
+        return [*gradients, *tables]
+    delta = given.q.new_empty(heads, total, dtype=torch.float32) if given.softmax else None
+    exact = given.softmax and given.q.dtype == torch.float32
+    shared = given.shared_arguments() | {
+        "d_out": d_out,
+        "log_sum_exp": log_sum_exp,
+        "delta": delta,
+        "norm": torch.empty_like(delta) if delta is not None and exact else None,
+        "rows": total,
+        "factor": given.scale / (given.divisor or 1.0),
+        "d_out_stride": d_out.stride(0),
+        "d_out_head_stride": d_out.stride(1),
+        "d_out_column_stride": d_out.stride(2),
+    }
+    _query_gradient(given, shared, gradients[0], out, d_log_sum_exp)
+    _key_gradient(given, shared, gradients[1], gradients[2])
+    if any(needs.get(name) for name in ("position_bias", "time_bias")):
+        tables = _table_gradients(given, shared, needs)
+    return [*gradients, *tables]
+
+
+def _query_gradient(
+    given: Attention, shared: dict[str, Any], d_q: Tensor, out: Tensor | None, d_log_sum_exp: Tensor | None
+) -> None:
+    """Fills d_q and, for softmax, delta: the sum over the keys of weight times its gradient."""
+    config = given.config("query_gradient")
+    total, heads, _ = given.q.shape
+    schedule = tile_schedule(given.offsets, total, config["block_query"], given.window, of_keys=False)
+    arguments = shared | {
+        "out": out,
+        "d_statistic": None if d_log_sum_exp is None else d_log_sum_exp.contiguous(),
+        "d_q": d_q,
+        "schedule": schedule,
+        **_blocks(config),
+    }
+    _launch(query_gradient_kernel, schedule, heads, arguments, config)
+
+
+def _table_gradients(given: Attention, shared: dict[str, Any], needs: dict[str, bool]) -> list[Tensor | None]:
+    """The gradients of position_bias and time_bias, of those that need one."""
+    total, heads, _ = given.q.shape
+    side = TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2
+    schedule = tile_schedule(given.offsets, total, side, given.window, of_keys=False)
+    tables = {"position": given.position_bias, "time": given.time_bias}
+    sums: dict[str, Tensor | None] = {}
+    sizes: dict[str, int | None] = {}
+    for name, table in tables.items():
+        wanted = table is not None and needs.get(f"{name}_bias")
+        sizes[name] = next_power_of_two(table.shape[1]) if table is not None and wanted else None
+        sums[name] = given.q.new_zeros(schedule.shape[0], heads, sizes[name] or 0, dtype=torch.float32)
+    own = {name: value for name, value in shared.items() if name != "factor"}
+    arguments = own | {
+        "position_sums": None if sizes["position"] is None else sums["position"],
+        "time_sums": None if sizes["time"] is None else sums["time"],
+        "schedule": schedule,
+        "POSITION_SUMS": sizes["position"],
+        "TIME_SUMS": sizes["time"],
+        "BLOCK_QUERY": side,
+        "BLOCK_KEY": side,
+    }
+    launch(table_gradient_kernel, (schedule.shape[0] * heads,), arguments, warps=4, stages=1)
+    gradients: list[Tensor | None] = []
+    for name, table in tables.items():
+        partial = sums[name]
+        if table is None or partial is None or sizes[name] is None:
+            gradients.append(None)
+        else:
+            # A bucket may hold a million pairs: float64 across programs, as in the definition.
+            summed = partial.sum(0, dtype=torch.float64)[:, : table.shape[1]]
+            gradients.append((summed / (given.divisor or 1.0)).to(table.dtype))
+    return gradients
+
+
+def _key_gradient(given: Attention, shared: dict[str, Any], d_k: Tensor, d_v: Tensor) -> None:
+    config = given.config("key_gradient")
+    total, heads, _ = given.q.shape
+    schedule = tile_schedule(given.offsets, total, config["block_key"], given.window, of_keys=True)
+    arguments = shared | {
+        "d_k": d_k,
+        "d_v": d_v,
+        "schedule": schedule,
+        "divisor": given.divisor or 1.0,
+        **_blocks(config),
+    }
+    _launch(key_gradient_kernel, schedule, heads, arguments, config)
+
+
+def _launch(kernel: Any, schedule: Tensor, heads: int, arguments: dict[str, Any], config: Config) -> None:
+    # The heads of a tile are neighbours: they read the same schedule entry, limits and times.
+    launch(kernel, (schedule.shape[0] * heads,), arguments, warps=config["warps"], stages=config["stages"])
+
+
+def _blocks(config: Config) -> dict[str, int]:
+    return {"BLOCK_QUERY": config["block_query"], "BLOCK_KEY": config["block_key"]}
+
+
+def _rows(table: Tensor | None) -> Tensor | None:
+    """A table whose columns are neighbours in memory; float64 becomes float32, in which scores are computed."""
+    if table is None:
+        return None
+    return (table.float() if table.dtype == torch.float64 else table).contiguous()
+
+
+def tunables(op: str) -> tuple[Tunable, ...]:
+    """What `python -m benchmarks tune` may choose from, for an op's three kernels."""
+    tiles: dict[str, tuple[tuple[int, int, int, int], ...]] = {
+        "forward": ((128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3), (128, 64, 4, 3)),
+        "query_gradient": ((64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)),
+        "key_gradient": ((64, 64, 4, 2), (64, 128, 8, 2), (32, 64, 4, 3)),
+    }
+    names = ("block_query", "block_key", "warps", "stages")
+    return tuple(
+        Tunable(
+            f"{op}/{part}",
+            "triton",
+            tuple(dict(zip(names, config, strict=True)) for config in configs),
+            backward=part != "forward",
+        )
+        for part, configs in tiles.items()
+    )
+
+
+def meta_arguments(width: int, dtype: torch.dtype, biased: bool) -> tuple[Any, ...]:
+    """The arguments up to key_time of a batch of 16 users and 8 heads, on the meta device; for the compile gates."""
+    total, heads = 16_384, 8
+    with torch.device("meta"):
+        q, k, v = torch.empty(3, total, heads, width, dtype=dtype)
+        offsets = torch.empty(17, dtype=torch.int32)
+        if not biased:
+            return q, k, v, offsets, 8192, None, None, None, None, None
+        visible = torch.empty(total, dtype=torch.int32)
+        position_bias, time_bias = torch.empty(2, heads, 128, dtype=dtype)
+        query_time, key_time = torch.empty(2, total, dtype=torch.int64)
+    return q, k, v, offsets, 8192, visible, position_bias, time_bias, query_time, key_time

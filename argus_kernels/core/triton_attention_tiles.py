@@ -1,0 +1,120 @@
+"""What the Triton attention kernels compute on one tile of (query, key) pairs: places, mask, bias, weights and slopes.
+
+A tile may have its queries along either axis: places, limits and times come in shapes that broadcast to it, [Q, 1] and
+[1, K] or [1, Q] and [K, 1].
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+LARGEST_DISTANCE = tl.constexpr(2**63 - 2)
+BUCKETS_PER_LOG = tl.constexpr(1 / 0.301)
+ESTIMATE_MARGIN = tl.constexpr(1e-3)
+
+
+@triton.jit
+def load_rows(base, place, length, stride, column, column_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows of one user and head, [places, BLOCK]; zero past the user's end and past the head's width."""
+    pointers = base + place.to(tl.int64)[:, None] * stride + column[None, :] * column_stride
+    real = (place < length)[:, None]
+    if BLOCK != WIDTH:
+        real = real & (column < WIDTH)[None, :]
+    return tl.load(pointers, mask=real, other=0.0)
+
+
+@triton.jit
+def shown(place, key_place, limit, window, WINDOWED: tl.constexpr):
+    """The mask rule: j = i or j < limit[i], and i − j < window."""
+    seen = (key_place < limit) | (key_place == place)
+    if WINDOWED:
+        seen = seen & (place - key_place < window)
+    return seen
+
+
+@triton.jit
+def time_bucket(difference, upper_edges, BUCKETS: tl.constexpr):
+    """The bucket of a difference in seconds: a float32 estimate or the one above it, as the integer edge decides."""
+    distance = tl.minimum(tl.maximum(tl.abs(difference), 1), LARGEST_DISTANCE)
+    estimate = (tl.log(distance.to(tl.float32)) * BUCKETS_PER_LOG - ESTIMATE_MARGIN).to(tl.int32)
+    estimate = tl.minimum(tl.maximum(estimate, 0), BUCKETS - 1)
+    return estimate + (distance >= tl.load(upper_edges + estimate)).to(tl.int32)
+
+
+@triton.jit
+def position_bucket(place, key_place, POSITIONS: tl.constexpr):
+    """min(i − j, POSITIONS − 1); 0 where the key comes after the query, which no mask shows."""
+    return tl.minimum(tl.maximum(place - key_place, 0), POSITIONS - 1)
+
+
+@triton.jit
+def add_biases(
+    scores,
+    positions,
+    times,
+    position_bias,
+    time_bias,
+    FACTOR: tl.constexpr,
+):
+    """Scores + FACTOR · (position_bias[positions] + time_bias[times]); a table that is None adds nothing."""
+    if position_bias is not None:
+        scores += tl.load(position_bias + positions).to(tl.float32) * FACTOR
+    if time_bias is not None:
+        scores += tl.load(time_bias + times).to(tl.float32) * FACTOR
+    return scores
+
+
+@triton.jit
+def silu_slope(scores):
+    """The derivative of x / (1 + e^−x)."""
+    share = tl.sigmoid(scores)
+    return share * (1.0 + scores * (1.0 - share))
+
+
+@triton.jit
+def add_to_histogram(histogram, bucket, values, lowest, highest, BLOCK: tl.constexpr):
+    """Adds every value to its bucket, one bucket after the other: in a fixed order, and without atomics.
+
+    A tile far from the diagonal has one or two buckets, because they grow with the logarithm of the distance.
+    """
+    place = tl.arange(0, BLOCK)
+    for one in range(lowest, highest + 1):
+        total = tl.sum(tl.sum(tl.where(bucket == one, values, 0.0), axis=1), axis=0)
+        histogram += tl.where(place == one, total, 0.0)
+    return histogram
+
+
+@triton.jit
+def key_ranges(
+    first,
+    limit,
+    real,
+    length,
+    window,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
+    LIMITED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """Keys before a query tile's own: [low, inner) masked, [inner, outer) seen by every query, [outer, high) masked.
+
+    All but `high` are multiples of BLOCK_KEY, as `first` is.
+    """
+    low = first * 0
+    inner = first * 0
+    outer = first
+    high = first
+    if LIMITED:
+        high = tl.minimum(first, tl.max(tl.where(real, limit, 0), axis=0))
+        outer = tl.minimum(first, tl.min(tl.where(real, limit, first), axis=0)) // BLOCK_KEY * BLOCK_KEY
+    if WINDOWED:
+        low = tl.maximum(first - window + 1, 0) // BLOCK_KEY * BLOCK_KEY
+        last = tl.minimum(first + BLOCK_QUERY, length) - 1
+        inner = tl.maximum(last - window + BLOCK_KEY, 0) // BLOCK_KEY * BLOCK_KEY
+        inner = tl.minimum(tl.maximum(inner, low), tl.cdiv(high, BLOCK_KEY) * BLOCK_KEY)
+        inner = tl.maximum(inner, low)
+        outer = tl.maximum(outer, inner)
+    return low, inner, outer, high

@@ -1,0 +1,76 @@
+"""causal_attention in Triton: the launchers of the kernels in `argus_kernels.core.triton_attention`, with softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import triton_attention
+from argus_kernels.core.history_arguments import History
+from argus_kernels.core.triton_attention import Attention
+from argus_kernels.core.triton_support import CompileCase
+
+TUNABLES = triton_attention.tunables("causal_attention")
+
+
+def forward(*arguments: object) -> tuple[Tensor, Tensor]:
+    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T] in float32; arguments in schema order."""
+    out, log_sum_exp = triton_attention.forward(_given(*arguments))
+    assert log_sum_exp is not None
+    return out, log_sum_exp
+
+
+def backward(
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+) -> list[Tensor | None]:
+    """Gradients of q, k, v, position_bias and time_bias."""
+    return triton_attention.backward(_given(*arguments), needs, gradients[0], outputs[0], outputs[1], gradients[1])
+
+
+def _given(*arguments: object) -> Attention:
+    *packed, scale, window = arguments
+    history = History(*packed)  # type: ignore[arg-type]
+    return Attention(
+        "causal_attention",
+        history.q,
+        history.k,
+        history.v,
+        history.offsets,
+        history.visible,
+        history.position_bias,
+        history.time_bias,
+        history.query_time,
+        history.key_time,
+        scale,  # type: ignore[arg-type]
+        None,
+        window,  # type: ignore[arg-type]
+    )
+
+
+def compile_cases() -> list[CompileCase]:
+    """Head widths 64 and 128 plain in both kinds of dtype; then every argument at once; then the widest heads."""
+
+    def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
+        def call() -> None:
+            arguments = triton_attention.meta_arguments(width, dtype, biased)
+            window = 1024 if biased else None
+            out = forward(*arguments, width**-0.5, window)
+            needs = {"position_bias": biased, "time_bias": biased}
+            backward(out, out, needs, *arguments, width**-0.5, window)
+
+        return CompileCase(f"{name}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
+
+    half, single = torch.bfloat16, torch.float32
+    return [
+        case("plain", 64, half),
+        case("plain", 128, half),
+        case("plain", 64, single),
+        case("everything", 64, half, biased=True),
+        case("everything", 64, single, biased=True, twin=True),
+        *(case("plain", width, half, twin=True) for width in (16, 32, 256)),
+        *(case("plain", width, single, twin=True) for width in (128, 256)),
+        case("everything", 128, half, biased=True, twin=True),
+        case("plain", 64, torch.float16, twin=True),
+    ]
