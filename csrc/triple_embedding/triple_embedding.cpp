@@ -64,7 +64,7 @@ void check_ids(const Column& column, int64_t k, int64_t events, int64_t rows) {
   }
 }
 
-Problem make_problem(const Inputs& inputs) {
+Problem make_problem(const Inputs& inputs, int64_t stack) {
   Problem problem{
       .tables = {},
       .columns = {},
@@ -87,7 +87,7 @@ Problem make_problem(const Inputs& inputs) {
     check_ids(problem.columns.back(), static_cast<int64_t>(k), problem.events, read.rows);
     offset += read.width;
   }
-  choose_projected(problem);
+  choose_projected(problem, stack);
   return problem;
 }
 
@@ -103,7 +103,7 @@ Inputs dense_inputs(const Tensor& ids, const std::vector<Tensor>& tables, const 
 Tensor forward_on_cpu(Tensor ids, std::vector<Tensor> tables, std::vector<int64_t> columns, Tensor weight,
                       std::optional<Tensor> bias) {
   const Inputs inputs = dense_inputs(ids, tables, columns, weight);
-  const Problem problem = make_problem(inputs);
+  const Problem problem = make_problem(inputs, kForwardStack);
   Tensor output = torch::stable::new_empty(inputs.weight, {problem.events, problem.width});
   if (!bias) {
     forward_cpu(problem, nullptr, output.mutable_data_ptr());
@@ -161,7 +161,7 @@ std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vector<Ten
                                     std::vector<int64_t> columns, Tensor weight, std::vector<Tensor> d_tables,
                                     bool sparse, bool needs_tables, bool needs_weight, bool needs_bias) {
   const Inputs inputs = dense_inputs(ids, tables, columns, weight);
-  const Problem problem = make_problem(inputs);
+  const Problem problem = make_problem(inputs, kBackwardStack);
   check_shape(kOp, "gradient", gradient, "[T, D]", {problem.events, problem.width});
   check_dtype(kOp, "gradient", gradient, {inputs.weight.scalar_type()});
   const Tensor dense = torch::stable::contiguous(gradient);

@@ -38,9 +38,14 @@ struct Problem {
   Dtype table_dtype, dtype;  // of the tables; of weight, bias, output and its gradient
 };
 
-// Marks the tables to project. The choice depends on sizes only: forward, backward and both kinds of table
-// gradients agree.
-void choose_projected(Problem& problem);
+// The stack of projected tables that pays: forward its rows are read in the order of the events and must stay
+// in the second-level cache; backward the sums behind the gradients are worked on in slices.
+constexpr int64_t kForwardStack = int64_t{1} << 17;
+constexpr int64_t kBackwardStack = int64_t{1} << 21;
+
+// Marks the tables to project, of at most so many elements together once projected. The choice depends on
+// sizes only, so that dense and row-sparse gradients agree.
+void choose_projected(Problem& problem, int64_t most_elements);
 
 // output [events, width]; bias [width] or null.
 void forward_cpu(const Problem& problem, const void* bias, void* output);

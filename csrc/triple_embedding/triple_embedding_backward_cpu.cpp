@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kChunkEvents = 1024;  // of a chunk at least, but for the last
 constexpr int64_t kMostChunks = 32;
+constexpr int64_t kChunkStep = 64;  // chunks are multiples of it
 
 // Each index of [0, count) once, by any thread.
 template <class Body>
@@ -56,9 +57,8 @@ class BackwardPass {
         backward_(backward),
         layout_(lay_out(problem)),
         gradient_(static_cast<const Weight*>(backward.gradient)) {
-    const int64_t tile = tile_events(problem);
     const int64_t wanted = std::max(kChunkEvents, (problem.events + kMostChunks - 1) / kMostChunks);
-    chunk_ = (wanted + tile - 1) / tile * tile;
+    chunk_ = (wanted + kChunkStep - 1) / kChunkStep * kChunkStep;
     chunks_ = std::max<int64_t>(1, (problem.events + chunk_ - 1) / chunk_);
   }
 

@@ -6,15 +6,12 @@
 namespace argus::triple_embedding {
 namespace {
 
-// A row of the projected table costs as much to add as this many elements of a gathered row to multiply:
-// both stream through the second-level cache, one at the rate of additions, one at that of products.
+// A row of the projected table costs as much to add as this many elements of a gathered row to multiply.
 constexpr int64_t kAddedRow = 6;
-// Elements of the stack of projected tables, and of the sums behind their gradients: 8 MB in float32.
-constexpr int64_t kStackLimit = int64_t{1} << 21;
 
 }  // namespace
 
-void choose_projected(Problem& problem) {
+void choose_projected(Problem& problem, int64_t most_elements) {
   std::vector<int64_t> readers(problem.tables.size());
   for (const Column& column : problem.columns) ++readers[static_cast<size_t>(column.table)];
   int64_t stacked = 0;
@@ -24,7 +21,7 @@ void choose_projected(Problem& problem) {
     const int64_t rows = small ? table.rows * readers[index] : 0;
     const bool cheaper =
         small && table.rows * table.width + problem.events * kAddedRow < problem.events * table.width;
-    const bool fits = (stacked + rows) * problem.width <= kStackLimit;
+    const bool fits = (stacked + rows) * problem.width <= most_elements;
     table.projected = readers[index] > 0 && cheaper && fits;
     if (table.projected) stacked += rows;
   }

@@ -15,19 +15,19 @@ from argus_kernels.ops.rowwise_adagrad import OP
 from argus_kernels.ops.rowwise_adagrad.samples import drawn
 from argus_kernels.testing import require_close, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.simt import cuda_on_host
+from tests.simt import rowwise_adagrad_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-NAME = cuda_on_host.ROWWISE_ADAGRAD.name
+NAME = rowwise_adagrad_on_host.BACKEND.name
 
 
 @pytest.fixture(autouse=True)
 def _with_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    reason = cuda_on_host.ROWWISE_ADAGRAD.available()
+    reason = rowwise_adagrad_on_host.BACKEND.available()
     if reason is not None:
         pytest.skip(reason)
     assert NAME not in [backend.name for backend in OP.backends]
-    monkeypatch.setattr(OP, "backends", (*OP.backends, cuda_on_host.ROWWISE_ADAGRAD))
+    monkeypatch.setattr(OP, "backends", (*OP.backends, rowwise_adagrad_on_host.BACKEND))
     yield
 
 
@@ -105,7 +105,7 @@ def test_rows_outside_the_table_are_left_out() -> None:
     for outside in (20, 2**40, -7):
         given["rows"][given["rows"] > 19] = outside
         again, again_state = given["table"].clone(), given["state"].clone()
-        cuda_on_host.rowwise_adagrad(again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1)
+        rowwise_adagrad_on_host.rowwise_adagrad(again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1)
         assert torch.equal(again, table) and torch.equal(again_state, state)
         given["rows"][given["rows"] < 0] = 20
 

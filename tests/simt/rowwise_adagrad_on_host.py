@@ -1,9 +1,8 @@
-"""The backend "cuda_on_host": CUDA device code and its launchers, run on the CPU by the SIMT executor; tests only."""
+"""The CUDA kernel of rowwise_adagrad_ and its launcher as the backend "cuda_on_host", for tests only."""
 
 from __future__ import annotations
 
 import ctypes
-from itertools import count
 
 import torch
 from torch import Tensor
@@ -18,8 +17,6 @@ SOURCES = (
     host_executor.REPOSITORY / "csrc/rowwise_adagrad/rowwise_adagrad_cuda.cu",
     host_executor.HERE / "rowwise_adagrad.cpp",
 )
-SEEDS = count()
-"""Every call runs the threads in another order."""
 
 
 class Params(ctypes.Structure):
@@ -58,11 +55,7 @@ def rowwise_adagrad(
         eps=eps,
         weight_decay=weight_decay,
     )
-    report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
-    function = host_executor.load("rowwise_adagrad", SOURCES).rowwise_adagrad_on_host
-    function(ctypes.byref(params), ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
-    if report.value:
-        raise RuntimeError(report.value.decode())
+    host_executor.run("rowwise_adagrad", SOURCES, "rowwise_adagrad_on_host", params)
 
 
 def _why_not(inputs: Inputs) -> list[str]:
@@ -70,4 +63,4 @@ def _why_not(inputs: Inputs) -> list[str]:
     return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
 
 
-ROWWISE_ADAGRAD = Backend("cuda_on_host", rowwise_adagrad, why_not=_why_not, available=host_executor.why_not)
+BACKEND = Backend(host_executor.BACKEND, rowwise_adagrad, why_not=_why_not, available=host_executor.why_not)
