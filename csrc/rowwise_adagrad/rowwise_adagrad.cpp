@@ -9,6 +9,7 @@
 
 #include "common/check.h"
 #include "common/row_order.h"
+#include "common/torch_sort.h"
 
 namespace argus::rowwise_adagrad {
 namespace {
@@ -94,17 +95,6 @@ void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients
 }
 
 #else
-
-// torch's stable sort: asynchronous, on the current stream, of a size known beforehand, so a CUDA graph takes
-// it.
-std::pair<Tensor, Tensor> sort_stably(const Tensor& rows) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  StableIValue stack[4] = {from(rows), from(std::optional<bool>(true)), from(static_cast<int64_t>(-1)),
-                           from(false)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack, TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1])};
-}
 
 void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,
                     double weight_decay) {

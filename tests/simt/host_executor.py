@@ -76,7 +76,7 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
-def run(name: str, sources: Sequence[Path], function: str, *structures: ctypes.Structure) -> None:
+def run(name: str, sources: Sequence[Path], function: str, *structures: ctypes.Structure | ctypes.c_int64) -> None:
     """Calls `function(structures…, seed, report, bytes)` of a library; RuntimeError with the executor's report."""
     report = ctypes.create_string_buffer(REPORT_BYTES)
     pointers = [ctypes.byref(structure) for structure in structures]

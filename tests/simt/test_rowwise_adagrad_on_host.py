@@ -105,7 +105,9 @@ def test_rows_outside_the_table_are_left_out() -> None:
     for outside in (20, 2**40, -7):
         given["rows"][given["rows"] > 19] = outside
         again, again_state = given["table"].clone(), given["state"].clone()
-        rowwise_adagrad_on_host.rowwise_adagrad(again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1)
+        rowwise_adagrad_on_host.rowwise_adagrad(
+            again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1
+        )
         assert torch.equal(again, table) and torch.equal(again_state, state)
         given["rows"][given["rows"] < 0] = 20
 

@@ -172,8 +172,9 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
 
 
 BACKENDS = (
-    Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
     triton_backend.BACKEND,
+    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )
 

@@ -1,6 +1,7 @@
-"""The compiled backends of triple_embedding: `cpp`, C++ on the CPU.
+"""The compiled backends of triple_embedding: `cpp` (C++ on the CPU) and `cuda` (CUDA C++).
 
-Row gradients are summed in the order of columns, then events, and nothing depends on the number of threads.
+In both, row gradients are summed in a fixed order and nothing depends on how the work was shared out. On a GPU
+row-sparse gradients wait for one number a table, how many rows were read; dense ones wait for nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
-from argus_kernels.core.registry import Inputs, needs_device
+from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
+MOST_CUDA_COLUMNS = 32
+"""kMostColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
 _ALIGNMENT = 64
 """Bytes; torch's own allocations begin on such an address, and rows of powers of two then straddle no line."""
 
 
-def forward_cpp(
+def forward(
     ids: Tensor,
     tables: Sequence[Tensor],
     columns: Sequence[int],
@@ -27,12 +30,16 @@ def forward_cpp(
     sparse: bool,
     check_ids: bool,
 ) -> Tensor:
-    """The op on the CPU. An id outside its table is a ValueError, whether `check_ids` or not."""
+    """The op on the device of `weight`.
+
+    An id outside its table is a ValueError on the CPU, whether `check_ids` or not; on a GPU, where it was not checked,
+    it reads as missing.
+    """
     out: Tensor = torch.ops.argus_native.triple_embedding(ids, tables, columns, weight, bias)
     return out
 
 
-def backward_cpp(
+def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
@@ -46,7 +53,7 @@ def backward_cpp(
 ) -> list[list[Tensor | None] | Tensor | None]:
     """Gradients of the tables (dense, or row numbers and rows where `sparse`), weight and bias."""
     needs_bias = needs["bias"] and bias is not None
-    dense = [zeros_on_demand(table) for table in tables] if needs["tables"] and not sparse else []
+    dense = [_zeros(table) for table in tables] if needs["tables"] and not sparse else []
     found = iter(
         torch.ops.argus_native.triple_embedding_backward(
             gradients[0], ids, tables, columns, weight, dense, sparse, needs["tables"], needs["weight"], needs_bias
@@ -56,6 +63,12 @@ def backward_cpp(
     if needs["tables"]:
         d_tables = [next(found) for _ in d_tables] if sparse else [*dense]
     return [d_tables, next(found) if needs["weight"] else None, next(found) if needs_bias else None]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    if like.device.type == "cpu":
+        return zeros_on_demand(like)
+    return torch.zeros_like(like, memory_format=torch.contiguous_format)
 
 
 def zeros_on_demand(like: Tensor) -> Tensor:
@@ -74,7 +87,25 @@ def available_cpp() -> str | None:
     return native.why_not("cpu")
 
 
+def available_cuda() -> str | None:
+    """Why the CUDA backend cannot serve anything here, or None."""
+    return native.why_not("cuda")
+
+
 def why_not_cpp(inputs: Inputs) -> list[str]:
     """Every reason why the C++ backend cannot serve these inputs."""
+    return _tensors_on("cpu", inputs)
+
+
+def why_not_cuda(inputs: Inputs) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these inputs."""
+    problems = _tensors_on("cuda", inputs)
+    problems += needs_dtype((torch.float32, torch.bfloat16, torch.float16), weight=inputs.weight)
+    if len(inputs.columns) > MOST_CUDA_COLUMNS:
+        problems.append(f"ids has {len(inputs.columns)} columns, expected at most {MOST_CUDA_COLUMNS}")
+    return problems
+
+
+def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
     tables = {f"tables[{index}]": table for index, table in enumerate(inputs.tables)}
-    return needs_device("cpu", ids=inputs.ids, weight=inputs.weight, bias=inputs.bias, **tables)
+    return needs_device(kind, ids=inputs.ids, weight=inputs.weight, bias=inputs.bias, **tables)

@@ -1,0 +1,90 @@
+// The arguments of triple_embedding as torch gives them, and their checks.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/check.h"
+
+namespace argus::triple_embedding {
+
+inline constexpr const char* kOp = "triple_embedding";
+
+struct Inputs {
+  Tensor ids, weight;
+  std::vector<Tensor> tables;
+  std::vector<int64_t> columns;
+};
+
+inline void check_table(const Tensor& table, const Tensor& weight, const Tensor& first) {
+  check_shape(kOp, "a table", table, "[V, d]", {-1, -1});
+  check_same_device(kOp, "a table", table, "weight", weight);
+  const bool narrow =
+      weight.scalar_type() == ScalarType::BFloat16 || weight.scalar_type() == ScalarType::Half;
+  if (narrow && table.scalar_type() != weight.scalar_type())
+    check_dtype(kOp, "a table", table, {ScalarType::Float});
+  if (!narrow) check_dtype(kOp, "a table", table, {weight.scalar_type()});
+  check_dtype(kOp, "a table", table, {first.scalar_type()});
+}
+
+inline void check(const Inputs& inputs) {
+  const int64_t columns = static_cast<int64_t>(inputs.columns.size());
+  check_shape(kOp, "ids", inputs.ids, "[K, T]", {columns, -1});
+  check_shape(kOp, "weight", inputs.weight, "[H, D]", {-1, -1});
+  check_dtype(kOp, "ids", inputs.ids, {ScalarType::Long});
+  check_dtype(kOp, "weight", inputs.weight,
+              {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+  check_same_device(kOp, "ids", inputs.ids, "weight", inputs.weight);
+  for (const Tensor& table : inputs.tables) check_table(table, inputs.weight, inputs.tables.front());
+  int64_t height = 0;
+  for (const int64_t column : inputs.columns) {
+    if (column < 0 || column >= static_cast<int64_t>(inputs.tables.size()))
+      fail(kOp, "columns names table ", column, ", expected one of the ", inputs.tables.size(), " tables");
+    height += inputs.tables[static_cast<size_t>(column)].size(1);
+  }
+  if (inputs.weight.size(0) != height)
+    fail(kOp, "weight has ", inputs.weight.size(0), " rows, expected ", height);
+}
+
+inline Inputs dense_inputs(const Tensor& ids, const std::vector<Tensor>& tables,
+                           const std::vector<int64_t>& columns, const Tensor& weight) {
+  Inputs inputs{ids, weight, tables, columns};
+  check(inputs);
+  inputs.ids = torch::stable::contiguous(ids);
+  inputs.weight = torch::stable::contiguous(weight);
+  return inputs;
+}
+
+// Each table's zeros that its dense gradient is written to, of its own shape and dtype.
+inline void check_zeros(const Inputs& inputs, const std::vector<Tensor>& zeros) {
+  if (zeros.size() != inputs.tables.size())
+    fail(kOp, "d_tables has ", zeros.size(), " tensors, expected one for each of ", inputs.tables.size(),
+         " tables");
+  for (size_t index = 0; index < zeros.size(); ++index) {
+    const Tensor& table = inputs.tables[index];
+    check_shape(kOp, "d_tables", zeros[index], "[V, d]", {table.size(0), table.size(1)});
+    check_dtype(kOp, "d_tables", zeros[index], {table.scalar_type()});
+    check_same_device(kOp, "d_tables", zeros[index], "weight", inputs.weight);
+    check_contiguous(kOp, "d_tables", zeros[index]);
+  }
+}
+
+// A bias as the kernels take it, contiguous; null where there is none.
+inline std::optional<Tensor> dense_bias(const Inputs& inputs, const std::optional<Tensor>& bias) {
+  if (!bias) return std::nullopt;
+  check_shape(kOp, "bias", *bias, "[D]", {inputs.weight.size(1)});
+  check_dtype(kOp, "bias", *bias, {inputs.weight.scalar_type()});
+  check_same_device(kOp, "bias", *bias, "weight", inputs.weight);
+  return torch::stable::contiguous(*bias);
+}
+
+inline Tensor dense_gradient(const Inputs& inputs, const Tensor& gradient) {
+  check_shape(kOp, "gradient", gradient, "[T, D]", {inputs.ids.size(1), inputs.weight.size(1)});
+  check_dtype(kOp, "gradient", gradient, {inputs.weight.scalar_type()});
+  check_same_device(kOp, "gradient", gradient, "weight", inputs.weight);
+  return torch::stable::contiguous(gradient);
+}
+
+}  // namespace argus::triple_embedding

@@ -1,0 +1,169 @@
+// triple_embedding on CUDA tensors: allocation, torch's sort of the rows, the launches. Dense gradients need
+// no word from the GPU. Row-sparse ones have a size that only the GPU knows, so each table waits for one
+// number.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <vector>
+
+#include "common/torch_sort.h"
+#include "triple_embedding/inputs.h"
+#include "triple_embedding/triple_embedding_cuda.h"
+
+namespace argus::triple_embedding {
+
+inline CudaProblem make_cuda_problem(const Inputs& inputs) {
+  if (inputs.columns.size() > static_cast<size_t>(kMostColumns))
+    fail(kOp, "ids has ", inputs.columns.size(), " columns, expected at most ", kMostColumns);
+  CudaProblem problem{};
+  problem.ids = inputs.ids.const_data_ptr<int64_t>();
+  problem.weight = inputs.weight.const_data_ptr();
+  problem.events = inputs.ids.size(1);
+  problem.count = static_cast<int>(inputs.columns.size());
+  problem.width = static_cast<int>(inputs.weight.size(1));
+  problem.dtype = dtype_of(inputs.weight);
+  problem.table_dtype = dtype_of(inputs.tables.empty() ? inputs.weight : inputs.tables.front());
+  int offset = 0;
+  for (size_t k = 0; k < inputs.columns.size(); ++k) {
+    const Tensor& table = inputs.tables[static_cast<size_t>(inputs.columns[k])];
+    const int width = static_cast<int>(table.size(1));
+    problem.columns[k] = {
+        table.const_data_ptr(), table.size(0), table.stride(0), table.stride(1), width, offset, 0, false};
+    offset += width;
+  }
+  lay_out_chunks(problem);
+  return problem;
+}
+
+inline void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+inline Tensor forward_on_cuda(Tensor ids, std::vector<Tensor> tables, std::vector<int64_t> columns,
+                              Tensor weight, std::optional<Tensor> bias) {
+  const Inputs inputs = dense_inputs(ids, tables, columns, weight);
+  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
+  const CudaProblem problem = make_cuda_problem(inputs);
+  const std::optional<Tensor> dense = dense_bias(inputs, bias);
+  Tensor output = torch::stable::new_empty(inputs.weight, {problem.events, problem.width});
+  launch_forward({problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr()},
+                 current_stream(weight));
+  return output;
+}
+
+inline Tensor float_room(const Tensor& like, std::initializer_list<int64_t> size) {
+  return torch::stable::new_empty(like, size, ScalarType::Float);
+}
+
+// The ids of the columns that read the table, one column after the other.
+inline Tensor ids_of(const Inputs& inputs, const std::vector<int64_t>& readers) {
+  const int64_t events = inputs.ids.size(1);
+  Tensor together = torch::stable::new_empty(inputs.ids, {static_cast<int64_t>(readers.size()) * events});
+  for (size_t i = 0; i < readers.size(); ++i) {
+    Tensor part = torch::stable::narrow(together, 0, static_cast<int64_t>(i) * events, events);
+    torch::stable::copy_(part, torch::stable::select(inputs.ids, 0, readers[i]));
+  }
+  return together;
+}
+
+// The last element of a running sum, waited for.
+inline int64_t last_on_host(Tensor& sums) {
+  if (sums.size(0) == 0) return 0;
+  const Tensor last = torch::stable::narrow(sums, 0, sums.size(0) - 1, 1);
+  return *torch::stable::to(last, torch::stable::Device(torch::headeronly::DeviceType::CPU))
+              .const_data_ptr<int64_t>();
+}
+
+// The gradient of one table into `values`, or, where row-sparse, as (rows, values) at the end of `made`.
+inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Tensor& gathered, size_t index,
+                     Tensor* values, std::vector<Tensor>& made) {
+  std::vector<int64_t> readers;
+  CudaRowSums sums{};
+  for (size_t k = 0; k < inputs.columns.size(); ++k) {
+    if (inputs.columns[k] != static_cast<int64_t>(index)) continue;
+    const int chunk = depth(problem) / std::max(problem.chunks, 1);
+    sums.first_elements[readers.size()] = problem.columns[k].first_chunk * chunk;
+    readers.push_back(static_cast<int64_t>(k));
+  }
+  const Tensor& table = inputs.tables[index];
+  void* stream = current_stream(table);
+  const auto [rows, positions] = sort_stably(ids_of(inputs, readers));
+  const int64_t count = rows.size(0), windows = (count + kWindow - 1) / kWindow;
+  Tensor slots, unique;
+  if (values == nullptr) {
+    Tensor leaders = torch::stable::new_empty(rows, {count});
+    launch_leaders(rows.const_data_ptr<int64_t>(), count, table.size(0), leaders.mutable_data_ptr<int64_t>(),
+                   stream);
+    slots = running_sum(leaders);
+    const int64_t found = last_on_host(slots);
+    made.push_back(torch::stable::new_empty(inputs.ids, {found}));
+    made.push_back(torch::stable::new_empty(table, {found, table.size(1)}));
+    sums.slots = slots.const_data_ptr<int64_t>();
+    sums.unique_rows = made[made.size() - 2].mutable_data_ptr<int64_t>();
+    values = &made.back();
+  }
+  Tensor heads = float_room(gathered, {windows, table.size(1)}),
+         tails = float_room(gathered, {windows, table.size(1)});
+  sums.gathered_gradient = gathered.const_data_ptr<float>();
+  sums.rows = rows.const_data_ptr<int64_t>();
+  sums.positions = positions.const_data_ptr<int64_t>();
+  sums.heads = heads.mutable_data_ptr<float>();
+  sums.tails = tails.mutable_data_ptr<float>();
+  sums.values = values->mutable_data_ptr();
+  sums.events = problem.events;
+  sums.count = count;
+  sums.table_rows = table.size(0);
+  sums.depth = depth(problem);
+  sums.width = static_cast<int>(table.size(1));
+  sums.dtype = dtype_of(table);
+  launch_row_sums(sums, stream);
+}
+
+inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
+                                            std::vector<int64_t> columns, Tensor weight,
+                                            std::vector<Tensor> d_tables, bool sparse, bool needs_tables,
+                                            bool needs_weight, bool needs_bias) {
+  const Inputs inputs = dense_inputs(ids, tables, columns, weight);
+  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
+  const Tensor dense = dense_gradient(inputs, gradient);
+  CudaBackward backward{};
+  backward.problem = make_cuda_problem(inputs);
+  backward.gradient = dense.const_data_ptr();
+  const CudaProblem& problem = backward.problem;
+  const int64_t elements = depth(problem), width = problem.width;
+  Tensor gathered, parts, bias_sums, d_weight, d_bias;
+  if (needs_tables) {
+    gathered = float_room(dense, {problem.events, elements});
+    backward.gathered_gradient = gathered.mutable_data_ptr<float>();
+  }
+  if (needs_weight) {
+    parts = float_room(dense, {weight_parts(problem.events), elements, width});
+    d_weight = torch::stable::new_empty(inputs.weight, {inputs.weight.size(0), width});
+    backward.weight_parts = parts.mutable_data_ptr<float>();
+    backward.d_weight = d_weight.mutable_data_ptr();
+  }
+  if (needs_bias) {
+    bias_sums = float_room(dense, {bias_parts(problem.events), width});
+    d_bias = torch::stable::new_empty(inputs.weight, {width});
+    backward.bias_parts = bias_sums.mutable_data_ptr<float>();
+    backward.d_bias = d_bias.mutable_data_ptr();
+  }
+  launch_backward(backward, current_stream(weight));
+  std::vector<Tensor> made;
+  if (needs_tables) {
+    if (!sparse) check_zeros(inputs, d_tables);
+    for (size_t index = 0; index < inputs.tables.size(); ++index)
+      sum_rows(inputs, problem, gathered, index, sparse ? nullptr : &d_tables[index], made);
+  }
+  if (needs_weight) made.push_back(d_weight);
+  if (needs_bias) made.push_back(d_bias);
+  return made;
+}
+
+}  // namespace argus::triple_embedding

@@ -1,0 +1,159 @@
+// Launches the kernels of triple_embedding.
+#include <algorithm>
+
+#include "triple_embedding/triple_embedding_cuda.h"
+#include "triple_embedding/triple_embedding_kernels.cuh"
+
+namespace argus::triple_embedding {
+namespace {
+
+constexpr const char* kOp = "triple_embedding";
+constexpr int64_t kWeightPartEvents = 1024, kBiasPartEvents = 256;
+constexpr int kMostWeightParts = 32, kMostBiasParts = 1024;
+constexpr unsigned kSimpleThreads = 256;
+
+unsigned blocks(int64_t count, int64_t each) {
+  return static_cast<unsigned>((count + each - 1) / each);
+}
+
+int parts_of(int64_t events, int64_t part_events, int most) {
+  return static_cast<int>(std::clamp<int64_t>((events + part_events - 1) / part_events, 1, most));
+}
+
+// A multiple of every stage's depth.
+int64_t events_a_part(int64_t events, int parts) {
+  constexpr int64_t kStep = 32;
+  return std::max<int64_t>(kStep, (events + parts * kStep - 1) / (parts * kStep) * kStep);
+}
+
+template <class T, class Stored>
+void launch_forward_typed(const CudaForward& forward, void* stream) {
+  const CudaProblem& problem = forward.problem;
+  const LaunchShape shape{dim3(blocks(problem.events, kTile), blocks(problem.width, kTile)), dim3(kThreads),
+                          kSharedBytes};
+  launch(kOp, forward_kernel<T, Stored>, shape, stream, forward);
+}
+
+template <class T, class Stored>
+void launch_weight_gradient(const CudaBackward& backward, void* stream) {
+  const CudaProblem& problem = backward.problem;
+  const int parts = weight_parts(problem.events), elements = depth(problem);
+  const LaunchShape shape{
+      dim3(blocks(elements, kTile), blocks(problem.width, kTile), static_cast<unsigned>(parts)),
+      dim3(kThreads), kSharedBytes};
+  launch(kOp, weight_gradient_kernel<T, Stored>, shape, stream, backward,
+         events_a_part(problem.events, parts));
+  const LaunchShape simple{dim3(static_cast<unsigned>(elements)), dim3(kSimpleThreads)};
+  launch(kOp, weight_sum_kernel<T>, simple, stream, backward, parts);
+}
+
+template <class T>
+void launch_bias_gradient(const CudaBackward& backward, void* stream) {
+  const CudaProblem& problem = backward.problem;
+  const int parts = bias_parts(problem.events);
+  const LaunchShape shape{dim3(static_cast<unsigned>(parts)), dim3(kSimpleThreads)};
+  launch(kOp, bias_part_kernel<T>, shape, stream, backward, events_a_part(problem.events, parts));
+  const LaunchShape simple{dim3(blocks(problem.width, kSimpleThreads)), dim3(kSimpleThreads)};
+  launch(kOp, bias_sum_kernel<T>, simple, stream, backward, parts);
+}
+
+template <class T, class Stored>
+void launch_backward_typed(const CudaBackward& backward, void* stream) {
+  const CudaProblem& problem = backward.problem;
+  const int elements = depth(problem);
+  if (problem.width == 0) return;
+  if (backward.gathered_gradient != nullptr && problem.events > 0 && elements > 0) {
+    const LaunchShape shape{dim3(blocks(problem.events, kTile), blocks(elements, kTile)), dim3(kThreads),
+                            kSharedBytes};
+    launch(kOp, row_gradient_kernel<T>, shape, stream, backward);
+  }
+  if (backward.d_weight != nullptr && elements > 0) launch_weight_gradient<T, Stored>(backward, stream);
+  if (backward.d_bias != nullptr) launch_bias_gradient<T>(backward, stream);
+}
+
+template <class Stored>
+void launch_row_sums_typed(const CudaRowSums& sums, void* stream) {
+  const int64_t windows = (sums.count + kWindow - 1) / kWindow;
+  const LaunchShape shape{dim3(blocks(windows, kSimpleThreads / kWarpSize)), dim3(kSimpleThreads)};
+  launch(kOp, sum_windows_kernel<Stored>, shape, stream, sums);
+  launch(kOp, sum_runs_kernel<Stored>, shape, stream, sums);
+}
+
+// Calls visit.operator()<T, Stored>().
+template <class Visit>
+void with_types(const CudaProblem& problem, const Visit& visit) {
+  const bool wide_tables = problem.table_dtype == Dtype::float32;
+  switch (problem.dtype) {
+    case Dtype::bfloat16:
+      return wide_tables ? visit.template operator()<__nv_bfloat16, float>()
+                         : visit.template operator()<__nv_bfloat16, __nv_bfloat16>();
+    case Dtype::float16:
+      return wide_tables ? visit.template operator()<__half, float>()
+                         : visit.template operator()<__half, __half>();
+    default:
+      return visit.template operator()<float, float>();
+  }
+}
+
+int chunk_of(const CudaProblem& problem) {
+  return problem.dtype == Dtype::float32 ? kChunk<float> : kChunk<__half>;
+}
+
+}  // namespace
+
+void lay_out_chunks(CudaProblem& problem) {
+  const int chunk = chunk_of(problem);
+  const int64_t bytes = problem.table_dtype == Dtype::float32 ? 4 : 2;
+  problem.chunks = 0;
+  for (int k = 0; k < problem.count; ++k) {
+    CudaColumn& column = problem.columns[k];
+    column.first_chunk = problem.chunks;
+    problem.chunks += (column.width + chunk - 1) / chunk;
+    const uintptr_t address = reinterpret_cast<uintptr_t>(column.table);
+    column.aligned = address % kChunkBytes == 0 && column.row_stride * bytes % kChunkBytes == 0 &&
+                     (column.column_stride == 1 || column.width <= 1);
+  }
+}
+
+int depth(const CudaProblem& problem) {
+  return problem.chunks * chunk_of(problem);
+}
+
+int weight_parts(int64_t events) {
+  return parts_of(events, kWeightPartEvents, kMostWeightParts);
+}
+
+int bias_parts(int64_t events) {
+  return parts_of(events, kBiasPartEvents, kMostBiasParts);
+}
+
+void launch_forward(const CudaForward& forward, void* stream) {
+  if (forward.problem.events == 0 || forward.problem.width == 0) return;
+  with_types(forward.problem,
+             [&]<class T, class Stored>() { launch_forward_typed<T, Stored>(forward, stream); });
+}
+
+void launch_backward(const CudaBackward& backward, void* stream) {
+  with_types(backward.problem,
+             [&]<class T, class Stored>() { launch_backward_typed<T, Stored>(backward, stream); });
+}
+
+void launch_leaders(const int64_t* rows, int64_t count, int64_t table_rows, int64_t* leaders, void* stream) {
+  if (count == 0) return;
+  const LaunchShape shape{dim3(blocks(count, kSimpleThreads)), dim3(kSimpleThreads)};
+  launch(kOp, leader_kernel, shape, stream, rows, count, table_rows, leaders);
+}
+
+void launch_row_sums(const CudaRowSums& sums, void* stream) {
+  if (sums.count == 0) return;
+  switch (sums.dtype) {
+    case Dtype::bfloat16:
+      return launch_row_sums_typed<__nv_bfloat16>(sums, stream);
+    case Dtype::float16:
+      return launch_row_sums_typed<__half>(sums, stream);
+    default:
+      return launch_row_sums_typed<float>(sums, stream);
+  }
+}
+
+}  // namespace argus::triple_embedding

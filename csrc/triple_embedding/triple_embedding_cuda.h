@@ -1,0 +1,82 @@
+// Parameters and launchers of the CUDA kernels of triple_embedding.
+//
+// The kernels see the Σ d elements of an event in chunks of 16 bytes: a column takes as many chunks as it
+// needs and begins a new one, so that a chunk belongs to one column. *Depth* counts these padded elements.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace argus::triple_embedding {
+
+constexpr int kMostColumns = 32;
+
+struct CudaColumn {
+  const void* table;
+  int64_t rows, row_stride, column_stride;
+  int width, offset;  // of its rows; of the weight's rows that it meets
+  int first_chunk;    // laid out by lay_out_chunks
+  bool aligned;       // chunks of its rows lie on 16-byte addresses
+};
+
+struct CudaProblem {
+  CudaColumn columns[kMostColumns];
+  const int64_t* ids;  // [count, events]
+  const void* weight;  // [Σ width, width], contiguous
+  int64_t events;
+  int count, width, chunks;
+  Dtype dtype, table_dtype;  // table_dtype: dtype, or float32
+};
+
+// Fills in the chunks; `depth` is then that of the gathered gradient.
+void lay_out_chunks(CudaProblem& problem);
+int depth(const CudaProblem& problem);
+
+struct CudaForward {
+  CudaProblem problem;
+  const void* bias;  // [width] or null
+  void* output;      // [events, width]
+};
+
+// Parts of the weight's and the bias's gradient, added in order afterwards; their number depends on the
+// number of events alone.
+int weight_parts(int64_t events);
+int bias_parts(int64_t events);
+
+struct CudaBackward {
+  CudaProblem problem;
+  const void* gradient;      // [events, width], contiguous
+  float* gathered_gradient;  // [events, depth], or null where the tables need none
+  float* weight_parts;       // [weight_parts, depth, width], or null
+  float* bias_parts;         // [bias_parts, width], or null
+  void* d_weight;            // [Σ width, width], or null
+  void* d_bias;              // [width], or null
+};
+
+constexpr int kWindow = 32;  // sorted entries that a warp sums
+
+// The gradient of one table: for each row that was read, the sum of its rows of the gathered gradient. The
+// entry at position c · events + t is that of the c-th column that reads the table and of event t.
+struct CudaRowSums {
+  const float* gathered_gradient;
+  int first_elements[kMostColumns];  // of each reading column, in a row of the gathered gradient
+  const int64_t* rows;               // [count], ascending; those outside [0, table_rows) are left out
+  const int64_t* positions;          // [count]
+  const int64_t* slots;              // [count], row-sparse: leaders up to here, itself included; dense: null
+  int64_t* unique_rows;              // row-sparse: the rows that were read
+  float* heads;                      // [windows, width], the sums of runs that began before a window
+  float* tails;                      // [windows, width], of those that begin in it and go on
+  void* values;                      // dense: [table_rows, width], zeros; row-sparse: [unique, width]
+  int64_t events, count, table_rows;
+  int depth, width;
+  Dtype dtype;  // of the table
+};
+
+void launch_forward(const CudaForward& forward, void* stream);
+void launch_backward(const CudaBackward& backward, void* stream);
+// leaders[i] = whether rows[i] is a row of the table and the first of its run.
+void launch_leaders(const int64_t* rows, int64_t count, int64_t table_rows, int64_t* leaders, void* stream);
+void launch_row_sums(const CudaRowSums& sums, void* stream);
+
+}  // namespace argus::triple_embedding

@@ -1,0 +1,243 @@
+"""The CUDA kernels of triple_embedding and their launchers as the backend "cuda_on_host", for tests only.
+
+What torch does around the kernels on a GPU (the sort, the count of rows) torch does here on the CPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend
+from argus_kernels.core.registry import Inputs
+from argus_kernels.ops.triple_embedding import native
+from tests.simt import host_executor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+LIBRARY = "triple_embedding"
+SOURCES = (
+    host_executor.REPOSITORY / "csrc/triple_embedding/triple_embedding_cuda.cu",
+    host_executor.HERE / "triple_embedding.cpp",
+)
+WINDOW = 32
+
+
+class Column(ctypes.Structure):
+    """argus::triple_embedding::CudaColumn."""
+
+    _fields_ = (
+        ("table", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "row_stride", "column_stride")),
+        *((name, ctypes.c_int) for name in ("width", "offset", "first_chunk")),
+        ("aligned", ctypes.c_bool),
+    )
+
+
+class Problem(ctypes.Structure):
+    """argus::triple_embedding::CudaProblem."""
+
+    _fields_ = (
+        ("columns", Column * native.MOST_CUDA_COLUMNS),
+        *((name, ctypes.c_void_p) for name in ("ids", "weight")),
+        ("events", ctypes.c_int64),
+        *((name, ctypes.c_int) for name in ("count", "width", "chunks", "dtype", "table_dtype")),
+    )
+
+
+class Forward(ctypes.Structure):
+    """argus::triple_embedding::CudaForward."""
+
+    _fields_ = (("problem", Problem), ("bias", ctypes.c_void_p), ("output", ctypes.c_void_p))
+
+
+class Backward(ctypes.Structure):
+    """argus::triple_embedding::CudaBackward."""
+
+    _fields_ = (
+        ("problem", Problem),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("gradient", "gathered_gradient", "weight_parts", "bias_parts", "d_weight", "d_bias")
+        ),
+    )
+
+
+class RowSums(ctypes.Structure):
+    """argus::triple_embedding::CudaRowSums."""
+
+    _fields_ = (
+        ("gathered_gradient", ctypes.c_void_p),
+        ("first_elements", ctypes.c_int * native.MOST_CUDA_COLUMNS),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("rows", "positions", "slots", "unique_rows", "heads", "tails", "values")
+        ),
+        *((name, ctypes.c_int64) for name in ("events", "count", "table_rows")),
+        *((name, ctypes.c_int) for name in ("depth", "width", "dtype")),
+    )
+
+
+class Leaders(ctypes.Structure):
+    """The arguments of argus::triple_embedding::launch_leaders."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "table_rows")),
+        ("leaders", ctypes.c_void_p),
+    )
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _run(function: str, *structures: ctypes.Structure | ctypes.c_int64) -> None:
+    host_executor.run(LIBRARY, SOURCES, f"triple_embedding_{function}", *structures)
+
+
+def _parts(function: str, events: int) -> int:
+    library = host_executor.load(LIBRARY, SOURCES)
+    return int(getattr(library, f"triple_embedding_{function}")(ctypes.c_int64(events)))
+
+
+def _problem(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor) -> Problem:
+    """`ids` and `weight` contiguous, and kept by the caller."""
+    problem = Problem(
+        ids=_address(ids),
+        weight=_address(weight),
+        events=ids.shape[1],
+        count=len(columns),
+        width=weight.shape[1],
+        dtype=DTYPES[weight.dtype],
+        table_dtype=DTYPES[tables[0].dtype if tables else weight.dtype],
+    )
+    offset = 0
+    for k, column in enumerate(columns):
+        table = tables[column]
+        rows, width = table.shape
+        problem.columns[k] = Column(
+            table=_address(table),
+            rows=rows,
+            row_stride=table.stride(0),
+            column_stride=table.stride(1),
+            width=width,
+            offset=offset,
+        )
+        offset += width
+    return problem
+
+
+def forward(
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse: bool,
+    check_ids: bool,
+) -> Tensor:
+    """What the CUDA library does with these arguments; RuntimeError with the executor's report."""
+    ids, weight = ids.contiguous(), weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    output = weight.new_empty(ids.shape[1], weight.shape[1])
+    problem = _problem(ids, tables, columns, weight)
+    _run("forward", Forward(problem=problem, bias=_address(bias), output=_address(output)))
+    return output
+
+
+def backward(
+    gradients: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    needs: dict[str, bool],
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    sparse: bool,
+    check_ids: bool,
+) -> list[list[Tensor | None] | Tensor | None]:
+    """The gradients, as the CUDA library computes them."""
+    ids, weight, gradient = ids.contiguous(), weight.contiguous(), gradients[0].contiguous()
+    problem = _problem(ids, tables, columns, weight)
+    events, width = gradient.shape
+    depth = int(host_executor.load(LIBRARY, SOURCES).triple_embedding_depth(ctypes.byref(problem)))
+
+    def room(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.float32)
+
+    d_weight = torch.empty_like(weight) if needs["weight"] else None
+    d_bias = weight.new_empty(width) if needs["bias"] and bias is not None else None
+    gathered = room(events, depth) if needs["tables"] else None
+    weight_parts = None if d_weight is None else room(_parts("weight_parts", events), depth, width)
+    bias_parts = None if d_bias is None else room(_parts("bias_parts", events), width)
+    _run(
+        "backward",
+        Backward(
+            problem=problem,
+            gradient=_address(gradient),
+            gathered_gradient=_address(gathered),
+            weight_parts=_address(weight_parts),
+            bias_parts=_address(bias_parts),
+            d_weight=_address(d_weight),
+            d_bias=_address(d_bias),
+        ),
+    )
+    d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
+    if gathered is not None:
+        d_tables = []
+        for index, table in enumerate(tables):
+            readers = [k for k, column in enumerate(columns) if column == index]
+            d_tables += _row_sums(gathered, ids, table, readers, problem, sparse)
+    return [d_tables, d_weight, d_bias]
+
+
+def _row_sums(
+    gathered: Tensor, ids: Tensor, table: Tensor, readers: list[int], problem: Problem, sparse: bool
+) -> list[Tensor | None]:
+    """The table's gradient, or the rows that were read and a row of gradients for each."""
+    rows, positions = ids[readers].flatten().sort(stable=True)
+    count, width = rows.shape[0], table.shape[1]
+    slots = unique = None
+    values = torch.zeros(table.shape, dtype=table.dtype)
+    if sparse:
+        leaders = torch.empty_like(rows)
+        _run("leaders", Leaders(_address(rows), count, table.shape[0], _address(leaders)))
+        slots = leaders.cumsum(0)
+        unique = rows.new_empty(int(slots[-1]) if count else 0)
+        values = table.new_empty(unique.shape[0], width)
+    windows = (count + WINDOW - 1) // WINDOW
+    heads, tails = (torch.empty(windows, width, dtype=torch.float32) for _ in range(2))
+    sums = RowSums(
+        gathered_gradient=_address(gathered),
+        rows=_address(rows),
+        positions=_address(positions),
+        slots=_address(slots),
+        unique_rows=_address(unique),
+        heads=_address(heads),
+        tails=_address(tails),
+        values=_address(values),
+        events=ids.shape[1],
+        count=count,
+        table_rows=table.shape[0],
+        depth=gathered.shape[1],
+        width=width,
+        dtype=DTYPES[table.dtype],
+    )
+    chunk = 128 // torch.finfo(torch.float32 if problem.dtype == 0 else torch.float16).bits
+    for place, k in enumerate(readers):
+        sums.first_elements[place] = problem.columns[k].first_chunk * chunk
+    if count:
+        _run("row_sums", sums, ctypes.c_int64(values.shape[0]))
+    return [values] if unique is None else [unique, values]
+
+
+def _why_not(inputs: Inputs) -> list[str]:
+    # Everything the CUDA backend wants, but on the CPU.
+    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+
+
+BACKEND = Backend(host_executor.BACKEND, forward, backward, why_not=_why_not, available=host_executor.why_not)
