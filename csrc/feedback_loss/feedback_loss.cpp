@@ -13,6 +13,7 @@
 #include "common/check.h"
 #include "common/element.h"
 #include "common/huge_pages.h"
+#include "feedback_loss/feedback_loss_cuda.h"
 
 namespace argus::feedback_loss {
 namespace {
@@ -238,6 +239,116 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
   return {d_hidden, d_weight, d_bias};
 }
 
+#else
+
+void check_limits(const Inputs& inputs) {
+  const int64_t tasks = static_cast<int64_t>(inputs.classes.size());
+  if (tasks > kMostTasks) fail(kOp, "classes has ", tasks, " tasks, expected at most ", kMostTasks);
+  if (inputs.weight.size(1) > kMostLogits) {
+    fail(kOp, "weight has ", inputs.weight.size(1), " columns, expected at most ", kMostLogits);
+  }
+  check_dtype(kOp, "hidden", inputs.hidden, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  for (const Tensor* tensor : {&inputs.weight, &inputs.bias, &inputs.targets})
+    check_same_device(kOp, "weight, bias or targets", *tensor, "hidden", inputs.hidden);
+}
+
+const float* floats_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? tensor->const_data_ptr<float>() : nullptr;
+}
+
+// The kernels' scratch; torch's allocator hands it on only to what follows on the same stream.
+struct Work {
+  Tensor hidden, part_loss, part_weight, scale;
+  CudaParams params;
+
+  explicit Work(const Inputs& inputs)
+      : hidden(torch::stable::contiguous(inputs.hidden)),
+        part_loss(scratch(inputs, cuda_parts(hidden.size(0)) * tasks(inputs), ScalarType::Double)),
+        part_weight(scratch(inputs, cuda_parts(hidden.size(0)) * tasks(inputs), ScalarType::Double)),
+        scale(scratch(inputs, tasks(inputs), ScalarType::Float)),
+        params{
+            .hidden = hidden.const_data_ptr(),
+            .weight = inputs.weight.const_data_ptr(),
+            .bias = inputs.bias.const_data_ptr(),
+            .targets = inputs.targets.const_data_ptr<int64_t>(),
+            .task_weight = floats_or_null(inputs.task_weight),
+            .row_weight = floats_or_null(inputs.row_weight),
+            .rows = hidden.size(0),
+            .width = hidden.size(1),
+            .columns = static_cast<int32_t>(inputs.weight.size(1)),
+            .tasks = static_cast<int32_t>(inputs.classes.size()),
+            .dtype = dtype_of(hidden),
+            .part_loss = part_loss.mutable_data_ptr<double>(),
+            .part_weight = part_weight.mutable_data_ptr<double>(),
+            .scale = scale.mutable_data_ptr<float>(),
+        } {
+    for (size_t task = 0; task < inputs.classes.size(); ++task)
+      params.classes[task] = static_cast<int32_t>(inputs.classes[task]);
+  }
+
+  bool empty() const { return params.rows == 0 || params.tasks == 0; }
+
+ private:
+  static int64_t tasks(const Inputs& inputs) { return static_cast<int64_t>(inputs.classes.size()); }
+  static Tensor scratch(const Inputs& inputs, int64_t size, ScalarType dtype) {
+    return torch::stable::new_empty(inputs.hidden, {size}, dtype);
+  }
+};
+
+void* current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return stream;
+}
+
+Tensor forward_on_cuda(Tensor hidden, Tensor weight, Tensor bias, Tensor targets,
+                       std::vector<int64_t> classes, std::optional<Tensor> task_weight,
+                       std::optional<Tensor> row_weight) {
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
+  check_limits(inputs);
+  Work work(inputs);
+  if (work.empty()) return torch::stable::new_zeros(hidden, {work.params.tasks}, ScalarType::Float);
+  const Tensor losses = torch::stable::new_empty(hidden, {work.params.tasks}, ScalarType::Float);
+  work.params.loss = losses.mutable_data_ptr<float>();
+  launch_forward_cuda(work.params, current_stream(hidden));
+  return losses;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden, Tensor weight, Tensor bias,
+                                                    Tensor targets, std::vector<int64_t> classes,
+                                                    std::optional<Tensor> task_weight,
+                                                    std::optional<Tensor> row_weight) {
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
+  check_limits(inputs);
+  Work work(inputs);
+  CudaParams& params = work.params;
+  check_shape(kOp, "d_loss", d_loss, "[F]", {params.tasks});
+  check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
+  const Tensor gradient = torch::stable::contiguous(d_loss);
+  if (work.empty()) {
+    return {torch::stable::new_zeros(hidden, {params.rows, params.width}),
+            torch::stable::new_zeros(hidden, {params.width, params.columns}),
+            torch::stable::new_zeros(hidden, {params.columns})};
+  }
+  const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
+  const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
+  const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});
+  const int64_t parts = cuda_parts(params.rows);
+  const Tensor weight_parts =
+      torch::stable::new_empty(hidden, {parts * params.columns * params.width}, ScalarType::Float);
+  const Tensor bias_parts = torch::stable::new_empty(hidden, {parts * params.columns}, ScalarType::Float);
+  params.d_loss = gradient.const_data_ptr<float>();
+  params.d_weight_part = weight_parts.mutable_data_ptr<float>();
+  params.d_bias_part = bias_parts.mutable_data_ptr<float>();
+  params.d_hidden = d_hidden.mutable_data_ptr();
+  params.d_weight = d_weight.mutable_data_ptr();
+  params.d_bias = d_bias.mutable_data_ptr();
+  launch_backward_cuda(params, current_stream(hidden));
+  return {d_hidden, d_weight, d_bias};
+}
+
 #endif
 
 }  // namespace
@@ -258,6 +369,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
   m.impl("feedback_loss", TORCH_BOX(&argus::feedback_loss::forward_on_cpu));
   m.impl("feedback_loss_backward", TORCH_BOX(&argus::feedback_loss::backward_on_cpu));
+}
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
+  m.impl("feedback_loss", TORCH_BOX(&argus::feedback_loss::forward_on_cuda));
+  m.impl("feedback_loss_backward", TORCH_BOX(&argus::feedback_loss::backward_on_cuda));
 }
 
 #endif

@@ -122,6 +122,7 @@ def _fake(inputs: Inputs) -> Tensor:
 
 
 BACKENDS = (
+    Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
     Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )

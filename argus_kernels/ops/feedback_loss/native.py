@@ -1,4 +1,4 @@
-"""The compiled backend of feedback_loss: `cpp` (C++ on the CPU)."""
+"""The compiled backends of feedback_loss: `cpp` (C++ on the CPU) and `cuda` (CUDA C++)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from torch import Tensor
 from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16)
+MOST_TASKS = 32
+"""Of the CUDA kernels, whose arguments carry the classes."""
+MOST_LOGITS = 128
+"""Of the CUDA kernels, which hold a tile's logits in shared memory."""
 
 
 def forward(
@@ -53,8 +59,27 @@ def available_cpp() -> str | None:
     return native.why_not("cpu")
 
 
+def available_cuda() -> str | None:
+    """Why the CUDA backend cannot serve anything here, or None."""
+    return native.why_not("cuda")
+
+
 def why_not_cpp(inputs: Inputs) -> list[str]:
     """Every reason why the C++ backend cannot serve these inputs."""
+    return [*_tensors_on("cpu", inputs), *needs_dtype(FLOATING, hidden=inputs.hidden)]
+
+
+def why_not_cuda(inputs: Inputs) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these inputs."""
+    problems = [*_tensors_on("cuda", inputs), *needs_dtype(_STORED, hidden=inputs.hidden)]
+    tasks, columns = len(inputs.classes), inputs.weight.shape[1]
+    if tasks > MOST_TASKS:
+        problems.append(f"classes has {tasks} tasks, expected at most {MOST_TASKS}")
+    if columns > MOST_LOGITS:
+        problems.append(f"weight has {columns} columns, expected at most {MOST_LOGITS}")
+    return problems
+
+
+def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
     names = ("hidden", "weight", "bias", "targets", "task_weight", "row_weight")
-    tensors = {name: getattr(inputs, name) for name in names}
-    return [*needs_device("cpu", **tensors), *needs_dtype(FLOATING, hidden=inputs.hidden)]
+    return needs_device(kind, **{name: getattr(inputs, name) for name in names})

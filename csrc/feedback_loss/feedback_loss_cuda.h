@@ -1,0 +1,59 @@
+// What the CUDA kernels of feedback_loss are launched with.
+#pragma once
+
+#include <cstdint>
+
+#include "common/dtype.h"
+
+namespace argus::feedback_loss {
+
+constexpr int kMostTasks = 32;
+constexpr int64_t kMostLogits = 128;
+
+// All memory is the device's but for `classes`.
+struct CudaParams {
+  const void* hidden;        // [rows, width], contiguous
+  const void* weight;        // [width, columns], contiguous
+  const void* bias;          // [columns]
+  const int64_t* targets;    // [rows, tasks], contiguous
+  const float* task_weight;  // [tasks] or null for 1
+  const float* row_weight;   // [rows] or null for 1
+  int64_t rows;
+  int64_t width;
+  int32_t columns;
+  int32_t tasks;
+  Dtype dtype;
+  int32_t classes[kMostTasks];
+
+  // Scratch: a block's sums of w · l and of w for each task; from them the scales v_f / Σ w, backward times
+  // d_loss.
+  double* part_loss;    // [cuda_parts(rows), tasks]
+  double* part_weight;  // [cuda_parts(rows), tasks]
+  float* scale;         // [tasks]
+
+  float* loss;  // [tasks]; forward
+
+  // Backward. A block's sums for d_weight stand column after column.
+  const float* d_loss;   // [tasks]
+  float* d_weight_part;  // [cuda_parts(rows), columns, width]
+  float* d_bias_part;    // [cuda_parts(rows), columns]
+  void* d_hidden;        // [rows, width]
+  void* d_weight;        // [width, columns]
+  void* d_bias;          // [columns]
+};
+
+// Rows are worked on in tiles, dealt to the blocks in turn. The number of blocks depends on the rows alone,
+// so that every GPU adds in the same order.
+constexpr int64_t kCudaTileRows = 64;
+constexpr int64_t kMostParts = 528;
+
+inline int64_t cuda_parts(int64_t rows) {
+  const int64_t tiles = (rows + kCudaTileRows - 1) / kCudaTileRows;
+  return tiles < kMostParts ? tiles : kMostParts;
+}
+
+// Enqueue on `stream`, a cudaStream_t; rows ≥ 1 and tasks ≥ 1.
+void launch_forward_cuda(const CudaParams& params, void* stream);
+void launch_backward_cuda(const CudaParams& params, void* stream);
+
+}  // namespace argus::feedback_loss
