@@ -22,19 +22,6 @@ constexpr const char* kOp = "decode_attention";
 
 using Optional = std::optional<Tensor>;
 
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::float64;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      return Dtype::float32;
-  }
-}
-
 // The arguments as the schema has them, contiguous where the kernels want it.
 struct Arguments {
   Tensor q, key_pages, value_pages, time_pages, block_table, lengths;
@@ -273,6 +260,31 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
   return out;
 }
 
+#else
+
+Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
+                      Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
+                      Optional thresholds, Optional query_time, Optional key_time, double scale,
+                      std::optional<int64_t> window) {
+  const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
+                        v, position_bias, time_bias,   thresholds, query_time,  key_time};
+  check(given);
+  if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
+  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const Arguments ready = prepared(given);
+  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
+  Params params = make_params(ready, out, scale, window);
+  if (params.users == 0 || params.heads == 0 || params.width == 0) return out;
+  params.chunk = cuda_chunk_events(params.table_width * params.page_size);
+  const int64_t elements = cuda_users_at_once(params) * cuda_chunks(params) * partial_elements(params);
+  Tensor partial = torch::stable::new_empty(q, {elements}, ScalarType::Float);
+  params.partial = partial.mutable_data_ptr();
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
+  launch_cuda(params, stream);
+  return out;
+}
+
 #endif
 
 }  // namespace
@@ -289,6 +301,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
   m.impl("decode_attention", TORCH_BOX(&argus::decode_attention::decode_on_cpu));
+}
+
+#else
+
+STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
+  m.impl("decode_attention", TORCH_BOX(&argus::decode_attention::decode_on_cuda));
 }
 
 #endif

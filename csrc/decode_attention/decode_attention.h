@@ -13,11 +13,12 @@
 // number of threads nor on who else is in the call.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
-namespace argus::decode_attention {
+#include "common/dtype.h"
 
-enum class Dtype { float32, float64, bfloat16, float16 };
+namespace argus::decode_attention {
 
 struct Params {
   const void* q;    // [users, heads, width]
@@ -78,8 +79,34 @@ void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_
 // − 1.
 void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last);
 
-// Enqueues the same on `stream`, a cudaStream_t. A user whose length or pages are out of bounds gives NaN and
-// writes nothing.
+// The GPU's kernels. A row wider than this is refused.
+constexpr int64_t kWidest = 256;
+
+// Events in a chunk on the GPU, for histories of at most `capacity` events: short, so that one user fills
+// many multiprocessors, but never more than 64 chunks, whose results take less than a hundredth of the
+// history.
+inline int64_t cuda_chunk_events(int64_t capacity) {
+  constexpr int64_t kTile = 128, kMostChunks = 64;
+  return std::max(kTile, (capacity + kMostChunks * kTile - 1) / (kMostChunks * kTile) * kTile);
+}
+
+// Chunks that a history can reach into.
+inline int64_t cuda_chunks(const Params& params) {
+  const int64_t capacity = params.table_width * params.page_size;
+  const int64_t all = (capacity + params.chunk - 1) / params.chunk;
+  return std::min(all, params.window / params.chunk + 2);
+}
+
+// Users whose partial results are in memory at one time.
+inline int64_t cuda_users_at_once(const Params& params) {
+  constexpr int64_t kMostElements = int64_t{1} << 26, kMostPairs = int64_t{1} << 30;
+  const int64_t of_user = std::max<int64_t>(1, cuda_chunks(params) * partial_elements(params));
+  const int64_t most = std::min(kMostElements / of_user, kMostPairs / std::max<int64_t>(params.heads, 1));
+  return std::clamp<int64_t>(most, 1, std::max<int64_t>(params.users, 1));
+}
+
+// Enqueues appending and attending on `stream`, a cudaStream_t. A user whose length or pages are out of
+// bounds gives NaN and writes nothing.
 void launch_cuda(const Params& params, void* stream);
 
 }  // namespace argus::decode_attention

@@ -11,7 +11,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import bias_problems, window_problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.decode_attention import native, reference
+from argus_kernels.ops.decode_attention import native, reference, triton_backend
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
 from argus_kernels.ops.decode_attention.samples import drawn, samples
@@ -19,6 +19,8 @@ from argus_kernels.ops.decode_attention.samples import drawn, samples
 __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "decode_attention"]
 
 BACKENDS = (
+    Backend("cuda", native.forward, why_not=native.why_not_cuda, available=native.available_cuda),
+    triton_backend.BACKEND,
     Backend("cpp", native.forward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )

@@ -1,4 +1,4 @@
-"""The compiled backend of decode_attention: `cpp` (C++ on the CPU)."""
+"""The compiled backends of decode_attention: `cpp` (C++ on the CPU) and `cuda` (CUDA C++)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 from argus_kernels.core.relative_bias import time_thresholds
+
+WIDEST = 256
+"""Head width that the CUDA kernels hold in registers."""
 
 
 def forward(
@@ -32,8 +35,9 @@ def forward(
 ) -> Tensor:
     """Writes the new events to their slots and computes out [B, H, Dh], on the pages' device.
 
-    Raises ValueError, having changed nothing, on the CPU: a length or a page out of bounds, two users that append to
-    one page; and for shapes and dtypes that the kernels do not take.
+    On a GPU a user with a length or a page out of bounds gets NaN, and nothing is written for it. Raises ValueError,
+    having changed nothing, for shapes and dtypes that the kernels do not take, and on the CPU for a length or a page
+    out of bounds and for two users that append to one page.
     """
     thresholds = None if time_bias is None else _thresholds(time_bias.shape[1], q.device)
     out: Tensor = _op()(
@@ -58,6 +62,23 @@ def _thresholds(buckets: int, device: torch.device) -> Tensor:
 def available_cpp() -> str | None:
     """Why the C++ backend cannot serve anything here, or None."""
     return native.why_not("cpu")
+
+
+def available_cuda() -> str | None:
+    """Why the CUDA backend cannot serve anything here, or None."""
+    return native.why_not("cuda")
+
+
+def why_not_cuda(inputs: Inputs) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these inputs."""
+    problems = [
+        *needs_device("cuda", q=inputs.q, key_pages=inputs.key_pages, lengths=inputs.lengths),
+        *needs_dtype(FLOATING[:3], q=inputs.q),
+        *_layout_problems(inputs),
+    ]
+    if inputs.q.shape[-1] > WIDEST:
+        problems.append(f"head width is {inputs.q.shape[-1]}, expected at most {WIDEST}")
+    return problems
 
 
 def why_not_cpp(inputs: Inputs) -> list[str]:

@@ -1,0 +1,74 @@
+// Launches the decode_attention kernels.
+#include <algorithm>
+
+#include "decode_attention/decode_attention.h"
+#include "decode_attention/decode_attention_kernels.cuh"
+
+namespace argus::decode_attention {
+namespace {
+
+constexpr const char* kOp = "decode_attention";
+
+bool aligned(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Whether every row begins on 16 bytes.
+bool rows_are_aligned(const Params& params, int64_t element_bytes) {
+  const auto whole = [&](int64_t elements) { return elements * element_bytes % 16 == 0; };
+  return aligned(params.q) && aligned(params.k) && aligned(params.v) && aligned(params.key_pages) &&
+         aligned(params.value_pages) && whole(params.width) && whole(params.key_page_stride) &&
+         whole(params.key_slot_stride) && whole(params.value_page_stride) && whole(params.value_slot_stride);
+}
+
+template <class R>
+void launch_rows(const Params& params, void* stream) {
+  const int64_t chunks = cuda_chunks(params);
+  const int64_t step = cuda_users_at_once(params);
+  for (int64_t first = 0; first < params.users; first += step) {
+    const int64_t pairs = std::min(step, params.users - first) * params.heads;
+    const dim3 block(kThreads);
+    if (chunks > 0) {
+      const dim3 grid(static_cast<unsigned>(pairs), static_cast<unsigned>(chunks));
+      launch(kOp, chunk_kernel<R>, LaunchShape{grid, block}, stream, params, first);
+    }
+    launch(kOp, combine_kernel<typename R::Element>, LaunchShape{dim3(static_cast<unsigned>(pairs)), block},
+           stream, params, first, chunks);
+  }
+}
+
+// A width that is not among those with aligned rows is padded to the next of two.
+template <class T>
+void launch_typed(const Params& params, void* stream) {
+  if (rows_are_aligned(params, sizeof(T))) {
+    switch (params.width) {
+      case 32:
+        return launch_rows<Row<T, 32, true>>(params, stream);
+      case 64:
+        return launch_rows<Row<T, 64, true>>(params, stream);
+      case 128:
+        return launch_rows<Row<T, 128, true>>(params, stream);
+      case 256:
+        return launch_rows<Row<T, 256, true>>(params, stream);
+      default:
+        break;
+    }
+  }
+  if (params.width <= 64) return launch_rows<Row<T, 64, false>>(params, stream);
+  launch_rows<Row<T, kWidest, false>>(params, stream);
+}
+
+}  // namespace
+
+void launch_cuda(const Params& params, void* stream) {
+  switch (params.dtype) {
+    case Dtype::bfloat16:
+      return launch_typed<__nv_bfloat16>(params, stream);
+    case Dtype::float16:
+      return launch_typed<__half>(params, stream);
+    default:
+      return launch_typed<float>(params, stream);
+  }
+}
+
+}  // namespace argus::decode_attention

@@ -1,0 +1,427 @@
+// decode_attention on the GPU. A block takes one chunk of one user's history for one head, tile by tile of as
+// many events as it has threads: first a thread per event finds its row, its bias and whether it counts; then
+// groups of lanes take events in turn, each lane 16 bytes of a row at a time, with their own running softmax.
+// The groups are combined by shuffles and shared memory in a fixed order, the chunks by a second kernel.
+//
+// No lane waits for keys before it asks for values: both rows of four events are on their way at once.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "common/device.cuh"
+#include "common/reduce.cuh"
+#include "decode_attention/decode_attention.h"
+
+namespace argus::decode_attention {
+
+constexpr int kThreads = 128;
+constexpr int kWarps = kThreads / kWarpSize;
+constexpr int kUnrolled = 4;  // events that a group has on their way at once
+
+// The oldest event that the window shows.
+ARGUS_DEVICE int64_t first_event(const Params& params, int64_t length) {
+  return length > params.window ? length - params.window : 0;
+}
+
+// How a row of up to kWidth elements of T is spread over lanes. kWhole: it has exactly kWidth, aligned to 16
+// bytes.
+template <class T, int kWidth_, bool kWhole_>
+struct Row {
+  using Element = T;
+  static constexpr int kWidth = kWidth_;
+  static constexpr bool kWhole = kWhole_;
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kGroup = kWidth / kVector < kWarpSize ? kWidth / kVector : kWarpSize;
+  static constexpr int kVectors = kWidth / (kVector * kGroup);
+  static constexpr int kElements = kVectors * kVector;  // of a lane
+  static constexpr int kGroups = kThreads / kGroup;
+  static_assert(kThreads % (kUnrolled * kGroups) == 0);
+};
+
+// A lane's part of a row as it lies in memory. Rows are read as constants: the only slots that a launch
+// writes are those of the new events, which are read from what was given instead.
+template <class R>
+struct Part {
+  uint4 words[R::kVectors];
+};
+
+template <class R>
+ARGUS_DEVICE Part<R> empty_part() {
+  Part<R> part;
+#pragma unroll
+  for (int i = 0; i < R::kVectors; ++i) part.words[i] = make_uint4(0, 0, 0, 0);
+  return part;
+}
+
+template <class R>
+ARGUS_DEVICE Part<R> load_part(const typename R::Element* row, int lane, int width) {
+  Part<R> part;
+#pragma unroll
+  for (int i = 0; i < R::kVectors; ++i) {
+    const int column = (i * R::kGroup + lane) * R::kVector;
+    if constexpr (R::kWhole) {
+      part.words[i] = __ldg(reinterpret_cast<const uint4*>(row + column));
+    } else {
+      typename R::Element padded[R::kVector];
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e) {
+        from_float(padded[e], 0.0f);
+        if (column + e < width) padded[e] = row[column + e];
+      }
+      memcpy(&part.words[i], padded, sizeof(padded));
+    }
+  }
+  return part;
+}
+
+ARGUS_DEVICE void unpack(float (&to)[4], const uint4& words, float) {
+  to[0] = __uint_as_float(words.x);
+  to[1] = __uint_as_float(words.y);
+  to[2] = __uint_as_float(words.z);
+  to[3] = __uint_as_float(words.w);
+}
+ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __nv_bfloat16) {
+  const unsigned pairs[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(pairs[i] << 16);
+    to[2 * i + 1] = __uint_as_float(pairs[i] & 0xffff0000u);
+  }
+}
+ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __half) {
+  __half values[8];
+  memcpy(values, &words, sizeof(values));
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = __half2float(values[i]);
+}
+
+// One softmax under way: the largest score, the sum of exp(score − largest), the weighted values of a lane.
+template <class R>
+struct Running {
+  float largest, sum;
+  float weighted[R::kElements];
+};
+
+// exp(a − b) where both may be −∞ and nothing weighs anything then.
+ARGUS_DEVICE float weight_of(float a, float b) {
+  return a == -INFINITY ? 0.0f : expf(a - b);
+}
+
+// What a tile's threads have found out about its events.
+template <class T>
+struct Tile {
+  const T** keys;  // null where the event does not count
+  const T** values;
+  float* bias;
+};
+
+ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time, int head) {
+  const unsigned long long raw =
+      static_cast<unsigned long long>(params.query_time[user]) - static_cast<unsigned long long>(time);
+  const unsigned long long magnitude = static_cast<long long>(raw) < 0 ? 0ull - raw : raw;
+  constexpr unsigned long long kLargest = 0x7ffffffffffffffeull;
+  const long long distance =
+      static_cast<long long>(magnitude < 1 ? 1ull : (magnitude > kLargest ? kLargest : magnitude));
+  // The logarithm, lowered a little, is the bucket or the one below; the integer edge above decides.
+  const float estimate = logf(static_cast<float>(distance)) * (1.0f / 0.301f) - 1e-3f;
+  const int last = static_cast<int>(params.time_buckets) - 1;
+  int bucket = min(max(static_cast<int>(estimate), 0), last);
+  if (bucket < last && distance >= params.thresholds[bucket + 1]) ++bucket;
+  return static_cast<const float*>(params.time_bias)[head * params.time_buckets + bucket];
+}
+
+// The row and the bias of event `event` of the user; the newest one's come from what is being appended.
+template <class T>
+ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, int64_t user, int head,
+                                 int64_t event, int64_t length, int place, bool& broken) {
+  const int page_size = static_cast<int>(params.page_size);
+  const int slot_of_table = static_cast<int>(event) / page_size, slot = static_cast<int>(event) % page_size;
+  const int64_t page = params.block_table[user * params.table_width + slot_of_table];
+  if (page < 0 || page >= params.pages) {
+    broken = true;
+    tile.keys[place] = nullptr;
+    return;
+  }
+  const bool newest = params.k != nullptr && event == length - 1;
+  const int64_t given = (user * params.heads + head) * params.width, column = head * params.width;
+  tile.keys[place] = newest ? static_cast<const T*>(params.k) + given
+                            : static_cast<const T*>(params.key_pages) + page * params.key_page_stride +
+                                  slot * params.key_slot_stride + column;
+  tile.values[place] = newest ? static_cast<const T*>(params.v) + given
+                              : static_cast<const T*>(params.value_pages) + page * params.value_page_stride +
+                                    slot * params.value_slot_stride + column;
+  float bias = 0.0f;
+  if (params.position_bias != nullptr) {
+    const int64_t bucket = min(length - 1 - event, params.position_buckets - 1);
+    bias += static_cast<const float*>(params.position_bias)[head * params.position_buckets + bucket];
+  }
+  if (params.time_bias != nullptr) {
+    const bool given_time = newest && params.key_time != nullptr;
+    const int64_t time =
+        given_time ? params.key_time[user]
+                   : params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride];
+    bias += time_bias_of(params, user, time, head);
+  }
+  tile.bias[place] = bias;
+}
+
+// The new event of the user, this head's part of it, to its slot.
+template <class T>
+ARGUS_DEVICE void append_event(const Params& params, int64_t user, int head, int64_t event) {
+  const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
+  if (page < 0 || page >= params.pages) return;
+  const int64_t slot = event % params.page_size;
+  const int64_t given = (user * params.heads + head) * params.width, column = head * params.width;
+  T* key = static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride +
+           column;
+  T* value = static_cast<T*>(params.value_pages) + page * params.value_page_stride +
+             slot * params.value_slot_stride + column;
+  for (int i = static_cast<int>(threadIdx.x); i < params.width; i += kThreads) {
+    key[i] = static_cast<const T*>(params.k)[given + i];
+    value[i] = static_cast<const T*>(params.v)[given + i];
+  }
+  if (head == 0 && threadIdx.x == 0 && params.key_time != nullptr)
+    params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
+        params.key_time[user];
+}
+
+// Adds kUnrolled events of the tile, `step` apart from place `first` on, to a group's softmax.
+template <class R>
+ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Element>& tile, int first, int step,
+                             const float (&query)[R::kElements], int lane, Running<R>& running) {
+  using T = typename R::Element;
+  const int width = static_cast<int>(params.width);
+  Part<R> keys[kUnrolled], values[kUnrolled];
+  float scores[kUnrolled];
+#pragma unroll
+  for (int i = 0; i < kUnrolled; ++i) {
+    const int place = first + i * step;
+    const T* key = tile.keys[place];
+    scores[i] = key == nullptr ? -INFINITY : tile.bias[place];
+    keys[i] = key == nullptr ? empty_part<R>() : load_part<R>(key, lane, width);
+    values[i] = key == nullptr ? empty_part<R>() : load_part<R>(tile.values[place], lane, width);
+  }
+  float largest = running.largest;
+#pragma unroll
+  for (int i = 0; i < kUnrolled; ++i) {
+    float product = 0.0f;
+#pragma unroll
+    for (int vector = 0; vector < R::kVectors; ++vector) {
+      float key[R::kVector];
+      unpack(key, keys[i].words[vector], T());
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e) product += query[vector * R::kVector + e] * key[e];
+    }
+#pragma unroll
+    for (int distance = R::kGroup / 2; distance > 0; distance /= 2)
+      product += __shfl_xor_sync(kFullWarp, product, distance);
+    scores[i] += product;
+    largest = fmaxf(largest, scores[i]);
+  }
+  const float kept = weight_of(running.largest, largest);
+  running.largest = largest;
+  running.sum *= kept;
+#pragma unroll
+  for (int e = 0; e < R::kElements; ++e) running.weighted[e] *= kept;
+#pragma unroll
+  for (int i = 0; i < kUnrolled; ++i) {
+    const float p = weight_of(scores[i], largest);
+    running.sum += p;
+#pragma unroll
+    for (int vector = 0; vector < R::kVectors; ++vector) {
+      float value[R::kVector];
+      unpack(value, values[i].words[vector], T());
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e) running.weighted[vector * R::kVector + e] += p * value[e];
+    }
+  }
+}
+
+// The groups of a warp become one: every lane ends with the sums over the lanes that hold the same columns.
+template <class R>
+ARGUS_DEVICE void combine_groups(Running<R>& running) {
+  float largest = running.largest;
+#pragma unroll
+  for (int distance = R::kGroup; distance < kWarpSize; distance *= 2)
+    largest = fmaxf(largest, __shfl_xor_sync(kFullWarp, largest, distance));
+  const float kept = weight_of(running.largest, largest);
+  running.largest = largest;
+  running.sum *= kept;
+#pragma unroll
+  for (int e = 0; e < R::kElements; ++e) running.weighted[e] *= kept;
+#pragma unroll
+  for (int distance = R::kGroup; distance < kWarpSize; distance *= 2) {
+    running.sum += __shfl_xor_sync(kFullWarp, running.sum, distance);
+#pragma unroll
+    for (int e = 0; e < R::kElements; ++e)
+      running.weighted[e] += __shfl_xor_sync(kFullWarp, running.weighted[e], distance);
+  }
+}
+
+// [m, l, weighted values] of a chunk and a head.
+ARGUS_DEVICE float* partial_of(const Params& params, int64_t pair, int64_t chunk, int64_t chunks) {
+  return static_cast<float*>(params.partial) + (pair * chunks + chunk) * (params.width + 2);
+}
+
+// Block (pair, chunk): pair counts users from first_user on, then heads; chunk from the first one that is
+// seen.
+template <class R>
+__global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t first_user) {
+  using T = typename R::Element;
+  ARGUS_SHARED(const T*, keys, [kThreads]);
+  ARGUS_SHARED(const T*, values, [kThreads]);
+  ARGUS_SHARED(float, bias, [kThreads]);
+  ARGUS_SHARED(float, warp_largest, [kWarps]);
+  ARGUS_SHARED(float, warp_sum_of, [kWarps]);
+  ARGUS_SHARED(float, warp_weighted, [kWarps][R::kWidth]);
+  const Tile<T> tile{keys, values, bias};
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
+  const int lane = thread % R::kGroup, group = thread / R::kGroup;
+  const int64_t user = first_user + blockIdx.x / params.heads;
+  const int head = static_cast<int>(blockIdx.x % params.heads);
+  const int64_t length = params.lengths[user];
+  const int64_t seen = first_event(params, length);
+  const int64_t chunk_begin = (seen / params.chunk + blockIdx.y) * params.chunk;
+  const int64_t end = min(chunk_begin + params.chunk, length);
+  const bool possible = length >= 0 && length <= params.table_width * params.page_size;
+  if (chunk_begin >= end || !possible) return;
+  if (params.k != nullptr && end == length) append_event<T>(params, user, head, length - 1);
+
+  float query[R::kElements];
+  {
+    const Part<R> part =
+        load_part<R>(static_cast<const T*>(params.q) + (user * params.heads + head) * params.width, lane,
+                     static_cast<int>(params.width));
+#pragma unroll
+    for (int vector = 0; vector < R::kVectors; ++vector) {
+      float loaded[R::kVector];
+      unpack(loaded, part.words[vector], T());
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e)
+        query[vector * R::kVector + e] = loaded[e] * static_cast<float>(params.scale);
+    }
+  }
+  Running<R> running;
+  running.largest = -INFINITY;
+  running.sum = 0.0f;
+#pragma unroll
+  for (int e = 0; e < R::kElements; ++e) running.weighted[e] = 0.0f;
+
+  bool broken = false;
+  for (int64_t begin = chunk_begin; begin < end; begin += kThreads) {
+    const int64_t event = begin + thread;
+    keys[thread] = nullptr;
+    if (event >= seen && event < end)
+      describe_event<T>(params, tile, user, head, event, length, thread, broken);
+    __syncthreads();
+    for (int first = group; first < kThreads; first += kUnrolled * R::kGroups)
+      add_events<R>(params, tile, first, R::kGroups, query, lane, running);
+    __syncthreads();
+  }
+  const bool any_broken = __syncthreads_or(broken) != 0;
+
+  combine_groups<R>(running);
+  if (thread % kWarpSize < R::kGroup) {
+#pragma unroll
+    for (int vector = 0; vector < R::kVectors; ++vector) {
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e)
+        warp_weighted[warp][(vector * R::kGroup + lane) * R::kVector + e] =
+            running.weighted[vector * R::kVector + e];
+    }
+  }
+  if (thread % kWarpSize == 0) {
+    warp_largest[warp] = running.largest;
+    warp_sum_of[warp] = running.sum;
+  }
+  __syncthreads();
+  float largest = warp_largest[0];
+  for (int i = 1; i < kWarps; ++i) largest = fmaxf(largest, warp_largest[i]);
+  float weights[kWarps], sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    weights[i] = weight_of(warp_largest[i], largest);
+    sum += weights[i] * warp_sum_of[i];
+  }
+  float* partial = partial_of(params, blockIdx.x, blockIdx.y, gridDim.y);
+  // A page that is not there must show, not read as a history without it.
+  if (any_broken) largest = sum = NAN;
+  for (int column = thread; column < params.width; column += kThreads) {
+    float total = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) total += weights[i] * warp_weighted[i][column];
+    partial[2 + column] = total;
+  }
+  if (thread == 0) {
+    partial[0] = largest;
+    partial[1] = sum;
+  }
+}
+
+// Block (pair): the chunks of a user and a head, in their order, a tile of as many as there are threads at a
+// time.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(Params params, int64_t first_user, int64_t chunks) {
+  ARGUS_SHARED(float, weights, [kThreads]);
+  ARGUS_SHARED(float, sums, [kThreads]);
+  ARGUS_SHARED(float, warp_largest, [kWarps]);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t user = first_user + blockIdx.x / params.heads;
+  const int64_t length = params.lengths[user];
+  T* out = static_cast<T*>(params.out) + (first_user * params.heads + blockIdx.x) * params.width;
+  const bool possible = length >= 0 && length <= params.table_width * params.page_size;
+  if (length == 0 || !possible) {
+    for (int column = thread; column < params.width; column += kThreads)
+      from_float(out[column], possible ? 0.0f : NAN);
+    return;
+  }
+  const int64_t begin = first_event(params, length) / params.chunk * params.chunk;
+  const int64_t count = (length - begin + params.chunk - 1) / params.chunk;
+  const float* partial = partial_of(params, blockIdx.x, 0, chunks);
+  const int64_t step = params.width + 2;
+
+  float largest = -INFINITY;
+  bool broken = false;
+  for (int64_t chunk = thread; chunk < count; chunk += kThreads) {
+    const float found = partial[chunk * step];
+    broken = broken || found != found;
+    largest = fmaxf(largest, found);
+  }
+  largest = warp_max(largest);
+  if (thread % kWarpSize == 0) warp_largest[thread / kWarpSize] = largest;
+  const bool any_broken = __syncthreads_or(broken) != 0;
+  for (int i = 0; i < kWarps; ++i) largest = fmaxf(largest, warp_largest[i]);
+
+  // Every thread adds up the sum of weights in the same order.
+  constexpr int kColumns = 2;
+  float total = 0.0f, out_of_lane[kColumns] = {};
+  for (int64_t first = 0; first < count; first += kThreads) {
+    const int here = static_cast<int>(min(count - first, static_cast<int64_t>(kThreads)));
+    if (thread < here) {
+      const float* result = partial + (first + thread) * step;
+      weights[thread] = weight_of(result[0], largest);
+      sums[thread] = result[1];
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int i = 0; i < here; ++i) {
+      const float weight = weights[i];
+      total += weight * sums[i];
+#pragma unroll
+      for (int block = 0; block < kColumns; ++block) {
+        const int64_t column = thread + block * kThreads;
+        if (column < params.width) out_of_lane[block] += weight * partial[(first + i) * step + 2 + column];
+      }
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int block = 0; block < kColumns; ++block) {
+    const int64_t column = thread + block * kThreads;
+    if (column < params.width) from_float(out[column], any_broken ? NAN : out_of_lane[block] / total);
+  }
+}
+
+}  // namespace argus::decode_attention

@@ -1,0 +1,102 @@
+// The launcher of decode_attention on host memory, for ctypes.
+#include "decode_attention/decode_attention.h"
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "common/device.cuh"
+
+namespace {
+
+using argus::Dtype;
+using argus::decode_attention::Params;
+using argus::simt::DeviceBuffer;
+
+// What a page tensor spans in bytes, its last row included.
+size_t span(const Params& params, int64_t page_stride, int64_t slot_stride, int64_t row, size_t element) {
+  if (params.pages == 0) return 0;
+  const int64_t last = (params.pages - 1) * page_stride + (params.page_size - 1) * slot_stride;
+  return static_cast<size_t>(last + row) * element;
+}
+
+void decode(Params params, uint64_t seed) {
+  const size_t element = params.dtype == Dtype::float32 ? 4 : 2;
+  const int64_t row = params.heads * params.width;
+  const size_t users = static_cast<size_t>(params.users),
+               vectors = users * static_cast<size_t>(row) * element;
+  const size_t heads = static_cast<size_t>(params.heads);
+  const DeviceBuffer q("q", params.q, vectors), k("k", params.k, params.k ? vectors : 0),
+      v("v", params.v, params.v ? vectors : 0);
+  const DeviceBuffer keys("key_pages", params.key_pages,
+                          span(params, params.key_page_stride, params.key_slot_stride, row, element));
+  const DeviceBuffer values("value_pages", params.value_pages,
+                            span(params, params.value_page_stride, params.value_slot_stride, row, element));
+  const DeviceBuffer times("time_pages", static_cast<void*>(params.time_pages),
+                           span(params, params.time_page_stride, params.time_slot_stride, 1, 8));
+  const DeviceBuffer table("block_table", static_cast<const void*>(params.block_table),
+                           users * static_cast<size_t>(params.table_width) * 4);
+  const DeviceBuffer lengths("lengths", static_cast<const void*>(params.lengths), users * 4);
+  const DeviceBuffer position("position_bias", params.position_bias,
+                              heads * static_cast<size_t>(params.position_buckets) * 4);
+  const size_t time_buckets = static_cast<size_t>(params.time_buckets);
+  const DeviceBuffer time("time_bias", params.time_bias, heads * time_buckets * 4);
+  const DeviceBuffer thresholds("thresholds", static_cast<const void*>(params.thresholds), time_buckets * 8);
+  const DeviceBuffer query_time("query_time", static_cast<const void*>(params.query_time),
+                                params.query_time ? users * 8 : 0);
+  const DeviceBuffer key_time("key_time", static_cast<const void*>(params.key_time),
+                              params.key_time ? users * 8 : 0);
+  const DeviceBuffer out("out", params.out, vectors);
+  params.chunk = params.chunk > 0
+                     ? params.chunk
+                     : argus::decode_attention::cuda_chunk_events(params.table_width * params.page_size);
+  std::vector<float> results(static_cast<size_t>(argus::decode_attention::cuda_users_at_once(params) *
+                                                 argus::decode_attention::cuda_chunks(params) *
+                                                 argus::decode_attention::partial_elements(params)),
+                             std::nanf(""));
+  const DeviceBuffer partial("partial", static_cast<void*>(results.data()), results.size() * 4);
+
+  const auto or_null = [](const void* given, const DeviceBuffer& buffer) {
+    return given == nullptr ? nullptr : buffer.as<void>();
+  };
+  const auto times_or_null = [&](const int64_t* given, const DeviceBuffer& buffer) {
+    return static_cast<const int64_t*>(or_null(given, buffer));
+  };
+  params.q = q.as<void>();
+  params.k = or_null(params.k, k);
+  params.v = or_null(params.v, v);
+  params.key_pages = keys.as<void>();
+  params.value_pages = values.as<void>();
+  params.time_pages = times.as<int64_t>();
+  params.block_table = table.as<int32_t>();
+  params.lengths = lengths.as<int32_t>();
+  params.position_bias = or_null(params.position_bias, position);
+  params.time_bias = or_null(params.time_bias, time);
+  params.thresholds = times_or_null(params.thresholds, thresholds);
+  params.query_time = times_or_null(params.query_time, query_time);
+  params.key_time = times_or_null(params.key_time, key_time);
+  params.out = out.as<void>();
+  params.partial = partial.as<void>();
+  argus::simt::set_seed(seed);
+  argus::decode_attention::launch_cuda(params, nullptr);
+  keys.copy_back();
+  values.copy_back();
+  times.copy_back();
+  out.copy_back();
+}
+
+}  // namespace
+
+// Leaves the executor's report, or the empty string, in `report`.
+extern "C" __attribute__((visibility("default"))) void decode_attention_on_host(const Params* params,
+                                                                                uint64_t seed, char* report,
+                                                                                size_t bytes) {
+  std::string text;
+  try {
+    decode(*params, seed);
+  } catch (const std::exception& error) {
+    text = error.what();
+  }
+  std::strncpy(report, text.c_str(), bytes - 1);
+  report[bytes - 1] = '\0';
+}

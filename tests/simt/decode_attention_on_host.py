@@ -1,0 +1,117 @@
+"""decode_attention's CUDA kernels and launcher on the CPU, by the SIMT executor: backend "cuda_on_host", tests only."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend
+from argus_kernels.core.registry import Inputs
+from argus_kernels.core.relative_bias import time_thresholds
+from argus_kernels.ops.decode_attention import native
+from tests.simt import host_executor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+SOURCES = (
+    host_executor.REPOSITORY / "csrc/decode_attention/decode_attention_cuda.cu",
+    host_executor.HERE / "decode_attention.cpp",
+)
+SEEDS = count()
+"""Every call runs the threads in another order."""
+
+_POINTERS = (
+    "q", "key_pages", "value_pages", "time_pages", "block_table", "lengths", "k", "v", "position_bias", "time_bias",
+    "thresholds", "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
+)  # fmt: skip
+_SIZES = (
+    "users", "heads", "width", "pages", "page_size", "table_width", "key_page_stride", "key_slot_stride",
+    "value_page_stride", "value_slot_stride", "time_page_stride", "time_slot_stride", "position_buckets",
+    "time_buckets", "window", "chunk",
+)  # fmt: skip
+
+
+class Params(ctypes.Structure):
+    """argus::decode_attention::Params."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_double),
+        ("dtype", ctypes.c_int),
+    )
+
+
+def forward(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    time_pages: Tensor,
+    block_table: Tensor,
+    lengths: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    position_bias: Tensor | None,
+    time_bias: Tensor | None,
+    query_time: Tensor | None,
+    key_time: Tensor | None,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """What the CUDA library does with these arguments, its launches included; RuntimeError with the report."""
+    users, heads, width = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype)
+    if out.numel() == 0:
+        return out
+    given = {
+        "q": q.contiguous(),
+        "block_table": block_table.contiguous(),
+        "lengths": lengths.contiguous(),
+        "k": None if k is None else k.contiguous(),
+        "v": None if v is None else v.contiguous(),
+        "position_bias": None if position_bias is None else position_bias.float().contiguous(),
+        "time_bias": None if time_bias is None else time_bias.float().contiguous(),
+        "thresholds": None if time_bias is None else time_thresholds(time_bias.shape[1]),
+        "query_time": None if query_time is None else query_time.contiguous(),
+        "key_time": None if key_time is None or k is None else key_time.contiguous(),
+        "key_pages": key_pages,
+        "value_pages": value_pages,
+        "time_pages": time_pages,
+        "out": out,
+    }
+    params = Params(
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in given.items()},
+        users=users,
+        heads=heads,
+        width=width,
+        pages=key_pages.shape[0],
+        page_size=key_pages.shape[1],
+        table_width=block_table.shape[1],
+        key_page_stride=key_pages.stride(0),
+        key_slot_stride=key_pages.stride(1),
+        value_page_stride=value_pages.stride(0),
+        value_slot_stride=value_pages.stride(1),
+        time_page_stride=time_pages.stride(0),
+        time_slot_stride=time_pages.stride(1),
+        position_buckets=0 if position_bias is None else position_bias.shape[1],
+        time_buckets=0 if time_bias is None else time_bias.shape[1],
+        window=2**63 - 1 if window is None else window,
+        scale=scale,
+        dtype=DTYPES[q.dtype],
+    )
+    report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
+    function = host_executor.load("decode_attention", SOURCES).decode_attention_on_host
+    function(ctypes.byref(params), ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
+    if report.value:
+        raise RuntimeError(report.value.decode())
+    return out
+
+
+def _why_not(inputs: Inputs) -> list[str]:
+    # Everything the CUDA backend wants, but on the CPU.
+    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+
+
+DECODE_ATTENTION = Backend("cuda_on_host", forward, why_not=_why_not, available=host_executor.why_not)
