@@ -64,7 +64,10 @@ class BackwardPass {
 
   void run() {
     prepare();
-    for_each(chunks_, [&](int64_t chunk) { run_chunk(chunk); });
+    torch::stable::parallel_for(0, chunks_, 1, [&](int64_t first, int64_t last) {
+      const Scratch scratch = make_scratch();
+      for (int64_t chunk = first; chunk < last; ++chunk) run_chunk(chunk, scratch);
+    });
     add_chunks();
     sum_repeated_rows();
     run_projected();
@@ -105,29 +108,35 @@ class BackwardPass {
     matmul::pack_right(packed_weight_.get(), together.data(), layout_.depth, width, width, int64_t{1});
   }
 
+  // Written before it is read, so never filled.
+  template <class T>
+  struct Room {
+    void take(int64_t size) { memory.reset(new T[static_cast<size_t>(size)]); }
+    T* data() const { return memory.get(); }
+    std::unique_ptr<T[]> memory;
+  };
+
   struct Scratch {
-    std::vector<Operand> gathered, transposed, right, left;
-    std::vector<A> product;
+    Room<Operand> gathered, transposed, right, left;
+    Room<A> product;
   };
 
   Scratch make_scratch() const {
     const int64_t tile = tile_events(problem_), width = problem_.width, depth = layout_.depth;
     Scratch scratch;
     if (to_weight()) {
-      scratch.gathered.resize(static_cast<size_t>(tile * depth));
-      scratch.transposed.resize(static_cast<size_t>(depth * matmul::padded_depth<Operand>(tile)));
-      scratch.right.resize(static_cast<size_t>(matmul::right_size<Operand>(width, tile)));
+      scratch.gathered.take(tile * depth);
+      scratch.transposed.take(depth * matmul::padded_depth<Operand>(tile));
+      scratch.right.take(matmul::right_size<Operand>(width, tile));
     }
     if (to_tables()) {
-      if (!takes_gradient_as_it_is())
-        scratch.left.resize(static_cast<size_t>(tile * matmul::padded_depth<Operand>(width)));
-      scratch.product.resize(static_cast<size_t>(tile * depth));
+      if (!takes_gradient_as_it_is()) scratch.left.take(tile * matmul::padded_depth<Operand>(width));
+      scratch.product.take(tile * depth);
     }
     return scratch;
   }
 
-  void run_chunk(int64_t chunk) {
-    Scratch scratch = make_scratch();
+  void run_chunk(int64_t chunk, const Scratch& scratch) {
     const int64_t begin = chunk * chunk_, end = std::min(begin + chunk_, problem_.events);
     const int64_t tile = tile_events(problem_);
     for (int64_t first = begin; first < end; first += tile) {
@@ -144,7 +153,7 @@ class BackwardPass {
   }
 
   // Gathered rowsᵀ · gradient.
-  void add_to_weight(int64_t chunk, int64_t first, int64_t count, bool accumulate, Scratch& scratch) {
+  void add_to_weight(int64_t chunk, int64_t first, int64_t count, bool accumulate, const Scratch& scratch) {
     const int64_t width = problem_.width, depth = layout_.depth;
     gather_tile<Operand, Weight, Stored>(problem_, layout_, first, count, scratch.gathered.data(), depth);
     matmul::pack_left(scratch.transposed.data(), static_cast<const Operand*>(scratch.gathered.data()), depth,
@@ -160,7 +169,7 @@ class BackwardPass {
     return std::is_same_v<Operand, Weight> && matmul::padded_depth<Operand>(problem_.width) == problem_.width;
   }
 
-  const Operand* gradient_rows(int64_t first, int64_t count, Scratch& scratch) const {
+  const Operand* gradient_rows(int64_t first, int64_t count, const Scratch& scratch) const {
     const Weight* from = gradient_ + first * problem_.width;
     if constexpr (std::is_same_v<Operand, Weight>) {
       if (takes_gradient_as_it_is()) return from;
@@ -170,7 +179,7 @@ class BackwardPass {
   }
 
   // Gradient · weightᵀ, each column's part to the rows of its table.
-  void scatter_to_tables(int64_t first, int64_t count, Scratch& scratch) {
+  void scatter_to_tables(int64_t first, int64_t count, const Scratch& scratch) {
     const int64_t width = problem_.width, depth = layout_.depth;
     matmul::multiply(scratch.product.data(), depth, gradient_rows(first, count, scratch),
                      matmul::padded_depth<Operand>(width), static_cast<const Operand*>(packed_weight_.get()),

@@ -179,6 +179,24 @@ def test_rows_that_no_event_reads_may_hold_anything(backend: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(clean, dirty, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_dense_gradients_of_a_large_table(dtype: torch.dtype) -> None:
+    """Zeros but for the rows that were read, in memory of its own that torch may write and add to."""
+    arguments = draw(30, [(40_000, 16)], [0, 0], dtype=dtype)
+    table = arguments["tables"][0]
+    gradient = torch.randn(30, 5).to(dtype)
+    serve("cpp", arguments).backward(gradient, inputs=[table])
+    first = table.grad
+    assert first is not None and first.is_contiguous()
+    (sparse,) = torch.autograd.grad(serve("cpp", {**arguments, "sparse": True}), [table], gradient)
+    assert torch.equal(first, sparse.to_dense())
+    once = first.clone()
+    serve("cpp", arguments).backward(gradient, inputs=[table])
+    assert torch.equal(table.grad, 2 * once)
+    table.grad.zero_().add_(1)
+    assert bool((table.grad == 1).all())
+
+
 def test_cpp_checks_ids_even_unasked() -> None:
     arguments = draw(3, [(3, 2), (4, 3)], [0, 1], dtype=torch.float32)
     arguments["ids"] = torch.tensor([[0, 1, 2], [0, 4, 1]])

@@ -6,9 +6,9 @@ row-sparse gradients wait for one number a table, how many rows were read; dense
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
 MOST_CUDA_COLUMNS = 32
 """kMostColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
-_ALIGNMENT = 64
-"""Bytes; torch's own allocations begin on such an address, and rows of powers of two then straddle no line."""
+_ON_DEMAND_BYTES = 1 << 20
+"""Of a dense gradient from which on its zeros are left to the system."""
 
 
 def forward(
@@ -66,20 +66,21 @@ def backward(
 
 
 def _zeros(like: Tensor) -> Tensor:
-    if like.device.type == "cpu":
-        return zeros_on_demand(like)
+    large = like.numel() * like.element_size() >= _ON_DEMAND_BYTES
+    if like.device.type == "cpu" and large and hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return _zeros_on_demand(like)
     return torch.zeros_like(like, memory_format=torch.contiguous_format)
 
 
-def zeros_on_demand(like: Tensor) -> Tensor:
-    """Contiguous zeros of the shape and dtype of `like`, [V, d], in memory that the system fills as it is touched.
+def _zeros_on_demand(like: Tensor) -> Tensor:
+    """Contiguous zeros of the shape and dtype of `like`, [V, d], in pages that the system fills as they are touched.
 
-    torch.zeros fills a gradient of a million rows of 64 by hand: 256 MB, of which a step writes 8.
+    torch.zeros fills a gradient of a million rows of 64 by hand: 256 MB, of which a step writes 8. Small pages: large
+    ones hold a thousand rows each, so that a step would touch them all.
     """
-    size = like.numel() * like.element_size()
-    memory = numpy.zeros(size + _ALIGNMENT, dtype=numpy.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + size]).view(like.dtype).view(like.shape)
+    memory = mmap.mmap(-1, like.numel() * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
 
 
 def available_cpp() -> str | None:
