@@ -1,5 +1,6 @@
 // Launches the sampled softmax kernels.
-#include "sampled_softmax_loss/sampled_softmax_loss_kernels.cuh"
+#include "sampled_softmax_loss/backward_kernels.cuh"
+#include "sampled_softmax_loss/forward_kernels.cuh"
 
 namespace argus::sampled_softmax_loss {
 namespace {

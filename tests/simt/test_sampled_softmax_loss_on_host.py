@@ -18,8 +18,8 @@ from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, req
 from tests.simt import sampled_softmax_loss_on_host as on_host
 
 NAME = on_host.BACKEND.name
-# Rows and candidates past a tile, several chunks, splits and strips; widths that 16-byte copies take, and one not.
-SIZES = [(130, 270, 40), (1, 300, 8), (260, 3, 24), (150, 140, 37)]
+# Rows, candidates and columns past a tile, several chunks, splits and strips; widths that 16-byte copies take, one not.
+SIZES = [(130, 270, 40), (1, 300, 8), (260, 3, 24), (150, 140, 37), (20, 140, 136)]
 
 
 @pytest.fixture(autouse=True)
