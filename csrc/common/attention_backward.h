@@ -110,7 +110,8 @@ class BackwardWorker {
         d_scores_packed_(matmul::right_size<P>(kQueries, kKeys)),
         scores_(kKeys * kQueries),
         d_scores_(kKeys * kQueries),
-        d_query_(problem.width * kQueries) {
+        d_query_(problem.width * kQueries),
+        turned_(problem.width * kQueries) {
     std::fill(factors_, factors_ + kQueries, problem.scale);
   }
 
@@ -136,8 +137,9 @@ class BackwardWorker {
     key_columns_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
     values_.set(p.v.at(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
     sums.zero(oldest, piece.end, p.width);
-    for (int64_t first = piece.begin; first < piece.end; first += kQueries) {
-      const Block block(p, piece.user_row, first, std::min(kQueries, piece.end - first));
+    const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
+    for (int64_t first = piece.begin; first < piece.end; first += most) {
+      const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
       begin_block(piece, block);
       bool accumulate = false;
       block.for_each_tile([&](const KeyTile& tile) {
@@ -146,8 +148,8 @@ class BackwardWorker {
       });
       const int64_t stride = p.heads * p.width;
       T* to = gradients_.d_q + (piece.user_row + first) * stride + piece.head * p.width;
-      ForEachIsa<&put_turned_body<T, A>>::call(to, stride, static_cast<const A*>(d_query_.get()),
-                                               static_cast<const A*>(factors_), block.count, p.width);
+      put_turned(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
+                 block.count, p.width, turned_.get());
     }
   }
 
@@ -207,7 +209,7 @@ class BackwardWorker {
   EventColumns<T, P> key_columns_;
   TileRows<P> rows_;
   Scratch<P> query_, d_out_, query_rows_, d_out_rows_, d_scores_packed_;
-  Scratch<A> scores_, d_scores_, d_query_;
+  Scratch<A> scores_, d_scores_, d_query_, turned_;
   alignas(64) A factors_[kQueries];
 };
 

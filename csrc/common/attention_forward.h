@@ -37,7 +37,8 @@ class ForwardWorker {
         query_(matmul::right_size<P>(kQueries, problem.width)),
         weights_(matmul::right_size<P>(kQueries, kKeys)),
         scores_(kKeys * kQueries),
-        sums_(problem.width * kQueries) {}
+        sums_(problem.width * kQueries),
+        turned_(problem.width * kQueries) {}
 
   void operator()(const Work& work, const Task& task) {
     bias_.begin_head(work.pieces[task.first].head);
@@ -50,8 +51,9 @@ class ForwardWorker {
     const int64_t oldest = first_event(p, piece.begin);
     keys_.set(p.k.at(piece.user_row, piece.head), p.k.row_stride, oldest, piece.end, p.width);
     values_.set(p.v.at(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
-    for (int64_t first = piece.begin; first < piece.end; first += kQueries) {
-      const Block block(p, piece.user_row, first, std::min(kQueries, piece.end - first));
+    const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
+    for (int64_t first = piece.begin; first < piece.end; first += most) {
+      const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
       bias_.begin_block(piece.user_row, block);
       attend(piece, block);
       finish(piece, block);
@@ -83,8 +85,8 @@ class ForwardWorker {
     const int64_t row = piece.user_row + block.first;
     const int64_t stride = p.heads * p.width;
     T* to = out_ + row * stride + piece.head * p.width;
-    ForEachIsa<&put_turned_body<T, A>>::call(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(),
-                                             block.count, p.width);
+    put_turned(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(), block.count, p.width,
+               turned_.get());
     if (statistics_ == nullptr) return;
     for (int64_t c = 0; c < block.count; ++c) statistics_[piece.head * p.rows + row + c] = rule_.statistic(c);
   }
@@ -97,7 +99,7 @@ class ForwardWorker {
   EventRows<T, P> keys_;
   EventColumns<T, P> values_;
   Scratch<P> query_, weights_;
-  Scratch<A> scores_, sums_;
+  Scratch<A> scores_, sums_, turned_;
 };
 
 }  // namespace argus::attention

@@ -95,14 +95,24 @@ class TileRows {
   int64_t stride_ = 0;
 };
 
-// to[row, element] = factor[row] · sums[element, row]: sums lie kQueries apart.
+// to[row, element] = factor[row] · sums[row, element].
 template <class T, class A>
-ARGUS_INLINE void put_turned_body(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows,
-                                  int64_t width) {
+ARGUS_INLINE void put_scaled_rows_body(T* to, int64_t row_stride, const A* sums, const A* factor,
+                                       int64_t rows, int64_t width) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t d = 0; d < width; ++d)
-      store(to[row * row_stride + d], sums[d * kQueries + row] * factor[row]);
+    const A* line = sums + row * width;
+    for (int64_t d = 0; d < width; ++d) store(to[row * row_stride + d], line[d] * factor[row]);
   }
+}
+
+// Writes sums [width, kQueries], turned and each column multiplied with its factor; `turned` has room for
+// them.
+template <class T, class A>
+void put_turned(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows, int64_t width,
+                A* turned) {
+  matmul::pack_left(turned, sums, rows, width, 1, kQueries);
+  ForEachIsa<&put_scaled_rows_body<T, A>>::call(to, row_stride, static_cast<const A*>(turned), factor, rows,
+                                                width);
 }
 
 // to[row, element] = factor · sums[row, element].

@@ -2,10 +2,10 @@
 // and hstu_attention share everything but the rule from scores to weights.
 //
 // A query i of a user sees its event j where j = i or j < visible[i], and i - j < window; places count from
-// the user's first event. The score matrix of a user and head is cut into blocks of kQueries queries, and a
-// block into tiles of at most kKeys keys: first the block's own events, then those before them that any of
-// its queries sees. Tiles that no query sees are never met. All cuts depend on the user alone, so its numbers
-// do not depend on who shares the batch, nor on the number of threads.
+// the user's first event. The score matrix of a user and head is cut into blocks of at most kQueries queries,
+// and a block into tiles of at most kKeys keys: first the block's own events, then those before them that any
+// of its queries sees. Tiles that no query sees are never met. All cuts depend on the user alone, so its
+// numbers do not depend on who shares the batch, nor on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -18,9 +18,16 @@
 
 namespace argus::attention {
 
-constexpr int64_t kQueries = 64;
-constexpr int64_t kKeys = 192;
-static_assert(kKeys % kQueries == 0 && kQueries % 32 == 0);
+constexpr int64_t kQueries = 128;
+constexpr int64_t kKeys = 384;
+static_assert(kKeys % kQueries == 0 && kQueries % 64 == 0);
+
+// Queries of a block of a user of whom a head's keys take `bytes`. Half of what a tile has room for while
+// keys and values stay in a core's second cache: the hidden half of a block's own events is smaller. Twice as
+// many reuse what comes from further away twice as often.
+inline int64_t block_queries(int64_t bytes) {
+  return bytes < (int64_t{1} << 20) ? kQueries / 2 : kQueries;
+}
 
 // [rows, heads, width], the elements of a head side by side.
 template <class T>
