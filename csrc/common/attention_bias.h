@@ -51,14 +51,10 @@ struct BiasView {
   }
 };
 
+// Adds to `row` where the buckets of `range` are not all one.
 template <class A>
-ARGUS_INLINE void add_time_row(const BiasView<A>& view, int64_t time_of_key, A* row, int64_t columns) {
-  const BucketRange range = view.range(time_of_key);
-  if (range.first == range.last) {
-    const A entry = view.time[range.first];
-    for (int64_t c = 0; c < columns; ++c) row[c] += entry;
-    return;
-  }
+ARGUS_INLINE void add_time_row(const BiasView<A>& view, BucketRange range, int64_t time_of_key, A* row,
+                               int64_t columns) {
   if (range.last - range.first > kFewEdges) {
     for (int64_t c = 0; c < columns; ++c) {
       row[c] += view.time[view.cells.bucket(time_distance(view.query_time[c], time_of_key))];
@@ -79,20 +75,32 @@ ARGUS_INLINE void add_time_row(const BiasView<A>& view, int64_t time_of_key, A* 
   for (int64_t c = 0; c < columns; ++c) row[c] += found[c];
 }
 
-// scores[key, query] = factor · scores + bias, for a tile whose first key is `begin`.
+// scores[key, query] = factor · scores + bias, for a tile whose first key is `begin`. In most rows all pairs
+// have one bias: far behind the queries, between two edges.
 template <class A>
 ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begin, int64_t keys,
                                 int64_t columns, A factor) {
   alignas(64) A row[kQueries];
   for (int64_t j = 0; j < keys; ++j) {
-    if (view->position != nullptr) {
-      const A* entries = view->position + std::min(view->first - begin - j, view->last_position);
-      for (int64_t c = 0; c < columns; ++c) row[c] = entries[c];
-    } else {
-      for (int64_t c = 0; c < columns; ++c) row[c] = A{0};
-    }
-    if (view->time != nullptr) add_time_row(*view, view->key_time[begin + j], row, columns);
     A* line = scores + j * kQueries;
+    const int64_t distance = view->first - begin - j;
+    const bool near = view->position != nullptr && distance < view->last_position;
+    A common = view->position != nullptr && !near ? view->position[view->last_position] : A{0};
+    BucketRange range{0, 0};
+    if (view->time != nullptr) {
+      range = view->range(view->key_time[begin + j]);
+      if (range.first == range.last) common += view->time[range.first];
+    }
+    if (!near && range.first == range.last) {
+      for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, common);
+      continue;
+    }
+    for (int64_t c = 0; c < columns; ++c) row[c] = common;
+    if (near) {
+      const A* entries = view->position + distance;
+      for (int64_t c = 0; c < columns; ++c) row[c] += entries[c];
+    }
+    if (range.first != range.last) add_time_row(*view, range, view->key_time[begin + j], row, columns);
     for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, row[c]);
   }
 }
@@ -142,6 +150,18 @@ ARGUS_INLINE void add_time_sums(const BiasView<A>& view, BiasSums<A>* sums, int6
         to[lane] += inside ? line[c + lane] : A{0};
       }
     }
+  }
+}
+
+// sums[i] += the entries of the copies that lie `i` after the run's first distance; the copies are zero
+// afterwards.
+template <class A>
+ARGUS_INLINE void join_runs_body(BiasSums<A>* from, double* sums, int64_t used) {
+  for (int64_t copy = 0; copy < kLanes; ++copy) {
+    A* run = from->position[copy];
+    double* to = sums + copy;
+    for (int64_t i = 0; i < used; ++i) to[i] += run[i];
+    for (int64_t i = 0; i < used; ++i) run[i] = A{0};
   }
 }
 
@@ -264,7 +284,7 @@ class TileBiasGradient {
     sums_.first_bucket = times_;
     sums_.last_bucket = -1;
     ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums_, d_scores, tile.begin, tile.size(), columns);
-    if (view.position != nullptr) flush_position();
+    if (view.position != nullptr) flush_position(tile.size() + columns + kLanes);
     if (view.time != nullptr) flush_time();
   }
 
@@ -284,16 +304,13 @@ class TileBiasGradient {
   }
 
   // Entries before distance 0 belong to hidden pairs and are zero.
-  void flush_position() {
+  void flush_position(int64_t used) {
     position_[positions_ - 1] += take(sums_.far);
     if (!sums_.near) return;
-    for (int64_t copy = 0; copy < kLanes; ++copy) {
-      A* run = sums_.position[copy];
-      for (int64_t i = 0; i < BiasSums<A>::kRun; ++i) {
-        const int64_t distance = sums_.run_begin + i + copy;
-        if (distance >= 0) position_[std::min(distance, positions_ - 1)] += run[i];
-        run[i] = A{0};
-      }
+    alignas(64) double whole[BiasSums<A>::kRun + kLanes] = {};
+    ForEachIsa<&join_runs_body<A>>::call(&sums_, static_cast<double*>(whole), used);
+    for (int64_t i = std::max<int64_t>(0, -sums_.run_begin); i < used + kLanes; ++i) {
+      position_[std::min(sums_.run_begin + i, positions_ - 1)] += whole[i];
     }
   }
 

@@ -16,13 +16,14 @@ from tests.ops.attention_truth import (
     dense_bias,
     dense_mask,
     drawn,
+    exact_backends,
     gradients,
     jagged_lengths,
     packed_offsets,
     user_parts,
 )
 
-NAMES = [backend.name for backend in BACKENDS]
+NAMES = exact_backends(BACKENDS)
 
 
 def padded_hstu(arguments: dict[str, Any]) -> Tensor:
