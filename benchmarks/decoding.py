@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from argus_kernels import PagedCache, decode_attention
+from argus_kernels import DirectDecoder, PagedCache
 from benchmarks.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
@@ -25,10 +25,11 @@ from python_model.model import Argus
 
 @dataclass
 class PagedDecoder:
-    """The users' caches of all layers, read and written by `decode_attention`."""
+    """The users' caches of all layers, read and written by decode_attention's direct path."""
 
     model: Argus
     caches: list[PagedCache]
+    decoders: list[DirectDecoder]
 
     @classmethod
     def allocate(cls, model: Argus, users: int, max_events: int) -> PagedDecoder:
@@ -36,7 +37,9 @@ class PagedDecoder:
         config = model.config
         shape = (users, max_events, config.heads, config.width // config.heads)
         dtype, device = model.encoder.norm.weight.dtype, model.device
-        return cls(model, PagedCache.allocate_layers(config.layers, *shape, dtype=dtype, device=device))
+        biases = zip(model.encoder.position_bias.detach(), model.encoder.time_bias.detach(), strict=True)
+        decoders = [DirectDecoder(position_bias=position, time_bias=time) for position, time in biases]
+        return cls(model, PagedCache.allocate_layers(config.layers, *shape, dtype=dtype, device=device), decoders)
 
     def rows(self, users: Sequence[int]) -> PagedDecoder:
         """The same caches seen by some users only."""
@@ -55,10 +58,7 @@ class PagedDecoder:
         """States [B, d] after one more event each; times int64 [B], lengths int32 [B] with that event counted."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
-            return decode_attention(
-                q, self.caches[layer], lengths, k=k, v=v, position_bias=position_bias, time_bias=time_bias,
-                query_time=times, key_time=times,
-            )  # fmt: skip
+            return self.decoders[layer](q, self.caches[layer], lengths, k=k, v=v, query_time=times, key_time=times)
 
         return encode_newest(self.model, tokens, attend)
 
