@@ -18,6 +18,7 @@
 #include <string>
 
 #define ARGUS_DEVICE __device__ __forceinline__
+#define ARGUS_HOST_DEVICE __host__ __device__ __forceinline__
 
 // ARGUS_SHARED(float, tile, [32][33]) declares `tile`, shared by the block; ARGUS_DYNAMIC_SHARED(float,
 // buffer) a pointer to the launch's dynamic shared memory, aligned to 128 bytes.

@@ -105,6 +105,17 @@ ARGUS_DEVICE void cp_async_wait_all() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
+ARGUS_DEVICE float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+ARGUS_DEVICE float tanh_approx(float x) {
+  float result;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 #else
 
 template <int kMatrices>
@@ -141,6 +152,13 @@ void cp_async_wait() {
 }
 inline void cp_async_wait_all() {
   simt::copy_async_wait_all();
+}
+inline float exp2_approx(float x) {
+  const float result = exp2f(x);
+  return result < 0x1p-126f ? 0.0f : result;
+}
+inline float tanh_approx(float x) {
+  return tanhf(x);
 }
 
 #endif

@@ -1,0 +1,112 @@
+// What makes attention over histories causal_attention: softmax. Scores are kept in units of log 2, which the
+// exponential of the hardware takes. In the forward pass a row's largest score so far and the sum of its
+// weights run along, and what was summed before is scaled down whenever the largest grows.
+#pragma once
+
+#include "common/history_backward.cuh"
+#include "common/history_forward.cuh"
+
+namespace argus::causal_attention {
+
+struct Softmax {
+  static constexpr float kFactor = 1.4426950408889634f;  // 1 / ln 2
+  static constexpr float kHidden = -INFINITY;
+  static constexpr bool kNormalised = true;
+
+  ARGUS_DEVICE explicit Softmax(const history::Arguments&) {}
+
+  // A row's running maximum and a lane's share of its sum; the four lanes of a row hold the rest.
+  template <class T, int kRowTiles>
+  struct Sums {
+    float largest[kRowTiles][2], total[kRowTiles][2];
+
+    ARGUS_DEVICE Sums() {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) largest[r][half] = -INFINITY, total[r][half] = 0.0f;
+    }
+  };
+
+  template <class T>
+  static ARGUS_DEVICE float exponential(float x, T) {
+    return ptx::exp2_approx(x);
+  }
+  static ARGUS_DEVICE float exponential(float x, float) { return exp2f(x); }
+
+  static ARGUS_DEVICE float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+    return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+  }
+  static ARGUS_DEVICE float row_sum(float x) {
+    x += __shfl_xor_sync(kFullWarp, x, 1);
+    return x + __shfl_xor_sync(kFullWarp, x, 2);
+  }
+
+  // Turns scores into weights relative to the largest score so far and scales `out` to it.
+  template <class T, int kRowTiles, int kTiles, int kOut>
+  ARGUS_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>& sums,
+                          float (&out)[kRowTiles][kOut][4]) const {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float largest = sums.largest[r][half];
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n)
+          largest = fmaxf(largest, fmaxf(scores[r][n][2 * half], scores[r][n][2 * half + 1]));
+        largest = row_max(largest);
+        // A row that has seen no key yet.
+        const float base = largest == -INFINITY ? 0.0f : largest;
+        const float scale = exponential(sums.largest[r][half] - base, T{});
+        float total = sums.total[r][half] * scale;
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) {
+            scores[r][n][i] = exponential(scores[r][n][i] - base, T{});
+            total += scores[r][n][i];
+          }
+        }
+#pragma unroll
+        for (int n = 0; n < kOut; ++n) {
+          out[r][n][2 * half] *= scale;
+          out[r][n][2 * half + 1] *= scale;
+        }
+        sums.largest[r][half] = largest;
+        sums.total[r][half] = total;
+      }
+    }
+  }
+
+  // What a row of `out` must be multiplied by; it also gathers the row's total. Rows past the history, which
+  // may have seen no key, get 0.
+  template <class T, int kRowTiles>
+  ARGUS_DEVICE float finish(Sums<T, kRowTiles>& sums, int r, int half) const {
+    const float total = row_sum(sums.total[r][half]);
+    sums.total[r][half] = total;
+    return total > 0.0f ? 1.0f / total : 0.0f;
+  }
+
+  template <class T, int kRowTiles>
+  ARGUS_DEVICE float log_sum_exp(const Sums<T, kRowTiles>& sums, int r, int half) const {
+    constexpr float kLn2 = 0.6931471805599453f;
+    return sums.largest[r][half] * kLn2 + logf(sums.total[r][half]);
+  }
+
+  template <class T>
+  static ARGUS_DEVICE float weight(float score, const history::RowStatistics& row, T) {
+    return exponential(fmaf(row.log_sum_exp, -kFactor, score), T{});
+  }
+
+  // The weight of a score and, from that of the weight, the gradient of the score.
+  template <class T>
+  ARGUS_DEVICE void differentiate(float& score, float& gradient, const history::RowStatistics& row, T) const {
+    float weight = Softmax::weight(score, row, T{});
+    if constexpr (sizeof(T) == 4) weight *= row.correction;
+    score = weight;
+    gradient = weight * (gradient - row.delta);
+  }
+};
+
+}  // namespace argus::causal_attention
