@@ -70,7 +70,7 @@ constexpr int64_t most_blocks(int64_t rows, int64_t users) {
 }
 
 // What a kernel's shared memory has room for.
-constexpr int32_t kMostPositions = 1024;
+constexpr int32_t kMostPositions = 512;
 constexpr int32_t kMostWidth = 256;
 
 }  // namespace argus::history

@@ -1,12 +1,12 @@
 // The launchers of causal_attention and hstu_attention on host memory, for ctypes.
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "causal_attention/causal_attention_cuda.h"
-#include "common/device.cuh"
-#include "common/time_edges.cuh"
+#include "common/history_launch.cuh"
 #include "hstu_attention/hstu_attention_cuda.h"
 
 namespace {
@@ -145,4 +145,24 @@ ARGUS_EXPORT uint64_t time_edge(int bucket) {
 }
 ARGUS_EXPORT int64_t most_blocks(int64_t rows, int64_t users) {
   return argus::history::most_blocks(rows, users);
+}
+
+// Dynamic shared memory of the hungriest kernel for heads of `width`, with tables as large as they may be.
+ARGUS_EXPORT int64_t most_shared_bytes(int dtype, int width) {
+  static const float table = 0.0f;
+  Backward call{};
+  call.given.dtype = static_cast<Dtype>(dtype);
+  call.given.width = width;
+  call.given.position_bias = call.given.time_bias = &table;
+  call.given.positions = argus::history::kMostPositions;
+  call.given.times = argus::kTimeBuckets;
+  float gradient = 0.0f;
+  call.d_time_bias = &gradient;
+  size_t most = 0;
+  argus::history::with_kernel(call.given, [&]<class T, int kWidth>() {
+    most = std::max({argus::history::ForwardRoom<T, kWidth>::bytes(call.given),
+                     argus::history::QueryRoom<T, kWidth>::bytes(call),
+                     argus::history::KeyRoom<T, kWidth>::bytes(call)});
+  });
+  return static_cast<int64_t>(most);
 }

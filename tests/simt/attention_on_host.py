@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
+from argus_kernels.core.history_cuda import why_not_cuda
+from argus_kernels.core.registry import Inputs
+from argus_kernels.ops.causal_attention import cuda as causal
+from argus_kernels.ops.hstu_attention import cuda as hstu
 from tests.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -66,17 +70,86 @@ class Backward(ctypes.Structure):
     )
 
 
+@cache
 def library() -> ctypes.CDLL:
     """The launchers, compiled for the executor."""
-    return host_executor.load("attention", SOURCES)
+    loaded = host_executor.load("attention", SOURCES)
+    loaded.time_edge.restype = ctypes.c_uint64
+    loaded.most_blocks.restype = ctypes.c_int64
+    loaded.most_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
+    loaded.most_shared_bytes.restype = ctypes.c_int64
+    return loaded
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def causal_attention_cuda_(out: Tensor, log_sum_exp: Tensor, *values: Any) -> None:
+    """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
+    *history, scale, window = values
+    _poison(out, log_sum_exp)
+    _run("causal_attention_on_host", Forward(_arguments(history, scale, 1.0, window), *_addresses(out, log_sum_exp)))
+
+
+def hstu_attention_cuda_(out: Tensor, *values: Any) -> None:
+    """What the CUDA library does with these arguments."""
+    *history, alpha, divisor, window = values
+    _poison(out)
+    _run("hstu_attention_on_host", Forward(_arguments(history, alpha, divisor, window), *_addresses(out, None)))
+
+
+def causal_attention_cuda_backward_(*values: Any) -> None:
+    """What the CUDA library does with these arguments."""
+    results, scratch, statistics = values[:5], values[5:7], values[7:9]
+    d_out, d_log_sum_exp, out, log_sum_exp = values[9:13]
+    *history, scale, window = values[13:]
+    _poison(*results, *scratch, *statistics)
+    call = Backward(
+        _arguments(history, scale, 1.0, window),
+        _heads(d_out),
+        *_addresses(out, log_sum_exp, d_log_sum_exp, *results, *statistics, *scratch),
+    )
+    _run("causal_attention_backward_on_host", call)
+
+
+def hstu_attention_cuda_backward_(*values: Any) -> None:
+    """What the CUDA library does with these arguments."""
+    results, scratch, d_out = values[:5], values[5:7], values[7]
+    *history, alpha, divisor, window = values[8:]
+    _poison(*results, *scratch)
+    call = Backward(
+        _arguments(history, alpha, divisor, window),
+        _heads(d_out),
+        *_addresses(None, None, None, *results, None, None, *scratch),
+    )
+    _run("hstu_attention_backward_on_host", call)
+
+
+def _poison(*tensors: Tensor | None) -> None:
+    """Fresh memory of a GPU may hold anything."""
+    for tensor in tensors:
+        if tensor is not None:
+            tensor.fill_(torch.nan if tensor.is_floating_point() else 2**30)
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 def _heads(tensor: Tensor) -> Heads:
     return Heads(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+
+
+def _arguments(history: list[Any], scale: float, divisor: float, window: int) -> Arguments:
+    q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time = history
+    rows, heads, width = q.shape
+    return Arguments(
+        *map(_heads, (q, k, v)),
+        *_addresses(offsets, visible, position_bias, time_bias, query_time, key_time),
+        *(rows, offsets.shape[0] - 1, heads, width),
+        *(0 if table is None else table.shape[1] for table in (position_bias, time_bias)),
+        min(window, NO_WINDOW) if window > 0 else NO_WINDOW,
+        scale,
+        divisor,
+        DTYPES[q.dtype],
+    )
 
 
 def _run(function: str, call: ctypes.Structure) -> None:
@@ -87,110 +160,22 @@ def _run(function: str, call: ctypes.Structure) -> None:
         raise RuntimeError(report.value.decode())
 
 
-class _Call:
-    """One call's arguments as the launchers take them; keeps what they point to."""
-
-    def __init__(self, values: tuple[Any, ...], scale: float, divisor: float, window: int | None) -> None:
-        q, k, v, offsets, _, visible, position_bias, time_bias, query_time, key_time = values
-        self.q, self.k, self.v = (_aligned(tensor) for tensor in (q, k, v))
-        self.tables = [
-            None if table is None else table.detach().float().contiguous() for table in (position_bias, time_bias)
-        ]
-        self.rest = [None if one is None else one.contiguous() for one in (offsets, visible, query_time, key_time)]
-        positions, times = (0 if table is None else table.shape[1] for table in self.tables)
-        self.rows, self.heads, self.width = q.shape
-        self.users = offsets.shape[0] - 1
-        self.arguments = Arguments(
-            _heads(self.q),
-            _heads(self.k),
-            _heads(self.v),
-            *map(_address, (self.rest[0], self.rest[1], *self.tables, *self.rest[2:])),
-            *(self.rows, self.users, self.heads, self.width, positions, times),
-            NO_WINDOW if window is None else min(window, NO_WINDOW),
-            scale,
-            divisor,
-            DTYPES[q.dtype],
-        )
-
-
-def _aligned(tensor: Tensor) -> Tensor:
-    chunk = 16 // tensor.element_size()
-    fits = tensor.stride(2) == 1 and tensor.stride(0) % chunk == 0 and tensor.stride(1) % chunk == 0
-    return tensor if fits and tensor.data_ptr() % 16 == 0 else tensor.contiguous()
-
-
-def _forward(op: str, call: _Call, statistics: bool) -> tuple[Tensor, Tensor]:
-    out = torch.full(call.q.shape, torch.nan, dtype=call.q.dtype)
-    log_sum_exp = torch.full((call.heads, call.rows), torch.nan)
-    _run(f"{op}_on_host", Forward(call.arguments, out.data_ptr(), log_sum_exp.data_ptr() if statistics else None))
-    return out, log_sum_exp
-
-
-def causal_attention(*values: Any) -> tuple[Tensor, Tensor]:
-    """The forward pass as the CUDA library runs it."""
-    *history, scale, window = values
-    return _forward("causal_attention", _Call(tuple(history), scale, 1.0, window), statistics=True)
-
-
-def hstu_attention(*values: Any) -> Tensor:
-    """The forward pass as the CUDA library runs it."""
-    *history, alpha, divisor, window = values
-    return _forward("hstu_attention", _Call(tuple(history), alpha, divisor, window), statistics=False)[0]
-
-
-def _backward(
-    op: str, call: _Call, gradients: list[Tensor], outputs: list[Tensor], needs: dict[str, bool]
-) -> list[Tensor | None]:
-    """All gradients; scratch is full of NaN, as fresh device memory may be."""
-    blocks = library().most_blocks(ctypes.c_int64(call.rows), ctypes.c_int64(call.users))
-    normalised = len(outputs) > 1
-    d_out = _aligned(gradients[0])
-    statistics = [outputs[1].contiguous(), gradients[1].contiguous()] if normalised else [None, None]
-    d_qkv = [torch.full(call.q.shape, torch.nan, dtype=call.q.dtype) for _ in range(3)]
-    d_tables = [
-        torch.full_like(table, torch.nan) if table is not None and needs[name] else None
-        for name, table in zip(("position_bias", "time_bias"), call.tables, strict=True)
-    ]
-    entries = call.arguments.positions + call.arguments.times
-    scratch = [torch.full((call.heads, call.rows), torch.nan) for _ in range(2)]
-    bounds = torch.full((blocks, 2), 2**30, dtype=torch.int32)
-    parts = torch.full((blocks, call.heads, entries), torch.nan)
-    _run(
-        f"{op}_backward_on_host",
-        Backward(
-            call.arguments,
-            _heads(d_out),
-            outputs[0].data_ptr() if normalised else None,
-            *map(_address, (*statistics, *d_qkv, *d_tables, *scratch, bounds, parts)),
-        ),
-    )
-    return [*d_qkv, *d_tables]
-
-
-def causal_attention_backward(
-    gradients: list[Tensor], outputs: list[Tensor], needs: dict[str, bool], *values: Any
-) -> list[Tensor | None]:
-    """The backward pass as the CUDA library runs it."""
-    *history, scale, window = values
-    call = _Call(tuple(history), scale, 1.0, window)
-    return _in_their_dtypes(_backward("causal_attention", call, gradients, outputs, needs), history)
-
-
-def hstu_attention_backward(
-    gradients: list[Tensor], outputs: list[Tensor], needs: dict[str, bool], *values: Any
-) -> list[Tensor | None]:
-    """The backward pass as the CUDA library runs it."""
-    *history, alpha, divisor, window = values
-    call = _Call(tuple(history), alpha, divisor, window)
-    return _in_their_dtypes(_backward("hstu_attention", call, gradients, outputs, needs), history)
-
-
-def _in_their_dtypes(gradients: list[Tensor | None], history: list[Any]) -> list[Tensor | None]:
-    inputs = (history[0], history[1], history[2], history[6], history[7])
-    return [None if found is None else found.to(one.dtype) for found, one in zip(gradients, inputs, strict=True)]
+def _why_not(inputs: Inputs) -> list[str]:
+    # Everything the CUDA backend wants, but on the CPU.
+    return [reason for reason in why_not_cuda(inputs) if "expected cuda" not in reason]
 
 
 CAUSAL_ATTENTION = Backend(
-    "cuda_on_host", causal_attention, causal_attention_backward, available=host_executor.why_not
+    "cuda_on_host",
+    partial(causal.forward, launch=causal_attention_cuda_),
+    partial(causal.backward, launch=causal_attention_cuda_backward_),
+    _why_not,
+    host_executor.why_not,
 )
-HSTU_ATTENTION = Backend("cuda_on_host", hstu_attention, hstu_attention_backward, available=host_executor.why_not)
+HSTU_ATTENTION = Backend(
+    "cuda_on_host",
+    partial(hstu.forward, launch=hstu_attention_cuda_),
+    partial(hstu.backward, launch=hstu_attention_cuda_backward_),
+    _why_not,
+    host_executor.why_not,
+)
