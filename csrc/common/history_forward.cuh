@@ -17,6 +17,7 @@ namespace argus::history {
 template <class T, int kWidth>
 struct ForwardRoom {
   static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
+  static constexpr int kPart = forward_part(sizeof(T), kWidth);
   static constexpr int kStage = kShape.columns * kWidth * static_cast<int>(sizeof(T));
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kShape.rows * kWidth * static_cast<int>(sizeof(T));
@@ -31,19 +32,20 @@ struct ForwardRoom {
 };
 
 template <class Weights, class T, int kWidth>
-__global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads) forward_kernel(Forward call) {
+__global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) forward_kernel(Forward call) {
   using Room = ForwardRoom<T, kWidth>;
   constexpr Shape kShape = Room::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
-  const int head = static_cast<int>(blockIdx.y);
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
   const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (block.rows == 0) return;
   const Target<T> target = target_of<T>(call.out, given, block.begin, head);
   float* log_sum_exp = nullptr;
   if constexpr (Weights::kNormalised) log_sum_exp = call.log_sum_exp + head * given.rows + block.begin;
   if (block.padding) {
+    if (part > 0) return;
     zero_rows<T, kThreads>(target, block);
     if constexpr (Weights::kNormalised) {
       for (int i = static_cast<int>(threadIdx.x); i < block.rows; i += kThreads)
@@ -87,7 +89,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads) forw
 
   const Weights weights(given);
   typename Weights::template Sums<T, kShape.row_tiles> sums;
-  float out[kShape.row_tiles][kWidth / 8][4];
+  float out[kShape.row_tiles][Room::kPart / 8][4];
   tile::clear(out);
   int stage = 0;
   for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads) forw
     add_bias<true>(scores, scale, bias, rows, columns, KeepNothing{});
     if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
     weights.weigh(scores, sums, out);
-    tile::add_columns_product<T, kWidth>(out, scores, stage_of(Room::kV, stage));
+    tile::add_columns_product<T, kWidth>(out, scores, stage_of(Room::kV, stage) + part);
   }
 
   float factor[kShape.row_tiles][2];
@@ -116,12 +118,12 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads) forw
       factor[r][half] = weights.finish(sums, r, half);
       const int place = first + row_within(r, 2 * half);
       if constexpr (Weights::kNormalised) {
-        if (place < block.length && tile::lane_index() % 4 == 0)
+        if (place < block.length && part == 0 && tile::lane_index() % 4 == 0)
           log_sum_exp[place] = weights.log_sum_exp(sums, r, half);
       }
     }
   }
-  store_rows(target, q_tile + warp * kWarpRows * kWidth, out, factor, first, block.length, 0);
+  store_rows(target, q_tile + warp * kWarpRows * kWidth, out, factor, first, block.length, part);
 }
 
 }  // namespace argus::history

@@ -13,7 +13,7 @@ namespace argus::history {
 template <class T, int kWidth>
 struct KeyRoom {
   static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
-  static constexpr int kPart = key_part(kWidth);
+  static constexpr int kPart = key_part(sizeof(T), kWidth);
   static constexpr int kBoundRows = QueryRoom<T, kWidth>::kShape.rows;
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
@@ -72,7 +72,8 @@ struct QueryBlocks {
 };
 
 template <class Weights, class T, int kWidth>
-__global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads) key_gradient_kernel(Backward call) {
+__global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
+    key_gradient_kernel(Backward call) {
   using Room = KeyRoom<T, kWidth>;
   constexpr Shape kShape = Room::kShape;
   constexpr int kThreads = kShape.threads, kQueries = kShape.columns, kWarpRows = kShape.warp_rows;

@@ -11,7 +11,6 @@ namespace argus::history {
 // their heads.
 template <class T, class Run>
 void with_width(const Arguments& given, Run run) {
-  if (given.width <= 32) return run.template operator()<T, 32>();
   if (given.width <= 64) return run.template operator()<T, 64>();
   if (given.width <= 128) return run.template operator()<T, 128>();
   run.template operator()<T, 256>();
@@ -30,7 +29,7 @@ void with_kernel(const Arguments& given, Run run) {
 }
 
 template <int kRows>
-LaunchShape shape_of(const Arguments& given, Shape shape, size_t shared_bytes, int parts = 1) {
+LaunchShape shape_of(const Arguments& given, Shape shape, size_t shared_bytes, int parts) {
   return {dim3(static_cast<unsigned>(block_count<kRows>(given)), static_cast<unsigned>(given.heads),
                static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(shape.threads)), shared_bytes};
@@ -41,7 +40,8 @@ void launch_forward(const char* op, const Forward& call, void* stream) {
   if (call.given.heads == 0) return;
   with_kernel(call.given, [&]<class T, int kWidth>() {
     using Room = ForwardRoom<T, kWidth>;
-    const LaunchShape shape = shape_of<Room::kShape.rows>(call.given, Room::kShape, Room::bytes(call.given));
+    const LaunchShape shape =
+        shape_of<Room::kShape.rows>(call.given, Room::kShape, Room::bytes(call.given), kWidth / Room::kPart);
     launch(op, forward_kernel<Weights, T, kWidth>, shape, stream, call);
   });
 }
@@ -54,10 +54,11 @@ void launch_backward(const char* op, const Backward& call, void* stream) {
     using Query = QueryRoom<T, kWidth>;
     using Key = KeyRoom<T, kWidth>;
     launch(op, query_gradient_kernel<Weights, T, kWidth>,
-           shape_of<Query::kShape.rows>(given, Query::kShape, Query::bytes(call)), stream, call);
-    constexpr int kParts = kWidth / key_part(kWidth);
+           shape_of<Query::kShape.rows>(given, Query::kShape, Query::bytes(call), kWidth / Query::kPart),
+           stream, call);
     launch(op, key_gradient_kernel<Weights, T, kWidth>,
-           shape_of<Key::kShape.rows>(given, Key::kShape, Key::bytes(call), kParts), stream, call);
+           shape_of<Key::kShape.rows>(given, Key::kShape, Key::bytes(call), kWidth / Key::kPart), stream,
+           call);
     if (!wants_tables(call)) return;
     const unsigned pieces =
         static_cast<unsigned>((given.positions + given.times + kWarpSize - 1) / kWarpSize);

@@ -19,6 +19,7 @@ namespace argus::history {
 template <class T, int kWidth>
 struct QueryRoom {
   static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
+  static constexpr int kPart = query_part(sizeof(T), kWidth);
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
   static constexpr int kQ = 0;
@@ -75,7 +76,7 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
 }
 
 template <class Weights, class T, int kWidth>
-__global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads)
+__global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     query_gradient_kernel(Backward call) {
   using Room = QueryRoom<T, kWidth>;
   constexpr Shape kShape = Room::kShape;
@@ -83,12 +84,15 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads)
   constexpr int kRowTiles = kShape.row_tiles, kTiles = kKeys / 8;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
-  const int head = static_cast<int>(blockIdx.y), block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
+  const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(given, block_index);
-  const bool tables_wanted = wants_tables(call);
+  // Whoever has the first part of the head's width does what is done once a row.
+  const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
   const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);
   if (block.rows == 0 || block.padding) {
+    if (!leads) return;
     if (tables_wanted) store_table_part<kShape.warps>(call, nullptr, 0, 0, block_index, head);
     if (block.rows > 0) zero_rows<T, kThreads>(target, block);
     return;
@@ -121,7 +125,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads)
                                                reinterpret_cast<TimeSpan*>(room + Room::kSpan));
   const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
   const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach));
-  if (given.visible != nullptr && head == 0 && threadIdx.x == 0) {
+  if (given.visible != nullptr && head == 0 && leads && threadIdx.x == 0) {
     call.visible_bounds[2 * static_cast<int64_t>(block_index)] = all.all_see;
     call.visible_bounds[2 * static_cast<int64_t>(block_index) + 1] = all.none_sees;
   }
@@ -198,7 +202,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads)
           RowStatistics& row = statistics[r][half];
           row.correction = 1.0f / sum;
           row.delta = dot * row.correction - call.d_log_sum_exp[at];
-          if (tile::lane_index() % 4 > 0) continue;
+          if (!leads || tile::lane_index() % 4 > 0) continue;
           if constexpr (sizeof(T) == 4) call.correction[at] = row.correction;
           call.delta[at] = row.delta;
         }
@@ -206,21 +210,22 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads)
     }
   }
 
-  float d_q[kRowTiles][kWidth / 8][4];
+  float d_q[kRowTiles][Room::kPart / 8][4];
   tile::clear(d_q);
   walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide& columns, int stage) {
     for_each(scores, [&](float& score, int r, int n, int i) {
       weights.differentiate(score, gradients[r][n][i], statistics[r][i / 2], T{});
     });
-    if (tables_wanted) tables.add(gradients, shared, rows, columns);
-    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Room::kK, stage));
+    if (sums_tables) tables.add(gradients, shared, rows, columns);
+    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Room::kK, stage) + part);
   });
 
   float factor[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = given.scale;
-  store_rows(target, tile_of(Room::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length, 0);
-  if (!tables_wanted) return;
+  store_rows(target, tile_of(Room::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
+             part);
+  if (!sums_tables) return;
   tables.finish();
   __syncthreads();
   store_table_part<kShape.warps>(call, table_rooms, room_floats, Room::Tables::kPairs, block_index, head);

@@ -27,15 +27,18 @@ template <class T, int kRowTiles, int kTiles>
 ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[kRowTiles][kTiles][4],
                              const float (&factor)[kRowTiles][2], int first, int end, int column) {
   constexpr int kWidth = 8 * kTiles, kChunks = kWidth / tile::kChunk<T>;
+  const int lane = tile::offset<T, kWidth>(row_within(0, 0), column_within(0, 0));
   __syncwarp();
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        T* place = tile + tile::offset<T, kWidth>(row_within(r, i), column_within(n, i));
-        from_float(*place, sums[r][n][i] * factor[r][i / 2]);
+      for (int n = 0; n < kTiles; ++n) {
+        const float (&pair)[4] = sums[r][n];
+        const float by = factor[r][half];
+        T* place = tile + tile::offset_from<T, kWidth>(lane, 16 * r + 8 * half, 8 * n);
+        tile::store_pair(place, pair[2 * half] * by, pair[2 * half + 1] * by);
       }
     }
   }

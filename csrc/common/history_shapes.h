@@ -25,19 +25,29 @@ constexpr Shape forward_shape(int bytes, int width) {
 
 // Rows are queries, columns keys.
 constexpr Shape query_shape(int bytes, int width) {
-  if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, width <= 128 ? 32 : 16);
+  if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, width <= 64 ? 32 : 16);
   return make_shape(4, width <= 64 ? 2 : 1, 32);
 }
 
 // Rows are keys, columns queries.
 constexpr Shape key_shape(int bytes, int width) {
-  if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, width <= 64 ? 32 : 16);
+  if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, 16);
   return make_shape(4, 1, width <= 64 ? 64 : 32);
 }
 
-// The sums of d_k and d_v are this wide at most: wider heads are done in parts.
-constexpr int key_part(int width) {
-  return width <= 128 ? width : 128;
+// Sums are this wide at most: wider heads are done in parts, by blocks of their own, each of which computes
+// the scores again.
+constexpr int forward_part(int bytes, int width) {
+  const int most = bytes == 4 ? 64 : 256;
+  return width < most ? width : most;
+}
+constexpr int query_part(int bytes, int width) {
+  const int most = bytes == 4 ? 128 : 256;
+  return width < most ? width : most;
+}
+constexpr int key_part(int bytes, int width) {
+  const int most = bytes == 4 ? 64 : 128;
+  return width < most ? width : most;
 }
 
 }  // namespace argus::history

@@ -3,8 +3,8 @@
 // A query i sees key j of its user where j = i or j < visible[i], and i − j < window; places count from the
 // user's first event. The grid is as large as any batch of `rows` rows and `users` users can need, so that
 // nothing has to be known of the offsets on the host: user u owns the blocks from offsets[u] / kRows + u on,
-// which leaves it at most one too many; a block finds its user by bisection. The rows after the last user are
-// taken for one more user, whose results are zero.
+// which leaves it at most one too many; a block searches the offsets for its user. The rows after the last
+// user are taken for one more user, whose results are zero.
 #pragma once
 
 #include "common/device.cuh"
@@ -32,16 +32,17 @@ constexpr int64_t block_count(const Arguments& given) {
   return given.rows / kRows + given.users + 1;
 }
 
+// Every lane of a warp calls it: each tries one of 32 users, so that few steps, which wait for memory, are
+// left.
 template <int kRows>
 ARGUS_DEVICE Block find_block(const Arguments& given, int index) {
-  int low = 0, high = given.users;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first_block<kRows>(given, middle) <= index) {
-      low = middle;
-    } else {
-      high = middle - 1;
-    }
+  int low = 0;
+  for (int count = given.users + 1; count > 1;) {
+    const int step = (count + kWarpSize - 1) / kWarpSize, ahead = tile::lane_index() * step;
+    const bool begun = ahead < count && first_block<kRows>(given, low + ahead) <= index;
+    const int passed = (__popc(__ballot_sync(kFullWarp, begun)) - 1) * step;
+    low += passed;
+    count = min(step, count - passed);
   }
   Block block;
   block.user = low;

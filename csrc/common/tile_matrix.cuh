@@ -183,6 +183,14 @@ ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
   return word;
 }
 
+ARGUS_DEVICE void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = make_float2(x, y);
+}
+template <class T>
+ARGUS_DEVICE void store_pair(T* to, float x, float y) {
+  *reinterpret_cast<uint32_t*>(to) = packed(x, y, T{});
+}
+
 // Columns [kDepth · step, kDepth · (step + 1)) of a row of sums, rounded to T.
 template <class T, int kTiles>
 ARGUS_DEVICE void left_of(Left<T>& left, const float (&sums)[kTiles][4], int step) {
@@ -235,8 +243,10 @@ ARGUS_DEVICE void clear(float (&sums)[kRowTiles][kTiles][4]) {
 template <class T, int kWidth, int kRowTiles, int kTiles>
 ARGUS_DEVICE void add_rows_product(float (&sums)[kRowTiles][kTiles][4], const T* left_tile,
                                    const T* right_tile) {
+  // Splitting float32 takes the registers that more steps at once would need.
+  constexpr int kAtOnce = sizeof(T) == 2 ? 8 : 2;
   const int left_lane = left_offset<T, kWidth>(), right_lane = right_rows_offset<T, kWidth>();
-#pragma unroll
+#pragma unroll kAtOnce
   for (int k = 0; k < kWidth; k += kDepth<T>) {
     Left<T> left[kRowTiles];
 #pragma unroll

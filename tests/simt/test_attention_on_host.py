@@ -1,4 +1,7 @@
-"""The CUDA kernels of causal_attention and hstu_attention, held to the error rule and to their promises on the CPU."""
+"""The CUDA kernels of causal_attention and hstu_attention, held to the error rule and to their promises on the CPU.
+
+Where there is a GPU, the error rule holds them there too.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from argus_kernels import causal_attention, hstu_attention
 from argus_kernels.core import Op, Sample
-from argus_kernels.core.history_cuda import MOST_POSITIONS
+from argus_kernels.core.history_cuda import MOST_POSITIONS, available_cuda
 from argus_kernels.core.history_samples import HistoryCase, history_samples
 from argus_kernels.core.relative_bias import threshold_values
 from argus_kernels.ops.causal_attention import OP as CAUSAL
@@ -27,6 +30,7 @@ from tests.simt import attention_on_host
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = [CAUSAL, HSTU]
 NAME = attention_on_host.CAUSAL_ATTENTION.name
+BACKENDS = [NAME, *(["cuda"] if available_cuda() is None else [])]
 
 # Histories that end inside a block of queries, on its edge and beyond it; every kernel's head width, whole and padded.
 CASES = (
@@ -62,26 +66,29 @@ def sample(op: Op, case: HistoryCase) -> Sample:
     return history_samples([case], forward_products=2, backward_products=5, outputs=lambda q: q.numel())[0]
 
 
-def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds: range) -> None:
+def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds: range, backend: str = NAME) -> None:
     one = sample(op, case)
+    device = "cuda" if backend == "cuda" else "cpu"
     results: dict[str, list[list[Tensor]]] = {}
     for seed in seeds:
-        given_, exact = draw(one, dtype, seed), draw(one, dtype, seed, exact=True)
-        for place, (values, backend) in enumerate(((given_, NAME), (exact, "eager"), (given_, "eager"))):
-            for name, value in run_op(op, one, values, backend, dtype=dtype, seed=seed).results.items():
+        given_, exact = draw(one, dtype, seed, device), draw(one, dtype, seed, device, exact=True)
+        for place, (values, name_) in enumerate(((given_, backend), (exact, "eager"), (given_, "eager"))):
+            for name, value in run_op(op, one, values, name_, dtype=dtype, seed=seed).results.items():
                 results.setdefault(name, [[], [], []])[place].append(value)
     assert {"output 0", *(f"d_{name}" for name in case.grad())} <= set(results)
     for name, (ours, truth, theirs) in results.items():
         require_close(name, ours, truth, theirs)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.name))
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
-def test_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype) -> None:
-    hold_to_the_error_rule(op, case, dtype, range(2))
+def test_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, backend: str) -> None:
+    hold_to_the_error_rule(op, case, dtype, range(2), backend)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
 @given(
     lengths=st.lists(st.sampled_from([0, 1, 2, 15, 31, 32, 33, 63, 65]), max_size=4),
@@ -96,11 +103,11 @@ def test_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype) -> None:
 )
 @settings(deadline=None, max_examples=15)
 def test_any_jagged_batch(
-    op: Op, lengths: list[int], positions: int, times: int, dtype: torch.dtype, seed: int, **options: Any
+    op: Op, backend: str, lengths: list[int], positions: int, times: int, dtype: torch.dtype, seed: int, **options: Any
 ) -> None:
     case = HistoryCase("drawn", tuple(lengths), heads=2, position_buckets=positions, time_buckets=times, **options)
     # Several draws, because a table of one column is one number.
-    hold_to_the_error_rule(op, case, dtype, range(seed, seed + 3))
+    hold_to_the_error_rule(op, case, dtype, range(seed, seed + 3), backend)
 
 
 def arguments(op: Op, dtype: torch.dtype, lengths: tuple[int, ...] = (70, 0, 33, 1), **options: Any) -> dict[str, Any]:
