@@ -131,6 +131,10 @@ SMALL_CASES = (
     HistoryCase("lagged", (4, 1, 2), width=3, padding=1, mask="lagged", time_buckets=30),
     HistoryCase("candidates", (6, 1), width=2, mask="candidates", position_buckets=8),
     HistoryCase("window", (5, 2), width=3, window=2, padding=1),
+    # A head width that the CUDA kernels take.
+    HistoryCase(
+        "width_8", (0, 5, 1), heads=1, width=8, padding=1, mask="lagged", position_buckets=3, time_buckets=50, window=3
+    ),
 )
 """For tests: every differentiable input has few elements, because gradcheck runs over each of them."""
 

@@ -17,15 +17,15 @@ namespace argus::history {
 template <class T, int kWidth>
 struct ForwardRoom {
   static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
+  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = forward_part(sizeof(T), kWidth);
   static constexpr int kStage = kShape.columns * kWidth * static_cast<int>(sizeof(T));
   static constexpr int kQ = 0;
   static constexpr int kK = kQ + kShape.rows * kWidth * static_cast<int>(sizeof(T));
   static constexpr int kV = kK + 2 * kStage;
   static constexpr int kTime = kV + 2 * kStage;
-  static constexpr int kRowTime = kTime + 2 * kShape.columns * 8;
-  static constexpr int kSpan = kRowTime + kShape.rows * 8;
-  static constexpr int kReach = kSpan + kShape.warps * static_cast<int>(sizeof(TimeSpan));
+  static constexpr int kRows = kTime + 2 * kShape.columns * 8;
+  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
   static constexpr int kBias = kReach + kShape.warps * static_cast<int>(sizeof(Reach));
 
   static size_t bytes(const Arguments& given) { return static_cast<size_t>(kBias + BiasRoom(given).bytes); }
@@ -41,15 +41,15 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
   const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (block.rows == 0) return;
-  const Target<T> target = target_of<T>(call.out, given, block.begin, head);
-  float* log_sum_exp = nullptr;
-  if constexpr (Weights::kNormalised) log_sum_exp = call.log_sum_exp + head * given.rows + block.begin;
+  // Pointers to the results are made where they are used: before the walk they would take registers all
+  // along.
+  const auto log_sum_exp = [&] { return call.log_sum_exp + head * given.rows + block.begin; };
   if (block.padding) {
     if (part > 0) return;
-    zero_rows<T, kThreads>(target, block);
+    zero_rows<T, kThreads>(target_of<T>(call.out, given, block.begin, head), block);
     if constexpr (Weights::kNormalised) {
       for (int i = static_cast<int>(threadIdx.x); i < block.rows; i += kThreads)
-        log_sum_exp[block.first + i] = 0.0f;
+        log_sum_exp()[block.first + i] = 0.0f;
     }
     return;
   }
@@ -76,9 +76,8 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
 
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(q_tile, q, block.first, block.length);
   const int first = block.first + warp * kWarpRows;
-  const auto rows = load_rows<true, kShape.row_tiles>(given, block.begin, block.length, first,
-                                                      reinterpret_cast<int64_t*>(room + Room::kRowTime),
-                                                      reinterpret_cast<TimeSpan*>(room + Room::kSpan));
+  const auto rows = load_rows<true, kShape.warps, kShape.row_tiles>(
+      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
   const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
   const int none_sees =
       block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach)).none_sees;
@@ -119,11 +118,12 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
       const int place = first + row_within(r, 2 * half);
       if constexpr (Weights::kNormalised) {
         if (place < block.length && part == 0 && tile::lane_index() % 4 == 0)
-          log_sum_exp[place] = weights.log_sum_exp(sums, r, half);
+          log_sum_exp()[place] = weights.log_sum_exp(sums, r, half);
       }
     }
   }
-  store_rows(target, q_tile + warp * kWarpRows * kWidth, out, factor, first, block.length, part);
+  store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
+             factor, first, block.length, part);
 }
 
 }  // namespace argus::history

@@ -13,6 +13,7 @@ namespace argus::history {
 template <class T, int kWidth>
 struct KeyRoom {
   static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
+  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = key_part(sizeof(T), kWidth);
   static constexpr int kBoundRows = QueryRoom<T, kWidth>::kShape.rows;
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
@@ -27,9 +28,8 @@ struct KeyRoom {
   static constexpr int kCorrection = kDelta + 2 * kNumbers;
   static constexpr int kVisible = kCorrection + 2 * kNumbers;
   static constexpr int kTime = kVisible + 2 * kNumbers;
-  static constexpr int kRowTime = kTime + 4 * kNumbers;
-  static constexpr int kSpan = kRowTime + kShape.rows * 8;
-  static constexpr int kBias = kSpan + kShape.warps * static_cast<int>(sizeof(TimeSpan));
+  static constexpr int kRows = kTime + 4 * kNumbers;
+  static constexpr int kBias = kRows + static_cast<int>(sizeof(Rows));
 
   static size_t bytes(const Backward& call) {
     return static_cast<size_t>(kBias + BiasRoom(call.given).bytes);
@@ -134,9 +134,8 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
       tile_of(Room::kK, 0), source_of<T>(given.k, given, block.begin, head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
       tile_of(Room::kV, 0), source_of<T>(given.v, given, block.begin, head), block.first, block.length);
-  const auto rows = load_rows<false, kRowTiles>(given, block.begin, block.length, first,
-                                                reinterpret_cast<int64_t*>(room + Room::kRowTime),
-                                                reinterpret_cast<TimeSpan*>(room + Room::kSpan));
+  const auto rows = load_rows<false, kShape.warps, kRowTiles>(
+      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
   const QueryBlocks<kQueries, Room::kBoundRows> blocks(call, block);
   load(0, blocks.begin);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);

@@ -19,6 +19,7 @@ namespace argus::history {
 template <class T, int kWidth>
 struct QueryRoom {
   static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
+  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = query_part(sizeof(T), kWidth);
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
@@ -27,9 +28,8 @@ struct QueryRoom {
   static constexpr int kK = kDOut + kShape.rows * kRowBytes;
   static constexpr int kV = kK + 2 * kStage;
   static constexpr int kTime = kV + 2 * kStage;
-  static constexpr int kRowTime = kTime + 2 * kShape.columns * 8;
-  static constexpr int kSpan = kRowTime + kShape.rows * 8;
-  static constexpr int kReach = kSpan + kShape.warps * static_cast<int>(sizeof(TimeSpan));
+  static constexpr int kRows = kTime + 2 * kShape.columns * 8;
+  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
   static constexpr int kBias = (kReach + kShape.warps * static_cast<int>(sizeof(Reach)) + 15) / 16 * 16;
 
   using Tables = TableGradients<kShape.row_tiles, kShape.columns / 8>;
@@ -120,9 +120,8 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
       tile_of(Room::kQ, 0), source_of<T>(given.q, given, block.begin, head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
       tile_of(Room::kDOut, 0), source_of<T>(call.d_out, given, block.begin, head), block.first, block.length);
-  const auto rows = load_rows<true, kRowTiles>(given, block.begin, block.length, first,
-                                               reinterpret_cast<int64_t*>(room + Room::kRowTime),
-                                               reinterpret_cast<TimeSpan*>(room + Room::kSpan));
+  const auto rows = load_rows<true, kShape.warps, kRowTiles>(
+      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
   const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
   const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach));
   if (given.visible != nullptr && head == 0 && leads && threadIdx.x == 0) {

@@ -8,14 +8,14 @@
 
 namespace argus::history {
 
-// What a warp knows of the rows of its tile. Rows past the user's end count as causal and as of time 0. What
-// only the times need lies in shared memory: registers are short.
+// What a warp knows of the rows of its tile. Rows past the user's end count as causal and as of time 0. It
+// lies in shared memory, because registers are short and whole tiles do without.
 template <int kRowTiles>
 struct RowSide {
   int first;
-  int visible[kRowTiles][2];  // of queries
-  int64_t* time;              // of either, [16 · kRowTiles]
-  TimeSpan* span;             // of the rows within the history
+  int* visible;    // of queries, [16 · kRowTiles]
+  int64_t* time;   // of either, [16 · kRowTiles]
+  TimeSpan* span;  // of the rows within the history
 };
 
 // Of the columns, in shared memory.
@@ -91,8 +91,8 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
       const int bucket = bucket_of(bias, rows, columns, r, n, i);
       score += bias.time[bucket];
       keep(r, n, i, bucket);
-      // Fewer look-ups at once: ptxas would spill for them.
-      if (i == 3) __syncwarp();
+      // Beside the sums of a wide head, more look-ups at once would spill.
+      if (kTiles <= 4 && i == 3) __syncwarp();
     });
   }
   return shared;
@@ -111,7 +111,7 @@ ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int 
     const int column = columns.first + within;
     bool seen = column < columns.end;
     if constexpr (kQueryRows) {
-      seen = seen && is_seen(row, column, rows.visible[r][i / 2], window);
+      seen = seen && is_seen(row, column, rows.visible[row_within(r, i)], window);
     } else {
       const int visible = columns.visible == nullptr ? column : columns.visible[within];
       seen = seen && is_seen(column, row, visible, window);
@@ -120,27 +120,28 @@ ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int 
   });
 }
 
+// Shared memory for the rows of a block.
+template <int kWarps, int kRowTiles>
+struct RowRoom {
+  int64_t time[kWarps][16 * kRowTiles];
+  int visible[kWarps][16 * kRowTiles];
+  TimeSpan span[kWarps];
+};
+
 // The rows of a warp whose first is `first`, queries or keys, out of a user's `length` events from `begin`
-// on. `times` is shared memory for the block's [rows], `spans` for one a warp; a barrier must follow.
-template <bool kQueryRows, int kRowTiles>
+// on; a barrier must follow.
+template <bool kQueryRows, int kWarps, int kRowTiles>
 ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int length, int first,
-                                          int64_t* times, TimeSpan* spans) {
+                                          RowRoom<kWarps, kRowTiles>& room) {
   constexpr int kRows = 16 * kRowTiles;
-  RowSide<kRowTiles> rows{first, {}, times + tile::warp_index() * kRows, spans + tile::warp_index()};
-  if constexpr (kQueryRows) {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int place = first + row_within(r, 2 * half);
-        rows.visible[r][half] = place < length ? visible_of(given, begin, place) : place;
-      }
-    }
-  }
+  static_assert(kRows <= kWarpSize);
+  const int warp = tile::warp_index(), lane = tile::lane_index(), place = first + lane;
+  const RowSide<kRowTiles> rows{first, room.visible[warp], room.time[warp], &room.span[warp]};
+  if (kQueryRows && lane < kRows)
+    rows.visible[lane] = place < length ? visible_of(given, begin, place) : place;
   if (given.time_bias == nullptr) return rows;
   const int64_t* time = (kQueryRows ? given.query_time : given.key_time) + begin;
-  const int lane = tile::lane_index();
-  if (lane < kRows) rows.time[lane] = first + lane < length ? time[first + lane] : 0;
+  if (lane < kRows) rows.time[lane] = place < length ? time[place] : 0;
   if (first >= length) return rows;
   const TimeSpan span = warp_time_span(time + first, min(kRows, length - first));
   if (lane == 0) *rows.span = span;

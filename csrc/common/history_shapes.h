@@ -42,8 +42,7 @@ constexpr int forward_part(int bytes, int width) {
   return width < most ? width : most;
 }
 constexpr int query_part(int bytes, int width) {
-  const int most = bytes == 4 ? 128 : 256;
-  return width < most ? width : most;
+  return forward_part(bytes, width);
 }
 constexpr int key_part(int bytes, int width) {
   const int most = bytes == 4 ? 64 : 128;

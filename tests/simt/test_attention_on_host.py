@@ -194,6 +194,7 @@ def test_large_scores(dtype: torch.dtype) -> None:
 
 def test_time_buckets_at_every_edge() -> None:
     """A key a second before an edge, one on it: each weighs what its bucket says."""
+    given_: dict[str, Any]
     edges = [edge for edge in threshold_values(146)[3:] if edge < 2**62]
     for edge in (*edges[:20], *edges[-3:]):
         times = torch.tensor([0, 1, edge], dtype=torch.int64)

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
+from argus_kernels.core.history_cuda import available_cuda, why_not_cuda
 from argus_kernels.core.history_native import available_cpp, why_not_cpp
-from argus_kernels.ops.causal_attention import native, reference, triton_backend
+from argus_kernels.ops.causal_attention import cuda, native, reference, triton_backend
 from argus_kernels.ops.causal_attention.samples import drawn, samples
 
 BACKENDS = (
+    Backend("cuda", cuda.forward, cuda.backward, why_not_cuda, available_cuda),
     Backend("cpp", native.forward_cpp, native.backward_cpp, why_not_cpp, available_cpp),
     triton_backend.BACKEND,
     Backend("reference", reference.forward, reference.backward),
