@@ -58,6 +58,17 @@ def test_ptx_becomes_the_instructions_it_names() -> None:
 
 
 @needs_nvcc
+@pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
+def test_attention_uses_the_tensor_cores(op: str) -> None:
+    if resources.cuobjdump() is None:
+        pytest.skip("cuobjdump is neither on PATH nor in triton")
+    for one in figures(resources.ROOT / f"csrc/{op}/{op}_cuda.cu"):
+        if "sum_tables" in one.kernel:
+            continue
+        expected = {"HMMA", "LDGSTS"} if ", float, " in one.kernel else {"HMMA", "LDGSTS", "LDSM"}
+        assert expected <= set(one.instructions), one
+
+
 def test_the_table_names_every_kernel() -> None:
     assert TOOLKIT is not None
     found = [one for source in resources.op_kernels() for one in figures(source)]

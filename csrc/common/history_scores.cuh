@@ -1,15 +1,18 @@
-// From products q · k to masked scores: what both passes do to a warp's tile of pairs. The forward pass and
-// that of d_q hold queries in the rows of the tile and keys in its columns, that of d_k and d_v the other way
-// round.
+// From products q · k to masked scores: what both passes do to a warp's tile of
+// pairs. The forward pass and that of d_q hold queries in the rows of the tile
+// and keys in its columns, that of d_k and d_v the other way round.
 #pragma once
+
+#include <type_traits>
 
 #include "common/history_tiles.cuh"
 #include "common/relative_bias.cuh"
 
 namespace argus::history {
 
-// What a warp knows of the rows of its tile. Rows past the user's end count as causal and as of time 0. It
-// lies in shared memory, because registers are short and whole tiles do without.
+// What a warp knows of the rows of its tile. Rows past the user's end count as
+// causal and as of time 0. It lies in shared memory, because registers are
+// short and whole tiles do without.
 template <int kRowTiles>
 struct RowSide {
   int first;
@@ -39,11 +42,13 @@ ARGUS_DEVICE int query_minus_key(const RowSide<kRowTiles>& rows, const ColumnSid
   return kQueryRows ? difference : -difference;
 }
 
-// What the backward pass knows of a query: softmax's statistics, of which SiLU needs none.
+// What the backward pass knows of a query: softmax's statistics, of which SiLU
+// needs none.
 struct RowStatistics {
   float log_sum_exp;
   float delta;       // Σ_j weight · d_weight − d_log_sum_exp
-  float correction;  // of weights that the rounding of log_sum_exp has changed; float32 only
+  float correction;  // of weights that the rounding of log_sum_exp has changed;
+                     // float32 only
 };
 
 // visit(number, r, n, i) for every number that a lane holds of a tile.
@@ -63,7 +68,24 @@ ARGUS_DEVICE int bucket_of(const Bias& bias, const RowSide<kRowTiles>& rows, con
   return time_bucket(bias, time_distance(rows.time[row_within(r, i)], columns.time[column_within(n, i)]));
 }
 
-// scores = scale · scores + biases. Where the pairs' time buckets differ, `keep(r, n, i, bucket)` gets them.
+struct KeepNothing {
+  ARGUS_DEVICE void operator()(int, int, int, int) const {}
+};
+
+// Whether more look-ups at once than those of four pairs would spill, beside
+// the sums of a wide head. Which kernels these are was found by compiling them:
+// the forward pass of heads of 128 spills without the limit for sm_80, with it
+// for sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+template <int kRowTiles, int kTiles, class Keep>
+constexpr bool kFewLookUps = kTiles <= 4 && !(kRowTiles == 2 && std::is_same_v<Keep, KeepNothing>);
+#else
+template <int kRowTiles, int kTiles, class Keep>
+constexpr bool kFewLookUps = kTiles <= 4;
+#endif
+
+// scores = scale · scores + biases. Where the pairs' time buckets differ,
+// `keep(r, n, i, bucket)` gets them.
 template <bool kQueryRows, int kRowTiles, int kTiles, class Keep>
 ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float scale, const Bias& bias,
                                     const RowSide<kRowTiles>& rows, const ColumnSide& columns, Keep keep) {
@@ -91,16 +113,11 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
       const int bucket = bucket_of(bias, rows, columns, r, n, i);
       score += bias.time[bucket];
       keep(r, n, i, bucket);
-      // Beside the sums of a wide head, more look-ups at once would spill.
-      if (kTiles <= 4 && i == 3) __syncwarp();
+      if (kFewLookUps<kRowTiles, kTiles, Keep> && i == 3) __syncwarp();
     });
   }
   return shared;
 }
-
-struct KeepNothing {
-  ARGUS_DEVICE void operator()(int, int, int, int) const {}
-};
 
 // Hides what the mask hides, and columns past the user's end.
 template <bool kQueryRows, int kRowTiles, int kTiles>
@@ -128,8 +145,8 @@ struct RowRoom {
   TimeSpan span[kWarps];
 };
 
-// The rows of a warp whose first is `first`, queries or keys, out of a user's `length` events from `begin`
-// on; a barrier must follow.
+// The rows of a warp whose first is `first`, queries or keys, out of a user's
+// `length` events from `begin` on; a barrier must follow.
 template <bool kQueryRows, int kWarps, int kRowTiles>
 ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int length, int first,
                                           RowRoom<kWarps, kRowTiles>& room) {
