@@ -117,13 +117,14 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool) -> C
     """
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
-        return {"block_query": side, "block_key": side, "warps": 8 if part == "query_gradient" else 4, "stages": 1}
+        warps = 8 if part == "query_gradient" or (part == "forward" and width <= 32) else 4
+        return {"block_query": side, "block_key": side, "warps": warps, "stages": 1}
     if part == "forward":
         rows = 64 if biased or width > 128 else 128
         keys = 64 if width <= 128 and not biased else 32
         return {"block_query": rows, "block_key": keys, "warps": 8, "stages": 2}
     if part == "query_gradient":
-        keys = 64 if width <= 64 and not biased else 32
+        keys = 16 if biased else 64 if width <= 64 else 32
         return {"block_query": 64, "block_key": keys, "warps": 8 if width > 128 or biased else 4, "stages": 2}
     return {"block_query": 16 if biased or width > 128 else 32, "block_key": 64, "warps": 8, "stages": 2}
 

@@ -1,0 +1,371 @@
+"""sampled_softmax_loss in Triton: the scores in both passes, tile by tile, and the launchers.
+
+Forward: a program computes rows × a part of the candidates and keeps the running maximum, sum and count of its rows;
+where rows are few the candidates are split among programs and the parts are joined afterwards. Every score is taken
+relative to the row's positive. Backward: the gradients of the scores are computed again for a slab of rows at a time,
+in memory of a fixed size, and multiplied with candidates and queries (`triton_products`). d_candidates grows slab by
+slab in float32, in order: no atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, processors
+from argus_kernels.core.tuning import Config, Tunable, configuration
+from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
+from argus_kernels.ops.sampled_softmax_loss.triton_products import (
+    add_candidate_gradient,
+    dot_rows,
+    write_query_gradient,
+)
+
+_NAMES = ("block_rows", "block_candidates", "block_depth", "warps", "stages")
+_TILES = {
+    "sampled_softmax_loss/forward": (
+        (128, 32, 64, 8, 3),
+        (128, 64, 64, 8, 3),
+        (128, 128, 64, 8, 3),
+        (64, 128, 64, 4, 4),
+    ),
+    "sampled_softmax_loss/backward": ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 4)),
+}
+_CONFIGS = {kernel: tuple(dict(zip(_NAMES, tile, strict=True)) for tile in tiles) for kernel, tiles in _TILES.items()}
+_FLOAT32_CONFIG: Config = dict(zip(_NAMES, (64, 32, 16, 4, 2), strict=True))
+TUNABLES = tuple(
+    Tunable(kernel, "triton", configs, backward=kernel.endswith("backward")) for kernel, configs in _CONFIGS.items()
+)
+
+SLAB_BYTES = 128 << 20
+"""Memory of the score gradients under way: fixed, however many rows and candidates there are."""
+LIFT = 4096.0
+"""Shares are stored as 16-bit numbers times this, because float16 has few digits left below 2⁻¹⁴."""
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _relative_scores(
+    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
+    row, candidate, rows, drawn, width, query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    """A tile's products and scores, both relative to the positive, and which of its candidates count."""
+    real = row < rows
+    there = candidate < drawn
+    product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
+    for begin in range(0, width, BLOCK_DEPTH):
+        column = begin + tl.arange(0, BLOCK_DEPTH)
+        inside = column < width
+        left = tl.load(
+            query + row[:, None] * query_stride + column[None, :] * query_column_stride,
+            mask=real[:, None] & inside[None, :],
+            other=0.0,
+        )
+        right = tl.load(
+            candidates + candidate[None, :] * candidate_stride + column[:, None] * candidate_column_stride,
+            mask=there[None, :] & inside[:, None],
+            other=0.0,
+        )
+        product = tl.dot(left, right, product, input_precision="ieee")
+    product -= tl.load(positive_product + row, mask=real, other=0.0)[:, None]
+    score = scale * product - tl.load(log_q + candidate, mask=there, other=0.0)[None, :]
+    own = tl.load(positive_ids + row, mask=real, other=0)
+    others = tl.load(candidate_ids + candidate, mask=there, other=0)
+    counts = real[:, None] & there[None, :] & (own[:, None] != others[None, :])
+    if query_owner is not None:
+        owner = tl.load(query_owner + row, mask=real, other=0)
+        theirs = tl.load(candidate_owner + candidate, mask=there, other=-1)
+        counts = counts & ((owner[:, None] != theirs[None, :]) | (theirs < 0)[None, :])
+    return product, score, counts
+
+
+@triton.jit
+def forward_kernel(
+    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
+    largest, total, count, rows, drawn, width, split_candidates,
+    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    factor = tl.load(scale)
+    peak = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
+    mass = tl.zeros([BLOCK_ROWS], tl.float32)
+    counted = tl.zeros([BLOCK_ROWS], tl.int32)
+    first = tl.program_id(1) * split_candidates
+    for begin in range(first, tl.minimum(first + split_candidates, drawn), BLOCK_CANDIDATES):
+        candidate = begin + tl.arange(0, BLOCK_CANDIDATES).to(tl.int64)
+        _, score, counts = _relative_scores(
+            query, candidates, positive_product, positive_ids, candidate_ids, log_q, factor, query_owner,
+            candidate_owner, row, candidate, rows, drawn, width, query_stride, query_column_stride,
+            candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
+        )  # fmt: skip
+        score = tl.where(counts, score, -float("inf"))
+        higher = tl.maximum(peak, tl.max(score, axis=1))
+        # Where nothing counts yet the maximum is −∞, which must not be taken off itself.
+        taken = tl.where(higher == -float("inf"), 0.0, higher)
+        mass = mass * tl.exp2((peak - taken) * _LOG2_E) + tl.sum(tl.exp2((score - taken[:, None]) * _LOG2_E), axis=1)
+        counted += tl.sum(counts.to(tl.int32), axis=1)
+        peak = higher
+    place = tl.program_id(1).to(tl.int64) * rows + row
+    tl.store(largest + place, peak, mask=row < rows)
+    tl.store(total + place, mass, mask=row < rows)
+    tl.store(count + place, counted, mask=row < rows)
+
+
+@triton.jit
+def score_gradient_kernel(
+    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
+    log_whole, row_factor, d_score, scale_sums, share_sums, first_row, rows, drawn, width, slab_rows,
+    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(drawn, BLOCK_CANDIDATES)
+    line = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    candidate = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
+    end = tl.minimum(first_row + slab_rows, rows)
+    row = first_row + line
+    product, score, counts = _relative_scores(
+        query, candidates, positive_product, positive_ids, candidate_ids, log_q, tl.load(scale), query_owner,
+        candidate_owner, row, candidate, end, drawn, width, query_stride, query_column_stride,
+        candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
+    )  # fmt: skip
+    real = row < end
+    whole = tl.load(log_whole + row, mask=real, other=0.0)
+    factor = tl.load(row_factor + row, mask=real, other=0.0)
+    counts = counts & (factor != 0.0)[:, None]
+    share = tl.exp2(tl.where(counts, (score - whole[:, None]) * _LOG2_E, -float("inf")))
+    gradient = share * factor[:, None]
+    place = line[:, None] * drawn + candidate[None, :]
+    tl.store(d_score + place, gradient.to(d_score.dtype.element_ty), mask=real[:, None] & (candidate < drawn)[None, :])
+    # One number a row: Triton 3.6 fails to compile the sum of a whole tile that lies in sm_100's tensor memory.
+    own = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    tl.store(scale_sums + own, tl.sum(tl.where(counts, gradient * product, 0.0), axis=1))
+    tl.store(share_sums + own, tl.sum(tl.where(counts, gradient, 0.0), axis=1))
+
+
+class Rows(NamedTuple):
+    """The rows as the kernels read them: those that are left out are zero."""
+
+    query: Tensor
+    positive: Tensor
+    positive_product: Tensor
+    """float32 [N]."""
+    kept: Tensor | None
+    """bool [N], or None where every row counts."""
+
+
+def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss [N], lse [N], statistics [2, N]) as `reference.forward`."""
+    given = Arguments(*arguments)  # type: ignore[arg-type]
+    rows = _rows(given)
+    negatives, count = _negatives(given, rows)
+    positive_log_q = given.positive_log_q
+    if positive_log_q is not None and rows.kept is not None:
+        positive_log_q = torch.where(rows.kept, positive_log_q, -1)
+    if given.form == "refined":
+        assert positive_log_q is not None
+        denominator = negatives + (-positive_log_q.exp()).log1p() - count.clamp_min(1).log()
+        loss = torch.where(denominator == -torch.inf, 0, denominator) * denominator.sigmoid()
+        whole = negatives
+    else:
+        own = torch.zeros_like(negatives) if positive_log_q is None else -positive_log_q
+        loss = whole = denominator = torch.logaddexp(own, negatives)
+    lse = denominator + given.scale * rows.positive_product
+    statistics = torch.stack([denominator, whole])
+    if given.row_weight is None:
+        return loss, lse, statistics
+    return (
+        torch.where(rows.kept, given.row_weight * loss, 0),  # type: ignore[arg-type]
+        torch.where(rows.kept, lse, 0),  # type: ignore[arg-type]
+        torch.where(rows.kept, statistics, 0),  # type: ignore[arg-type]
+    )
+
+
+def backward(
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+) -> list[Tensor | None]:
+    """Gradients of query, positive, candidates and scale, from those of (loss, lse)."""
+    given = Arguments(*arguments)  # type: ignore[arg-type]
+    rows = _rows(given)
+    denominator, whole = outputs[2]
+    d_lse = torch.where(denominator == -torch.inf, 0, gradients[1])
+    d_loss = gradients[0] if given.row_weight is None else gradients[0] * given.row_weight
+    d_loss = d_loss * denominator.sigmoid() if given.form == "refined" else d_loss
+    if rows.kept is not None:
+        d_lse, d_loss = torch.where(rows.kept, d_lse, 0), torch.where(rows.kept, d_loss, 0)
+    row_factor = d_loss + d_lse
+    share = _negatives_share(given, denominator, whole)
+    if rows.kept is not None:
+        share = torch.where(rows.kept, share, 0)
+    d_positive_score = d_lse - row_factor * share
+    d_query, d_candidates, d_scale = _through_scores(given, rows, whole, row_factor, share, d_positive_score, needs)
+    d_positive = None
+    if needs["positive"]:
+        d_positive = ((given.scale * d_positive_score)[:, None] * rows.query).to(given.positive.dtype)
+    if d_scale is not None:
+        d_scale = d_scale + (d_lse * rows.positive_product).sum()
+    return [d_query, d_positive, d_candidates, d_scale]
+
+
+def _rows(given: Arguments) -> Rows:
+    query, positive, kept = given.query, given.positive, None
+    if given.row_weight is not None:
+        kept = given.row_weight != 0
+        query, positive = torch.where(kept[:, None], query, 0), torch.where(kept[:, None], positive, 0)
+    product = dot_rows(query, positive)
+    return Rows(query, positive, product, kept)
+
+
+def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, Any]:
+    """What both score kernels take."""
+    return {
+        "query": rows.query,
+        "candidates": given.candidates,
+        "positive_product": rows.positive_product,
+        "positive_ids": given.positive_ids.contiguous(),
+        "candidate_ids": given.candidate_ids.contiguous(),
+        "log_q": given.log_q.contiguous(),
+        "scale": given.scale,
+        "query_owner": None if given.query_owner is None else given.query_owner.contiguous(),
+        "candidate_owner": None if given.candidate_owner is None else given.candidate_owner.contiguous(),
+        "rows": given.query.shape[0],
+        "drawn": given.candidates.shape[0],
+        "width": given.query.shape[1],
+        "query_stride": rows.query.stride(0),
+        "query_column_stride": rows.query.stride(1),
+        "candidate_stride": given.candidates.stride(0),
+        "candidate_column_stride": given.candidates.stride(1),
+        "BLOCK_ROWS": config["block_rows"],
+        "BLOCK_CANDIDATES": config["block_candidates"],
+        "BLOCK_DEPTH": config["block_depth"],
+    }
+
+
+def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the candidates' relative scores, −∞ where none counts, and how many count; [N] float32."""
+    count, drawn = given.query.shape[0], given.candidates.shape[0]
+    config = _config("forward", given)
+    row_blocks = ceil_div(count, config["block_rows"])
+    blocks = ceil_div(drawn, config["block_candidates"])
+    wanted = ceil_div(2 * processors(given.query.device), max(row_blocks, 1))
+    split = ceil_div(max(blocks, 1), max(1, min(wanted, blocks))) * config["block_candidates"]
+    splits = max(1, ceil_div(drawn, split))
+    largest, total = given.query.new_empty(2, splits, count, dtype=torch.float32)
+    counted = given.query.new_empty(splits, count, dtype=torch.int32)
+    arguments = _score_arguments(given, rows, config) | {
+        "largest": largest,
+        "total": total,
+        "count": counted,
+        "split_candidates": split,
+    }
+    launch(forward_kernel, (row_blocks, splits), arguments, warps=config["warps"], stages=config["stages"])
+    peak = largest.amax(0)
+    shift = torch.where(peak == -torch.inf, 0, peak)
+    # In units of log 2 the maximum would be rounded twice, an error of every share of the row.
+    together = (total * (largest - shift).exp()).sum(0)
+    return shift + together.log(), counted.sum(0).float()
+
+
+def _negatives_share(given: Arguments, denominator: Tensor, whole: Tensor) -> Tensor:
+    """How much of the denominator the candidates have together, [N]."""
+    if given.form == "refined":
+        return (whole != -torch.inf).to(whole.dtype)
+    own = torch.zeros_like(whole) if given.positive_log_q is None else -given.positive_log_q
+    return -torch.expm1((own - denominator).clamp(max=0))
+
+
+def _through_scores(
+    given: Arguments,
+    rows: Rows,
+    whole: Tensor,
+    row_factor: Tensor,
+    share: Tensor,
+    d_positive_score: Tensor,
+    needs: dict[str, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What reaches query, candidates and scale through the scores, one slab of rows after the other."""
+    (count, width), drawn = given.query.shape, given.candidates.shape[0]
+    config = _config("backward", given)
+    # A power of two near the largest factor: the stored numbers are neither tiny nor rounded by it.
+    unit = torch.ldexp(torch.ones_like(given.scale), torch.frexp(row_factor.abs().amax() if count else given.scale)[1])
+    lifted = row_factor * (LIFT / unit)
+    slab = max(config["block_rows"], SLAB_BYTES // max(drawn * given.query.element_size(), 1))
+    slab = min(ceil_div(slab, config["block_rows"]) * config["block_rows"], max(count, 1))
+    d_score = given.query.new_empty(slab, drawn)
+    d_query = given.query.new_empty(count, width)
+    sums = given.query.new_zeros(drawn, width, dtype=torch.float32)
+    d_scale = given.query.new_zeros((), dtype=torch.float64)
+    launch_options = {"warps": config["warps"], "stages": config["stages"]}
+    shared = _score_arguments(given, rows, config) | {"log_whole": whole.contiguous(), "row_factor": lifted}
+    for first in range(0, count, slab):
+        here = min(slab, count - first)
+        blocks = ceil_div(here, config["block_rows"]), ceil_div(drawn, config["block_candidates"])
+        scale_sums, share_sums = given.query.new_empty(2, *blocks, config["block_rows"], dtype=torch.float32)
+        own = {"d_score": d_score, "scale_sums": scale_sums, "share_sums": share_sums}
+        own_arguments = shared | own | {"first_row": first, "slab_rows": slab}
+        launch(score_gradient_kernel, (blocks[0] * blocks[1],), own_arguments, **launch_options)
+        part = slice(first, first + here)
+        by_row, gradient_sum = (sums.sum(1, dtype=torch.float64).flatten()[:here] for sums in (scale_sums, share_sums))
+        # The stored logarithm's own rounding is an error of every share of its row, which their sum shows.
+        exact = lifted[part].double() * share[part].double() / gradient_sum
+        d_scale += (by_row * torch.where(gradient_sum == 0, 1.0, exact)).sum()
+        if needs["candidates"]:
+            add_candidate_gradient(sums, d_score[:here], rows.query[part])
+        if needs["query"]:
+            row_term = d_positive_score[part] * (LIFT / unit)
+            factor = given.scale * (unit / LIFT)
+            write_query_gradient(d_score[:here], given.candidates, d_query[part], row_term, rows.positive[part], factor)
+    d_candidates = (sums * (given.scale * (unit / LIFT))).to(given.candidates.dtype)
+    return (
+        d_query if needs["query"] else None,
+        d_candidates if needs["candidates"] else None,
+        (d_scale * (unit / LIFT)).to(given.scale.dtype) if needs["scale"] else None,
+    )
+
+
+def _config(part: str, given: Arguments) -> Config:
+    kernel = f"sampled_softmax_loss/{part}"
+    default = _FLOAT32_CONFIG if given.query.dtype == torch.float32 else _CONFIGS[kernel][0]
+    return configuration(
+        kernel,
+        width=given.query.shape[1],
+        dtype=given.query.dtype,
+        size=given.query.shape[0],
+        default=default,
+        device=given.query.device,
+    )
+
+
+def compile_cases() -> list[CompileCase]:
+    """The production shape with owners for every dtype, and without for bfloat16."""
+
+    def case(name: str, dtype: torch.dtype, *, owners: bool, twin: bool = False) -> CompileCase:
+        def call() -> None:
+            rows, drawn, width = 8_192, 16_384, 256
+            with torch.device("meta"):
+                query, positive = torch.empty(2, rows, width, dtype=dtype)
+                candidates = torch.empty(drawn, width, dtype=dtype)
+                ids, query_owner = torch.empty(2, rows, dtype=torch.int64)
+                candidate_ids, candidate_owner = torch.empty(2, drawn, dtype=torch.int64)
+                log_q, scale = torch.empty(drawn), torch.empty(())
+            owner = (query_owner, candidate_owner) if owners else (None, None)
+            arguments = (query, positive, candidates, ids, candidate_ids, log_q, None, scale, None, *owner, "standard")
+            outputs = forward(*arguments)
+            needs = dict.fromkeys(("query", "positive", "candidates", "scale"), True)
+            backward(outputs, outputs, needs, *arguments)
+
+        return CompileCase(f"{name}-{dtype}".replace("torch.", ""), call, twin=twin)
+
+    return [
+        case("owners", torch.bfloat16, owners=True),
+        case("plain", torch.float32, owners=False),
+        case("plain", torch.bfloat16, owners=False, twin=True),
+        case("owners", torch.float16, owners=True, twin=True),
+    ]

@@ -1,0 +1,104 @@
+"""The Triton kernels of sampled_softmax_loss across tiles: split candidates, slabs of rows, repeatability."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from argus_kernels import sampled_softmax_loss
+from argus_kernels.core.triton_support import available
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NAMES = ("query", "positive", "candidates", "scale")
+
+
+def drawn(rows: int, count: int, width: int) -> dict[str, Any]:
+    """Arguments with owners, weights and a shared id here and there."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(DEVICE)
+
+    def integers(high: int, size: int) -> Tensor:
+        return torch.randint(0, high, (size,), generator=generator).to(DEVICE)
+
+    return {
+        "query": normal(rows, width),
+        "positive": normal(rows, width),
+        "candidates": normal(count, width),
+        "positive_ids": integers(40, rows),
+        "candidate_ids": integers(40, count),
+        "log_q": normal(count) - 3,
+        "positive_log_q": -normal(rows).abs() - 0.1,
+        "scale": torch.tensor(0.3, device=DEVICE),
+        "row_weight": (integers(4, rows) / 2).float(),
+        "query_owner": integers(9, rows),
+        "candidate_owner": integers(10, count) - 1,
+    }
+
+
+def results(backend: str, arguments: dict[str, Any], form: str) -> list[Tensor]:
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in NAMES}
+    outputs = sampled_softmax_loss(**{**arguments, **leaves}, form=form, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    above = [torch.randn(output.shape, generator=generator).to(DEVICE) for output in outputs]
+    return [*(output.detach() for output in outputs), *torch.autograd.grad(outputs, list(leaves.values()), above)]
+
+
+@pytest.mark.parametrize("form", ["standard", "refined"])
+def test_several_tiles_and_splits(form: str) -> None:
+    """70 rows and 150 candidates of width 20 in tiles of 64 by 64 by 16: every edge is inside a tile."""
+    arguments = drawn(70, 150, 20)
+    ours = results("triton", arguments, form)
+    for found, expected in zip(ours, results("reference", arguments, form), strict=True):
+        torch.testing.assert_close(found, expected, atol=3e-5, rtol=3e-5)
+    for found, again in zip(ours, results("triton", arguments, form), strict=True):
+        assert torch.equal(found, again)
+
+
+def test_slabs_of_rows_give_what_one_slab_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argus_kernels.ops.sampled_softmax_loss import triton_kernels
+
+    arguments = drawn(150, 10, 4)
+    whole = results("triton", arguments, "standard")
+    monkeypatch.setattr(triton_kernels, "SLAB_BYTES", 1)
+    for found, expected in zip(results("triton", arguments, "standard"), whole, strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
+
+
+def test_a_common_offset_of_the_scores_changes_nothing() -> None:
+    """Scores of 10⁴: the positive's score leaves them before anything is rounded away."""
+    arguments = drawn(9, 12, 4)
+    direction = torch.zeros(4, device=DEVICE)
+    direction[0] = 1e3
+    shifted = dict(arguments)
+    shifted["query"] = torch.cat([torch.ones(9, 1, device=DEVICE) * 32, arguments["query"][:, 1:]], 1)
+    arguments["query"] = shifted["query"]
+    shifted["positive"], shifted["candidates"] = arguments["positive"] + direction, arguments["candidates"] + direction
+    loss = sampled_softmax_loss(**arguments, backend="triton")[0]
+    moved = sampled_softmax_loss(**shifted, backend="triton")[0]
+    torch.testing.assert_close(moved, loss, atol=2e-2, rtol=1e-2)
+
+
+def test_tiny_gradients_survive_float16() -> None:
+    """A mean over many rows hands gradients of 10⁻⁶ down: below float16's digits, unless they are lifted."""
+    arguments = {name: value.half() if name in NAMES[:3] else value for name, value in drawn(8, 20, 6).items()}
+    arguments["query"] *= 0.5
+    arguments["row_weight"] = None
+    leaf = arguments["candidates"].detach().clone().requires_grad_()
+    found, expected = (
+        torch.autograd.grad(sampled_softmax_loss(**{**arguments, "candidates": leaf}, backend=backend)[0].sum(), leaf)
+        for backend in ("triton", "reference")
+    )
+    small, _ = (
+        torch.autograd.grad(
+            sampled_softmax_loss(**{**arguments, "candidates": leaf}, backend=backend)[0].sum() * 2.0**-12, leaf
+        )
+        for backend in ("triton", "reference")
+    )
+    torch.testing.assert_close(found[0], expected[0], atol=4e-3, rtol=4e-3)
+    torch.testing.assert_close(small[0].float() * 2**12, found[0].float(), atol=4e-3, rtol=4e-3)
