@@ -1,6 +1,7 @@
 """What Triton makes of every kernel for every target, without a GPU: registers, stack, shared and matrix instructions.
 
-    python -m build_support.triton_resources [folder]            every configuration, triton.json and triton.md
+    python -m build_support.triton_resources [folder]            the default configurations, triton.json and triton.md
+    python -m build_support.triton_resources --everything        also the twins, and what tuning may choose
     python -m build_support.triton_resources --room NAME         the default configurations of one room, as JSON lines
 
 The cases are those of the rooms' `compile_cases()`, recorded from their own launchers. Run it in a process without
@@ -204,6 +205,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="build_support.triton_resources", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "static")
     parser.add_argument("--room", help="a folder of argus_kernels/ops, or a module that has compile_cases()")
+    parser.add_argument("--everything", action="store_true", help="also the twins, and what tuning may choose")
     given = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
         raise SystemExit(
@@ -216,7 +218,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     import triton
 
-    figures = measure_all(rooms(), everything=True)
+    figures = measure_all(rooms(), everything=given.everything)
     given.folder.mkdir(parents=True, exist_ok=True)
     record = {"triton": triton.__version__, "kernels": [asdict(one) for one in figures]}
     (given.folder / "triton.json").write_text(json.dumps(record, indent=1) + "\n")
