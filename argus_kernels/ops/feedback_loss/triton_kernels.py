@@ -1,0 +1,380 @@
+"""feedback_loss in Triton.
+
+A program holds the logits of 64 rows, padded to a power of two of columns, in registers: a product over pieces of
+hidden and weight, then the tasks one after the other, each a mask over the columns. Backward turns the logits into
+residuals in place and walks over hidden once more (from the cache), writing d_hidden and adding to the program's own
+sums for d_weight; the number of programs depends on the rows alone and their sums are added in order: no atomics.
+
+Residuals are products of small weights and stay float32: rounded to hidden's 16 bits they would cost accuracy, and in
+float16 underflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
+
+_ROWS = 64
+_DEPTH = 64
+_MOST_PROGRAMS = 528
+
+
+@triton.jit
+def _log1p(u):
+    """ln(1 + u) for u in [0, 1], to full relative accuracy: what rounding 1 + u loses is put back as a factor."""
+    whole = 1.0 + u
+    lost = tl.where(whole == 1.0, 1.0, whole - 1.0)
+    return tl.where(whole == 1.0, u, tl.log(whole) * (u / lost))
+
+
+@triton.jit
+def _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride):
+    """(weight, target) of the rows for one task: 0 and −1 where it does not count."""
+    target = tl.load(targets + row * targets_stride + task * task_stride, mask=real, other=-1)
+    if row_weight is None:
+        weight = tl.where(target >= 0, 1.0, 0.0)
+    else:
+        given = tl.load(row_weight + row * row_weight_stride, mask=real, other=0.0)
+        weight = tl.where(target >= 0, given, 0.0)
+    return weight, tl.where(weight != 0.0, target, -1)
+
+
+@triton.jit
+def _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, TASKS: tl.constexpr):
+    """Whether a row counts for any task; what the others hold reaches nothing."""
+    counts = row < 0
+    for task in tl.static_range(TASKS):
+        _, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        counts = counts | (target >= 0)
+    return counts
+
+
+@triton.jit
+def _project(
+    hidden,
+    weight,
+    bias,
+    row,
+    counts,
+    width,
+    columns,
+    hidden_stride,
+    hidden_column_stride,
+    weight_stride,
+    weight_column_stride,
+    bias_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """The logits [BLOCK_ROWS, BLOCK_COLUMNS] in float32."""
+    column = tl.arange(0, BLOCK_COLUMNS)
+    inside = column < columns
+    logits = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+    for begin in range(0, width, BLOCK_DEPTH):
+        d = begin + tl.arange(0, BLOCK_DEPTH)
+        piece = tl.load(
+            hidden + row[:, None] * hidden_stride + d[None, :] * hidden_column_stride,
+            mask=counts[:, None] & (d < width)[None, :],
+            other=0.0,
+        )
+        factor = tl.load(
+            weight + d.to(tl.int64)[:, None] * weight_stride + column[None, :] * weight_column_stride,
+            mask=(d < width)[:, None] & inside[None, :],
+            other=0.0,
+        )
+        logits = tl.dot(piece, factor, logits, input_precision="ieee")
+    return logits + tl.load(bias + column * bias_stride, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit
+def _wrong(logit, target):
+    """The logit with the sign under which σ of it is the probability of being wrong."""
+    return tl.where(target > 0, -logit, logit)
+
+
+@triton.jit
+def forward_kernel(
+    hidden,
+    weight,
+    bias,
+    targets,
+    row_weight,
+    losses,
+    rows,
+    width,
+    columns,
+    hidden_stride,
+    hidden_column_stride,
+    weight_stride,
+    weight_column_stride,
+    bias_stride,
+    targets_stride,
+    task_stride,
+    row_weight_stride,
+    CLASSES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    real = row < rows
+    counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
+    logits = _project(
+        hidden,
+        weight,
+        bias,
+        row,
+        counts,
+        width,
+        columns,
+        hidden_stride,
+        hidden_column_stride,
+        weight_stride,
+        weight_column_stride,
+        bias_stride,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_DEPTH,
+    )
+    column = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    first = 0
+    for task in tl.static_range(len(CLASSES)):
+        given, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        if CLASSES[task] == 1:
+            x = _wrong(tl.sum(tl.where(column == first, logits, 0.0), 1), target)
+            loss = tl.where(x > 0, x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
+        else:
+            own = (column >= first) & (column < first + CLASSES[task])
+            most = tl.max(tl.where(own, logits, float("-inf")), 1)
+            total = tl.sum(tl.where(own, tl.exp(logits - most[:, None]), 0.0), 1)
+            hit = tl.sum(tl.where(column == first + target[:, None], logits, 0.0), 1)
+            loss = (most - hit) + tl.log(total)
+        weighed = tl.where(target >= 0, given * loss, 0.0).to(tl.float64)
+        tl.store(losses + tl.program_id(0).to(tl.int64) * len(CLASSES) + task, tl.sum(weighed))
+        first += CLASSES[task]
+
+
+@triton.jit
+def backward_kernel(
+    hidden,
+    weight,
+    bias,
+    targets,
+    row_weight,
+    factors,
+    d_hidden,
+    d_weight,
+    d_bias,
+    rows,
+    width,
+    columns,
+    hidden_stride,
+    hidden_column_stride,
+    weight_stride,
+    weight_column_stride,
+    bias_stride,
+    targets_stride,
+    task_stride,
+    row_weight_stride,
+    CLASSES: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    column = tl.arange(0, BLOCK_COLUMNS)
+    inside = column < columns
+    own_weight = d_weight + tl.program_id(0).to(tl.int64) * width * BLOCK_COLUMNS
+    bias_sums = tl.zeros([BLOCK_COLUMNS], tl.float32)
+    first_tile = True
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+        row = tl.cast(tile, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        real = row < rows
+        counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
+        logits = _project(
+            hidden,
+            weight,
+            bias,
+            row,
+            counts,
+            width,
+            columns,
+            hidden_stride,
+            hidden_column_stride,
+            weight_stride,
+            weight_column_stride,
+            bias_stride,
+            BLOCK_ROWS,
+            BLOCK_COLUMNS,
+            BLOCK_DEPTH,
+        )
+        residuals = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+        first = 0
+        for task in tl.static_range(len(CLASSES)):
+            given, target = _observe(
+                targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride
+            )
+            scale = (given * tl.load(factors + task))[:, None]
+            seen = (target >= 0)[:, None]
+            if CLASSES[task] == 1:
+                own = column[None, :] == first
+                x = _wrong(logits, target[:, None])
+                decay = tl.exp(-tl.abs(x))
+                wrong = tl.where(x > 0, 1.0, decay) / (1.0 + decay)
+                residual = tl.where(target[:, None] > 0, -wrong, wrong)
+            else:
+                own = (column >= first) & (column < first + CLASSES[task])
+                own = own[None, :]
+                most = tl.max(tl.where(own, logits, float("-inf")), 1)
+                powers = tl.where(own, tl.exp(logits - most[:, None]), 0.0)
+                residual = powers / tl.sum(powers, 1)[:, None]
+                residual -= tl.where(column[None, :] == first + target[:, None], 1.0, 0.0)
+            residuals += tl.where(own & seen, residual * scale, 0.0)
+            first += CLASSES[task]
+        bias_sums += tl.sum(residuals, 0)
+        for begin in range(0, width, BLOCK_DEPTH):
+            d = begin + tl.arange(0, BLOCK_DEPTH)
+            deep = d < width
+            factor = tl.load(
+                weight + d.to(tl.int64)[None, :] * weight_stride + column[:, None] * weight_column_stride,
+                mask=inside[:, None] & deep[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            gradient = tl.dot(residuals, factor, input_precision="ieee")
+            place = row[:, None] * width + d[None, :]
+            tl.store(d_hidden + place, gradient.to(d_hidden.dtype.element_ty), mask=real[:, None] & deep[None, :])
+            piece = tl.load(
+                hidden + row[None, :] * hidden_stride + d[:, None] * hidden_column_stride,
+                mask=counts[None, :] & deep[:, None],
+                other=0.0,
+            ).to(tl.float32)
+            sums = own_weight + d[:, None] * BLOCK_COLUMNS + column[None, :]
+            before = tl.load(sums, mask=deep[:, None] & (not first_tile), other=0.0)
+            tl.store(sums, tl.dot(piece, residuals, before, input_precision="ieee"), mask=deep[:, None])
+        first_tile = False
+    tl.store(d_bias + tl.program_id(0) * BLOCK_COLUMNS + column, bias_sums)
+
+
+def _arguments(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    classes: Sequence[int],
+    row_weight: Tensor | None,
+) -> dict[str, Any]:
+    """What both kernels take."""
+    return {
+        "hidden": hidden,
+        "weight": weight,
+        "bias": bias,
+        "targets": targets,
+        "row_weight": row_weight,
+        "rows": hidden.shape[0],
+        "width": hidden.shape[1],
+        "columns": weight.shape[1],
+        "hidden_stride": hidden.stride(0),
+        "hidden_column_stride": hidden.stride(1),
+        "weight_stride": weight.stride(0),
+        "weight_column_stride": weight.stride(1),
+        "bias_stride": bias.stride(0),
+        "targets_stride": targets.stride(0),
+        "task_stride": targets.stride(1),
+        "row_weight_stride": 0 if row_weight is None else row_weight.stride(0),
+        "CLASSES": tuple(classes),
+        "BLOCK_ROWS": _ROWS,
+        "BLOCK_COLUMNS": max(16, next_power_of_two(weight.shape[1])),
+        "BLOCK_DEPTH": _DEPTH,
+    }
+
+
+def _scales(targets: Tensor, task_weight: Tensor | None, row_weight: Tensor | None) -> Tensor:
+    """v_f / Σ w over the rows that observed task f, float64 [F]; 0 where none did."""
+    weight = (targets >= 0).to(torch.float64)
+    if row_weight is not None:
+        weight = torch.where(targets >= 0, row_weight[:, None].to(torch.float64), 0)
+    total = weight.sum(0)
+    scale = torch.where(total > 0, 1 / total, 0)
+    return scale if task_weight is None else scale * task_weight
+
+
+def forward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    classes: Sequence[int],
+    task_weight: Tensor | None,
+    row_weight: Tensor | None,
+) -> Tensor:
+    """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
+    programs = ceil_div(hidden.shape[0], _ROWS)
+    losses = hidden.new_empty(programs, len(classes), dtype=torch.float64)
+    if classes:
+        arguments = {**_arguments(hidden, weight, bias, targets, classes, row_weight), "losses": losses}
+        launch(forward_kernel, (programs,), arguments, stages=2)
+    scale = _scales(targets, task_weight, row_weight)
+    return torch.where(scale != 0, losses.sum(0) * scale, 0).to(torch.float32)
+
+
+def backward(
+    gradients: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    needs: dict[str, bool],
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    targets: Tensor,
+    classes: Sequence[int],
+    task_weight: Tensor | None,
+    row_weight: Tensor | None,
+) -> list[Tensor | None]:
+    """Gradients of hidden, weight and bias from the gradient of the losses [F]; one pass gives all three."""
+    rows, width = hidden.shape
+    columns = weight.shape[1]
+    if not classes:
+        return [torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)]
+    arguments = _arguments(hidden, weight, bias, targets, classes, row_weight)
+    programs = min(ceil_div(rows, _ROWS), _MOST_PROGRAMS)
+    parts = {
+        "d_hidden": hidden.new_empty(rows, width),
+        "d_weight": hidden.new_empty(programs, width, arguments["BLOCK_COLUMNS"], dtype=torch.float32),
+        "d_bias": hidden.new_empty(programs, arguments["BLOCK_COLUMNS"], dtype=torch.float32),
+    }
+    factors = (_scales(targets, task_weight, row_weight) * gradients[0]).to(torch.float32)
+    # With 4 warps the float32 products spill on sm_80.
+    warps = 8 if hidden.dtype == torch.float32 else 4
+    launch(backward_kernel, (programs,), {**arguments, **parts, "factors": factors}, warps=warps, stages=2)
+    return [
+        parts["d_hidden"] if needs["hidden"] else None,
+        parts["d_weight"].sum(0)[:, :columns].to(weight.dtype) if needs["weight"] else None,
+        parts["d_bias"].sum(0)[:columns].to(bias.dtype) if needs["bias"] else None,
+    ]
+
+
+def compile_cases() -> list[CompileCase]:
+    """The production tasks for every dtype, with and without weights of rows."""
+
+    def case(dtype: torch.dtype, weighted: bool) -> CompileCase:
+        classes = [1, 1, 1, 8]
+
+        def call() -> None:
+            with torch.device("meta"):
+                hidden, weight = torch.empty(65_536, 256, dtype=dtype), torch.empty(256, 11, dtype=dtype)
+                bias = torch.empty(11, dtype=dtype)
+                targets, row_weight = torch.empty(65_536, 4, dtype=torch.int64), torch.empty(65_536)
+            arguments = (hidden, weight, bias, targets, classes, None, row_weight if weighted else None)
+            loss = forward(*arguments)
+            backward([loss], [loss], {"hidden": True, "weight": True, "bias": True}, *arguments)
+
+        name = str(dtype).removeprefix("torch.") + ("-weighted" if weighted else "")
+        return CompileCase(name, call, twin=weighted or dtype == torch.float16)
+
+    return [case(dtype, w) for dtype in (torch.float32, torch.bfloat16, torch.float16) for w in (False, True)]
