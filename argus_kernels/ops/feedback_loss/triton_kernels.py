@@ -354,7 +354,7 @@ def backward(
     launch(backward_kernel, (programs,), {**arguments, **parts, "factors": factors}, warps=warps, stages=2)
     return [
         parts["d_hidden"] if needs["hidden"] else None,
-        parts["d_weight"].sum(0)[:, :columns].to(weight.dtype) if needs["weight"] else None,
+        parts["d_weight"].sum(0)[:, :columns].contiguous().to(weight.dtype) if needs["weight"] else None,
         parts["d_bias"].sum(0)[:columns].to(bias.dtype) if needs["bias"] else None,
     ]
 
