@@ -19,7 +19,7 @@ constexpr Shape make_shape(int warps, int row_tiles, int columns) {
 // Rows are queries, columns keys.
 constexpr Shape forward_shape(int bytes, int width) {
   if (bytes == 4) return make_shape(4, 1, width <= 128 ? 32 : 16);
-  if (width <= 64) return make_shape(4, 2, 64);
+  if (width <= 64) return make_shape(4, 2, 48);
   return make_shape(4, width <= 128 ? 2 : 1, 32);
 }
 

@@ -104,7 +104,7 @@ ARGUS_DEVICE int shared_bucket(const Bias& bias, const TimeSpan& span, const int
   bool same = true;
 #pragma unroll
   for (int i = 0; i < kCount; i += kWarpSize) {
-    if (kCount < kWarpSize && tile::lane_index() >= kCount) break;
+    if (kCount % kWarpSize > 0 && i + tile::lane_index() >= kCount) break;
     const int64_t one = time[i + tile::lane_index()];
     const uint64_t to_earliest = time_distance(one, span.earliest),
                    to_latest = time_distance(one, span.latest);

@@ -244,8 +244,8 @@ template <class T, int kWidth, int kRowTiles, int kTiles>
 ARGUS_DEVICE void add_rows_product(float (&sums)[kRowTiles][kTiles][4], const T* left_tile,
                                    const T* right_tile) {
   const int left_lane = left_offset<T, kWidth>(), right_lane = right_rows_offset<T, kWidth>();
-  // Splitting float32 takes the registers that more steps at once would need.
-#pragma unroll(sizeof(T) == 2 ? 8 : 2)
+  // More steps at once would take registers that wide heads, or splitting float32, have not.
+#pragma unroll(sizeof(T) == 2 ? 4 : 2)
   for (int k = 0; k < kWidth; k += kDepth<T>) {
     Left<T> left[kRowTiles];
 #pragma unroll
