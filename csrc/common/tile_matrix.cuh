@@ -244,8 +244,9 @@ template <class T, int kWidth, int kRowTiles, int kTiles>
 ARGUS_DEVICE void add_rows_product(float (&sums)[kRowTiles][kTiles][4], const T* left_tile,
                                    const T* right_tile) {
   const int left_lane = left_offset<T, kWidth>(), right_lane = right_rows_offset<T, kWidth>();
-  // More steps at once would take registers that wide heads, or splitting float32, have not.
-#pragma unroll(sizeof(T) == 2 ? 4 : 2)
+  // As many steps at once as leave no kernel spilling: splitting float32 takes registers, and so does a loop
+  // of its own beside the sums of two rows of tiles.
+#pragma unroll(sizeof(T) == 4 ? 2 : kRowTiles == 2 ? 8 : 4)
   for (int k = 0; k < kWidth; k += kDepth<T>) {
     Left<T> left[kRowTiles];
 #pragma unroll
