@@ -160,10 +160,14 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
 
 
 def backends_of_every_op() -> tuple[str, ...]:
-    """The automatic choice, then the backends that all ops of the step declare."""
+    """The automatic choice, then the backends that all ops of the step have on this machine."""
     from argus_kernels.ops import OPS
 
-    declared = [[backend.name for backend in op.backends] for op in OPS if op.name in MODEL_OPS]
+    declared = [
+        [one.name for one in op.backends if one.available() is None and one.by_name_only() is None]
+        for op in OPS
+        if op.name in MODEL_OPS
+    ]
     return ("auto", *(name for name in declared[0] if all(name in names for names in declared)))
 
 

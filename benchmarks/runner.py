@@ -20,7 +20,7 @@ from benchmarks.timing import Budget, CudaTimer, timer
 from benchmarks.verify import Judge
 
 SUITES = {
-    "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=2.0),
+    "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=1.0),
     "full": Budget(seconds=4.0, min_repeats=5, max_repeats=200),
 }
 """Repetitions of a contender in one group of passes."""
@@ -119,13 +119,17 @@ class Run:
         ]
 
     def _serving(self, case: Case) -> list[str]:
-        """The wanted backends that take this case, in the room's order; why others do not goes into `absent`."""
+        """The wanted backends that take this case, in the room's order; why others do not goes into `absent`.
+
+        Where none is named, one that serves by name only (Triton's interpreter) is left out.
+        """
         inputs = case.op.inputs(captured_arguments(case.op, case.arguments))
         serving = []
         for backend in case.op.backends:
             if self.settings.backends is not None and backend.name not in self.settings.backends:
                 continue
-            reasons = backend.reasons(inputs)
+            named = self.settings.backends is not None
+            reasons = backend.reasons(inputs) if named else backend.automatic_reasons(inputs)
             if reasons:
                 self.absent[case.op.name, backend.name] = "; ".join(reasons)
             else:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from argus_kernels import triple_embedding
 from argus_kernels.ops.triple_embedding import OP
-from argus_kernels.testing import captured_arguments
+from argus_kernels.testing import captured_arguments, require_close
 
 BACKENDS = [backend.name for backend in OP.backends]
 
@@ -217,6 +217,23 @@ def test_one_row_hit_by_every_event_is_summed_in_float32(backend: str) -> None:
     assert table.grad is not None and bias.grad is not None
     assert table.grad.float().tolist() == [[events, events]]
     assert bias.grad.float().tolist() == [events, events]
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+def test_sums_over_many_events_keep_the_error_rule(backend: str) -> None:
+    """The gradients of weight and bias: what a long plain sum in float32 would lose shows here."""
+    arguments = draw(1_200, [(400, 8), (30, 4)], [0, 1], width=80, dtype=torch.float32)
+    gradient = torch.randn(1_200, 80)
+    serve(backend, arguments).backward(gradient)
+    rows = [by_id(table.detach(), arguments["ids"][k]) for k, table in enumerate(arguments["tables"])]
+    together = torch.cat(rows, dim=1)
+    d_weight = together.double().T @ gradient.double()
+    require_close("d_weight", arguments["weight"].grad, d_weight, together.T @ gradient)
+    require_close("d_bias", arguments["bias"].grad, gradient.double().sum(0), gradient.sum(0))
+
+
+def by_id(table: Tensor, ids: Tensor) -> Tensor:
+    return torch.where((ids < 0)[:, None], 0.0, table[ids.clamp_min(0)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
