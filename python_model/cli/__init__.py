@@ -1,0 +1,20 @@
+"""The `argus` command: prepare data, train, evaluate, recommend, and a demo of all of it.
+
+Only option parsing stands here, one file a group of commands; torch and the model are imported by the command that
+needs them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+# Importing a group registers its commands: --help lists them in this order.
+from python_model.cli.app import app
+
+from python_model.cli import demo, data, training, evaluation, studies, doctor  # isort: skip
+from python_model.cli.options import parse_settings
+
+__all__ = ["app", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "studies", "training"]
+
+
+def main() -> None:
+    """Entry point of the `argus` script."""
+    app(prog_name="argus")

@@ -1,0 +1,80 @@
+"""The `argus` command itself: its groups, what its help begins with, and how errors in the input are said.
+
+Errors in what the user gave are one sentence on stderr and exit code 2; --debug shows the traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from python_model import console
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+
+class ArgusGroup(TyperGroup):
+    """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; ValueError (DataError among them), OSError and divergence become a message."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            console.say("Stopped.")
+            raise typer.Exit(INTERRUPTED) from None
+        except (ValueError, OSError, RuntimeError) as error:
+            expected = not isinstance(error, RuntimeError) or type(error).__name__ == "TrainingDiverged"
+            if ctx.params.get("debug") or not expected:
+                raise
+            console.say(f"argus: {error}")
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=ArgusGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="ARGUS, the recommender transformer over long user histories: prepare data, train, evaluate, recommend.\n\n"
+    "Start with `argus demo`. Then, on your own data:\n\n"
+    "- `argus prepare movielens ml-100k data/ml`\n"
+    "- `argus pretrain data/ml runs/pretrain`\n"
+    "- `argus finetune data/ml runs/finetune --from runs/pretrain`\n"
+    "- `argus evaluate data/ml runs/pretrain runs/finetune`\n"
+    "- `argus recommend data/ml runs/finetune --user 42`",
+)
+
+
+study = typer.Typer(
+    cls=ArgusGroup,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Studies: one question each, with a table, a figure and the numbers behind them.",
+)
+app.add_typer(study, name="study")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"argus-kernels {version('argus-kernels')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,48 @@
+"""`argus prepare`: interactions from their source into the one format that everything else reads."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from python_model import console
+from python_model.cli.app import app
+from python_model.cli.options import Source, parse_settings
+
+
+@app.command(
+    epilog="Examples: `argus prepare movielens ml-100k data/ml`, `argus prepare kuairand kuairand-pure data/kuairand`, "
+    "`argus prepare yambda yambda/flat/50m data/yambda`, `argus prepare synthetic small data/small --set seed=7`."
+)
+def prepare(
+    source: Annotated[Source, typer.Argument(help="The format to read.", show_default=False)],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="File or directory to read; for synthetic: demo, small or large.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to make.", show_default=False)],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prepared data set in OUT.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="An option of the source; repeat for several."),
+    ] = None,
+) -> None:
+    """Read interactions into the one format that training and evaluation use.
+
+    Checks every row; an error names file, column and row, and leaves nothing half-written behind.
+    """
+    from python_model.data.prepare import prepare as prepare_data
+
+    options = parse_settings(settings or [])
+    if source is Source.synthetic:
+        options["preset"] = path
+    given = None if source is Source.synthetic else path
+    with console.counting_progress(f"Preparing {source.value}") as advance:
+        info = prepare_data(source.value, given, out, overwrite=overwrite, progress=advance, **options)
+    console.say(f"{out}: {info.events:,} events of {info.users:,} users on {info.items:,} items")
+    console.say(f"Next: argus pretrain {shlex.quote(str(out))} runs/pretrain")

@@ -1,0 +1,123 @@
+"""Options that several commands share, and what is checked of them before any work begins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Source(str, Enum):
+    """Where events come from."""
+
+    yambda = "yambda"
+    kuairand = "kuairand"
+    movielens = "movielens"
+    synthetic = "synthetic"
+
+
+class Size(str, Enum):
+    """Published model sizes, and one for a laptop."""
+
+    tiny = "tiny"
+    m3 = "3m"
+    m19 = "19m"
+    m126 = "126m"
+    b1 = "1b"
+
+
+class Protocol(str, Enum):
+    """How events are held out."""
+
+    temporal = "temporal"
+    leave_last_out = "leave-last-out"
+
+
+class TrainingProtocol(str, Enum):
+    """How events are held out, if any are."""
+
+    temporal = "temporal"
+    leave_last_out = "leave-last-out"
+    all = "all"
+
+
+class Part(str, Enum):
+    """Which held-out events are evaluated."""
+
+    test = "test"
+    validation = "validation"
+
+
+class Score(str, Enum):
+    """What orders the catalogue."""
+
+    next_item = "next_item"
+    pair = "pair"
+
+
+class Ranking(str, Enum):
+    """What orders impressions."""
+
+    pair = "pair"
+    next_item = "next_item"
+    feedback = "feedback"
+
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads; OMP_NUM_THREADS or one for a small model by default.")
+]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the figures of the table as JSON.", show_default=False),
+]
+Window = Annotated[
+    int | None, typer.Option(help="Events of a user that the model sees at once; the recipe's by default.")
+]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
+BatchEvents = Annotated[int | None, typer.Option(help="Events in a batch at most; the recipe's by default.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's by default.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and negatives; 0 by default.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any other setting of the model or the training; repeat it for several."
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option(help="Settings to start from: default, demo, ml-100k, kuairand-pure; the data set's by default."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it was stopped or killed.")]
+
+
+def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a mapping; values are JSON where they can be read as JSON, else strings."""
+    out: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {text!r}: expected NAME=VALUE")
+        try:
+            out[name.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            out[name.strip()] = value
+    return out
+
+
+def check(device: str, json_file: Path | None = None) -> None:
+    """Refuse a device that is not there and a --json that cannot be written before the work rather than after it."""
+    if json_file is not None and not json_file.parent.is_dir():
+        raise ValueError(f"--json {json_file}: the directory {json_file.parent} is not there")
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,173 @@
+"""`argus pretrain` and `argus finetune`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from python_model import console
+from python_model.cli.app import INTERRUPTED, app
+from python_model.cli.options import (
+    BatchEvents,
+    Data,
+    Device,
+    LearningRate,
+    Out,
+    Recipe,
+    Resume,
+    Seed,
+    Set,
+    Size,
+    Steps,
+    Threads,
+    TrainingProtocol,
+    Window,
+    check,
+    parse_settings,
+)
+
+
+@app.command(
+    epilog="Examples: `argus pretrain data/ml runs/pretrain`, `argus pretrain data/ml runs/pretrain --resume`, "
+    "`argus pretrain data/ml runs/full --steps 5000 --set form=full --set dropout=0.1`."
+)
+def pretrain(
+    data: Data,
+    out: Out,
+    recipe: Recipe = None,
+    size: Annotated[Size | None, typer.Option(help="Published size; the recipe's by default.")] = None,
+    steps: Steps = None,
+    window: Window = None,
+    batch_events: BatchEvents = None,
+    learning_rate: LearningRate = None,
+    protocol: Annotated[TrainingProtocol | None, typer.Option(help="Which events are held out.")] = None,
+    seed: Seed = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    resume: Resume = False,
+) -> None:
+    """Pre-train: predict the next item and the feedback of every event, in one pass over each history.
+
+    Checkpoints, metrics.jsonl and TensorBoard logs (`tensorboard --logdir OUT`) go to OUT. Ctrl-C saves and leaves.
+    """
+    given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
+    _train(
+        "pretrain",
+        data,
+        out,
+        given,
+        recipe=recipe,
+        size=size.value if size else None,
+        device=device,
+        threads=threads,
+        resume=resume,
+    )
+
+
+@app.command(
+    epilog="Examples: `argus finetune data/ml runs/finetune --from runs/pretrain`, "
+    "`argus finetune data/ml runs/alone --from-scratch`."
+)
+def finetune(
+    data: Data,
+    out: Out,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Run of `argus pretrain` to start from.", show_default=False),
+    ] = None,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Start from random weights instead.")] = False,
+    recipe: Recipe = None,
+    protocol: Annotated[
+        TrainingProtocol | None, typer.Option(help="Which events are held out; those of --from RUN by default.")
+    ] = None,
+    steps: Steps = None,
+    window: Window = None,
+    batch_events: BatchEvents = None,
+    learning_rate: LearningRate = None,
+    seed: Seed = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    resume: Resume = False,
+) -> None:
+    """Fine-tune two towers: a user vector and item vectors whose dot product orders what the user was shown.
+
+    The loss is pairwise, over the impressions of each user, in one pass over the history. Ctrl-C saves and leaves.
+    """
+    from python_model import checkpoint
+
+    if (source is None) == (not from_scratch) and not (resume and checkpoint.exists(out)):
+        raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
+    given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
+    _train("finetune", data, out, given, recipe=recipe, source=source, device=device, threads=threads, resume=resume)
+
+
+def _given(
+    steps: int | None, window: int | None, batch_events: int | None, learning_rate: float | None, seed: int | None,
+    protocol: TrainingProtocol | None, settings: list[str] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The settings that the user named, by their names in the configurations; --set goes last."""
+    named: dict[str, Any] = {
+        "steps": steps,
+        "window": window,
+        "batch_events": batch_events,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "protocol": protocol.value if protocol else None,
+    }
+    return {name: value for name, value in named.items() if value is not None} | parse_settings(settings or [])
+
+
+def _train(
+    stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
+    source: Path | None = None, device: str, threads: int | None, resume: bool,
+) -> None:  # fmt: skip
+    from python_model import checkpoint, runs
+    from python_model.data.schema import load_dataset
+    from python_model.train import train
+
+    check(device)
+    dataset = load_dataset(data)
+    resumed = resume and checkpoint.exists(out)
+    if resume and not resumed:
+        console.say(f"{out} has no checkpoint yet: starting from the beginning")
+    model_config, train_config = runs.settings_of(
+        stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
+    )
+    runs.use_threads(threads, model_config.width)
+    title = runs.TITLE_OF_STAGE[stage].capitalize()
+    try:
+        with console.TrainingProgress(title) as progress:
+            train(
+                stage, dataset, out, model_config, train_config, resume=resume, init_from=source, progress=progress,
+                device=device,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        _say_how_to_resume(stage, data, out)
+        raise typer.Exit(INTERRUPTED) from None
+    step = checkpoint.read_description(out).step
+    console.say(f"{title} ends after {step:,} steps: {out}")
+    _say_next(stage, data, out)
+
+
+def _say_how_to_resume(stage: str, data: Path, out: Path) -> None:
+    from python_model import checkpoint
+
+    if not checkpoint.exists(out):
+        console.say("Stopped before the first step was saved; nothing to resume.")
+        return
+    step = checkpoint.read_description(out).step
+    command = shlex.join(["argus", stage, str(data), str(out), "--resume"])
+    console.say(f"Stopped and saved after step {step:,}. Resume with: {command}")
+
+
+def _say_next(stage: str, data: Path, out: Path) -> None:
+    if stage == "pretrain":
+        command = ["argus", "finetune", str(data), "runs/finetune", "--from", str(out)]
+    else:
+        command = ["argus", "evaluate", str(data), str(out)]
+    console.say(f"Next: {shlex.join(command)}")
