@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 Config = TypeVar("Config", bound="JsonConfig")
 
 FORMS = ("simplified", "full")
+ENCODERS = ("transformer", "hstu")
 STAGES = ("pretrain", "finetune")
 PROTOCOLS = ("temporal", "leave-last-out", "all")
 SOFTMAX_FORMS = ("standard", "refined")
@@ -105,6 +106,7 @@ class ModelConfig(JsonConfig):
     """The shapes of one model.
 
     form: "simplified" (one vector per interaction) or "full" (tokens context, item, feedback).
+    encoder: "transformer" or "hstu", whose attention divides by max_events and which has no feed-forward network.
     layers, width, heads, feed_forward: the transformer; width / heads is the head width.
     max_events: longest history in events. dropout: after embedding, attention and feed-forward.
     item_width, feature_width: widths of the item table and of every other table.
@@ -117,6 +119,7 @@ class ModelConfig(JsonConfig):
     """
 
     form: str = "simplified"
+    encoder: str = "transformer"
     layers: int = 2
     width: int = 64
     heads: int = 2
@@ -136,6 +139,7 @@ class ModelConfig(JsonConfig):
 
     def __post_init__(self) -> None:
         self._require("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
+        self._require("encoder", self.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
         self._require_whole(
             1, "layers", "width", "heads", "feed_forward", "max_events", "item_width", "feature_width",
             "vector_width", "position_buckets", "time_buckets",
@@ -151,8 +155,10 @@ class ModelConfig(JsonConfig):
 
     @property
     def encoder_parameters(self) -> int:
-        """Parameters of the transformer blocks: 12·L·d² + 13·L·d at a feed-forward ratio of 4."""
+        """Parameters of the blocks: 12·L·d² + 13·L·d (transformer, feed-forward ratio 4), 5·L·d² + L·d (HSTU)."""
         d, ratio = self.width, self.feed_forward
+        if self.encoder == "hstu":
+            return self.layers * (5 * d * d + d)
         return self.layers * ((4 + 2 * ratio) * d * d + (9 + ratio) * d)
 
 
@@ -238,6 +244,18 @@ def _published(layers: int, width: int) -> ModelConfig:
     )  # fmt: skip
 
 
+def _hstu(like: ModelConfig, max_events: int) -> ModelConfig:
+    """The width and, to a few percent, the parameters of a transformer: a block of HSTU has 5/12 of the other's.
+
+    max_events is what attention divides by: the longest history trained on, not the longest imaginable. One position
+    for every distance and 128 + 1 time buckets, as published.
+    """
+    return replace(
+        like, encoder="hstu", layers=round(like.layers * 12 / 5), max_events=max_events, position_buckets=max_events,
+        time_buckets=129,
+    )  # fmt: skip
+
+
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(layers=2, width=64, heads=2),
     "3m": _published(4, 256),
@@ -245,6 +263,7 @@ PRESETS: dict[str, ModelConfig] = {
     "126m": _published(10, 1024),
     "1b": _published(20, 2048),
 }
+PRESETS |= {f"hstu-{name}": _hstu(like, 128 if name == "tiny" else 8192) for name, like in PRESETS.items()}
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:

@@ -56,6 +56,11 @@ class IncrementalEncoder:
         config = model.config
         if config.form != "simplified":
             raise ValueError(f"IncrementalEncoder: the model's form is {config.form!r}, expected 'simplified'")
+        if config.encoder != "transformer":
+            raise ValueError(
+                f"IncrementalEncoder: the model's encoder is {config.encoder!r}, expected 'transformer': a state of "
+                "HSTU counts time from the event after it, so that no state is final when its event comes"
+            )
         self.model = model.eval()
         self.caches = PagedCache.allocate_layers(
             config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,

@@ -7,7 +7,7 @@ left behind, which is how the heads are kept from reading the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,12 +62,15 @@ class Layout:
 
     offsets int32 [B + 1]; times int64 [T] seconds; max_length: tokens of the longest user at most;
     visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all before it).
+    query_times int64 [T] or None: when each token is read, for an encoder whose time bias counts from then (HSTU);
+    None: at its own time.
     """
 
     offsets: Tensor
     times: Tensor
     max_length: int
     visible: Tensor | None = None
+    query_times: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -105,13 +108,17 @@ class Encoder(nn.Module):
     """Causal transformer over packed tokens, with learned biases for relative position and elapsed time.
 
     The bias tables and the final norm lie beside `blocks`: the published parameter counts are those of the blocks.
+    block: makes one of them. bias_heads: heads with tables of their own, all of them by default.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, block: Callable[[ModelConfig], nn.Module] = Block, bias_heads: int | None = None
+    ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.position_bias = nn.Parameter(torch.zeros(config.layers, config.heads, config.position_buckets))
-        self.time_bias = nn.Parameter(torch.zeros(config.layers, config.heads, config.time_buckets))
+        heads = bias_heads or config.heads
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
+        self.position_bias = nn.Parameter(torch.zeros(config.layers, heads, config.position_buckets))
+        self.time_bias = nn.Parameter(torch.zeros(config.layers, heads, config.time_buckets))
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -134,6 +141,14 @@ class Head(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         """Outputs [T, fan_out] of inputs [T, …] that are together fan_in wide."""
         return self.output(nn.functional.gelu(self.hidden(torch.cat(inputs, dim=-1))))
+
+
+def next_times(times: Tensor, offsets: Tensor) -> Tensor:
+    """The time of the event after each one of its user, int64 [T]; of a user's last event its own."""
+    total = times.shape[0]
+    later = torch.arange(1, total + 1, device=times.device).clamp(max=max(total - 1, 0))
+    user = user_of_row(offsets, total)
+    return torch.where(user[later] == user, times[later], times)
 
 
 def events_before(times: Tensor, offsets: Tensor, lag: int | None) -> Tensor:

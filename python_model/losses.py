@@ -81,7 +81,7 @@ class FinetuneLoss:
     def __call__(self, batch: JaggedBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and its parts; the pairs are those of graded target events (grade ≥ 0)."""
         regularised = self.config.pretrain_weight > 0
-        states = self.model.encode(batch) if regularised or self.model.config.form == "simplified" else None
+        states = self.model.encode(batch) if regularised or self.model.shares_states else None
         scores = self.model.ranking_scores(batch, "pair", states)
         rows, offsets = rated_rows(batch)
         summed, pairs, concordant = pairwise_loss(

@@ -22,6 +22,7 @@ from torch.nn.functional import gelu, normalize
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
+from python_model.hstu import HstuEncoder
 from python_model.layers import (
     Encoder,
     Head,
@@ -29,6 +30,7 @@ from python_model.layers import (
     Tables,
     TripleEmbedding,
     events_before,
+    next_times,
     states_after,
     time_bucket,
 )  # fmt: skip
@@ -81,7 +83,7 @@ class Argus(nn.Module):
             self.start = nn.Parameter(torch.zeros(config.width))
         else:
             self.feedback_embedding = embedding(of_feedback)
-        self.encoder = Encoder(config)
+        self.encoder: Encoder = HstuEncoder(config) if config.encoder == "hstu" else Encoder(config)
         self.item_tower = embedding(of_item, config.vector_width)
         inputs = 2 if config.form == "simplified" else 1
         self.query_head = Head(inputs * config.width, config.width, config.vector_width)
@@ -102,9 +104,11 @@ class Argus(nn.Module):
     def encode(self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False) -> Tensor:
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
-        lag (full form only): a context token sees only events at least `lag` seconds older than itself; item and
-        feedback tokens stay causal, so that the states it does see are those that a server would have stored.
-        lag_items puts item tokens under the lag as well, for a feedback score of a candidate.
+        lag: the states are for readings with a lag. Full form: a context token sees only events at least `lag` seconds
+        older than itself; item and feedback tokens stay causal, so that the states it does see are those that a server
+        would have stored. lag_items puts item tokens under the lag as well, for a feedback score of a candidate.
+        Simplified form: HSTU's time bias counts from the time of the event itself, as a server does not know of the
+        next one yet; without a lag from the next event's, which is in the context of what is read from the state.
         """
         if batch.max_length > self.config.max_events:
             raise ValueError(
@@ -112,7 +116,9 @@ class Argus(nn.Module):
             )
         if self.config.form == "simplified":
             ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), batch.feedback.T])
-            layout = Layout(batch.offsets, batch.time, batch.max_length)
+            known_next = self.config.encoder == "hstu" and lag is None
+            query_times = next_times(batch.time, batch.offsets) if known_next else None
+            layout = Layout(batch.offsets, batch.time, batch.max_length, query_times=query_times)
             return self.encoder(self.event_embedding(self.tables, ids), layout)
         tokens = torch.stack(
             [
@@ -151,12 +157,17 @@ class Argus(nn.Module):
     def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
         """What ranking reads: nothing of an event younger than `lag` seconds before t (None: the model's own lag).
 
-        states: `encode(batch)` where it is at hand (the simplified form reads the same states).
+        states: `encode(batch)` where it is at hand; used where `shares_states`.
         """
         lag = self.config.lag if lag is None else lag
-        if self.config.form == "full":
-            return self.read(batch, self.encode(batch, lag=lag, lag_items=True))
-        return self.read(batch, self.encode(batch) if states is None else states, lag)
+        if states is None or not self.shares_states:
+            states = self.encode(batch, lag=lag, lag_items=True)
+        return self.read(batch, states, lag)
+
+    @property
+    def shares_states(self) -> bool:
+        """Whether readings with a lag take the states of `encode(batch)`: one pass serves both."""
+        return self.config.form == "simplified" and self.config.encoder == "transformer"
 
     def read_user(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """What the user tower reads [T, ·]: as `read_lagged`, and nothing of the event's own item."""

@@ -21,13 +21,18 @@ class Source(str, Enum):
 
 
 class Size(str, Enum):
-    """Published model sizes, and one for a laptop."""
+    """Published model sizes, and one for a laptop; the same with the HSTU encoder."""
 
     tiny = "tiny"
     m3 = "3m"
     m19 = "19m"
     m126 = "126m"
     b1 = "1b"
+    hstu_tiny = "hstu-tiny"
+    hstu_m3 = "hstu-3m"
+    hstu_m19 = "hstu-19m"
+    hstu_m126 = "hstu-126m"
+    hstu_b1 = "hstu-1b"
 
 
 class Protocol(str, Enum):

@@ -23,12 +23,18 @@ def test_presets_have_the_published_encoder_sizes(name: str, form: str) -> None:
         model = Argus(config, FEATURES, torch.empty(2, FEATURES.items, dtype=torch.int32))
     counted = sum(parameter.numel() for parameter in model.encoder.blocks.parameters())
     layers, width = config.layers, config.width
-    assert counted == 12 * layers * width**2 + 13 * layers * width == config.encoder_parameters
+    formula = 5 * width**2 + width if config.encoder == "hstu" else 12 * width**2 + 13 * width
+    assert counted == layers * formula == config.encoder_parameters
     assert all(parameter.is_meta for parameter in model.parameters())
     if name in PUBLISHED:
         assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
         assert width // config.heads == 64
         assert config.max_events == 8192
+    if name.startswith("hstu-"):
+        like = preset(name.removeprefix("hstu-"))
+        assert counted == pytest.approx(like.encoder_parameters, rel=0.05)
+        assert (config.width, config.heads, config.time_buckets) == (like.width, like.heads, 129)
+        assert config.position_buckets == config.max_events
 
 
 @pytest.mark.parametrize(
@@ -47,6 +53,7 @@ def test_json_round_trip(config: ModelConfig | TrainConfig | FeatureSpec) -> Non
     ("changes", "message"),
     [
         ({"form": "half"}, "form is 'half', expected one of simplified, full"),
+        ({"encoder": "rnn"}, "encoder is 'rnn', expected one of transformer, hstu"),
         ({"heads": 3}, "heads is 3, expected a divisor of width 64"),
         ({"layers": 0}, "layers is 0, expected a whole number of at least 1"),
         ({"width": 64.0}, "width is 64.0, expected a whole number"),
@@ -98,8 +105,14 @@ def test_what_is_not_a_json_object(text: str) -> None:
 
 
 def test_an_unknown_preset_is_refused() -> None:
-    with pytest.raises(ValueError, match="preset is '2b', expected one of tiny, 3m, 19m, 126m, 1b"):
+    with pytest.raises(ValueError, match="preset is '2b', expected one of tiny, 3m, 19m, 126m, 1b, hstu-tiny"):
         preset("2b")
+
+
+def test_settings_from_before_there_was_a_choice_of_encoder() -> None:
+    values = json.loads(preset("tiny").to_json())
+    del values["encoder"]
+    assert ModelConfig.from_dict(values) == preset("tiny")
 
 
 def test_recipes_are_complete_and_survive_json() -> None:

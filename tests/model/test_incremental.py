@@ -105,3 +105,5 @@ def test_what_cannot_be_appended() -> None:
     assert encoder.caches[0].lengths == [0, 0]
     with pytest.raises(ValueError, match="the model's form is 'full', expected 'simplified'"):
         IncrementalEncoder(small_model("full"), 1, 4)
+    with pytest.raises(ValueError, match="the model's encoder is 'hstu', expected 'transformer'"):
+        IncrementalEncoder(small_model(encoder="hstu"), 1, 4)

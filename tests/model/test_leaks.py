@@ -14,18 +14,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_model.config import FORMS
 from python_model.data.batches import JaggedBatch
 from python_model.layers import events_before
 from python_model.model import RANKING_KINDS, Argus
 from tests.model.conftest import random_batch, small_model
 
+FORMS = ("simplified", "full", "simplified hstu", "full hstu")
 Change = Callable[[JaggedBatch, int, str], JaggedBatch]
 LENGTHS = [9, 1, 0, 12, 5]
 FIRST, USER_END = 10, 22  # the rows of the user of 12 events
 FIELDS = ("items", "feedback", "context", "organic")
 ROWS = (FIRST, FIRST + 4, USER_END - 1)
 LAG = 3_000
+
+
+def model_of(form: str, **changes: int) -> Argus:
+    """A small model of a form and, where it is named, with the HSTU encoder."""
+    form, _, encoder = form.partition(" ")
+    return small_model(form, encoder=encoder or "transformer", max_events=16, **changes)
 
 
 def readings(model: Argus, batch: JaggedBatch) -> dict[str, Tensor]:
@@ -54,21 +60,21 @@ def spread_times(batch: JaggedBatch) -> JaggedBatch:
 @pytest.mark.parametrize("row", ROWS)
 class TestPretraining:
     def test_the_item_of_an_event_is_not_in_its_next_item_scores(self, form: str, row: int, changed: Change) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form)
+        batch, model = random_batch(LENGTHS), model_of(form)
         before, after = readings(model, batch), readings(model, changed(batch, row, "items"))
         assert torch.equal(before["next_item"][: row + 1], after["next_item"][: row + 1])
         assert moved(before["next_item"], after["next_item"])[row + 1 : USER_END].all()
         assert moved(before["feedback"], after["feedback"])[row], "the feedback head must know the item"
 
     def test_the_feedback_of_an_event_is_in_neither_of_its_readings(self, form: str, row: int, changed: Change) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form)
+        batch, model = random_batch(LENGTHS), model_of(form)
         before, after = readings(model, batch), readings(model, changed(batch, row, "feedback"))
         for name in ("next_item", "feedback"):
             assert torch.equal(before[name][: row + 1], after[name][: row + 1]), name
             assert moved(before[name], after[name])[row + 1 : USER_END].all(), name
 
     def test_the_context_of_an_event_is_in_its_readings(self, form: str, row: int, changed: Change) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form)
+        batch, model = random_batch(LENGTHS), model_of(form)
         before, after = readings(model, batch), readings(model, changed(batch, row, "context"))
         assert moved(before["next_item"], after["next_item"])[row:USER_END].all()
         assert moved(before["feedback"], after["feedback"])[row:USER_END].all()
@@ -77,7 +83,7 @@ class TestPretraining:
     def test_nothing_before_an_event_and_no_other_user_depends_on_it(
         self, form: str, row: int, changed: Change, field: str
     ) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form, lag=LAG)
+        batch, model = random_batch(LENGTHS), model_of(form, lag=LAG)
         before, after = readings(model, batch), readings(model, changed(batch, row, field))
         for name in before:
             touched = moved(before[name], after[name])
@@ -85,7 +91,7 @@ class TestPretraining:
             assert not touched[USER_END:].any(), f"{name}: a later user changed with {field}"
 
     def test_the_time_of_an_event_is_not_in_what_comes_before_it(self, form: str, row: int, changed: Change) -> None:
-        batch, model = spread_times(random_batch(LENGTHS)), small_model(form)
+        batch, model = spread_times(random_batch(LENGTHS)), model_of(form)
         later = replace(batch, time=batch.time + torch.where(torch.arange(len(batch)) == row, 900, 0))
         before, after = readings(model, batch), readings(model, later)
         for name in before:
@@ -97,7 +103,7 @@ class TestPretraining:
 class TestFinetuning:
     @pytest.mark.parametrize("field", ("items", "feedback"))
     def test_an_event_is_unknown_until_the_lag_has_passed(self, form: str, field: str, changed: Change) -> None:
-        batch, model = spread_times(random_batch(LENGTHS)), small_model(form, lag=LAG)
+        batch, model = spread_times(random_batch(LENGTHS)), model_of(form, lag=LAG)
         row = FIRST + 3
         touched = moved(readings(model, batch)["user"], readings(model, changed(batch, row, field))["user"])
         known = torch.arange(len(batch)) >= row + LAG // 1_000
@@ -106,7 +112,7 @@ class TestFinetuning:
 
     @pytest.mark.parametrize("lag", (0, 999, 1_000, 1_001, 50_000))
     def test_every_lag_hides_exactly_the_younger_events(self, form: str, lag: int, changed: Change) -> None:
-        batch, model = spread_times(random_batch(LENGTHS)), small_model(form, lag=lag)
+        batch, model = spread_times(random_batch(LENGTHS)), model_of(form, lag=lag)
         row = FIRST + 2
         touched = moved(readings(model, batch)["user"], readings(model, changed(batch, row, "items"))["user"])
         event = torch.arange(len(batch))
@@ -114,7 +120,7 @@ class TestFinetuning:
         assert torch.equal(touched, known)
 
     def test_events_of_one_second_do_not_know_each_other_out_of_order(self, form: str, changed: Change) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form, lag=0)
+        batch, model = random_batch(LENGTHS), model_of(form, lag=0)
         batch = replace(batch, time=torch.full((len(batch),), 1_700_000_000))
         row = FIRST + 5
         touched = moved(readings(model, batch)["user"], readings(model, changed(batch, row, "items"))["user"])
@@ -124,7 +130,7 @@ class TestFinetuning:
     @pytest.mark.parametrize("kind", RANKING_KINDS)
     @pytest.mark.parametrize("field", ("items", "feedback"))
     def test_every_ranking_score_keeps_the_lag(self, form: str, kind: str, field: str, changed: Change) -> None:
-        batch, model = spread_times(random_batch(LENGTHS)), small_model(form)
+        batch, model = spread_times(random_batch(LENGTHS)), model_of(form)
         row, event = FIRST + 3, torch.arange(len(batch))
         with torch.no_grad():
             before = model.ranking_scores(batch, kind, lag=LAG)
@@ -134,7 +140,7 @@ class TestFinetuning:
         assert torch.equal(touched, known | own)
 
     def test_gradients_of_a_user_vector_reach_no_younger_event(self, form: str) -> None:
-        batch, model = spread_times(random_batch([8])), small_model(form, lag=LAG)
+        batch, model = spread_times(random_batch([8])), model_of(form, lag=LAG)
         batch = replace(batch, items=torch.arange(8), organic=torch.zeros(8, dtype=torch.bool))
         model.user_vectors(batch)[6].square().sum().backward()
         gradient = model.tables["item"].grad
@@ -142,8 +148,16 @@ class TestFinetuning:
         used = gradient[:8].abs().sum(1) > 0
         assert used.tolist() == [True] * 4 + [False] * 4
 
+    def test_the_time_of_an_unknown_event_is_unknown(self, form: str) -> None:
+        batch, model = spread_times(random_batch(LENGTHS)), model_of(form, lag=2_500)
+        row, event = FIRST + 3, torch.arange(len(batch))
+        later = replace(batch, time=batch.time + torch.where(event == row, 100, 0))
+        touched = moved(readings(model, batch)["user"], readings(model, later)["user"])
+        known = (event >= row + 3) & (event < USER_END)
+        assert not touched[~known & (event != row)].any() and touched[known].any()
+
     def test_ranking_scores_are_user_vector_times_item_vector(self, form: str) -> None:
-        batch, model = random_batch(LENGTHS), small_model(form)
+        batch, model = random_batch(LENGTHS), model_of(form)
         with torch.no_grad():
             expected = (model.user_vectors(batch) * model.item_matrix()[batch.items]).sum(-1)
             torch.testing.assert_close(model.ranking_scores(batch, "pair"), expected)
@@ -151,7 +165,7 @@ class TestFinetuning:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_packing_changes_no_user(form: str) -> None:
-    model, together = small_model(form, lag=LAG), random_batch(LENGTHS, padding=3)
+    model, together = model_of(form, lag=LAG).double(), random_batch(LENGTHS, padding=3)
     packed = readings(model, together)
     for user, (begin, end) in enumerate(pairwise(together.offsets.tolist())):
         alone = readings(model, slice_user(together, user, begin, end))
@@ -161,7 +175,7 @@ def test_packing_changes_no_user(form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_padding_rows_reach_no_event(form: str, changed: Change) -> None:
-    model, batch = small_model(form), random_batch(LENGTHS, padding=4)
+    model, batch = model_of(form), random_batch(LENGTHS, padding=4)
     real = int(batch.offsets[-1])
     other = changed(changed(changed(batch, real + 1, "items"), real + 2, "feedback"), real + 3, "time")
     before, after = readings(model, batch), readings(model, other)
@@ -181,6 +195,16 @@ def slice_user(batch: JaggedBatch, user: int, begin: int, end: int) -> JaggedBat
         feedback=batch.feedback[begin:end],
         **row,
     )
+
+
+def test_the_time_probe_is_sharp() -> None:
+    """States of HSTU that are not for a lag do hold the time of the event after them."""
+    batch, model = spread_times(random_batch(LENGTHS)), model_of("simplified hstu")
+    event = torch.arange(len(batch))
+    later = replace(batch, time=batch.time + torch.where(event == FIRST + 3, 100, 0))
+    with torch.no_grad():
+        assert moved(model.encode(batch), model.encode(later))[FIRST + 2]
+        assert not moved(model.encode(batch, lag=0), model.encode(later, lag=0))[FIRST + 2]
 
 
 def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch, changed: Change) -> None:
