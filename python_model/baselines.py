@@ -5,6 +5,8 @@ Each counts over the training events only, the same ones that the models see.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ from python_model.data.schema import Dataset
 from python_model.data.synthetic import OracleScores
 from python_model.metrics import BLOCK_SCORES, Ranking, concatenate_rankings, rank_scores
 from python_model.predictions import Predictions
+from python_model.user_lists import Requests
 
 
 class Popularity:
@@ -39,6 +42,12 @@ class Popularity:
             feedback={task: np.tile(values, (len(rows), 1)) for task, values in self._feedback.items()},
             ranking=self.counts[item].astype(np.float64),
         )
+
+    def catalogue_scores(self, requests: Requests) -> Iterator[torch.Tensor]:
+        """The counts for everybody: see `user_lists.ListPredictor`."""
+        scores = torch.from_numpy(self.counts.astype(np.float64))
+        for _ in requests.users:
+            yield scores[None]
 
 
 class ItemAverage:
@@ -73,6 +82,10 @@ class ItemAverage:
             feedback={task: values[item] for task, values in self._feedback.items()},
             ranking=self.mean_grade[item],
         )
+
+    def catalogue_scores(self, requests: Requests) -> Iterator[torch.Tensor]:
+        """Those of popularity."""
+        return self._popularity.catalogue_scores(requests)
 
 
 class Oracle:

@@ -18,7 +18,7 @@ Config = TypeVar("Config", bound="JsonConfig")
 FORMS = ("simplified", "full")
 ENCODERS = ("transformer", "hstu")
 STAGES = ("pretrain", "finetune")
-PROTOCOLS = ("temporal", "leave-last-out", "all")
+PROTOCOLS = ("temporal", "leave-last-out", "yambda", "all")
 SOFTMAX_FORMS = ("standard", "refined")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -171,7 +171,7 @@ class TrainConfig(JsonConfig):
     learning_rate: AdamW, dense parameters; table_learning_rate: embedding tables (row-wise Adagrad where the model's
     gradients are sparse, AdamW otherwise). warmup_steps, final_fraction: linear warm-up, then a cosine down to
     final_fraction of the rate. clip: largest gradient norm.
-    protocol: which split the training rows come from.
+    protocol: which split the training rows come from; under "yambda" only Listen+ events are next items to predict.
     negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
     merge_negatives: equal negatives become one candidate with its logQ, which the standard form alone can take.
     softmax_form: logQ correction, "standard" or "refined". sketch_width, sketch_depth: the frequency sketch.

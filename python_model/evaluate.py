@@ -1,8 +1,10 @@
 """Evaluation: what models, baselines and the oracle predict for held-out events, and the table of their metrics.
 
-Two protocols. "temporal": the events after a point in time, for all users at once; nothing later than that point was
-trained on. "leave-last-out": the last event of every user. The history of an evaluated event is everything its user
-did before it, held-out events included, as it would be when serving.
+Three protocols. "temporal": the events after a point in time, for all users at once; nothing later than that point was
+trained on. "leave-last-out": the last event of every user. "yambda": the last day, as that benchmark has it; NDCG and
+recall are then of one list a user (`user_lists`), the next item is a Listen+ event, feedback and pairs are of the whole
+day. The history of an evaluated event is everything its user did before it, held-out events included, as it would be
+when serving.
 
 Metrics are averages over the evaluated events (over pairs for the pairwise accuracy), not over users; standard errors
 take users, not events, as independent.
@@ -20,10 +22,11 @@ import numpy as np
 from python_model import metrics
 from python_model.baselines import ItemAverage, Oracle, Popularity
 from python_model.data.schema import Dataset
-from python_model.data.splits import Split, leave_last_out, temporal_split
+from python_model.data.splits import PROTOCOLS, listen_plus, make_split
 from python_model.predictions import Predictions, Predictor
+from python_model.user_lists import UserLists
 
-PROTOCOLS = ("temporal", "leave-last-out")
+__all__ = ["PROTOCOLS", "EvaluationResult", "evaluate", "make_split", "sample_users"]
 Metrics = dict[str, float | None]
 
 
@@ -58,15 +61,6 @@ class EvaluationResult:
         }
 
 
-def make_split(dataset: Dataset, protocol: str) -> Split:
-    """The split of a protocol; ValueError for an unknown one."""
-    if protocol == "temporal":
-        return temporal_split(dataset)
-    if protocol == "leave-last-out":
-        return leave_last_out(dataset)
-    raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
-
-
 def evaluate(
     models: Mapping[str, Predictor], dataset: Dataset, *, protocol: str = "temporal", part: str = "test",
     k: Sequence[int] = (10,), max_events: int | None = None, seed: int = 0, item_average: bool = False,
@@ -82,7 +76,9 @@ def evaluate(
     split = make_split(dataset, protocol)
     rows = np.flatnonzero(split.test if part == "test" else split.validation)
     rows = sample_users(dataset, rows, max_events, seed)
-    training_rows = np.flatnonzero(split.train)
+    # What counts as an event for those who only count: Listen+, where that is what the benchmark counts.
+    counted = listen_plus(dataset) if protocol == "yambda" else np.ones(len(dataset), bool)
+    training_rows = np.flatnonzero(split.train & counted)
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}
     if item_average:
         predictors["item_average"] = ItemAverage(dataset, training_rows)
@@ -90,7 +86,23 @@ def evaluate(
     if dataset.info.has_oracle:
         predictors["oracle"] = Oracle(dataset)
     predictions = {name: predictor.predict(rows) for name, predictor in predictors.items()}
-    return _Scorer(dataset, rows, protocol, k).score(predictions)
+    result = _Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)
+    if protocol == "yambda":
+        _replace_by_lists(result, UserLists(dataset, split, part, np.unique(dataset.user[rows])), predictors, k)
+    return result
+
+
+def _replace_by_lists(
+    result: EvaluationResult, lists: UserLists, predictors: Mapping[str, Predictor], k: Sequence[int]
+) -> None:
+    for name, predictor in predictors.items():
+        row, error = lists.row(predictor, k)
+        result.rows[name].update(row)
+        result.standard_errors[name].update(error)
+    result.counts["lists"] = len(lists)
+    result.notes.append(
+        f"NDCG and recall are means over {len(lists):,} users, one list each from before the held-out day"
+    )
 
 
 def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, seed: int) -> np.ndarray:
@@ -108,8 +120,11 @@ def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, see
 class _Scorer:
     """Turns predictions for the same events into one table."""
 
-    def __init__(self, dataset: Dataset, rows: np.ndarray, protocol: str, k: Sequence[int]) -> None:
-        self.dataset, self.rows, self.protocol, self.k = dataset, rows, protocol, k
+    def __init__(
+        self, dataset: Dataset, rows: np.ndarray, protocol: str, k: Sequence[int], next_items: np.ndarray
+    ) -> None:
+        """next_items: bool [rows], the events whose item is to be predicted."""
+        self.dataset, self.rows, self.protocol, self.k, self.next_items = dataset, rows, protocol, k, next_items
         users, starts = np.unique(dataset.user[rows], return_index=True)
         self.offsets = np.append(starts, len(rows))
         self.cluster = np.repeat(np.arange(len(users)), np.diff(self.offsets))
@@ -121,7 +136,7 @@ class _Scorer:
         tasks = self._shared_tasks(feedback)
         base = predictions["popularity"].next_item
         assert base is not None
-        unigram = float(base.log_loss.mean())
+        unigram = _mean_of(base.log_loss[self.next_items])
         rows, errors = {}, {}
         for name, prediction in predictions.items():
             row, error = self._next_item(prediction, unigram)
@@ -147,10 +162,11 @@ class _Scorer:
         ranking = prediction.next_item
         for cutoff in self.k:
             for metric, gains_of in (("ndcg", metrics.ndcg_gains), ("recall", metrics.recall_gains)):
-                gains = gains_of(ranking.rank, cutoff) if ranking is not None else None
-                row[f"{metric}@{cutoff}"] = None if gains is None else float(gains.mean())
+                gains = gains_of(ranking.rank[self.next_items], cutoff) if ranking is not None else None
+                row[f"{metric}@{cutoff}"] = None if gains is None else _defined(_mean_of(gains))
                 error[f"{metric}@{cutoff}"] = None if gains is None else _defined(self._error(gains))
-        row["next_item_ne"] = None if ranking is None else float(ranking.log_loss.mean() / unigram)
+        loss = math.nan if ranking is None else _mean_of(ranking.log_loss[self.next_items])
+        row["next_item_ne"] = _defined(loss / unigram)
         return row, error
 
     def _pairs(self, prediction: Predictions) -> metrics.Pairs:
@@ -189,12 +205,18 @@ class _Scorer:
 
     def _error(self, gains: np.ndarray) -> float:
         clusters = len(self.offsets) - 1
-        total = np.bincount(self.cluster, weights=gains, minlength=clusters)
-        return metrics.clustered_standard_error(total, np.diff(self.offsets).astype(np.float64))
+        cluster = self.cluster[self.next_items]
+        total = np.bincount(cluster, weights=gains, minlength=clusters)
+        return metrics.clustered_standard_error(total, np.bincount(cluster, minlength=clusters).astype(np.float64))
 
 
 def _pairs_error(pairs: metrics.Pairs) -> float:
     return metrics.clustered_standard_error(pairs.gains, pairs.pairs.astype(np.float64))
+
+
+def _mean_of(values: np.ndarray) -> float:
+    """NaN, not defined, without values."""
+    return float(values.mean()) if len(values) else math.nan
 
 
 def _in_order(row: Metrics, k: Sequence[int]) -> Metrics:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from python_model.data.batches import JaggedBatch, evaluation_batches
+from python_model.data.batches import BatchBuilder, JaggedBatch, evaluation_batches, history_windows
 from python_model.data.schema import Dataset
-from python_model.metrics import concatenate_rankings, rank_catalogue
+from python_model.metrics import BLOCK_SCORES, concatenate_rankings, rank_catalogue
 from python_model.model import Argus
 from python_model.predictions import Predictions
+from python_model.recommend import append_next_event
+from python_model.user_lists import Requests
 
 
 class ModelPredictor:
@@ -58,6 +61,20 @@ class ModelPredictor:
             feedback=feedback_log_probabilities(torch.cat(feedback), classes) if feedback else {},
             ranking=torch.cat(ranking).cpu().numpy() if ranking else None,
         )
+
+    @torch.inference_mode()
+    def catalogue_scores(self, requests: Requests) -> Iterator[Tensor]:
+        """Cosines [n, V] of what each user is asked for and every item: see `user_lists.ListPredictor`."""
+        items = self.model.item_matrix()
+        builder = BatchBuilder(self._dataset)
+        # The placeholder of what is asked takes one place of the window.
+        windows = history_windows(self._dataset, requests.ends - 1, self._window - 1)
+        users = max(1, min(self._token_budget // self._window, BLOCK_SCORES // max(1, len(items))))
+        for start in range(0, len(windows), users):
+            batch = append_next_event(builder.build(windows.take(slice(start, start + users))))
+            asked = torch.where(batch.is_target, batch.time.clamp(min=requests.time), batch.time)
+            batch = replace(batch, time=asked).to(self._device)
+            yield self.model.next_item_queries(batch)[batch.is_target] @ items.T
 
     def _batches(self, rows: np.ndarray) -> Iterator[JaggedBatch]:
         targets = np.zeros(len(self._dataset), bool)

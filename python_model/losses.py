@@ -9,6 +9,7 @@ from argus_kernels import feedback_loss, pairwise_loss, sampled_softmax_loss
 from argus_kernels.core.varlen import user_of_row
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
+from python_model.data.yambda import LISTEN_PLUS_SHARE
 from python_model.model import Argus, Readings
 from python_model.negatives import NegativeSampler
 
@@ -31,7 +32,7 @@ class PretrainLoss:
         states = self.model.encode(batch) if states is None else states
         readings = self.model.read(batch, states)
         weight = batch.is_target.float()
-        next_item = self._next_item(batch, step, readings, weight)
+        next_item = self._next_item(batch, step, readings, weight * self._is_next_item(batch))
         feedback = self._feedback(batch, readings, weight)
         total = self.config.next_item_weight * next_item + (self.weights.to(feedback.device) * feedback).sum()
         parts = {f"feedback_{name}": loss for name, loss in zip(self.names, feedback.detach(), strict=True)}
@@ -56,6 +57,12 @@ class PretrainLoss:
             row_weight=weight, query_owner=owner, candidate_owner=negative_owner, form=self.config.softmax_form,
         )  # fmt: skip
         return loss.sum() / weight.sum().clamp(min=1)
+
+    def _is_next_item(self, batch: JaggedBatch) -> Tensor | float:
+        """Which events are next items to predict: all of them, under the Yambda protocol those that are Listen+."""
+        if self.config.protocol != "yambda":
+            return 1.0
+        return batch.feedback[:, self.names.index("share")] >= LISTEN_PLUS_SHARE
 
     def _feedback(self, batch: JaggedBatch, readings: Readings, weight: Tensor) -> Tensor:
         hidden = self.model.feedback_features(readings)

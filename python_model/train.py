@@ -24,7 +24,7 @@ from python_model.config import ModelConfig, TrainConfig, preset
 from python_model.data.batches import BatchPlan, JaggedBatch, prefetch
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.data.splits import leave_last_out, temporal_split
+from python_model.data.splits import make_split
 from python_model.losses import FinetuneLoss, PretrainLoss
 from python_model.model import Argus
 from python_model.optim import Optimisers
@@ -215,9 +215,7 @@ class Trainer:
 
 def training_rows(dataset: Dataset, protocol: str) -> np.ndarray | None:
     """Rows that a protocol trains on, bool [events]; None for all."""
-    if protocol == "all":
-        return None
-    return (temporal_split(dataset) if protocol == "temporal" else leave_last_out(dataset)).train
+    return None if protocol == "all" else make_split(dataset, protocol).train
 
 
 def step_seed(seed: int, step: int) -> int:

@@ -40,6 +40,7 @@ class Protocol(str, Enum):
 
     temporal = "temporal"
     leave_last_out = "leave-last-out"
+    yambda = "yambda"
 
 
 class TrainingProtocol(str, Enum):
@@ -47,6 +48,7 @@ class TrainingProtocol(str, Enum):
 
     temporal = "temporal"
     leave_last_out = "leave-last-out"
+    yambda = "yambda"
     all = "all"
 
 

@@ -1,7 +1,7 @@
-"""Train, validation and test rows: the global temporal split and leave-last-out.
+"""Train, validation and test rows: the global temporal split, that of the Yambda benchmark, leave-last-out.
 
-Both give every user a prefix of his history for training, so nothing a model trains on lies behind what it is tested
-on: in time under the temporal split, in the user's own order under leave-last-out.
+All give every user a prefix of his history for training, so nothing a model trains on lies behind what it is tested
+on: in time under the temporal splits, in the user's own order under leave-last-out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from python_model.data.schema import Dataset
+from python_model.data.yambda import LISTEN_PLUS_PCT, LISTEN_PLUS_SHARE, SHARE_EDGES_PCT
 
+PROTOCOLS = ("temporal", "leave-last-out", "yambda")
 YAMBDA_GAP, YAMBDA_SPAN = 1_800, 86_400
 
 
@@ -62,10 +64,39 @@ def temporal_split(dataset: Dataset, *, validation_share: float = 0.05, test_sha
     return split_at(dataset, int(starts[0]), int(starts[1]), gap=gap)
 
 
+def yambda_starts(dataset: Dataset) -> dict[str, int]:
+    """When validation and test of the Yambda benchmark begin, in seconds: a day each, a gap of 1,800 s before each."""
+    test = int(dataset.time.max()) - YAMBDA_SPAN
+    return {"validation": test - YAMBDA_GAP - YAMBDA_SPAN, "test": test}
+
+
 def yambda_split(dataset: Dataset) -> Split:
     """The split of the Yambda benchmark: a day of test at the end, a day of validation before it, gaps of 1,800 s."""
-    test_start = int(dataset.time.max()) - YAMBDA_SPAN
-    return split_at(dataset, test_start - YAMBDA_GAP - YAMBDA_SPAN, test_start, gap=YAMBDA_GAP)
+    starts = yambda_starts(dataset)
+    return split_at(dataset, starts["validation"], starts["test"], gap=YAMBDA_GAP)
+
+
+def listen_plus(dataset: Dataset) -> np.ndarray:
+    """Which events [T] are Listen+: at least half of the track played. ValueError where the data do not say."""
+    edges = dataset.info.params.get("share_edges_pct")
+    if dataset.info.source != "yambda" or edges != SHARE_EDGES_PCT.tolist():
+        raise ValueError(
+            f"protocol yambda: {dataset.path} was prepared from {dataset.info.source} with the edges {edges} of "
+            f"listened shares, expected Yambda with an edge at {LISTEN_PLUS_PCT} %: make it with `argus prepare yambda`"
+        )
+    return dataset.feedback("share") >= LISTEN_PLUS_SHARE
+
+
+def make_split(dataset: Dataset, protocol: str) -> Split:
+    """The split of one of PROTOCOLS; ValueError for an unknown one and for data that it is not made for."""
+    if protocol == "temporal":
+        return temporal_split(dataset)
+    if protocol == "leave-last-out":
+        return leave_last_out(dataset)
+    if protocol == "yambda":
+        listen_plus(dataset)
+        return yambda_split(dataset)
+    raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
 
 
 def leave_last_out(dataset: Dataset, *, least_events: int = 3) -> Split:

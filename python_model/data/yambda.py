@@ -31,7 +31,10 @@ from python_model.data.yambda_files import (
 
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 EXPLICIT = EVENT_TYPES[1:]
-SHARE_EDGES_PCT = np.array([20, 40, 60, 80])
+SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
+# Listen+ of the benchmark: a bin of its own begins here, so that a prepared data set knows it.
+LISTEN_PLUS_PCT = 50
+LISTEN_PLUS_SHARE = int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right"))
 FULL_PCT = 80
 # One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
@@ -55,7 +58,7 @@ def read_yambda(
     path: the directory with listens.parquet (likes.parquet and the like are read where present, a kind whose file is
     absent counts as not observed) or multi_event.parquet, such a file itself, or the top of the published tree, of
     which format and size then choose a part. Feedback: like, dislike, skip (played_ratio_pct < skip_below_pct), share
-    (bins of played_ratio_pct, edges 20, 40, 60, 80). Item features artist and album come from
+    (bins of played_ratio_pct, edges 20, 40, 50, 60, 80). Item features artist and album come from
     {artist,album}_item_mapping.parquet beside the data or up to two directories above. DataError where a file breaks
     the format.
     """
@@ -90,7 +93,13 @@ def read_yambda(
             if progress is not None:
                 progress(users if source.listens.sequential else source.rows_done, source.listens.rows)
         writer.write_items(item_ids, features)
-        writer.set_params({"skip_below_pct": skip_below_pct, "without_listen": dict(without_listen)})
+        writer.set_params(
+            {
+                "skip_below_pct": skip_below_pct,
+                "share_edges_pct": SHARE_EDGES_PCT.tolist(),
+                "without_listen": dict(without_listen),
+            }
+        )
     return DatasetInfo.load(out)
 
 

@@ -221,7 +221,7 @@ def test_a_predictor_of_one_thing_leaves_the_others_undefined_for_itself_only(da
 
 
 def test_bad_arguments(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="protocol: expected one of temporal, leave-last-out, found 'random'"):
+    with pytest.raises(ValueError, match="protocol: expected one of temporal, leave-last-out, yambda, found 'random'"):
         evaluate({}, dataset, protocol="random")
     with pytest.raises(ValueError, match="k: expected cut-offs"):
         evaluate({}, dataset, k=[0])

@@ -115,7 +115,7 @@ def test_rows_come_out_as_defined(tree: Path, tmp_path: Path, form: str, size: s
         "feedback_like": [0, 1, 0, 0, 0, 1],
         "feedback_dislike": [1, 0, 0, 1, 0, 0],
         "feedback_skip": [0, 1, 0, 0, 1, 0],
-        "feedback_share": [4, 0, 4, 3, 0, 4],
+        "feedback_share": [5, 0, 5, 4, 0, 5],
     }
     assert info.params["without_listen"] == {"like": 2, "dislike": 0}, "of item 500 and of user 99"
 
