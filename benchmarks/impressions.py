@@ -3,23 +3,22 @@
 A system that runs its network once per impression encodes the user's history again for each of them; one pass over the
 history gives the state before every impression at once, because attention is causal. Both are timed here on the same
 encoder and the same histories, forward and backward, and give the same states. The heads are left out: they cost the
-same for each prediction either way.
+same for each prediction either way. `argus study one-pass` times the same passes on prepared data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core.varlen import local_positions
 from benchmarks.results import Quantiles
 from benchmarks.timing import Budget, Subject, measure, timer
-from benchmarks.workload import autocast, prefixes
 from python_model.data.batches import JaggedBatch
 from python_model.model import Argus
+from python_model.studies.one_pass import impression_ends, prefix_chunks, train_states
 
 
 @dataclass(frozen=True)
@@ -72,33 +71,6 @@ def impression_cost(
         len(batch), batch.max_length, len(ends), whole_ms, measured, encoded, per_impression,
         per_impression / whole_ms.p50,
     )  # fmt: skip
-
-
-def impression_ends(batch: JaggedBatch) -> Tensor:
-    """Rows whose state is read for an impression: those right before one, int64, rising."""
-    place = local_positions(batch.offsets, len(batch))
-    return ((~batch.organic) & (place >= 1)).nonzero()[:, 0] - 1
-
-
-def prefix_chunks(batch: JaggedBatch, ends: Tensor, token_budget: int) -> Iterator[tuple[JaggedBatch, Tensor]]:
-    """Batches of the histories up to `ends`, in order, and the rows in each whose states are wanted."""
-    lengths = (local_positions(batch.offsets, len(batch))[ends] + 1).tolist()
-    start = total = 0
-    for place, length in enumerate([*lengths, token_budget + 1]):
-        if total + length > token_budget and place > start:
-            chunk = prefixes(batch, ends[start:place])
-            yield chunk, chunk.is_target.nonzero()[:, 0]
-            start, total = place, 0
-        total += length
-
-
-def train_states(model: Argus, batch: JaggedBatch, rows: Tensor, above: Tensor, precision: str) -> Tensor:
-    """The states [n, d] at `rows`, after a backward pass with `above` as their gradient."""
-    model.zero_grad(set_to_none=True)
-    with autocast(precision, batch.items.device.type):
-        states = model.encode(batch).index_select(0, rows)
-    states.backward(above.to(states.dtype))
-    return states.detach()
 
 
 def _prefix_pass(

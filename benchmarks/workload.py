@@ -211,26 +211,3 @@ def _read_per_event(model: Argus) -> list[torch.nn.Module]:
 
 def _linear_weights(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
-
-
-def prefixes(batch: JaggedBatch, ends: Tensor) -> JaggedBatch:
-    """For each row ends[i] its user's history up to and with that row, as a user of its own; only that row counts."""
-    owner = torch.searchsorted(batch.offsets[1:].long(), ends, right=True)
-    starts = batch.offsets.long()[owner]
-    lengths = ends + 1 - starts
-    offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    user = torch.repeat_interleave(torch.arange(len(ends), device=ends.device), lengths)
-    rows = torch.arange(int(offsets[-1]), device=ends.device) - offsets[user] + starts[user]
-    return JaggedBatch(
-        offsets=offsets.int(),
-        max_length=int(lengths.max()) if len(ends) else 0,
-        users=batch.users[owner],
-        rows=batch.rows[rows],
-        items=batch.items[rows],
-        time=batch.time[rows],
-        organic=batch.organic[rows],
-        grade=batch.grade[rows],
-        context=batch.context[:, rows],
-        feedback=batch.feedback[rows],
-        is_target=rows == ends[user],
-    )

@@ -1,4 +1,4 @@
-"""Charts for the HTML report: inline SVG whose text and axes take the colour of the page around them."""
+"""Charts for reports and studies: inline SVG whose text and axes take the colour of the page around them."""
 
 from __future__ import annotations
 
@@ -68,6 +68,60 @@ def line_chart(
             axes.set_ylim(bottom=0)
 
     return _svg(draw)
+
+
+def point_chart(
+    series: Mapping[str, tuple[np.ndarray, Sequence[np.ndarray]]],
+    x_label: str,
+    y_label: str,
+    *,
+    line: tuple[np.ndarray, np.ndarray] | None = None,
+    levels: Mapping[str, float] | None = None,
+    log_y: bool = False,
+) -> str:
+    """SVG of name -> (x [n], n arrays of repeated measurements): each one a faint point, their means joined by a line.
+
+    The horizontal axis is logarithmic. line: (x, y) of a fit, dashed. levels: name -> height of a dotted line.
+    """
+
+    def draw(axes: Axes) -> None:
+        for (name, (x, measured)), color in zip(series.items(), _colors(), strict=False):
+            for place, found in zip(x, measured, strict=True):
+                axes.plot(np.full(len(found), place), found, "o", color=color, markersize=3, alpha=0.45)
+            axes.plot(x, [found.mean() for found in measured], color=color, linewidth=1.7, label=name)
+        if line is not None:
+            axes.plot(*line, color=PALETTE[7], linewidth=1.2, linestyle="--", label="fit")
+        for (name, height), color in zip((levels or {}).items(), PALETTE[::-1], strict=False):
+            axes.axhline(height, color=color, linewidth=1.0, linestyle=":", label=name)
+        axes.set_xscale("log")
+        if log_y:
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(series) + (line is not None) + len(levels or {}) > 1:
+            axes.legend()
+
+    return _svg(draw)
+
+
+def range_chart(measured: Mapping[str, np.ndarray], x_label: str, *, zero: bool = False) -> str:
+    """SVG of a row a name, the first on top: repeated measurements as points, their range, their mean as a bar across.
+
+    zero: a line at 0, for differences.
+    """
+
+    def draw(axes: Axes) -> None:
+        places = np.arange(len(measured))[::-1]
+        for place, found in zip(places, measured.values(), strict=True):
+            axes.plot([found.min(), found.max()], [place, place], color=PALETTE[0], linewidth=1.7, alpha=0.5)
+            axes.plot(found, np.full(len(found), place), "o", color=PALETTE[0], markersize=3.5)
+            axes.plot([found.mean()], [place], "|", color=PALETTE[1], markersize=11, markeredgewidth=2)
+        if zero:
+            axes.axvline(0, color=_INK, linewidth=0.8)
+        axes.set_yticks(places, list(measured))
+        axes.set_xlabel(x_label)
+
+    return _svg(draw, height=0.26 * len(measured) + 0.9)
 
 
 def bar_chart(names: Sequence[str], values: Sequence[float], x_label: str) -> str:

@@ -112,7 +112,8 @@ class ModelConfig(JsonConfig):
     item_width, feature_width: widths of the item table and of every other table.
     vector_width: width of the user, query and item vectors whose dot products are the scores.
     item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
-    position_buckets, time_buckets: lengths of the bias tables of each layer.
+    position_buckets, time_buckets: lengths of the bias tables of each layer; time_bias false keeps the latter's at 0.
+    feedback_input: false hides from the encoder what the user did; the heads still predict it.
     lag: seconds by which user states are old in fine-tuning and ranking; fine-tuning raises it above the pair window.
     temperature: initial factor on the cosine of the next-item head; learned, clipped to [0.01, 100].
     sparse: row-sparse gradients for the embedding tables.
@@ -133,6 +134,8 @@ class ModelConfig(JsonConfig):
     hash_rows: int = 0
     position_buckets: int = 256
     time_buckets: int = 64
+    time_bias: bool = True
+    feedback_input: bool = True
     lag: int = 0
     temperature: float = 10.0
     sparse: bool = False
@@ -151,7 +154,8 @@ class ModelConfig(JsonConfig):
         self._require("dropout", self.dropout < 1, "a number in [0, 1)")
         self._require("temperature", self.temperature <= 100, "a number in [0.01, 100]")
         self._require("hash_rows", (self.hash_rows > 0) == (self.item_hashes > 0), "set exactly when item_hashes is")
-        self._require("sparse", isinstance(self.sparse, bool), "true or false")
+        for name in ("time_bias", "feedback_input", "sparse"):
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
 
     @property
     def encoder_parameters(self) -> int:
@@ -172,11 +176,15 @@ class TrainConfig(JsonConfig):
     gradients are sparse, AdamW otherwise). warmup_steps, final_fraction: linear warm-up, then a cosine down to
     final_fraction of the rate. clip: largest gradient norm.
     protocol: which split the training rows come from; under "yambda" only Listen+ events are next items to predict.
+    train_share: share of the users trained on, the same ones for every seed, those of a smaller share among those of a
+    larger one.
     negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
     merge_negatives: equal negatives become one candidate with its logQ, which the standard form alone can take.
-    softmax_form: logQ correction, "standard" or "refined". sketch_width, sketch_depth: the frequency sketch.
+    softmax_form: logQ correction, "standard" or "refined"; log_q false leaves the standard form uncorrected.
+    sketch_width, sketch_depth: the frequency sketch.
     next_item_weight, feedback_weights: the joint loss; components not named weigh 1.
-    pair_window: seconds, None takes the data set's. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
+    pair_window: seconds, None takes the data set's. lag_pairs: false lets fine-tuning see the other event of a pair,
+    which inflates its own accuracy. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
     precision: "float32" or "bfloat16" (autocast).
     checkpoint_every: steps between checkpoints; keep: how many stay. log_every: steps between logged losses.
     """
@@ -193,15 +201,18 @@ class TrainConfig(JsonConfig):
     clip: float = 1.0
     seed: int = 0
     protocol: str = "temporal"
+    train_share: float = 1.0
     negatives_in_batch: int = 8192
     negatives_uniform: int = 8192
     softmax_form: str = "standard"
+    log_q: bool = True
     merge_negatives: bool = False
     sketch_width: int = 1 << 16
     sketch_depth: int = 4
     next_item_weight: float = 1.0
     feedback_weights: Mapping[str, float] = field(default_factory=dict)
     pair_window: int | None = None
+    lag_pairs: bool = True
     pretrain_weight: float = 0.0
     precision: str = "float32"
     checkpoint_every: int = 200
@@ -212,7 +223,9 @@ class TrainConfig(JsonConfig):
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
         self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
-        self._require("merge_negatives", isinstance(self.merge_negatives, bool), "true or false")
+        for name in ("log_q", "merge_negatives", "lag_pairs"):
+            self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        self._require("log_q", self.log_q or self.softmax_form == "standard", 'true with softmax_form="refined"')
         allowed = not self.merge_negatives or self.softmax_form == "standard"
         self._require("merge_negatives", allowed, 'false with softmax_form="refined", which counts the candidates')
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -223,11 +236,12 @@ class TrainConfig(JsonConfig):
         self._require_whole(0, "warmup_steps", "seed", "negatives_in_batch", "negatives_uniform")
         self._require_real(
             0.0, "learning_rate", "table_learning_rate", "weight_decay", "final_fraction", "next_item_weight",
-            "pretrain_weight",
+            "pretrain_weight", "train_share",
         )  # fmt: skip
         self._require_real(1e-12, "clip")
         self._require("window", self.window <= self.batch_events, f"at most batch_events = {self.batch_events}")
         self._require("final_fraction", self.final_fraction <= 1, "a number in [0, 1]")
+        self._require("train_share", 0 < self.train_share <= 1, "a number in (0, 1]")
         negatives = self.negatives_in_batch + self.negatives_uniform
         self._require("negatives_uniform", negatives > 0, "above 0 where there are no in-batch negatives")
         weights = self.feedback_weights.values() if isinstance(self.feedback_weights, Mapping) else [-1.0]

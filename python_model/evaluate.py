@@ -64,12 +64,13 @@ class EvaluationResult:
 def evaluate(
     models: Mapping[str, Predictor], dataset: Dataset, *, protocol: str = "temporal", part: str = "test",
     k: Sequence[int] = (10,), max_events: int | None = None, seed: int = 0, item_average: bool = False,
+    oracle: bool = True,
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate predictors beside popularity and, on synthetic data, the oracle.
 
     models: row name -> predictor. part: "test" or "validation" of the split. k: cut-offs of recall and NDCG.
     max_events: evaluate whole users, drawn by `seed`, until there are this many events. item_average: adds the row
-    `item_average`.
+    `item_average`. oracle: false leaves the oracle out.
     """
     if any(cutoff < 1 for cutoff in k) or not k:
         raise ValueError(f"k: expected cut-offs of at least 1, found {list(k)}")
@@ -83,7 +84,7 @@ def evaluate(
     if item_average:
         predictors["item_average"] = ItemAverage(dataset, training_rows)
     predictors.update(models)
-    if dataset.info.has_oracle:
+    if oracle and dataset.info.has_oracle:
         predictors["oracle"] = Oracle(dataset)
     predictions = {name: predictor.predict(rows) for name, predictor in predictors.items()}
     result = _Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)

@@ -25,12 +25,13 @@ class ModelPredictor:
     window: events of a user that one pass sees at most; every evaluated event has at least window // 2 events of
     history, or all that its user has. The encoder runs once over a window for all its evaluated events and both heads.
     ranking_kind: which score orders impressions (see `Argus.ranking_scores`); None takes the one of the model's stage.
-    The score of an impression knows only events more than the data's pair window older: see `pair_lag`.
+    The score of an impression knows only events more than the data's pair window older: see `pair_lag`; `lag` (seconds)
+    takes its place, for studies of what a smaller one would pretend.
     """
 
     def __init__(
         self, model: Argus, dataset: Dataset, *, window: int, device: str | torch.device = "cpu",
-        token_budget: int = 8192, ranking_kind: str | None = None,
+        token_budget: int = 8192, ranking_kind: str | None = None, lag: int | None = None,
     ) -> None:  # fmt: skip
         self.model = model.to(device).eval()
         self._dataset = dataset
@@ -38,7 +39,7 @@ class ModelPredictor:
         self._window = min(window, model.config.max_events)
         self._token_budget = max(token_budget, self._window)
         self._ranking_kind = ranking_kind
-        self._lag = pair_lag(model, dataset)
+        self._lag = pair_lag(model, dataset) if lag is None else lag
 
     @torch.inference_mode()
     def predict(self, rows: np.ndarray) -> Predictions:

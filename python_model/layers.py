@@ -118,7 +118,8 @@ class Encoder(nn.Module):
         heads = bias_heads or config.heads
         self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
         self.position_bias = nn.Parameter(torch.zeros(config.layers, heads, config.position_buckets))
-        self.time_bias = nn.Parameter(torch.zeros(config.layers, heads, config.time_buckets))
+        time_bias = torch.zeros(config.layers, heads, config.time_buckets)
+        self.time_bias = nn.Parameter(time_bias, requires_grad=config.time_bias)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 

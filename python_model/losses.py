@@ -78,7 +78,7 @@ class FinetuneLoss:
     def __init__(self, config: TrainConfig, model: Argus, pair_window: int) -> None:
         self.config, self.model = config, model
         self.window = pair_window if config.pair_window is None else config.pair_window
-        if model.config.lag <= self.window:
+        if config.lag_pairs and model.config.lag <= self.window:
             raise ValueError(
                 f"lag is {model.config.lag} s, expected more than the pair window of {self.window} s: the grades of a "
                 "pair differ, so a score that knew one of them would know the order of the pair"

@@ -115,7 +115,7 @@ class Argus(nn.Module):
                 f"a history of {batch.max_length} events, expected at most max_events = {self.config.max_events}"
             )
         if self.config.form == "simplified":
-            ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), batch.feedback.T])
+            ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), self.feedback_ids(batch)])
             known_next = self.config.encoder == "hstu" and lag is None
             query_times = next_times(batch.time, batch.offsets) if known_next else None
             layout = Layout(batch.offsets, batch.time, batch.max_length, query_times=query_times)
@@ -124,7 +124,7 @@ class Argus(nn.Module):
             [
                 self.context_embedding(self.tables, self._context_ids(batch, lag)),
                 self.item_embedding(self.tables, self._item_ids(batch.items)),
-                self.feedback_embedding(self.tables, batch.feedback.T),
+                self.feedback_embedding(self.tables, self.feedback_ids(batch)),
             ],
             dim=1,
         ).flatten(0, 1)
@@ -272,6 +272,10 @@ class Argus(nn.Module):
         """Rows of the item tables [C, n] int64; −1 everywhere for item −1 (unknown)."""
         ids = self.item_columns[:, items.clamp(min=0)].long()
         return torch.where(items >= 0, ids, -1)
+
+    def feedback_ids(self, batch: JaggedBatch) -> Tensor:
+        """Feedback columns [F, T] as the encoder sees them: −1 everywhere where it shall not."""
+        return batch.feedback.T if self.config.feedback_input else torch.full_like(batch.feedback.T, -1)
 
     def _context_ids(self, batch: JaggedBatch, lag: int | None) -> Tensor:
         """Context columns [K, T]: organic, bucketed time since the newest event that may be known, the data's own."""

@@ -65,8 +65,11 @@ class NegativeSampler:
     def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
         """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
 
-        log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax.
+        log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax. Without the
+        correction it is 0 everywhere.
         """
+        if not self.config.log_q:
+            return torch.zeros(len(items))
         in_batch, uniform = mix
         expected = np.full(len(items), uniform / self.items)
         if in_batch:

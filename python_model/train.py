@@ -72,7 +72,8 @@ def train(
     if resumed is None and checkpoint.exists(run):
         raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
     torch.manual_seed(config.seed)
-    least_lag = 0 if stage == "pretrain" else 1 + _pair_window(dataset, config)
+    lagged = stage == "finetune" and config.lag_pairs
+    least_lag = 1 + _pair_window(dataset, config) if lagged else 0
     model = _make_model(dataset, model_config, init_from, resumed, least_lag)
     trainer = Trainer(dataset, run, model.to(device), config, progress)
     if resumed is not None:
@@ -93,7 +94,11 @@ class Trainer:
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress = progress
         self.plan = BatchPlan(
-            dataset, config.batch_events, config.window, config.seed, train=training_rows(dataset, config.protocol)
+            dataset,
+            config.batch_events,
+            config.window,
+            config.seed,
+            train=training_rows(dataset, config.protocol, config.train_share),
         )
         self.optimisers = Optimisers(model, config)
         self.loss: PretrainLoss | FinetuneLoss
@@ -213,9 +218,13 @@ class Trainer:
         self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
 
 
-def training_rows(dataset: Dataset, protocol: str) -> np.ndarray | None:
-    """Rows that a protocol trains on, bool [events]; None for all."""
-    return None if protocol == "all" else make_split(dataset, protocol).train
+def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.ndarray | None:
+    """Rows that a protocol trains on, bool [events], of this share of the users; None for all."""
+    rows = None if protocol == "all" else make_split(dataset, protocol).train
+    if share == 1.0:
+        return rows
+    kept = np.random.default_rng(0).permutation(dataset.info.users) < max(1, round(share * dataset.info.users))
+    return kept[dataset.user] if rows is None else rows & kept[dataset.user]
 
 
 def step_seed(seed: int, step: int) -> int:

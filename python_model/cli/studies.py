@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from python_model import console
-from python_model.cli.app import study
-from python_model.cli.options import Threads
+from python_model.cli.app import INTERRUPTED, study
+from python_model.cli.options import BatchEvents, Device, Set, Threads, Window, check, parse_settings
+
+if TYPE_CHECKING:
+    from python_model.data.schema import Dataset
+    from python_model.data.synthetic import SyntheticConfig
+    from python_model.studies.study import Budget, Study
+
+Number = TypeVar("Number", int, float)
+StudyOut = Annotated[
+    Path, typer.Argument(metavar="OUT", help="Directory of the results; made here.", show_default=False)
+]
+StudyData = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DATA", help="Prepared data set; the study's synthetic service by default."),
+]
+StudySteps = Annotated[int | None, typer.Option(min=1, help="Steps of pre-training; the study's own by default.")]
+FinetuneSteps = Annotated[int | None, typer.Option(min=1, help="Steps of fine-tuning; the study's own by default.")]
+Seeds = Annotated[int | None, typer.Option(min=1, help="Models of each kind; the study's own by default.")]
+MaxEvents = Annotated[
+    int | None, typer.Option(min=1, help="Evaluate users drawn at random until there are this many events.")
+]
 
 
 @study.command(epilog="Example: `argus study logq runs/logq`, about two minutes on one core.")
 def logq(
-    out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Directory of the results; made here.", show_default=False)
-    ],
+    out: StudyOut,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each model.")] = 3000,
     seeds: Annotated[int, typer.Option(min=1, help="Models of each loss.")] = 3,
     negatives: Annotated[int, typer.Option(min=2, help="Negatives of a step, half of the batch, half uniform.")] = 64,
@@ -37,3 +56,213 @@ def logq(
         console.say(f"{outcome.loss}, seed {outcome.seed}: {outcome.divergence[-1]:.4f} nats from the truth")
     console.say(study_of_logq.table(found))
     console.say(f"Written: {out}/logq.md, logq_divergence.svg, logq_offset.svg, logq.json")
+
+
+@study.command(
+    epilog="Examples: `argus study scaling runs/scaling`, `argus study scaling runs/scaling --data data/yambda "
+    "--sizes 3m,19m,126m --steps 20000 --batch-events 65536 --window 2048 --device cuda --set precision=bfloat16`."
+)
+def scaling(
+    out: StudyOut,
+    sizes: Annotated[str, typer.Option(help="Presets or LAYERSxWIDTH, separated by commas.")] = "1x16,2x32,2x64,3x128",
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    window: Window = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Quality over the size of the model, with a log-linear fit; resumes where it was stopped."""
+    from python_model.studies.scaling import SERVICE
+    from python_model.studies.scaling import scaling as study_of_scaling
+    from python_model.studies.study import shapes_of
+
+    chosen = _list(sizes)
+    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    widest = max(shapes_of(size).width for size in chosen)
+    _run(out, data, SERVICE, lambda dataset: study_of_scaling(dataset, chosen, budget), device, threads, widest)
+
+
+@study.command(
+    epilog="Examples: `argus study context runs/context`, "
+    "`argus study context runs/context --windows 128,256,512,1024,2048,4096,8192`."
+)
+def context(
+    out: StudyOut,
+    windows: Annotated[
+        str, typer.Option(help="Events of a user that a model sees, separated by commas.")
+    ] = "128,512,2048,8192",
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Quality over the length of the context; resumes where it was stopped."""
+    from python_model.studies.context import SERVICE
+    from python_model.studies.context import context as study_of_context
+
+    chosen = _numbers("--windows", windows, int)
+    budget = _budget(steps, finetune_steps, batch_events, None, seeds, max_events, settings)
+    _run(out, data, SERVICE, lambda dataset: study_of_context(dataset, chosen, budget), device, threads)
+
+
+@study.command("data", epilog="Example: `argus study data runs/data --shares 0.05,0.2,1`.")
+def data_share(
+    out: StudyOut,
+    shares: Annotated[
+        str, typer.Option(help="Shares of the users to train on, separated by commas.")
+    ] = "0.015625,0.0625,0.25,1",
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    window: Window = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Quality over the amount of training data, at equal steps; resumes where it was stopped."""
+    from python_model.studies.data_share import SERVICE
+    from python_model.studies.data_share import data_share as study_of_data
+
+    chosen = _numbers("--shares", shares, float)
+    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    _run(out, data, SERVICE, lambda dataset: study_of_data(dataset, chosen, budget), device, threads)
+
+
+@study.command(
+    epilog="Examples: `argus study ablations runs/ablations`, "
+    "`argus study ablations runs/lag --data data/kuairand --only no_lag,no_lag_seen`."
+)
+def ablations(
+    out: StudyOut,
+    only: Annotated[
+        str, typer.Option(help="Ablations to run beside the full model, separated by commas; all by default.")
+    ] = "",
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    window: Window = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """What each part is worth: the model against models that each lack one; resumes where it was stopped."""
+    from python_model.studies.ablations import SERVICE
+    from python_model.studies.ablations import ablations as study_of_ablations
+
+    chosen = _list(only)
+    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    _run(out, data, SERVICE, lambda dataset: study_of_ablations(dataset, chosen, budget), device, threads)
+
+
+@study.command(
+    "one-pass",
+    epilog="Examples: `argus study one-pass runs/one-pass`, "
+    "`argus study one-pass runs/one-pass-3m --size 3m --most 40`.",
+)
+def one_pass(
+    out: StudyOut,
+    size: Annotated[str, typer.Option(help="A preset or LAYERSxWIDTH.")] = "tiny",
+    lengths: Annotated[str, typer.Option(help="Events of the history, separated by commas.")] = "256,512,1024,2048",
+    most: Annotated[
+        int | None,
+        typer.Option(min=1, help="Impressions to run one by one, evenly spread; all by default. Fewer are scaled up."),
+    ] = None,
+    batch_events: Annotated[int, typer.Option(min=1, help="Events in a batch of prefixes at most.")] = 8192,
+    data: StudyData = None,
+    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """One training pass over a history against one pass per impression, timed in one run.
+
+    Resumes after the last length that was measured.
+    """
+    import torch
+
+    from python_model.model import Argus
+    from python_model.runs import use_threads
+    from python_model.studies import one_pass as study_of_passes
+    from python_model.studies.study import open_data, shapes_of
+
+    check(device)
+    chosen = sorted(_numbers("--lengths", lengths, int))
+    shapes = shapes_of(size)
+    use_threads(threads, shapes.width)
+    dataset = open_data(data, study_of_passes.SERVICE, out)
+    settings = {
+        "size": size, "most": most, "batch_events": batch_events, "precision": precision, "device": device,
+        "threads": torch.get_num_threads(), "data": dataset.info.name,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    costs = study_of_passes.read(out / "one_pass.json", settings)
+    torch.manual_seed(0)
+    model = Argus.for_dataset(shapes, dataset).to(device)
+    for events in chosen:
+        if any(one.events == events for one in costs):
+            continue
+        batch = study_of_passes.one_history(dataset, events, device)
+        costs.append(study_of_passes.measure(model, batch, most=most, budget=batch_events, precision=precision))
+        study_of_passes.write(out, settings, costs)
+        console.say(f"{events:,} events: a pass per impression takes {costs[-1].ratio:.0f} times as long as one pass")
+    console.say(study_of_passes.table(costs))
+    console.say(f"Written: {out}/one_pass.md, one_pass_ratio.svg, one_pass.json")
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        found = [kind(part) for part in _list(text)]
+    except ValueError:
+        found = []
+    if not found:
+        raise ValueError(f"{option} {text}: expected numbers separated by commas")
+    return found
+
+
+def _budget(
+    steps: int | None, finetune_steps: int | None, batch_events: int | None, window: int | None, seeds: int | None,
+    max_events: int | None, settings: list[str] | None,
+) -> Budget:  # fmt: skip
+    from python_model.studies.study import Budget
+
+    given = parse_settings(settings or [])
+    return Budget(steps, finetune_steps, batch_events, window, seeds, max_events, given)
+
+
+def _run(
+    out: Path, data: Path | None, service: SyntheticConfig, make: Callable[[Dataset], Study], device: str,
+    threads: int | None, width: int = 0,
+) -> None:  # fmt: skip
+    """Open or make the data, run the study, say what was written or how to go on."""
+    from python_model.runs import use_threads
+    from python_model.studies.study import open_data, run_study
+
+    check(device)
+    use_threads(threads, width)
+    dataset = open_data(data, service, out)
+    try:
+        written = run_study(make(dataset), dataset, out, device=device, show=console.TrainingProgress, say=console.say)
+    except KeyboardInterrupt:
+        console.say("Stopped and saved. Run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.say((out / written[1].name).read_text("utf-8"))
+    console.say(f"Written: {', '.join(str(file) for file in written)}")

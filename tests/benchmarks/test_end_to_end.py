@@ -19,6 +19,7 @@ from benchmarks.workload import SIZES, lognormal_lengths, make_batch, make_model
 from python_model.data.batches import JaggedBatch
 from python_model.layers import Block, Layout
 from python_model.model import Argus
+from python_model.studies import one_pass
 
 SIZE = SIZES["rehearsal"]
 
@@ -115,7 +116,7 @@ def test_attention_flops_grow_with_the_pairs() -> None:
 def test_a_prefix_has_the_state_of_the_whole_history(model: Argus) -> None:
     batch = batch_of(12, 1, 30)
     ends = torch.tensor([3, 11, 12, 13, 42])
-    pieces = workload.prefixes(batch, ends)
+    pieces = one_pass.prefixes(batch, ends)
     assert pieces.offsets.diff().tolist() == [4, 12, 1, 1, 30]
     with torch.no_grad():
         whole, parts = model.encode(batch), model.encode(pieces)
@@ -124,7 +125,7 @@ def test_a_prefix_has_the_state_of_the_whole_history(model: Argus) -> None:
 
 def test_impressions_are_read_right_before_them() -> None:
     batch = batch_of(20, 1, 15)
-    ends = impressions.impression_ends(batch)
+    ends = one_pass.impression_ends(batch)
     assert not batch.organic[ends + 1].any()
     owner = torch.repeat_interleave(torch.arange(3), batch.offsets.diff())
     assert torch.equal(owner[ends], owner[ends + 1]), "never the state of another user"
@@ -135,8 +136,8 @@ def test_impressions_are_read_right_before_them() -> None:
 
 def test_prefix_chunks_keep_the_budget_and_the_order() -> None:
     batch = batch_of(20, 15)
-    ends = impressions.impression_ends(batch).flip(0)
-    chunks = list(impressions.prefix_chunks(batch, ends, 40))
+    ends = one_pass.impression_ends(batch).flip(0)
+    chunks = list(one_pass.prefix_chunks(batch, ends, 40))
     assert len(chunks) > 1 and all(len(chunk) <= 40 for chunk, _ in chunks)
     seen = torch.cat([chunk.rows[wanted] for chunk, wanted in chunks])
     assert torch.equal(seen, ends)
@@ -145,19 +146,19 @@ def test_prefix_chunks_keep_the_budget_and_the_order() -> None:
 def test_both_ways_train_the_same(model: Argus) -> None:
     """Sums of the gradients of all prefixes are those of one pass."""
     batch = batch_of(10, 6)
-    ends = impressions.impression_ends(batch)
+    ends = one_pass.impression_ends(batch)
     above = torch.randn(len(ends), model.config.width, generator=torch.Generator().manual_seed(2))
     block = model.encoder.blocks[0]
     assert isinstance(block, Block)
 
     def gradient_after(events: JaggedBatch, rows: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-        impressions.train_states(model, events, rows, gradients, "float32")
+        one_pass.train_states(model, events, rows, gradients, "float32")
         assert block.up.weight.grad is not None
         return block.up.weight.grad.clone()
 
     whole = gradient_after(batch, ends, above)
     summed, place = torch.zeros_like(whole), 0
-    for chunk, wanted in impressions.prefix_chunks(batch, ends, 24):
+    for chunk, wanted in one_pass.prefix_chunks(batch, ends, 24):
         summed += gradient_after(chunk, wanted, above[place : place + len(wanted)])
         place += len(wanted)
     model.zero_grad()

@@ -1,0 +1,154 @@
+"""What the studies of trained models share: their data, the settings that all trials begin with, and how one is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from python_model.config import RECIPES, ModelConfig, preset
+from python_model.data.schema import INFO, Dataset, load_dataset
+from python_model.data.synthetic import SyntheticConfig, generate
+from python_model.runs import RECIPE_OF_SOURCE, apply_settings
+from python_model.studies.summary import write_study
+from python_model.studies.trials import (
+    Display,
+    EvaluationOptions,
+    Trial,
+    TrialResult,
+    quiet,
+    references,
+    run_trials,
+)
+
+REFERENCE_WIDTH = 64
+"""Width that a learning rate is stated for; see `rate_for`."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study says: Markdown, figures (name -> SVG), and further figures for the JSON."""
+
+    text: str
+    figures: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question: trials on one data set, and what is made of their results.
+
+    settings: what the JSON says of it. report: from the results so far and the rows that need no training.
+    """
+
+    name: str
+    trials: Sequence[Trial]
+    report: Callable[[Sequence[TrialResult], Sequence[TrialResult]], Report]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is spent on each trial; None takes what the study is made for.
+
+    steps, finetune_steps, batch_events, window: of `TrainConfig`. seeds: how many. max_events: evaluated events, whole
+    users. given: any other settings of model and training, by name.
+    """
+
+    steps: int | None = None
+    finetune_steps: int | None = None
+    batch_events: int | None = None
+    window: int | None = None
+    seeds: int | None = None
+    max_events: int | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def or_else(self, **defaults: Any) -> Budget:
+        """With the study's own values where nothing was given."""
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
+
+
+def open_data(data: str | Path | None, service: SyntheticConfig, out: str | Path) -> Dataset:
+    """The prepared data set at `data`; where None, the synthetic `service`, generated once into out/data.
+
+    ValueError where out/data holds another service.
+    """
+    if data is not None:
+        return load_dataset(data)
+    path = Path(out) / "data"
+    if not (path / INFO).is_file():
+        generate(path, service, name="synthetic-study")
+    dataset = load_dataset(path)
+    if SyntheticConfig.from_params(dataset.info.params) != service:
+        raise ValueError(f"{path} holds another synthetic service: choose another directory for the study")
+    return dataset
+
+
+def base_trial(dataset: Dataset, budget: Budget, *, finetune: bool = True) -> Trial:
+    """The trial that a study varies: the recipe of the data's source under the budget."""
+    recipe = RECIPES[RECIPE_OF_SOURCE.get(dataset.info.source, "demo")]
+    shared = {"batch_events": budget.batch_events, "window": budget.window}
+    model, pretrain = apply_settings(recipe.model, recipe.pretrain, {**shared, "steps": budget.steps, **budget.given})
+    _, second = apply_settings(model, recipe.finetune, {**shared, "steps": budget.finetune_steps, **budget.given})
+    model = replace(model, max_events=max(model.max_events, pretrain.window))
+    options = EvaluationOptions(max_events=budget.max_events)
+    return Trial("base", model, _rare_checkpoints(pretrain), _rare_checkpoints(second) if finetune else None, options)
+
+
+def _rare_checkpoints(config: Any) -> Any:
+    return replace(config, keep=1)
+
+
+def resized(trial: Trial, name: str, shapes: ModelConfig) -> Trial:
+    """The trial with the shapes of another model and learning rates that fit its width."""
+    kept = {
+        key: getattr(shapes, key)
+        for key in ("layers", "width", "heads", "feed_forward", "item_width", "feature_width", "vector_width")
+    }
+    stages = {
+        config.stage: replace(config, learning_rate=rate_for(config.learning_rate, shapes.width))
+        for config in trial.stages
+    }
+    return replace(trial, name=name, model=replace(trial.model, **kept), **stages)  # type: ignore[arg-type]
+
+
+def rate_for(rate: float, width: int) -> float:
+    """Learning rate at a width from that at REFERENCE_WIDTH: it falls like 1 / width and at most doubles."""
+    return rate * min(2.0, REFERENCE_WIDTH / width)
+
+
+def shapes_of(size: str) -> ModelConfig:
+    """A preset by name, or LAYERSxWIDTH with heads of width 32: `2x64`. ValueError for anything else."""
+    layers, cross, width = size.partition("x")
+    if not cross:
+        return preset(size)
+    if not (layers.isdigit() and width.isdigit()):
+        raise ValueError(f"size is {size!r}, expected the name of a preset or LAYERSxWIDTH as in 2x64")
+    wide = int(width)
+    return ModelConfig(
+        layers=int(layers), width=wide, heads=max(1, wide // 32), item_width=min(wide, 512),
+        feature_width=max(8, min(wide // 4, 128)), vector_width=min(wide, 512),
+    )  # fmt: skip
+
+
+def run_study(
+    study: Study, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
+    say: Callable[[str], None] = lambda text: None, keep_checkpoints: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Run what is not done yet and write table, figures and JSON after every trial; returns the files."""
+    out = Path(out)
+    written: list[Path] = []
+    results: list[TrialResult] = []
+    first = study.trials[0]
+    known = references(dataset, out / "trials", first.protocol, first.evaluation)
+    running = run_trials(
+        study.trials, dataset, out / "trials", device=device, show=show, keep_checkpoints=keep_checkpoints
+    )
+    for place, result in enumerate(running, 1):
+        results.append(result)
+        report = study.report(results, known)
+        written = write_study(out, study.name, study.settings, results, report.text, report.figures, **report.more)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if value is not None)
+        say(f"[{place}/{len(study.trials)}] {result.name}, seed {result.seed}: {shown}")
+    return written

@@ -1,0 +1,309 @@
+"""The engine of studies and comparisons: trials, each a model trained and evaluated under stated settings.
+
+`<out>/<name>-seed-<n>/` holds trial.json (the settings), pretrain/ and finetune/ (the runs) and result.json. A study is
+resumed by running it again: a trial with a result is read back, one that was stopped goes on from its checkpoint, and
+settings that differ from those a directory was begun with are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from python_model import checkpoint
+from python_model.config import ModelConfig, TrainConfig
+from python_model.data.errors import DataError
+from python_model.data.schema import Dataset
+from python_model.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
+from python_model.inference import ModelPredictor
+from python_model.model import Argus
+from python_model.predictions import Predictor
+from python_model.progress import Progress, read_metrics
+from python_model.train import FREE_ON_RESUME, train
+
+TRIAL, RESULT, REFERENCES = "trial.json", "result.json", "references.json"
+Display = Callable[[str], AbstractContextManager[Progress | None]]
+"""From a title to the display of one stage of training: `console.TrainingProgress`, or `quiet`."""
+
+Record = TypeVar("Record")
+
+
+def quiet(title: str) -> AbstractContextManager[Progress | None]:
+    """No display."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How a trial is evaluated: the options of `evaluate` and of `ModelPredictor`.
+
+    window: None takes that of the trial's last stage. lag: seconds, None takes `pair_lag`. max_events: whole users,
+    the same for every trial.
+    """
+
+    part: str = "test"
+    k: tuple[int, ...] = (10,)
+    max_events: int | None = None
+    window: int | None = None
+    ranking_kind: str | None = None
+    lag: int | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated.
+
+    name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`.
+    """
+
+    name: str
+    model: ModelConfig
+    pretrain: TrainConfig | None = None
+    finetune: TrainConfig | None = None
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
+            raise ValueError(f"Trial: name is {self.name!r}, expected letters, digits, '.', '_' and '-'")
+        if not self.stages:
+            raise ValueError(f"Trial {self.name}: pretrain and finetune are both None, expected at least one")
+        for stage in ("pretrain", "finetune"):
+            config = getattr(self, stage)
+            if config is not None and config.stage != stage:
+                raise ValueError(f"Trial {self.name}: {stage} is for stage {config.stage!r}")
+        for shared in ("seed", "protocol"):
+            found = {getattr(config, shared) for config in self.stages}
+            if len(found) > 1:
+                raise ValueError(f"Trial {self.name}: {shared} differs between the stages: {sorted(found)}")
+        if self.protocol not in PROTOCOLS:
+            raise ValueError(f"Trial {self.name}: protocol is {self.protocol!r}, expected one that holds events out")
+
+    @property
+    def stages(self) -> tuple[TrainConfig, ...]:
+        """The stages to train, in order."""
+        return tuple(config for config in (self.pretrain, self.finetune) if config is not None)
+
+    @property
+    def seed(self) -> int:
+        """Of weights, batches and negatives, in both stages."""
+        return self.stages[0].seed
+
+    @property
+    def protocol(self) -> str:
+        """What is held out."""
+        return self.stages[0].protocol
+
+    @property
+    def folder(self) -> str:
+        """Name of the trial's directory."""
+        return f"{self.name}-seed-{self.seed}"
+
+    def with_seed(self, seed: int) -> Trial:
+        """The same with another seed in both stages."""
+        stages = {config.stage: replace(config, seed=seed) for config in self.stages}
+        return replace(self, **stages)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came out of a trial.
+
+    parameters: "encoder" (the transformer blocks), "tables" (embeddings) and "all". events: training events that went
+    through the model, over both stages. seconds: by stage, and "evaluation". metrics, standard_errors: the row of
+    `EvaluationResult`; feedback: its tasks; counts: evaluated events, users and pairs.
+    """
+
+    name: str
+    seed: int
+    parameters: Mapping[str, int]
+    events: int
+    seconds: Mapping[str, float]
+    metrics: Metrics
+    standard_errors: Metrics
+    feedback: Mapping[str, Metrics]
+    counts: Mapping[str, int]
+
+    @property
+    def training_seconds(self) -> float:
+        """Of all stages."""
+        return sum(value for name, value in self.seconds.items() if name != "evaluation")
+
+
+def over_seeds(trials: Sequence[Trial], seeds: int) -> list[Trial]:
+    """Every trial with the seeds 0 … seeds − 1, seed by seed, so that a study that is stopped has whole seeds."""
+    return [trial.with_seed(seed) for seed in range(seeds) for trial in trials]
+
+
+def run_trials(
+    trials: Sequence[Trial], dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
+    keep_checkpoints: bool = True,
+) -> Iterator[TrialResult]:  # fmt: skip
+    """Run what is not done yet; yields the result of every trial in order.
+
+    device, show: as for `train`. keep_checkpoints: false removes a trial's weights once its result is written.
+    ValueError, before anything is trained, where two trials share a directory or one was begun with other settings;
+    KeyboardInterrupt after Ctrl-C, with what was trained saved.
+    """
+    folders = [trial.folder for trial in trials]
+    for name in folders:
+        if folders.count(name) > 1:
+            raise ValueError(f"trials: {name} stands twice, expected a name of its own for each")
+    for trial in trials:
+        _require_same(Path(out) / trial.folder, settings_of(trial, dataset))
+    for trial in trials:
+        yield run_trial(trial, dataset, out, device=device, show=show, keep_checkpoints=keep_checkpoints)
+
+
+def run_trial(
+    trial: Trial, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
+    keep_checkpoints: bool = True,
+) -> TrialResult:  # fmt: skip
+    """Train and evaluate one trial in `out/<its folder>`, or go on, or read back; see `run_trials`."""
+    folder = Path(out) / trial.folder
+    settings = settings_of(trial, dataset)
+    _require_same(folder, settings)
+    done = _read(folder / RESULT, TrialResult)
+    if done is not None:
+        return done
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / TRIAL, settings)
+    source: Path | None = None
+    events, seconds = 0, {}
+    for config in trial.stages:
+        run = folder / config.stage
+        with show(f"{trial.name}, seed {trial.seed}, {config.stage}") as progress:
+            train(
+                config.stage, dataset, run, trial.model, config, resume=True, init_from=source, progress=progress,
+                device=device,
+            )  # fmt: skip
+        last = read_metrics(run)[-1]
+        events, seconds[config.stage], source = events + last["events"], last["seconds"], run
+    assert source is not None
+    result = _evaluated(trial, dataset, source, device, events, seconds)
+    write_json(folder / RESULT, asdict(result))
+    if not keep_checkpoints:
+        for config in trial.stages:
+            shutil.rmtree(folder / config.stage / checkpoint.CHECKPOINTS, ignore_errors=True)
+    return result
+
+
+def references(
+    dataset: Dataset, out: str | Path, protocol: str = "temporal", options: EvaluationOptions | None = None,
+    predictors: Mapping[str, Predictor] | None = None,
+) -> list[TrialResult]:  # fmt: skip
+    """What needs no training: popularity, item averages, `predictors`, and the oracle where there is one.
+
+    Kept in out/references.json and read back from there.
+    """
+    options = options or EvaluationOptions()
+    rows = sorted(predictors or {})
+    settings = {"protocol": protocol, "dataset": _identity(dataset), "evaluation": asdict(options), "rows": rows}
+    folder = Path(out)
+    _require_same(folder, settings, REFERENCES)
+    file = folder / REFERENCES
+    if file.is_file():
+        return [TrialResult(**one) for one in json.loads(file.read_text("utf-8"))["results"]]
+    began = time.perf_counter()
+    found = evaluate(
+        predictors or {}, dataset, protocol=protocol, part=options.part, k=options.k, max_events=options.max_events,
+        item_average=True,
+    )  # fmt: skip
+    seconds = {"evaluation": time.perf_counter() - began}
+    results = [_result(found, row, 0, {}, 0, seconds) for row in found.rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**settings, "results": [asdict(one) for one in results]})
+    return results
+
+
+def settings_of(trial: Trial, dataset: Dataset) -> dict[str, Any]:
+    """Everything that a trial's numbers follow from, JSON-ready."""
+    return {**asdict(trial), "dataset": _identity(dataset)}
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(values, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def _evaluated(
+    trial: Trial, dataset: Dataset, run: Path, device: str, events: int, seconds: dict[str, float]
+) -> TrialResult:
+    options = trial.evaluation
+    model = checkpoint.load_model(run, device)
+    began = time.perf_counter()
+    predictor = ModelPredictor(
+        model, dataset, window=options.window or trial.stages[-1].window, device=device,
+        ranking_kind=options.ranking_kind, lag=options.lag,
+    )  # fmt: skip
+    found = evaluate(
+        {trial.name: predictor}, dataset, protocol=trial.protocol, part=options.part, k=options.k,
+        max_events=options.max_events, oracle=False,
+    )  # fmt: skip
+    seconds = {**seconds, "evaluation": time.perf_counter() - began}
+    return _result(found, trial.name, trial.seed, count_parameters(model), events, seconds)
+
+
+def _result(
+    found: EvaluationResult, row: str, seed: int, parameters: dict[str, int], events: int, seconds: dict[str, float]
+) -> TrialResult:
+    return TrialResult(
+        name=row, seed=seed, parameters=parameters, events=events,
+        seconds={name: round(value, 3) for name, value in seconds.items()}, metrics=found.rows[row],
+        standard_errors=found.standard_errors[row], feedback=found.feedback[row], counts=found.counts,
+    )  # fmt: skip
+
+
+def count_parameters(model: Argus) -> dict[str, int]:
+    """Parameters of the transformer blocks, of the embedding tables, and of the whole model."""
+    parts = {"encoder": model.encoder.blocks, "tables": model.tables, "all": model}
+    return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+
+
+def _identity(dataset: Dataset) -> dict[str, Any]:
+    info = dataset.info
+    return {"name": info.name, "users": info.users, "items": info.items, "events": info.events}
+
+
+def _require_same(folder: Path, settings: Mapping[str, Any], file: str = TRIAL) -> None:
+    """ValueError where the directory was begun with other settings, naming each."""
+    found: dict[str, Any] | None = _read(folder / file, dict)
+    if found is None:
+        return
+    old, new = _flat({key: found[key] for key in found if key != "results"}), _flat(json.loads(json.dumps(settings)))
+    differ = [
+        f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key.rpartition(".")[2] not in FREE_ON_RESUME and old.get(key) != new.get(key)
+    ]
+    if differ:
+        raise ValueError(f"{folder} was begun with other settings: {'; '.join(differ)}; choose another directory")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out
+
+
+def _read(file: Path, kind: Callable[..., Record]) -> Record | None:
+    """The JSON object of a file as keyword arguments of `kind`; None where there is no file."""
+    if not file.is_file():
+        return None
+    try:
+        return kind(**json.loads(file.read_text("utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(file, f"damaged: {error}; remove it to have it made again") from error
