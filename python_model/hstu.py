@@ -63,6 +63,6 @@ class HstuEncoder(Encoder):
     def __init__(self, config: ModelConfig, *, norm: bool = True) -> None:
         super().__init__(config, HstuBlock, bias_heads=1)
         nn.init.normal_(self.position_bias, std=BIAS_STD)
-        nn.init.normal_(self.time_bias, std=BIAS_STD)
+        nn.init.normal_(self.time_bias, std=BIAS_STD if config.time_bias else 0.0)
         if not norm:
             self.norm = nn.Identity()  # type: ignore[assignment]

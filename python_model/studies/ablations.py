@@ -20,7 +20,7 @@ from python_model.studies.summary import COLUMNS, LABELS, by_name, cell, table
 from python_model.studies.trials import Trial, TrialResult
 
 SERVICE = SyntheticConfig()
-BUDGET = {"steps": 420, "finetune_steps": 130, "seeds": 3, "max_events": 8000}
+BUDGET = {"steps": 300, "finetune_steps": 100, "seeds": 3, "max_events": 8000}
 FULL = "argus"
 NEXT_ITEM = ("ndcg@10", "recall@10", "next_item_ne")
 FEEDBACK = ("feedback_ne", "feedback_auc")
@@ -79,16 +79,7 @@ def ablations(dataset: Dataset, only: Sequence[str] = (), budget: Budget | None 
     chosen = [variant for variant in chosen if not only or variant.trial.name in {FULL, *only}]
     trained = {variant.trial.name: variant.trained for variant in chosen}
     trials = [variant.trial.with_seed(seed) for seed in range(budget.seeds or 1) for variant in chosen]
-
-    def report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Report:
-        return _report([_without_untrained(one, trained[one.name]) for one in results], known)
-
-    return Study("ablations", trials, report, {"ablations": list(trained), **asdict(budget)})
-
-
-def _without_untrained(result: TrialResult, trained: Sequence[str]) -> TrialResult:
-    kept = {name: value if name in trained else None for name, value in result.metrics.items()}
-    return replace(result, metrics=kept)
+    return Study("ablations", trials, _report, {"ablations": list(trained), **asdict(budget)}, trained)
 
 
 def differences(results: Sequence[TrialResult], metric: str) -> dict[str, np.ndarray]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from python_model.config import RECIPES, ModelConfig, preset
+from python_model.config import RECIPES, ModelConfig, TrainConfig, preset
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
 from python_model.runs import RECIPE_OF_SOURCE, apply_settings
 from python_model.studies.summary import write_study
 from python_model.studies.trials import (
+    RESULT,
     Display,
     EvaluationOptions,
     Trial,
@@ -39,13 +40,21 @@ class Report:
 class Study:
     """One question: trials on one data set, and what is made of their results.
 
-    settings: what the JSON says of it. report: from the results so far and the rows that need no training.
+    settings: what the JSON says of it. report: from the results so far and the rows that need no training. trained:
+    for a trial by name the metrics that its training is for; those of heads that nothing trained are left out.
     """
 
     name: str
     trials: Sequence[Trial]
     report: Callable[[Sequence[TrialResult], Sequence[TrialResult]], Report]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    trained: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def shown(self, result: TrialResult) -> TrialResult:
+        """The result with the metrics that its training is for."""
+        trained = self.trained.get(result.name, tuple(result.metrics))
+        kept = {name: value if name in trained else None for name, value in result.metrics.items()}
+        return replace(result, metrics=kept)
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,14 @@ def base_trial(dataset: Dataset, budget: Budget, *, finetune: bool = True) -> Tr
     _, second = apply_settings(model, recipe.finetune, {**shared, "steps": budget.finetune_steps, **budget.given})
     model = replace(model, max_events=max(model.max_events, pretrain.window))
     options = EvaluationOptions(max_events=budget.max_events)
-    return Trial("base", model, _rare_checkpoints(pretrain), _rare_checkpoints(second) if finetune else None, options)
+    stages = [_fitted(config, budget) for config in (pretrain, second)]
+    return Trial("base", model, stages[0], stages[1] if finetune else None, options)
 
 
-def _rare_checkpoints(config: Any) -> Any:
-    return replace(config, keep=1)
+def _fitted(config: TrainConfig, budget: Budget) -> TrainConfig:
+    """One checkpoint is enough to go on from; and a short run cannot spend its steps on warming up."""
+    warmup = budget.given.get("warmup_steps", min(config.warmup_steps, max(1, config.steps // 8)))
+    return replace(config, keep=1, warmup_steps=warmup)
 
 
 def resized(trial: Trial, name: str, shapes: ModelConfig) -> Trial:
@@ -145,8 +157,12 @@ def run_study(
     running = run_trials(
         study.trials, dataset, out / "trials", device=device, show=show, keep_checkpoints=keep_checkpoints
     )
-    for place, result in enumerate(running, 1):
+    before = {trial.folder for trial in study.trials if (out / "trials" / trial.folder / RESULT).is_file()}
+    for place, (trial, found) in enumerate(zip(study.trials, running, strict=True), 1):
+        result = study.shown(found)
         results.append(result)
+        if trial.folder in before and place < len(study.trials):
+            continue
         report = study.report(results, known)
         written = write_study(out, study.name, study.settings, results, report.text, report.figures, **report.more)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items() if value is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -108,6 +109,7 @@ def fit_line(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Fit:
     return Fit(intercept, slope, slope - reach, slope + reach, confidence, len(x))
 
 
+@functools.cache
 def student_quantile(probability: float, freedom: int) -> float:
     """The value that Student's t with `freedom` degrees stays below with this probability in (0.5, 1)."""
     if not 0.5 < probability < 1 or freedom < 1:
