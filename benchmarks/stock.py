@@ -19,9 +19,10 @@ from benchmarks.workload import PretrainStep, Size, make_model
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.layers import Block, Encoder, Layout, TripleEmbedding, time_bucket
-from python_model.model import Argus, Readings
+from python_model.model import Argus
 from python_model.negatives import NegativeSampler
 from python_model.optim import clip_gradients
+from python_model.recommender import Readings
 
 PADDED_PAIRS = 1 << 27
 """Most (query, key) pairs, padding included, in one group of users; more is a group of one user."""

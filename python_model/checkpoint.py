@@ -24,6 +24,8 @@ from torch import Tensor
 from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.model import Argus
+from python_model.models import make_model
+from python_model.recommender import Recommender
 
 FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
@@ -50,7 +52,7 @@ class TrainerState:
     numbers: Mapping[str, Any]
 
 
-def save(run: Path, model: Argus, description: Description, state: TrainerState, keep: int) -> Path:
+def save(run: Path, model: Recommender, description: Description, state: TrainerState, keep: int) -> Path:
     """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`."""
     root = run / CHECKPOINTS
     name = f"step-{description.step:08d}"
@@ -124,7 +126,18 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", **changes: Any) -> Argus:
-    """The model of a checkpoint or of a run's latest one, in evaluation mode.
+    """The ARGUS of a checkpoint or of a run's latest one, in evaluation mode; see `load_recommender`.
+
+    ValueError where another model was trained there.
+    """
+    model = load_recommender(path, device, **changes)
+    if not isinstance(model, Argus):
+        raise ValueError(f"{path} holds the baseline {model.config.model!r}, expected a run of ARGUS")
+    return model
+
+
+def load_recommender(path: str | Path, device: str | torch.device = "cpu", **changes: Any) -> Recommender:
+    """The model of a checkpoint or of a run's latest one, ARGUS or a baseline, in evaluation mode.
 
     changes: settings of ModelConfig that do not change shapes (lag, dropout, sparse). DataError where a file is
     missing, truncated or does not fit the configuration.
@@ -133,13 +146,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", **changes: 
     description = read_description(directory)
     with torch.device("meta"):
         columns = torch.empty(_item_columns_shape(description), dtype=torch.int32)
-        model = Argus(replace(description.model_config, **changes), description.features, columns)
+        model = make_model(replace(description.model_config, **changes), description.features, columns)
     load_weights(model.to_empty(device=device), directory)
     model.stage = description.stage
     return model.eval()
 
 
-def load_weights(model: Argus, directory: Path) -> None:
+def load_weights(model: Recommender, directory: Path) -> None:
     """Copy the weights of a checkpoint into a model; DataError where names or shapes differ."""
     file = directory / MODEL
     found = _tensors(file)

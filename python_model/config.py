@@ -17,6 +17,8 @@ Config = TypeVar("Config", bound="JsonConfig")
 
 FORMS = ("simplified", "full")
 ENCODERS = ("transformer", "hstu")
+MODELS = ("argus", "sasrec", "hstu")
+NEXT_ITEM_LOSSES = ("softmax", "bce")
 STAGES = ("pretrain", "finetune")
 PROTOCOLS = ("temporal", "leave-last-out", "yambda", "all")
 SOFTMAX_FORMS = ("standard", "refined")
@@ -105,6 +107,7 @@ class FeatureSpec(JsonConfig):
 class ModelConfig(JsonConfig):
     """The shapes of one model.
 
+    model: "argus", or a baseline over the sequence of items alone: "sasrec", "hstu" (`sequential`).
     form: "simplified" (one vector per interaction) or "full" (tokens context, item, feedback).
     encoder: "transformer" or "hstu", whose attention divides by max_events and which has no feed-forward network.
     layers, width, heads, feed_forward: the transformer; width / heads is the head width.
@@ -119,6 +122,7 @@ class ModelConfig(JsonConfig):
     sparse: row-sparse gradients for the embedding tables.
     """
 
+    model: str = "argus"
     form: str = "simplified"
     encoder: str = "transformer"
     layers: int = 2
@@ -141,6 +145,7 @@ class ModelConfig(JsonConfig):
     sparse: bool = False
 
     def __post_init__(self) -> None:
+        self._require("model", self.model in MODELS, f"one of {', '.join(MODELS)}")
         self._require("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
         self._require("encoder", self.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
         self._require_whole(
@@ -156,6 +161,12 @@ class ModelConfig(JsonConfig):
         self._require("hash_rows", (self.hash_rows > 0) == (self.item_hashes > 0), "set exactly when item_hashes is")
         for name in ("time_bias", "feedback_input", "sparse"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")
+        if self.model != "argus":
+            encoder = "hstu" if self.model == "hstu" else "transformer"
+            self._require("form", self.form == "simplified", f"simplified with model={self.model!r}")
+            self._require("encoder", self.encoder == encoder, f"{encoder} with model={self.model!r}")
+            self._require("item_width", self.item_width == self.width, f"width = {self.width}: items are its tokens")
+            self._require("item_hashes", self.item_hashes == 0, f"0 with model={self.model!r}")
 
     @property
     def encoder_parameters(self) -> int:
@@ -179,6 +190,7 @@ class TrainConfig(JsonConfig):
     train_share: share of the users trained on, the same ones for every seed, those of a smaller share among those of a
     larger one.
     negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
+    next_item_loss: "softmax" (sampled, with logQ) or "bce" (binary, one uniform negative an event, as SASRec has it).
     merge_negatives: equal negatives become one candidate with its logQ, which the standard form alone can take.
     softmax_form: logQ correction, "standard" or "refined"; log_q false leaves the standard form uncorrected.
     sketch_width, sketch_depth: the frequency sketch.
@@ -204,6 +216,7 @@ class TrainConfig(JsonConfig):
     train_share: float = 1.0
     negatives_in_batch: int = 8192
     negatives_uniform: int = 8192
+    next_item_loss: str = "softmax"
     softmax_form: str = "standard"
     log_q: bool = True
     merge_negatives: bool = False
@@ -222,6 +235,7 @@ class TrainConfig(JsonConfig):
     def __post_init__(self) -> None:
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
         self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
+        self._require("next_item_loss", self.next_item_loss in NEXT_ITEM_LOSSES, "softmax or bce")
         self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
         for name in ("log_q", "merge_negatives", "lag_pairs"):
             self._require(name, isinstance(getattr(self, name), bool), "true or false")

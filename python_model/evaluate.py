@@ -23,6 +23,7 @@ from python_model import metrics
 from python_model.baselines import ItemAverage, Oracle, Popularity
 from python_model.data.schema import Dataset
 from python_model.data.splits import PROTOCOLS, listen_plus, make_split
+from python_model.item_knn import ItemKnn
 from python_model.predictions import Predictions, Predictor
 from python_model.user_lists import UserLists
 
@@ -64,13 +65,13 @@ class EvaluationResult:
 def evaluate(
     models: Mapping[str, Predictor], dataset: Dataset, *, protocol: str = "temporal", part: str = "test",
     k: Sequence[int] = (10,), max_events: int | None = None, seed: int = 0, item_average: bool = False,
-    oracle: bool = True,
+    item_knn: bool = False, oracle: bool = True,
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate predictors beside popularity and, on synthetic data, the oracle.
 
     models: row name -> predictor. part: "test" or "validation" of the split. k: cut-offs of recall and NDCG.
-    max_events: evaluate whole users, drawn by `seed`, until there are this many events. item_average: adds the row
-    `item_average`. oracle: false leaves the oracle out.
+    max_events: evaluate whole users, drawn by `seed`, until there are this many events. item_average, item_knn: add
+    the rows of these names. oracle: false leaves the oracle out.
     """
     if any(cutoff < 1 for cutoff in k) or not k:
         raise ValueError(f"k: expected cut-offs of at least 1, found {list(k)}")
@@ -83,6 +84,8 @@ def evaluate(
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}
     if item_average:
         predictors["item_average"] = ItemAverage(dataset, training_rows)
+    if item_knn:
+        predictors["item_knn"] = ItemKnn(dataset, training_rows)
     predictors.update(models)
     if oracle and dataset.info.has_oracle:
         predictors["oracle"] = Oracle(dataset)

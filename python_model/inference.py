@@ -13,9 +13,9 @@ from torch.nn.functional import logsigmoid
 from python_model.data.batches import BatchBuilder, JaggedBatch, evaluation_batches, history_windows
 from python_model.data.schema import Dataset
 from python_model.metrics import BLOCK_SCORES, concatenate_rankings, rank_catalogue
-from python_model.model import Argus
 from python_model.predictions import Predictions
 from python_model.recommend import append_next_event
+from python_model.recommender import Recommender
 from python_model.user_lists import Requests
 
 
@@ -24,13 +24,13 @@ class ModelPredictor:
 
     window: events of a user that one pass sees at most; every evaluated event has at least window // 2 events of
     history, or all that its user has. The encoder runs once over a window for all its evaluated events and both heads.
-    ranking_kind: which score orders impressions (see `Argus.ranking_scores`); None takes the one of the model's stage.
+    ranking_kind: which score orders impressions (`ranking_scores`); None takes the one of the model's stage.
     The score of an impression knows only events more than the data's pair window older: see `pair_lag`; `lag` (seconds)
     takes its place, for studies of what a smaller one would pretend.
     """
 
     def __init__(
-        self, model: Argus, dataset: Dataset, *, window: int, device: str | torch.device = "cpu",
+        self, model: Recommender, dataset: Dataset, *, window: int, device: str | torch.device = "cpu",
         token_budget: int = 8192, ranking_kind: str | None = None, lag: int | None = None,
     ) -> None:  # fmt: skip
         self.model = model.to(device).eval()
@@ -84,7 +84,7 @@ class ModelPredictor:
             yield batch.to(self._device)
 
 
-def pair_lag(model: Argus, dataset: Dataset) -> int:
+def pair_lag(model: Recommender, dataset: Dataset) -> int:
     """Age in seconds of the states behind pairwise scores: the model's lag, but always more than the pair window.
 
     Only pairs of different grade count. A score that knows the other event's feedback could win them without any taste:

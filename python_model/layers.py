@@ -91,8 +91,8 @@ class Block(nn.Module):
             nn.init.normal_(residual.weight, std=(2 * config.layers * residual.in_features) ** -0.5)
             nn.init.zeros_(residual.bias)
 
-    def forward(self, x: Tensor, layout: Layout, position_bias: Tensor, time_bias: Tensor) -> Tensor:
-        """One layer on x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N]."""
+    def forward(self, x: Tensor, layout: Layout, position_bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
+        """One layer on x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N], or none."""
         projected = self.query_key_value(self.attention_norm(x)).view(-1, 3, self.heads, self.head_width)
         q, k, v = projected.unbind(1)
         attended = causal_attention(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from argus_kernels import feedback_loss, pairwise_loss, sampled_softmax_loss
 from argus_kernels.core.varlen import user_of_row
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.data.yambda import LISTEN_PLUS_SHARE
-from python_model.model import Argus, Readings
+from python_model.model import Argus
 from python_model.negatives import NegativeSampler
+from python_model.recommender import Readings, Recommender
 
 
 class PretrainLoss:
     """Sampled softmax over the next item plus the weighted feedback losses, as one number and its parts."""
 
-    def __init__(self, config: TrainConfig, model: Argus) -> None:
+    def __init__(self, config: TrainConfig, model: Recommender) -> None:
         self.config, self.model = config, model
         self.sampler = NegativeSampler(config, model.features.items)
         names = list(model.features.feedback)
@@ -39,6 +41,8 @@ class PretrainLoss:
         return total, {"next_item": next_item.detach()} | parts
 
     def _next_item(self, batch: JaggedBatch, step: int, readings: Readings, weight: Tensor) -> Tensor:
+        if self.config.next_item_loss == "bce":
+            return self._binary(batch, step, readings, weight)
         owner = user_of_row(batch.offsets, len(batch))
         real = ((owner < batch.offsets.shape[0] - 1) & (batch.items >= 0)).cpu().numpy()
         device = batch.items.device
@@ -56,6 +60,18 @@ class PretrainLoss:
             negatives.log_q.to(device), positive_log_q=positive_log_q, scale=self.model.temperature,
             row_weight=weight, query_owner=owner, candidate_owner=negative_owner, form=self.config.softmax_form,
         )  # fmt: skip
+        return loss.sum() / weight.sum().clamp(min=1)
+
+    def _binary(self, batch: JaggedBatch, step: int, readings: Readings, weight: Tensor) -> Tensor:
+        """−log σ(s⁺) − log σ(−s⁻) with one item that is not in the user's window, drawn uniformly, for every event."""
+        owner = user_of_row(batch.offsets, len(batch))
+        drawn = self.sampler.draw_unseen(step, batch.items.cpu().numpy(), owner.cpu().numpy())
+        queries = self.model.queries(readings)
+        scores = [
+            self.model.temperature * (queries * self.model.item_vectors(items)).sum(-1)
+            for items in (batch.items.clamp(min=0), drawn.to(batch.items.device))
+        ]
+        loss = (softplus(-scores[0]) + softplus(scores[1])) * weight
         return loss.sum() / weight.sum().clamp(min=1)
 
     def _is_next_item(self, batch: JaggedBatch) -> Tensor | float:

@@ -11,13 +11,12 @@ no reading contains its answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, normalize
+from torch.nn.functional import normalize
 
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
@@ -34,34 +33,21 @@ from python_model.layers import (
     states_after,
     time_bucket,
 )  # fmt: skip
-
-NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
-"""Components that count against an item in the expected-feedback score; every other one counts for it."""
+from python_model.recommender import Readings, Recommender
 
 RANKING_KINDS = ("pair", "next_item", "feedback")
 TEMPERATURE_RANGE = (0.01, 100.0)
 
 
-@dataclass(frozen=True)
-class Readings:
-    """What the heads read at each event: `item` [T, ·] knows the context, `feedback` [T, ·] the item as well."""
-
-    item: Tensor
-    feedback: Tensor
-
-
-class Argus(nn.Module):
-    """The reference model. `stage` says how far it is trained: "new", "pretrain" or "finetune".
+class Argus(Recommender):
+    """The reference model.
 
     item_columns: int [C, items], the rows of the item tables that make up each item: its own row (or its hashed
     rows), then one per item feature, −1 where missing; `item_columns_of` makes it from a data set.
     """
 
-    item_columns: Tensor
-
     def __init__(self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> None:
-        super().__init__()
-        self.config, self.features, self.stage = config, features, "new"
+        super().__init__(config, features, item_columns)
         hashed = ["item"] * max(config.item_hashes, 1)
         of_item = hashed + [f"item_{name}" for name in features.item_features]
         of_context = ["organic", "gap"] + [f"context_{name}" for name in features.context]
@@ -70,7 +56,6 @@ class Argus(nn.Module):
             raise ValueError(
                 f"item_columns has shape {list(item_columns.shape)}, expected {[len(of_item), features.items]}"
             )
-        self.register_buffer("item_columns", item_columns.to(torch.int32))
         self.tables = Tables(_table_shapes(config, features))
 
         def embedding(columns: list[str], width: int = config.width) -> TripleEmbedding:
@@ -88,9 +73,7 @@ class Argus(nn.Module):
         inputs = 2 if config.form == "simplified" else 1
         self.query_head = Head(inputs * config.width, config.width, config.vector_width)
         self.user_head = Head(inputs * config.width, config.width, config.vector_width)
-        self.feedback_hidden = nn.Linear((inputs + (inputs == 2)) * config.width, config.width)
-        self.feedback_weight = nn.Parameter(torch.randn(config.width, sum(features.classes)) * config.width**-0.5)
-        self.feedback_bias = nn.Parameter(torch.zeros(sum(features.classes)))
+        self._make_feedback_head((inputs + (inputs == 2)) * config.width)
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
 
     @classmethod
@@ -182,10 +165,6 @@ class Argus(nn.Module):
         """Unit query vectors of the next-item head: float32 [T, D]."""
         return normalize(self.query_head(readings.item).float(), dim=-1)
 
-    def feedback_features(self, readings: Readings) -> Tensor:
-        """Hidden layer of the feedback head [T, d], which `feedback_loss` projects to logits."""
-        return gelu(self.feedback_hidden(readings.feedback))
-
     def item_vectors(self, items: Tensor) -> Tensor:
         """Unit vectors of the items [n] int64: float32 [n, D]."""
         return normalize(self.item_tower(self.tables, self._item_ids(items)).float(), dim=-1)
@@ -196,27 +175,6 @@ class Argus(nn.Module):
         return self.log_temperature.exp().clamp(*TEMPERATURE_RANGE)
 
     # ---- what evaluation and serving call -----------------------------------------------------------------------
-
-    def next_item_queries(self, batch: JaggedBatch) -> Tensor:
-        """Unit query vectors for the item of every event: [T, D]."""
-        return self.queries(self.read(batch, self.encode(batch)))
-
-    def next_item_scores(self, queries: Tensor, items: Tensor) -> Tensor:
-        """Logits [n, V] of item vectors [V, D] for queries [n, D]; their softmax is p(item | past, context)."""
-        return self.temperature * (queries @ items.T)
-
-    def feedback_logits(self, batch: JaggedBatch) -> Tensor:
-        """Logits of every feedback component at every event: [T, C]; `features.classes` says which are whose."""
-        return self.feedback_logits_of(self.read(batch, self.encode(batch)))
-
-    def feedback_logits_of(self, readings: Readings) -> Tensor:
-        """The same from what the heads read."""
-        hidden = self.feedback_features(readings)
-        return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
-
-    def feedback_probabilities(self, batch: JaggedBatch) -> dict[str, Tensor]:
-        """p(component) per event: [T] for a Bernoulli component, [T, classes] for the others."""
-        return self._probabilities(self.feedback_logits(batch))
 
     def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
@@ -241,30 +199,6 @@ class Argus(nn.Module):
             return self._expected_feedback(self.feedback_logits_of(self.read_lagged(batch, states, lag)))
         queries = normalize(self.query_head(self.read_user(batch, states, lag)).float(), dim=-1)
         return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
-
-    def item_matrix(self, chunk: int = 1 << 16) -> Tensor:
-        """Vectors of the whole catalogue: [V, D]."""
-        items = torch.arange(self.features.items, device=self.device)
-        return torch.cat([self.item_vectors(part) for part in items.split(chunk)])
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model lies."""
-        return self.item_columns.device
-
-    def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
-        parts = logits.split(self.features.classes, dim=-1)
-        return {
-            name: part.sigmoid().squeeze(-1) if classes == 1 else part.softmax(-1)
-            for (name, classes), part in zip(self.features.feedback.items(), parts, strict=True)
-        }
-
-    def _expected_feedback(self, logits: Tensor) -> Tensor:
-        total = logits.new_zeros(logits.shape[0])
-        for name, p in self._probabilities(logits).items():
-            level = p if p.dim() == 1 else p @ torch.linspace(0, 1, p.shape[1], device=p.device)
-            total = total - level if name in NEGATIVE_FEEDBACK else total + level
-        return total
 
     # ---- ids ----------------------------------------------------------------------------------------------------
 

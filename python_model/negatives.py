@@ -62,6 +62,21 @@ class NegativeSampler:
         negatives = Negatives(torch.from_numpy(chosen), torch.from_numpy(owners), self.log_q(chosen, mix), mix)
         return merge_repeated(negatives) if self.config.merge_negatives else negatives
 
+    def draw_unseen(self, step: int, items: np.ndarray, owner: np.ndarray) -> Tensor:
+        """One item for each event [n], drawn uniformly among those that its owner [n] has not in the batch; int64 [n].
+
+        An item that is drawn amiss is drawn again, ten times at most: a user may have seen the whole catalogue.
+        """
+        random = np.random.default_rng([self.config.seed, step, 1])
+        seen = owner * self.items + items
+        drawn = random.integers(0, self.items, len(items))
+        for _ in range(10):
+            amiss = np.flatnonzero(np.isin(owner * self.items + drawn, seen))
+            if len(amiss) == 0:
+                break
+            drawn[amiss] = random.integers(0, self.items, len(amiss))
+        return torch.from_numpy(drawn)
+
     def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
         """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
 

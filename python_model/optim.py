@@ -15,13 +15,13 @@ from torch.optim import AdamW, Optimizer
 
 from argus_kernels.optim import RowwiseAdagrad
 from python_model.config import TrainConfig
-from python_model.model import Argus
+from python_model.recommender import Recommender
 
 
 class Optimisers:
     """The optimisers of a model, stepped together under one schedule."""
 
-    def __init__(self, model: Argus, config: TrainConfig) -> None:
+    def __init__(self, model: Recommender, config: TrainConfig) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         tables = list(model.tables.parameters())

@@ -18,6 +18,7 @@ from python_model.data.batches import BatchBuilder, JaggedBatch, history_windows
 from python_model.data.schema import Dataset
 from python_model.metrics import BLOCK_SCORES
 from python_model.model import Argus
+from python_model.recommender import Recommender
 
 SCORES = ("next_item", "pair")
 
@@ -60,7 +61,7 @@ def find_users(dataset: Dataset, user_ids: Sequence[str]) -> np.ndarray:
 
 @torch.inference_mode()
 def recommend(
-    model: Argus, dataset: Dataset, users: np.ndarray, *, k: int = 10, window: int, exclude_seen: bool = False,
+    model: Recommender, dataset: Dataset, users: np.ndarray, *, k: int = 10, window: int, exclude_seen: bool = False,
     score: str = "next_item", device: str | torch.device = "cpu", block_scores: int = BLOCK_SCORES,
 ) -> list[UserRecommendations]:  # fmt: skip
     """The k best items of the catalogue for each user.
@@ -126,9 +127,14 @@ def append_next_event(batch: JaggedBatch, delay: int = 0) -> JaggedBatch:
     )
 
 
-def _queries(model: Argus, batch: JaggedBatch, score: str) -> Tensor:
+def _queries(model: Recommender, batch: JaggedBatch, score: str) -> Tensor:
     """[n, D]: vectors whose dot products with the item matrix order the catalogue."""
-    vectors = model.next_item_queries(batch) if score == "next_item" else model.user_vectors(batch)
+    if score == "next_item":
+        vectors = model.next_item_queries(batch)
+    elif isinstance(model, Argus):
+        vectors = model.user_vectors(batch)
+    else:
+        raise ValueError(f"score: 'pair' is of ARGUS' two towers, and {model.config.model!r} has none")
     return vectors[batch.is_target].float()
 
 

@@ -78,7 +78,7 @@ def open_runs(runs: Sequence[str], dataset: Dataset) -> list[Run]:
         out.append(Run(name if equals else ROW_OF_STAGE[description.stage], path, description))
     rows = [run.row for run in out]
     for row in rows:
-        if rows.count(row) > 1 or row in ("popularity", "item_average", "oracle"):
+        if rows.count(row) > 1 or row in ("popularity", "item_average", "item_knn", "oracle"):
             raise ValueError(f"row {row!r} stands twice in the table: name the runs, as in {row}_2={out[-1].path}")
     return out
 
@@ -112,7 +112,7 @@ def predictors(
     """Row name -> predictor; window None takes what each run was trained with."""
     return {
         run.row: ModelPredictor(
-            checkpoint.load_model(run.path, device),
+            checkpoint.load_recommender(run.path, device),
             dataset,
             window=window or run.description.train_config.window,
             device=device,

@@ -27,8 +27,10 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.losses import FinetuneLoss, PretrainLoss
 from python_model.model import Argus
+from python_model.models import model_for_dataset
 from python_model.optim import Optimisers
 from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
+from python_model.recommender import Recommender
 
 SKETCH = "frequency_sketch"
 FREE_ON_RESUME = ("checkpoint_every", "keep", "log_every")
@@ -85,7 +87,7 @@ class Trainer:
     """One run of one stage: the model, its optimisers, its loss and its place in the data."""
 
     def __init__(
-        self, dataset: Dataset, run: Path, model: Argus, config: TrainConfig, progress: Progress | None = None
+        self, dataset: Dataset, run: Path, model: Recommender, config: TrainConfig, progress: Progress | None = None
     ) -> None:
         if config.window > model.config.max_events:
             raise ValueError(
@@ -106,6 +108,8 @@ class Trainer:
             self.loss = PretrainLoss(config, model)
             self.sampler = self.loss.sampler
         else:
+            if not isinstance(model, Argus):
+                raise ValueError(f"finetune trains the two towers of ARGUS, and {model.config.model!r} has none")
             self.loss = FinetuneLoss(config, model, _pair_window(dataset, config))
             self.sampler = self.loss.pretrain.sampler
         self.step = self.epoch = self.batch = self.events = 0
@@ -238,11 +242,11 @@ def _pair_window(dataset: Dataset, config: TrainConfig) -> int:
 
 def _make_model(
     dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None, least_lag: int
-) -> Argus:
+) -> Recommender:
     source = resumed or (checkpoint.find(init_from) if init_from is not None else None)
     if source is None:
         config = config or preset("tiny")
-        return Argus.for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset)
+        return model_for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset)
     found = checkpoint.read_description(source)
     if config is not None:
         config = replace(config, lag=max(config.lag, least_lag))
@@ -250,7 +254,7 @@ def _make_model(
         free = () if resumed is not None else FREE_ON_FINETUNE
         _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
     kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
-    model = Argus.for_dataset(kept, dataset)
+    model = model_for_dataset(kept, dataset)
     if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
     checkpoint.load_weights(model, source)

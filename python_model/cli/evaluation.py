@@ -33,6 +33,9 @@ def evaluate(
     item_average: Annotated[
         bool, typer.Option("--item-average", help="Add the row item_average: what each item got from others.")
     ] = False,
+    item_knn: Annotated[
+        bool, typer.Option("--item-knn", help="Add the row item_knn: what users of the same items also had.")
+    ] = False,
     ranking: Annotated[
         Ranking | None,
         typer.Option(help="Score that orders impressions; pair for fine-tuned runs, next_item for others by default."),
@@ -58,7 +61,7 @@ def evaluate(
     training_runs.use_threads(threads, max(run.description.model_config.width for run in opened))
     result = training_runs.evaluate_runs(
         opened, dataset, device=device, protocol=protocol.value if protocol else None, part=part.value,
-        k=k, max_events=max_events, window=window, item_average=item_average,
+        k=k, max_events=max_events, window=window, item_average=item_average, item_knn=item_knn,
         ranking_kind=ranking.value if ranking else None,
     )  # fmt: skip
     console.stdout().print(console.metrics_table(result))
@@ -112,7 +115,7 @@ def recommend(
         raise ValueError(f"--score pair needs a fine-tuned run; {run} is pre-trained only")
     users = find_users(dataset, user)
     found = best_items(
-        checkpoint.load_model(run, device), dataset, users, k=k, window=window or description.train_config.window,
+        checkpoint.load_recommender(run, device), dataset, users, k=k, window=window or description.train_config.window,
         exclude_seen=exclude_seen, score=score.value, device=device,
     )  # fmt: skip
     console.print_recommendations(found)

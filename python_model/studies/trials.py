@@ -24,9 +24,9 @@ from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
 from python_model.inference import ModelPredictor
-from python_model.model import Argus
 from python_model.predictions import Predictor
 from python_model.progress import Progress, read_metrics
+from python_model.recommender import Recommender
 from python_model.train import FREE_ON_RESUME, train
 
 TRIAL, RESULT, REFERENCES = "trial.json", "result.json", "references.json"
@@ -242,7 +242,7 @@ def _evaluated(
     trial: Trial, dataset: Dataset, run: Path, device: str, events: int, seconds: dict[str, float]
 ) -> TrialResult:
     options = trial.evaluation
-    model = checkpoint.load_model(run, device)
+    model = checkpoint.load_recommender(run, device)
     began = time.perf_counter()
     predictor = ModelPredictor(
         model, dataset, window=options.window or trial.stages[-1].window, device=device,
@@ -266,7 +266,7 @@ def _result(
     )  # fmt: skip
 
 
-def count_parameters(model: Argus) -> dict[str, int]:
+def count_parameters(model: Recommender) -> dict[str, int]:
     """Parameters of the transformer blocks, of the embedding tables, and of the whole model."""
     parts = {"encoder": model.encoder.blocks, "tables": model.tables, "all": model}
     return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}

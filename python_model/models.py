@@ -1,0 +1,22 @@
+"""From settings to a model: `ModelConfig.model` says which."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from python_model.config import FeatureSpec, ModelConfig
+from python_model.data.schema import Dataset
+from python_model.model import Argus, item_columns_of
+from python_model.recommender import Recommender
+from python_model.sequential import SequenceModel
+
+
+def make_model(config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> Recommender:
+    """A new model of the kind that `config.model` names."""
+    kind = Argus if config.model == "argus" else SequenceModel
+    return kind(config, features, item_columns)
+
+
+def model_for_dataset(config: ModelConfig, dataset: Dataset) -> Recommender:
+    """A new model for the catalogue and the features of a prepared data set."""
+    return make_model(config, FeatureSpec.of(dataset.info), item_columns_of(config, dataset))
