@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from python_model.disk import replace_text
+
 # Stands for the page's text colour: replaced by currentColor, so that one drawing serves light and dark pages.
 _INK = "#010203"
 PALETTE = ("#3b82f6", "#e2703a", "#2a9d6f", "#a855f7", "#c28f0e", "#d6456e", "#0e9db0", "#8b8b8b")
@@ -184,7 +186,7 @@ def write_svg(path: Path, svg: str) -> None:
         raise ValueError("svg has no viewBox, expected a drawing of this module")
     sheet = f'<rect width="{box[1].split()[2]}" height="{box[1].split()[3]}" fill="#ffffff"/>'
     opening, rest = svg.split(">", 1)
-    path.write_text(f'{opening} color="#1f2328">{sheet}{rest}\n')
+    replace_text(path, f'{opening} color="#1f2328">{sheet}{rest}\n')
 
 
 def _colors() -> list[str]:

@@ -3,15 +3,18 @@
 `<run>/checkpoints/step-<n>/` holds model.safetensors, trainer.safetensors (optimisers, frequency sketch),
 config.json (stage, model, training, vocabulary, data set) and state.json (position in the data). `<run>/checkpoints/
 latest` names the newest complete one. A checkpoint is written to a hidden directory, flushed to disk and renamed, so a
-kill at any moment leaves the previous one in force.
+kill or a full disk at any moment leaves the previous one in force. checksums.json tells a damaged file from a whole
+one: training then resumes from the checkpoint before, everything else refuses and names both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from torch import Tensor
 
 from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
+from python_model.disk import flush, writing
+from python_model.integrity import require_whole, seal
 from python_model.model import Argus
 from python_model.models import make_model
 from python_model.recommender import Recommender
@@ -30,6 +35,8 @@ from python_model.recommender import Recommender
 FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 MODEL, TRAINER, CONFIG, STATE = "model.safetensors", "trainer.safetensors", "config.json", "state.json"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,28 +60,27 @@ class TrainerState:
 
 
 def save(run: Path, model: Recommender, description: Description, state: TrainerState, keep: int) -> Path:
-    """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`."""
+    """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`.
+
+    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force.
+    """
     root = run / CHECKPOINTS
     name = f"step-{description.step:08d}"
-    final = root / name
-    if exists(run) and find(run) == final:
+    final, partial = root / name, root / f".{name}.partial"
+    if _latest(run) == final and damage(final) is None:
         return final
-    partial = root / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, partial / MODEL)
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.tensors.items()}, partial / TRAINER)
-    (partial / CONFIG).write_text(json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n", "utf-8")
-    (partial / STATE).write_text(json.dumps(state.numbers, indent=2) + "\n", "utf-8")
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
-    shutil.rmtree(final, ignore_errors=True)  # complete, but a kill came before it was made the latest
-    os.rename(partial, final)
-    _point(root, name)
-    for old in _complete(root)[:-keep]:
-        if old.name != name:
-            shutil.rmtree(old, ignore_errors=True)
+    try:
+        with writing(final, _remedy(run)):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write(partial, model, description, state)
+            shutil.rmtree(final, ignore_errors=True)  # damaged, or complete but not made the latest before a kill
+            os.rename(partial, final)
+            _point(root, name)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _remove_old(root, name, keep)
     return final
 
 
@@ -83,18 +89,49 @@ def find(path: str | Path) -> Path:
     path = Path(path)
     if (path / CONFIG).is_file():
         return path
-    pointer = path / CHECKPOINTS / LATEST
-    if not pointer.is_file():
+    steps = _complete(path / CHECKPOINTS)
+    if not steps:
         raise DataError(path, "no checkpoint: expected a run of `argus pretrain` or `argus finetune`")
-    named = path / CHECKPOINTS / pointer.read_text("utf-8").strip()
-    if not (named / CONFIG).is_file():
-        raise DataError(pointer, f"names {named.name}, which is not there")
+    named = _latest(path)
+    if named is None or not (named / CONFIG).is_file():
+        name = "nothing" if named is None else f"{named.name!r}, which is not there"
+        raise DataError(path / CHECKPOINTS / LATEST, f"names {name}; the newest checkpoint is {steps[-1]}")
     return named
+
+
+def recover(run: Path) -> Path:
+    """The checkpoint to resume a run from: its latest, or the newest whole one where that is damaged.
+
+    What is damaged, and where the run resumes instead, is logged as a warning. An older checkpoint costs the steps
+    since it was written and changes no number. DataError where none is whole.
+    """
+    problems: list[str] = []
+    named, steps = _latest(run), _complete(run / CHECKPOINTS)
+    if named not in steps:
+        problems.append(f"{run / CHECKPOINTS / LATEST}: names no checkpoint")
+    for directory in sorted(steps, key=lambda path: (path == named, path.name), reverse=True):
+        problem = damage(directory)
+        if problem is None:
+            if problems:
+                logger.warning("%s. Resuming from %s instead", "; ".join(problems), directory)
+            return directory
+        problems.append(problem)
+    raise DataError(run / CHECKPOINTS, f"no checkpoint is whole: {'; '.join(problems)}")
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None where all are as they were written."""
+    try:
+        require_whole(directory)
+        read_description(directory)
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def exists(run: str | Path) -> bool:
     """Whether a run has a checkpoint to resume from."""
-    return (Path(run) / CHECKPOINTS / LATEST).is_file()
+    return len(_complete(Path(run) / CHECKPOINTS)) > 0
 
 
 def read_description(path: str | Path) -> Description:
@@ -143,7 +180,9 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
     missing, truncated or does not fit the configuration.
     """
     directory = find(path)
-    description = read_description(directory)
+    with _naming_the_one_before(directory):
+        description = read_description(directory)
+        require_whole(directory, (CONFIG,))
     with torch.device("meta"):
         columns = torch.empty(_item_columns_shape(description), dtype=torch.int32)
         model = make_model(replace(description.model_config, **changes), description.features, columns)
@@ -153,8 +192,10 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
 
 
 def load_weights(model: Recommender, directory: Path) -> None:
-    """Copy the weights of a checkpoint into a model; DataError where names or shapes differ."""
+    """Copy the weights of a checkpoint into a model; DataError where they are damaged or names or shapes differ."""
     file = directory / MODEL
+    with _naming_the_one_before(directory):
+        require_whole(directory, (MODEL,))
     found = _tensors(file)
     wanted = model.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
@@ -197,21 +238,64 @@ def _json(file: Path) -> dict[str, Any]:
     return raw
 
 
+def _write(directory: Path, model: Recommender, description: Description, state: TrainerState) -> None:
+    """Every file of a checkpoint, on the disk when this returns."""
+    for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, directory / name)
+    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n"
+    (directory / CONFIG).write_text(text, "utf-8")
+    (directory / STATE).write_text(json.dumps(state.numbers, indent=2) + "\n", "utf-8")
+    seal(directory)
+    for file in directory.iterdir():
+        flush(file)
+    flush(directory)
+
+
 def _complete(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.name.startswith("step-") and (path / STATE).is_file())
+    """Checkpoints that were written to their end, oldest first; whether they are still whole is another question."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.name.startswith("step-") and path.is_dir())
+
+
+def _latest(run: Path) -> Path | None:
+    """What `latest` names, there or not; None where it is missing, empty or no name."""
+    pointer = run / CHECKPOINTS / LATEST
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text("utf-8", errors="replace").strip()
+    return pointer.with_name(name) if name.startswith("step-") and "/" not in name and "\0" not in name else None
 
 
 def _point(root: Path, name: str) -> None:
     partial = root / f".{LATEST}.partial"
     partial.write_text(name + "\n", "utf-8")
-    _flush(partial)
+    flush(partial)
     os.replace(partial, root / LATEST)
-    _flush(root)
+    flush(root)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _remove_old(root: Path, name: str, keep: int) -> None:
+    """Keep the last `keep` up to `name`; later ones are what a run left that then resumed from before them."""
+    older = [path for path in _complete(root) if path.name < name]
+    later = [path for path in _complete(root) if path.name > name]
+    for path in later + older[: max(len(older) - keep + 1, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remedy(run: Path) -> str:
+    steps = _complete(run / CHECKPOINTS)
+    if not steps:
+        return "free some space, then start again"
+    return f"{_latest(run) or steps[-1]} stays in force: free some space, then resume from it"
+
+
+@contextlib.contextmanager
+def _naming_the_one_before(directory: Path) -> Iterator[None]:
+    """A refusal of a checkpoint in this block ends with the name of the one before it, where there is one."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except DataError as error:
+        older = [path for path in _complete(directory.parent) if path.name < directory.name]
+        hint = f"; the checkpoint before it is {older[-1]}" if older else ""
+        raise DataError(error.file, f"{error.message}{hint}", column=error.column) from error

@@ -199,6 +199,7 @@ class TrainConfig(JsonConfig):
     which inflates its own accuracy. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
     precision: "float32" or "bfloat16" (autocast).
     checkpoint_every: steps between checkpoints; keep: how many stay. log_every: steps between logged losses.
+    max_skipped_steps: steps in a row without an update because loss or gradient was not finite, before training stops.
     """
 
     stage: str = "pretrain"
@@ -231,6 +232,7 @@ class TrainConfig(JsonConfig):
     checkpoint_every: int = 200
     keep: int = 2
     log_every: int = 1
+    max_skipped_steps: int = 10
 
     def __post_init__(self) -> None:
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
@@ -244,8 +246,9 @@ class TrainConfig(JsonConfig):
         self._require("merge_negatives", allowed, 'false with softmax_form="refined", which counts the candidates')
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require_whole(
-            1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every"
-        )
+            1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every",
+            "max_skipped_steps",
+        )  # fmt: skip
         self._require_whole(2, "window")
         self._require_whole(0, "warmup_steps", "seed", "negatives_in_batch", "negatives_uniform")
         self._require_real(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from python_model.disk import replace_text
 
 if TYPE_CHECKING:
     from python_model.evaluate import EvaluationResult
@@ -42,9 +43,7 @@ def write_json(file: str | Path, values: Mapping[str, Any]) -> None:
     path = Path(file)
     if not path.parent.is_dir():
         raise ValueError(f"--json {path}: the directory {path.parent} is not there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def format_metric(value: float | None) -> str:

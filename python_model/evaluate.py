@@ -110,7 +110,10 @@ def _replace_by_lists(
 
 
 def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, seed: int) -> np.ndarray:
-    """Keep the rows of users drawn at random until `max_events` rows are reached; None keeps all. Rows stay rising."""
+    """Keep the rows of users drawn at random until `max_events` rows are reached; None keeps all. Rows stay rising.
+
+    A user who has more rows than that keeps the first `max_events` of them.
+    """
     if max_events is None or len(rows) <= max_events:
         return rows
     if max_events < 1:
@@ -118,7 +121,8 @@ def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, see
     users, counts = np.unique(dataset.user[rows], return_counts=True)
     order = np.random.default_rng(seed).permutation(len(users))
     taken = int(np.searchsorted(np.cumsum(counts[order]), max_events)) + 1
-    return rows[np.isin(dataset.user[rows], users[order[:taken]])]
+    position = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return rows[np.isin(dataset.user[rows], users[order[:taken]]) & (position < max_events)]
 
 
 class _Scorer:

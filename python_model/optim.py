@@ -39,14 +39,22 @@ class Optimisers:
         self._rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in self.all]
 
     def step(self, step: int) -> tuple[float, Tensor]:
-        """One update at step (0-based): clip, set the rates, step; returns (rate factor, gradient norm before it)."""
-        norm = clip_gradients(self.names, self.config.clip)
+        """One update at step (0-based): clip, then update; returns (rate factor, gradient norm before it)."""
+        norm = self.clip()
+        return self.update(step), norm
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; returns their norm before it."""
+        return clip_gradients(self.names, self.config.clip)
+
+    def update(self, step: int) -> float:
+        """Set the rates of step (0-based) and change parameters and states; returns the rate factor."""
         factor = rate_factor(step, self.config)
         for optimiser, rates in zip(self.all, self._rates, strict=True):
             for group, rate in zip(optimiser.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimiser.step()
-        return factor, norm
+        return factor
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

@@ -1,9 +1,9 @@
-"""What a training run reports while it runs: a callback per step, metrics.jsonl, TensorBoard; and Ctrl-C in between."""
+"""What a training run reports while it runs (a callback per step, metrics.jsonl, TensorBoard), and what stops it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import signal
 import threading
 import time
@@ -12,14 +12,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
+from python_model.data.errors import DataError
+from python_model.disk import replace_text, writing
+
+RESUME = "free some space, then resume: the steps since the last checkpoint are done again"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, as a cluster sends it before it takes a machine away: treated as Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One finished step: `step` counts from 1; events and seconds since the run began, over resumptions."""
+    """One finished step: `step` counts from 1; events and seconds since the run began, over resumptions.
+
+    losses: the finite ones; skipped: whether the step changed nothing because one was not.
+    """
 
     stage: str
     step: int
@@ -30,6 +41,7 @@ class StepReport:
     seconds_left: float
     learning_rate: float
     losses: Mapping[str, float]
+    skipped: bool = False
 
 
 Progress = Callable[[StepReport], None]
@@ -58,33 +70,52 @@ class Throughput:
 class MetricsLog:
     """Appends one JSON object a step to metrics.jsonl and the same figures to TensorBoard.
 
-    resumed_step: lines after it are dropped, so the file has one line a step whatever was interrupted.
+    resumed_step: lines after it are dropped, so the file has one line a step whatever was interrupted. Raises
+    WriteError where the disk is full.
     """
 
     def __init__(self, directory: Path, resumed_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = directory / METRICS
-        _cut_back(self.path, resumed_step)
-        self._file = self.path.open("a", encoding="utf-8")
-        self._writer: Any = SummaryWriter(str(directory / TENSORBOARD), purge_step=resumed_step + 1)
+        with writing(self.path, RESUME):
+            _cut_back(self.path, resumed_step)
+            self._file = self.path.open("ab", buffering=0)
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        with writing(directory / TENSORBOARD, RESUME):
+            self._writer: Any = SummaryWriter(str(directory / TENSORBOARD), purge_step=resumed_step + 1)
 
     def write(self, report: StepReport) -> None:
         """One step."""
         record = {
             "stage": report.stage, "step": report.step, "events": report.events,
             "seconds": round(report.seconds, 3), "learning_rate": report.learning_rate, **report.losses,
-        }  # fmt: skip
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in report.losses.items():
-            self._writer.add_scalar(f"{report.stage}/{name}", value, report.step)
-        self._writer.add_scalar(f"{report.stage}/events_per_second", report.events_per_second, report.step)
+        } | ({"skipped": True} if report.skipped else {})  # fmt: skip
+        with writing(self.path, RESUME):
+            self._write_line(json.dumps(record).encode() + b"\n")
+        with writing(self.path.parent / TENSORBOARD, RESUME):
+            for name, value in report.losses.items():
+                self._writer.add_scalar(f"{report.stage}/{name}", value, report.step)
+            self._writer.add_scalar(f"{report.stage}/events_per_second", report.events_per_second, report.step)
+
+    def _write_line(self, line: bytes) -> None:
+        # Unbuffered, so that a line that did not fit is not tried again when the file is closed.
+        written = self._file.write(line)
+        if written != len(line):
+            self._file.write(line[written:])
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both; what cannot be written any more is left out, since a run ends by its checkpoint."""
         self._file.close()
-        self._writer.close()
+        with contextlib.suppress(OSError):
+            self._writer.close()
+        threading.excepthook = self._excepthook
+
+    def _on_thread_error(self, failure: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread, which prints a traceback of what the next call raises here anyway.
+        if not isinstance(failure.exc_value, OSError):
+            self._excepthook(failure)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -103,9 +134,12 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
 
 def _complete_records(path: Path) -> list[dict[str, Any]]:
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b"\n"):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(path, f"line {number} is damaged: {error}; remove it or the file") from error
     return records
 
 
@@ -113,33 +147,34 @@ def _cut_back(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = [record for record in _complete_records(path) if record["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class InterruptGuard:
-    """Within the block Ctrl-C sets `asked` instead of striking in the middle of a step; a second one strikes.
+    """Within the block Ctrl-C and SIGTERM set `asked` instead of striking in mid-step; a second one strikes.
 
-    Outside the main thread, where Python allows no signal handlers, it does nothing.
+    asked: what to raise once the step is done and saved, None so far. Outside the main thread, where Python allows no
+    signal handlers, it does nothing.
     """
 
+    _RAISES: ClassVar = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
     def __init__(self) -> None:
-        self.asked = False
-        self._previous: Any = None
+        self.asked: type[KeyboardInterrupt] | None = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            self._previous = {number: signal.signal(number, self._note) for number in self._RAISES}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+        if self.asked is not None:
+            raise self._RAISES[signal.Signals(number)]
+        self.asked = self._RAISES[signal.Signals(number)]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -6,7 +6,6 @@ The file loads nothing: drawings are inline SVG, the style is inline, and it fol
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +17,7 @@ import numpy as np
 from python_model import charts
 from python_model.console import format_metric
 from python_model.data.schema import Dataset
+from python_model.disk import replace_text
 from python_model.evaluate import EvaluationResult, Metrics
 
 EXPLANATIONS = {
@@ -67,9 +67,7 @@ def write_report(
         body.append(_section("Settings", "".join(_settings(name, values) for name, values in settings.items())))
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(_page(title, "\n".join(body)), encoding="utf-8")
-    os.replace(temporary, path)
+    replace_text(path, _page(title, "\n".join(body)))
     return path
 
 
@@ -151,7 +149,7 @@ def _recommendations(found: Recommendations) -> str:
 
 def _curves(stage: Stage) -> str:
     """The heads in separate charts: their losses share no scale."""
-    logged = list(stage.history[0])
+    logged = list(dict.fromkeys(name for entry in stage.history for name in entry))
     groups = {
         "pairwise loss (nats)": [name for name in logged if name == "pair"],
         "pairwise accuracy": [name for name in logged if name == "pairwise_accuracy"],

@@ -2,13 +2,14 @@
 
 A run is a function of its settings and its data: batches follow from (seed, epoch), negatives and dropout from
 (seed, step), and a checkpoint holds everything else (weights, optimisers, frequency sketch, position). So a run that
-was killed and resumed goes through the same numbers as one that was not.
+was killed and resumed goes through the same numbers as one that was not. What can go wrong in between, and what then
+happens, is in docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,22 +26,20 @@ from python_model.data.batches import BatchPlan, JaggedBatch, prefetch
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
+from python_model.divergence import SkippedSteps, TrainingDiverged
 from python_model.losses import FinetuneLoss, PretrainLoss
 from python_model.model import Argus
 from python_model.models import model_for_dataset
-from python_model.optim import Optimisers
+from python_model.optim import Optimisers, rate_factor
 from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.recommender import Recommender
 
 SKETCH = "frequency_sketch"
-FREE_ON_RESUME = ("checkpoint_every", "keep", "log_every")
+__all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
+FREE_ON_RESUME = ("checkpoint_every", "keep", "log_every", "max_skipped_steps")
 """Settings that may differ between a run and its resumption: they change no number."""
 FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
 """Model settings that may differ between pre-training and fine-tuning: they change no shape."""
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient became NaN or infinite; the last checkpoint is from before that."""
 
 
 def train(
@@ -60,17 +59,19 @@ def train(
     stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
     checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
     resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
-    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt. Fine-tuning raises the model's lag to
-    1 s more than the pair window where it is smaller.
+    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt, SIGTERM the same with its subclass Terminated.
+    Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
-    resume is not set, TrainingDiverged where the loss is not finite, DataError for a damaged checkpoint.
+    resume is not set, TrainingDiverged where loss or gradient are not finite max_skipped_steps times in a row,
+    WriteError where the disk is full, DataError where no checkpoint is whole or the data can no longer be read (what
+    was learnt until then is saved first).
     """
     config = train_config or TrainConfig(stage=stage)
     if config.stage != stage:
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
-    resumed = checkpoint.find(run) if resume and checkpoint.exists(run) else None
+    resumed = checkpoint.recover(run) if resume and checkpoint.exists(run) else None
     if resumed is None and checkpoint.exists(run):
         raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
     torch.manual_seed(config.seed)
@@ -112,6 +113,7 @@ class Trainer:
                 raise ValueError(f"finetune trains the two towers of ARGUS, and {model.config.model!r} has none")
             self.loss = FinetuneLoss(config, model, _pair_window(dataset, config))
             self.sampler = self.loss.pretrain.sampler
+        self.skipped = SkippedSteps(run, dataset, config.max_skipped_steps)
         self.step = self.epoch = self.batch = self.events = 0
         self.seconds = 0.0
 
@@ -123,7 +125,7 @@ class Trainer:
         with InterruptGuard() as interrupt, MetricsLog(self.run_dir, self.step) as log:
             batches = self._batches()
             while self.step < self.config.steps:
-                batch = next(batches)
+                batch = self._next(batches)
                 factor, losses = self._update(batch)
                 rate, left = pace.step(len(batch), self.config.steps - self.step)
                 self.seconds = earlier + pace.seconds
@@ -131,8 +133,17 @@ class Trainer:
                 if interrupt.asked or self._due():
                     self.save()
                 if interrupt.asked:
-                    raise KeyboardInterrupt
+                    raise interrupt.asked
         return self.save()
+
+    def _next(self, batches: Iterator[JaggedBatch]) -> JaggedBatch:
+        """The next batch; where the data can no longer be read, what was learnt is saved before the error goes on."""
+        try:
+            return next(batches)
+        except DataError as error:
+            saved = self.save()
+            message = f"{error.message}; training is saved at {saved}: put the file back, then resume"
+            raise DataError(error.file, message, column=error.column, row=error.row) from error
 
     def _batches(self) -> Iterator[JaggedBatch]:
         """Batches from the run's place on, over epochs without end; moves the place as they are taken."""
@@ -145,41 +156,51 @@ class Trainer:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def _update(self, batch: JaggedBatch) -> tuple[float, dict[str, float]]:
-        """One optimiser step; returns the factor on the learning rate and the losses."""
+        """One optimiser step; returns the factor on the learning rate and the losses.
+
+        A step whose loss or gradient is not finite changes neither weights nor optimisers, and returns no losses that
+        are not finite.
+        """
         torch.manual_seed(step_seed(self.config.seed, self.step))
         self.optimisers.zero_grad()
         with self._precision():
             loss, parts = self.loss(batch.to(self.model.device, non_blocking=True), self.step)
         loss.backward()
-        factor, norm = self.optimisers.step(self.step)
-        losses = {name: float(value) for name, value in ({"loss": loss.detach()} | parts).items()}
-        self._require_finite(losses["loss"], norm)
+        norm = self.optimisers.clip()
+        numbers = to_host({"loss": loss.detach(), **parts, "gradient_norm": norm})
+        factor = rate_factor(self.step, self.config)
+        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"]):
+            self.optimisers.update(self.step)
+            self.skipped.end_row()
+        else:
+            self._skip(numbers, batch)
         self.step += 1
         self.events += len(batch)
-        return factor, losses
+        return factor, {name: value for name, value in numbers.items() if math.isfinite(value)}
+
+    def _skip(self, numbers: Mapping[str, float], batch: JaggedBatch) -> None:
+        try:
+            self.skipped.note(self.step + 1, numbers, batch)
+        except TrainingDiverged as error:
+            kept = checkpoint.find(self.run_dir) if checkpoint.exists(self.run_dir) else "none was written yet"
+            raise TrainingDiverged(f"{error}; last checkpoint: {kept}") from None
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
-    def _require_finite(self, loss: float, norm: Tensor) -> None:
-        if math.isfinite(loss) and bool(norm.isfinite()):
-            return
-        kept = checkpoint.find(self.run_dir) if checkpoint.exists(self.run_dir) else "none was written yet"
-        raise TrainingDiverged(
-            f"step {self.step + 1}: the loss is {loss}, the gradient norm {float(norm)}, expected finite numbers; "
-            f"last checkpoint: {kept}. A lower learning rate or a longer warm-up usually helps"
-        )
-
     def _due(self) -> bool:
+        # While steps are being skipped the checkpoints from before that must not make room for new ones.
+        if self.skipped.in_a_row > 0:
+            return False
         return self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps
 
     def _report(self, log: MetricsLog, factor: float, losses: dict[str, float], rate: float, left: float) -> None:
         report = StepReport(
             stage=self.config.stage, step=self.step, steps=self.config.steps, events=self.events,
             seconds=self.seconds, events_per_second=rate, seconds_left=left,
-            learning_rate=self.config.learning_rate * factor, losses=losses,
+            learning_rate=self.config.learning_rate * factor, losses=losses, skipped=self.skipped.in_a_row > 0,
         )  # fmt: skip
         if self.step % self.config.log_every == 0 or self.step == self.config.steps:
             log.write(report)
@@ -195,7 +216,7 @@ class Trainer:
             tensors=self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])},
             numbers={
                 "step": self.step, "epoch": self.epoch, "batch": self.batch, "events": self.events,
-                "seconds": self.seconds, "sketch_total": sketch["total"],
+                "seconds": self.seconds, "sketch_total": sketch["total"], **self.skipped.state(),
             },
         )  # fmt: skip
         description = Description(
@@ -218,6 +239,7 @@ class Trainer:
             sketch = {"table": state.tensors[SKETCH].numpy(), "total": numbers["sketch_total"]}
         except KeyError as error:
             raise DataError(directory, "this entry is missing from the state", column=str(error.args[0])) from error
+        self.skipped.load(numbers)
         self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
         self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
 
@@ -229,6 +251,12 @@ def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.nda
         return rows
     kept = np.random.default_rng(0).permutation(dataset.info.users) < max(1, round(share * dataset.info.users))
     return kept[dataset.user] if rows is None else rows & kept[dataset.user]
+
+
+def to_host(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as Python numbers, in one copy from the device: the one synchronisation of a training step."""
+    stacked = torch.stack([value.detach().double() for value in values.values()])
+    return dict(zip(values, stacked.tolist(), strict=True))
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -276,4 +304,7 @@ def _require_same(
 
 def _identity(dataset: Dataset) -> dict[str, Any]:
     info = dataset.info
-    return {"name": info.name, "users": info.users, "items": info.items, "events": info.events}
+    return {
+        "name": info.name, "users": info.users, "items": info.items, "events": info.events,
+        "fingerprint": info.fingerprint,
+    }  # fmt: skip

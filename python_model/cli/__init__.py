@@ -7,7 +7,7 @@ needs them, so that --help is quick.
 from __future__ import annotations
 
 # Importing a group registers its commands: --help lists them in this order.
-from python_model.cli.app import app
+from python_model.cli.app import app, stop_on_sigterm
 
 from python_model.cli import demo, data, training, evaluation, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
@@ -17,4 +17,5 @@ __all__ = ["app", "data", "demo", "doctor", "evaluation", "main", "parse_setting
 
 def main() -> None:
     """Entry point of the `argus` script."""
+    stop_on_sigterm()
     app(prog_name="argus")

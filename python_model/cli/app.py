@@ -5,19 +5,36 @@ Errors in what the user gave are one sentence on stderr and exit code 2; --debug
 
 from __future__ import annotations
 
+import signal
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from python_model import console
+from python_model.progress import Terminated
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
+
+
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """The exit code of a command that was stopped."""
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: what it was writing is removed or saved."""
+
+    def strike(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, strike)
 
 
 class ArgusGroup(TyperGroup):
-    """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into exit code 130."""
+    """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into 130 and SIGTERM into 143."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; ValueError (DataError among them), OSError and divergence become a message."""
@@ -25,9 +42,9 @@ class ArgusGroup(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             console.say("Stopped.")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(exit_code(stop)) from None
         except (ValueError, OSError, RuntimeError) as error:
             expected = not isinstance(error, RuntimeError) or type(error).__name__ == "TrainingDiverged"
             if ctx.params.get("debug") or not expected:

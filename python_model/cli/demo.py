@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from python_model import console
-from python_model.cli.app import INTERRUPTED, app
+from python_model.cli.app import app, exit_code
 from python_model.cli.options import Device, Json, Threads, check
 
 
@@ -31,6 +31,6 @@ def demo(
     check(device, json_file)
     try:
         run_demo(out, seed=seed, device=device, threads=threads, json_file=json_file)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.say(f"Stopped. The same command starts the demo anew: argus demo --out {shlex.quote(str(out))}")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None

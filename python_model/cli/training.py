@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from python_model import console
-from python_model.cli.app import INTERRUPTED, app
+from python_model.cli.app import app, exit_code
 from python_model.cli.options import (
     BatchEvents,
     Data,
@@ -146,9 +146,9 @@ def _train(
                 stage, dataset, out, model_config, train_config, resume=resume, init_from=source, progress=progress,
                 device=device,
             )  # fmt: skip
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         _say_how_to_resume(stage, data, out)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None
     step = checkpoint.read_description(out).step
     console.say(f"{title} ends after {step:,} steps: {out}")
     _say_next(stage, data, out)

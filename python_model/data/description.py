@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from python_model.data.errors import DataError
@@ -23,6 +25,7 @@ class DatasetInfo:
     context: name -> cardinality; feedback: name -> classes (1 = Bernoulli); item_features: name -> cardinality.
     grades says how the grade column is defined; pair_window is the default window of pairs in seconds.
     params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
+    fingerprint: checksum of the events, column after column; "" where nobody took it.
     """
 
     name: str
@@ -37,6 +40,7 @@ class DatasetInfo:
     pair_window: int
     has_oracle: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
     format: int = FORMAT
 
     @property
@@ -62,10 +66,27 @@ class DatasetInfo:
             found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
             raise DataError(file, f"expected format {FORMAT}, found {found!r}", column="format")
         known = {f.name for f in fields(cls)}
-        optional = {"params", "has_oracle", "format"}
+        optional = {"params", "has_oracle", "fingerprint", "format"}
         for name in sorted(known - optional - raw.keys()):
             raise DataError(file, "this key is missing", column=name)
         return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+class Fingerprint:
+    """CRC-32 of every event column as it flows by, whatever the chunks; one string for all of them."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, int] = {}
+
+    def update(self, schema: pa.Schema, columns: Mapping[str, np.ndarray]) -> None:
+        """The next rows, in the types of the schema."""
+        for column in schema:
+            values = np.ascontiguousarray(columns[column.name], column.type.to_pandas_dtype())
+            self._columns[column.name] = zlib.crc32(values.tobytes(), self._columns.get(column.name, 0))
+
+    def text(self) -> str:
+        """Eight hexadecimal digits."""
+        return f"{zlib.crc32(json.dumps(self._columns, sort_keys=True).encode()):08x}"
 
 
 def event_schema(info: DatasetInfo) -> pa.Schema:

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from python_model.data.checks import EventChecker
-from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
 from python_model.data.writer import DatasetWriter
 
@@ -138,9 +138,13 @@ def validate(path: str | Path) -> DatasetInfo:
     info = dataset.info
     if info.events == 0:
         raise DataError(dataset.path / EVENTS, "the data set is empty")
-    checker = EventChecker(dataset.path / EVENTS, info, info.items)
+    checker, fingerprint = EventChecker(dataset.path / EVENTS, info, info.items), Fingerprint()
     for columns in _batches(dataset.path / EVENTS, event_schema(info).names):
         checker.check(columns)
+        fingerprint.update(event_schema(info), columns)
+    if info.fingerprint not in ("", fingerprint.text()):
+        message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint.text()}: other events"
+        raise DataError(checker.file, message)
     if checker.user != info.users - 1:
         message = f"expected {info.users} users with events, found {checker.user + 1}"
         raise DataError(checker.file, message, column="user")
@@ -165,8 +169,9 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     if not file.is_file():
         raise DataError(file, "not found")
     try:
-        return pq.ParquetFile(file, memory_map=True)
-    except pa.ArrowException as error:
+        # Not memory-mapped: a file that another process truncates would kill this one instead of raising.
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(file, f"not a readable Parquet file: {error}") from error
 
 

@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from typing_extensions import Self
 
 from python_model.data.checks import EventChecker
-from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
+from python_model.disk import FULL, NO_SPACE, WriteError, flush, reason_of
 
 ROW_GROUP = 1 << 17
 
@@ -41,7 +42,7 @@ class DatasetWriter:
             writer.write_items(item_ids, {"artist": ...})
 
     Raises FileExistsError where `out` exists and is not an empty directory, unless overwrite=True; DataError where
-    rows break the contract or there are none.
+    rows break the contract or there are none; WriteError where the disk is full.
     """
 
     def __init__(
@@ -83,21 +84,33 @@ class DatasetWriter:
     def __enter__(self) -> Self:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self._directory = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+        try:
+            self._begin(self._directory)
+        except BaseException as error:
+            explained = self._explained(error)
+            shutil.rmtree(self._directory, ignore_errors=True)
+            if explained is not None:
+                raise explained from error
+            raise
+        return self
+
+    def _begin(self, directory: Path) -> None:
         # mkdtemp makes the directory private; the data set gets the mode any new directory would have.
         umask = os.umask(0)
         os.umask(umask)
-        self._directory.chmod(0o777 & ~umask)
+        directory.chmod(0o777 & ~umask)
         self._checker = EventChecker(self.out / EVENTS, self.info, None)
-        self._events = _RowGroups(self._directory / EVENTS, event_schema(self.info), self.row_group)
+        self._events = _RowGroups(directory / EVENTS, event_schema(self.info), self.row_group)
         self._item_ids: list[np.ndarray] = []
         self._item_features: dict[str, list[np.ndarray]] = {name: [] for name in self.info.item_features}
         self._user_ids: list[np.ndarray] = []
         self._counts = np.zeros(0, np.int64)
-        return self
+        self._fingerprint = Fingerprint()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        explained = self._explained(error)
         try:
             if kind is None:
                 self._events.close()
@@ -106,8 +119,22 @@ class DatasetWriter:
                 # The directory goes away: a full disk must not hide the error that brought us here.
                 with contextlib.suppress(Exception):
                     self._events.abandon()
+        except OSError as failure:
+            explained, error = self._explained(failure), failure
+            if explained is None:
+                raise
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
+        if explained is not None:
+            raise explained from error
+
+    def _explained(self, error: BaseException | None) -> WriteError | None:
+        """The sentence for a disk that takes no more; None for any other error."""
+        if not isinstance(error, OSError):
+            return None
+        reason = reason_of(error, self.directory)
+        full = error.errno in FULL or (error.errno is None and reason == NO_SPACE)
+        return WriteError(self.out, reason) if full else None
 
     @property
     def directory(self) -> Path:
@@ -130,6 +157,7 @@ class DatasetWriter:
         seen = np.bincount(columns["item"], minlength=len(self._counts)).astype(np.int64)
         seen[: len(self._counts)] += self._counts
         self._counts = seen
+        self._fingerprint.update(schema, columns)
         self._events.append(pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
 
     def write_users(self, user_ids: np.ndarray | Sequence[Any]) -> None:
@@ -163,17 +191,17 @@ class DatasetWriter:
         columns = {"item": np.arange(items, dtype=np.int32), "item_id": np.concatenate(self._item_ids)}
         for name, chunks in self._item_features.items():
             columns[f"item_{name}"] = np.concatenate(chunks)
-        pq.write_table(pa.table({**columns, "count": counts}), self.directory / ITEMS)
+        pq.write_table(pa.table({**columns, "count": counts}), self.directory / ITEMS, write_page_checksum=True)
         user_columns = {"user": np.arange(users, dtype=np.int32), "user_id": np.concatenate(self._user_ids)}
-        pq.write_table(pa.table(user_columns), self.directory / USERS)
-        info = replace(self.info, users=users, items=items, events=events)
+        pq.write_table(pa.table(user_columns), self.directory / USERS, write_page_checksum=True)
+        info = replace(self.info, users=users, items=items, events=events, fingerprint=self._fingerprint.text())
         (self.directory / INFO).write_text(info.to_json(), encoding="utf-8")
         self._publish()
 
     def _publish(self) -> None:
         for file in self.directory.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         self._refuse_existing()
         if not self.out.exists():
             os.rename(self.directory, self.out)
@@ -187,7 +215,7 @@ class DatasetWriter:
                 os.rename(aside, self.out)
                 raise
             shutil.rmtree(aside, ignore_errors=True)
-        _flush(self.out.parent)
+        flush(self.out.parent)
 
     def _refuse_existing(self) -> None:
         if self.out.is_dir() and not any(self.out.iterdir()):
@@ -204,7 +232,7 @@ class _RowGroups:
     """A Parquet file whose row groups have a fixed size whatever the sizes of the appended tables."""
 
     def __init__(self, file: Path, schema: pa.Schema, rows: int) -> None:
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
         self._rows = rows
         self._pending: list[pa.Table] = []
         self._count = 0
@@ -231,11 +259,3 @@ class _RowGroups:
     def abandon(self) -> None:
         self._pending, self._count = [], 0
         self._writer.close()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,10 +25,12 @@ from python_model.data.yambda_files import (
     EventFile,
     Rows,
     UserCursor,
+    in_order_of_time,
     open_parquet,
     whole_users,
 )
 
+UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 EXPLICIT = EVENT_TYPES[1:]
 SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
@@ -50,6 +52,7 @@ def read_yambda(
     format: str = "flat",
     size: str = "50m",
     skip_below_pct: int = 30,
+    unsorted: str = "refuse",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> DatasetInfo:
@@ -59,12 +62,15 @@ def read_yambda(
     absent counts as not observed) or multi_event.parquet, such a file itself, or the top of the published tree, of
     which format and size then choose a part. Feedback: like, dislike, skip (played_ratio_pct < skip_below_pct), share
     (bins of played_ratio_pct, edges 20, 40, 50, 60, 80). Item features artist and album come from
-    {artist,album}_item_mapping.parquet beside the data or up to two directories above. DataError where a file breaks
-    the format.
+    {artist,album}_item_mapping.parquet beside the data or up to two directories above. unsorted: "refuse" a user whose
+    time goes back (the published files are sorted), or "sort" his events and count in params["times_went_back"] how
+    often it did. DataError where a file breaks the format.
     """
     if not 0 < skip_below_pct <= FULL_PCT:
         raise ValueError(f"skip_below_pct: expected a value in [1, {FULL_PCT}], found {skip_below_pct}")
-    source = _open_source(Path(path), format, size)
+    if unsorted not in UNSORTED:
+        raise ValueError(f"unsorted: expected one of {', '.join(UNSORTED)}, found {unsorted!r}")
+    source = _open_source(Path(path), format, size, sort=unsorted == "sort")
     item_ids = _distinct_items(source.listens)
     features, cardinality = _item_features(source.listens.file.parent, item_ids)
     without_listen: Counter[str] = Counter()
@@ -93,13 +99,12 @@ def read_yambda(
             if progress is not None:
                 progress(users if source.listens.sequential else source.rows_done, source.listens.rows)
         writer.write_items(item_ids, features)
-        writer.set_params(
-            {
-                "skip_below_pct": skip_below_pct,
-                "share_edges_pct": SHARE_EDGES_PCT.tolist(),
-                "without_listen": dict(without_listen),
-            }
-        )
+        params = {
+            "skip_below_pct": skip_below_pct,
+            "share_edges_pct": SHARE_EDGES_PCT.tolist(),
+            "without_listen": dict(without_listen),
+        }
+        writer.set_params(params | ({"times_went_back": source.went_back} if unsorted == "sort" else {}))
     return DatasetInfo.load(out)
 
 
@@ -111,6 +116,7 @@ class _Source:
     explicit: dict[str, EventFile]
     observed: frozenset[str]
     rows_done: int = 0
+    went_back: int = 0
 
     def chunks(self) -> Iterator[tuple[Rows, Rows]]:
         """Whole users at a time: (listens, explicit events of users up to the last of these); either may be empty."""
@@ -121,6 +127,9 @@ class _Source:
                 listens, explicit = self._separate(rows)
             else:
                 listens, explicit = rows, self._gather(cursors, int(rows["uid"][-1]))
+            if self.listens.sort:
+                listens, went_back = in_order_of_time(listens)
+                self.went_back += went_back
             yield listens, explicit
         # What is left are explicit events of users behind the last one who listens: read, so checked and counted.
         yield dict.fromkeys(("uid", *_LISTEN_COLUMNS), np.zeros(0, np.int64)), self._gather(cursors, _LAST_USER)
@@ -142,7 +151,7 @@ class _Source:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _open_source(path: Path, format: str, size: str) -> _Source:
+def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
     if format not in FORMATS or size not in SIZES:
         raise ValueError(f"format, size: expected one of {FORMATS} and one of {SIZES}, found {format!r}, {size!r}")
     if path.is_file():
@@ -155,22 +164,22 @@ def _open_source(path: Path, format: str, size: str) -> _Source:
         if single and not (directory / "multi_event.parquet").is_file():
             raise DataError(directory, "no Yambda data here: expected listens.parquet or multi_event.parquet")
     if single:
-        listens = EventFile(directory / "multi_event.parquet", (*_LISTEN_COLUMNS, "event_type"))
+        listens = EventFile(directory / "multi_event.parquet", (*_LISTEN_COLUMNS, "event_type"), sort=sort)
         return _Source(listens, {}, frozenset(("like", "dislike")))
     explicit = {
-        kind: EventFile(directory / f"{name}.parquet", ("item_id", "timestamp"))
+        kind: EventFile(directory / f"{name}.parquet", ("item_id", "timestamp"), sort=sort)
         for kind, name in _FILES.items()
         if (directory / f"{name}.parquet").is_file()
     }
     observed = frozenset(kind for kind in ("like", "dislike") if kind in explicit)
-    return _Source(EventFile(directory / "listens.parquet", _LISTEN_COLUMNS), explicit, observed)
+    return _Source(EventFile(directory / "listens.parquet", _LISTEN_COLUMNS, sort=sort), explicit, observed)
 
 
 def _distinct_items(listens: EventFile) -> np.ndarray:
     """Sorted item ids of all listens [V]; DataError where there is none."""
     columns = ("item_id", "timestamp", "event_type") if "event_type" in listens.columns else ("item_id", "timestamp")
     items = np.zeros(0, np.int64)
-    for rows in EventFile(listens.file, columns).batches():
+    for rows in EventFile(listens.file, columns, sort=listens.sort).batches():
         found = rows["item_id"]
         if "event_type" in rows:
             found = found[rows["event_type"] == EVENT_TYPES.index("listen")]

@@ -31,12 +31,14 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 class EventFile:
     """One event file; in sequential files every column but uid is a list, one row a user.
 
-    columns: the columns to read beside uid. Rows of errors are 1-based data rows of the file.
+    columns: the columns to read beside uid. sort: times of a user may be in any order, which `in_order_of_time` then
+    mends. Rows of errors are 1-based data rows of the file.
     """
 
-    def __init__(self, file: Path, columns: Sequence[str]) -> None:
+    def __init__(self, file: Path, columns: Sequence[str], *, sort: bool = False) -> None:
         self.file = file
         self.columns = tuple(columns)
+        self.sort = sort
         parquet = open_parquet(file)
         schema = parquet.schema_arrow
         for name in ("uid", *self.columns):
@@ -132,7 +134,9 @@ class EventFile:
         user_step = np.diff(rows["uid"], prepend=last_user)
         self._refuse("uid", user_step < 0, file_row, "users in ascending order", rows["uid"])
         backwards = (np.diff(rows["timestamp"], prepend=last_time) < 0) & (user_step == 0)
-        self._refuse("timestamp", backwards, file_row, "times sorted within a user", rows["timestamp"])
+        if not self.sort:
+            expected = "times sorted within a user (unsorted=sort puts them in order)"
+            self._refuse("timestamp", backwards, file_row, expected, rows["timestamp"])
 
     def _refuse_nulls(self, name: str, array: pa.Array, file_row: np.ndarray) -> None:
         if array.null_count:
@@ -161,6 +165,15 @@ def whole_users(batches: Iterator[Rows]) -> Iterator[Rows]:
         held = [{name: values[cut:] for name, values in rows.items()}]
     if held:
         yield _join(held)
+
+
+def in_order_of_time(rows: Rows) -> tuple[Rows, int]:
+    """Rows of whole users sorted by time within each, equal times as they came, and how often time went back."""
+    backwards = int(((np.diff(rows["timestamp"]) < 0) & (np.diff(rows["uid"]) == 0)).sum())
+    if backwards == 0:
+        return rows, 0
+    order = np.lexsort((rows["timestamp"], rows["uid"]))
+    return {name: values[order] for name, values in rows.items()}, backwards
 
 
 class UserCursor:

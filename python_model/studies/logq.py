@@ -29,6 +29,7 @@ from torch import Tensor
 from argus_kernels import sampled_softmax_loss
 from python_model import charts
 from python_model.config import TrainConfig
+from python_model.disk import replace_text
 from python_model.negatives import NegativeSampler
 
 LOSSES = ("full", "standard", "refined", "biased")
@@ -198,10 +199,8 @@ def read(path: Path, settings: Settings) -> list[Outcome]:
 def write(folder: Path, settings: Settings, found: list[Outcome]) -> None:
     """`logq.json` with every number, `logq.md` with the table, `logq_divergence.svg` and `logq_offset.svg`."""
     record: dict[str, Any] = {"settings": asdict(settings), "outcomes": [asdict(one) for one in found]}
-    fresh = folder / "logq.json.new"
-    fresh.write_text(json.dumps(record) + "\n")
-    fresh.replace(folder / "logq.json")
-    (folder / "logq.md").write_text(table(found))
+    replace_text(folder / "logq.json", json.dumps(record) + "\n")
+    replace_text(folder / "logq.md", table(found))
     curves = {loss: _mean_curve(found, loss) for loss in LOSSES if any(one.loss == loss for one in found)}
     charts.write_svg(
         folder / "logq_divergence.svg",

@@ -250,7 +250,13 @@ def test_faults_of_sequential_files_are_located(  # type: ignore[no-untyped-def]
     with refused(tmp_path / "out", file, "played_ratio_pct", 2, "a list of 2 events as in item_id, found 1"):
         read_yambda(tree, tmp_path / "out", format="sequential")
     replace("timestamp", [[100, 105, 90, 3600], [5, 5]])
-    with refused(tmp_path / "out", file, "timestamp", 1, "times sorted within a user, found 90"):
+    with refused(
+        tmp_path / "out",
+        file,
+        "timestamp",
+        1,
+        "puts them in order), found 90",
+    ):
         read_yambda(tree, tmp_path / "out", format="sequential")
     replace("played_ratio_pct", [ratios[0], [1, None]])
     with refused(tmp_path / "out", file, "played_ratio_pct", 2, "a value, found null"):
