@@ -13,6 +13,7 @@ items: time is the sum over users of the square of their distinct items, memory 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -45,11 +46,14 @@ class ItemKnn:
             )
         self._dataset, self._window = dataset, window
         self._items = dataset.info.items
-        user, item = dataset.user[training_rows].astype(np.int64), dataset.item[training_rows].astype(np.int64)
+        self._rows, self._kept, self._shrinkage = training_rows, min(neighbours, self._items), shrinkage
+
+    @cached_property
+    def _near(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `most_similar` finds, once it is needed."""
+        user, item = (column[self._rows].astype(np.int64) for column in (self._dataset.user, self._dataset.item))
         pairs = np.unique(user * self._items + item)
-        self._neighbours, self._similarity = most_similar(
-            pairs // self._items, pairs % self._items, self._items, min(neighbours, self._items), shrinkage
-        )
+        return most_similar(pairs // self._items, pairs % self._items, self._items, self._kept, self._shrinkage)
 
     def predict(self, rows: np.ndarray) -> Predictions:
         """Predictions for events `rows`; the log loss is not defined, for scores are no probabilities."""
@@ -84,10 +88,11 @@ class ItemKnn:
 
     def _scores(self, starts: np.ndarray, ends: np.ndarray) -> Tensor:
         """float32 [n, V] from the newest events before rows ends[i], none before starts[i]."""
+        neighbours, similarities = self._near
         scores = np.zeros((len(starts), self._items), np.float32)
         for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
             history = np.unique(self._dataset.item[max(start, end - self._window) : end])
-            near, similarity = self._neighbours[history], self._similarity[history]
+            near, similarity = neighbours[history], similarities[history]
             scores[place] = np.bincount(near.ravel(), weights=similarity.ravel(), minlength=self._items)
         return torch.from_numpy(scores)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 # Importing a group registers its commands: --help lists them in this order.
 from python_model.cli.app import app, stop_on_sigterm
 
-from python_model.cli import demo, data, training, evaluation, studies, doctor  # isort: skip
+from python_model.cli import demo, data, training, evaluation, compare, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
 
-__all__ = ["app", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "studies", "training"]
+__all__ = ["app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "studies", "training"]
 
 
 def main() -> None:

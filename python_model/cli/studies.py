@@ -81,8 +81,8 @@ def scaling(
     from python_model.studies.scaling import scaling as study_of_scaling
     from python_model.studies.study import shapes_of
 
-    chosen = _list(sizes)
-    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    chosen = as_list(sizes)
+    budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     widest = max(shapes_of(size).width for size in chosen)
     _run(out, data, SERVICE, lambda dataset: study_of_scaling(dataset, chosen, budget), device, threads, widest)
 
@@ -111,7 +111,7 @@ def context(
     from python_model.studies.context import context as study_of_context
 
     chosen = _numbers("--windows", windows, int)
-    budget = _budget(steps, finetune_steps, batch_events, None, seeds, max_events, settings)
+    budget = budget_of(steps, finetune_steps, batch_events, None, seeds, max_events, settings)
     _run(out, data, SERVICE, lambda dataset: study_of_context(dataset, chosen, budget), device, threads)
 
 
@@ -137,7 +137,7 @@ def data_share(
     from python_model.studies.data_share import data_share as study_of_data
 
     chosen = _numbers("--shares", shares, float)
-    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     _run(out, data, SERVICE, lambda dataset: study_of_data(dataset, chosen, budget), device, threads)
 
 
@@ -165,8 +165,8 @@ def ablations(
     from python_model.studies.ablations import SERVICE
     from python_model.studies.ablations import ablations as study_of_ablations
 
-    chosen = _list(only)
-    budget = _budget(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    chosen = as_list(only)
+    budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     _run(out, data, SERVICE, lambda dataset: study_of_ablations(dataset, chosen, budget), device, threads)
 
 
@@ -224,13 +224,14 @@ def one_pass(
     console.say(f"Written: {out}/one_pass.md, one_pass_ratio.svg, one_pass.json")
 
 
-def _list(text: str) -> list[str]:
+def as_list(text: str) -> list[str]:
+    """The parts of a text between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        found = [kind(part) for part in _list(text)]
+        found = [kind(part) for part in as_list(text)]
     except ValueError:
         found = []
     if not found:
@@ -238,10 +239,11 @@ def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Numb
     return found
 
 
-def _budget(
+def budget_of(
     steps: int | None, finetune_steps: int | None, batch_events: int | None, window: int | None, seeds: int | None,
     max_events: int | None, settings: list[str] | None,
 ) -> Budget:  # fmt: skip
+    """What the options of a study say."""
     from python_model.studies.study import Budget
 
     given = parse_settings(settings or [])
@@ -252,13 +254,22 @@ def _run(
     out: Path, data: Path | None, service: SyntheticConfig, make: Callable[[Dataset], Study], device: str,
     threads: int | None, width: int = 0,
 ) -> None:  # fmt: skip
-    """Open or make the data, run the study, say what was written or how to go on."""
+    """Open or make the data and run the study."""
+    from python_model.studies.study import open_data
+
+    check(device)
+    run(out, open_data(data, service, out), make, device, threads, width)
+
+
+def run(
+    out: Path, dataset: Dataset, make: Callable[[Dataset], Study], device: str, threads: int | None, width: int = 0
+) -> None:
+    """Run a study, say what was written or how to go on."""
     from python_model.runs import use_threads
-    from python_model.studies.study import open_data, run_study
+    from python_model.studies.study import run_study
 
     check(device)
     use_threads(threads, width)
-    dataset = open_data(data, service, out)
     try:
         written = run_study(make(dataset), dataset, out, device=device, show=console.TrainingProgress, say=console.say)
     except KeyboardInterrupt:

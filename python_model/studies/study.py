@@ -10,6 +10,7 @@ from typing import Any
 from python_model.config import RECIPES, ModelConfig, TrainConfig, preset
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
+from python_model.predictions import Predictor
 from python_model.runs import RECIPE_OF_SOURCE, apply_settings
 from python_model.studies.summary import write_study
 from python_model.studies.trials import (
@@ -42,6 +43,7 @@ class Study:
 
     settings: what the JSON says of it. report: from the results so far and the rows that need no training. trained:
     for a trial by name the metrics that its training is for; those of heads that nothing trained are left out.
+    predictors: rows without training beside popularity, item averages and the oracle.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Study:
     report: Callable[[Sequence[TrialResult], Sequence[TrialResult]], Report]
     settings: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
     def shown(self, result: TrialResult) -> TrialResult:
         """The result with the metrics that its training is for."""
@@ -153,7 +156,7 @@ def run_study(
     written: list[Path] = []
     results: list[TrialResult] = []
     first = study.trials[0]
-    known = references(dataset, out / "trials", first.protocol, first.evaluation)
+    known = references(dataset, out / "trials", first.protocol, first.evaluation, study.predictors)
     running = run_trials(
         study.trials, dataset, out / "trials", device=device, show=show, keep_checkpoints=keep_checkpoints
     )
