@@ -17,9 +17,12 @@ from rich.table import Table
 from python_model.disk import replace_text
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from python_model.evaluate import EvaluationResult
     from python_model.progress import StepReport
     from python_model.recommend import UserRecommendations
+    from python_model.serving.bundle import Export
 
 
 def stdout() -> Console:
@@ -147,6 +150,30 @@ def print_recommendations(found: Sequence[UserRecommendations]) -> None:
     console = stdout()
     for user in found:
         console.print(recommendations_table(user))
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """A spinner for work that cannot be counted; silent where stderr is not a terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(title):
+        yield
+
+
+def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+    """One table a user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
+    for user, row, values in zip(users, items, scores, strict=True):
+        table = Table(title=f"User {export.user_ids.original(user)}")
+        table.add_column("", justify="right")
+        table.add_column("item", no_wrap=True)
+        table.add_column("score", justify="right")
+        for place, (item, score) in enumerate(zip(row, values, strict=True), 1):
+            if item >= 0:
+                table.add_row(str(place), str(export.item_ids.original(item)), f"{score:.3f}")
+        stdout().print(table)
 
 
 def _losses(losses: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from argus_kernels import DirectDecoder, PagedCache
 from python_model.data.batches import JaggedBatch
@@ -46,12 +46,15 @@ class IncrementalEncoder:
     """The states of `users` users of a simplified model, kept up to date event by event.
 
     users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. A user without events is there
-    from the start. backend: of decode_attention. `caches` holds one cache per layer, for all that concerns pages alone.
+    from the start. dtype: of the cached keys and values, the weights' own by default; half of it halves the memory and
+    nearly the time of a long history. backend: of decode_attention. `caches` holds one cache per layer, for all that
+    concerns pages alone.
     """
 
     def __init__(
         self, model: Argus, users: int, max_events: int, *, page_size: int = 64, pages: int | None = None,
-        on_full: str = "refuse", folder: str | Path | None = None, backend: str | None = None,
+        on_full: str = "refuse", folder: str | Path | None = None, dtype: torch.dtype | None = None,
+        backend: str | None = None,
     ) -> None:  # fmt: skip
         config = model.config
         if config.form != "simplified":
@@ -62,9 +65,10 @@ class IncrementalEncoder:
                 "HSTU counts time from the event after it, so that no state is final when its event comes"
             )
         self.model = model.eval()
+        self._dtype = dtype or model.encoder.norm.weight.dtype
         self.caches = PagedCache.allocate_layers(
             config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,
-            pages=pages, dtype=model.encoder.norm.weight.dtype, device=model.device, on_full=on_full, folder=folder,
+            pages=pages, dtype=self._dtype, device=model.device, on_full=on_full, folder=folder,
         )  # fmt: skip
         # Seconds of each user's newest event, which the next one's gap is counted from.
         self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
@@ -94,11 +98,59 @@ class IncrementalEncoder:
         self._newest[index] = events.time
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
-            return self._decoders[layer](
-                q, views[layer], lengths, k=k, v=v, query_time=events.time, key_time=events.time
-            )
+            attended = self._decoders[layer](
+                q.to(self._dtype), views[layer], lengths, k=k.to(self._dtype), v=v.to(self._dtype),
+                query_time=events.time, key_time=events.time,
+            )  # fmt: skip
+            return attended.to(q.dtype)
 
         return encode_newest(self.model, tokens, attend)
+
+    @torch.no_grad()
+    def prefill(self, user: int, events: JaggedBatch) -> Tensor:
+        """The state [d] after the whole history of a user who has none yet, in one pass; `events` holds one user.
+
+        Raises ValueError, having changed nothing, where the user has events or pages run out.
+        """
+        if len(events.offsets) != 2 or len(events) == 0:
+            raise ValueError(
+                f"IncrementalEncoder.prefill: {len(events.offsets) - 1} users and {len(events)} events, expected one "
+                "user with events"
+            )
+        projected: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
+            projected.append(output)
+
+        handles = [one.query_key_value.register_forward_hook(keep) for one in self._blocks()]
+        try:
+            states = self.model.encode(events)
+        finally:
+            for handle in handles:
+                handle.remove()
+        heads = self.model.config.heads
+        split = [one.to(self._dtype).view(len(events), 3, heads, -1) for one in projected]
+        self.caches[0].copy_in(user, [*(one[:, 1] for one in split), *(one[:, 2] for one in split), events.time])
+        self._newest[user] = events.time[-1]
+        return states[-1]
+
+    def truncate(self, user: int, length: int) -> None:
+        """Takes back a user's newest events, so that `length` are left; see `PagedCache.truncate`."""
+        cache = self.caches[0]
+        cache.truncate([user], [length])
+        if length > 0:
+            page, slot = divmod(length - 1, cache.page_size)
+            self._newest[user] = cache.time_pages[cache.block_table[user, page], slot]
+
+    def copy_out(self, user: int) -> list[Tensor]:
+        """The user's events of all layers on the host; see `PagedCache.copy_out`."""
+        return self.caches[0].copy_out(user)
+
+    def copy_in(self, user: int, parts: Sequence[Tensor]) -> None:
+        """Gives them to a user without events, of this encoder or of another of the same model and dtype."""
+        self.caches[0].copy_in(user, parts)
+        if len(parts[-1]):
+            self._newest[user] = parts[-1][-1]
 
     def fork(self, source: int, targets: Sequence[int]) -> None:
         """Lets the targets go on from the source's history; see `PagedCache.fork`."""
@@ -108,6 +160,9 @@ class IncrementalEncoder:
     def evict(self, users: Sequence[int]) -> None:
         """Forgets the users."""
         self.caches[0].evict(users)
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.model.encoder.blocks if isinstance(block, Block)]
 
     def _tokens(self, events: JaggedBatch, gap: Tensor) -> Tensor:
         model = self.model

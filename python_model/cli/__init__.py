@@ -1,4 +1,4 @@
-"""The `argus` command: prepare data, train, evaluate, recommend, and a demo of all of it.
+"""The `argus` command: prepare data, train, evaluate, recommend, serve, and a demo of all of it.
 
 Only option parsing stands here, one file a group of commands; torch and the model are imported by the command that
 needs them, so that --help is quick.
@@ -9,10 +9,12 @@ from __future__ import annotations
 # Importing a group registers its commands: --help lists them in this order.
 from python_model.cli.app import app, stop_on_sigterm
 
-from python_model.cli import demo, data, training, evaluation, compare, studies, doctor  # isort: skip
+from python_model.cli import demo, data, training, evaluation, compare, serving, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
 
-__all__ = ["app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "studies", "training"]
+__all__ = [
+    "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "serving", "studies", "training",
+]  # fmt: skip
 
 
 def main() -> None:

@@ -60,13 +60,19 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="ARGUS, the recommender transformer over long user histories: prepare data, train, evaluate, recommend.\n\n"
+    help="ARGUS, the recommender transformer over long user histories: prepare data, train, evaluate, recommend, "
+    "serve.\n\n"
     "Start with `argus demo`. Then, on your own data:\n\n"
     "- `argus prepare movielens ml-100k data/ml`\n"
     "- `argus pretrain data/ml runs/pretrain`\n"
     "- `argus finetune data/ml runs/finetune --from runs/pretrain`\n"
     "- `argus evaluate data/ml runs/pretrain runs/finetune`\n"
-    "- `argus recommend data/ml runs/finetune --user 42`",
+    "- `argus recommend data/ml runs/finetune --user 42`\n\n"
+    "And at work, from one directory that needs no data:\n\n"
+    "- `argus export data/ml runs/finetune exports/ml`\n"
+    "- `argus index exports/ml`, then `argus candidates exports/ml --out candidates.parquet`\n"
+    "- `argus score exports/ml rows.parquet scores`\n"
+    "- `argus serve exports/ml --state sessions`",
 )
 
 

@@ -107,3 +107,39 @@ def test_what_cannot_be_appended() -> None:
         IncrementalEncoder(small_model("full"), 1, 4)
     with pytest.raises(ValueError, match="the model's encoder is 'hstu', expected 'transformer'"):
         IncrementalEncoder(small_model(encoder="hstu"), 1, 4)
+
+
+def test_a_prefilled_history_goes_on_as_if_fed_event_by_event() -> None:
+    model, batch = small_model(), random_batch([9])
+    expected = model.eval().encode(batch).detach()
+    encoder = IncrementalEncoder(model, 2, 12, page_size=4, pages=6)
+    head: dict[str, Any] = {
+        name: getattr(batch, name)[:6]
+        for name in ("rows", "items", "time", "organic", "grade", "feedback", "is_target")
+    }
+    offsets = torch.tensor([0, 6], dtype=torch.int32)
+    start = replace(batch, context=batch.context[:, :6], offsets=offsets, max_length=6, **head)
+    torch.testing.assert_close(encoder.prefill(1, start), expected[5], rtol=1e-4, atol=1e-5)
+    states = {row: encoder.append([1], events_at(batch, [row]))[0] for row in (6, 7, 8)}
+    assert_states(states, expected)
+    encoder.truncate(1, 7)
+    assert_states({row: encoder.append([1], events_at(batch, [row]))[0] for row in (7, 8)}, expected)
+    other = IncrementalEncoder(model, 1, 16, page_size=8, pages=2)
+    encoder.truncate(1, 8)
+    other.copy_in(0, encoder.copy_out(1))
+    assert_states({8: other.append([0], events_at(batch, [8]))[0]}, expected)
+    with pytest.raises(ValueError, match="user 1 has events, expected none"):
+        encoder.prefill(1, start)
+    with pytest.raises(ValueError, match="prefill: 2 users and 3 events, expected one user"):
+        encoder.prefill(0, random_batch([2, 1]))
+
+
+def test_a_cache_of_half_the_precision_stays_close() -> None:
+    model, batch = small_model(), random_batch([20])
+    expected = model.eval().encode(batch).detach()
+    encoder = IncrementalEncoder(model, 1, 20, dtype=torch.bfloat16)
+    assert encoder.caches[0].key_pages.dtype == torch.bfloat16
+    states = fed(encoder, batch, [0], range(20))
+    found = torch.stack([states[row] for row in range(20)])
+    assert found.dtype == torch.float32
+    assert 0 < float((found - expected).abs().max()) < 0.1

@@ -328,3 +328,50 @@ def test_lengths_come_ready_for_the_op() -> None:
     assert lengths.dtype == torch.int32 and lengths.tolist() == [3, 3] and cache.lengths == [3, 0, 3]
     with pytest.raises(ValueError, match="extend: user 1 is named more than once"):
         cache.extend([1, 1])
+
+
+def test_truncate_takes_back_the_newest_events() -> None:
+    """Another user is not touched, a shared page is copied before the taken-back user writes to it again."""
+    first, second = PagedCache.allocate_layers(2, 3, 8, 1, 2, page_size=2, pages=9)
+    first.reserve([0, 1], [5, 3])
+    first.fork(0, [2])
+    first.truncate([0], [3])
+    assert first.lengths == [3, 3, 5] and first.free_pages == 4
+    page = int(first.block_table[0, 1])
+    assert page == int(first.block_table[2, 1]) and int(first.block_table[0, 2]) == -1
+    assert first.extend([0]).tolist() == [4]
+    assert int(second.block_table[0, 1]) != page == int(second.block_table[2, 1])
+    first.truncate([0, 1], [0, 3])
+    assert first.lengths == [0, 3, 5] and (first.block_table[0] == -1).all()
+    for users, lengths, sentence in (
+        ([1], [4], "user 1 is to keep 4 events, expected 0 to 3, which it has"),
+        ([1, 1], [1, 1], "user 1 is named more than once"),
+        ([1], [1, 2], "1 users and 2 lengths, expected as many"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            first.truncate(users, lengths)
+    assert first.lengths == [0, 3, 5]
+
+
+def test_copy_out_and_in_moves_a_user_to_another_cache() -> None:
+    draw = torch.Generator().manual_seed(0)
+    caches = PagedCache.allocate_layers(2, 2, 9, 2, 4, page_size=2, pages=6)
+    for cache in caches:
+        cache.key_pages.normal_(generator=draw)
+        cache.value_pages.normal_(generator=draw)
+    caches[0].time_pages.random_(0, 1000, generator=draw)
+    caches[0].reserve([1, 0], [5, 2])
+    parts = caches[0].copy_out(1)
+    assert [list(part.shape) for part in parts] == [[5, 2, 4]] * 4 + [[5]]
+    other = PagedCache.allocate_layers(2, 4, 9, 2, 4, page_size=4, pages=3)
+    other[0].copy_in(3, parts)
+    assert other[0].lengths == [0, 0, 0, 5] and other[0].free_pages == 1
+    for one, again in zip(parts, other[0].copy_out(3), strict=True):
+        assert torch.equal(one, again)
+    with pytest.raises(ValueError, match="copy_in: user 3 has events, expected none; evict it first"):
+        other[0].copy_in(3, parts)
+    with pytest.raises(ValueError, match="copy_in: the tensors are"):
+        other[0].copy_in(0, parts[:-1])
+    with pytest.raises(ValueError, match="2 pages are wanted and 1 of 3 are free"):
+        other[0].copy_in(0, parts)
+    assert other[0].lengths == [0, 0, 0, 5]

@@ -182,6 +182,46 @@ class PagedCache:
         pool.require_users("evict_oldest", chosen, present=True)
         pool.apply(pool.book.drop_oldest(chosen, keep))
 
+    def truncate(self, users: Tensor | Sequence[int], lengths: Tensor | Sequence[int]) -> None:
+        """Forgets the newest events of every user, so that its first `lengths` are left: a history taken back.
+
+        Raises ValueError, having changed nothing, for a length that the user does not have or an offloaded user.
+        """
+        chosen, wanted = _integers(users), _integers(lengths)
+        pool = self._pool("truncate")
+        pool.require_users("truncate", chosen, once=True, present=True)
+        if len(chosen) != len(wanted):
+            raise ValueError(f"PagedCache.truncate: {len(chosen)} users and {len(wanted)} lengths, expected as many")
+        for user, length in zip(chosen, wanted, strict=True):
+            if not 0 <= length <= pool.book.lengths[user]:
+                raise ValueError(
+                    f"PagedCache.truncate: user {user} is to keep {length} events, expected 0 to "
+                    f"{pool.book.lengths[user]}, which it has"
+                )
+        pool.apply(pool.book.truncate(chosen, wanted))
+
+    def copy_out(self, user: int) -> list[Tensor]:
+        """The user's events on the host: keys of every layer [events, H, Dh], values of every layer, times [events]."""
+        pool = self._pool("copy_out")
+        pool.require_users("copy_out", [user], present=True)
+        return pool.copy_out(user)
+
+    def copy_in(self, user: int, parts: Sequence[Tensor]) -> None:
+        """Gives a user without events those of a `copy_out`, of this cache or of another with the same layers.
+
+        Raises ValueError, having changed nothing, where the user has events, the tensors do not fit or pages run out.
+        """
+        pool = self._pool("copy_in")
+        pool.require_users("copy_in", [user])
+        if pool.book.lengths[user] > 0 or user in pool.away:
+            raise ValueError(f"PagedCache.copy_in: user {user} has events, expected none; evict it first")
+        found = [(list(part.shape[1:]), part.dtype, len(part)) for part in parts]
+        events = len(parts[0]) if parts else 0
+        expected = [(list(tensor.shape[2:]), tensor.dtype, events) for tensor in pool.tensors]
+        if found != expected:
+            raise ValueError(f"PagedCache.copy_in: the tensors are {found}, expected {expected}")
+        pool.copy_in(user, parts)
+
     def fork(self, source: int, targets: Tensor | Sequence[int]) -> None:
         """Gives the targets the source's history, without copying it: candidates or beams that go on from one user.
 

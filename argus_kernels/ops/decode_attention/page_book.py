@@ -131,6 +131,16 @@ class PageBook:
             self.lengths[user] -= dropped * self.page_size
         return changes
 
+    def truncate(self, users: Iterable[int], lengths: Iterable[int]) -> Changes:
+        """Takes the newest events from the users, and the pages that no event is left in."""
+        changes = Changes()
+        for user, length in zip(users, lengths, strict=True):
+            row, kept = self.rows[user], self.pages_of(length)
+            self._release(row[kept:])
+            changes.entries.update(((user, slot), -1) for slot in range(kept, len(row)))
+            self.rows[user], self.lengths[user] = row[:kept], length
+        return changes
+
     def least_recently_used(self, pages: int, kept: Iterable[int]) -> list[int] | None:
         """Users to drop, the longest unused first, so that `pages` are free; None where there are too few."""
         kept = set(kept)

@@ -143,6 +143,25 @@ class PagePool:
                 tensor.index_copy_(0, index, part.to(tensor.device))
             self.away.pop(user).discard()
 
+    def copy_out(self, user: int) -> list[Tensor]:
+        """The user's events, one tensor [events, ...] on the host per tensor of the pool."""
+        places = self._places(user)
+        return [tensor[places].cpu() for tensor in self.tensors]
+
+    def copy_in(self, user: int, parts: Sequence[Tensor]) -> None:
+        """Puts such events in the place of a user who has none."""
+        length = len(parts[0])
+        self.grow("copy_in", [user], [length])
+        places = self._places(user)
+        for tensor, part in zip(self.tensors, parts, strict=True):
+            tensor[places] = part.to(tensor.device)
+
+    def _places(self, user: int) -> tuple[Tensor, Tensor]:
+        """Page and slot of each of the user's events."""
+        event = torch.arange(self.book.lengths[user], device=self.block_table.device)
+        row = torch.tensor(self.book.rows[user], dtype=torch.int64, device=self.block_table.device)
+        return row[event // self.book.page_size], event % self.book.page_size
+
     def _to_host(self, tensor: Tensor, row: Sequence[int]) -> Tensor:
         index = torch.tensor(row, dtype=torch.int64, device=tensor.device)
         taken = tensor.index_select(0, index)

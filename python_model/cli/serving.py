@@ -1,0 +1,307 @@
+"""`argus export`, `index`, `candidates`, `score` and `serve`: a trained run at work, in three ways."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from python_model import console
+from python_model.cli.app import INTERRUPTED, app
+from python_model.cli.options import Data, Device, Json, Score, Threads, Window, check
+
+ExportDirectory = Annotated[
+    Path, typer.Argument(metavar="EXPORT", help="Directory that `argus export` made.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run of this command made.")]
+ServedScore = Annotated[
+    Score | None, typer.Option(help="pair for a fine-tuned run, next_item for a pre-trained one by default.")
+]
+
+
+@app.command(epilog="Example: `argus export data/ml runs/finetune exports/ml`.")
+def export(
+    data: Data,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A trained run.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to make.", show_default=False)],
+    score: ServedScore = None,
+    best: Annotated[int, typer.Option(min=0, help="Items of each user in scores.parquet, with their scores.")] = 100,
+    window: Window = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Write all that serving needs into one directory: vectors, scores, ids, histories and the model.
+
+    Item and user vectors in float32, bfloat16 and int8, as Parquet and as .npy; the data set is not needed afterwards.
+    """
+    from python_model import checkpoint
+    from python_model.data.schema import load_dataset
+    from python_model.runs import require_fit, use_threads
+    from python_model.serving.export import export as write_export
+
+    check(device)
+    dataset = load_dataset(data)
+    description = checkpoint.read_description(run)
+    require_fit(run, description, dataset)
+    use_threads(threads, description.model_config.width)
+    with console.counting_progress("Users") as advance:
+        info = write_export(
+            dataset, run, out, score=score.value if score else None, window=window, best=best, device=device,
+            overwrite=overwrite, progress=advance,
+        )  # fmt: skip
+    console.say(
+        f"{out}: {info.items:,} items, {info.users:,} users, vectors of {info.width} for the score {info.score}"
+    )
+    for side, forms in info.errors.items():
+        errors = ", ".join(f"{form} {100 * error['relative_rms']:.2f} %" for form, error in forms.items())
+        console.say(f"Error of the {side}' vectors (root mean square, of their length): {errors}")
+    console.say(f"Next: argus index {shlex.quote(str(out))}")
+
+
+@app.command(epilog="Example: `argus index exports/ml --check 1000`.")
+def index(
+    path: ExportDirectory,
+    links: Annotated[int, typer.Option(help="Links of a node to others (M of HNSW).")] = 32,
+    build_breadth: Annotated[int, typer.Option(help="Nodes kept in view while building (efConstruction).")] = 80,
+    search_breadth: Annotated[int, typer.Option(help="Nodes kept in view while searching (efSearch).")] = 256,
+    queries: Annotated[
+        int, typer.Option("--check", metavar="USERS", help="Compare with exact search for so many users; 0 for none.")
+    ] = 200,
+    k: Annotated[int, typer.Option("--k", min=1, help="Items that the check asks for.")] = 100,
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Build the HNSW index over the item vectors of an export, and say what it finds of the exact best items."""
+    from python_model.serving import index as indexing
+    from python_model.serving.bundle import Export
+
+    check("cpu", json_file)
+    found = Export.open(path)
+    faiss = indexing.require_faiss()
+    if threads is not None:
+        faiss.omp_set_num_threads(threads)
+    settings = indexing.IndexSettings(links, build_breadth, search_breadth)
+    began = time.perf_counter()
+    with console.working(f"Building the index of {found.info.items:,} items"):
+        built = indexing.CandidateIndex.build(found.item_vectors(), settings)
+        built.save(path, found.info.model)
+    seconds = time.perf_counter() - began
+    console.say(f"{path / indexing.INDEX}: {len(built):,} items in {seconds:.1f} s")
+    figures: dict[str, Any] = {"items": len(built), "build_seconds": seconds, **asdict(settings)}
+    if queries > 0:
+        with console.working("Comparing with exact search"):
+            checked = indexing.check_index(built, indexing.sample_users(found, queries), k)
+        figures |= asdict(checked)
+        console.say(
+            f"recall@{checked.k} {checked.recall:.4f} against exact search, {checked.p50_ms:.2f} ms a query on one "
+            f"thread (99 %: {checked.p99_ms:.2f} ms; exact: {checked.exact_ms:.2f} ms), over {checked.queries:,} users"
+        )
+    if json_file is not None:
+        console.write_json(json_file, figures)
+    console.say(f"Next: argus candidates {shlex.quote(str(path))} --out candidates.parquet")
+
+
+@app.command(
+    epilog="Examples: `argus candidates exports/ml --user 42 --user 7 --k 5 --exclude-seen`, "
+    "`argus candidates exports/ml --out candidates.parquet --blocked blocked.txt`."
+)
+def candidates(
+    path: ExportDirectory,
+    user: Annotated[
+        list[str] | None,
+        typer.Option("--user", help="User id as in the source data; repeat it for several. All users by default."),
+    ] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many items.")] = 100,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Leave out items that the user's history already has.")
+    ] = False,
+    blocked: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Items nobody gets: a text with an id a line, or Parquet with item_id."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write user_id, rank, item_id, score as Parquet.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Search all items instead of the index.")] = False,
+    breadth: Annotated[
+        int | None, typer.Option(min=1, help="Nodes kept in view while searching; the index's by default.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Retrieve the best items of users from the index of an export, without seen or blocked ones."""
+    import numpy as np
+
+    from python_model.serving import candidates as retrieving
+    from python_model.serving.bundle import Export
+
+    if user is None and out is None:
+        raise ValueError("name users with --user, or a file for the candidates of all users with --out")
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    found = Export.open(path)
+    users = np.arange(found.info.users) if user is None else found.user_ids.require(user)
+    left_out = None if blocked is None else retrieving.read_ids(blocked, found.item_ids, "item_id")
+    search = retrieving.search_of(found, exact=exact, breadth=breadth)
+    if out is None:
+        for part, items, scores in retrieving.candidates(
+            found, users, k, search, exclude_seen=exclude_seen, blocked=left_out
+        ):
+            console.print_candidates(found, part, items, scores)
+        return
+    with console.counting_progress("Users") as advance:
+        rows = retrieving.write_candidates(
+            out, found, users, k, search, exclude_seen=exclude_seen, blocked=left_out, progress=advance
+        )
+    console.say(f"{out}: {rows:,} candidates of {len(users):,} users")
+
+
+@app.command(
+    epilog="Examples: `argus score runs/finetune rows.parquet scores --data data/ml`, "
+    "`argus score exports/ml rows.parquet scores`. The same command goes on where it was stopped."
+)
+def score(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|EXPORT", help="A trained run, or what `argus export` made.", show_default=False),
+    ],
+    rows: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROWS", help="Parquet with user_id, item_id, time; a file or a folder.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the scored rows, a part per row group.", show_default=False)
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", help="With a run: the histories behind the scores, from `argus prepare`."),
+    ] = None,
+    kind: Annotated[
+        Score | None,
+        typer.Option("--score", help="With a run: pair if it is fine-tuned, next_item otherwise by default."),
+    ] = None,
+    lag: Annotated[
+        int | None, typer.Option(min=1, help="With a run: seconds by which known events are older; the model's own.")
+    ] = None,
+    vectors: Annotated[bool, typer.Option("--vectors", help="Add the user and item vectors beside the score.")] = False,
+    window: Window = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    json_file: Json = None,
+) -> None:
+    """Score rows of user, item and time in batches, each exactly once, as a feature for another ranker.
+
+    With a run and --data a row's score knows what was known at its time; from an export it knows the user's newest
+    state, and rows before that have none. Unknown users and items have none either; the reasons are counted.
+    """
+    from python_model.serving import score as scoring
+
+    check(device, json_file)
+    began = time.perf_counter()
+    try:
+        scorer = _scorer(source, rows, out, data, kind, lag, vectors, window, overwrite, device, threads)
+        started = time.perf_counter()
+        with console.counting_progress("Rows") as advance:
+            report = scoring.score_parquet(scorer, rows, out, overwrite=overwrite and data is None, progress=advance)
+    except KeyboardInterrupt:
+        console.say("Stopped. The same command goes on with the parts that are missing.")
+        raise typer.Exit(INTERRUPTED) from None
+    seconds = time.perf_counter() - started
+    rate = f", {report.scored_now / seconds:,.0f} rows/s" if report.scored_now else ", all of them before"
+    console.say(f"{out}: {report.scored:,} of {report.rows:,} rows scored{rate}")
+    for reason, count in sorted(report.missing.items()):
+        console.say(f"Without a score: {count:,} rows ({reason})")
+    if json_file is not None:
+        console.write_json(
+            json_file, {**asdict(report), "seconds": seconds, "seconds_in_all": time.perf_counter() - began}
+        )
+
+
+def _scorer(
+    source: Path, rows: Path, out: Path, data: Path | None, kind: Score | None, lag: int | None, vectors: bool,
+    window: int | None, overwrite: bool, device: str, threads: int | None,
+) -> Any:  # fmt: skip
+    """What scores the rows, with the states that they need where they come from histories."""
+    from python_model import checkpoint
+    from python_model.data.schema import load_dataset
+    from python_model.runs import require_fit, use_threads
+    from python_model.serving import score as scoring
+    from python_model.serving.bundle import Export
+    from python_model.serving.scorers import ExportScorer, HistoryScorer
+
+    if Export.is_at(source):
+        if any(given is not None for given in (data, kind, lag, window)):
+            raise ValueError(f"{source} is an export: --data, --score, --lag and --window are for a run")
+        use_threads(threads, 1 << 20)
+        return ExportScorer(Export.open(source), vectors=vectors)
+    if data is None:
+        raise ValueError(f"{source} is no export: give the histories behind a run with --data, or make an export first")
+    dataset = load_dataset(data)
+    description = checkpoint.read_description(source)
+    require_fit(source, description, dataset)
+    use_threads(threads, description.model_config.width)
+    scorer = HistoryScorer(
+        checkpoint.load_model(source, device), dataset, None, score=kind.value if kind else None, lag=lag,
+        window=window or description.train_config.window, vectors=vectors,
+    )  # fmt: skip
+    scoring.prepare_states(scorer, rows, out, overwrite=overwrite, bar=console.counting_progress)
+    return scorer
+
+
+@app.command(
+    epilog="Example: `argus serve exports/ml --state sessions`, then a line such as "
+    '`{"user": 42, "item": 50, "time": 893286638, "feedback": {"like": 1}, "k": 5}`.'
+)
+def serve(
+    path: ExportDirectory,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where sessions are kept; without it they end with the command."),
+    ] = None,
+    resident: Annotated[int, typer.Option(min=1, help="Users in memory at once.")] = 64,
+    max_events: Annotated[
+        int | None, typer.Option(help="Longest history of a user; the model's longest by default.")
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Keep keys and values in bfloat16.")] = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Keep events only, and encode them again when a user returns.")
+    ] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Serve sessions: events as JSON lines in, the best items (and vectors) as JSON lines out, user by user.
+
+    A line names `user`. With `item` and `time` it is an event, with `organic`, `context` and `feedback` where known;
+    with `amend` it is feedback for an event that came before. `k` asks for items, `exclude_seen` leaves out known
+    ones, `vectors` asks for the vectors.
+    """
+    import torch
+
+    from python_model.serving.lines import answer
+    from python_model.serving.store import SessionStore
+
+    check(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    store = SessionStore.open(
+        path, state, resident=resident, max_events=max_events, dtype=torch.bfloat16 if half else None,
+        on_full="replay" if replay else "offload", device=device,
+    )  # fmt: skip
+    try:
+        for line in sys.stdin:
+            if line.strip():
+                sys.stdout.write(json.dumps(answer(store, line)) + "\n")
+                sys.stdout.flush()
+    finally:
+        store.close()

@@ -1,0 +1,187 @@
+"""Candidate generation: a FAISS HNSW graph over the item vectors, with items left out, measured against exact search.
+
+The graph is searched by inner product. What is left out (seen or blocked items) is kept out of the result while the
+graph is walked; where the walk ends with fewer items than asked for, or most of the catalogue is left out, the query
+is answered by exact search: as many items come back as there are.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from python_model.data.errors import DataError
+from python_model.serving.bundle import Export
+from python_model.serving.exact import best_items
+from python_model.serving.files import whole_file, write_text
+
+INDEX, SETTINGS = "index.faiss", "index.json"
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """Of HNSW. links: of a node (M). build_breadth, search_breadth: nodes kept in view (efConstruction, efSearch)."""
+
+    links: int = 32
+    build_breadth: int = 80
+    search_breadth: int = 256
+
+    def __post_init__(self) -> None:
+        for name, least in (("links", 2), ("build_breadth", 1), ("search_breadth", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+def require_faiss() -> Any:
+    """The faiss module; ValueError saying what to install where it is not there."""
+    try:
+        import faiss
+    except ImportError:
+        raise ValueError("faiss is not installed: pip install faiss-cpu, or argus-kernels[serve]") from None
+    return faiss
+
+
+class CandidateIndex:
+    """An HNSW graph over item vectors float32 [V, D], which exact search reads too."""
+
+    def __init__(self, graph: Any, vectors: np.ndarray, settings: IndexSettings) -> None:
+        self._faiss = require_faiss()
+        self._graph, self.vectors, self.settings = graph, vectors, settings
+
+    @classmethod
+    def build(cls, vectors: np.ndarray, settings: IndexSettings | None = None) -> CandidateIndex:
+        """Builds the graph on all of faiss's threads."""
+        faiss = require_faiss()
+        settings = settings or IndexSettings()
+        graph = faiss.IndexHNSWFlat(vectors.shape[1], settings.links, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = settings.build_breadth
+        graph.add(np.ascontiguousarray(vectors, np.float32))
+        return cls(graph, vectors, settings)
+
+    def save(self, folder: Path, made_for: str) -> None:
+        """Writes the graph and its settings, each file whole or not at all; made_for: what it must be opened with."""
+        with whole_file(folder / INDEX) as partial:
+            self._faiss.write_index(self._graph, str(partial))
+        write_text(folder / SETTINGS, json.dumps({**asdict(self.settings), "model": made_for}, indent=2) + "\n")
+
+    @classmethod
+    def open(cls, export: Export) -> CandidateIndex:
+        """The index of an export; DataError where `argus index` has not made one for these vectors."""
+        faiss = require_faiss()
+        file = export.path / INDEX
+        if not file.is_file() or not (export.path / SETTINGS).is_file():
+            raise DataError(file, f"not found: make it with `argus index {export.path}`")
+        try:
+            settings = json.loads((export.path / SETTINGS).read_text("utf-8"))
+            made_for = settings.pop("model")
+            graph = faiss.read_index(str(file))
+            found = cls(graph, export.item_vectors(), IndexSettings(**settings))
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise DataError(file, f"cannot be read: {str(error).splitlines()[0]}") from error
+        if made_for != export.info.model or graph.ntotal != export.info.items:
+            raise DataError(file, f"was made for another model: make it anew with `argus index {export.path}`")
+        return found
+
+    def __len__(self) -> int:
+        return int(self._graph.ntotal)
+
+    def search(
+        self, queries: np.ndarray, k: int, excluded: Sequence[np.ndarray] | None = None, *, breadth: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(items int64 [n, k], scores float32 [n, k]) of queries float32 [n, D], best first.
+
+        excluded: dense item numbers that must not appear, one array a query. breadth: nodes kept in view, that of the
+        settings where None, at least k. −1 and −inf stand where the catalogue has fewer than k items left.
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, found {k}")
+        queries = np.ascontiguousarray(queries, np.float32)
+        breadth = max(breadth or self.settings.search_breadth, k)
+        if excluded is None:
+            scores, items = self._graph.search(queries, min(k, len(self)), params=self._parameters(breadth))
+            return self._padded(items, scores, k, queries, None)
+        found = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
+        for row, left_out in enumerate(excluded):
+            one = self._search_without(queries[row : row + 1], k, np.asarray(left_out, np.int64), breadth)
+            found[0][row], found[1][row] = one[0][0], one[1][0]
+        return found
+
+    def _search_without(
+        self, query: np.ndarray, k: int, left_out: np.ndarray, breadth: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if 2 * len(left_out) > len(self):
+            return best_items(query, self.vectors, k, [left_out])
+        allowed = np.full(-(-len(self) // 8), 255, np.uint8)
+        np.bitwise_and.at(allowed, left_out >> 3, ~(np.uint8(1) << (left_out & 7).astype(np.uint8)))
+        selector = self._faiss.IDSelectorBitmap(allowed)
+        # Items that are left out are the likely ones: the walk passes through them on its way.
+        breadth = breadth + min(len(left_out), 4 * breadth)
+        scores, items = self._graph.search(query, min(k, len(self)), params=self._parameters(breadth, selector))
+        return self._padded(items, scores, k, query, left_out)
+
+    def _padded(
+        self, items: np.ndarray, scores: np.ndarray, k: int, queries: np.ndarray, left_out: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same with k columns; rows that came back short are searched exactly."""
+        excluded = [] if left_out is None else [left_out]
+        there = len(self) - len(np.unique(np.concatenate([np.zeros(0, np.int64), *excluded])))
+        short = np.flatnonzero((items >= 0).sum(1) < min(k, there))
+        if items.shape[1] < k:
+            more = ((0, 0), (0, k - items.shape[1]))
+            items = np.pad(items, more, constant_values=-1)
+            scores = np.pad(scores, more, constant_values=-np.inf)
+        scores = np.where(items >= 0, scores, -np.inf).astype(np.float32)
+        if len(short):
+            exact = best_items(queries[short], self.vectors, k, excluded * len(short) if excluded else None)
+            items[short], scores[short] = exact
+        return items.astype(np.int64), scores
+
+    def _parameters(self, breadth: int, selector: Any = None) -> Any:
+        return self._faiss.SearchParametersHNSW(efSearch=breadth, sel=selector)
+
+
+def sample_users(export: Export, users: int, seed: int = 0) -> np.ndarray:
+    """Vectors float32 [n, D] of so many users of an export, drawn at random, all of them where there are fewer."""
+    chosen = np.random.default_rng(seed).permutation(export.info.users)[:users]
+    return np.ascontiguousarray(export.user_vectors()[np.sort(chosen)])
+
+
+@dataclass(frozen=True)
+class IndexCheck:
+    """How an index does beside exact search, over `queries` queries on one thread; milliseconds a query."""
+
+    queries: int
+    k: int
+    recall: float
+    p50_ms: float
+    p99_ms: float
+    exact_ms: float
+
+
+def check_index(index: CandidateIndex, queries: np.ndarray, k: int, *, breadth: int | None = None) -> IndexCheck:
+    """Recall@k against exact search (the share of the exact k best that is found), and times query by query."""
+    faiss = require_faiss()
+    began = time.perf_counter()
+    exact, _ = best_items(queries, index.vectors, k)
+    exact_ms = (time.perf_counter() - began) * 1e3 / len(queries)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        index.search(queries[:1], k, breadth=breadth)
+        times, hits = [], 0
+        for row in range(len(queries)):
+            began = time.perf_counter()
+            items, _ = index.search(queries[row : row + 1], k, breadth=breadth)
+            times.append((time.perf_counter() - began) * 1e3)
+            hits += len(np.intersect1d(items[0][items[0] >= 0], exact[row]))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    wanted = int((exact >= 0).sum())
+    p50, p99 = np.quantile(times, [0.5, 0.99])
+    return IndexCheck(len(queries), k, hits / wanted, float(p50), float(p99), exact_ms)

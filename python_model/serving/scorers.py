@@ -1,0 +1,266 @@
+"""What scores rows of (user, item, time): Table in, Table out, from stored user vectors or from stored states.
+
+A scorer is a pure function of one table: the same rows in the same order, with a column `score` (float32) and a column
+`score_missing` that says why a score is null. So tables may be cut anywhere and scored by anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from python_model.data.errors import DataError
+from python_model.data.schema import Dataset
+from python_model.layers import time_bucket
+from python_model.model import Argus
+from python_model.serving import towers
+from python_model.serving.bundle import Export
+from python_model.serving.ids import IdTable
+from python_model.serving.states import Progress, StateFiles, write_states
+
+REASONS = ("unknown user", "unknown item", "no time", "before the user's vector")
+"""Why a row has no score, in the order in which they are looked for."""
+
+SCORE, MISSING, USER_VECTOR, ITEM_VECTOR = "score", "score_missing", "user_vector", "item_vector"
+CHUNK = 1 << 13
+NO_TIME, FAR = int(np.iinfo(np.int64).min), 1 << 61
+
+
+class RowScorer(Protocol):
+    """Scores the rows of a table; `identity` is what its numbers depend on besides the rows."""
+
+    identity: Mapping[str, Any]
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """The rows in their order, and `score` and `score_missing` beside their columns."""
+        ...
+
+
+class ExportScorer:
+    """Scores with the users' newest vectors.
+
+    A vector knows all events of its user, so a row gets a score only from `lag` seconds after the newest of them on;
+    an earlier one has null, for the vector may know what came of it. vectors: adds both vectors as columns.
+    """
+
+    def __init__(self, export: Export, *, vectors: bool = False) -> None:
+        self._users, self._items = export.user_ids, export.item_ids
+        self._user_vectors = torch.from_numpy(np.array(export.user_vectors()))
+        self._item_vectors = torch.from_numpy(np.array(export.item_vectors()))
+        self._known_from = export.user_time + export.info.lag
+        self._vectors = vectors
+        self.identity: Mapping[str, Any] = {
+            "kind": "export", "model": export.info.model, "score": export.info.score, "vectors": vectors,
+            "users": len(self._users), "newest": int(export.user_time.max(initial=0)),
+        }  # fmt: skip
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Rows in their order with their scores; see `RowScorer`."""
+        user, item, time = read_rows(rows, self._users, self._items)
+        missing = reasons(user, item, time)
+        early = (missing < 0) & (time < self._known_from[np.maximum(user, 0)])
+        missing[early] = REASONS.index("before the user's vector")
+        known = np.flatnonzero(missing < 0)
+        one = torch.from_numpy(user[known])
+        other = torch.from_numpy(item[known])
+        scores = row_dots(self._user_vectors, one, self._item_vectors, other)
+        found = (self._user_vectors[one], self._item_vectors[other]) if self._vectors else None
+        return with_scores(rows, known, missing, scores, found)
+
+
+class HistoryScorer:
+    """Scores with what was known of each user at the time of each row, from stored states.
+
+    The state behind a row at time t is the one after the user's newest event that is at least `lag` seconds older than
+    t; a user known to the data without such an event has the start state. Context columns (`organic`, `context_…`)
+    are those of the rows where they have them, else those of that newest event. The simplified form only.
+    """
+
+    def __init__(
+        self, model: Argus, dataset: Dataset, states: StateFiles | None, *, score: str | None = None,
+        lag: int | None = None, window: int, vectors: bool = False,
+    ) -> None:  # fmt: skip
+        if model.config.form != "simplified":
+            raise ValueError(
+                f"scoring by time needs the simplified form, whose states are stored; this model's is "
+                f"{model.config.form!r}: score from an export"
+            )
+        self._model, self._dataset, self.states = model.eval(), dataset, states
+        self.window = window
+        self._kind, self._vectors = towers.kind_of(model, score), vectors
+        self.lag = max(towers.lag_of(model) if lag is None else lag, 1)
+        self._users = IdTable(dataset.user_ids, f"the users of {dataset.path}")
+        self._items = IdTable(dataset.item_column("item_id"), f"the items of {dataset.path}")
+        with torch.inference_mode():
+            self._item_vectors = model.item_matrix()
+        # Users laid end to end on one rising scale, so that one search finds the place of every row.
+        self._first = int(dataset.time.min())
+        self._span = int(dataset.time.max()) - self._first + 2
+        self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
+        self.identity: Mapping[str, Any] = {
+            "kind": "history", "model": towers.fingerprint(model), "score": self._kind, "lag": self.lag,
+            "window": window, "vectors": vectors, "data": dataset.info.name, "events": len(dataset),
+        }  # fmt: skip
+
+    @property
+    def events(self) -> int:
+        """Events of the data set."""
+        return len(self._dataset)
+
+    def compute_states(self, rows: np.ndarray, folder: Path, progress: Progress) -> None:
+        """Takes the states after the events `rows` (int64 [n], rising) from a folder, after computing what it lacks."""
+        self.states = write_states(self._model, self._dataset, rows, folder, window=self.window, progress=progress)
+
+    def state_rows(self, rows: pa.Table) -> np.ndarray:
+        """For each row the event whose state is behind it, int64; −1 for the start state or a row without a score."""
+        user, item, time = read_rows(rows, self._users, self._items)
+        return np.where(reasons(user, item, time) < 0, self._newest_known(user, time), -1)
+
+    @torch.inference_mode()
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Rows in their order with their scores; see `RowScorer`."""
+        user, item, time = read_rows(rows, self._users, self._items)
+        missing = reasons(user, item, time)
+        known = np.flatnonzero(missing < 0)
+        newest = self._newest_known(user[known], time[known])
+        context = self._context(rows, known, newest, time[known])
+        # Rows of one impression list, and all that differ in nothing else, share one user vector.
+        first, place = distinct([newest, *context])
+        vectors = self._user_vectors(newest[first], context[:, first])
+        one, other = torch.from_numpy(place), torch.from_numpy(item[known])
+        device = self._item_vectors.device
+        scores = row_dots(vectors, one.to(device), self._item_vectors, other.to(device))
+        found = (vectors[one], self._item_vectors[other]) if self._vectors else None
+        return with_scores(rows, known, missing, scores, found)
+
+    def _newest_known(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Row of the user's newest event that a score at `time` may know of, −1 where there is none."""
+        since = np.clip(time - self.lag - self._first, -1, self._span - 2)
+        place = np.searchsorted(self._key, user * self._span + since, side="right") - 1
+        return np.where((user >= 0) & (place >= self._dataset.offsets[np.maximum(user, 0)]), place, -1)
+
+    def _context(self, rows: pa.Table, known: np.ndarray, newest: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Context columns int64 [K, n] as the model reads them: organic, gap, the data's own."""
+        data, config = self._dataset, self._model.config
+        there = newest >= 0
+        gap = time_bucket(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
+        given = _given(rows, "organic", 2, known)
+        columns = [np.where(there, data.organic[newest], 0) if given is None else given, np.where(there, gap, -1)]
+        for name, count in data.info.context.items():
+            given = _given(rows, f"context_{name}", count, known)
+            columns.append(np.where(there, data.context(name)[newest], -1) if given is None else given)
+        return np.stack(columns).astype(np.int64)
+
+    def _user_vectors(self, newest: np.ndarray, context: np.ndarray) -> Tensor:
+        """float32 [n, D] of states and context columns."""
+        model, device = self._model, self._model.device
+        there = np.flatnonzero(newest >= 0)
+        states = model.start.detach().float().expand(len(newest), -1).clone()
+        if len(there):
+            assert self.states is not None
+            rows, place = np.unique(newest[there], return_inverse=True)
+            states[torch.from_numpy(there).to(device)] = torch.from_numpy(self.states.after(rows)[place]).to(device)
+        parts = []
+        for start in range(0, len(newest), CHUNK):
+            ids = torch.from_numpy(context[:, start : start + CHUNK]).to(device)
+            embedded = model.context_embedding(model.tables, ids)
+            readings = torch.cat([states[start : start + CHUNK].to(embedded.dtype), embedded], -1)
+            parts.append(towers.vectors_of(model, readings, self._kind))
+        return torch.cat(parts) if parts else self._item_vectors.new_zeros(0, self._item_vectors.shape[1])
+
+
+def read_rows(rows: pa.Table, users: IdTable, items: IdTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(user, item, time) int64 of the columns user_id, item_id, time: −1 where unknown; DataError for other types."""
+    for name in ("user_id", "item_id", "time"):
+        if name not in rows.column_names:
+            raise DataError("rows", f"this column is missing; they have {', '.join(rows.column_names)}", column=name)
+    for name in (SCORE, MISSING, USER_VECTOR, ITEM_VECTOR):
+        if name in rows.column_names:
+            raise DataError("rows", "this column is what scoring adds: leave it out or rename it", column=name)
+    time = rows.column("time")
+    if pa.types.is_timestamp(time.type):
+        time = pc.floor_temporal(time, unit="second").cast(pa.timestamp("s", tz=time.type.tz)).cast(pa.int64())
+    if not (pa.types.is_integer(time.type) or pa.types.is_null(time.type)):
+        raise DataError("rows", f"expected whole seconds or a timestamp, found {time.type}", column="time")
+    seconds = pc.fill_null(time.cast(pa.int64()), NO_TIME).to_numpy()
+    # Far beyond any data, so that nothing overflows where a lag is taken off.
+    seconds = np.where(seconds == NO_TIME, NO_TIME, np.clip(seconds, -FAR, FAR))
+    return users.find(rows.column("user_id"), "user_id"), items.find(rows.column("item_id"), "item_id"), seconds
+
+
+def reasons(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """int8 [n]: which of REASONS keeps a row from its score, −1 for none."""
+    missing = np.full(len(user), -1, np.int8)
+    for name, bad in (("no time", time == NO_TIME), ("unknown item", item < 0), ("unknown user", user < 0)):
+        missing[bad] = REASONS.index(name)
+    return missing
+
+
+def row_dots(one: Tensor, rows_of_one: Tensor, other: Tensor, rows_of_other: Tensor) -> Tensor:
+    """Dot products float32 [n] of row rows_of_one[i] of one [·, D] with row rows_of_other[i] of the other."""
+    out = torch.empty(len(rows_of_one), dtype=torch.float32, device=one.device)
+    for start in range(0, len(out), CHUNK):
+        rows = slice(start, start + CHUNK)
+        torch.sum(
+            one.index_select(0, rows_of_one[rows]).mul_(other.index_select(0, rows_of_other[rows])), 1, out=out[rows]
+        )
+    return out
+
+
+def distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(first [m], place [n]) of the distinct rows of int64 columns of at least −1: row i equals row first[place[i]]."""
+    key = np.zeros(len(columns[0]), np.int64)
+    most = 1
+    for column in columns:
+        width = int(column.max(initial=-1)) + 2
+        if most * width >= 1 << 62:
+            _, key = np.unique(key, return_inverse=True)
+            most = int(key.max(initial=0)) + 1
+        key, most = key * width + (column + 1), most * width
+    _, first, place = np.unique(key, return_index=True, return_inverse=True)
+    return first, place
+
+
+def with_scores(
+    rows: pa.Table, known: np.ndarray, missing: np.ndarray, scores: Tensor, vectors: tuple[Tensor, Tensor] | None
+) -> pa.Table:
+    """The rows with what scoring adds; scores and vectors are those of the rows `known`, in order."""
+    values = np.zeros(len(rows), np.float32)
+    values[known] = scores.cpu().numpy()
+    out = rows.append_column(SCORE, pa.array(values, mask=missing >= 0))
+    codes = pa.array(np.maximum(missing, 0), pa.int8(), mask=missing < 0)
+    out = out.append_column(MISSING, pa.DictionaryArray.from_arrays(codes, pa.array(REASONS)))
+    for name, found in zip((USER_VECTOR, ITEM_VECTOR), vectors or (), strict=False):
+        out = out.append_column(name, _vector_column(found.cpu().numpy(), known, len(rows)))
+    return out
+
+
+def _vector_column(vectors: np.ndarray, known: np.ndarray, rows: int) -> pa.Array:
+    width = vectors.shape[1]
+    flat = np.zeros((rows, width), np.float32)
+    flat[known] = vectors
+    unknown = np.ones(rows, bool)
+    unknown[known] = False
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), width, mask=pa.array(unknown))
+
+
+def _given(rows: pa.Table, name: str, count: int, known: np.ndarray) -> np.ndarray | None:
+    """A context column of the rows `known`, nulls as −1; None where the table does not have it."""
+    if name not in rows.column_names:
+        return None
+    values = rows.column(name)
+    if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
+        raise DataError("rows", f"expected integers, found {values.type}", column=name)
+    array: np.ndarray = pc.fill_null(values.cast(pa.int64()), -1).to_numpy()
+    wrong = (array < -1) | (array >= count)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise DataError("rows", f"expected a value in [-1, {count - 1}], found {array[at]}", column=name, row=at + 1)
+    return array[known]

@@ -1,0 +1,80 @@
+"""The encoder's states after chosen events, on disk: one pass over the histories, looked up by row afterwards.
+
+rows.npy     int64 [n], rising: rows of events.parquet
+states.npy   float32 [n, d]
+done.json    how many are there; a stopped pass goes on from here
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from python_model.data.batches import evaluation_batches
+from python_model.data.schema import Dataset
+from python_model.model import Argus
+from python_model.serving.files import whole_file, write_text
+
+BLOCK = 1 << 18
+ROWS, STATES, DONE = "rows.npy", "states.npy", "done.json"
+
+Progress = Callable[[int, int], None]
+
+
+class StateFiles:
+    """States float32 [n, d] after the events `rows` of a data set, mapped from a folder that `write_states` made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.rows: np.ndarray = np.load(folder / ROWS)
+        self._states: np.ndarray = np.load(folder / STATES, mmap_mode="r")
+
+    def after(self, rows: np.ndarray) -> np.ndarray:
+        """float32 [n, d] after the events `rows`, every one of which must be there."""
+        place = np.searchsorted(self.rows, rows)
+        if len(rows) and (place.max() >= len(self.rows) or (self.rows[place] != rows).any()):
+            raise ValueError("StateFiles: a state is asked for that was not computed")
+        return np.asarray(self._states[place])
+
+
+@torch.inference_mode()
+def write_states(
+    model: Argus, dataset: Dataset, rows: np.ndarray, folder: Path, *, window: int, token_budget: int = 8192,
+    progress: Progress = lambda done, total: None,
+) -> StateFiles:  # fmt: skip
+    """Computes what of the states after `rows` (int64 [n], rising) is not in the folder yet; flushed block by block.
+
+    Every state has at least window // 2 events behind it, or all that its user has. Only of the simplified form, whose
+    states do not depend on what is asked of them.
+    """
+    width = model.config.width
+    folder.mkdir(parents=True, exist_ok=True)
+    done = 0
+    if (folder / DONE).is_file():
+        done = int(json.loads((folder / DONE).read_text("utf-8"))["states"])
+        states = open_memmap(folder / STATES, mode="r+")
+    else:
+        with whole_file(folder / ROWS) as partial, open(partial, "wb") as file:
+            np.save(file, rows)
+        states = open_memmap(folder / STATES, mode="w+", dtype=np.float32, shape=(len(rows), width))
+    window = min(window, model.config.max_events)
+    for start in range(done, len(rows), BLOCK):
+        targets = np.zeros(len(dataset), bool)
+        targets[rows[start : start + BLOCK]] = True
+        place = start
+        for batch in evaluation_batches(dataset, targets, max(token_budget, window), window):
+            batch = batch.to(model.device)
+            found = model.encode(batch)[batch.is_target].float().cpu().numpy()
+            states[place : place + len(found)] = found
+            place += len(found)
+            progress(place, len(rows))
+        if isinstance(states, np.memmap):
+            states.flush()
+        write_text(folder / DONE, json.dumps({"states": place}) + "\n")
+    if len(rows) == 0:
+        write_text(folder / DONE, json.dumps({"states": 0}) + "\n")
+    return StateFiles(folder)

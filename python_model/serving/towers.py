@@ -1,0 +1,65 @@
+"""Which score a model is served with, and the user vectors whose dot products with item vectors are that score."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from python_model.data.batches import JaggedBatch
+from python_model.model import Argus
+
+KINDS = ("pair", "next_item")
+
+
+def kind_of(model: Argus, kind: str | None = None) -> str:
+    """The score to serve: the one asked for, else "pair" of a fine-tuned model and "next_item" of any other."""
+    if kind is None:
+        return "pair" if model.stage == "finetune" else "next_item"
+    if kind not in KINDS:
+        raise ValueError(f"score: expected one of {', '.join(KINDS)}, found {kind!r}")
+    if kind == "pair" and model.stage != "finetune":
+        raise ValueError("score pair needs a fine-tuned run; this one is pre-trained only")
+    return kind
+
+
+def lag_of(model: Argus) -> int:
+    """Seconds by which an event is older than the moment of a score that may know of it: at least one."""
+    return max(model.config.lag, 1)
+
+
+def delay_of(model: Argus, kind: str) -> int:
+    """Seconds after a user's newest event that its vector speaks of: the ranker may know an event after its lag."""
+    return model.config.lag if kind == "pair" else 0
+
+
+def vectors_of(model: Argus, readings: Tensor, kind: str) -> Tensor:
+    """User vectors float32 [n, D] of what the heads read [n, ·]; `next_item` has the temperature for its length."""
+    if kind == "pair":
+        return model.user_head(readings).float()
+    return model.temperature * normalize(model.query_head(readings).float(), dim=-1)
+
+
+def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
+    """User vectors float32 [T, D] right before every event of a batch."""
+    if kind == "pair":
+        return model.user_vectors(batch)
+    return model.temperature * model.next_item_queries(batch)
+
+
+def fingerprint(model: Argus) -> str:
+    """SHA-256 of the settings and all weights: equal numbers come of equal fingerprints."""
+    digest = hashlib.sha256((model.stage + model.config.to_json() + model.features.to_json()).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def vocabulary_fingerprint(model: Argus) -> str:
+    """SHA-256 of what dense numbers mean: the vocabulary and the columns of every item."""
+    digest = hashlib.sha256(model.features.to_json().encode())
+    digest.update(model.item_columns.cpu().numpy().tobytes())
+    return digest.hexdigest()
