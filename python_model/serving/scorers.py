@@ -116,7 +116,9 @@ class HistoryScorer:
 
     def compute_states(self, rows: np.ndarray, folder: Path, progress: Progress) -> None:
         """Takes the states after the events `rows` (int64 [n], rising) from a folder, after computing what it lacks."""
-        self.states = write_states(self._model, self._dataset, rows, folder, window=self.window, progress=progress)
+        self.states = write_states(
+            self._model, self._dataset, rows, folder, window=self.window, lag=self.lag, progress=progress
+        )
 
     def state_rows(self, rows: pa.Table) -> np.ndarray:
         """For each row the event whose state is behind it, int64; −1 for the start state or a row without a score."""

@@ -43,13 +43,13 @@ class StateFiles:
 
 @torch.inference_mode()
 def write_states(
-    model: Argus, dataset: Dataset, rows: np.ndarray, folder: Path, *, window: int, token_budget: int = 8192,
+    model: Argus, dataset: Dataset, rows: np.ndarray, folder: Path, *, window: int, lag: int, token_budget: int = 8192,
     progress: Progress = lambda done, total: None,
 ) -> StateFiles:  # fmt: skip
     """Computes what of the states after `rows` (int64 [n], rising) is not in the folder yet; flushed block by block.
 
-    Every state has at least window // 2 events behind it, or all that its user has. Only of the simplified form, whose
-    states do not depend on what is asked of them.
+    Every state has at least window // 2 events behind it, or all that its user has. lag: seconds after which they are
+    read at the earliest. Only of the simplified form, whose states do not depend on what is asked of them then.
     """
     width = model.config.width
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_states(
         place = start
         for batch in evaluation_batches(dataset, targets, max(token_budget, window), window):
             batch = batch.to(model.device)
-            found = model.encode(batch)[batch.is_target].float().cpu().numpy()
+            found = model.encode(batch, lag=lag)[batch.is_target].float().cpu().numpy()
             states[place : place + len(found)] = found
             place += len(found)
             progress(place, len(rows))

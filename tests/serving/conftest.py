@@ -75,6 +75,13 @@ def pretrained(service: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def hstu(service: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fine-tuned run with the HSTU encoder, whose states depend on when they are read."""
+    run = tmp_path_factory.mktemp("runs") / "hstu"
+    return save_run(run, random_model(service, "finetune", lag=LAG, encoder="hstu"), service, "finetune")
+
+
+@pytest.fixture(scope="session")
 def exported(service: Dataset, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The export of the fine-tuned run."""
     out = tmp_path_factory.mktemp("exports") / "out"

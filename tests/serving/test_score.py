@@ -51,7 +51,7 @@ def read(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(file) for file in sorted(out.glob("part-*.parquet"))])
 
 
-@pytest.mark.parametrize("stage", ["finetuned", "pretrained"])
+@pytest.mark.parametrize("stage", ["finetuned", "pretrained", "hstu"])
 def test_scores_at_events_are_the_models_own(
     service: Dataset, request: pytest.FixtureRequest, tmp_path: Path, stage: str
 ) -> None:
