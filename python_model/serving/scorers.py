@@ -43,23 +43,24 @@ class RowScorer(Protocol):
         ...
 
 
-class ExportScorer:
+class VectorScorer:
     """Scores with the users' newest vectors.
 
     A vector knows all events of its user, so a row gets a score only from `lag` seconds after the newest of them on;
-    an earlier one has null, for the vector may know what came of it. vectors: adds both vectors as columns.
+    an earlier one has null, for the vector may know what came of it. user_ids, user_vectors float32 [U, D], newest
+    int64 [U] (seconds of each user's newest event); item_ids, item_vectors float32 [V, D]. vectors: adds both vectors
+    as columns.
     """
 
-    def __init__(self, export: Export, *, vectors: bool = False) -> None:
-        self._users, self._items = export.user_ids, export.item_ids
-        self._user_vectors = torch.from_numpy(np.array(export.user_vectors()))
-        self._item_vectors = torch.from_numpy(np.array(export.item_vectors()))
-        self._known_from = export.user_time + export.info.lag
+    def __init__(
+        self, user_ids: np.ndarray, user_vectors: np.ndarray, newest: np.ndarray, item_ids: np.ndarray,
+        item_vectors: np.ndarray, *, lag: int, vectors: bool = False, identity: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._users, self._items = IdTable(user_ids, "the users"), IdTable(item_ids, "the items")
+        self._user_vectors, self._item_vectors = torch.from_numpy(user_vectors), torch.from_numpy(item_vectors)
+        self._known_from = newest + lag
         self._vectors = vectors
-        self.identity: Mapping[str, Any] = {
-            "kind": "export", "model": export.info.model, "score": export.info.score, "vectors": vectors,
-            "users": len(self._users), "newest": int(export.user_time.max(initial=0)),
-        }  # fmt: skip
+        self.identity: Mapping[str, Any] = {"vectors": vectors, "lag": lag, **(identity or {})}
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows in their order with their scores; see `RowScorer`."""
@@ -73,6 +74,18 @@ class ExportScorer:
         scores = row_dots(self._user_vectors, one, self._item_vectors, other)
         found = (self._user_vectors[one], self._item_vectors[other]) if self._vectors else None
         return with_scores(rows, known, missing, scores, found)
+
+
+class ExportScorer(VectorScorer):
+    """Scores with what an export holds."""
+
+    def __init__(self, export: Export, *, vectors: bool = False) -> None:
+        newest, info = export.user_time, export.info
+        identity = {"kind": "export", "model": info.model, "score": info.score, "users": info.users}
+        super().__init__(
+            export.user_ids.ids, export.user_vectors(), newest, export.item_ids.ids, export.item_vectors(),
+            lag=info.lag, vectors=vectors, identity={**identity, "newest": int(newest.max(initial=0))},
+        )  # fmt: skip
 
 
 class HistoryScorer:
