@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from python_model import console
-from python_model.cli.app import INTERRUPTED, app
+from python_model.cli.app import app, exit_code
 from python_model.cli.options import Data, Device, Json, Score, Threads, Window, check
 
 ExportDirectory = Annotated[
@@ -214,9 +214,9 @@ def score(
         started = time.perf_counter()
         with console.counting_progress("Rows") as advance:
             report = scoring.score_parquet(scorer, rows, out, overwrite=overwrite and data is None, progress=advance)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         console.say("Stopped. The same command goes on with the parts that are missing.")
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(stop)) from None
     seconds = time.perf_counter() - started
     rate = f", {report.scored_now / seconds:,.0f} rows/s" if report.scored_now else ", all of them before"
     console.say(f"{out}: {report.scored:,} of {report.rows:,} rows scored{rate}")

@@ -21,6 +21,7 @@ from numpy.lib.format import open_memmap
 from python_model import checkpoint
 from python_model.data.batches import BatchBuilder, history_windows, pack
 from python_model.data.schema import Dataset
+from python_model.integrity import seal
 from python_model.model import Argus
 from python_model.recommend import append_next_event
 from python_model.serving import bundle, towers
@@ -78,6 +79,7 @@ def copy_model(source: Path, target: Path) -> None:
     target.mkdir()
     for name in (checkpoint.CONFIG, checkpoint.MODEL):
         shutil.copyfile(source / name, target / name)
+    seal(target)
 
 
 class VectorWriter:

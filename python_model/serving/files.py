@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from python_model.disk import FULL, WriteError, flush, reason_of
+
 
 @contextmanager
 def whole_directory(out: Path, marker: str, *, overwrite: bool = False) -> Iterator[Path]:
@@ -32,8 +34,9 @@ def whole_directory(out: Path, marker: str, *, overwrite: bool = False) -> Itera
         os.rename(partial, out)
         flush(out.parent)
         shutil.rmtree(aside, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        _explain(error, out)
         raise
 
 
@@ -46,24 +49,16 @@ def whole_file(file: Path) -> Iterator[Path]:
         flush(partial)
         os.replace(partial, file)
         flush(file.parent)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        _explain(error, file)
         raise
 
 
-def write_text(file: Path, text: str) -> None:
-    """Text as a whole file."""
-    with whole_file(file) as partial:
-        partial.write_text(text, "utf-8")
-
-
-def flush(path: Path) -> None:
-    """What was written to a file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _explain(error: BaseException, path: Path) -> None:
+    """Raises the sentence for a disk that takes no more; returns where it is any other error."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise WriteError(path, reason_of(error, path)) from error
 
 
 def _refuse_existing(out: Path, marker: str, overwrite: bool) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from python_model.data.errors import DataError
+from python_model.disk import replace_text
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
-from python_model.serving.files import whole_file, write_text
+from python_model.serving.files import whole_file
 
 INDEX, SETTINGS = "index.faiss", "index.json"
 
@@ -68,7 +69,7 @@ class CandidateIndex:
         """Writes the graph and its settings, each file whole or not at all; made_for: what it must be opened with."""
         with whole_file(folder / INDEX) as partial:
             self._faiss.write_index(self._graph, str(partial))
-        write_text(folder / SETTINGS, json.dumps({**asdict(self.settings), "model": made_for}, indent=2) + "\n")
+        replace_text(folder / SETTINGS, json.dumps({**asdict(self.settings), "model": made_for}, indent=2) + "\n")
 
     @classmethod
     def open(cls, export: Export) -> CandidateIndex:

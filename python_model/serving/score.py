@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from python_model.data.batches import prefetch
 from python_model.data.errors import DataError
+from python_model.disk import replace_text
 from python_model.serving import states
-from python_model.serving.files import whole_file, write_text
+from python_model.serving.files import whole_file
 from python_model.serving.scorers import MISSING, HistoryScorer, RowScorer
 
 BATCH = 1 << 17
@@ -105,7 +106,7 @@ def score_parquet(
         done += part.rows
         progress(done, total)
     report = _report(out, parts, scored_now)
-    write_text(out / FINISHED, json.dumps(asdict(report), indent=2) + "\n")
+    replace_text(out / FINISHED, json.dumps(asdict(report), indent=2) + "\n")
     shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
     return report
 
@@ -165,7 +166,7 @@ def start_job(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
         raise ValueError(f"{out} is there and is no folder of scores: choose another")
     out.mkdir(parents=True, exist_ok=True)
     if not (out / JOB).is_file():
-        write_text(out / JOB, text)
+        replace_text(out / JOB, text)
         return
     before = json.loads((out / JOB).read_text("utf-8"))
     now = json.loads(text)

@@ -119,7 +119,7 @@ class HistoryScorer:
         self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
         self.identity: Mapping[str, Any] = {
             "kind": "history", "model": towers.fingerprint(model), "score": self._kind, "lag": self.lag,
-            "window": window, "vectors": vectors, "data": dataset.info.name, "events": len(dataset),
+            "window": window, "vectors": vectors, "data": dataset.info.fingerprint, "events": len(dataset),
         }  # fmt: skip
 
     @property

@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from python_model.data.errors import DataError
+from python_model.disk import replace_text
 from python_model.serving.bundle import HISTORY_COLUMNS
 from python_model.serving.events import EventLog
-from python_model.serving.files import whole_file, write_text
+from python_model.serving.files import whole_file
 
 FORMAT = "1"
 STORE, JOURNAL = "store.json", "journal.jsonl"
@@ -50,7 +51,7 @@ class SessionFiles:
         if not marker.is_file():
             if any(folder.iterdir()):
                 raise ValueError(f"{folder} is not empty and holds no sessions: choose another folder")
-            write_text(marker, json.dumps(described, indent=2) + "\n")
+            replace_text(marker, json.dumps(described, indent=2) + "\n")
         try:
             found = json.loads(marker.read_text("utf-8"))
         except ValueError as error:

@@ -17,8 +17,9 @@ from numpy.lib.format import open_memmap
 
 from python_model.data.batches import evaluation_batches
 from python_model.data.schema import Dataset
+from python_model.disk import replace_text
 from python_model.model import Argus
-from python_model.serving.files import whole_file, write_text
+from python_model.serving.files import whole_file
 
 BLOCK = 1 << 18
 ROWS, STATES, DONE = "rows.npy", "states.npy", "done.json"
@@ -74,7 +75,7 @@ def write_states(
             progress(place, len(rows))
         if isinstance(states, np.memmap):
             states.flush()
-        write_text(folder / DONE, json.dumps({"states": place}) + "\n")
+        replace_text(folder / DONE, json.dumps({"states": place}) + "\n")
     if len(rows) == 0:
-        write_text(folder / DONE, json.dumps({"states": 0}) + "\n")
+        replace_text(folder / DONE, json.dumps({"states": 0}) + "\n")
     return StateFiles(folder)

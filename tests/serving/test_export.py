@@ -131,7 +131,7 @@ def test_nothing_half_written_and_nothing_of_others_is_replaced(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("python_model.serving.export._write_seen", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="out: cannot be written, no space is left on the device"):
         export(service, finetuned, copy, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
     assert Export.open(copy).info == exported.info
