@@ -13,7 +13,8 @@ from python_model.cli import demo, data, training, evaluation, compare, serving,
 from python_model.cli.options import parse_settings
 
 __all__ = [
-    "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "serving", "studies", "training",
+    "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "serving", "studies",
+    "training",
 ]  # fmt: skip
 
 
