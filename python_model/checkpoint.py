@@ -1,7 +1,8 @@
 """Checkpoints: a directory of safetensors and JSON, written whole or not at all.
 
 `<run>/checkpoints/step-<n>/` holds model.safetensors, trainer.safetensors (optimisers, frequency sketch),
-config.json (stage, model, training, vocabulary, data set) and state.json (position in the data). `<run>/checkpoints/
+config.json (stage, model, training, vocabulary, data set) and state.json (position in the data). Several ranks write
+their parts of the tensors instead (`python_model.sharded_checkpoint`), which reads the same. `<run>/checkpoints/
 latest` names the newest complete one. A checkpoint is written to a hidden directory, flushed to disk and renamed, so a
 kill or a full disk at any moment leaves the previous one in force. checksums.json tells a damaged file from a whole
 one: training then resumes from the checkpoint before, everything else refuses and names both.
@@ -20,21 +21,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from python_model import ranks
 from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.disk import flush, writing
-from python_model.integrity import require_whole, seal
+from python_model.integrity import require_whole, seal, sums_of
 from python_model.model import Argus
 from python_model.models import make_model
+from python_model.optim import Leaf
 from python_model.recommender import Recommender
 
 FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 MODEL, TRAINER, CONFIG, STATE = "model.safetensors", "trainer.safetensors", "config.json", "state.json"
+PARTS = ".metadata"
+"""Where torch.distributed.checkpoint says which parts lie in which file."""
 
 logger = logging.getLogger(__name__)
 
@@ -64,24 +69,61 @@ def save(run: Path, model: Recommender, description: Description, state: Trainer
 
     WriteError where the disk is full: what was written is removed, the checkpoint before stays in force.
     """
-    root = run / CHECKPOINTS
-    name = f"step-{description.step:08d}"
-    final, partial = root / name, root / f".{name}.partial"
+    final, partial = directory_of(run, description.step), partial_of(run, description.step)
     if _latest(run) == final and damage(final) is None:
         return final
     try:
-        with writing(final, _remedy(run)):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            _write(partial, model, description, state)
-            shutil.rmtree(final, ignore_errors=True)  # damaged, or complete but not made the latest before a kill
-            os.rename(partial, final)
-            _point(root, name)
+        with writing_checkpoint(run, description.step):
+            begin(run, description, state.numbers)
+            for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
+                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / name)
+            publish(run, description.step, keep, sums_of(partial, sorted(partial.iterdir())))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _remove_old(root, name, keep)
     return final
+
+
+def directory_of(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies once it is complete."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
+
+
+def partial_of(run: Path, step: int) -> Path:
+    """Where it is written."""
+    final = directory_of(run, step)
+    return final.with_name(f".{final.name}.partial")
+
+
+def writing_checkpoint(run: Path, step: int) -> contextlib.AbstractContextManager[None]:
+    """A block that writes the checkpoint of a step; what fails in it comes out as one WriteError."""
+    return writing(directory_of(run, step), _remedy(run))
+
+
+def begin(run: Path, description: Description, numbers: Mapping[str, Any]) -> None:
+    """Make the hidden directory of a new checkpoint, with all of it but the tensors."""
+    partial = partial_of(run, description.step)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n"
+    (partial / CONFIG).write_text(text, "utf-8")
+    (partial / STATE).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+
+
+def publish(run: Path, step: int, keep: int, sums: Mapping[str, Any]) -> None:
+    """Bring the hidden directory to the disk and make it the latest checkpoint; remove all but the last `keep`.
+
+    sums: of all its files, as `integrity.sums_of` gives them.
+    """
+    root, final, partial = run / CHECKPOINTS, directory_of(run, step), partial_of(run, step)
+    seal(partial, sums)
+    for file in partial.iterdir():
+        flush(file)
+    flush(partial)
+    shutil.rmtree(final, ignore_errors=True)  # damaged, or complete but not made the latest before a kill
+    os.rename(partial, final)
+    _point(root, final.name)
+    _remove_old(root, final.name, keep)
 
 
 def find(path: str | Path) -> Path:
@@ -192,11 +234,14 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
 
 
 def load_weights(model: Recommender, directory: Path) -> None:
-    """Copy the weights of a checkpoint into a model; DataError where they are damaged or names or shapes differ."""
+    """Copy the weights of a checkpoint into a model; DataError where they are damaged or names or shapes differ.
+
+    Of a table that is cut over ranks, this rank's rows alone are read. A collective call on several ranks.
+    """
     file = directory / MODEL
-    with _naming_the_one_before(directory):
-        require_whole(directory, (MODEL,))
-    found = _tensors(file)
+    ranks.on_first(lambda: _require_weights(directory))
+    spans = {f"tables.weights.{name}": held for name, held in model.tables.spans.items()}
+    found = read_tensors(directory, MODEL, spans)
     wanted = model.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
         state = "this tensor is missing" if name in wanted else "the model has no such tensor"
@@ -207,23 +252,58 @@ def load_weights(model: Recommender, directory: Path) -> None:
     model.load_state_dict(found)
 
 
-def load_trainer(directory: Path) -> TrainerState:
-    """What `save` was given as `state`."""
-    return TrainerState(_tensors(directory / TRAINER), _json(directory / STATE))
+def _require_weights(directory: Path) -> None:
+    with _naming_the_one_before(directory):
+        require_whole(directory, None if is_sharded(directory) else (MODEL,))
+
+
+def load_trainer(directory: Path, leaves: Mapping[str, Leaf] | None = None) -> TrainerState:
+    """What `save` was given as `state`; leaves: on several ranks, what of the optimisers' state is read."""
+    parts = {name: leaf.rows[:2] for name, leaf in (leaves or {}).items() if leaf.rows is not None}
+    return TrainerState(read_tensors(directory, TRAINER, parts), _json(directory / STATE))
+
+
+def read_tensors(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, MODEL or TRAINER, on the CPU; DataError where one cannot be read.
+
+    spans: first and last (exclusive) row to read of a parameter and of the states beside it; others are read whole. A
+    checkpoint that several ranks wrote is read like any other.
+    """
+    if is_sharded(directory):
+        # torch's distributed engines take a second to import, which only those checkpoints wait for.
+        from python_model import sharded_checkpoint
+
+        return sharded_checkpoint.read(directory, kind, spans)
+    file = directory / kind
+    if not file.is_file():
+        raise DataError(file, "not found: the checkpoint is incomplete")
+    try:
+        if not spans:
+            return load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            return {name: _rows(stored, name, span_of(name, spans)) for name in stored.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(file, f"damaged or truncated: {error}") from error
+
+
+def is_sharded(directory: Path) -> bool:
+    """Whether several ranks wrote a checkpoint, each its parts."""
+    return (directory / PARTS).is_file()
+
+
+def span_of(name: str, spans: Mapping[str, tuple[int, int]]) -> tuple[int, int] | None:
+    """The rows to read of a parameter, or of a state named `<parameter>::<state>`."""
+    return spans.get(name.rsplit("::", 1)[0])
+
+
+def _rows(stored: Any, name: str, held: tuple[int, int] | None) -> Tensor:
+    part = stored.get_slice(name)
+    return stored.get_tensor(name) if held is None or not part.get_shape() else part[held[0] : held[1]]
 
 
 def _item_columns_shape(description: Description) -> tuple[int, int]:
     own = max(description.model_config.item_hashes, 1)
     return own + len(description.features.item_features), description.features.items
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise DataError(file, "not found: the checkpoint is incomplete")
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(file, f"damaged or truncated: {error}") from error
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -236,19 +316,6 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise DataError(file, f"expected a JSON object, found {type(raw).__name__}")
     return raw
-
-
-def _write(directory: Path, model: Recommender, description: Description, state: TrainerState) -> None:
-    """Every file of a checkpoint, on the disk when this returns."""
-    for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, directory / name)
-    text = json.dumps({"format": FORMAT, **asdict(description)}, indent=2) + "\n"
-    (directory / CONFIG).write_text(text, "utf-8")
-    (directory / STATE).write_text(json.dumps(state.numbers, indent=2) + "\n", "utf-8")
-    seal(directory)
-    for file in directory.iterdir():
-        flush(file)
-    flush(directory)
 
 
 def _complete(root: Path) -> list[Path]:

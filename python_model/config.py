@@ -183,6 +183,8 @@ class TrainConfig(JsonConfig):
 
     stage: "pretrain" (next item + feedback) or "finetune" (two-tower pairwise ranking).
     steps: optimiser steps. batch_events: events in a batch at most. window: events of one user in a batch at most.
+    batches_per_step: batches whose gradients make one step, dealt over the ranks that train together; a rank with
+    several accumulates. None: one for every rank. It stays what it is when a run goes on with another number of ranks.
     learning_rate: AdamW, dense parameters; table_learning_rate: embedding tables (row-wise Adagrad where the model's
     gradients are sparse, AdamW otherwise). warmup_steps, final_fraction: linear warm-up, then a cosine down to
     final_fraction of the rate. clip: largest gradient norm.
@@ -197,7 +199,9 @@ class TrainConfig(JsonConfig):
     next_item_weight, feedback_weights: the joint loss; components not named weigh 1.
     pair_window: seconds, None takes the data set's. lag_pairs: false lets fine-tuning see the other event of a pair,
     which inflates its own accuracy. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
-    precision: "float32" or "bfloat16" (autocast).
+    precision: "float32" or "bfloat16" (autocast; weights and optimiser states stay float32).
+    activation_checkpointing: keep only the inputs of the encoder's blocks and compute the rest anew for the gradients.
+    shard_rows: on several ranks, tables of at least that many rows are cut into as many parts, the others copied.
     checkpoint_every: steps between checkpoints; keep: how many stay. log_every: steps between logged losses.
     max_skipped_steps: steps in a row without an update because loss or gradient was not finite, before training stops.
     """
@@ -205,6 +209,7 @@ class TrainConfig(JsonConfig):
     stage: str = "pretrain"
     steps: int = 1000
     batch_events: int = 2048
+    batches_per_step: int | None = None
     window: int = 128
     learning_rate: float = 1e-3
     table_learning_rate: float = 1e-3
@@ -229,6 +234,8 @@ class TrainConfig(JsonConfig):
     lag_pairs: bool = True
     pretrain_weight: float = 0.0
     precision: str = "float32"
+    activation_checkpointing: bool = False
+    shard_rows: int = 8192
     checkpoint_every: int = 200
     keep: int = 2
     log_every: int = 1
@@ -247,8 +254,11 @@ class TrainConfig(JsonConfig):
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require_whole(
             1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every",
-            "max_skipped_steps",
+            "max_skipped_steps", "shard_rows",
         )  # fmt: skip
+        if self.batches_per_step is not None:
+            self._require_whole(1, "batches_per_step")
+        self._require("activation_checkpointing", isinstance(self.activation_checkpointing, bool), "true or false")
         self._require_whole(2, "window")
         self._require_whole(0, "warmup_steps", "seed", "negatives_in_batch", "negatives_uniform")
         self._require_real(

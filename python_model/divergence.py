@@ -50,14 +50,16 @@ class SkippedSteps:
         """Put back what `state` gave."""
         self.total, self.in_a_row = numbers.get("skipped", 0), numbers.get("skipped_in_a_row", 0)
 
-    def note(self, step: int, numbers: Mapping[str, float], batch: JaggedBatch) -> None:
-        """Count the step (from 1) that `numbers` (losses, gradient_norm) make unusable and keep its batch.
+    def note(self, step: int, numbers: Mapping[str, float], batches: Mapping[str, JaggedBatch]) -> None:
+        """Count the step (from 1) that `numbers` (losses, gradient_norm) make unusable and keep its batches.
+
+        batches: by what is added to their file's name.
 
         TrainingDiverged where it is the last allowed in a row.
         """
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         wrong = ", ".join(f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value))
-        where = self._keep(step, numbers, batch)
+        where = ", ".join(self._keep(f"step-{step:08d}{name}", step, numbers, one) for name, one in batches.items())
         if self.in_a_row >= self.most_in_a_row:
             raise TrainingDiverged(
                 f"step {step}: {wrong}, expected finite numbers ({self.in_a_row} in a row); {where}. "
@@ -72,9 +74,9 @@ class SkippedSteps:
         """A step went well."""
         self.in_a_row = 0
 
-    def _keep(self, step: int, numbers: Mapping[str, float], batch: JaggedBatch) -> str:
+    def _keep(self, name: str, step: int, numbers: Mapping[str, float], batch: JaggedBatch) -> str:
         """Write the batch, drop the oldest of too many; says where it is, or why not: that must not hide the rest."""
-        file = self.run / SKIPPED / f"step-{step:08d}.parquet"
+        file = self.run / SKIPPED / f"{name}.parquet"
         about = {"step": step, **{name: str(value) for name, value in numbers.items()}}
         try:
             write_batch(file, batch, self.dataset, about)

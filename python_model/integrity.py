@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,17 @@ CHECKSUMS = "checksums.json"
 _BLOCK = 1 << 22
 
 
-def seal(directory: Path) -> None:
-    """Write the size and checksum of every file of a directory to its checksums.json."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-    record = {
+def sums_of(directory: Path, files: Iterable[Path]) -> dict[str, Any]:
+    """Size and checksum of some files of a directory, by their names in it."""
+    return {
         path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "crc32": checksum(path)}
         for path in files
     }
-    (directory / CHECKSUMS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def seal(directory: Path, sums: Mapping[str, Any]) -> None:
+    """Write the sums of all files of a directory to its checksums.json."""
+    (directory / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=2) + "\n", encoding="utf-8")
 
 
 def require_whole(directory: Path, names: Iterable[str] | None = None) -> None:

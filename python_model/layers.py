@@ -7,31 +7,68 @@ left behind, which is how the heads are kept from reading the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from argus_kernels import causal_attention, triple_embedding
 from argus_kernels.core.varlen import local_positions, user_of_row
 from python_model.config import ModelConfig
+from python_model.sharding import ReadRows, RowSharding, initial_rows
 
 TIME_BUCKET = 0.301
 """Width of a time bucket on the scale of natural logarithms, as in HSTU."""
+MAY_BE_LARGE = ("item", "context_")
+"""How the names of tables begin that may be cut over ranks: those of the catalogue and of the data's own context."""
 
 
 class Tables(nn.Module):
-    """Embedding tables by name, shared by every `TripleEmbedding` of a model."""
+    """Embedding tables by name, shared by every `TripleEmbedding` of a model.
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+    sharding: on several ranks, cuts the large tables; `weights` then holds this rank's rows of them (`spans`), and what
+    is read of them must be `at_hand`. row_sparse: whether gradients may be row-sparse where a lookup asks for it.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], sharding: RowSharding | None = None) -> None:
         super().__init__()
+        self.rows = {name: rows for name, (rows, _) in shapes.items()}
+        self.spans = _spans(self.rows, sharding) if sharding is not None else {}
+        self.row_sparse = sharding is None
         self.weights = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(rows, width) * width**-0.5) for name, (rows, width) in shapes.items()}
+            {
+                name: nn.Parameter(initial_rows(rows, width, number, self.spans.get(name)))
+                for number, (name, (rows, width)) in enumerate(shapes.items())
+            }
         )
+        self._at_hand: Mapping[str, ReadRows] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.weights[name]
+        return self._at_hand[name].rows if name in self._at_hand else self.weights[name]
+
+    @contextmanager
+    def at_hand(self, read: Mapping[str, ReadRows]) -> Iterator[None]:
+        """Within the block, lookups in sharded tables find these rows."""
+        self._at_hand = read
+        try:
+            yield
+        finally:
+            self._at_hand = {}
+
+    def places(self, names: Sequence[str], ids: Tensor) -> Tensor:
+        """Ids [K, T] of the columns' tables, renumbered where the rows at hand are a part of the table."""
+        if not self._at_hand:
+            return ids
+        columns = zip(names, ids, strict=True)
+        return torch.stack([self._at_hand[n].places(one) if n in self._at_hand else one for n, one in columns])
+
+
+def _spans(rows: Mapping[str, int], sharding: RowSharding) -> dict[str, tuple[int, int]]:
+    spans = {name: sharding.span(count) for name, count in rows.items() if name.startswith(MAY_BE_LARGE)}
+    return {name: held for name, held in spans.items() if held is not None}
 
 
 class TripleEmbedding(nn.Module):
@@ -44,6 +81,7 @@ class TripleEmbedding(nn.Module):
         super().__init__()
         self.names = list(dict.fromkeys(columns))
         self.columns = [self.names.index(name) for name in columns]
+        self.column_names = tuple(columns)
         self.sparse = sparse
         fan_in = sum(tables[name].shape[1] for name in columns)
         # A column contributes unit variance per unit of its share, so that many columns do not drown the item.
@@ -53,7 +91,9 @@ class TripleEmbedding(nn.Module):
     def forward(self, tables: Tables, ids: Tensor) -> Tensor:
         """Vectors [T, width] of ids [K, T] int64, −1 = missing."""
         used = [tables[name] for name in self.names]
-        return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=self.sparse)
+        ids = tables.places(self.column_names, ids)
+        sparse = self.sparse and tables.row_sparse
+        return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=sparse)
 
 
 @dataclass(frozen=True)
@@ -108,7 +148,8 @@ class Encoder(nn.Module):
     """Causal transformer over packed tokens, with learned biases for relative position and elapsed time.
 
     The bias tables and the final norm lie beside `blocks`: the published parameter counts are those of the blocks.
-    block: makes one of them. bias_heads: heads with tables of their own, all of them by default.
+    block: makes one of them. bias_heads: heads with tables of their own, all of them by default. recompute: activation
+    checkpointing.
     """
 
     def __init__(
@@ -116,6 +157,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         heads = bias_heads or config.heads
+        self.recompute = False
         self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
         self.position_bias = nn.Parameter(torch.zeros(config.layers, heads, config.position_buckets))
         time_bias = torch.zeros(config.layers, heads, config.time_buckets)
@@ -123,11 +165,17 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
 
+    def layer(self, block: nn.Module, x: Tensor, *inputs: Layout | Tensor | None) -> Tensor:
+        """One block; under `recompute` it keeps only its inputs for the backward pass and computes the rest anew."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, *inputs, use_reentrant=False)
+        return block(x, *inputs)
+
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
         """States [T, d] of tokens [T, d]; a state holds its own token and those before it that it may see."""
         x = self.dropout(tokens)
         for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):
-            x = block(x, layout, position_bias, time_bias)
+            x = self.layer(block, x, layout, position_bias, time_bias)
         return self.norm(x)
 
 

@@ -11,6 +11,7 @@ no reading contains its answer.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from python_model.layers import (
     time_bucket,
 )  # fmt: skip
 from python_model.recommender import Readings, Recommender
+from python_model.sharding import RowSharding
 
 RANKING_KINDS = ("pair", "next_item", "feedback")
 TEMPERATURE_RANGE = (0.01, 100.0)
@@ -46,7 +48,9 @@ class Argus(Recommender):
     rows), then one per item feature, −1 where missing; `item_columns_of` makes it from a data set.
     """
 
-    def __init__(self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> None:
+    def __init__(
+        self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor, sharding: RowSharding | None = None
+    ) -> None:
         super().__init__(config, features, item_columns)
         hashed = ["item"] * max(config.item_hashes, 1)
         of_item = hashed + [f"item_{name}" for name in features.item_features]
@@ -56,7 +60,7 @@ class Argus(Recommender):
             raise ValueError(
                 f"item_columns has shape {list(item_columns.shape)}, expected {[len(of_item), features.items]}"
             )
-        self.tables = Tables(_table_shapes(config, features))
+        self.tables = Tables(_table_shapes(config, features), sharding)
 
         def embedding(columns: list[str], width: int = config.width) -> TripleEmbedding:
             return TripleEmbedding(self.tables, columns, width, sparse=config.sparse)
@@ -77,10 +81,10 @@ class Argus(Recommender):
         self.log_temperature = nn.Parameter(torch.tensor(float(np.log(config.temperature))))
 
     @classmethod
-    def for_dataset(cls, config: ModelConfig, dataset: Any) -> Argus:
-        """A new model for the catalogue and the features of a prepared data set."""
+    def for_dataset(cls, config: ModelConfig, dataset: Any, sharding: RowSharding | None = None) -> Argus:
+        """A new model for the catalogue and the features of a prepared data set; sharding: on several ranks."""
         features = FeatureSpec.of(dataset.info)
-        return cls(config, features, item_columns_of(config, dataset))
+        return cls(config, features, item_columns_of(config, dataset), sharding)
 
     # ---- encoding -----------------------------------------------------------------------------------------------
 
@@ -201,6 +205,25 @@ class Argus(Recommender):
         return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
 
     # ---- ids ----------------------------------------------------------------------------------------------------
+
+    def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
+        """On several ranks, reads the rows of sharded tables that a batch and these items [n] need, for the block.
+
+        A collective call; without sharded tables nothing happens.
+        """
+        if self.exchange is None or not self.tables.spans:
+            return nullcontext()
+        wanted: dict[str, list[Tensor]] = {name: [] for name in self.tables.spans}
+        for name, ids in zip(self.item_tower.column_names, self._item_ids(items), strict=True):
+            if name in wanted:
+                wanted[name].append(ids)
+        for name, ids in zip(self.features.context, batch.context, strict=True):
+            if f"context_{name}" in wanted:
+                wanted[f"context_{name}"].append(ids)
+        rows, weights = self.tables.rows, self.tables.weights
+        return self.tables.at_hand(
+            {name: self.exchange.read(weights[name], rows[name], torch.cat(ids)) for name, ids in wanted.items()}
+        )
 
     def _item_ids(self, items: Tensor) -> Tensor:
         """Rows of the item tables [C, n] int64; −1 everywhere for item −1 (unknown)."""

@@ -9,6 +9,7 @@ from python_model.data.schema import Dataset
 from python_model.model import Argus, item_columns_of
 from python_model.recommender import Recommender
 from python_model.sequential import SequenceModel
+from python_model.sharding import RowSharding
 
 
 def make_model(config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> Recommender:
@@ -17,6 +18,11 @@ def make_model(config: ModelConfig, features: FeatureSpec, item_columns: Tensor)
     return kind(config, features, item_columns)
 
 
-def model_for_dataset(config: ModelConfig, dataset: Dataset) -> Recommender:
-    """A new model for the catalogue and the features of a prepared data set."""
+def model_for_dataset(config: ModelConfig, dataset: Dataset, sharding: RowSharding | None = None) -> Recommender:
+    """A new model for the catalogue and the features of a prepared data set.
+
+    sharding: on several ranks, which tables of ARGUS are cut; each rank has a copy of a baseline's.
+    """
+    if config.model == "argus":
+        return Argus.for_dataset(config, dataset, sharding)
     return make_model(config, FeatureSpec.of(dataset.info), item_columns_of(config, dataset))

@@ -10,6 +10,7 @@ is updated while the stream flows. Where several ranks train together, the batch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from argus_kernels.host import FrequencySketch
+from python_model import ranks
 from python_model.config import TrainConfig
 
 UNIFORM_OWNER = -1
@@ -49,7 +51,16 @@ class NegativeSampler:
 
         A collective call where ranks train together: all of them draw the same negatives.
         """
-        items, owner = gather_across_ranks(items, owner)
+        return self.draw_for_batches(step, [(items, owner)])[0]
+
+    def draw_for_batches(self, step: int, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Negatives]:
+        """The same candidates for every batch of a step, drawn from the items of all of them, on all ranks.
+
+        A batch knows the owners of its own items; those of the others, which show other windows, are nobody's. All
+        ranks must give equally many batches.
+        """
+        parts = [gather_across_ranks(items, owner) for items, owner in batches]
+        items = np.concatenate([part for part, _ in parts])
         self.sketch.update(items)
         random = np.random.default_rng([self.config.seed, step])
         in_batch = min(self.config.negatives_in_batch, len(items))
@@ -57,10 +68,17 @@ class NegativeSampler:
         rows = random.choice(len(items), in_batch, replace=False, shuffle=False)
         drawn = random.choice(self.items, uniform, replace=False, shuffle=False)
         chosen = np.concatenate([items[rows], drawn])
-        owners = np.concatenate([owner[rows], np.full(uniform, UNIFORM_OWNER, np.int64)])
         mix = (in_batch, uniform)
-        negatives = Negatives(torch.from_numpy(chosen), torch.from_numpy(owners), self.log_q(chosen, mix), mix)
-        return merge_repeated(negatives) if self.config.merge_negatives else negatives
+        log_q = self.log_q(chosen, mix)
+        begins = np.cumsum([0, *(len(part) for part, _ in parts)])
+        out = []
+        for begin, (part, owner) in zip(begins, parts, strict=False):
+            owners = np.full(len(items), UNIFORM_OWNER, np.int64)
+            owners[begin : begin + len(part)] = owner
+            of_chosen = np.concatenate([owners[rows], np.full(uniform, UNIFORM_OWNER, np.int64)])
+            negatives = Negatives(torch.from_numpy(chosen), torch.from_numpy(of_chosen), log_q, mix)
+            out.append(merge_repeated(negatives) if self.config.merge_negatives else negatives)
+        return out
 
     def draw_unseen(self, step: int, items: np.ndarray, owner: np.ndarray) -> Tensor:
         """One item for each event [n], drawn uniformly among those that its owner [n] has not in the batch; int64 [n].
@@ -111,18 +129,17 @@ def gather_across_ranks(items: np.ndarray, owner: np.ndarray) -> tuple[np.ndarra
     Other ranks hold other users, so their items are nobody's here. On one rank, or without torch.distributed, what was
     given.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    count = ranks.size()
+    if count == 1:
         return items, owner
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    ranks = dist.get_world_size()
-    lengths = torch.empty(ranks, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(lengths, torch.tensor([len(items)], device=device))
-    longest = int(lengths.max())
-    padded = torch.zeros(longest, dtype=torch.int64, device=device)
-    padded[: len(items)] = torch.from_numpy(items).to(device)
-    gathered = torch.empty(ranks * longest, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(gathered, padded)
-    parts = [part[:length] for part, length in zip(gathered.view(ranks, longest), lengths.tolist(), strict=True)]
+    # On the CPU, where the items are drawn from: nccl would cost two copies and a wait for the GPU.
+    lengths = [torch.empty(1, dtype=torch.int64) for _ in range(count)]
+    dist.all_gather(lengths, torch.tensor([len(items)]))
+    padded = torch.zeros(max(map(int, lengths)), dtype=torch.int64)
+    padded[: len(items)] = torch.from_numpy(items)
+    gathered = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(gathered, padded)
+    parts = [part[: int(length)] for part, length in zip(gathered, lengths, strict=True)]
     owners = [np.full(len(part), UNIFORM_OWNER, np.int64) for part in parts]
-    owners[dist.get_rank()] = owner
-    return torch.cat(parts).cpu().numpy(), np.concatenate(owners)
+    owners[ranks.rank()] = owner
+    return torch.cat(parts).numpy(), np.concatenate(owners)

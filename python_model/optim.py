@@ -7,26 +7,41 @@ flat named tensors for checkpoints.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from argus_kernels.optim import RowwiseAdagrad
+from python_model import ranks
 from python_model.config import TrainConfig
 from python_model.recommender import Recommender
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What an optimiser updates: a parameter, or this rank's part of one.
+
+    rows: first and last (exclusive) row of the part and the rows of the whole; None for a whole parameter.
+    """
+
+    value: Tensor
+    rows: tuple[int, int, int] | None = None
 
 
 class Optimisers:
     """The optimisers of a model, stepped together under one schedule."""
 
-    def __init__(self, model: Recommender, config: TrainConfig) -> None:
+    def __init__(self, model: Recommender, config: TrainConfig, leaves: Mapping[str, Leaf] | None = None) -> None:
         self.config = config
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        tables = list(model.tables.parameters())
+        given = leaves or {name: Leaf(parameter) for name, parameter in model.named_parameters()}
+        self.names: dict[Tensor, str] = {leaf.value: name for name, leaf in given.items()}
+        self._parts = [leaf.value for leaf in given.values() if leaf.rows is not None]
+        tables = [leaf.value for name, leaf in given.items() if name.startswith("tables.")]
         held = set(tables)
-        dense = [parameter for parameter in model.parameters() if parameter not in held]
+        dense = [parameter for parameter in self.names if parameter not in held]
         groups = [
             {"params": [p for p in dense if p.dim() == 2], "weight_decay": config.weight_decay},
             {"params": [p for p in dense if p.dim() != 2], "weight_decay": 0.0},
@@ -45,7 +60,7 @@ class Optimisers:
 
     def clip(self) -> Tensor:
         """Clip the gradients; returns their norm before it."""
-        return clip_gradients(self.names, self.config.clip)
+        return clip_gradients(self.names, self.config.clip, self._parts)
 
     def update(self, step: int) -> float:
         """Set the rates of step (0-based) and change parameters and states; returns the rate factor."""
@@ -94,20 +109,28 @@ def rate_factor(step: int, config: TrainConfig) -> float:
     return config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def clip_gradients(parameters: Iterable[Tensor], most: float) -> Tensor:
-    """Scales all gradients so that their joint norm is at most `most`; returns the norm before. No host sync."""
+def clip_gradients(parameters: Iterable[Tensor], most: float, parts: Sequence[Tensor] = ()) -> Tensor:
+    """Scales all gradients so that their joint norm is at most `most`; returns the norm before. No host sync.
+
+    parts: those of the parameters that are parts of larger ones, the other parts of which lie on other ranks; a
+    collective call where there are any.
+    """
+    divided = set(parts)
+    norms: dict[bool, list[Tensor]] = {False: [], True: []}
     values = []
     for parameter in parameters:
         if parameter.grad is None:
             continue
         if parameter.grad.is_sparse:
             parameter.grad = parameter.grad.coalesce()
-            values.append(parameter.grad.values())
-        else:
-            values.append(parameter.grad)
-    if not values:
+        values.append(parameter.grad.values() if parameter.grad.is_sparse else parameter.grad)
+        norms[parameter in divided].append(values[-1].float().norm())
+    if parts and ranks.size() > 1:
+        squares = torch.stack([*norms[True], torch.zeros((), device=parts[0].device)]).square().sum()
+        norms[False].append(ranks.sum_over_ranks(squares).sqrt())
+    if not norms[False]:
         return torch.zeros(())
-    norm = torch.stack([value.float().norm() for value in values]).norm()
+    norm = torch.stack(norms[False]).norm()
     scale = (most / (norm + 1e-12)).clamp(max=1.0)
     for value in values:
         value.mul_(scale.to(value.dtype))

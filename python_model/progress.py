@@ -153,14 +153,16 @@ def _cut_back(path: Path, step: int) -> None:
 class InterruptGuard:
     """Within the block Ctrl-C and SIGTERM set `asked` instead of striking in mid-step; a second one strikes.
 
-    asked: what to raise once the step is done and saved, None so far. Outside the main thread, where Python allows no
+    asked: what to raise once the step is done and saved, None so far. launched: the process is one of several under
+    torchrun, which passes on to all what it gets itself: none strikes. Outside the main thread, where Python allows no
     signal handlers, it does nothing.
     """
 
     _RAISES: ClassVar = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
         self.asked: type[KeyboardInterrupt] | None = None
+        self.launched = launched
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptGuard:
@@ -169,7 +171,7 @@ class InterruptGuard:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked is not None and not self.launched:
             raise self._RAISES[signal.Signals(number)]
         self.asked = self._RAISES[signal.Signals(number)]
 

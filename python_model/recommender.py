@@ -8,6 +8,7 @@ vectors whose products with item vectors order the catalogue, and the feedback h
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import gelu
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.layers import Encoder, Tables
+from python_model.sharding import RowExchange
 
 NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
 """Components that count against an item in the expected-feedback score; every other one counts for it."""
@@ -44,6 +46,7 @@ class Recommender(nn.Module):
     def __init__(self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> None:
         super().__init__()
         self.config, self.features, self.stage = config, features, "new"
+        self.exchange: RowExchange | None = None
         self.register_buffer("item_columns", item_columns.to(torch.int32))
 
     def _make_feedback_head(self, feedback_width: int) -> None:
@@ -78,6 +81,13 @@ class Recommender(nn.Module):
     @abstractmethod
     def temperature(self) -> Tensor:
         """Factor on the product of query and item."""
+
+    def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
+        """On several ranks, reads the rows of cut tables that a batch and these items [n] need, for the block.
+
+        A collective call; here nothing happens: a model whose tables are cut says what it reads of them.
+        """
+        return nullcontext()
 
     # ---- what follows -------------------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ class PlainEncoder(Encoder):
         """States [T, d] of tokens [T, d]."""
         x = self.dropout(tokens)
         for block in self.blocks:
-            x = block(x, layout, None, None)
+            x = self.layer(block, x, layout, None, None)
         return self.norm(x)
 
 

@@ -9,34 +9,41 @@ happens, is in docs/reliability.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from python_model import checkpoint
+from python_model import checkpoint, ranks
 from python_model.checkpoint import Description, TrainerState
 from python_model.config import ModelConfig, TrainConfig, preset
-from python_model.data.batches import BatchPlan, JaggedBatch, prefetch
+from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefetch
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.divergence import SkippedSteps, TrainingDiverged
-from python_model.losses import FinetuneLoss, PretrainLoss
+from python_model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
 from python_model.model import Argus
 from python_model.models import model_for_dataset
 from python_model.optim import Optimisers, rate_factor
 from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.recommender import Recommender
+from python_model.sharding import RowSharding, row_sharding
+
+if TYPE_CHECKING:
+    from python_model.distributed import DistributedModel
+    from python_model.sharded_checkpoint import BackgroundSaver
 
 SKETCH = "frequency_sketch"
 __all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
-FREE_ON_RESUME = ("checkpoint_every", "keep", "log_every", "max_skipped_steps")
+FREE_ON_RESUME = (
+    "checkpoint_every", "keep", "log_every", "max_skipped_steps", "activation_checkpointing", "shard_rows"
+)  # fmt: skip
 """Settings that may differ between a run and its resumption: they change no number."""
 FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
 """Model settings that may differ between pre-training and fine-tuning: they change no shape."""
@@ -71,13 +78,15 @@ def train(
     if config.stage != stage:
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
-    resumed = checkpoint.recover(run) if resume and checkpoint.exists(run) else None
-    if resumed is None and checkpoint.exists(run):
+    held = ranks.on_first(lambda: checkpoint.exists(run))
+    resumed = ranks.on_first(lambda: checkpoint.recover(run)) if resume and held else None
+    if resumed is None and held:
         raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
     torch.manual_seed(config.seed)
     lagged = stage == "finetune" and config.lag_pairs
     least_lag = 1 + _pair_window(dataset, config) if lagged else 0
-    model = _make_model(dataset, model_config, init_from, resumed, least_lag)
+    config = _with_batches_per_step(config, resumed)
+    model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
     trainer = Trainer(dataset, run, model.to(device), config, progress)
     if resumed is not None:
         trainer.restore(resumed)
@@ -96,14 +105,13 @@ class Trainer:
             )
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress = progress
-        self.plan = BatchPlan(
+        self.plan: BatchSource = BatchPlan(
             dataset,
             config.batch_events,
             config.window,
             config.seed,
             train=training_rows(dataset, config.protocol, config.train_share),
         )
-        self.optimisers = Optimisers(model, config)
         self.loss: PretrainLoss | FinetuneLoss
         if config.stage == "pretrain":
             self.loss = PretrainLoss(config, model)
@@ -114,76 +122,128 @@ class Trainer:
             self.loss = FinetuneLoss(config, model, _pair_window(dataset, config))
             self.sampler = self.loss.pretrain.sampler
         self.skipped = SkippedSteps(run, dataset, config.max_skipped_steps)
-        self.step = self.epoch = self.batch = self.events = 0
+        model.encoder.recompute = config.activation_checkpointing
+        self.objective = Objective(model, self.loss)
+        self.distributed: DistributedModel | None = None
+        self.saver: BackgroundSaver | None = None
+        if ranks.size() > 1:
+            # torch's distributed engines take a second to import, which only runs on several ranks wait for.
+            from python_model.distributed import DistributedModel
+            from python_model.sharded_checkpoint import BackgroundSaver
+
+            self.distributed = DistributedModel(self.objective, config)
+            self.saver = BackgroundSaver(run, config.keep)
+        self.optimisers = Optimisers(model, config, self.distributed.leaves if self.distributed else None)
+        self.place = self.plan.start()
+        self.step = self.events = 0
         self.seconds = 0.0
 
     def run(self) -> Path:
         """From the current step to the last one."""
         self.model.train()
-        self.run_dir.mkdir(parents=True, exist_ok=True)
         pace, earlier = Throughput(), self.seconds
-        with InterruptGuard() as interrupt, MetricsLog(self.run_dir, self.step) as log:
-            batches = self._batches()
+        with InterruptGuard(ranks.size() > 1) as interrupt, self._log() as log:
+            steps = self._batches()
             while self.step < self.config.steps:
-                batch = self._next(batches)
-                factor, losses = self._update(batch)
-                rate, left = pace.step(len(batch), self.config.steps - self.step)
+                before = self.events
+                factor, losses = self._update(self._next(steps))
+                rate, left = pace.step(self.events - before, self.config.steps - self.step)
                 self.seconds = earlier + pace.seconds
                 self._report(log, factor, losses, rate, left)
-                if interrupt.asked or self._due():
+                stopped = ranks.any_rank(interrupt.asked is not None)
+                if stopped:
                     self.save()
-                if interrupt.asked:
-                    raise interrupt.asked
+                if stopped:
+                    self.save()
+                    raise interrupt.asked or KeyboardInterrupt
+                if self._due():
+                    self._start_save()
+                if self.saver is not None:
+                    self.saver.poll()
         return self.save()
 
-    def _next(self, batches: Iterator[JaggedBatch]) -> JaggedBatch:
-        """The next batch; where the data can no longer be read, what was learnt is saved before the error goes on."""
+    def _log(self) -> AbstractContextManager[MetricsLog | None]:
+        if ranks.rank() > 0:
+            return nullcontext()
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        return MetricsLog(self.run_dir, self.step)
+
+    def _next(self, steps: Iterator[list[JaggedBatch]]) -> list[JaggedBatch]:
+        """The next batches; where data can no longer be read, what was learnt is saved before the error goes on."""
+        lost: DataError | None = None
+        batches: list[JaggedBatch] = []
         try:
-            return next(batches)
+            batches = next(steps)
         except DataError as error:
+            lost = error
+        if ranks.any_rank(lost is not None):
             saved = self.save()
-            message = f"{error.message}; training is saved at {saved}: put the file back, then resume"
-            raise DataError(error.file, message, column=error.column, row=error.row) from error
+            first = next(one for one in ranks.gathered(lost) if one is not None)
+            message = f"{first.message}; training is saved at {saved}: put the file back, then resume"
+            raise DataError(first.file, message, column=first.column, row=first.row) from first
+        return batches
 
-    def _batches(self) -> Iterator[JaggedBatch]:
-        """Batches from the run's place on, over epochs without end; moves the place as they are taken."""
-        while True:
-            for batch in prefetch(self.plan.batches(self.epoch, self.batch)):
-                self.batch += 1
-                yield batch
-            if self.batch == 0:
-                raise ValueError("the data gives no batch: every user has fewer than two training events")
-            self.epoch, self.batch = self.epoch + 1, 0
+    def _batches(self) -> Iterator[list[JaggedBatch]]:
+        """This rank's batches of every step, from the run's place on, without end; moves the place."""
+        for taken in prefetch(self.plan.walk(self.place, ranks.numbers_of(self._of), self._of)):
+            self.place = taken.place
+            yield taken.batches
 
-    def _update(self, batch: JaggedBatch) -> tuple[float, dict[str, float]]:
+    @property
+    def _of(self) -> int:
+        return self.config.batches_per_step or 1
+
+    def _update(self, batches: Sequence[JaggedBatch]) -> tuple[float, dict[str, float]]:
         """One optimiser step; returns the factor on the learning rate and the losses.
 
         A step whose loss or gradient is not finite changes neither weights nor optimisers, and returns no losses that
         are not finite.
         """
-        torch.manual_seed(step_seed(self.config.seed, self.step))
         self.optimisers.zero_grad()
-        with self._precision():
-            loss, parts = self.loss(batch.to(self.model.device, non_blocking=True), self.step)
-        loss.backward()
+        batches = [batch.to(self.model.device, non_blocking=True) for batch in batches]
+        found = self._gradients(batches)
         norm = self.optimisers.clip()
-        numbers = to_host({"loss": loss.detach(), **parts, "gradient_norm": norm})
+        losses, events = over_batches(found, norm, sum(map(len, batches)))
         factor = rate_factor(self.step, self.config)
-        if math.isfinite(numbers["loss"]) and math.isfinite(numbers["gradient_norm"]):
+        if math.isfinite(losses["loss"]) and math.isfinite(losses["gradient_norm"]):
             self.optimisers.update(self.step)
             self.skipped.end_row()
         else:
-            self._skip(numbers, batch)
+            self._skip(losses, batches)
         self.step += 1
-        self.events += len(batch)
-        return factor, {name: value for name, value in numbers.items() if math.isfinite(value)}
+        self.events += events
+        return factor, {name: value for name, value in losses.items() if math.isfinite(value)}
 
-    def _skip(self, numbers: Mapping[str, float], batch: JaggedBatch) -> None:
+    def _gradients(self, batches: Sequence[JaggedBatch]) -> list[dict[str, Tensor]]:
+        """Gradients of the whole step; returns the losses of this rank's batches and their parts."""
+        numbers = ranks.numbers_of(self._of)
+        alone = self._of == 1 and ranks.size() == 1
+        shares: Sequence[StepShare | None] = [None] if alone else self.loss.shares(batches, self.step)
+        found = []
+        for number, batch, share in zip(numbers, batches, shares, strict=True):
+            torch.manual_seed(step_seed(self.config.seed, self.step, number))
+            with self._precision():
+                loss, parts = self.objective(batch, self.step, share)
+            if self.distributed is None:
+                loss.backward()
+            else:
+                self.distributed.backward(loss, last=number == numbers[-1])
+            found.append({"loss": loss.detach()} | parts)
+        return found
+
+    def _skip(self, numbers: Mapping[str, float], batches: Sequence[JaggedBatch]) -> None:
+        names = [f"-batch-{number}" for number in ranks.numbers_of(self._of)] if self._of > 1 else [""]
         try:
-            self.skipped.note(self.step + 1, numbers, batch)
+            self.skipped.note(self.step + 1, numbers, dict(zip(names, batches, strict=True)))
         except TrainingDiverged as error:
             kept = checkpoint.find(self.run_dir) if checkpoint.exists(self.run_dir) else "none was written yet"
             raise TrainingDiverged(f"{error}; last checkpoint: {kept}") from None
+
+    def _backward(self, loss: Tensor, *, last: bool) -> None:
+        if self.distributed is None:
+            loss.backward()
+        else:
+            self.distributed.backward(loss, last=last)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
@@ -196,13 +256,15 @@ class Trainer:
             return False
         return self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps
 
-    def _report(self, log: MetricsLog, factor: float, losses: dict[str, float], rate: float, left: float) -> None:
+    def _report(
+        self, log: MetricsLog | None, factor: float, losses: dict[str, float], rate: float, left: float
+    ) -> None:
         report = StepReport(
             stage=self.config.stage, step=self.step, steps=self.config.steps, events=self.events,
             seconds=self.seconds, events_per_second=rate, seconds_left=left,
             learning_rate=self.config.learning_rate * factor, losses=losses, skipped=self.skipped.in_a_row > 0,
         )  # fmt: skip
-        if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+        if log is not None and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
             log.write(report)
         if self.progress is not None:
             self.progress(report)
@@ -210,31 +272,40 @@ class Trainer:
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
-        """Write a checkpoint of this step."""
+        """Write a checkpoint of this step; returns its directory once it is on disk."""
+        written = self._start_save()
+        if self.saver is not None:
+            self.saver.finish()
+        return written
+
+    def _start_save(self) -> Path:
+        """Write a checkpoint of this step: on one rank at once, on several in the background; returns where."""
         sketch = self.sampler.sketch.state_dict()
-        state = TrainerState(
-            tensors=self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])},
-            numbers={
-                "step": self.step, "epoch": self.epoch, "batch": self.batch, "events": self.events,
-                "seconds": self.seconds, "sketch_total": sketch["total"], **self.skipped.state(),
-            },
-        )  # fmt: skip
+        numbers = {
+            "step": self.step, "place": self.plan.merge(ranks.gathered(self.place)), "events": self.events,
+            "seconds": self.seconds, "sketch_total": sketch["total"], **self.skipped.state(),
+        }  # fmt: skip
+        tensors = self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
         description = Description(
             self.config.stage, self.step, self.model.config, self.config, self.model.features,
             _identity(self.dataset),
         )  # fmt: skip
         self.model.stage = self.config.stage
-        return checkpoint.save(self.run_dir, self.model, description, state, self.config.keep)
+        if self.distributed is None or self.saver is None:
+            return checkpoint.save(
+                self.run_dir, self.model, description, TrainerState(tensors, numbers), self.config.keep
+            )
+        return self.saver.start(description, numbers, self.distributed.stored(tensors))
 
     def restore(self, directory: Path) -> None:
         """Go to where a checkpoint of the same run was written; ValueError where settings or data differ."""
         found = checkpoint.read_description(directory)
         _require_same(directory, "train_config", asdict(found.train_config), asdict(self.config), FREE_ON_RESUME)
         _require_same(directory, "dataset", dict(found.dataset), _identity(self.dataset), ())
-        state = checkpoint.load_trainer(directory)
+        state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
         numbers = state.numbers
         try:
-            self.step, self.epoch, self.batch = numbers["step"], numbers["epoch"], numbers["batch"]
+            self.step, self.place = numbers["step"], numbers["place"]
             self.events, self.seconds = numbers["events"], numbers["seconds"]
             sketch = {"table": state.tensors[SKETCH].numpy(), "total": numbers["sketch_total"]}
         except KeyError as error:
@@ -253,15 +324,33 @@ def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.nda
     return kept[dataset.user] if rows is None else rows & kept[dataset.user]
 
 
-def to_host(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as Python numbers, in one copy from the device: the one synchronisation of a training step."""
-    stacked = torch.stack([value.detach().double() for value in values.values()])
-    return dict(zip(values, stacked.tolist(), strict=True))
+def over_batches(found: Sequence[Mapping[str, Tensor]], norm: Tensor, events: int) -> tuple[dict[str, float], int]:
+    """Losses and events of a step from those of this rank's batches, all of them sums, and the norm of its gradient.
+
+    One copy from the device: the one synchronisation of a training step.
+    """
+    summed = torch.stack([torch.stack([value.double() for value in parts.values()]) for parts in found]).sum(0)
+    *values, gradient_norm = torch.cat([summed, norm.double()[None]]).tolist()
+    total = ranks.sum_over_ranks(torch.tensor([*values, events], dtype=torch.float64)).tolist()
+    losses = dict(zip(found[0], total, strict=False))
+    return {**losses, "gradient_norm": gradient_norm}, int(total[-1])
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of a step's dropout: well mixed, so that neighbouring steps and seeds do not resemble each other."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+def step_seed(seed: int, step: int, number: int = 0) -> int:
+    """Seed of a step's dropout: well mixed, so that neighbouring steps and seeds do not resemble each other.
+
+    number: of the batch in its step, whichever rank computes it.
+    """
+    words = [seed, step, number] if number else [seed, step]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _with_batches_per_step(config: TrainConfig, resumed: Path | None) -> TrainConfig:
+    """The settings with as many batches a step as the run began with, or as there are ranks where it begins."""
+    if config.batches_per_step is not None:
+        return config
+    found = None if resumed is None else checkpoint.read_description(resumed).train_config.batches_per_step
+    return replace(config, batches_per_step=found or ranks.size())
 
 
 def _pair_window(dataset: Dataset, config: TrainConfig) -> int:
@@ -269,12 +358,13 @@ def _pair_window(dataset: Dataset, config: TrainConfig) -> int:
 
 
 def _make_model(
-    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None, least_lag: int
-) -> Recommender:
+    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None, least_lag: int,
+    sharding: RowSharding | None,
+) -> Recommender:  # fmt: skip
     source = resumed or (checkpoint.find(init_from) if init_from is not None else None)
     if source is None:
         config = config or preset("tiny")
-        return model_for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset)
+        return model_for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset, sharding)
     found = checkpoint.read_description(source)
     if config is not None:
         config = replace(config, lag=max(config.lag, least_lag))
@@ -282,7 +372,7 @@ def _make_model(
         free = () if resumed is not None else FREE_ON_FINETUNE
         _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
     kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
-    model = model_for_dataset(kept, dataset)
+    model = model_for_dataset(kept, dataset, sharding)
     if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
     checkpoint.load_weights(model, source)

@@ -5,6 +5,7 @@ Errors in what the user gave are one sentence on stderr and exit code 2; --debug
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType
 from typing import Annotated, Any
@@ -49,8 +50,13 @@ class ArgusGroup(TyperGroup):
             expected = not isinstance(error, RuntimeError) or type(error).__name__ == "TrainingDiverged"
             if ctx.params.get("debug") or not expected:
                 raise
-            console.say(f"argus: {error}")
+            console.say(f"argus{_which_rank()}: {error}")
             raise typer.Exit(2) from None
+
+
+def _which_rank() -> str:
+    """Under torchrun, which of its processes speaks: an error may be of one alone."""
+    return f" (rank {os.environ['RANK']})" if "RANK" in os.environ and "WORLD_SIZE" in os.environ else ""
 
 
 app = typer.Typer(

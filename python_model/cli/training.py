@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +30,9 @@ from python_model.cli.options import (
     check,
     parse_settings,
 )
+
+if TYPE_CHECKING:
+    from python_model.progress import StepReport
 
 
 @app.command(
@@ -126,32 +131,47 @@ def _train(
     stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
     source: Path | None = None, device: str, threads: int | None, resume: bool,
 ) -> None:  # fmt: skip
-    from python_model import checkpoint, runs
+    from python_model import checkpoint, ranks, runs
     from python_model.data.schema import load_dataset
     from python_model.train import train
 
     check(device)
+    # The elastic agent starts the same command line again: what it began is then there to go on with.
+    resume = resume or (ranks.restarted() and checkpoint.exists(out))
+    say = console.say if ranks.is_first() else _say_nothing
     dataset = load_dataset(data)
     resumed = resume and checkpoint.exists(out)
     if resume and not resumed:
-        console.say(f"{out} has no checkpoint yet: starting from the beginning")
+        say(f"{out} has no checkpoint yet: starting from the beginning")
     model_config, train_config = runs.settings_of(
         stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
     )
     runs.use_threads(threads, model_config.width)
     title = runs.TITLE_OF_STAGE[stage].capitalize()
     try:
-        with console.TrainingProgress(title) as progress:
+        with ranks.process_group(device) as own_device, _progress(title) as progress:
             train(
                 stage, dataset, out, model_config, train_config, resume=resume, init_from=source, progress=progress,
-                device=device,
+                device=own_device,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
-        _say_how_to_resume(stage, data, out)
+        if ranks.is_first():
+            _say_how_to_resume(stage, data, out)
         raise typer.Exit(exit_code(stop)) from None
-    step = checkpoint.read_description(out).step
-    console.say(f"{title} ends after {step:,} steps: {out}")
-    _say_next(stage, data, out)
+    if ranks.is_first():
+        say(f"{title} ends after {checkpoint.read_description(out).step:,} steps: {out}")
+        _say_next(stage, data, out)
+
+
+def _progress(title: str) -> AbstractContextManager[Callable[[StepReport], None] | None]:
+    """The progress bar; of several ranks the first has one."""
+    from python_model import ranks
+
+    return console.TrainingProgress(title) if ranks.is_first() else nullcontext()
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def _say_how_to_resume(stage: str, data: Path, out: Path) -> None:

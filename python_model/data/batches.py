@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -52,6 +52,34 @@ class JaggedBatch:
         """The batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_length"}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+
+class BatchSource(Protocol):
+    """Where the batches of a run come from, without end; BatchPlan and `python_model.data.stream.ShardStream`."""
+
+    def start(self) -> dict[str, Any]:
+        """The place of a run that begins: what `walk` takes, and what a checkpoint holds as JSON."""
+        ...
+
+    def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
+        """For every step from a place on, those of its `of` batches that have these numbers.
+
+        A number of `of` or more gives a batch without events. What a step holds does not depend on who takes which
+        numbers of it.
+        """
+        ...
+
+    def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The place of the run from those of its ranks, in their order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rank's batches of one step and the place behind them, as far as this rank knows it."""
+
+    batches: list[JaggedBatch]
+    place: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -195,6 +223,30 @@ class BatchPlan:
         plan = self._plan(epoch)
         for step in range(start_step, len(plan) // self.world_size):
             yield self._builder.build(plan[step * self.world_size + self.rank])
+
+    def start(self) -> dict[str, Any]:
+        """As `BatchSource` has it."""
+        return {"epoch": 0, "batch": 0}
+
+    def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
+        """As `BatchSource` has it; the last batches of an epoch, too few for a step, are left out."""
+        epoch, begin = place["epoch"], place["batch"]
+        while True:
+            plan = self._plan(epoch)
+            if len(plan) < of:
+                raise ValueError(f"batches_per_step is {of}, expected at most the {len(plan)} batches of an epoch")
+            for first in range(begin, len(plan) - of + 1, of):
+                batches = [self._build(plan[first + number] if number < of else None) for number in numbers]
+                yield Step(batches, {"epoch": epoch, "batch": first + of})
+            epoch, begin = epoch + 1, 0
+
+    def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As `BatchSource` has it: every rank knows the whole."""
+        return dict(places[0])
+
+    def _build(self, windows: Windows | None) -> JaggedBatch:
+        nothing = np.zeros(0, np.int64)
+        return self._builder.build(windows or Windows(nothing, nothing, nothing))
 
     def _plan(self, epoch: int) -> list[Windows]:
         random = np.random.default_rng([self.seed, epoch])

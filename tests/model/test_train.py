@@ -22,6 +22,7 @@ import torch
 
 from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
+from python_model.data.batches import BatchPlan
 from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
 from python_model.model import Argus
@@ -218,8 +219,10 @@ class TestRefusals:
 def test_only_training_rows_are_seen(tiny_service: Dataset, tmp_path: Path) -> None:
     trainer = Trainer(tiny_service, tmp_path, Argus.for_dataset(MODEL, tiny_service), PRETRAIN)
     seen = np.zeros(len(tiny_service), bool)
-    for batch in islice(trainer._batches(), 2 * trainer.plan.steps(0)):
-        seen[batch.rows.numpy()] = True
+    assert isinstance(trainer.plan, BatchPlan)
+    for batches in islice(trainer._batches(), 2 * trainer.plan.steps(0)):
+        for batch in batches:
+            seen[batch.rows.numpy()] = True
     assert seen.any()
     assert not (seen & ~temporal_split(tiny_service).train).any()
 
@@ -258,5 +261,5 @@ def test_the_log_is_json_with_the_settings_beside_it(tiny_service: Dataset, tmp_
     assert {"stage", "events", "seconds", "learning_rate", "loss", "next_item", "feedback_skip"} <= set(logged[0])
     assert any((tmp_path / "tensorboard").iterdir())
     described = checkpoint.describe(run)
-    assert described["train_config"] == asdict(config)
+    assert described["train_config"] == asdict(config) | {"batches_per_step": 1}
     assert ModelConfig.from_dict(described["model_config"]) == MODEL

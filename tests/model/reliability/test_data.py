@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from python_model import checkpoint
 from python_model.cli import app
-from python_model.data.batches import BatchPlan, JaggedBatch
+from python_model.data.batches import BatchPlan, Step
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.yambda import read_yambda
@@ -70,15 +71,15 @@ class TestFilesThatGoAway:
         self, tiny_service: Dataset, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What was learnt is saved before the sentence, and the run goes on with the batch that could not be read."""
-        sound = BatchPlan.batches
+        sound = BatchPlan.walk
 
-        def failing(self: BatchPlan, epoch: int, start_step: int = 0) -> Iterator[JaggedBatch]:
-            for number, batch in enumerate(sound(self, epoch, start_step)):
+        def failing(self: BatchPlan, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
+            for number, step in enumerate(sound(self, place, numbers, of)):
                 if number == 5:
                     raise DataError("data/part-7.parquet", "cannot be read: No such file or directory")
-                yield batch
+                yield step
 
-        monkeypatch.setattr(BatchPlan, "batches", failing)
+        monkeypatch.setattr(BatchPlan, "walk", failing)
         with pytest.raises(DataError) as caught:
             train("pretrain", tiny_service, tmp_path, MODEL, CONFIG)
         assert str(caught.value) == (
@@ -145,6 +146,7 @@ MILLION = """
 import resource, sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from python_model.config import preset
 from python_model.data.schema import load_dataset, validate
 from python_model.data.yambda import read_yambda

@@ -149,9 +149,9 @@ def test_the_batch_that_was_kept_is_the_batch(
     trainer = Trainer(tiny_service, tmp_path, Argus.for_dataset(MODEL, tiny_service), CONFIG)
     batches = trainer._batches()
     trainer._update(next(batches))
-    batch = next(batches)
+    (batch,) = next(batches)
     weights_then = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer._update(batch)
+    trainer._update([batch])
     found, about = divergence.read_batch(tmp_path / "skipped" / "step-00000002.parquet")
     assert about["step"] == 2 and about["loss"] == "nan"
     for one in fields(JaggedBatch):

@@ -1,0 +1,94 @@
+"""What the ranks of tests/model/test_distributed.py run: several training runs in one process group."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from python_model import checkpoint, ranks
+from python_model.config import ModelConfig, TrainConfig
+from python_model.data.schema import load_dataset
+from python_model.model import Argus
+from python_model.sharding import row_sharding
+from python_model.train import Trainer, train
+
+MODEL = ModelConfig(
+    layers=2, width=16, heads=2, item_width=8, feature_width=4, vector_width=8, position_buckets=8, time_buckets=40,
+    dropout=0.1, sparse=True,
+)  # fmt: skip
+PRETRAIN = TrainConfig(
+    steps=6, batch_events=96, batches_per_step=4, window=32, negatives_in_batch=32, negatives_uniform=16,
+    warmup_steps=2, checkpoint_every=3, keep=3, learning_rate=1e-2, table_learning_rate=1e-2, sketch_width=512,
+    shard_rows=16,
+)  # fmt: skip
+"""Tables of 16 rows or more are cut over the ranks: the items and some of their features."""
+
+
+def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
+    """Runs that must come out alike on any number of ranks."""
+    return {
+        "rowwise": (MODEL, PRETRAIN),
+        "finetune": (
+            replace(MODEL, form="full", sparse=False, dropout=0.0),
+            replace(PRETRAIN, stage="finetune", pretrain_weight=0.3, steps=2),
+        ),
+        # Three batches on two or four ranks: some have nothing to compute in the last turn.
+        "odd": (
+            replace(MODEL, item_hashes=2, hash_rows=29),
+            replace(PRETRAIN, steps=2, batches_per_step=3, activation_checkpointing=True, clip=0.05),
+        ),
+        "bfloat16": (MODEL, replace(PRETRAIN, steps=2, precision="bfloat16")),
+    }
+
+
+def in_ranks(rank: int, size: int, folder: str, work: Callable[[Path], None]) -> None:
+    """Runs `work` as one of a group of processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+    work(Path(folder))
+    dist.destroy_process_group()
+
+
+def train_all(folder: Path) -> None:
+    """Every case, in a directory of its own; and what each rank holds of a model."""
+    for name in cases():
+        train_one(folder, name)
+    write_what_is_held(folder)
+
+
+def train_on_four(folder: Path) -> None:
+    """Four ranks go on from the third step of what one rank and what two wrote."""
+    go_on(folder, 1)
+    go_on(folder, 2)
+
+
+def train_one(folder: Path, name: str) -> None:
+    model, config = cases()[name]
+    train(config.stage, load_dataset(folder / "data"), folder / f"{name}-{ranks.size()}", model, config)
+
+
+def go_on(folder: Path, written_by: int) -> None:
+    """Resumes a copy of the run that so many ranks wrote, from its third step."""
+    run = folder / f"from-{written_by}-on-{ranks.size()}"
+    if ranks.rank() == 0:
+        shutil.copytree(folder / f"rowwise-{written_by}", run)
+        shutil.rmtree(run / checkpoint.CHECKPOINTS / "step-00000006")
+        (run / checkpoint.CHECKPOINTS / checkpoint.LATEST).write_text("step-00000003\n")
+    dist.barrier() if ranks.size() > 1 else None
+    train("pretrain", load_dataset(folder / "data"), run, MODEL, PRETRAIN, resume=True)
+
+
+def write_what_is_held(folder: Path) -> None:
+    """The shape of every part of a parameter on this rank."""
+    dataset = load_dataset(folder / "data")
+    model = Argus.for_dataset(MODEL, dataset, row_sharding(PRETRAIN))
+    trainer = Trainer(dataset, folder / "none", model, PRETRAIN)
+    assert trainer.distributed is not None
+    held = {name: list(leaf.value.shape) for name, leaf in trainer.distributed.leaves.items()}
+    (folder / f"held-{ranks.rank()}.json").write_text(json.dumps(held))
