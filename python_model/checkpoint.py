@@ -29,7 +29,7 @@ from python_model import ranks
 from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.disk import flush, writing
-from python_model.integrity import require_whole, seal, sums_of
+from python_model.integrity import require_whole, seal
 from python_model.model import Argus
 from python_model.models import make_model
 from python_model.optim import Leaf
@@ -77,7 +77,7 @@ def save(run: Path, model: Recommender, description: Description, state: Trainer
             begin(run, description, state.numbers)
             for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
                 save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / name)
-            publish(run, description.step, keep, sums_of(partial, sorted(partial.iterdir())))
+            publish(run, description.step, keep)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -110,10 +110,10 @@ def begin(run: Path, description: Description, numbers: Mapping[str, Any]) -> No
     (partial / STATE).write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
 
 
-def publish(run: Path, step: int, keep: int, sums: Mapping[str, Any]) -> None:
+def publish(run: Path, step: int, keep: int, sums: Mapping[str, Any] | None = None) -> None:
     """Bring the hidden directory to the disk and make it the latest checkpoint; remove all but the last `keep`.
 
-    sums: of all its files, as `integrity.sums_of` gives them.
+    sums: of all its files, as `integrity.sums_of` gives them, where they are known already.
     """
     root, final, partial = run / CHECKPOINTS, directory_of(run, step), partial_of(run, step)
     seal(partial, sums)

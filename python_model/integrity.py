@@ -25,8 +25,11 @@ def sums_of(directory: Path, files: Iterable[Path]) -> dict[str, Any]:
     }
 
 
-def seal(directory: Path, sums: Mapping[str, Any]) -> None:
-    """Write the sums of all files of a directory to its checksums.json."""
+def seal(directory: Path, sums: Mapping[str, Any] | None = None) -> None:
+    """Write the sums of all files of a directory to its checksums.json; sums: where they are known already."""
+    if sums is None:
+        files = directory.rglob("*")
+        sums = sums_of(directory, (path for path in files if path.is_file() and path.name != CHECKSUMS))
     (directory / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=2) + "\n", encoding="utf-8")
 
 
