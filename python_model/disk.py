@@ -11,8 +11,10 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -35,6 +37,10 @@ class WriteError(OSError):
         super().__init__(f"{path}: cannot be written, {reason}; {remedy}")
         self.path, self.reason, self.remedy = Path(path), reason, remedy
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled from its parts, so that it comes back whole from another process."""
+        return WriteError, (self.path, self.reason, self.remedy)
+
 
 @contextlib.contextmanager
 def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
@@ -45,6 +51,29 @@ def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:
         raise WriteError(path, reason_of(error, path), remedy) from error
+
+
+def as_write_error(error: BaseException | None, path: Path, place: Path) -> WriteError | None:
+    """The sentence for an error of a disk (that of `place`) that takes no more; None for any other error."""
+    if isinstance(error, WriteError) or not isinstance(error, OSError):
+        return None
+    reason = reason_of(error, place)
+    full = error.errno in FULL or (error.errno is None and reason == NO_SPACE)
+    return WriteError(path, reason) if full else None
+
+
+@contextlib.contextmanager
+def scratch(out: Path) -> Iterator[Path]:
+    """A hidden directory beside `out` for the length of a block; a disk that it fills up is one WriteError."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".scratch", dir=out.parent) as directory:
+        try:
+            yield Path(directory)
+        except OSError as error:
+            explained = as_write_error(error, out, Path(directory))
+            if explained is None:
+                raise
+            raise explained from error
 
 
 def reason_of(error: Exception, path: Path) -> str:

@@ -10,12 +10,13 @@ import typer
 
 from python_model import console
 from python_model.cli.app import app
-from python_model.cli.options import Source, parse_settings
+from python_model.cli.options import EngineName, Engines, Source, parse_settings
 
 
 @app.command(
     epilog="Examples: `argus prepare movielens ml-100k data/ml`, `argus prepare kuairand kuairand-pure data/kuairand`, "
-    "`argus prepare yambda yambda/flat/50m data/yambda`, `argus prepare synthetic small data/small --set seed=7`."
+    "`argus prepare yambda yambda/flat/50m data/yambda`, `argus prepare synthetic small data/small --set seed=7`, "
+    "`argus prepare yambda yambda/flat/5b data/yambda --engine ray`."
 )
 def prepare(
     source: Annotated[Source, typer.Argument(help="The format to read.", show_default=False)],
@@ -31,18 +32,22 @@ def prepare(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="An option of the source; repeat for several."),
     ] = None,
+    engine: EngineName = Engines.local,
 ) -> None:
     """Read interactions into the one format that training and evaluation use.
 
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
     from python_model.data.prepare import prepare as prepare_data
+    from python_model.engines import open_engine
 
     options = parse_settings(settings or [])
     if source is Source.synthetic:
         options["preset"] = path
     given = None if source is Source.synthetic else path
-    with console.counting_progress(f"Preparing {source.value}") as advance:
-        info = prepare_data(source.value, given, out, overwrite=overwrite, progress=advance, **options)
+    with open_engine(engine.value) as runner, console.counting_progress(f"Preparing {source.value}") as advance:
+        info = prepare_data(
+            source.value, given, out, overwrite=overwrite, progress=advance, engine=runner, **options
+        )  # fmt: skip
     console.say(f"{out}: {info.events:,} events of {info.users:,} users on {info.items:,} items")
     console.say(f"Next: argus pretrain {shlex.quote(str(out))} runs/pretrain")

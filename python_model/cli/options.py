@@ -74,6 +74,13 @@ class Ranking(str, Enum):
     feedback = "feedback"
 
 
+class Engines(str, Enum):
+    """Where the work runs."""
+
+    local = "local"
+    ray = "ray"
+
+
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
@@ -100,6 +107,10 @@ Set = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Option(help="Settings to start from: default, demo, ml-100k, kuairand-pure; the data set's by default."),
+]
+EngineName = Annotated[
+    Engines,
+    typer.Option("--engine", help="Where the work runs: this process, or Ray's workers; the same rows either way."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in OUT where it was stopped or killed.")]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 
 class DataError(ValueError):
@@ -23,3 +25,7 @@ class DataError(ValueError):
         if row is not None:
             place += f", data row {row}"
         super().__init__(f"{place}: {message}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled from its parts, so that it comes back whole from another process."""
+        return partial(DataError, column=self.column, row=self.row), (self.file, self.message)

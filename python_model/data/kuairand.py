@@ -8,21 +8,24 @@ import numpy as np
 
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
 from python_model.data.tables import (
     DAY,
     GAP_BUCKETS,
     HOUR,
+    Piece,
     Progress,
     align,
     codes,
-    dense,
-    event_order,
     gap_bucket,
     hour_and_day,
+    pieces,
     read_delimited,
     refuse,
 )
-from python_model.data.writer import DatasetWriter
+from python_model.data.writer import DatasetWriter, refuse_existing
+from python_model.disk import scratch
+from python_model.engines import LOCAL, Engine
 
 TABS = 15
 SHARE_EDGES = np.array([0.2, 0.4, 0.6, 0.8])
@@ -31,50 +34,47 @@ GRADES = "0 hate, 1 shown, 2 click, 3 long view, 4 like or follow; hate outweigh
 _BINARY = ("is_click", "is_like", "is_follow", "is_hate", "long_view", "is_rand")
 _INTEGERS = ("user_id", "video_id", "time_ms", "play_time_ms", "duration_ms", "tab")
 _USER_FEATURES = ("user_active_degree", "follow_user_num_range", "register_days_range")
-_ONE_WRITE = 1 << 20
 _BEIJING = 8 * HOUR
 
 
 def read_kuairand(
-    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
-) -> DatasetInfo:
-    """Prepare a KuaiRand directory (all of its log_*.csv) or one log file.
+    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> DatasetInfo:  # fmt: skip
+    """Prepare a KuaiRand directory (all of its log_*.csv) or one log file; logs stream, see `python_model.data.logs`.
 
     Feedback: click, like, follow, hate, long_view (Bernoulli), share (5 bins of play time / duration). Context: tab,
     hour and day of week in Beijing, gap, random (1 in the random-exposure log) and three features of the user. Every
     event is an impression. Logs, and ties in time, keep the order of the files by name. DataError where a file breaks
     the format.
     """
+    out = Path(out)
+    refuse_existing(out, overwrite)
     files = _log_files(Path(path))
-    log = _read_logs(files)
-    order = event_order(log["user_id"], log["time_ms"])
-    log = {name: values[order] for name, values in log.items()}
-    user_ids, user = dense(log["user_id"])
-    item_ids, item = dense(log["video_id"])
     directory = files[0].parent
-    users, user_cardinality = _user_features(directory, user_ids)
-    features, item_cardinality = _video_features(directory, item_ids)
-    columns = {"user": user, "item": item, **_event_columns(user, log)}
-    columns |= {f"context_{name}": values[user] for name, values in users.items()}
-    context = {"tab": TABS, "hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS, "random": 2, **user_cardinality}
-    with DatasetWriter(
-        out,
-        name="kuairand",
-        source="kuairand",
-        context=context,
-        feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
-        item_features=item_cardinality,
-        grades=GRADES,
-        pair_window=DAY,
-        params={"logs": [file.name for file in files]},
-        overwrite=overwrite,
-    ) as writer:
-        for start in range(0, len(user), _ONE_WRITE):
-            writer.write_events({name: values[start : start + _ONE_WRITE] for name, values in columns.items()})
-            if progress is not None:
-                progress(min(start + _ONE_WRITE, len(user)), len(user))
-        writer.write_users(user_ids)
-        writer.write_items(item_ids, features)
+    todo = [piece for file in files for piece in pieces(file, ",", None, PIECE_BYTES)]
+    with scratch(out) as space:
+        logs = sort_logs(_read_log, todo, space / "logs", engine, progress=progress)
+        users, user_cardinality = _user_features(directory, logs.user_ids)
+        features, item_cardinality = _video_features(directory, logs.item_ids)
+        context = {"tab": TABS, "hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS, "random": 2, **user_cardinality}
+        with DatasetWriter(
+            out,
+            name="kuairand",
+            source="kuairand",
+            context=context,
+            feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
+            item_features=item_cardinality,
+            grades=GRADES,
+            pair_window=DAY,
+            params={"logs": [file.name for file in files]},
+            overwrite=overwrite,
+        ) as writer:
+            for columns in logs.columns(_event_columns, engine, progress):
+                of_user = {f"context_{name}": values[columns["user"]] for name, values in users.items()}
+                writer.write_events(columns | of_user)
+            writer.write_users(logs.user_ids)
+            writer.write_items(logs.item_ids, features)
     return DatasetInfo.load(out)
 
 
@@ -87,30 +87,29 @@ def _log_files(path: Path) -> list[Path]:
     return files
 
 
-def _read_logs(files: list[Path]) -> dict[str, np.ndarray]:
-    logs = [_read_log(file) for file in files]
-    return {name: np.concatenate([log[name] for log in logs]) for name in logs[0]}
-
-
-def _read_log(file: Path) -> dict[str, np.ndarray]:
-    log = read_delimited(file, integers=(*_INTEGERS, *_BINARY))
+def _read_log(piece: Piece) -> Rows:
+    """The columns of a log with user, item and order (time_ms): int64 [n] in file order."""
+    file = piece.file
+    log = read_delimited(file, part=piece, integers=(*_INTEGERS, *_BINARY))
     for name in _BINARY:
         refuse(file, name, log[name], (log[name] != 0) & (log[name] != 1), "0 or 1")
     for name in ("time_ms", "play_time_ms", "duration_ms"):
         refuse(file, name, log[name], log[name] < 0, "a time that is not negative")
     refuse(file, "tab", log["tab"], (log["tab"] < 0) | (log["tab"] >= TABS), f"a value in [0, {TABS - 1}]")
-    return log
+    return {"user": log.pop("user_id"), "item": log.pop("video_id"), "order": log.pop("time_ms"), **log}
 
 
-def _event_columns(user: np.ndarray, log: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Everything of events.parquet but the ids and the user's features, from the log in event order."""
-    time = log["time_ms"] // 1000
+def _event_columns(log: Rows) -> Rows:
+    """Everything of events.parquet but the user's features, from whole users in order of time."""
+    user, time = log["user"], log["order"] // 1000
     hour, day = hour_and_day(time + _BEIJING)
     share = np.searchsorted(SHARE_EDGES, log["play_time_ms"] / np.maximum(log["duration_ms"], 1), side="right")
     good = (log["is_like"] == 1) | (log["is_follow"] == 1)
     grade = np.select([log["is_hate"] == 1, good, log["long_view"] == 1, log["is_click"] == 1], [0, 4, 3, 2], 1)
     feedback = {"click": "is_click", "like": "is_like", "follow": "is_follow", "hate": "is_hate"}
     return {
+        "user": user,
+        "item": log["item"],
         "time": time,
         "organic": np.zeros(len(user), bool),
         "grade": grade.astype(np.int8),

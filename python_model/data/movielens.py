@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
 from python_model.data.tables import (
     GAP_BUCKETS,
+    Piece,
     Progress,
     align,
     codes,
-    dense,
-    event_order,
     gap_bucket,
     hour_and_day,
+    pieces,
     read_delimited,
     refuse,
 )
-from python_model.data.writer import DatasetWriter
+from python_model.data.writer import DatasetWriter, refuse_existing
+from python_model.disk import scratch
+from python_model.engines import LOCAL, Engine
 
 RATINGS = ("u.data", "ratings.dat", "ratings.csv")
 _COLUMNS = ("user", "item", "rating", "timestamp")
@@ -30,63 +34,77 @@ _GENRES = (
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
 )  # fmt: skip
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
-_ONE_WRITE = 1 << 20
 # Users rate most of their films in one sitting: pairs of five minutes leave the rest of it as history
 # (docs/data.md, "Pairs").
 PAIR_WINDOW = 300
 
 
 def read_movielens(
-    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None
-) -> DatasetInfo:
-    """Prepare a MovieLens directory or one of its rating files.
+    path: str | Path, out: str | Path, *, overwrite: bool = False, progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> DatasetInfo:  # fmt: skip
+    """Prepare a MovieLens directory or one of its rating files; ratings stream, see `python_model.data.logs`.
 
     Feedback: like (rating >= 4), dislike (rating <= 2), rating (5 classes; 10 where the file has half stars). grade
     counts the same classes from 1. MovieLens does not record how a film was come upon, ratings were given on lists
     that the site showed: every event is an impression. Ties in time keep the order of the file. DataError where the
     files break their format.
     """
+    out = Path(out)
+    refuse_existing(out, overwrite)
     file = _rating_file(Path(path))
-    user_id, item_id, half_stars, time = _read_ratings(file)
-    order = event_order(user_id, time)
-    user_ids, user = dense(user_id[order])
-    item_ids, item = dense(item_id[order])
-    time, half_stars = time[order], half_stars[order]
-    classes = 10 if (half_stars % 2).any() else 5
+    todo = pieces(file, *_form(file), PIECE_BYTES)
+    with scratch(out) as space:
+        logs = sort_logs(_read_ratings, todo, space / "logs", engine, note=_has_half_stars, progress=progress)
+        classes = 10 if logs.noted else 5
+        features, cardinality = _item_features(file.parent, logs.item_ids)
+        with DatasetWriter(
+            out,
+            name=f"movielens-{file.name}",
+            source="movielens",
+            context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
+            feedback={"like": 1, "dislike": 1, "rating": classes},
+            item_features=cardinality,
+            grades="the rating: 1 to 5 stars" if classes == 5 else "the rating in half stars: 1 to 10",
+            pair_window=PAIR_WINDOW,
+            overwrite=overwrite,
+        ) as writer:
+            for columns in logs.columns(partial(_event_columns, classes), engine, progress):
+                writer.write_events(columns)
+            writer.write_users(logs.user_ids)
+            writer.write_items(logs.item_ids, features)
+    return DatasetInfo.load(out)
+
+
+def _has_half_stars(rows: Rows) -> bool:
+    return bool((rows["half_stars"] % 2).any())
+
+
+def _event_columns(classes: int, rows: Rows) -> Rows:
+    """Everything of events.parquet, from whole users in order of time."""
+    time, half_stars = rows["order"], rows["half_stars"]
     rating = half_stars - 1 if classes == 10 else half_stars // 2 - 1
     hour, day = hour_and_day(time)
-    features, cardinality = _item_features(file.parent, item_ids)
-    columns = {
-        "user": user,
-        "item": item,
+    return {
+        "user": rows["user"],
+        "item": rows["item"],
         "time": time,
-        "organic": np.zeros(len(user), bool),
+        "organic": np.zeros(len(time), bool),
         "grade": (rating + 1).astype(np.int8),
         "context_hour": hour,
         "context_day_of_week": day,
-        "context_gap": gap_bucket(user, time),
+        "context_gap": gap_bucket(rows["user"], time),
         "feedback_like": (half_stars >= 8).astype(np.int16),
         "feedback_dislike": (half_stars <= 4).astype(np.int16),
         "feedback_rating": rating.astype(np.int16),
     }
-    with DatasetWriter(
-        out,
-        name=f"movielens-{file.name}",
-        source="movielens",
-        context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
-        feedback={"like": 1, "dislike": 1, "rating": classes},
-        item_features=cardinality,
-        grades="the rating: 1 to 5 stars" if classes == 5 else "the rating in half stars: 1 to 10",
-        pair_window=PAIR_WINDOW,
-        overwrite=overwrite,
-    ) as writer:
-        for start in range(0, len(user), _ONE_WRITE):
-            writer.write_events({name: values[start : start + _ONE_WRITE] for name, values in columns.items()})
-            if progress is not None:
-                progress(min(start + _ONE_WRITE, len(user)), len(user))
-        writer.write_users(user_ids)
-        writer.write_items(item_ids, features)
-    return DatasetInfo.load(out)
+
+
+def _form(file: Path) -> tuple[str, tuple[str, ...] | None]:
+    """Separator and, where the file has no header line, the names of the columns."""
+    if file.suffix == ".csv":
+        return ",", None
+    return "\t" if file.name == "u.data" else "::", _COLUMNS
 
 
 def _rating_file(path: Path) -> Path:
@@ -100,27 +118,24 @@ def _rating_file(path: Path) -> Path:
     raise DataError(path, f"no MovieLens ratings here: expected one of {', '.join(RATINGS)}")
 
 
-def _read_ratings(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """user, item, rating in half stars (1 to 10), time: int64 [n] in file order."""
+def _read_ratings(piece: Piece) -> Rows:
+    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order."""
+    file = piece.file
     if file.suffix == ".csv":
-        table = read_delimited(file, integers=("userId", "movieId", "timestamp"), numbers=("rating",))
+        table = read_delimited(file, part=piece, integers=("userId", "movieId", "timestamp"), numbers=("rating",))
         user, item = table["userId"], table["movieId"]
     else:
         table = read_delimited(
-            file,
-            integers=("user", "item", "timestamp"),
-            numbers=("rating",),
-            separator="\t" if file.name == "u.data" else "::",
-            names=_COLUMNS,
+            file, part=piece, integers=("user", "item", "timestamp"), numbers=("rating",), separator=_form(file)[0],
             quote=None,
-        )
+        )  # fmt: skip
         user, item = table["user"], table["item"]
     rating, time = table["rating"], table["timestamp"]
     doubled = rating * 2.0
     wrong = ~((doubled >= 1) & (doubled <= 10) & (doubled == np.floor(doubled)))
     refuse(file, "rating", rating, wrong, "a rating of 0.5, 1, 1.5, ... 5")
     refuse(file, "timestamp", time, time < 0, "a time that is not negative")
-    return user, item, doubled.astype(np.int64), time
+    return {"user": user, "item": item, "order": time, "half_stars": doubled.astype(np.int64)}
 
 
 def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:

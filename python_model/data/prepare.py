@@ -13,6 +13,7 @@ from python_model.data.movielens import read_movielens
 from python_model.data.synthetic import SyntheticConfig, generate, preset
 from python_model.data.tables import Progress
 from python_model.data.yambda import read_yambda
+from python_model.engines import LOCAL, Engine
 
 READERS: dict[str, Callable[..., DatasetInfo]] = {
     "yambda": read_yambda,
@@ -20,7 +21,7 @@ READERS: dict[str, Callable[..., DatasetInfo]] = {
     "movielens": read_movielens,
 }
 SOURCES = (*READERS, "synthetic")
-_COMMON = ("path", "out", "overwrite", "progress")
+_COMMON = ("path", "out", "overwrite", "progress", "engine")
 
 
 def prepare(
@@ -30,12 +31,14 @@ def prepare(
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
     **options: Any,
 ) -> DatasetInfo:
     """Prepare the data at `path` (None for the synthetic service) into the new directory `out`.
 
     options: those of the source's reader (`options_of`); for the synthetic service `preset`, `chunk_users` and any
-    setting of `SyntheticConfig`. progress(done, total) is called as the work goes on, in rows or users.
+    setting of `SyntheticConfig`. engine: where the work runs (`python_model.engines`); every engine gives the same
+    rows. progress(done, total) is called as the work goes on, in rows or users.
     Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` is taken and
     overwrite is not set. Nothing stays behind in `out` on any of them.
     """
@@ -45,10 +48,10 @@ def prepare(
         allowed = ", ".join(known) or "none"
         raise ValueError(f"unknown option {', '.join(unknown)} of source {source!r}; it has: {allowed}")
     if source == "synthetic":
-        return _prepare_synthetic(out, overwrite, progress, **options)
+        return _prepare_synthetic(out, overwrite, progress, engine, **options)
     if path is None:
         raise ValueError(f"path: source {source!r} needs the file or directory to read")
-    return READERS[source](path, out, overwrite=overwrite, progress=progress, **options)
+    return READERS[source](path, out, overwrite=overwrite, progress=progress, engine=engine, **options)
 
 
 def options_of(source: str) -> tuple[str, ...]:
@@ -60,10 +63,13 @@ def options_of(source: str) -> tuple[str, ...]:
     return tuple(name for name in inspect.signature(READERS[source]).parameters if name not in _COMMON)
 
 
-def _prepare_synthetic(out: str | Path, overwrite: bool, progress: Progress | None, **options: Any) -> DatasetInfo:
+def _prepare_synthetic(
+    out: str | Path, overwrite: bool, progress: Progress | None, engine: Engine, **options: Any
+) -> DatasetInfo:
     name = options.pop("preset", "demo")
     chunk_users = options.pop("chunk_users", 1024)
     config = preset(name, **options)
     return generate(
-        out, config, name=f"synthetic-{name}", chunk_users=chunk_users, overwrite=overwrite, progress=progress
-    )
+        out, config, name=f"synthetic-{name}", chunk_users=chunk_users, overwrite=overwrite, progress=progress,
+        engine=engine,
+    )  # fmt: skip

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ Progress = Callable[[int, int], None]
 def read_delimited(
     file: Path,
     *,
+    part: Piece | None = None,
     integers: Sequence[str] = (),
     numbers: Sequence[str] = (),
     texts: Sequence[str] = (),
@@ -31,13 +34,15 @@ def read_delimited(
     encoding: str = "utf-8",
     quote: str | None = '"',
 ) -> dict[str, np.ndarray]:
-    """Columns of a delimited text file: int64, float64 (missing = nan, allowed) and object str (missing = "").
+    """Columns of a text file or a part of it: int64, float64 (missing = nan, allowed) and object str (missing = "").
 
     names gives the columns of a file without a header line. Rows in errors are 1-based data rows, a header not
     counted. DataError for: no file, no row, a missing column, a line of another width, a cell that is missing (of an
     integer column) or is not a number, text that is not in `encoding`.
     """
-    frame = _read_strings(file, separator, names, encoding, quote)
+    content = part.text() if part is not None else _bytes(file)
+    names = part.names if part is not None else names
+    frame = _read_strings(file, content, separator, names, encoding, quote)
     if frame.height == 0:
         raise DataError(file, "the file is empty: expected at least one data row")
     columns: dict[str, np.ndarray] = {}
@@ -54,12 +59,57 @@ def read_delimited(
     return columns
 
 
-def _read_strings(
-    file: Path, separator: str, names: Sequence[str] | None, encoding: str, quote: str | None
-) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Piece:
+    """Bytes start .. end of a text file, whole lines; names: its columns where the piece does not begin with them."""
+
+    file: Path
+    start: int
+    end: int
+    names: tuple[str, ...] | None
+
+    def text(self) -> bytes:
+        """The bytes of the piece; DataError where the file has gone or has become shorter."""
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(self.start)
+                content = stream.read(self.end - self.start)
+        except OSError as error:
+            raise DataError(self.file, f"cannot be read: {error.strerror}") from error
+        if len(content) < self.end - self.start:
+            raise DataError(self.file, "cannot be read: it has become shorter")
+        return content
+
+
+def pieces(file: Path, separator: str, names: Sequence[str] | None, size: int) -> list[Piece]:
+    """A delimited file cut at line ends into pieces of about `size` bytes; names None: its first line has them."""
     if not file.is_file():
         raise DataError(file, "not found")
-    content = file.read_bytes()
+    length, cuts = file.stat().st_size, [0]
+    with file.open("rb") as stream:
+        header = stream.readline()
+        least = len(header) + 1 if names is None else 1
+        while cuts[-1] + max(size, least) < length:
+            stream.seek(cuts[-1] + max(size, least) - 1)
+            stream.readline()
+            cuts.append(stream.tell())
+    if cuts[-1] < length or length == 0:
+        cuts.append(length)
+    titles = header.decode("utf-8", errors="replace").rstrip("\r\n").split(separator)
+    first = tuple(names) if names is not None else None
+    later = first if first is not None else tuple(title.strip().strip('"') for title in titles)
+    return [Piece(file, start, end, later if start else first) for start, end in pairwise(cuts)]
+
+
+def _bytes(file: Path) -> bytes:
+    if not file.is_file():
+        raise DataError(file, "not found")
+    return file.read_bytes()
+
+
+def _read_strings(
+    file: Path, content: bytes, separator: str, names: Sequence[str] | None, encoding: str, quote: str | None
+) -> pl.DataFrame:
     if not content.strip():
         raise DataError(file, "the file is empty")
     try:

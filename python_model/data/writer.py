@@ -24,7 +24,7 @@ from typing_extensions import Self
 from python_model.data.checks import EventChecker
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
-from python_model.disk import FULL, NO_SPACE, WriteError, flush, reason_of
+from python_model.disk import as_write_error, flush
 
 ROW_GROUP = 1 << 17
 
@@ -78,7 +78,7 @@ class DatasetWriter:
             has_oracle=has_oracle,
             params=dict(params or {}),
         )
-        self._refuse_existing()
+        refuse_existing(self.out, self.overwrite)
         self._directory: Path | None = None
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class DatasetWriter:
         try:
             self._begin(self._directory)
         except BaseException as error:
-            explained = self._explained(error)
+            explained = as_write_error(error, self.out, self.directory)
             shutil.rmtree(self._directory, ignore_errors=True)
             if explained is not None:
                 raise explained from error
@@ -110,7 +110,7 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        explained = self._explained(error)
+        explained = as_write_error(error, self.out, self.directory)
         try:
             if kind is None:
                 self._events.close()
@@ -120,21 +120,13 @@ class DatasetWriter:
                 with contextlib.suppress(Exception):
                     self._events.abandon()
         except OSError as failure:
-            explained, error = self._explained(failure), failure
+            explained, error = as_write_error(failure, self.out, self.directory), failure
             if explained is None:
                 raise
         finally:
             shutil.rmtree(self.directory, ignore_errors=True)
         if explained is not None:
             raise explained from error
-
-    def _explained(self, error: BaseException | None) -> WriteError | None:
-        """The sentence for a disk that takes no more; None for any other error."""
-        if not isinstance(error, OSError):
-            return None
-        reason = reason_of(error, self.directory)
-        full = error.errno in FULL or (error.errno is None and reason == NO_SPACE)
-        return WriteError(self.out, reason) if full else None
 
     @property
     def directory(self) -> Path:
@@ -202,7 +194,7 @@ class DatasetWriter:
         for file in self.directory.rglob("*"):
             if file.is_file():
                 flush(file)
-        self._refuse_existing()
+        refuse_existing(self.out, self.overwrite)
         if not self.out.exists():
             os.rename(self.directory, self.out)
         else:
@@ -217,15 +209,17 @@ class DatasetWriter:
             shutil.rmtree(aside, ignore_errors=True)
         flush(self.out.parent)
 
-    def _refuse_existing(self) -> None:
-        if self.out.is_dir() and not any(self.out.iterdir()):
-            return
-        if self.out.exists() and not self.overwrite:
-            raise FileExistsError(f"{self.out} exists and is not empty: choose another directory or pass overwrite")
-        if self.out.is_dir() and not (self.out / INFO).is_file():
-            raise FileExistsError(f"{self.out} is not a prepared data set (no {INFO}): it is not overwritten")
-        if self.out.exists() and not self.out.is_dir():
-            raise FileExistsError(f"{self.out} is a file, expected a directory")
+
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """FileExistsError where `out` holds something that a data set may not replace."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists and is not empty: choose another directory or pass overwrite")
+    if out.is_dir() and not (out / INFO).is_file():
+        raise FileExistsError(f"{out} is not a prepared data set (no {INFO}): it is not overwritten")
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, expected a directory")
 
 
 class _RowGroups:

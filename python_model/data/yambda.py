@@ -8,8 +8,9 @@ Explicit events without any listen of the item are left out and counted in param
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,19 @@ import pyarrow as pa
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
 from python_model.data.tables import GAP_BUCKETS, Progress, codes, gap_bucket, hour_and_day
-from python_model.data.writer import DatasetWriter
+from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.data.yambda_files import (
     EVENT_TYPES,
     LISTEN_ONLY,
+    Cuts,
     EventFile,
     Rows,
-    UserCursor,
     in_order_of_time,
     open_parquet,
-    whole_users,
+    rows_of_users,
 )
+from python_model.disk import scratch
+from python_model.engines import LOCAL, Engine
 
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
@@ -40,8 +43,8 @@ LISTEN_PLUS_SHARE = int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="
 FULL_PCT = 80
 # One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
-_LAST_USER = 2**63 - 1
 _LISTEN_COLUMNS = ("item_id", "timestamp", "is_organic", *LISTEN_ONLY)
+_EXPLICIT_COLUMNS = ("uid", "item_id", "timestamp", "event_type")
 _FILES = {"like": "likes", "dislike": "dislikes", "unlike": "unlikes", "undislike": "undislikes"}
 
 
@@ -55,8 +58,9 @@ def read_yambda(
     unsorted: str = "refuse",
     overwrite: bool = False,
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> DatasetInfo:
-    """Prepare Yambda in memory bounded by the users of one read (and by the number of distinct items).
+    """Prepare Yambda in memory bounded by half a million rows or one user, and by the number of distinct items.
 
     path: the directory with listens.parquet (likes.parquet and the like are read where present, a kind whose file is
     absent counts as not observed) or multi_event.parquet, such a file itself, or the top of the published tree, of
@@ -70,8 +74,10 @@ def read_yambda(
         raise ValueError(f"skip_below_pct: expected a value in [1, {FULL_PCT}], found {skip_below_pct}")
     if unsorted not in UNSORTED:
         raise ValueError(f"unsorted: expected one of {', '.join(UNSORTED)}, found {unsorted!r}")
+    out = Path(out)
+    refuse_existing(out, overwrite)
     source = _open_source(Path(path), format, size, sort=unsorted == "sort")
-    item_ids = _distinct_items(source.listens)
+    item_ids, parts = _plan(source)
     features, cardinality = _item_features(source.listens.file.parent, item_ids)
     without_listen: Counter[str] = Counter()
     writer = DatasetWriter(
@@ -86,69 +92,104 @@ def read_yambda(
         pair_window=PAIR_WINDOW,
         overwrite=overwrite,
     )
-    with writer:
-        users = 0
-        for listens, explicit in source.chunks():
-            ids, user = np.unique(listens["uid"], return_inverse=True)
-            feedback = _feedback(listens, explicit, source.observed, skip_below_pct, without_listen)
-            if len(ids) == 0:
-                continue
-            writer.write_events(_event_columns(listens, user.astype(np.int32) + users, item_ids, feedback))
-            writer.write_users(ids)
-            users += len(ids)
+    with scratch(out) as space, writer:
+        np.save(space / "items.npy", item_ids)
+        users = went_back = 0
+        work = partial(_prepare_part, source, space / "items.npy", skip_below_pct)
+        for part, found in zip(parts, engine.map(work, parts), strict=True):
+            without_listen.update(found.without_listen)
+            went_back += found.went_back
+            if len(found.user_ids):
+                found.columns["user"] += users
+                writer.write_events(found.columns)
+                writer.write_users(found.user_ids)
+                users += len(found.user_ids)
             if progress is not None:
-                progress(users if source.listens.sequential else source.rows_done, source.listens.rows)
+                progress(part.listens[1], source.listens.rows)
         writer.write_items(item_ids, features)
         params = {
             "skip_below_pct": skip_below_pct,
             "share_edges_pct": SHARE_EDGES_PCT.tolist(),
             "without_listen": dict(without_listen),
         }
-        writer.set_params(params | ({"times_went_back": source.went_back} if unsorted == "sort" else {}))
+        writer.set_params(params | ({"times_went_back": went_back} if unsorted == "sort" else {}))
     return DatasetInfo.load(out)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Source:
-    """Listens with the explicit events of the same users; `explicit` has event_type and may be empty."""
+    """Listens, and files of explicit events by their kind; none where the listens' file has them too."""
 
     listens: EventFile
     explicit: dict[str, EventFile]
     observed: frozenset[str]
-    rows_done: int = 0
-    went_back: int = 0
 
-    def chunks(self) -> Iterator[tuple[Rows, Rows]]:
-        """Whole users at a time: (listens, explicit events of users up to the last of these); either may be empty."""
-        cursors = {kind: UserCursor(file.batches()) for kind, file in self.explicit.items()}
-        for rows in whole_users(self.listens.batches()):
-            self.rows_done += len(rows["uid"])
-            if "event_type" in rows:
-                listens, explicit = self._separate(rows)
-            else:
-                listens, explicit = rows, self._gather(cursors, int(rows["uid"][-1]))
-            if self.listens.sort:
-                listens, went_back = in_order_of_time(listens)
-                self.went_back += went_back
-            yield listens, explicit
-        # What is left are explicit events of users behind the last one who listens: read, so checked and counted.
-        yield dict.fromkeys(("uid", *_LISTEN_COLUMNS), np.zeros(0, np.int64)), self._gather(cursors, _LAST_USER)
+    def read(self, part: _Part) -> tuple[Rows, Rows]:
+        """(listens, explicit events with their event_type) of the users of a part."""
+        rows = self.listens.read(*part.listens)
+        if "event_type" in rows:
+            is_listen = rows["event_type"] == EVENT_TYPES.index("listen")
+            listens = {name: values[is_listen] for name, values in rows.items()}
+            return listens, {name: rows[name][~is_listen] for name in _EXPLICIT_COLUMNS}
+        found: list[Rows] = [{name: np.zeros(0, np.int64) for name in _EXPLICIT_COLUMNS}]
+        for kind, file in self.explicit.items():
+            events = file.read(*part.explicit[kind])
+            found.append({**events, "event_type": np.full(len(events["uid"]), EVENT_TYPES.index(kind))})
+        return rows, {name: np.concatenate([events[name] for events in found]) for name in _EXPLICIT_COLUMNS}
 
-    @staticmethod
-    def _separate(rows: Rows) -> tuple[Rows, Rows]:
-        is_listen = rows["event_type"] == EVENT_TYPES.index("listen")
-        listens = {name: values[is_listen] for name, values in rows.items()}
-        return listens, {name: rows[name][~is_listen] for name in ("uid", "item_id", "timestamp", "event_type")}
 
-    @staticmethod
-    def _gather(cursors: dict[str, UserCursor], uid: int) -> Rows:
-        parts: list[Rows] = [{name: np.zeros(0, np.int64) for name in ("uid", "item_id", "timestamp", "event_type")}]
-        for kind, cursor in cursors.items():
-            rows = cursor.through(uid)
-            if rows is not None:
-                kinds = np.full(len(rows["uid"]), EVENT_TYPES.index(kind))
-                parts.append({**rows, "event_type": kinds})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+@dataclass(frozen=True)
+class _Part:
+    """Rows (first, behind the last) of the same whole users in every file."""
+
+    listens: tuple[int, int]
+    explicit: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A part's columns, its users numbered from 0, and what was counted on the way."""
+
+    user_ids: np.ndarray
+    columns: Rows
+    without_listen: Counter[str]
+    went_back: int
+
+
+def _plan(source: _Source) -> tuple[np.ndarray, list[_Part]]:
+    """One pass over order and items of all files: sorted item ids of the listens [V], and parts of whole users.
+
+    DataError where there is no listen. Users without any are in a part all the same: their events are checked.
+    """
+    listens = source.listens
+    columns = ("item_id", "timestamp", "event_type") if "event_type" in listens.columns else ("item_id", "timestamp")
+    items, cuts = np.zeros(0, np.int64), Cuts()
+    for rows, file_row in EventFile(listens.file, columns, sort=listens.sort).batches():
+        found = rows["item_id"]
+        if "event_type" in rows:
+            found = found[rows["event_type"] == EVENT_TYPES.index("listen")]
+        items = np.union1d(items, found)
+        cuts.add(rows["uid"], file_row)
+    if len(items) == 0:
+        raise DataError(listens.file, "the data set is empty: no listen in it")
+    spans = list(pairwise([0, *cuts.rows, listens.rows]))
+    of_kind = {
+        kind: list(pairwise([0, *rows_of_users(file, cuts.users), file.rows])) for kind, file in source.explicit.items()
+    }
+    return items, [_Part(span, {kind: of_kind[kind][i] for kind in of_kind}) for i, span in enumerate(spans)]
+
+
+def _prepare_part(source: _Source, item_file: Path, skip_below_pct: int, part: _Part) -> _Prepared:
+    listens, explicit = source.read(part)
+    went_back = 0
+    if source.listens.sort:
+        listens, went_back = in_order_of_time(listens)
+    without_listen: Counter[str] = Counter()
+    feedback = _feedback(listens, explicit, source.observed, skip_below_pct, without_listen)
+    user_ids, user = np.unique(listens["uid"], return_inverse=True)
+    item_ids = np.load(item_file, mmap_mode="r")
+    columns = _event_columns(listens, user.astype(np.int32), item_ids, feedback)
+    return _Prepared(user_ids, columns, without_listen, went_back)
 
 
 def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
@@ -173,20 +214,6 @@ def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
     }
     observed = frozenset(kind for kind in ("like", "dislike") if kind in explicit)
     return _Source(EventFile(directory / "listens.parquet", _LISTEN_COLUMNS, sort=sort), explicit, observed)
-
-
-def _distinct_items(listens: EventFile) -> np.ndarray:
-    """Sorted item ids of all listens [V]; DataError where there is none."""
-    columns = ("item_id", "timestamp", "event_type") if "event_type" in listens.columns else ("item_id", "timestamp")
-    items = np.zeros(0, np.int64)
-    for rows in EventFile(listens.file, columns, sort=listens.sort).batches():
-        found = rows["item_id"]
-        if "event_type" in rows:
-            found = found[rows["event_type"] == EVENT_TYPES.index("listen")]
-        items = np.union1d(items, found)
-    if len(items) == 0:
-        raise DataError(listens.file, "the data set is empty: no listen in it")
-    return items
 
 
 def _event_columns(listens: Rows, user: np.ndarray, item_ids: np.ndarray, feedback: Rows) -> Rows:

@@ -1,4 +1,4 @@
-"""Reads Yambda's Parquet files as a stream of checked rows, flat or sequential, whole users at a time."""
+"""Reads Yambda's Parquet files as checked rows, flat or sequential, and finds where whole users begin and end."""
 
 from __future__ import annotations
 
@@ -55,24 +55,51 @@ class EventFile:
                     raise DataError(file, f"expected integers, found {element}", column=name)
         self.rows = parquet.metadata.num_rows
 
-    def batches(self) -> Iterator[Rows]:
-        """Flat int64 columns (event_type: index into EVENT_TYPES), checked: no nulls, sorted, nothing negative.
+    def batches(self, first: int = 0, last: int | None = None) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Events of rows first .. last - 1 of the file (all by default), and the 1-based row each came from.
 
-        Where there is an event_type, nulls of the listen-only columns are allowed off listens and come as -1.
+        Flat int64 columns (event_type: index into EVENT_TYPES), checked: no nulls, sorted, nothing negative. Where
+        there is an event_type, nulls of the listen-only columns are allowed off listens and come as -1.
         """
-        size = _SEQUENTIAL_BATCH if self.sequential else _FLAT_BATCH
-        start, last_user, last_time = 0, -1, 0
+        last_user, last_time = -1, 0
         try:
-            for batch in open_parquet(self.file).iter_batches(batch_size=size, columns=["uid", *self.columns]):
+            for batch, start in self._record_batches(first, self.rows if last is None else last):
                 rows, file_row = self._flatten(batch, start)
-                start += batch.num_rows
                 if len(rows["uid"]) == 0:
                     continue
                 self._check(rows, file_row, last_user, last_time)
                 last_user, last_time = int(rows["uid"][-1]), int(rows["timestamp"][-1])
-                yield rows
+                yield rows, file_row
         except (pa.ArrowException, OSError) as error:
             raise DataError(self.file, f"cannot be read: {error}") from error
+
+    def read(self, first: int, last: int) -> Rows:
+        """The events of `batches` at once."""
+        parts = [rows for rows, _ in self.batches(first, last)]
+        return {
+            name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64)
+            for name in ("uid", *self.columns)
+        }
+
+    def _record_batches(self, first: int, last: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """The rows as they are, and the 0-based row each batch begins with; reads only row groups that hold some."""
+        parquet = open_parquet(self.file)
+        groups, start, before = [], 0, 0
+        for group in range(parquet.metadata.num_row_groups):
+            after = before + parquet.metadata.row_group(group).num_rows
+            if after <= first:
+                start = after
+            elif before < last:
+                groups.append(group)
+            before = after
+        size = _SEQUENTIAL_BATCH if self.sequential else _FLAT_BATCH
+        for batch in parquet.iter_batches(batch_size=size, row_groups=groups, columns=["uid", *self.columns]):
+            low, high = max(first - start, 0), min(last - start, batch.num_rows)
+            if low < high:
+                yield batch.slice(low, high - low), start + low
+            start += batch.num_rows
+            if start >= last:
+                return
 
     def _flatten(self, batch: pa.RecordBatch, start: int) -> tuple[Rows, np.ndarray]:
         """(columns, 1-based row of the file that each event came from)."""
@@ -151,22 +178,6 @@ class EventFile:
             raise DataError(self.file, f"expected {expected}, found {found}", column=name, row=int(file_row[at]))
 
 
-def whole_users(batches: Iterator[Rows]) -> Iterator[Rows]:
-    """The same rows in the same order, cut so that no user is in two chunks."""
-    held: list[Rows] = []
-    for rows in batches:
-        users = rows["uid"]
-        cut = int(np.searchsorted(users, users[-1]))
-        if cut == 0 and (not held or held[-1]["uid"][-1] == users[0]):
-            held.append(rows)
-            continue
-        held.append({name: values[:cut] for name, values in rows.items()})
-        yield _join(held)
-        held = [{name: values[cut:] for name, values in rows.items()}]
-    if held:
-        yield _join(held)
-
-
 def in_order_of_time(rows: Rows) -> tuple[Rows, int]:
     """Rows of whole users sorted by time within each, equal times as they came, and how often time went back."""
     backwards = int(((np.diff(rows["timestamp"]) < 0) & (np.diff(rows["uid"]) == 0)).sum())
@@ -176,34 +187,36 @@ def in_order_of_time(rows: Rows) -> tuple[Rows, int]:
     return {name: values[order] for name, values in rows.items()}, backwards
 
 
-class UserCursor:
-    """Walks along a stream of rows sorted by uid, handing out all rows up to a given user."""
+class Cuts:
+    """Rows of a file at which a new user begins, about a batch apart, from its batches as they flow by.
 
-    def __init__(self, batches: Iterator[Rows]) -> None:
-        self._batches = batches
-        self._held: Rows | None = None
+    rows: 0-based rows; users: the uid that begins there.
+    """
 
-    def through(self, uid: int) -> Rows | None:
-        """Rows not handed out before, of users up to and including uid; None where there are none."""
-        taken: list[Rows] = []
-        while True:
-            if self._held is None:
-                self._held = next(self._batches, None)
-                if self._held is None:
-                    break
-            cut = int(np.searchsorted(self._held["uid"], uid, side="right"))
-            taken.append({name: values[:cut] for name, values in self._held.items()})
-            if cut < len(self._held["uid"]):
-                self._held = {name: values[cut:] for name, values in self._held.items()}
-                break
-            self._held = None
-        return _join(taken) if taken else None
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+        self.users: list[int] = []
+        self._last = -1
+
+    def add(self, uid: np.ndarray, file_row: np.ndarray) -> None:
+        """The next batch: users in ascending order, the 1-based row of each event."""
+        cut = int(np.searchsorted(uid, uid[-1]))
+        if cut > 0 or self._last not in (-1, uid[0]):
+            self.rows.append(int(file_row[cut]) - 1)
+            self.users.append(int(uid[cut]))
+        self._last = int(uid[-1])
 
 
-def _join(parts: list[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def rows_of_users(file: EventFile, users: Sequence[int]) -> list[int]:
+    """For each of these uids, in ascending order, the first row of the file whose user is not below it."""
+    wanted = np.array(users, np.int64)
+    found = np.full(len(wanted), file.rows, np.int64)
+    done = 0
+    for rows, file_row in file.batches():
+        reached = int(np.searchsorted(wanted, rows["uid"][-1], side="right"))
+        found[done:reached] = file_row[np.searchsorted(rows["uid"], wanted[done:reached])] - 1
+        done = max(done, reached)
+    return found.tolist()
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,8 +15,9 @@ from python_model.data.description import DatasetInfo, event_schema
 from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
 from python_model.data.synthetic.catalogue import build_catalogue
 from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
-from python_model.data.synthetic.simulation import ChunkSimulation
+from python_model.data.synthetic.simulation import Chunk, ChunkSimulation
 from python_model.data.writer import DatasetWriter
+from python_model.engines import LOCAL, Engine
 
 ORACLE = "oracle"
 # One session: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
@@ -31,6 +33,7 @@ def generate(
     chunk_users: int = 1024,
     overwrite: bool = False,
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> DatasetInfo:
     """Generate the service of `config` into the new directory `out`; memory grows with chunk_users, not with users.
 
@@ -39,7 +42,8 @@ def generate(
     """
     if chunk_users < 1:
         raise ValueError(f"chunk_users: expected at least 1, found {chunk_users}")
-    catalogue = build_catalogue(config)
+    starts = range(0, config.users, chunk_users)
+    chunks = [(first, min(first + chunk_users, config.users)) for first in starts]
     statistics = _Statistics()
     writer = DatasetWriter(
         out,
@@ -62,9 +66,8 @@ def generate(
         writer.write_items(item, {"artist": item // config.tracks, "cluster": item // (config.tracks * config.artists)})
         with _Arrays(oracle, config.dimensions) as arrays:
             sessions = 0
-            for first in range(0, config.users, chunk_users):
-                last = min(first + chunk_users, config.users)
-                chunk = ChunkSimulation(config, catalogue, first, last).run()
+            simulated = engine.map(partial(_simulate, config), chunks)
+            for (first, last), chunk in zip(chunks, simulated, strict=True):
                 columns = chunk.columns
                 writer.write_events({f.name: columns[f.name].astype(f.type.to_pandas_dtype()) for f in schema})
                 writer.write_users(np.arange(first, last))
@@ -78,6 +81,14 @@ def generate(
                     progress(last, config.users)
         writer.set_params({**config.to_params(), "statistics": statistics.summary()})
     return DatasetInfo.load(out)
+
+
+def _simulate(config: SyntheticConfig, users: tuple[int, int]) -> Chunk:
+    return ChunkSimulation(config, _catalogue(config), *users).run()
+
+
+# A worker simulates many chunks of one service.
+_catalogue = lru_cache(maxsize=1)(build_catalogue)
 
 
 class _Statistics:

@@ -290,5 +290,5 @@ def test_prepare_names_what_it_does_not_know(tmp_path: Path) -> None:
         prepare("synthetic", None, tmp_path / "out", tempo=3)
     with pytest.raises(ValueError, match="path: source 'yambda' needs"):
         prepare("yambda", None, tmp_path / "out")
-    assert options_of("yambda") == ("format", "size", "skip_below_pct")
+    assert options_of("yambda") == ("format", "size", "skip_below_pct", "unsorted")
     assert list(tmp_path.iterdir()) == []

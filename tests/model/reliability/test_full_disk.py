@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import stat
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from python_model import checkpoint, console
 from python_model.cli import app
+from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.synthetic import generate, preset
 from python_model.disk import WriteError, reason_of, replace_text
@@ -153,6 +155,12 @@ def test_the_command_says_it_in_one_sentence(tiny_service: Dataset, disk: Disk) 
     lines = [line for line in result.stderr.splitlines() if line.startswith("argus: ")]
     assert len(lines) == 1 and "cannot be written" in lines[0]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [WriteError("a/b", "no space"), DataError("a.csv", "no", column="c", row=3)])
+def test_errors_come_back_whole_from_another_process(error: Exception) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,0 +1,117 @@
+"""Preparing on Ray's workers: the same files, byte for byte, as in this process; and what is said without Ray."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from python_model.cli import app
+from python_model.data import kuairand, logs, movielens, yambda_files
+from python_model.data.errors import DataError
+from python_model.data.prepare import prepare
+from python_model.engines import LOCAL, Engine, open_engine
+from tests.model.data.test_logs import assert_same_files, write_log, write_ratings
+from tests.model.data.test_yambda import tree as yambda_tree
+
+__all__ = ["yambda_tree"]
+
+
+@pytest.fixture(scope="module")
+def ray_engine() -> Iterator[Engine]:
+    """Two workers of this machine; started once for all tests here, as that takes seconds."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'argus-kernels[ray]'")
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=80 << 20, logging_level="ERROR", log_to_driver=False
+    )
+    try:
+        with open_engine("ray") as engine:
+            yield engine
+    finally:
+        ray.shutdown()
+
+
+def test_results_come_in_the_order_of_the_tasks(ray_engine: Engine) -> None:
+    assert list(ray_engine.map(math.isqrt, [])) == []
+    found = ray_engine.map(math.isqrt, [81, 1, 16, -1])
+    assert [next(found) for _ in range(3)] == [9, 1, 4]
+    with pytest.raises(ValueError, match="must be nonnegative"):
+        next(found)
+
+
+Source = Callable[[Path, Path, Engine], None]
+
+
+def ratings(folder: Path, out: Path, engine: Engine) -> None:
+    if not folder.exists():
+        write_ratings(folder)
+    prepare("movielens", folder, out, engine=engine)
+
+
+def impressions(folder: Path, out: Path, engine: Engine) -> None:
+    if not folder.exists():
+        write_log(folder, "standard_4_08", 200, 0)
+        write_log(folder, "random_4_22", 80, 1)
+    prepare("kuairand", folder, out, engine=engine)
+
+
+def listens(folder: Path, out: Path, engine: Engine) -> None:
+    prepare("yambda", folder.parent / "yambda", out, engine=engine)
+
+
+def service(folder: Path, out: Path, engine: Engine) -> None:
+    prepare("synthetic", None, out, engine=engine, preset="small", users=40, chunk_users=16)
+
+
+@pytest.mark.parametrize("source", [ratings, impressions, listens, service])
+def test_ray_gives_the_same_bytes(
+    yambda_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_engine: Engine, source: Source
+) -> None:
+    # Pieces are cut here, so the sizes reach the workers as tasks: several of each, of which two run side by side.
+    monkeypatch.setattr(movielens, "PIECE_BYTES", 5000)
+    monkeypatch.setattr(kuairand, "PIECE_BYTES", 4000)
+    monkeypatch.setattr(logs, "RANGE_ROWS", 300)
+    monkeypatch.setattr(yambda_files, "_FLAT_BATCH", 3)
+    source(tmp_path / "in", tmp_path / "local", LOCAL)
+    source(tmp_path / "in", tmp_path / "ray", ray_engine)
+    assert_same_files(tmp_path / "local", tmp_path / "ray")
+
+
+def test_a_fault_on_a_worker_is_the_sentence_it_is_here(tmp_path: Path, ray_engine: Engine) -> None:
+    lines = write_log(tmp_path / "in", "standard_4_08", 30, 0)
+    file = tmp_path / "in" / "log_standard_4_08.csv"
+    file.write_text(file.read_text().replace(lines[20], lines[20].replace(",9000,1,0", ",9000,1,7")))
+    said = []
+    for engine in (LOCAL, ray_engine):
+        with pytest.raises(DataError) as caught:
+            prepare("kuairand", tmp_path / "in", tmp_path / "out", engine=engine)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and "data row 21" in said[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None:
+    write_ratings(tmp_path / "in", rows=40)
+    for name in ("local", "ray"):
+        arguments = ["prepare", "movielens", str(tmp_path / "in"), str(tmp_path / name), "--engine", name]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    assert_same_files(tmp_path / "local", tmp_path / "ray")
+
+
+def test_without_ray_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    arguments = ["prepare", "synthetic", "small", str(tmp_path / "out"), "--engine", "ray"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert result.stderr == "argus: engine: 'ray' needs Ray Data: pip install 'argus-kernels[ray]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_engine() -> None:
+    with pytest.raises(ValueError, match="engine: expected one of local, ray, found 'spark'"), open_engine("spark"):
+        pass
