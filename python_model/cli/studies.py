@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -89,17 +90,20 @@ def scaling(
 
 @study.command(
     epilog="Examples: `argus study context runs/context`, "
-    "`argus study context runs/context --windows 128,256,512,1024,2048,4096,8192`."
+    "`argus study context runs/each --train-each --device cuda --batch-events 65536 --steps 20000`."
 )
 def context(
     out: StudyOut,
     windows: Annotated[
         str, typer.Option(help="Events of a user that a model sees, separated by commas.")
-    ] = "128,512,2048,8192",
+    ] = "128,256,512,1024,2048,4096,8192",
+    train_each: Annotated[
+        bool, typer.Option("--train-each", help="Train a model for each context, not one for all.")
+    ] = False,
     data: StudyData = None,
     steps: StudySteps = None,
-    finetune_steps: FinetuneSteps = None,
     batch_events: BatchEvents = None,
+    window: Window = None,
     seeds: Seeds = None,
     max_events: MaxEvents = None,
     settings: Set = None,
@@ -111,8 +115,9 @@ def context(
     from python_model.studies.context import context as study_of_context
 
     chosen = _numbers("--windows", windows, int)
-    budget = budget_of(steps, finetune_steps, batch_events, None, seeds, max_events, settings)
-    _run(out, data, SERVICE, lambda dataset: study_of_context(dataset, chosen, budget), device, threads)
+    budget = budget_of(steps, None, batch_events, window, seeds, max_events, settings)
+    make = partial(study_of_context, windows=chosen, budget=budget, train_each=train_each)
+    _run(out, data, SERVICE, make, device, threads)
 
 
 @study.command("data", epilog="Example: `argus study data runs/data --shares 0.05,0.2,1`.")

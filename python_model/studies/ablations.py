@@ -47,7 +47,7 @@ def variants(base: Trial, dataset: Dataset) -> list[Variant]:
         Variant(replace(base, name=FULL)),
         Variant(_changed(alone, "no_pretraining", both={"pretrain_weight": 0.0}), PAIRS),
         Variant(_changed(alone, "no_pretraining_same_steps", both={"pretrain_weight": 0.0, "steps": both}), PAIRS),
-        Variant(replace(base, name="no_finetuning", finetune=None), NEXT_ITEM + FEEDBACK),
+        Variant(replace(base, name="no_finetuning", finetune=None, trained_as=FULL), NEXT_ITEM + FEEDBACK),
         Variant(_changed(base, "next_item_only", both=no_feedback), NEXT_ITEM + PAIRS),
         Variant(_changed(base, "feedback_only", both={"next_item_weight": 0.0}), FEEDBACK + PAIRS),
         Variant(_changed(base, "no_feedback_input", model={"feedback_input": False})),
@@ -56,7 +56,10 @@ def variants(base: Trial, dataset: Dataset) -> list[Variant]:
         Variant(_changed(base, "full_form", model={"form": "full"})),
         Variant(_changed(base, "no_time_bias", model={"time_bias": False})),
         Variant(no_lag),
-        Variant(replace(no_lag, name="no_lag_seen", evaluation=replace(base.evaluation, lag=0)), PAIRS),
+        Variant(
+            replace(no_lag, name="no_lag_seen", evaluation=replace(base.evaluation, lag=0), trained_as=no_lag.name),
+            PAIRS,
+        ),
     ]
 
 
@@ -120,4 +123,4 @@ def _difference(found: np.ndarray) -> str:
     if len(found) == 0:
         return "–"
     agree = len(found) > 1 and (found.min() > 0 or found.max() < 0)
-    return ("" if agree else "≈ ") + cell(found)
+    return ("" if agree else "≈ ") + cell(found, signed=True)

@@ -1,8 +1,11 @@
-"""Quality over the length of the context: models that see 128 … 8,192 events of a user, in training and evaluation.
+"""Quality over the length of the context: how many events of history the model sees, from 128 to 8,192.
 
-The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so that a long history
-says more than a short one. Every model goes through the same number of events in batches of the same size. An evaluated
-event has between half a window and a whole window of history behind it, or all that its user has.
+The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so that a long history says
+more than a short one. One model is pre-trained on windows of moderate length and evaluated with every context, the
+longer ones included: its biases depend on distance and elapsed time, not on places, so it can be asked. With
+`train_each` every context has a model of its own, which is the question proper, and takes the steps of a GPU: a batch
+of long windows holds few users, and a model that sees 8,192 events must first learn which of them to ignore. Pairs are
+ordered by expected feedback.
 """
 
 from __future__ import annotations
@@ -20,35 +23,47 @@ from python_model.studies.summary import LABELS, by_name, table, values
 from python_model.studies.trials import Trial, TrialResult, over_seeds
 
 SERVICE = SyntheticConfig(
-    users=120, events_per_user=8500.0, days=720, clusters=32, dimensions=32, drift=0.995, organic_sharpness=3.0,
+    users=100, events_per_user=8400.0, days=720, clusters=32, dimensions=32, drift=0.998, organic_sharpness=3.0,
     policy_sharpness=2.4,
 )  # fmt: skip
-WINDOWS = (128, 512, 2048, 8192)
+WINDOWS = (128, 256, 512, 1024, 2048, 4096, 8192)
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 100, "finetune_steps": 30, "batch_events": 8192, "seeds": 1, "max_events": 8000}
+BUDGET = {"steps": 400, "window": 512, "batch_events": 2048, "seeds": 1, "max_events": 12000}
 
 
-def context(dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None) -> Study:
-    """The study over `windows`; ValueError for one longer than the data's longest history or than a batch."""
+def context(
+    dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None, *, train_each: bool = False
+) -> Study:
+    """The study over `windows`; ValueError for one that the data's histories are too short for."""
     budget = (budget or Budget()).or_else(**BUDGET)
     longest = int(np.diff(dataset.offsets).max())
-    # Twice the longest history shows nothing that the longest does not: one window may pass it, no second one.
+    # One window may pass the longest history, a second one would show the same again.
     too_long = [window for window in windows if window >= 2 * longest]
     if too_long:
         raise ValueError(
             f"windows: {', '.join(map(str, too_long))} events, but the longest history of {dataset.info.name} has "
             f"{longest:,}: expected fewer than twice as many"
         )
-    base = base_trial(dataset, replace(budget, batch_events=max(budget.batch_events or 0, *windows)))
-    trials = over_seeds([with_window(base, window) for window in windows], budget.seeds or 1)
-    return Study("context", trials, _report, {"windows": list(windows), "longest": longest, **asdict(budget)})
+    if train_each:
+        most = max(windows)
+        budget = replace(budget, window=most, batch_events=max(budget.batch_events or 0, most))
+    base = base_trial(dataset, budget, finetune=False)
+    longest_seen = max(base.model.max_events, *windows)
+    base = replace(
+        base, name="model", model=replace(base.model, max_events=longest_seen),
+        evaluation=replace(base.evaluation, ranking_kind="feedback"),
+    )  # fmt: skip
+    trials = over_seeds([with_context(base, window, train_each) for window in windows], budget.seeds or 1)
+    settings = {"windows": list(windows), "longest": longest, "train_each": train_each, **asdict(budget)}
+    return Study("context", trials, _report, settings)
 
 
-def with_window(trial: Trial, window: int) -> Trial:
-    """The trial with another context; its name is the number of events."""
-    stages = {config.stage: replace(config, window=window) for config in trial.stages}
-    model = replace(trial.model, max_events=max(trial.model.max_events, window))
-    return replace(trial, name=str(window), model=model, **stages)  # type: ignore[arg-type]
+def with_context(trial: Trial, window: int, train: bool) -> Trial:
+    """The trial with another context, in training too where `train`; its name is the number of events."""
+    seen = replace(trial, name=str(window), evaluation=replace(trial.evaluation, window=window))
+    if not train or trial.pretrain is None:
+        return replace(seen, trained_as=trial.name)
+    return replace(seen, pretrain=replace(trial.pretrain, window=window))
 
 
 def _report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Report:

@@ -22,7 +22,7 @@ from python_model.train import training_rows
 SERVICE = SyntheticConfig(users=4000)
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 420, "finetune_steps": 130, "seeds": 3, "max_events": 8000}
+BUDGET = {"steps": 320, "finetune_steps": 100, "seeds": 2, "max_events": 6000}
 
 
 def data_share(dataset: Dataset, shares: Sequence[float] = SHARES, budget: Budget | None = None) -> Study:

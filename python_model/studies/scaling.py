@@ -21,7 +21,7 @@ from python_model.studies.trials import TrialResult, over_seeds
 SERVICE = SyntheticConfig(users=5000, clusters=32, dimensions=16)
 SIZES = ("1x16", "2x32", "2x64", "3x128")
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 400, "finetune_steps": 120, "seeds": 3, "max_events": 8000}
+BUDGET = {"steps": 320, "finetune_steps": 100, "seeds": 2, "max_events": 6000}
 
 
 def scaling(dataset: Dataset, sizes: Sequence[str] = SIZES, budget: Budget | None = None) -> Study:

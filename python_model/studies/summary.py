@@ -39,16 +39,18 @@ def values(results: Sequence[TrialResult], metric: str) -> np.ndarray:
     return np.array([math.nan if one.metrics.get(metric) is None else one.metrics[metric] for one in results], float)
 
 
-def cell(found: np.ndarray) -> str:
-    """`.1234`, over several seeds `.1234 (.1220–.1250)`: the mean, the lowest and the highest."""
+def cell(found: np.ndarray, *, signed: bool = False) -> str:
+    """`.1234`, over several seeds `.1234 (.1220–.1250)`: mean, lowest and highest; signed for differences."""
     if len(found) == 0 or np.isnan(found).any():
         return "–"
-    text = _short(found.mean())
-    return text if len(found) == 1 else f"{text} ({_short(found.min())}–{_short(found.max())})"
+    mean, low, high = (_short(value, signed) for value in (found.mean(), found.min(), found.max()))
+    return mean if len(found) == 1 else f"{mean} ({low} … {high})" if signed else f"{mean} ({low}–{high})"
 
 
-def _short(value: float) -> str:
-    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.4f}"
+def _short(value: float, signed: bool) -> str:
+    text = f"{value:+.4f}" if signed else f"{value:.4f}"
+    text = text.replace("0.", ".", 1) if abs(value) < 1 else text
+    return text.replace("-", "−")
 
 
 def table(

@@ -1,8 +1,9 @@
 """The engine of studies and comparisons: trials, each a model trained and evaluated under stated settings.
 
-`<out>/<name>-seed-<n>/` holds trial.json (the settings), pretrain/ and finetune/ (the runs) and result.json. A study is
-resumed by running it again: a trial with a result is read back, one that was stopped goes on from its checkpoint, and
-settings that differ from those a directory was begun with are refused.
+`<out>/<name>-seed-<n>/` holds trial.json (the settings), pretrain/ and finetune/ (the runs) and result.json; a trial
+that only evaluates another's training differently has the runs of that one. A study is resumed by running it again: a
+trial with a result is read back, one that was stopped goes on from its checkpoint, and settings that differ from those
+a directory was begun with are refused.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class EvaluationOptions:
 class Trial:
     """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated.
 
-    name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`.
+    name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`. trained_as: the name of the
+    trial whose runs these are, where another one has the same model and stages (or its first stage alone).
     """
 
     name: str
@@ -69,10 +71,12 @@ class Trial:
     pretrain: TrainConfig | None = None
     finetune: TrainConfig | None = None
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    trained_as: str | None = None
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.-]*", self.name, re.ASCII):
-            raise ValueError(f"Trial: name is {self.name!r}, expected letters, digits, '.', '_' and '-'")
+        for name in (self.name, self.trained_as or self.name):
+            if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+                raise ValueError(f"Trial: name is {name!r}, expected letters, digits, '.', '_' and '-'")
         if not self.stages:
             raise ValueError(f"Trial {self.name}: pretrain and finetune are both None, expected at least one")
         for stage in ("pretrain", "finetune"):
@@ -105,6 +109,11 @@ class Trial:
     def folder(self) -> str:
         """Name of the trial's directory."""
         return f"{self.name}-seed-{self.seed}"
+
+    @property
+    def runs(self) -> str:
+        """Name of the directory that holds its runs."""
+        return f"{self.trained_as or self.name}-seed-{self.seed}"
 
     def with_seed(self, seed: int) -> Trial:
         """The same with another seed in both stages."""
@@ -148,7 +157,7 @@ def run_trials(
 ) -> Iterator[TrialResult]:  # fmt: skip
     """Run what is not done yet; yields the result of every trial in order.
 
-    device, show: as for `train`. keep_checkpoints: false removes a trial's weights once its result is written.
+    device, show: as for `train`. keep_checkpoints: false removes all weights once the last result is written.
     ValueError, before anything is trained, where two trials share a directory or one was begun with other settings;
     KeyboardInterrupt after Ctrl-C, with what was trained saved.
     """
@@ -159,13 +168,16 @@ def run_trials(
     for trial in trials:
         _require_same(Path(out) / trial.folder, settings_of(trial, dataset))
     for trial in trials:
-        yield run_trial(trial, dataset, out, device=device, show=show, keep_checkpoints=keep_checkpoints)
+        yield run_trial(trial, dataset, out, device=device, show=show)
+    if not keep_checkpoints:
+        for trial in trials:
+            for config in trial.stages:
+                shutil.rmtree(Path(out) / trial.runs / config.stage / checkpoint.CHECKPOINTS, ignore_errors=True)
 
 
 def run_trial(
-    trial: Trial, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
-    keep_checkpoints: bool = True,
-) -> TrialResult:  # fmt: skip
+    trial: Trial, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet
+) -> TrialResult:
     """Train and evaluate one trial in `out/<its folder>`, or go on, or read back; see `run_trials`."""
     folder = Path(out) / trial.folder
     settings = settings_of(trial, dataset)
@@ -178,7 +190,7 @@ def run_trial(
     source: Path | None = None
     events, seconds = 0, {}
     for config in trial.stages:
-        run = folder / config.stage
+        run = Path(out) / trial.runs / config.stage
         with show(f"{trial.name}, seed {trial.seed}, {config.stage}") as progress:
             train(
                 config.stage, dataset, run, trial.model, config, resume=True, init_from=source, progress=progress,
@@ -189,9 +201,6 @@ def run_trial(
     assert source is not None
     result = _evaluated(trial, dataset, source, device, events, seconds)
     write_json(folder / RESULT, asdict(result))
-    if not keep_checkpoints:
-        for config in trial.stages:
-            shutil.rmtree(folder / config.stage / checkpoint.CHECKPOINTS, ignore_errors=True)
     return result
 
 

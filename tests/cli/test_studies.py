@@ -54,12 +54,17 @@ def test_scaling(data: str, tmp_path: Path) -> None:
 
 
 def test_context(data: str, tmp_path: Path) -> None:
-    study("context", tmp_path, data, "--windows", "8,32", *QUICK, *SETTINGS)
-    trials = tmp_path / "trials"
-    assert list(rows(tmp_path, "context")) == ["8", "32"]
+    quick = [option for option in QUICK if option != "--finetune-steps"]
+    quick.remove("2")
+    study("context", tmp_path / "one", data, "--windows", "8,32", "--window", "16", *quick, *SETTINGS)
+    found = rows(tmp_path / "one", "context")
+    assert list(found) == ["8", "32"] and found["8"]["metrics"] != found["32"]["metrics"]
+    assert (tmp_path / "one" / "trials" / "model-seed-0" / "pretrain" / "metrics.jsonl").is_file(), "one model for both"
+    study("context", tmp_path / "each", data, "--train-each", "--windows", "8,32", *quick, *SETTINGS)
     for window in (8, 32):
-        settings = json.loads((trials / f"{window}-seed-0" / "trial.json").read_text())
-        assert settings["pretrain"]["window"] == settings["finetune"]["window"] == window
+        trial = tmp_path / "each" / "trials" / f"{window}-seed-0"
+        assert json.loads((trial / "trial.json").read_text())["pretrain"]["window"] == window
+        assert (trial / "pretrain" / "metrics.jsonl").is_file()
     refused = runner.invoke(app, ["study", "context", str(tmp_path), "--data", data, "--windows", "8,100000"])
     assert refused.exit_code == 2 and "longest history" in refused.stderr
 

@@ -130,11 +130,25 @@ def test_seeds_change_both_stages() -> None:
     assert [config.seed for config in found[3].stages] == [1, 1]
 
 
-def test_checkpoints_can_be_dropped_once_the_result_stands(tiny_service: Dataset, tmp_path: Path) -> None:
-    trial = replace(TRIAL, finetune=None)
-    result = run_trial(trial, tiny_service, tmp_path, keep_checkpoints=False)
-    assert not (tmp_path / trial.folder / "pretrain" / "checkpoints").exists()
-    assert run_trial(trial, tiny_service, tmp_path) == result
+def test_trials_that_are_evaluated_differently_share_their_runs(tiny_service: Dataset, tmp_path: Path) -> None:
+    first = replace(TRIAL, finetune=None)
+    second = replace(first, name="short", evaluation=replace(first.evaluation, window=8), trained_as=TRIAL.name)
+    titles: list[str] = []
+
+    @contextmanager
+    def counting(title: str) -> Iterator[Progress]:
+        yield lambda report: titles.append(title)
+
+    found = list(run_trials([first, second], tiny_service, tmp_path, show=counting, keep_checkpoints=False))
+    assert len(titles) == 5, "trained once"
+    assert found[0].events == found[1].events and found[0].metrics != found[1].metrics
+    assert (tmp_path / "small-seed-0" / "pretrain" / "metrics.jsonl").exists()
+    assert not (tmp_path / "small-seed-0" / "pretrain" / "checkpoints").exists()
+    assert list(run_trials([first, second], tiny_service, tmp_path)) == found
+    other = replace(second, name="other", model=replace(second.model, layers=2))
+    run_trial(first, tiny_service, tmp_path / "again")
+    with pytest.raises(ValueError, match="layers was 1, now 2"):
+        run_trial(other, tiny_service, tmp_path / "again")
 
 
 def test_references_are_kept(tiny_service: Dataset, tmp_path: Path) -> None:
@@ -169,7 +183,7 @@ def test_the_table_has_means_and_ranges(whole: tuple[Path, TrialResult]) -> None
     assert lines[0] == "| width | NDCG@10 | encoder parameters | events trained on | training, s |"
     assert lines[2] == "| `small` | .3000 (.2500–.3500) | 3,280 | 1,234 | 2 |"
     assert lines[3] == "| `popularity` | – | – | – | – |"
-    assert cell(np.array([-0.01])) == "-.0100"
+    assert cell(np.array([-0.03, 0.01]), signed=True) == "−.0100 (−.0300 … +.0100)"
 
 
 def test_a_study_is_written_with_figures(whole: tuple[Path, TrialResult], tmp_path: Path) -> None:
