@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | compare | scaling | end-to-end | serving | report | tune | host`."""
+"""The command line: `python -m benchmarks run | compare | scaling | end-to-end | serving | prepare | report | …`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import compare as comparing
-from benchmarks import end_to_end, host, report, scaling, serving, table, tune
+from benchmarks import end_to_end, host, preparing, report, scaling, serving, table, tune
 from benchmarks.cases import Spec, select
 from benchmarks.peers import PEERS
 from benchmarks.results import Record, read_records, write_records
@@ -172,7 +172,7 @@ def _show_comparison(console: Console, found: comparing.Comparison) -> None:
     console.print(f"{len(marks)} compared: {marks.count('slower')} slower, {marks.count('faster')} faster")
 
 
-for _module in (scaling, end_to_end, report, tune, host, serving):
+for _module in (scaling, end_to_end, report, tune, host, serving, preparing):
     _module.register(app)
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 Task = TypeVar("Task")
@@ -44,7 +46,8 @@ class RayEngine:
         if not tasks:
             return
         rows = [{"task": pickle.dumps(task)} for task in tasks]
-        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_Worker(function))
+        work = _Worker(function, Path.cwd())
+        results = ray.data.from_items(rows, override_num_blocks=len(rows)).map(work)
         for row in results.iter_rows():
             outcome = pickle.loads(row["result"])
             if isinstance(outcome, Exception):
@@ -53,14 +56,18 @@ class RayEngine:
 
 
 class _Worker:
-    """Runs the function on one row; what it raises travels as a value, since Ray would wrap it in its own errors."""
+    """Runs the function on one row, where relative paths mean what they mean here.
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
+    What it raises travels as a value, since Ray would wrap it in errors of its own.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], directory: Path) -> None:
+        self.function, self.directory = function, directory
 
     def __call__(self, row: dict[str, Any]) -> dict[str, bytes]:
         outcome: Any
         try:
+            os.chdir(self.directory)
             outcome = self.function(pickle.loads(row["task"]))
         except (ValueError, OSError) as error:
             outcome = error

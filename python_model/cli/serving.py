@@ -6,15 +6,19 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from python_model import console
 from python_model.cli.app import app, exit_code
-from python_model.cli.options import Data, Device, Json, Score, Threads, Window, check
+from python_model.cli.options import Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+
+if TYPE_CHECKING:
+    from python_model.serving.scorers import RowScorer
+    from python_model.serving.spread import Recipe
 
 ExportDirectory = Annotated[
     Path, typer.Argument(metavar="EXPORT", help="Directory that `argus export` made.", show_default=False)
@@ -195,6 +199,7 @@ def score(
     ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Add the user and item vectors beside the score.")] = False,
     window: Window = None,
+    engine: EngineName = Engines.local,
     overwrite: Overwrite = False,
     device: Device = "cpu",
     threads: Threads = None,
@@ -205,15 +210,23 @@ def score(
     With a run and --data a row's score knows what was known at its time; from an export it knows the user's newest
     state, and rows before that have none. Unknown users and items have none either; the reasons are counted.
     """
+    from python_model.engines import open_engine
     from python_model.serving import score as scoring
+    from python_model.serving.spread import Recipe, workers
 
     check(device, json_file)
     began = time.perf_counter()
+    recipe = Recipe(source, data, kind.value if kind else None, lag, window, vectors, device)
     try:
-        scorer = _scorer(source, rows, out, data, kind, lag, vectors, window, overwrite, device, threads)
-        started = time.perf_counter()
-        with console.counting_progress("Rows") as advance:
-            report = scoring.score_parquet(scorer, rows, out, overwrite=overwrite and data is None, progress=advance)
+        with open_engine(engine.value) as runner:
+            scorer = _scorer(recipe, rows, out, overwrite, threads)
+            started = time.perf_counter()
+            recipe = replace(recipe, states=out / scoring.STATES_FOLDER if data else None)
+            with console.counting_progress("Rows") as advance:
+                report = scoring.score_parquet(
+                    scorer, rows, out, overwrite=overwrite and data is None, progress=advance,
+                    workers=workers(runner, recipe),
+                )  # fmt: skip
     except KeyboardInterrupt as stop:
         console.say("Stopped. The same command goes on with the parts that are missing.")
         raise typer.Exit(exit_code(stop)) from None
@@ -228,33 +241,26 @@ def score(
         )
 
 
-def _scorer(
-    source: Path, rows: Path, out: Path, data: Path | None, kind: Score | None, lag: int | None, vectors: bool,
-    window: int | None, overwrite: bool, device: str, threads: int | None,
-) -> Any:  # fmt: skip
+def _scorer(recipe: Recipe, rows: Path, out: Path, overwrite: bool, threads: int | None) -> RowScorer:
     """What scores the rows, with the states that they need where they come from histories."""
     from python_model import checkpoint
     from python_model.data.schema import load_dataset
     from python_model.runs import require_fit, use_threads
     from python_model.serving import score as scoring
     from python_model.serving.bundle import Export
-    from python_model.serving.scorers import ExportScorer, HistoryScorer
 
+    source, data = recipe.source, recipe.data
     if Export.is_at(source):
-        if any(given is not None for given in (data, kind, lag, window)):
+        if any(given is not None for given in (data, recipe.score, recipe.lag, recipe.window)):
             raise ValueError(f"{source} is an export: --data, --score, --lag and --window are for a run")
         use_threads(threads, 1 << 20)
-        return ExportScorer(Export.open(source), vectors=vectors)
+        return recipe.make()
     if data is None:
         raise ValueError(f"{source} is no export: give the histories behind a run with --data, or make an export first")
-    dataset = load_dataset(data)
     description = checkpoint.read_description(source)
-    require_fit(source, description, dataset)
+    require_fit(source, description, load_dataset(data))
     use_threads(threads, description.model_config.width)
-    scorer = HistoryScorer(
-        checkpoint.load_model(source, device), dataset, None, score=kind.value if kind else None, lag=lag,
-        window=window or description.train_config.window, vectors=vectors,
-    )  # fmt: skip
+    scorer = recipe.make_from_history(data)
     scoring.prepare_states(scorer, rows, out, overwrite=overwrite, bar=console.counting_progress)
     return scorer
 

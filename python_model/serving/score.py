@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +33,7 @@ BATCH = 1 << 17
 JOB, FINISHED, STATES_FOLDER = "_job.json", "_finished.json", ".states"
 
 Progress = Callable[[int, int], None]
+Workers = Callable[[Sequence[tuple["Part", Path]]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ def tables(part: Part, columns: list[str] | None = None) -> Iterator[pa.Table]:
 
 def score_parquet(
     scorer: RowScorer, rows: Path, out: Path, *, overwrite: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total: None, workers: Workers | None = None,
 ) -> ScoreReport:  # fmt: skip
     """Score all rows into the folder `out`, going on where an earlier run of the same job was stopped.
+
+    workers: what scores parts elsewhere (`python_model.serving.spread`), with the same scorer; None for this process.
 
     Raises ValueError where `out` holds another job (see `overwrite`) or is no folder of scores; DataError for rows
     that break the contract, which leaves no part of them behind.
@@ -97,12 +100,11 @@ def score_parquet(
     total = sum(part.rows for part in parts)
     if is_finished(out):
         return _report(out, parts, 0)
-    done = scored_now = 0
-    for number, part in enumerate(parts):
-        file = out / f"part-{number:06d}.parquet"
-        if not file.is_file():
-            _score_part(scorer, part, file, partial(_advance, progress, done, total))
-            scored_now += part.rows
+    files = {part: out / f"part-{number:06d}.parquet" for number, part in enumerate(parts)}
+    todo = [(part, file) for part, file in files.items() if not file.is_file()]
+    scored_now = sum(part.rows for part, _ in todo)
+    done = total - scored_now
+    for (part, _), _ in zip(todo, (workers or partial(_score_here, scorer, progress, done, total))(todo), strict=True):
         done += part.rows
         progress(done, total)
     report = _report(out, parts, scored_now)
@@ -191,11 +193,21 @@ def fingerprint_rows(parts: list[Part]) -> str:
     return digest.hexdigest()
 
 
+def _score_here(
+    scorer: RowScorer, progress: Progress, done: int, total: int, todo: Sequence[tuple[Part, Path]]
+) -> Iterator[None]:
+    for part, file in todo:
+        score_part(scorer, part, file, partial(_advance, progress, done, total))
+        done += part.rows
+        yield
+
+
 def _advance(progress: Progress, before: int, total: int, rows: int) -> None:
     progress(before + rows, total)
 
 
-def _score_part(scorer: RowScorer, part: Part, file: Path, progress: Callable[[int], None]) -> None:
+def score_part(scorer: RowScorer, part: Part, file: Path, progress: Callable[[int], None] = lambda rows: None) -> None:
+    """Score the rows of a part into `file`, which is there when all of them are in it, or not at all."""
     done = 0
     with whole_file(file) as hidden:
         writer: pq.ParquetWriter | None = None

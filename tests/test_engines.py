@@ -1,12 +1,16 @@
-"""Preparing on Ray's workers: the same files, byte for byte, as in this process; and what is said without Ray."""
+"""Preparing and scoring on Ray's workers: the same files, byte for byte, as in this process."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -14,11 +18,15 @@ from python_model.cli import app
 from python_model.data import kuairand, logs, movielens, yambda_files
 from python_model.data.errors import DataError
 from python_model.data.prepare import prepare
+from python_model.data.schema import Dataset
 from python_model.engines import LOCAL, Engine, open_engine
+from python_model.serving.bundle import Export
 from tests.model.data.test_logs import assert_same_files, write_log, write_ratings
 from tests.model.data.test_yambda import tree as yambda_tree
+from tests.serving.conftest import exported, finetuned, service
+from tests.serving.test_score import hostile_rows, rows_of
 
-__all__ = ["yambda_tree"]
+__all__ = ["exported", "finetuned", "service", "yambda_tree"]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +71,11 @@ def listens(folder: Path, out: Path, engine: Engine) -> None:
     prepare("yambda", folder.parent / "yambda", out, engine=engine)
 
 
-def service(folder: Path, out: Path, engine: Engine) -> None:
+def simulated(folder: Path, out: Path, engine: Engine) -> None:
     prepare("synthetic", None, out, engine=engine, preset="small", users=40, chunk_users=16)
 
 
-@pytest.mark.parametrize("source", [ratings, impressions, listens, service])
+@pytest.mark.parametrize("source", [ratings, impressions, listens, simulated])
 def test_ray_gives_the_same_bytes(
     yambda_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_engine: Engine, source: Source
 ) -> None:
@@ -101,6 +109,40 @@ def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
     assert_same_files(tmp_path / "local", tmp_path / "ray")
+
+
+@pytest.mark.parametrize("source", ["export", "run"])
+def test_scoring_on_ray_gives_the_same_bytes(
+    service: Dataset, finetuned: Path, exported: Export, tmp_path: Path, ray_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch, source: str,
+) -> None:  # fmt: skip
+    """Part by part, rows without a score among them; relative paths mean the same on the workers."""
+    monkeypatch.chdir(tmp_path)
+    order = np.random.default_rng(0).permutation(len(service))[:600]
+    good = rows_of(service, order).select(["user_id", "item_id", "time"])
+    rows = pa.concat_tables([good, hostile_rows(service).select(good.column_names).cast(good.schema)])
+    pq.write_table(rows, "rows.parquet", row_group_size=100)
+    of_run = [str(finetuned), "rows.parquet", "--data", str(service.path)]
+    given = of_run if source == "run" else [str(exported.path), "rows.parquet"]
+    said = []
+    for name in ("local", "ray"):
+        command = ["score", *given[:2], name, *given[2:], "--engine", name, "--json", f"{name}.json"]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        figures = json.loads(Path(f"{name}.json").read_text())
+        said.append({key: figures[key] for key in ("rows", "scored", "missing", "scored_now")})
+    assert said[0] == said[1] and said[0]["rows"] == 608 > said[0]["scored"]
+    assert len(list(Path("ray").glob("part-*.parquet"))) == 7
+    assert_same_files(Path("local"), Path("ray"))
+    # A job that one engine began the other ends, scoring only what is missing.
+    (Path("local") / "part-000003.parquet").unlink()
+    (Path("local") / "_finished.json").unlink()
+    command = ["score", *given[:2], "local", *given[2:], "--engine", "ray", "--json", "again.json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("again.json").read_text())["scored_now"] == 100
+    for part in Path("ray").glob("part-*.parquet"):
+        assert (Path("local") / part.name).read_bytes() == part.read_bytes()
 
 
 def test_without_ray_one_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,146 @@
+"""Rows a second and peak memory of `argus prepare` on generated files of several sizes, by source and engine.
+
+Each measurement is a process of its own; its peak is the highest resident memory the kernel counted for it, imports
+included. Ray's workers and its object store are processes beside it and not in that figure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+
+EVENTS_OF_A_USER, ITEMS = 150, 50_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One run: rows, seconds of wall clock, peak bytes."""
+
+    source: str
+    engine: str
+    rows: int
+    source_bytes: int
+    seconds: float
+    peak: int
+
+
+def measure(sizes: Sequence[int], engines: Sequence[str]) -> Iterator[Measured]:
+    """Every source, size and engine; files are made and removed one after another."""
+    for source, write in SOURCES.items():
+        for rows in sizes:
+            with tempfile.TemporaryDirectory() as directory:
+                data = Path(directory) / "source"
+                data.mkdir()
+                write(data, rows)
+                size = sum(file.stat().st_size for file in data.iterdir())
+                for engine in engines:
+                    seconds, peak = _prepare(source, data, Path(directory) / engine, engine)
+                    yield Measured(source, engine, rows, size, seconds, peak)
+
+
+def table(found: Sequence[Measured]) -> str:
+    """Markdown, a line a run."""
+    lines = [
+        "| source | rows | file, MB | engine | seconds | rows a second | peak of the process, MB |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for one in found:
+        lines.append(
+            f"| {one.source} | {one.rows:,} | {one.source_bytes / 1e6:,.0f} | {one.engine} | {one.seconds:.1f} | "
+            f"{one.rows / one.seconds:,.0f} | {one.peak / 1e6:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_ratings(directory: Path, rows: int) -> None:
+    """ratings.csv as MovieLens has it, in no order of users or time."""
+    with (directory / "ratings.csv").open("wb") as file:
+        for start in range(0, rows, _CHUNK):
+            count = min(_CHUNK, rows - start)
+            dice = np.random.default_rng([0, start])
+            frame = pl.DataFrame(
+                {
+                    "userId": dice.integers(1, max(rows // EVENTS_OF_A_USER, 1) + 1, count),
+                    "movieId": _items(dice, count),
+                    "rating": dice.integers(1, 11, count) / 2,
+                    "timestamp": dice.integers(10**9, 1_700_000_000, count),
+                }
+            )
+            frame.write_csv(file, include_header=start == 0)
+
+
+def write_listens(directory: Path, rows: int) -> None:
+    """listens.parquet and likes.parquet as flat Yambda has them, sorted by user and time."""
+    types = {"uid": pa.uint32(), "item_id": pa.uint32(), "timestamp": pa.uint32(), "is_organic": pa.uint8()}
+    listen = pa.schema([*types.items(), ("played_ratio_pct", pa.uint16()), ("track_length_seconds", pa.uint32())])
+    with (
+        pq.ParquetWriter(directory / "listens.parquet", listen) as listens,
+        pq.ParquetWriter(directory / "likes.parquet", pa.schema(list(types.items()))) as likes,
+    ):
+        for start in range(0, rows, _CHUNK):
+            row = np.arange(start, min(start + _CHUNK, rows))
+            dice = np.random.default_rng([1, start])
+            columns = {
+                "uid": row // EVENTS_OF_A_USER,
+                "item_id": _items(dice, len(row)),
+                "timestamp": row % EVENTS_OF_A_USER * 600,
+                "is_organic": dice.integers(0, 2, len(row)),
+                "played_ratio_pct": dice.integers(0, 101, len(row)),
+                "track_length_seconds": dice.integers(60, 300, len(row)),
+            }
+            listens.write_table(pa.table(columns).cast(listen))
+            liked = dice.random(len(row)) < 0.03
+            likes.write_table(pa.table({name: columns[name][liked] for name in types}).cast(likes.schema))
+
+
+SOURCES: dict[str, Callable[[Path, int], None]] = {"movielens": write_ratings, "yambda": write_listens}
+
+
+def _items(dice: np.random.Generator, count: int) -> np.ndarray:
+    """Popularity falling like 1 / rank."""
+    return np.minimum((ITEMS ** dice.random(count)).astype(np.int64), ITEMS - 1)
+
+
+def _prepare(source: str, data: Path, out: Path, engine: str) -> tuple[float, int]:
+    """Seconds and peak bytes of one `argus prepare`."""
+    command = [sys.executable, "-m", "python_model", "prepare", source, str(data), str(out), "--engine", engine]
+    began = time.perf_counter()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    said = child.stderr.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}: {said}")
+    return time.perf_counter() - began, usage.ru_maxrss * 1024
+
+
+def main(
+    rows: Annotated[list[int], typer.Option(help="Rows of the generated file; may be repeated.")] = [1 << 20, 1 << 22],  # noqa: B006
+    engine: Annotated[list[str], typer.Option(help="local or ray; may be repeated.")] = ["local"],  # noqa: B006
+) -> None:
+    """Rows a second and peak memory of `argus prepare` on generated MovieLens and Yambda files."""
+    found: list[Measured] = []
+    for one in measure(rows, engine):
+        found.append(one)
+        typer.echo(table(found).splitlines()[-1], err=True)
+    typer.echo(table(found))
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `prepare` to the commands of `python -m benchmarks`."""
+    app.command("prepare")(main)

@@ -1,0 +1,72 @@
+"""Batch scoring on the workers of an engine: each part of the input is scored and written by one of them.
+
+A worker makes its scorer from a recipe, once, and writes parts as this process would: under a hidden name, flushed and
+renamed. So a job may be stopped anywhere and continued by either engine, and its rows are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+from python_model import checkpoint
+from python_model.data.schema import load_dataset
+from python_model.engines import LOCAL, Engine
+from python_model.serving.bundle import Export
+from python_model.serving.score import Part, Workers, score_part
+from python_model.serving.scorers import ExportScorer, HistoryScorer, RowScorer
+from python_model.serving.states import StateFiles
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a scorer is made: from an export, or from a run with the data set behind it.
+
+    states: folder of the states that a run's scorer reads (see `prepare_states`); None before there are any.
+    """
+
+    source: Path
+    data: Path | None = None
+    score: str | None = None
+    lag: int | None = None
+    window: int | None = None
+    vectors: bool = False
+    device: str = "cpu"
+    states: Path | None = None
+
+    def make(self) -> RowScorer:
+        """The scorer; ValueError or DataError where it cannot be made."""
+        if self.data is None:
+            return ExportScorer(Export.open(self.source), vectors=self.vectors)
+        return self.make_from_history(self.data)
+
+    def make_from_history(self, data: Path) -> HistoryScorer:
+        """The scorer of a run over the histories of a data set."""
+        description = checkpoint.read_description(self.source)
+        return HistoryScorer(
+            checkpoint.load_model(self.source, self.device),
+            load_dataset(data),
+            None if self.states is None else StateFiles(self.states),
+            score=self.score,
+            lag=self.lag,
+            window=self.window or description.train_config.window,
+            vectors=self.vectors,
+        )
+
+
+@lru_cache(maxsize=1)
+def scorer_of(recipe: Recipe) -> RowScorer:
+    """The scorer of a recipe, kept between the parts that one worker scores."""
+    return recipe.make()
+
+
+def workers(engine: Engine, recipe: Recipe) -> Workers | None:
+    """What scores parts on an engine, for `score_parquet`; None for this process."""
+    return None if engine is LOCAL else partial(engine.map, partial(_score, recipe))
+
+
+def _score(recipe: Recipe, task: tuple[Part, Path]) -> None:
+    part, file = task
+    if not file.is_file():  # Ray runs a task again where a worker was lost
+        score_part(scorer_of(recipe), part, file)
