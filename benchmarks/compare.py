@@ -2,7 +2,8 @@
 
 Three things tell a change from noise. The peers were timed between the same repetitions: their median change is that
 of the machine and is taken out. What is left must pass a threshold that widens with the spread of the repetitions and
-with their small number. And the intervals from p10 to p90 must not overlap.
+with their small number; it widens too where the peers changed by more than a clock drifts, because slow peers are timed
+once and met something else then. And the intervals from p10 to p90 must not overlap.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from benchmarks.results import Quantiles, Record
 SMALLEST_CHANGE = 0.03
 """What counts with plenty of repetitions; with three it is 17 %, with ten 7 %."""
 PLENTY = 30
+MOST_DRIFT = math.log(1.35)
+"""Beyond it the peers' change is no clock's."""
+FEW, CHANGE_OF_FEW = 3, math.log(2)
+"""Fewer repetitions than FEW say nothing of their spread: only a factor of two counts."""
 
 Key = tuple[str, str, str, str, str]
 
@@ -95,6 +100,8 @@ def _change(before: Record, after: Record, usual_spread: float) -> Change | None
     disagreement = statistics.median([abs(value - drift) for value in drifts]) if drifts else 0.0
     change = math.log(after.ms.p50 / before.ms.p50) - drift
     threshold = _threshold(before, after, usual_spread) + disagreement
+    if abs(drift) > MOST_DRIFT:
+        threshold += abs(drift)
     apart = _apart(before.ms, after.ms, math.exp(drift))
     marked = apart and abs(change) > threshold
     return Change(
@@ -116,7 +123,7 @@ def _threshold(before: Record, after: Record, usual_spread: float) -> float:
     assert before.ms is not None and after.ms is not None
     repeats = max(min(before.repeats, after.repeats), 1)
     pooled = math.hypot(max(_spread(before.ms), usual_spread), max(_spread(after.ms), usual_spread))
-    smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75
+    smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75 if repeats >= FEW else CHANGE_OF_FEW
     return max(smallest, pooled * (1 + 9 / repeats))
 
 

@@ -31,6 +31,7 @@ from benchmarks.workload import SIZES, Size
 PRESETS = {"cpu": ("tiny", "3m"), "cuda": ("tiny", "3m", "19m", "126m", "1b"), "rehearsal": ("tiny",)}
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 STOCK = "stock torch"
+PARTS = ("step", "impressions", "decoding")
 MODEL_OPS = (
     "triple_embedding", "causal_attention", "sampled_softmax_loss", "feedback_loss", "rowwise_adagrad_",
 )  # fmt: skip
@@ -45,6 +46,7 @@ class StepResult:
     precision: str
     events: int
     longest: int
+    negatives: int = 0
     ms: Quantiles | None = None
     events_per_second: float | None = None
     flops: int | None = None
@@ -79,6 +81,15 @@ class Plan:
     size: Size
     seconds: float
     rehearsal: bool = False
+    parts: tuple[str, ...] = PARTS
+    users: int = 0
+    """Equal histories of `size.longest` events each; 0 draws log-normal lengths instead."""
+
+    def lengths(self, size: Size) -> list[int]:
+        """Events of every history of a batch."""
+        if self.users:
+            return [size.longest] * self.users
+        return workload.lognormal_lengths(size.events, size.longest)
 
     def size_of(self, name: str) -> Size:
         """Half the events for the largest preset, whose activations would not fit otherwise."""
@@ -107,7 +118,8 @@ def run(
         if started + took > ends + plan.seconds:
             size = plan.size_of(name)
             reason = f"left out: {max(ends - started, 0):.0f} s of the time budget are left"
-            found.steps.append(StepResult(name, "all", plan.precision, size.events, size.longest, skipped=reason))
+            row = StepResult(name, "all", plan.precision, sum(plan.lengths(size)), size.longest, skipped=reason)
+            found.steps.append(row)
             continue
         _measure_preset(plan, name, ceilings, found, say)
         save(found)
@@ -116,21 +128,24 @@ def run(
 
 
 def _measure_preset(plan: Plan, name: str, ceilings: Ceilings, found: EndToEnd, say: Callable[[str], None]) -> None:
-    say(f"{name}: the pre-training step")
-    found.steps += step_results(plan, name, ceilings)
-    _free(plan.device)
+    if "step" in plan.parts:
+        say(f"{name}: the pre-training step")
+        found.steps += step_results(plan, name, ceilings)
+        _free(plan.device)
     with on_backend(plan.backends[0]):
-        say(f"{name}: one pass per history and one per impression")
-        found.impressions[name] = _impressions(plan, name)
-        say(f"{name}: decoding")
-        found.decoding[name] = _decoding(plan, name)
+        if "impressions" in plan.parts:
+            say(f"{name}: one pass per history and one per impression")
+            found.impressions[name] = _impressions(plan, name)
+        if "decoding" in plan.parts:
+            say(f"{name}: decoding")
+            found.decoding[name] = _decoding(plan, name)
     _free(plan.device)
 
 
 def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
     """The step on every backend and on stock torch, interleaved; what cannot be run says why."""
     size = plan.size_of(name)
-    batch = workload.make_batch(workload.lognormal_lengths(size.events, size.longest), size.features(), plan.device)
+    batch = workload.make_batch(plan.lengths(size), size.features(), plan.device)
     config = workload.train_config(size, plan.precision)
     model = workload.make_model(name, size, plan.device)
     calls: dict[str, Callable[[], Any]] = {}
@@ -138,7 +153,8 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
         calls[backend] = _under(backend, workload.pretrain_step(model, batch, config))
     calls[STOCK] = stock.stock_step(stock.stock_model(name, size, plan.device), batch, config)
 
-    base = StepResult(name, "", plan.precision, len(batch), batch.max_length)
+    negatives = min(size.negatives, len(batch)) + min(size.negatives, size.items)
+    base = StepResult(name, "", plan.precision, len(batch), batch.max_length, negatives)
     done: dict[str, StepResult] = {}
     subjects = []
     for backend, call in calls.items():
@@ -147,7 +163,6 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
         if reason is None:
             subjects.append(Subject.of(backend, call))
     budget = Budget(plan.seconds * 0.6 / max(len(subjects), 1), min_repeats=3, max_repeats=50)
-    negatives = min(size.negatives, len(batch)) + min(size.negatives, size.items)
     flops = workload.step_flops(model, batch, negatives)
     rate = ceilings.flops_per_second[DTYPE_NAMES[plan.precision]]
     for backend, timing in measure(subjects, timer(plan.device, graphs=False), budget).items():
@@ -201,11 +216,11 @@ def _try(device: str, call: Callable[[], Any]) -> tuple[str | None, int | None]:
 
 def _impressions(plan: Plan, name: str) -> impressions.ImpressionCost:
     size = plan.size_of(name)
-    lengths = workload.lognormal_lengths(size.events, size.longest)
+    lengths = plan.lengths(size)
     batch = workload.make_batch(lengths, size.features(), plan.device)
     model = workload.make_model(name, size, plan.device)
     seconds = plan.seconds * 0.15
-    return impressions.impression_cost(model, batch, max(size.events, size.longest), seconds, plan.precision)
+    return impressions.impression_cost(model, batch, max(sum(lengths), size.longest), seconds, plan.precision)
 
 
 def _decoding(plan: Plan, name: str) -> list[decoding.Latency]:
@@ -264,8 +279,9 @@ def tables(found: EndToEnd) -> Iterator[Table]:
 
 
 def make_plan(
-    device: str, presets: Sequence[str], backends: Sequence[str], precision: str | None, budget: float, rehearse: bool
-) -> Plan:
+    device: str, presets: Sequence[str], backends: Sequence[str], precision: str | None, budget: float, rehearse: bool,
+    *, parts: Sequence[str] = (), users: int | None = None, longest: int | None = None, negatives: int | None = None,
+) -> Plan:  # fmt: skip
     """The plan of the command's options; ValueError, in one sentence, where they do not fit this machine."""
     from python_model.config import PRESETS as KNOWN
 
@@ -281,10 +297,21 @@ def make_plan(
         raise ValueError(f"precision is {precision!r}, expected one of {', '.join(DTYPE_NAMES)}")
     if budget <= 0:
         raise ValueError(f"time budget is {budget}, expected seconds above 0")
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise ValueError(f"part is {unknown[0]!r}, expected one of {', '.join(PARTS)}")
+    for what, value in (("users", users), ("longest", longest), ("negatives", negatives)):
+        if value is not None and value < 1:
+            raise ValueError(f"{what} is {value}, expected at least 1")
     scale = "rehearsal" if rehearse else device
     chosen = tuple(presets) or PRESETS[scale]
     seconds = budget / len(chosen)
-    return Plan(device, chosen, tuple(backends) or backends_of_every_op(), precision, SIZES[scale], seconds, rehearse)
+    size = SIZES[scale]
+    size = replace(size, longest=longest or size.longest, negatives=negatives or size.negatives)
+    return Plan(
+        device, chosen, tuple(backends) or backends_of_every_op(), precision, size, seconds, rehearse,
+        tuple(parts) or PARTS, users or 0,
+    )  # fmt: skip
 
 
 def command(
@@ -295,11 +322,18 @@ def command(
     out: Annotated[Path, typer.Option(help="folder for end_to_end.json")] = Path("runs/benchmarks"),
     time_budget: Annotated[float, typer.Option(help="seconds, about")] = 240.0,
     rehearse: Annotated[bool, typer.Option(help="tiny sizes, to see that everything runs")] = False,
+    part: Annotated[list[str] | None, typer.Option(help="step, impressions or decoding; may be repeated")] = None,
+    users: Annotated[int | None, typer.Option(help="this many equal histories instead of log-normal ones")] = None,
+    longest: Annotated[int | None, typer.Option(help="events of the longest history")] = None,
+    negatives: Annotated[int | None, typer.Option(help="negatives of either kind, in-batch and uniform")] = None,
 ) -> None:
     """The pre-training step, one pass per history, and decoding, beside the same model on stock torch."""
     console = Console()
     try:
-        plan = make_plan(device, preset or (), backend or (), precision, time_budget, rehearse)
+        plan = make_plan(
+            device, preset or (), backend or (), precision, time_budget, rehearse,
+            parts=part or (), users=users, longest=longest, negatives=negatives,
+        )  # fmt: skip
     except ValueError as error:
         typer.echo(f"end-to-end: {error}", err=True)
         raise typer.Exit(2) from None

@@ -92,7 +92,7 @@ def find_compiler(environment: Environment) -> Compiler:
         if _output_of([*command.split(), "-std=c++20", "-fsyntax-only", "-x", "c++", "/dev/null"]) is None:
             raise BuildError(
                 f"the C++ compiler {command} ({version.splitlines()[0]}) does not accept -std=c++20; "
-                "install g++ 11 or clang 14 or later, name one in CXX, or set ARGUS_NATIVE=0 for pure Python"
+                "install g++ 12 or later, name one in CXX, or set ARGUS_NATIVE=0 for pure Python"
             )
         return Compiler(command, version.splitlines()[0])
     raise BuildError(

@@ -61,7 +61,7 @@ void backward_cpu(const Params& params, const double* factors, int64_t first, in
                   void* d_weight_parts, void* d_bias_parts);
 
 inline int64_t padded_width(int64_t width) {
-  return (width + kLine - 1) / kLine * kLine;
+  return (width + kWidthStep - 1) / kWidthStep * kWidthStep;
 }
 inline int64_t gradient_columns(int64_t columns) {
   return (columns + kColumnStep - 1) / kColumnStep * kColumnStep;

@@ -2,11 +2,13 @@
 //
 // The projection (products.h) leaves the few logits of the tile turned, a lane a row: task losses and
 // residuals are elementwise there. Backward reads the tile once more, from the cache, for d_hidden and
-// d_weight at once.
+// d_weight at once. Rows stay in the type they are multiplied in (Operand): bfloat16 where the machine has
+// instructions for it, else float32.
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "common/element.h"
@@ -30,11 +32,23 @@ ARGUS_INLINE double log_from_one(double x) {
   return std::log(x);
 }
 
+// A value as an operand of the products; bfloat16 operands come from bfloat16 tensors alone.
+template <class Operand, class T>
+ARGUS_INLINE Operand as_operand(T x) {
+  if constexpr (std::is_same_v<Operand, T>) {
+    return x;
+  } else {
+    return load(x);
+  }
+}
+
 // The weight twice over: 16 columns side by side for the projection, one column after the other for d_hidden.
-template <class A>
+template <class Operand>
 struct Weights {
+  using A = Sum<Operand>;
   int64_t groups, width, columns;
-  std::vector<A> by_row, by_column, bias, zeros;
+  std::vector<Operand> by_row, by_column, zeros;
+  std::vector<A> bias;
 
   template <class T>
   Weights(const Params& params, const T*)
@@ -43,14 +57,14 @@ struct Weights {
         columns(gradient_columns(params.columns)),
         by_row(static_cast<size_t>(groups * width * kLanes)),
         by_column(static_cast<size_t>(columns * width)),
-        bias(static_cast<size_t>(groups * kLanes)),
-        zeros(static_cast<size_t>(width)) {
+        zeros(static_cast<size_t>(width)),
+        bias(static_cast<size_t>(groups * kLanes)) {
     const T* weight = static_cast<const T*>(params.weight);
     for (int64_t d = 0; d < params.width; ++d) {
       for (int64_t c = 0; c < params.columns; ++c) {
-        const A value = load(weight[d * params.columns + c]);
-        by_row[((c / kLanes) * width + d) * kLanes + c % kLanes] = value;
-        by_column[c * width + d] = value;
+        const Operand value = as_operand<Operand>(weight[d * params.columns + c]);
+        by_row[c / kLine * width * kLine + place_in_line<Operand>(d, c % kLine)] = value;
+        by_column[place_in_column<Operand>(c, d, width)] = value;
       }
     }
     const T* given = static_cast<const T*>(params.bias);
@@ -59,20 +73,20 @@ struct Weights {
 };
 
 // What one thread works with, of one tile. Logits and residuals: [column][row].
-template <class A>
+template <class Operand>
 struct Scratch {
-  std::vector<A> hidden, d_hidden, logits, largest, total;
+  using A = Sum<Operand>;
+  std::vector<Operand> hidden, d_hidden;
+  std::vector<A> logits;
   A weight[kTileRows];
   int32_t target[kTileRows];
-  const A* row[kTileRows];
-  A* d_row[kTileRows];
+  const Operand* row[kTileRows];
+  Operand* d_row[kTileRows];
 
-  explicit Scratch(const Weights<A>& weights)
+  explicit Scratch(const Weights<Operand>& weights)
       : hidden(static_cast<size_t>(kTileRows * weights.width)),
         d_hidden(static_cast<size_t>(kTileRows * weights.width)),
-        logits(static_cast<size_t>(weights.groups * kLanes * kTileRows)),
-        largest(kTileRows),
-        total(kTileRows) {}
+        logits(static_cast<size_t>(weights.groups * kLanes * kTileRows)) {}
 };
 
 template <class A>
@@ -92,39 +106,40 @@ ARGUS_INLINE bool counts_for_any_task(const Params& params, int64_t row) {
 
 // Points scratch.row at the rows of the tile: at the caller's memory where it can be read as it is, at a
 // converted and padded copy elsewhere, at zeros where a row counts for nothing or is past the end.
-template <class T>
-ARGUS_INLINE void fetch_rows(const Params& params, const Weights<Arithmetic<T>>& weights, int64_t first,
-                             int64_t count, Scratch<Arithmetic<T>>& scratch) {
-  using A = Arithmetic<T>;
-  const bool as_it_is = std::is_same_v<T, A> && weights.width == params.width;
+template <class T, class Operand>
+ARGUS_INLINE void fetch_rows(const Params& params, const Weights<Operand>& weights, int64_t first,
+                             int64_t count, Scratch<Operand>& scratch) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     scratch.row[r] = weights.zeros.data();
-    if (r >= count || !counts_for_any_task<A>(params, first + r)) continue;
+    if (r >= count || !counts_for_any_task<Sum<Operand>>(params, first + r)) continue;
     const T* from = static_cast<const T*>(params.hidden) + (first + r) * params.hidden_stride;
-    if constexpr (std::is_same_v<T, A>) {
-      if (as_it_is) {
+    if constexpr (std::is_same_v<T, Operand>) {
+      if (weights.width == params.width) {
         scratch.row[r] = from;
         continue;
       }
     }
-    A* to = scratch.hidden.data() + r * weights.width;
-    for (int64_t d = 0; d < params.width; ++d) to[d] = load(from[d]);
+    Operand* to = scratch.hidden.data() + r * weights.width;
+    for (int64_t d = 0; d < params.width; ++d) to[d] = as_operand<Operand>(from[d]);
     scratch.row[r] = to;
   }
 }
 
-template <class A>
-void project(const Weights<A>& weights, int64_t columns, Scratch<A>& scratch) {
+template <class T, class Operand>
+void project(const Params& params, const Weights<Operand>& weights, Scratch<Operand>& scratch) {
+  const int64_t row_bytes = params.hidden_stride * static_cast<int64_t>(sizeof(T)), columns = params.columns;
   for (int64_t first = 0; first < columns; first += kLine) {
-    project_tile(scratch.row, weights.by_row.data() + first * weights.width, weights.bias.data() + first,
-                 weights.width, std::min(kLine, columns - first), scratch.logits.data() + first * kTileRows);
+    project_tile(scratch.row, row_bytes, weights.by_row.data() + first * weights.width,
+                 weights.bias.data() + first, weights.width, std::min(kLine, columns - first),
+                 scratch.logits.data() + first * kTileRows);
   }
 }
 
 // Weight and target of the tile's rows for one task; weight 0 and target −1 where it does not count.
-template <class A>
+template <class Operand>
 ARGUS_INLINE void fetch_targets(const Params& params, int64_t first, int64_t count, int64_t task,
-                                Scratch<A>& scratch) {
+                                Scratch<Operand>& scratch) {
+  using A = Sum<Operand>;
   for (int64_t r = 0; r < kTileRows; ++r) {
     const int64_t target = r < count ? params.targets[(first + r) * params.tasks + task] : -1;
     const A weight = r < count ? row_weight<A>(params, first + r) : A{0};
@@ -197,10 +212,11 @@ struct TaskRows {
   }
 };
 
-template <class A>
-ARGUS_INLINE TaskRows<A> task_rows(const Scratch<A>& scratch, int64_t column, int64_t classes, int64_t r) {
-  return {scratch.logits.data() + column * kTileRows + r, classes, Lanes<A>::load(scratch.weight + r),
-          Lanes<int32_t>::load(scratch.target + r)};
+template <class Operand>
+ARGUS_INLINE TaskRows<Sum<Operand>> task_rows(const Scratch<Operand>& scratch, int64_t column,
+                                              int64_t classes, int64_t r) {
+  return {scratch.logits.data() + column * kTileRows + r, classes,
+          Lanes<Sum<Operand>>::load(scratch.weight + r), Lanes<int32_t>::load(scratch.target + r)};
 }
 
 // Residuals times weight and factor in place of the logits.
@@ -234,8 +250,8 @@ ARGUS_INLINE void put_residuals(const TaskRows<A>& rows, A factor, A* to) {
 
 // d_hidden of the tile's rows and their part of d_weight, from the residuals that stand where the logits
 // stood.
-template <class A>
-void spread(const Weights<A>& weights, const Scratch<A>& scratch, A* d_weight) {
+template <class Operand>
+void spread(const Weights<Operand>& weights, const Scratch<Operand>& scratch, Sum<Operand>* d_weight) {
   for (int64_t first = 0; first < weights.columns; first += kMostColumns) {
     const int64_t columns = std::min(kMostColumns, weights.columns - first), place = first * weights.width;
     spread_tile(scratch.row, scratch.d_row, scratch.logits.data() + first * kTileRows,
@@ -243,11 +259,11 @@ void spread(const Weights<A>& weights, const Scratch<A>& scratch, A* d_weight) {
   }
 }
 
-template <class T>
+template <class T, class Operand>
 ARGUS_INLINE void forward_blocks(const Params& params, int64_t first, int64_t last, double* losses) {
-  using A = Arithmetic<T>;
-  const Weights<A> weights(params, static_cast<const T*>(nullptr));
-  Scratch<A> scratch(weights);
+  using A = Sum<Operand>;
+  const Weights<Operand> weights(params, static_cast<const T*>(nullptr));
+  Scratch<Operand> scratch(weights);
   for (int64_t block = first; block < last; ++block) {
     double* found = losses + block * params.tasks;
     std::fill(found, found + params.tasks, 0.0);
@@ -255,7 +271,7 @@ ARGUS_INLINE void forward_blocks(const Params& params, int64_t first, int64_t la
     for (int64_t row = block * block_rows(params.rows); row < end; row += kTileRows) {
       const int64_t count = std::min(kTileRows, end - row);
       fetch_rows<T>(params, weights, row, count, scratch);
-      project(weights, params.columns, scratch);
+      project<T>(params, weights, scratch);
       int64_t column = 0;
       for (int64_t task = 0; task < params.tasks; column += params.classes[task++]) {
         fetch_targets(params, row, count, task, scratch);
@@ -268,33 +284,33 @@ ARGUS_INLINE void forward_blocks(const Params& params, int64_t first, int64_t la
   }
 }
 
-template <class T>
-ARGUS_INLINE void point_at_gradients(const Weights<Arithmetic<T>>& weights, const Params& params, T* d_hidden,
-                                     int64_t row, int64_t count, Scratch<Arithmetic<T>>& scratch) {
+template <class T, class Operand>
+ARGUS_INLINE void point_at_gradients(const Weights<Operand>& weights, const Params& params, T* d_hidden,
+                                     int64_t row, int64_t count, Scratch<Operand>& scratch) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     scratch.d_row[r] = scratch.d_hidden.data() + r * weights.width;
-    if constexpr (std::is_same_v<T, Arithmetic<T>>) {
+    if constexpr (std::is_same_v<T, Operand>) {
       if (r < count && weights.width == params.width) scratch.d_row[r] = d_hidden + (row + r) * params.width;
     }
   }
 }
 
-template <class T>
-ARGUS_INLINE void store_gradients(const Weights<Arithmetic<T>>& weights, const Params& params, T* d_hidden,
-                                  int64_t row, int64_t count, const Scratch<Arithmetic<T>>& scratch) {
-  if (std::is_same_v<T, Arithmetic<T>> && weights.width == params.width) return;
+template <class T, class Operand>
+ARGUS_INLINE void store_gradients(const Weights<Operand>& weights, const Params& params, T* d_hidden,
+                                  int64_t row, int64_t count, const Scratch<Operand>& scratch) {
+  if (std::is_same_v<T, Operand> && weights.width == params.width) return;
   for (int64_t r = 0; r < count; ++r) {
     T* to = d_hidden + (row + r) * params.width;
-    for (int64_t d = 0; d < params.width; ++d) store(to[d], scratch.d_row[r][d]);
+    for (int64_t d = 0; d < params.width; ++d) store(to[d], load(scratch.d_row[r][d]));
   }
 }
 
-template <class T>
+template <class T, class Operand>
 ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, int64_t first, int64_t last,
-                                  T* d_hidden, Arithmetic<T>* d_weight_parts, Arithmetic<T>* d_bias_parts) {
-  using A = Arithmetic<T>;
-  const Weights<A> weights(params, static_cast<const T*>(nullptr));
-  Scratch<A> scratch(weights);
+                                  T* d_hidden, Sum<Operand>* d_weight_parts, Sum<Operand>* d_bias_parts) {
+  using A = Sum<Operand>;
+  const Weights<Operand> weights(params, static_cast<const T*>(nullptr));
+  Scratch<Operand> scratch(weights);
   for (int64_t block = first; block < last; ++block) {
     A* d_weight = d_weight_parts + block * weights.columns * weights.width;
     A* d_bias = d_bias_parts + block * weights.columns;
@@ -304,7 +320,7 @@ ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, i
     for (int64_t row = block * block_rows(params.rows); row < end; row += kTileRows) {
       const int64_t count = std::min(kTileRows, end - row);
       fetch_rows<T>(params, weights, row, count, scratch);
-      project(weights, params.columns, scratch);
+      project<T>(params, weights, scratch);
       int64_t column = 0;
       for (int64_t task = 0; task < params.tasks; column += params.classes[task++]) {
         fetch_targets(params, row, count, task, scratch);
@@ -323,48 +339,57 @@ ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, i
   }
 }
 
+// Calls visit with the stored type and the type of the products. The bfloat16 products of products.h make
+// d_hidden of all columns at once or not at all.
 template <class Visit>
-void with_stored(Dtype dtype, Visit&& visit) {
-  switch (dtype) {
+void with_types(const Params& params, Visit&& visit) {
+  switch (params.dtype) {
     case Dtype::float32:
-      return visit.template operator()<float>();
+      return visit.template operator()<float, float>();
     case Dtype::float64:
-      return visit.template operator()<double>();
+      return visit.template operator()<double, double>();
     case Dtype::bfloat16:
-      return visit.template operator()<BFloat16>();
+      if (matmul::bfloat16_unit() != matmul::BFloat16Unit::none && params.columns <= kMostColumns) {
+        return visit.template operator()<BFloat16, BFloat16>();
+      }
+      return visit.template operator()<BFloat16, float>();
     case Dtype::float16:
-      return visit.template operator()<Float16>();
+      return visit.template operator()<Float16, float>();
   }
 }
 
 }  // namespace
 
 void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* weights) {
-  const bool wide = params.dtype == Dtype::float64;
-  for (int64_t block = first; block < last; ++block) {
-    double* found = weights + block * params.tasks;
-    std::fill(found, found + params.tasks, 0.0);
-    const int64_t end = std::min(params.rows, (block + 1) * block_rows(params.rows));
-    for (int64_t row = block * block_rows(params.rows); row < end; ++row) {
-      const double weight =
-          wide ? row_weight<double>(params, row) : static_cast<double>(row_weight<float>(params, row));
-      const int64_t* target = params.targets + row * params.tasks;
-      for (int64_t task = 0; task < params.tasks; ++task) found[task] += target[task] >= 0 ? weight : 0.0;
+  const auto sum_blocks = [&]<class A>(A) {
+    for (int64_t block = first; block < last; ++block) {
+      const int64_t begin = block * block_rows(params.rows);
+      const int64_t end = std::min(params.rows, begin + block_rows(params.rows));
+      for (int64_t task = 0; task < params.tasks; ++task) {
+        // Four sums side by side, which a processor adds to at once.
+        double sums[4] = {};
+        for (int64_t row = begin; row < end; ++row) {
+          const bool observed = params.targets[row * params.tasks + task] >= 0;
+          sums[row % 4] += observed ? static_cast<double>(row_weight<A>(params, row)) : 0.0;
+        }
+        weights[block * params.tasks + task] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      }
     }
-  }
+  };
+  params.dtype == Dtype::float64 ? sum_blocks(double{}) : sum_blocks(float{});
 }
 
 void forward_cpu(const Params& params, int64_t first, int64_t last, double* losses) {
-  with_stored(params.dtype, [&]<class T>() {
-    ForEachIsa<&forward_blocks<T>>::template call<const Params&>(params, first, last, losses);
+  with_types(params, [&]<class T, class Operand>() {
+    ForEachIsa<&forward_blocks<T, Operand>>::template call<const Params&>(params, first, last, losses);
   });
 }
 
 void backward_cpu(const Params& params, const double* factors, int64_t first, int64_t last, void* d_hidden,
                   void* d_weight_parts, void* d_bias_parts) {
-  with_stored(params.dtype, [&]<class T>() {
-    using A = Arithmetic<T>;
-    ForEachIsa<&backward_blocks<T>>::template call<const Params&>(
+  with_types(params, [&]<class T, class Operand>() {
+    using A = Sum<Operand>;
+    ForEachIsa<&backward_blocks<T, Operand>>::template call<const Params&>(
         params, factors, first, last, static_cast<T*>(d_hidden), static_cast<A*>(d_weight_parts),
         static_cast<A*>(d_bias_parts));
   });

@@ -5,24 +5,52 @@
 
 #include <cstdint>
 
+#include "common/matmul.h"
+
 namespace argus::feedback_loss {
 
 constexpr int64_t kTileRows = 32;
-constexpr int64_t kLine = 16;  // columns of a packed line of the projection's weight; elements of a step
+constexpr int64_t kLine = 16;         // columns of a packed line of the projection's weight
+constexpr int64_t kWidthStep = 32;    // rows are read in a whole number of steps of this many elements
 constexpr int64_t kMostColumns = 12;  // columns of weight whose gradients stay in registers
 constexpr int64_t kColumnStep = 4;    // gradients are made for a multiple of this many columns
 
-// to[c · kTileRows + r] = bias[c] + Σ_d rows[r][d] · weight[d · kLine + c] for c < columns ≤ kLine.
-template <class A>
-void project_tile(const A* const* rows, const A* weight, const A* bias, int64_t width, int64_t columns,
-                  A* to);
+// Operands are float, double, or BFloat16 where matmul.h says that this machine multiplies it as it is; sums,
+// bias and residuals are matmul::Sum<Operand>.
+using matmul::Sum;
+
+// Where element (d, c) of a packed line lies, and (c, d) of a packed column: bfloat16 operands stand in pairs
+// of neighbouring summation indices, which one instruction takes together.
+template <class Operand>
+constexpr int64_t kPair = std::is_same_v<Operand, BFloat16> ? 2 : 1;
+
+template <class Operand>
+constexpr int64_t place_in_line(int64_t d, int64_t c) {
+  constexpr int64_t pair = kPair<Operand>;
+  return (d / pair * kLine + c) * pair + d % pair;
+}
+template <class Operand>
+constexpr int64_t place_in_column(int64_t c, int64_t d, int64_t width) {
+  constexpr int64_t pair = kPair<Operand>;
+  return (c / pair * width + d) * pair + c % pair;
+}
+
+// to[c · kTileRows + r] = bias[c] + Σ_d rows[r][d] · weight[place_in_line(d, c)] for c < columns ≤ kLine.
+// `row_bytes` is how far apart the rows mostly lie, for prefetching: several are read side by side, a pattern
+// that the hardware does not foresee.
+template <class Operand>
+void project_tile(const Operand* const* rows, int64_t row_bytes, const Operand* weight,
+                  const Sum<Operand>* bias, int64_t width, int64_t columns, Sum<Operand>* to);
 
 // With dz[c · kTileRows + r] the residuals of `columns` columns, a multiple of kColumnStep up to
-// kMostColumns, and weight and d_weight column after column, `width` (a multiple of kLine) elements apart:
+// kMostColumns, weight by place_in_column and d_weight column after column, `width` elements apart:
 //
 //   d_rows[r][d] (+)= Σ_c dz[c][r] · weight[c][d],  d_weight[c][d] += Σ_r dz[c][r] · rows[r][d]
-template <class A>
-void spread_tile(const A* const* rows, A* const* d_rows, const A* dz, const A* weight, A* d_weight,
-                 int64_t width, int64_t columns, bool accumulate);
+//
+// BFloat16 does not accumulate: its d_rows are rounded.
+template <class Operand>
+void spread_tile(const Operand* const* rows, Operand* const* d_rows, const Sum<Operand>* dz,
+                 const Operand* weight, Sum<Operand>* d_weight, int64_t width, int64_t columns,
+                 bool accumulate);
 
 }  // namespace argus::feedback_loss

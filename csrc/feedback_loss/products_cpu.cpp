@@ -1,14 +1,20 @@
-// The inner kernels of products.h: AVX-512, AVX2 and plain C++. Sums stay in registers: of the projection 8
-// rows of 16 columns while hidden is read as broadcasts; of the gradients up to 12 columns of d_weight,
-// beside as many of weight, while the rows of the tile pass and each takes its d_hidden along.
+// The inner kernels of products.h: AVX-512, its bfloat16 instructions, AVX2 and plain C++. Sums stay in
+// registers: of the projection 8 rows of 16 columns while hidden is read as broadcasts; of the gradients up
+// to 12 columns of d_weight, beside as many of weight, while the rows of the tile pass and each takes its
+// d_hidden along.
 #include "feedback_loss/products.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/simd.h"
 #include "common/vector_math.h"
 
 #if ARGUS_X86
+// GCC 12 warns of its own headers' undefined vectors.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #define ARGUS_TARGET(names) __attribute__((target(names)))
 #endif
@@ -47,23 +53,39 @@ ARGUS_INLINE void spread_plain(const A* const* rows, A* const* d_rows, const A* 
 #if ARGUS_X86
 
 #define ARGUS_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#define ARGUS_AVX512_BF16 ARGUS_AVX512 ",avx512bf16"
 #define ARGUS_AVX2 "avx2,fma"
 
 constexpr int kRows512 = 8;
 constexpr int kRowsAvx2 = 4;
 
+constexpr int64_t kCacheLine = 64;
+
+// The lines of the rows `bytes` on that lie as `rows` do at `element`; any address may be asked for.
+template <int kRows, class Operand>
+ARGUS_INLINE void prefetch_rows(const Operand* const* rows, int64_t element, int64_t bytes) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(rows[r] + element) + bytes));
+}
+
 ARGUS_TARGET(ARGUS_AVX512)
-void project_512(const float* const* rows, const float* weight, const float* bias, int64_t width,
-                 int64_t columns, float* to) {
+void project_512(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
+                 int64_t width, int64_t columns, float* to) {
+  constexpr int64_t kStep = kCacheLine / sizeof(float);
   for (int64_t first = 0; first < kTileRows; first += kRows512) {
     const float* const* row = rows + first;
     __m512 sums[kRows512];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_loadu_ps(bias);
-    for (int64_t d = 0; d < width; ++d) {
-      const __m512 line = _mm512_loadu_ps(weight + d * kLine);
+    for (int64_t start = 0; start < width; start += kStep) {
+      prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
+      for (int64_t d = start; d < start + kStep; ++d) {
+        const __m512 line = _mm512_loadu_ps(weight + d * kLine);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), line, sums[r]);
+        for (int r = 0; r < kRows512; ++r)
+          sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), line, sums[r]);
+      }
     }
     alignas(64) float lane[kRows512][kLine];
 #pragma GCC unroll 8
@@ -75,8 +97,9 @@ void project_512(const float* const* rows, const float* weight, const float* bia
 }
 
 ARGUS_TARGET(ARGUS_AVX2)
-void project_avx2(const float* const* rows, const float* weight, const float* bias, int64_t width,
-                  int64_t columns, float* to) {
+void project_avx2(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
+                  int64_t width, int64_t columns, float* to) {
+  constexpr int64_t kStep = kCacheLine / sizeof(float);
   for (int64_t first = 0; first < kTileRows; first += kRowsAvx2) {
     const float* const* row = rows + first;
     __m256 low[kRowsAvx2], high[kRowsAvx2];
@@ -86,6 +109,7 @@ void project_avx2(const float* const* rows, const float* weight, const float* bi
       high[r] = _mm256_loadu_ps(bias + 8);
     }
     for (int64_t d = 0; d < width; ++d) {
+      if (d % kStep == 0) prefetch_rows<kRowsAvx2>(row, d, kRowsAvx2 * row_bytes);
       const __m256 left = _mm256_loadu_ps(weight + d * kLine);
       const __m256 right = _mm256_loadu_ps(weight + d * kLine + 8);
 #pragma GCC unroll 4
@@ -169,22 +193,139 @@ void spread_512_columns(const float* const* rows, float* const* d_rows, const fl
              : spread_512<columns, false>(rows, d_rows, dz, weight, d_weight, width);
 }
 
+// Two neighbouring bfloat16 as the one word that the instruction multiplies.
+ARGUS_INLINE int pair_at(const void* from) {
+  int word;
+  std::memcpy(&word, from, sizeof word);
+  return word;
+}
+
+ARGUS_TARGET(ARGUS_AVX512_BF16)
+void project_bfloat16(const BFloat16* const* rows, int64_t row_bytes, const BFloat16* weight,
+                      const float* bias, int64_t width, int64_t columns, float* to) {
+  constexpr int64_t kStep = kCacheLine / sizeof(BFloat16);
+  for (int64_t first = 0; first < kTileRows; first += kRows512) {
+    const BFloat16* const* row = rows + first;
+    __m512 sums[kRows512];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_loadu_ps(bias);
+    for (int64_t start = 0; start < width; start += kStep) {
+      prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
+      for (int64_t d = start; d < start + kStep; d += 2) {
+        const __m512bh line = (__m512bh)_mm512_loadu_si512(weight + d * kLine);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows512; ++r) {
+          const __m512bh pair = (__m512bh)_mm512_set1_epi32(pair_at(row[r] + d));
+          sums[r] = _mm512_dpbf16_ps(sums[r], pair, line);
+        }
+      }
+    }
+    alignas(64) float lane[kRows512][kLine];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows512; ++r) _mm512_store_ps(lane[r], sums[r]);
+    for (int64_t c = 0; c < columns; ++c) {
+      for (int r = 0; r < kRows512; ++r) to[c * kTileRows + first + r] = lane[r][c];
+    }
+  }
+}
+
+// Residuals rounded to bfloat16: in pairs of rows for d_weight, in pairs of columns for d_hidden.
+struct PairedResiduals {
+  alignas(64) uint32_t of_rows[kMostColumns][kTileRows / 2];
+  alignas(64) uint32_t of_columns[kMostColumns / 2][kTileRows];
+};
+
+ARGUS_TARGET(ARGUS_AVX512_BF16)
+void pair_residuals(const float* dz, int64_t columns, PairedResiduals& to) {
+  static_assert(kTileRows == 32);
+  for (int64_t c = 0; c < columns; c += 2) {
+    const float *even = dz + c * kTileRows, *odd = even + kTileRows;
+    const __m512i first = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(even + 16), _mm512_loadu_ps(even));
+    const __m512i second = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(odd + 16), _mm512_loadu_ps(odd));
+    _mm512_store_si512(to.of_rows[c], first);
+    _mm512_store_si512(to.of_rows[c + 1], second);
+    for (int64_t half = 0; half < 2; ++half) {
+      const __m512i low = _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(first)
+                                                          : _mm512_extracti64x4_epi64(first, 1));
+      const __m512i high = _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(second)
+                                                           : _mm512_extracti64x4_epi64(second, 1));
+      _mm512_store_si512(to.of_columns[c / 2] + half * 16, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+}
+
+template <int columns>
+ARGUS_TARGET(ARGUS_AVX512_BF16)
+void spread_bfloat16(const BFloat16* const* rows, BFloat16* const* d_rows, const float* dz,
+                     const BFloat16* weight, float* d_weight, int64_t width) {
+  constexpr int kPairs = columns / 2;
+  PairedResiduals residuals;
+  pair_residuals(dz, columns, residuals);
+  for (int64_t d = 0; d < width; d += kLine) {
+    __m512bh factor[kPairs];
+    __m512 sums[columns];
+#pragma GCC unroll 6
+    for (int c = 0; c < kPairs; ++c) factor[c] = (__m512bh)_mm512_loadu_si512(weight + (c * width + d) * 2);
+#pragma GCC unroll 12
+    for (int c = 0; c < columns; ++c) sums[c] = _mm512_loadu_ps(d_weight + c * width + d);
+    for (int64_t r = 0; r < kTileRows; r += 2) {
+      const __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows[r] + d)));
+      const __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(rows[r + 1] + d)));
+      const __m512bh hidden = (__m512bh)_mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+      __m512 d_even = _mm512_setzero_ps(), d_odd = _mm512_setzero_ps();
+#pragma GCC unroll 6
+      for (int c = 0; c < kPairs; ++c) {
+        const uint32_t* pair = residuals.of_columns[c] + r;
+        d_even = _mm512_dpbf16_ps(d_even, (__m512bh)_mm512_set1_epi32(pair_at(pair)), factor[c]);
+        d_odd = _mm512_dpbf16_ps(d_odd, (__m512bh)_mm512_set1_epi32(pair_at(pair + 1)), factor[c]);
+      }
+#pragma GCC unroll 12
+      for (int c = 0; c < columns; ++c) {
+        const __m512bh pair = (__m512bh)_mm512_set1_epi32(pair_at(residuals.of_rows[c] + r / 2));
+        sums[c] = _mm512_dpbf16_ps(sums[c], pair, hidden);
+      }
+      _mm256_storeu_si256((__m256i*)(d_rows[r] + d), (__m256i)_mm512_cvtneps_pbh(d_even));
+      _mm256_storeu_si256((__m256i*)(d_rows[r + 1] + d), (__m256i)_mm512_cvtneps_pbh(d_odd));
+    }
+#pragma GCC unroll 12
+    for (int c = 0; c < columns; ++c) _mm512_storeu_ps(d_weight + c * width + d, sums[c]);
+  }
+}
+
 #endif  // ARGUS_X86
 
 }  // namespace
 
 template <>
-void project_tile(const double* const* rows, const double* weight, const double* bias, int64_t width,
+void project_tile(const BFloat16* const* rows, int64_t row_bytes, const BFloat16* weight, const float* bias,
+                  int64_t width, int64_t columns, float* to) {
+#if ARGUS_X86
+  project_bfloat16(rows, row_bytes, weight, bias, width, columns, to);
+#endif
+}
+
+template <>
+void spread_tile(const BFloat16* const* rows, BFloat16* const* d_rows, const float* dz,
+                 const BFloat16* weight, float* d_weight, int64_t width, int64_t columns, bool) {
+#if ARGUS_X86
+  if (columns == 12) return spread_bfloat16<12>(rows, d_rows, dz, weight, d_weight, width);
+  if (columns == 8) return spread_bfloat16<8>(rows, d_rows, dz, weight, d_weight, width);
+  spread_bfloat16<4>(rows, d_rows, dz, weight, d_weight, width);
+#endif
+}
+
+template <>
+void project_tile(const double* const* rows, int64_t, const double* weight, const double* bias, int64_t width,
                   int64_t columns, double* to) {
   ForEachIsa<&project_plain<double>>::call(rows, weight, bias, width, columns, to);
 }
 
 template <>
-void project_tile(const float* const* rows, const float* weight, const float* bias, int64_t width,
-                  int64_t columns, float* to) {
+void project_tile(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
+                  int64_t width, int64_t columns, float* to) {
 #if ARGUS_X86
-  if (isa() == Isa::avx512) return project_512(rows, weight, bias, width, columns, to);
-  if (isa() == Isa::avx2) return project_avx2(rows, weight, bias, width, columns, to);
+  if (isa() == Isa::avx512) return project_512(rows, row_bytes, weight, bias, width, columns, to);
+  if (isa() == Isa::avx2) return project_avx2(rows, row_bytes, weight, bias, width, columns, to);
 #endif
   project_plain(rows, weight, bias, width, columns, to);
 }
@@ -220,3 +361,7 @@ void spread_tile(const float* const* rows, float* const* d_rows, const float* dz
 }
 
 }  // namespace argus::feedback_loss
+
+#if ARGUS_X86
+#pragma GCC diagnostic pop
+#endif

@@ -34,7 +34,7 @@ MaxEvents = Annotated[
 ]
 
 
-@study.command(epilog="Example: `argus study logq runs/logq`, about two minutes on one core.")
+@study.command(epilog="Example: `argus study logq runs/logq`.")
 def logq(
     out: StudyOut,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each model.")] = 3000,

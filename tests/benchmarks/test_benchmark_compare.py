@@ -45,6 +45,18 @@ def test_what_the_whole_machine_did_is_taken_out(make_record: MakeRecord) -> Non
     assert compare([before], [only_ours]).changes[0].mark == "slower"
 
 
+def test_peers_that_met_something_else_prove_nothing(make_record: MakeRecord) -> None:
+    before = make_record(10.0, peers={"eager": 30.0, "compile": 20.0})
+    disturbed_peers = make_record(10.0, peers={"eager": 90.0, "compile": 60.0})
+    assert compare([before], [disturbed_peers]).changes[0].mark == ""
+
+
+def test_what_was_timed_once_must_change_by_a_factor_of_two(make_record: MakeRecord) -> None:
+    for after, mark in ((18.0, ""), (21.0, "slower")):
+        found = compare([make_record(10.0, 0.0, 1)], [make_record(after, 0.0, 1)])
+        assert found.changes[0].mark == mark
+
+
 def test_few_repetitions_need_a_larger_change(make_record: MakeRecord) -> None:
     for repeats, mark in ((3, ""), (30, "slower")):
         found = compare([make_record(10.0, 0.01, repeats)], [make_record(10.8, 0.01, repeats)])
