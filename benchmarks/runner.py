@@ -20,7 +20,7 @@ from benchmarks.timing import Budget, CudaTimer, timer
 from benchmarks.verify import Judge
 
 SUITES = {
-    "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=1.0),
+    "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=0.5),
     "full": Budget(seconds=4.0, min_repeats=5, max_repeats=200),
 }
 """Repetitions of a contender in one group of passes."""

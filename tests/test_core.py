@@ -22,6 +22,7 @@ from argus_kernels.core import (
     use_backend,
     varlen,
 )
+from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.core.registry import needs_device, needs_dtype
 
 calls: list[str] = []
@@ -279,3 +280,10 @@ def test_rows_know_their_user_and_place() -> None:
 def test_the_front_door_lists_what_it_has() -> None:
     for name in argus_kernels.__all__:
         assert hasattr(argus_kernels, name), name
+
+
+def test_huge_pages_change_nothing_but_the_pages() -> None:
+    large = prefer_huge_pages(torch.zeros(3 << 20))
+    assert large.shape == (3 << 20,) and not large.any()
+    assert prefer_huge_pages(torch.ones(3)).sum() == 3
+    assert prefer_huge_pages(torch.empty(0)).numel() == 0

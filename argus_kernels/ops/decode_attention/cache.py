@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.ops.decode_attention.page_book import PageBook
 from argus_kernels.ops.decode_attention.page_pool import PagePool
 
@@ -100,7 +101,8 @@ class PagedCache:
             table = torch.arange(count, dtype=torch.int32, device=device).view(users, per_user)
         shape = (count, page_size, heads, head_width)
         keys, values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)] for _ in ("keys", "values")
+            [prefer_huge_pages(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(layers)]
+            for _ in ("keys", "values")
         )
         times = torch.zeros(shape[:2], dtype=torch.int64, device=device)
         book = PageBook.from_table(table.tolist(), per_user, page_size, count)

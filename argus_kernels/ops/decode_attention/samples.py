@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Sample
+from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.core.sample import tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
@@ -63,9 +64,14 @@ class _Case:
             table[user, :pages] = shuffled[taken : taken + pages]
             taken += pages
         shape = (count, self.page_size, self.heads, self.width)
+
+        def drawn() -> Tensor:
+            # As `PagedCache.allocate` makes them.
+            return prefer_huge_pages(torch.empty(shape, dtype=dtype)).copy_(torch.randn(shape, generator=generator))
+
         return PagedCache(
-            torch.randn(shape, generator=generator).to(dtype),
-            torch.randn(shape, generator=generator).to(dtype),
+            drawn(),
+            drawn(),
             1_690_000_000 + torch.randint(0, 10**7, shape[:2], generator=generator),
             table,
         )
