@@ -88,6 +88,7 @@ def _settings(
         seed=seed,
         time_budget=time_budget,
         graphs=graphs,
+        every_definition=suite != "quick",
     )
 
 

@@ -39,6 +39,8 @@ class Settings:
     """Seconds for the whole run: cases that would not end in time are cut, never repetitions."""
     graphs: bool = True
     """Time CUDA graphs where a contender can be captured."""
+    every_definition: bool = True
+    """Time `reference` in every dtype. It computes in float32 whatever it is given, so that one dtype tells of all."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Run:
     def _serving(self, case: Case) -> list[str]:
         """The wanted backends that take this case, in the room's order; why others do not goes into `absent`.
 
-        Where none is named, one that serves by name only (Triton's interpreter) is left out.
+        Where none is named, one that serves by name only (Triton's interpreter) is left out, and the definition beside
+        another backend in a dtype that `every_definition` does not want.
         """
         inputs = case.op.inputs(captured_arguments(case.op, case.arguments))
         serving = []
@@ -129,6 +132,9 @@ class Run:
             if self.settings.backends is not None and backend.name not in self.settings.backends:
                 continue
             named = self.settings.backends is not None
+            wanted = named or self.settings.every_definition or case.dtype == torch.float32
+            if backend.name == "reference" and serving and not wanted:
+                continue
             reasons = backend.reasons(inputs) if named else backend.automatic_reasons(inputs)
             if reasons:
                 self.absent[case.op.name, backend.name] = "; ".join(reasons)

@@ -183,6 +183,20 @@ def test_backends_are_chosen_and_absent_ones_explained(
 
 
 @pytest.mark.usefixtures("plain_peers")
+@pytest.mark.parametrize(("dtype", "timed"), [("fp32", {"cpp", "reference"}), ("bf16", {"cpp"})])
+def test_the_definition_may_be_left_out_of_other_dtypes(
+    small_spec: Spec, environment: Environment, short: Budget, with_backend: Callable[[Backend], None],
+    dtype: str, timed: set[str],
+) -> None:  # fmt: skip
+    with_backend(dataclasses.replace(REFERENCE, name="cpp"))
+    spec = dataclasses.replace(small_spec, dtype=dtype)
+    found = records_of(spec, environment, short, every_definition=False)
+    assert {record.backend for record in found} == timed
+    named = records_of(spec, environment, short, every_definition=False, backends=("reference",))
+    assert {record.backend for record in named} == {"reference"}
+
+
+@pytest.mark.usefixtures("plain_peers")
 def test_a_planted_slow_kernel_is_marked_by_compare(
     small_spec: Spec, environment: Environment, with_backend: Callable[[Backend], None]
 ) -> None:
