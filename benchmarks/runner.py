@@ -127,7 +127,7 @@ class Run:
         another backend in a dtype that `every_definition` does not want.
         """
         inputs = case.op.inputs(captured_arguments(case.op, case.arguments))
-        serving = []
+        serving: list[str] = []
         for backend in case.op.backends:
             if self.settings.backends is not None and backend.name not in self.settings.backends:
                 continue
