@@ -73,8 +73,8 @@ def export(
 def index(
     path: ExportDirectory,
     links: Annotated[int, typer.Option(help="Links of a node to others (M of HNSW).")] = 32,
-    build_breadth: Annotated[int, typer.Option(help="Nodes kept in view while building (efConstruction).")] = 80,
-    search_breadth: Annotated[int, typer.Option(help="Nodes kept in view while searching (efSearch).")] = 256,
+    build_breadth: Annotated[int, typer.Option(help="Nodes kept in view while building (efConstruction).")] = 40,
+    search_breadth: Annotated[int, typer.Option(help="Nodes kept in view while searching (efSearch).")] = 400,
     queries: Annotated[
         int, typer.Option("--check", metavar="USERS", help="Compare with exact search for so many users; 0 for none.")
     ] = 200,

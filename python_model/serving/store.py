@@ -172,6 +172,7 @@ class SessionStore:
         """Events of a user so far."""
         return self._admit([user])[0].log.total
 
+    @torch.inference_mode()
     def vector(
         self, user: Hashable, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
         context: Mapping[str, int] | None = None,
@@ -179,7 +180,9 @@ class SessionStore:
         """See `Session.vector`."""
         kind = towers.kind_of(self.model, score or self.kind)
         given = None if context is None else self._reader.values("context", context)
-        return self._vector_of(self._admit([user]), kind, now, organic, given)[0]
+        found = self._admit([user])
+        readings = self._read(found, [self._request(found[0], kind, now, organic, given)])
+        return towers.vectors_of(self.model, readings, kind).numpy(force=True)[0]
 
     def best(
         self, user: Hashable, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
@@ -259,6 +262,7 @@ class SessionStore:
             self._journal.take_back(mark)
             raise
 
+    @torch.inference_mode()
     def _absorb(self, users: list[Hashable], found: list[Resident], rows: list[EventRow]) -> None:
         self._make_room(0, len(users), users)
         for one in found:
@@ -275,6 +279,7 @@ class SessionStore:
             cache.evict_oldest([one.slot], len(one.log) - cache.page_size)
             one.log.drop_oldest(cache.page_size)
 
+    @torch.inference_mode()
     def _take_over(self, user: Hashable, one: Resident, place: int, feedback: tuple[int, ...]) -> None:
         self._make_room(0, 2 + (len(one.log) - place) // self.encoder.caches[0].page_size, [user])
         one.log.set_feedback(place, feedback)
@@ -285,29 +290,40 @@ class SessionStore:
 
     # ---- vectors --------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def _readings(self, found: list[Resident]) -> list[Reading]:
-        queries = self._vector_of(found, "next_item")
-        vectors = self._vector_of(found, "pair") if self.model.stage == "finetune" else None
+        kinds = ["next_item", "pair"] if self.model.stage == "finetune" else ["next_item"]
+        asked = [self._request(one, kind) for kind in kinds for one in found]
+        readings = self._read(found * len(kinds), asked)
+        queries = towers.vectors_of(self.model, readings[: len(found)], "next_item").numpy(force=True)
+        pairs = readings[len(found) :]
+        vectors = towers.vectors_of(self.model, pairs, "pair").numpy(force=True) if len(pairs) else None
         return [
             Reading(one.log.total - 1, queries[row], None if vectors is None else vectors[row])
             for row, one in enumerate(found)
         ]
 
     @torch.inference_mode()
-    def _vector_of(
-        self, found: list[Resident], kind: str, now: int | None = None, organic: bool | None = None,
-        context: tuple[int, ...] | None = None,
-    ) -> np.ndarray:  # fmt: skip
+    def _read(self, found: list[Resident], asked: list[list[int]]) -> Tensor:
+        """What the heads read [n, ·] of the users' states at these requests."""
         model = self.model
-        delay = towers.delay_of(model, kind)
-        columns = [_request(one.log, delay, now, organic, context, len(model.features.context)) for one in found]
-        ids = torch.tensor(columns, dtype=torch.int64, device=model.device).T.contiguous()
+        ids = torch.tensor(asked, dtype=torch.int64, device=model.device).T.contiguous()
         bucket = time_bucket(ids[1], model.config.time_buckets)
         ids[1] = torch.where(ids[1] >= 0, bucket, -1)
-        readings = torch.cat(
-            [torch.stack([one.state for one in found]), model.context_embedding(model.tables, ids)], -1
-        )
-        return towers.vectors_of(model, readings, kind).cpu().numpy()
+        return torch.cat([torch.stack([one.state for one in found]), model.context_embedding(model.tables, ids)], -1)
+
+    def _request(
+        self, one: Resident, kind: str, now: int | None = None, organic: bool | None = None,
+        context: tuple[int, ...] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """organic, seconds since the newest event (−1 without one), context columns of a request."""
+        if len(one.log) == 0:
+            return [int(organic or False), -1, *(context or (-1,) * len(self.model.features.context))]
+        newest = one.log.row(len(one.log) - 1)
+        delay = towers.delay_of(self.model, kind)
+        since = delay if now is None else max(now - newest.time, delay)
+        own = newest.organic if organic is None else organic
+        return [int(own), since, *(newest.context if context is None else context)]
 
     @torch.inference_mode()
     def _item_vectors(self) -> np.ndarray:
@@ -340,6 +356,7 @@ class SessionStore:
                 self._bring(user, users)
         return [self._residents[user] for user in users]
 
+    @torch.inference_mode()
     def _bring(self, user: Hashable, kept: Sequence[Hashable]) -> None:
         if isinstance(user, tuple):
             raise ValueError("this what-if was closed")
@@ -407,15 +424,3 @@ class SessionStore:
         cache = self.encoder.copy_out(one.slot) if self._on_full == "offload" and len(one.log) else None
         self._files.save(user, SavedSession(one.log, self._fingerprint, one.state, cache))
         one.dirty = False
-
-
-def _request(
-    log: EventLog, delay: int, now: int | None, organic: bool | None, context: tuple[int, ...] | None, columns: int
-) -> list[int]:
-    """organic, seconds since the newest event (−1 without one), context columns of a request."""
-    if len(log) == 0:
-        return [int(organic or False), -1, *(context or (-1,) * columns)]
-    newest = log.row(len(log) - 1)
-    since = delay if now is None else max(now - newest.time, delay)
-    own = newest.organic if organic is None else organic
-    return [int(own), since, *(newest.context if context is None else context)]
