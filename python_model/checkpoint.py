@@ -70,7 +70,7 @@ def save(run: Path, model: Recommender, description: Description, state: Trainer
     WriteError where the disk is full: what was written is removed, the checkpoint before stays in force.
     """
     final, partial = directory_of(run, description.step), partial_of(run, description.step)
-    if _latest(run) == final and damage(final) is None:
+    if is_saved(run, description.step):
         return final
     try:
         with writing_checkpoint(run, description.step):
@@ -82,6 +82,11 @@ def save(run: Path, model: Recommender, description: Description, state: Trainer
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return final
+
+
+def is_saved(run: Path, step: int) -> bool:
+    """Whether the checkpoint of a step is the latest already, and whole."""
+    return _latest(run) == directory_of(run, step) and damage(directory_of(run, step)) is None
 
 
 def directory_of(run: Path, step: int) -> Path:

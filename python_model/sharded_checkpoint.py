@@ -69,8 +69,7 @@ class BackgroundSaver:
 
     def _begin(self, description: Description, numbers: Mapping[str, Any]) -> bool:
         """On rank 0: make the hidden directory; False where the checkpoint of this step is there already."""
-        final = checkpoint.directory_of(self.run, description.step)
-        if checkpoint.exists(self.run) and checkpoint.find(self.run) == final and checkpoint.damage(final) is None:
+        if checkpoint.is_saved(self.run, description.step):
             return False
         with checkpoint.writing_checkpoint(self.run, description.step):
             checkpoint.begin(self.run, description, numbers)

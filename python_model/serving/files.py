@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from python_model.disk import FULL, WriteError, flush, reason_of
+from python_model.disk import as_write_error, flush
 
 
 @contextmanager
@@ -35,8 +35,10 @@ def whole_directory(out: Path, marker: str, *, overwrite: bool = False) -> Itera
         flush(out.parent)
         shutil.rmtree(aside, ignore_errors=True)
     except BaseException as error:
+        explained = as_write_error(error, out, out.parent)
         shutil.rmtree(partial, ignore_errors=True)
-        _explain(error, out)
+        if explained is not None:
+            raise explained from error
         raise
 
 
@@ -50,15 +52,11 @@ def whole_file(file: Path) -> Iterator[Path]:
         os.replace(partial, file)
         flush(file.parent)
     except BaseException as error:
+        explained = as_write_error(error, file, file.parent)
         partial.unlink(missing_ok=True)
-        _explain(error, file)
+        if explained is not None:
+            raise explained from error
         raise
-
-
-def _explain(error: BaseException, path: Path) -> None:
-    """Raises the sentence for a disk that takes no more; returns where it is any other error."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        raise WriteError(path, reason_of(error, path)) from error
 
 
 def _refuse_existing(out: Path, marker: str, overwrite: bool) -> None:

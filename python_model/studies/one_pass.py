@@ -24,6 +24,7 @@ from argus_kernels.core.varlen import local_positions
 from python_model.data.batches import BatchBuilder, JaggedBatch, Windows
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
+from python_model.disk import replace_text
 from python_model.model import Argus
 from python_model.studies.trials import write_json
 
@@ -206,7 +207,7 @@ def write(folder: Path, settings: dict[str, Any], costs: Sequence[PassCost]) -> 
         "events of history", "times longer", log_y=True,
     )  # fmt: skip
     charts.write_svg(folder / "one_pass_ratio.svg", figure)
-    (folder / "one_pass.md").write_text(table(costs) + "\n![ratio](one_pass_ratio.svg)\n", "utf-8")
+    replace_text(folder / "one_pass.md", table(costs) + "\n![ratio](one_pass_ratio.svg)\n")
 
 
 def table(costs: Sequence[PassCost]) -> str:

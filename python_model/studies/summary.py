@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from python_model import charts
+from python_model.disk import replace_text
 from python_model.studies.trials import TrialResult, write_json
 
 LABELS = {
@@ -139,5 +140,5 @@ def write_study(
         written.append(folder / f"{name}_{figure}.svg")
         charts.write_svg(written[-1], svg)
         text += f"\n![{figure.replace('_', ' ')}]({written[-1].name})\n"
-    (folder / f"{name}.md").write_text(text, "utf-8")
+    replace_text(folder / f"{name}.md", text)
     return written

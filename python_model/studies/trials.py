@@ -9,7 +9,6 @@ a directory was begun with are refused.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import time
@@ -23,6 +22,7 @@ from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
+from python_model.disk import replace_text
 from python_model.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
 from python_model.inference import ModelPredictor
 from python_model.predictions import Predictor
@@ -239,12 +239,7 @@ def settings_of(trial: Trial, dataset: Dataset) -> dict[str, Any]:
 
 def write_json(file: Path, values: Any) -> None:
     """Write whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(values, indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
+    replace_text(file, json.dumps(values, indent=2) + "\n")
 
 
 def _evaluated(

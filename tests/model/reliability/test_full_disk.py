@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from python_model import checkpoint, console
 from python_model.cli import app
 from python_model.data.errors import DataError
+from python_model.data.prepare import prepare
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.synthetic import generate, preset
 from python_model.disk import WriteError, reason_of, replace_text
@@ -25,11 +26,15 @@ from python_model.divergence import write_batch
 from python_model.evaluate import EvaluationResult
 from python_model.progress import StepReport, read_metrics
 from python_model.report import write_report
+from python_model.serving.export import export
 from python_model.train import train
 from tests.model.conftest import FEATURES, random_batch
+from tests.model.data.test_logs import write_ratings
 from tests.model.reliability.conftest import CONFIG, MODEL, Disk, steps
 from tests.model.test_train import assert_same_run
+from tests.serving.conftest import finetuned, service
 
+__all__ = ["finetuned", "service"]
 SERVICE = preset("small", users=40)
 
 
@@ -105,6 +110,31 @@ def test_a_data_set_that_does_not_fit(size_of_a_data_set: int, disk: Disk, share
     disk.free()
     generate(out, SERVICE)
     validate(out)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_log_that_does_not_fit_while_it_is_sorted(tmp_path: Path, disk: Disk, share: float) -> None:
+    """The sort puts rows down beside the data set: they go with it."""
+    write_ratings(tmp_path / "source", rows=20_000)
+    prepare("movielens", tmp_path / "source", tmp_path / "fits")
+    size = sum(path.stat().st_size for path in (tmp_path / "fits").iterdir())
+    disk.fill(int(share * size) if disk.mounted else 4096)
+    out = disk.path / "data"
+    with pytest.raises(WriteError) as caught:
+        prepare("movielens", tmp_path / "source", out)
+    assert str(caught.value).startswith(f"{out}: cannot be written, ")
+    assert disk.names() == []
+
+
+def test_an_export_that_does_not_fit(service: Dataset, finetuned: Path, tmp_path: Path, disk: Disk) -> None:
+    """Files of several libraries, numpy among them, which does not say why it wrote less than it was asked to."""
+    export(service, finetuned, tmp_path / "fits", best=5)
+    size = sum(path.stat().st_size for path in (tmp_path / "fits").rglob("*"))
+    for share in (0.1, 0.4, 0.7, 0.95):
+        disk.fill(int(share * size) if disk.mounted else 2048)
+        with pytest.raises(WriteError, match="out: cannot be written, "):
+            export(service, finetuned, disk.path / "out", best=5)
+        assert disk.names() == []
 
 
 def test_a_data_set_that_is_to_be_replaced_stays(size_of_a_data_set: int, disk: Disk) -> None:
