@@ -60,10 +60,29 @@ def process_group(device: str) -> Iterator[str]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=_store(), rank=int(os.environ["RANK"]), world_size=launched()
+    )
     yield device
     # Not in a `finally`: after an error the other ranks may be gone, and saying goodbye to them would hang.
     dist.destroy_process_group()
+
+
+def _store() -> Any:
+    """Where the ranks find each other's addresses.
+
+    torchrun keeps one store over its restarts, in which those of processes that are gone still stand (pytorch issue
+    135712); so every attempt gets its own part of it. On several nodes the agents count attempts differently: there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 must give every attempt a store of its own (docs/scale.md).
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    first = os.environ["RANK"] == "0" and not shared
+    store = dist.TCPStore(address, port, launched(), is_master=first, multi_tenant=first)  # type: ignore[attr-defined]
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
