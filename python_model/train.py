@@ -26,6 +26,7 @@ from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefe
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
+from python_model.data.stream import ShardStream
 from python_model.divergence import SkippedSteps, TrainingDiverged
 from python_model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
 from python_model.model import Argus
@@ -105,13 +106,7 @@ class Trainer:
             )
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress = progress
-        self.plan: BatchSource = BatchPlan(
-            dataset,
-            config.batch_events,
-            config.window,
-            config.seed,
-            train=training_rows(dataset, config.protocol, config.train_share),
-        )
+        self.plan = batch_source(dataset, config)
         self.loss: PretrainLoss | FinetuneLoss
         if config.stage == "pretrain":
             self.loss = PretrainLoss(config, model)
@@ -297,6 +292,15 @@ class Trainer:
             )
         return self.saver.start(description, numbers, self.distributed.stored(tensors))
 
+    def _known(self, directory: Path, place: dict[str, Any]) -> dict[str, Any]:
+        if place.keys() == self.plan.start().keys():
+            return place
+        in_shards = {True: "in shards", False: "in one file"}
+        raise ValueError(
+            f"{directory}: the run reads its data {in_shards['lanes' in place]}, {self.dataset.path} is "
+            f"{in_shards[self.dataset.manifest is not None]}: the order of the batches would be another"
+        )
+
     def restore(self, directory: Path) -> None:
         """Go to where a checkpoint of the same run was written; ValueError where settings or data differ."""
         found = checkpoint.read_description(directory)
@@ -305,7 +309,7 @@ class Trainer:
         state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
         numbers = state.numbers
         try:
-            self.step, self.place = numbers["step"], numbers["place"]
+            self.step, self.place = numbers["step"], self._known(directory, numbers["place"])
             self.events, self.seconds = numbers["events"], numbers["seconds"]
             sketch = {"table": state.tensors[SKETCH].numpy(), "total": numbers["sketch_total"]}
         except KeyError as error:
@@ -313,6 +317,14 @@ class Trainer:
         self.skipped.load(numbers)
         self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
         self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
+
+
+def batch_source(dataset: Dataset, config: TrainConfig) -> BatchSource:
+    """Where a run's batches come from: read as they are needed from a data set in shards, else all of it in memory."""
+    if dataset.manifest is not None:
+        return ShardStream(dataset, dataset.manifest, config)
+    rows = training_rows(dataset, config.protocol, config.train_share)
+    return BatchPlan(dataset, config.batch_events, config.window, config.seed, train=rows)
 
 
 def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.ndarray | None:

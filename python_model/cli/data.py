@@ -1,4 +1,4 @@
-"""`argus prepare`: interactions from their source into the one format that everything else reads."""
+"""`argus prepare` and `argus shard`: interactions from their source into the one format that everything else reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from python_model import console
 from python_model.cli.app import app
-from python_model.cli.options import EngineName, Engines, Source, parse_settings
+from python_model.cli.options import Data, EngineName, Engines, Out, Source, parse_settings
 
 
 @app.command(
@@ -51,3 +51,24 @@ def prepare(
         )  # fmt: skip
     console.say(f"{out}: {info.events:,} events of {info.users:,} users on {info.items:,} items")
     console.say(f"Next: argus pretrain {shlex.quote(str(out))} runs/pretrain")
+
+
+@app.command(epilog="Example: `argus shard data/yambda data/yambda-shards --shards 256`.")
+def shard(
+    data: Data,
+    out: Out,
+    shards: Annotated[
+        int, typer.Option(min=1, help="Files to cut the events into; several for every batch of a step.")
+    ],
+) -> None:
+    """Cut a data set into files of whole users, which training reads as it needs them, in bounded memory.
+
+    The result is a data set like any other. Training in memory needs no shards.
+    """
+    from python_model.data.shards import shard_dataset
+
+    with console.counting_progress("Cutting into shards") as advance:
+        manifest = shard_dataset(data, out, shards, progress=advance)
+    events = [one.events for one in manifest.shards]
+    console.say(f"{out}: {len(events)} shards of {min(events):,} to {max(events):,} events")
+    console.say(f"Next: torchrun --nproc-per-node 8 -m python_model pretrain {shlex.quote(str(out))} runs/pretrain")

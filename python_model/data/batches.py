@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from argus_kernels.host import Batch, pack_events
+from python_model.data.description import DatasetInfo
 from python_model.data.schema import Dataset
 
 Value = TypeVar("Value")
@@ -52,6 +53,16 @@ class JaggedBatch:
         """The batch on another device."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_length"}
         return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
+
+
+def empty_batch(info: DatasetInfo) -> JaggedBatch:
+    """A batch without events, for a rank that has nothing to compute but must take part."""
+    numbers, flags = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+    return JaggedBatch(
+        offsets=torch.zeros(1, dtype=torch.int32), max_length=0, users=numbers, rows=numbers, items=numbers,
+        time=numbers, organic=flags, grade=numbers, context=numbers.new_zeros(len(info.context), 0),
+        feedback=numbers.new_zeros(0, len(info.feedback)), is_target=flags,
+    )  # fmt: skip
 
 
 class BatchSource(Protocol):
@@ -236,17 +247,16 @@ class BatchPlan:
             if len(plan) < of:
                 raise ValueError(f"batches_per_step is {of}, expected at most the {len(plan)} batches of an epoch")
             for first in range(begin, len(plan) - of + 1, of):
-                batches = [self._build(plan[first + number] if number < of else None) for number in numbers]
+                batches = [
+                    self._builder.build(plan[first + number]) if number < of else empty_batch(self.dataset.info)
+                    for number in numbers
+                ]
                 yield Step(batches, {"epoch": epoch, "batch": first + of})
             epoch, begin = epoch + 1, 0
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """As `BatchSource` has it: every rank knows the whole."""
         return dict(places[0])
-
-    def _build(self, windows: Windows | None) -> JaggedBatch:
-        nothing = np.zeros(0, np.int64)
-        return self._builder.build(windows or Windows(nothing, nothing, nothing))
 
     def _plan(self, epoch: int) -> list[Windows]:
         random = np.random.default_rng([self.seed, epoch])

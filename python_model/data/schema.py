@@ -5,6 +5,7 @@ A prepared data set is a directory:
 - events.parquet   one row an event, sorted by (user, time, original order)
 - items.parquet    one row an item, users.parquet one row a user: dense number -> original id
 - dataset.json     `DatasetInfo`
+- shards/          instead of events.parquet, several files of whole users each (`python_model.data.shards`)
 - oracle/          synthetic data only: the hidden state that `python_model.data.synthetic.OracleScores` reads
 
 Columns and their meaning are in docs/data.md. `DatasetWriter` makes such a directory, `load_dataset` reads it lazily,
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from python_model.data.checks import EventChecker
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
+from python_model.data.shards import Manifest, read_manifest
 from python_model.data.writer import DatasetWriter
 
 __all__ = [
@@ -58,8 +60,22 @@ class Dataset:
     def column(self, name: str) -> np.ndarray:
         """One column of events.parquet [T]."""
         if name not in self._columns:
-            self._columns[name] = _read_column(self.path / EVENTS, name, self.info.events)
+            parts = [_read_column(file, name, rows) for file, rows in self.event_files]
+            self._columns[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            self._columns[name].setflags(write=False)
         return self._columns[name]
+
+    @cached_property
+    def manifest(self) -> Manifest | None:
+        """What the shards are, for a data set that `argus shard` has cut into files."""
+        return read_manifest(self.path)
+
+    @property
+    def event_files(self) -> list[tuple[Path, int]]:
+        """The files of the events in order, and the rows of each."""
+        if self.manifest is None:
+            return [(self.path / EVENTS, self.info.events)]
+        return [(self.path / shard.file, shard.events) for shard in self.manifest.shards]
 
     @property
     def user(self) -> np.ndarray:
@@ -116,20 +132,24 @@ def load_dataset(path: str | Path) -> Dataset:
     """Open a prepared data set; DataError where the directory is not one or its files disagree with dataset.json."""
     dataset = Dataset(path)
     info = dataset.info
-    for name, rows in ((EVENTS, info.events), (ITEMS, info.items), (USERS, info.users)):
-        found = _open_parquet(dataset.path / name).metadata.num_rows
+    items, users = (dataset.path / ITEMS, info.items), (dataset.path / USERS, info.users)
+    for file, rows in (*dataset.event_files, items, users):
+        found = _open_parquet(file).metadata.num_rows
         if found != rows:
-            raise DataError(dataset.path / name, f"expected {rows} rows as {INFO} says, found {found}")
-    present = _open_parquet(dataset.path / EVENTS).schema_arrow
+            raise DataError(file, f"expected {rows} rows as {INFO} says, found {found}")
+    for file, _ in dataset.event_files:
+        _require_schema(file, info)
+    return dataset
+
+
+def _require_schema(file: Path, info: DatasetInfo) -> None:
+    present = _open_parquet(file).schema_arrow
     for expected in event_schema(info):
         if expected.name not in present.names:
-            raise DataError(dataset.path / EVENTS, "this column is missing", column=expected.name)
+            raise DataError(file, "this column is missing", column=expected.name)
         if present.field(expected.name).type != expected.type:
             found_type = present.field(expected.name).type
-            raise DataError(
-                dataset.path / EVENTS, f"expected type {expected.type}, found {found_type}", column=expected.name
-            )
-    return dataset
+            raise DataError(file, f"expected type {expected.type}, found {found_type}", column=expected.name)
 
 
 def validate(path: str | Path) -> DatasetInfo:
@@ -139,19 +159,20 @@ def validate(path: str | Path) -> DatasetInfo:
     if info.events == 0:
         raise DataError(dataset.path / EVENTS, "the data set is empty")
     checker, fingerprint = EventChecker(dataset.path / EVENTS, info, info.items), Fingerprint()
-    for columns in _batches(dataset.path / EVENTS, event_schema(info).names):
-        checker.check(columns)
-        fingerprint.update(event_schema(info), columns)
+    for file, _ in dataset.event_files:
+        for columns in _batches(file, event_schema(info).names):
+            checker.check(columns)
+            fingerprint.update(event_schema(info), columns)
     if info.fingerprint not in ("", fingerprint.text()):
         message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint.text()}: other events"
         raise DataError(checker.file, message)
     if checker.user != info.users - 1:
         message = f"expected {info.users} users with events, found {checker.user + 1}"
         raise DataError(checker.file, message, column="user")
-    for file, key, rows in ((ITEMS, "item", info.items), (USERS, "user", info.users)):
-        wrong = _read_column(dataset.path / file, key, rows) != np.arange(rows)
+    for name, key, rows in ((ITEMS, "item", info.items), (USERS, "user", info.users)):
+        wrong = _read_column(dataset.path / name, key, rows) != np.arange(rows)
         if wrong.any():
-            raise DataError(dataset.path / file, "expected 0, 1, 2, ...", column=key, row=int(np.argmax(wrong)) + 1)
+            raise DataError(dataset.path / name, "expected 0, 1, 2, ...", column=key, row=int(np.argmax(wrong)) + 1)
     for name, cardinality in info.item_features.items():
         values = dataset.item_column(f"item_{name}")
         wrong = (values < -1) | (values >= cardinality)

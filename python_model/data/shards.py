@@ -1,0 +1,212 @@
+"""A data set in shards: the events in several files, each of whole users, for training that streams them.
+
+    shards/part-00000.parquet …   events of users first_user … first_user + users − 1, in the schema of events.parquet
+    shards/shards.json            the list of them, and the two moments that splits in time are made from
+
+beside the dataset.json, items.parquet and users.parquet of every prepared data set. Row groups end where a user's
+events end, so that one can be read alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.errors import DataError
+from python_model.disk import flush, writing
+
+SHARDS, MANIFEST = "shards", "shards.json"
+ROW_GROUP = 1 << 17
+"""Events of a row group at least, where the shard has as many: then it ends with the user."""
+_READ = 1 << 18
+_BINS = 1 << 16
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1."""
+
+    file: str
+    first_user: int
+    users: int
+    first_row: int
+    events: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards in order. temporal_start: when the temporal split's validation part begins; last_time: in seconds."""
+
+    shards: tuple[Shard, ...]
+    temporal_start: int
+    last_time: int
+
+    def to_json(self) -> str:
+        """The text of shards.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_manifest(directory: Path) -> Manifest | None:
+    """shards.json of a data set; None where it is not in shards, DataError where the file is damaged."""
+    file = directory / SHARDS / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+        shards = tuple(Shard(**one) for one in raw["shards"])
+        return Manifest(shards, int(raw["temporal_start"]), int(raw["last_time"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(file, f"damaged: {error}") from error
+
+
+def shard_dataset(
+    data: str | Path, out: str | Path, shards: int, *, row_group: int = ROW_GROUP, progress: Progress | None = None
+) -> Manifest:
+    """Cut a prepared data set into `shards` files of whole users and about as many events each, in the new `out`.
+
+    Memory is that of a row group and of 8 bytes a user. Raises ValueError where there are more shards than users,
+    FileExistsError where `out` is not an empty place, WriteError where the disk is full; nothing stays behind then.
+    """
+    data, out = Path(data), Path(out)
+    info = DatasetInfo.load(data)
+    if not 1 <= shards <= info.users:
+        raise ValueError(f"shards is {shards}, expected 1 to the {info.users:,} users of {data}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty: choose another directory")
+    cuts = _cut_users(data / EVENTS, info, shards)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    partial.chmod(0o755)
+    try:
+        with writing(out):
+            manifest = _write(data, partial, info, cuts, row_group, progress)
+            partial.replace(out)
+            flush(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """offsets int64 [users + 1]: rows of each user; users int64 [shards + 1]: where shards begin."""
+
+    offsets: np.ndarray
+    users: np.ndarray
+
+
+def _cut_users(events: Path, info: DatasetInfo, shards: int) -> _Cuts:
+    counts = np.zeros(info.users, np.int64)
+    for column in _column(events, "user"):
+        counts += np.bincount(column, minlength=info.users)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    ideal = np.searchsorted(offsets, np.arange(1, shards) * (info.events / shards))
+    cuts = np.concatenate([[0], ideal, [info.users]]).astype(np.int64)
+    # At least one user a shard, however many events a single one has.
+    for index in range(1, shards):
+        cuts[index] = min(max(cuts[index], cuts[index - 1] + 1), info.users - (shards - index))
+    return _Cuts(offsets, cuts)
+
+
+def _write(
+    data: Path, partial: Path, info: DatasetInfo, cuts: _Cuts, row_group: int, progress: Progress | None
+) -> Manifest:
+    (partial / SHARDS).mkdir()
+    rows = _RowReader(data / EVENTS, info)
+    found = []
+    for number, (first, last) in enumerate(zip(cuts.users[:-1], cuts.users[1:], strict=True)):
+        name = f"{SHARDS}/part-{number:05d}.parquet"
+        with pq.ParquetWriter(
+            partial / name, event_schema(info), compression="zstd", write_page_checksum=True
+        ) as writer:
+            for end in _group_ends(cuts.offsets, int(first), int(last), row_group):
+                group = rows.until(end)
+                writer.write_table(group, row_group_size=max(len(group), 1))
+                if progress is not None:
+                    progress(end, info.events)
+        begin, end = int(cuts.offsets[first]), int(cuts.offsets[last])
+        found.append(Shard(name, int(first), int(last - first), begin, end - begin))
+    for name in (INFO, ITEMS, USERS):
+        shutil.copyfile(data / name, partial / name)
+    if (data / "oracle").is_dir():
+        shutil.copytree(data / "oracle", partial / "oracle")
+    last_time = max(int(times.max()) for times in _column(data / EVENTS, "time"))
+    manifest = Manifest(tuple(found), temporal_start(lambda: _column(data / EVENTS, "time"), info.events), last_time)
+    (partial / SHARDS / MANIFEST).write_text(manifest.to_json(), "utf-8")
+    for path in partial.rglob("*"):
+        flush(path)
+    return manifest
+
+
+def _group_ends(offsets: np.ndarray, first: int, last: int, row_group: int) -> Iterator[int]:
+    """Rows where the row groups of the users first … last − 1 end: each has whole users and row_group rows or more."""
+    while first < last:
+        first = min(int(np.searchsorted(offsets, offsets[first] + row_group)), last)
+        yield int(offsets[first])
+
+
+class _RowReader:
+    """Reads a file's rows in order, up to any row, from batches of any size."""
+
+    def __init__(self, file: Path, info: DatasetInfo) -> None:
+        self._schema = event_schema(info)
+        self._batches = _open(file).iter_batches(_READ, columns=self._schema.names)
+        self._held: list[pa.Table] = []
+        self._row = self._read = 0
+
+    def until(self, end: int) -> pa.Table:
+        """The rows from where the last call ended up to `end`."""
+        while self._read < end:
+            self._held.append(pa.Table.from_batches([next(self._batches)]))
+            self._read += self._held[-1].num_rows
+        joined = pa.concat_tables(self._held)
+        taken, rest = joined.slice(0, end - self._row), joined.slice(end - self._row)
+        self._held, self._row = [rest], end
+        return taken.combine_chunks().cast(self._schema)
+
+
+def temporal_start(times: Callable[[], Iterator[np.ndarray]], events: int) -> int:
+    """When the validation part of `splits.temporal_split` begins, from several passes over the times."""
+    return kth_smallest(times, min(int((1 - 0.05 - 0.1) * events), events - 1))
+
+
+def kth_smallest(chunks: Callable[[], Iterator[np.ndarray]], k: int) -> int:
+    """The k-th smallest value (from 0) of integers that come in chunks: a histogram a pass, in 0.5 MB of memory."""
+    bounds = [(int(chunk.min()), int(chunk.max())) for chunk in chunks() if len(chunk)]
+    low, high = min(first for first, _ in bounds), max(last for _, last in bounds)
+    while low < high:
+        width = -(-(high - low + 1) // _BINS)
+        counts = np.zeros(_BINS, np.int64)
+        for chunk in chunks():
+            inside = chunk[(chunk >= low) & (chunk <= high)]
+            counts += np.bincount((inside - low) // width, minlength=_BINS)
+        before = np.concatenate([[0], np.cumsum(counts)])
+        place = int(np.searchsorted(before, k, side="right")) - 1
+        k -= int(before[place])
+        low, high = low + place * width, min(low + (place + 1) * width - 1, high)
+    return low
+
+
+def _column(file: Path, name: str) -> Iterator[np.ndarray]:
+    for batch in _open(file).iter_batches(_READ, columns=[name]):
+        yield batch.column(0).to_numpy()
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    if not file.is_file():
+        raise DataError(file, "not found")
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"not a readable Parquet file: {error}") from error

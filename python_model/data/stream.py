@@ -1,0 +1,189 @@
+"""Training batches from shards, in bounded memory, shuffled, resumable in the middle of a shard.
+
+A step has `of` batches (`TrainConfig.batches_per_step`); batch n comes from lane n. In an epoch the shards are
+permuted by (seed, epoch) and dealt to the lanes in turn; a lane reads its shards one after the other, in blocks of row
+groups that are permuted by (seed, epoch, shard), cuts and shuffles a block's users into batches (`BatchPlan`), and goes
+on. Lanes go from epoch to epoch on their own. What a lane gives depends on nothing but the settings and its place, and
+ranks take lanes, so that another number of ranks changes no batch: in every epoch each user is read once by one lane,
+whatever was resumed where. The last batch of a block may be less than full: BLOCK_BATCHES bounds what that costs.
+
+Memory: a block a lane, which is BLOCK_BATCHES batches, or a row group where that is more (a row group holds
+`shards.ROW_GROUP` events, or one user).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from python_model.config import TrainConfig
+from python_model.data.batches import BatchPlan, JaggedBatch, Step, empty_batch
+from python_model.data.errors import DataError
+from python_model.data.schema import Dataset
+from python_model.data.shards import Manifest, Shard
+from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, listen_plus
+
+BLOCK_BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a lane is: batches taken of a block of a shard of an epoch, each counted in the lane's own order."""
+
+    epoch: int = 0
+    shard: int = 0
+    block: int = 0
+    batch: int = 0
+
+
+class Block(Dataset):
+    """Some row groups of a shard as a data set of their own: users numbered from 0, `first_user` + number outside."""
+
+    def __init__(self, whole: Dataset, shard: Shard, groups: Sequence[int]) -> None:
+        super().__init__(whole.path)
+        file = whole.path / shard.file
+        table, self.rows = _read(file, shard, groups)
+        arrays = {name: table.column(name).to_numpy() for name in table.column_names}
+        self.users, local = np.unique(arrays["user"], return_inverse=True)
+        self._columns = {**arrays, "user": local.astype(np.int32)}
+        self.info = replace(whole.info, users=len(self.users), events=table.num_rows)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the block's events."""
+        return self._columns[name]
+
+
+class ShardStream:
+    """The batches of a data set in shards; a `BatchSource`."""
+
+    def __init__(self, dataset: Dataset, manifest: Manifest, config: TrainConfig) -> None:
+        self.dataset, self.manifest, self.config = dataset, manifest, config
+        self._block_events = BLOCK_BATCHES * config.batch_events
+        users = dataset.info.users
+        # The same users as in memory, see `train.training_rows`.
+        share = config.train_share
+        order = np.random.default_rng(0).permutation(users) if share < 1 else None
+        self._kept = None if order is None else order < max(1, round(share * users))
+
+    def start(self) -> dict[str, Any]:
+        """As `BatchSource` has it."""
+        return {"lanes": {}}
+
+    def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
+        """As `BatchSource` has it; the place has that of every lane that this rank reads."""
+        if of > len(self.manifest.shards):
+            raise ValueError(
+                f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
+                f"{self.dataset.path}: each batch of a step comes from another shard"
+            )
+        lanes = {number: self._lane(number, of, _place(place, number)) for number in numbers if number < of}
+        nothing = empty_batch(self.dataset.info)
+        while True:
+            taken = {number: next(lane) for number, lane in lanes.items()}
+            places = {str(number): asdict(behind) for number, (_, behind) in taken.items()}
+            yield Step([taken[number][0] if number in taken else nothing for number in numbers], {"lanes": places})
+
+    def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As `BatchSource` has it: each rank knows the places of its lanes."""
+        return {"lanes": {number: lane for place in places for number, lane in place["lanes"].items()}}
+
+    def _lane(self, number: int, of: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
+        while True:
+            whole, given = place == Place(place.epoch), False
+            order = np.random.default_rng([self.config.seed, place.epoch]).permutation(len(self.manifest.shards))
+            mine = order[number::of]
+            for position in range(place.shard, len(mine)):
+                for batch, behind in self._shard(int(mine[position]), replace(place, shard=position)):
+                    given = True
+                    yield batch, behind
+                place = Place(place.epoch, position + 1)
+            if whole and not given:
+                raise ValueError(f"{self.dataset.path}: no user of shards {sorted(mine.tolist())} has two events")
+            place = Place(place.epoch + 1)
+
+    def _shard(self, number: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
+        """The batches of a shard from a place in it on."""
+        shard = self.manifest.shards[number]
+        blocks = self._blocks(shard, number, place.epoch)
+        for index in range(place.block, len(blocks)):
+            block = Block(self.dataset, shard, blocks[index])
+            first = place.batch if index == place.block else 0
+            for taken, batch in enumerate(self._batches(block, [place.epoch, number, index], first), first + 1):
+                yield batch, replace(place, block=index, batch=taken)
+
+    def _blocks(self, shard: Shard, number: int, epoch: int) -> list[list[int]]:
+        """The row groups of a shard in the epoch's order, in lists of BLOCK_BATCHES batches of events or more."""
+        metadata = _open(self.dataset.path / shard.file).metadata
+        sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+        if sum(sizes) != shard.events:
+            raise DataError(self.dataset.path / shard.file, f"expected {shard.events} rows, found {sum(sizes)}")
+        blocks: list[list[int]] = [[]]
+        held = 0
+        for group in np.random.default_rng([self.config.seed, epoch, number]).permutation(len(sizes)).tolist():
+            if held >= self._block_events:
+                blocks.append([])
+                held = 0
+            blocks[-1].append(group)
+            held += sizes[group]
+        return blocks
+
+    def _batches(self, block: Block, words: Sequence[int], first: int) -> Iterator[JaggedBatch]:
+        train = self._training_rows(block)
+        owned = np.bincount(block.user[train], minlength=block.info.users)
+        if owned.max(initial=0) < 2:
+            return
+        seed = int(np.random.SeedSequence([self.config.seed, *words]).generate_state(1, np.uint32)[0])
+        plan = BatchPlan(block, self.config.batch_events, self.config.window, seed, train=train)
+        for batch in plan.batches(0, first):
+            users, rows = (values.numpy() for values in (batch.users, batch.rows))
+            origin = block.users[users].astype(np.int64), block.rows[rows]
+            yield replace(batch, users=torch.from_numpy(origin[0]), rows=torch.from_numpy(origin[1]))
+
+    def _training_rows(self, block: Block) -> np.ndarray:
+        """Which events of a block are trained on, bool [events], under the run's protocol."""
+        protocol = self.config.protocol
+        if protocol == "leave-last-out":
+            lengths = np.diff(block.offsets)
+            ends = block.offsets[1:] - np.where(lengths >= 3, 2, 0)
+            rows = np.arange(len(block)) < ends[block.user]
+        elif protocol == "yambda":
+            listen_plus(block)
+            rows = block.time < self.manifest.last_time - 2 * YAMBDA_SPAN - 2 * YAMBDA_GAP
+        elif protocol == "temporal":
+            rows = block.time < self.manifest.temporal_start
+        else:
+            rows = np.ones(len(block), bool)
+        return rows if self._kept is None else rows & self._kept[block.users][block.user]
+
+
+def _place(place: Mapping[str, Any], number: int) -> Place:
+    known = place["lanes"].get(str(number))
+    return Place() if known is None else Place(**known)
+
+
+def _open(file: Any) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except FileNotFoundError as error:
+        raise DataError(file, "not found") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"not a readable Parquet file: {error}") from error
+
+
+def _read(file: Any, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np.ndarray]:
+    """Row groups of a shard in ascending order, and the rows of the whole data set that they are, int64."""
+    parquet = _open(file)
+    sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
+    begins = shard.first_row + np.concatenate([[0], np.cumsum(sizes)])
+    chosen = sorted(groups)
+    try:
+        table = parquet.read_row_groups(chosen)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"cannot be read: {error}") from error
+    return table, np.concatenate([np.arange(begins[index], begins[index + 1]) for index in chosen])
