@@ -73,7 +73,8 @@ def op_sources(root: Path) -> tuple[list[str], list[str]]:
 def _common_flags() -> list[str]:
     # No contraction: a multiply and an add round alike on every instruction set, so results do not
     # depend on the machine; kernels that want a fused multiply-add say so.
-    return ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Icsrc"]
+    ours = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Icsrc"]
+    return [*ours, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
 
 def _include(folder: Path, name: str) -> list[str]:

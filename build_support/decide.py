@@ -9,6 +9,7 @@ GPU is present; nothing asks torch, whose CPU build denies that a CUDA toolkit e
     TORCH_CUDA_ARCH_LIST  the same in torch's spelling, "8.0;9.0a;10.0+PTX"; ARGUS_CUDA_ARCHS wins
     CUDA_HOME, CUDA_PATH  where the CUDA toolkit is; else the nvcc on PATH, else /usr/local/cuda
     CXX                   the C++ compiler; else c++, g++ or clang++ on PATH
+    CXXFLAGS              further flags for it, after the build's own
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@ the matrix instruction of its generation where a product is large enough."""
 
 from __future__ import annotations
 
+import dataclasses
+import fcntl
+import hashlib
+import json
 import os
 from functools import cache
 from importlib.util import find_spec
@@ -23,9 +27,31 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 
 
 @cache
-def figures(source: Path) -> list[Figures]:
+def state_of_the_code() -> str:
+    """A digest of all that nvcc might read, and of how it is called."""
     assert TOOLKIT is not None
-    return resources.measure(source, TOOLKIT, [PLANTED])
+    digest = hashlib.sha256(repr((TOOLKIT.version, resources.FLAGS, resources.ARCHITECTURES)).encode())
+    for path in sorted([*resources.ROOT.glob("csrc/**/*"), *PLANTED.glob("*.cu*")]):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def figures(source: Path) -> list[Figures]:
+    """What nvcc made of a source, compiled once for all test processes: the large ones take a minute each."""
+    assert TOOLKIT is not None
+    folder = resources.ROOT / "build" / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{source.stem}-{state_of_the_code()}.json"
+    with open(folder / f"{source.stem}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            found = resources.measure(source, TOOLKIT, [PLANTED])
+            fresh = kept.with_suffix(".new")
+            fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
+            os.replace(fresh, kept)
+    return [Figures(**one) for one in json.loads(kept.read_text())]
 
 
 @needs_nvcc
