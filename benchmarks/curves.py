@@ -44,6 +44,7 @@ def curves(device: str, *, tiny: bool = False) -> list[Curve]:
     return [
         _attention("causal_attention", tiny),
         _attention("hstu_attention", tiny),
+        _decode(2 if tiny else 64, tiny),
         _sampled_softmax(rows, width, tiny),
         _tables(events, tiny),
     ]
@@ -66,6 +67,37 @@ def _attention(op: str, tiny: bool) -> Curve:
         make,
         _differentiable(getattr(argus_kernels, op), grad),
         lambda size, element: size * (6 * HEADS * HEAD_WIDTH * element + 16),
+    )
+
+
+def _decode(users: int, tiny: bool) -> Curve:
+    """One new event of each user against caches of so many events, nothing appended."""
+
+    def make(size: int, dtype: torch.dtype, device: str) -> Arguments:
+        draw = torch.Generator(device).manual_seed(0)
+        cache = argus_kernels.PagedCache.allocate(users, size, HEADS, HEAD_WIDTH, dtype=dtype, device=device)
+        for pages in (cache.key_pages, cache.value_pages):
+            pages.copy_(torch.randn(pages.shape, generator=draw, device=device))
+        return {
+            "q": torch.randn(users, HEADS, HEAD_WIDTH, generator=draw, device=device).to(dtype),
+            "cache": cache,
+            "lengths": torch.full((users,), size, dtype=torch.int32, device=device),
+        }
+
+    def forward(given: Arguments, backend: str) -> Call:
+        def run() -> Any:
+            with torch.no_grad():
+                return argus_kernels.decode_attention(**given, backend=backend)
+
+        return run
+
+    return Curve(
+        "decode_attention",
+        "cached events per user",
+        (32, 64, 128) if tiny else (512, 1024, 2048, 4096, 8192),
+        make,
+        {"forward": forward},
+        lambda size, element: 2 * users * size * HEADS * HEAD_WIDTH * element,
     )
 
 
