@@ -148,8 +148,6 @@ class Trainer:
                 stopped = ranks.any_rank(interrupt.asked is not None)
                 if stopped:
                     self.save()
-                if stopped:
-                    self.save()
                     raise interrupt.asked or KeyboardInterrupt
                 if self._due():
                     self._start_save()
@@ -233,12 +231,6 @@ class Trainer:
         except TrainingDiverged as error:
             kept = checkpoint.find(self.run_dir) if checkpoint.exists(self.run_dir) else "none was written yet"
             raise TrainingDiverged(f"{error}; last checkpoint: {kept}") from None
-
-    def _backward(self, loss: Tensor, *, last: bool) -> None:
-        if self.distributed is None:
-            loss.backward()
-        else:
-            self.distributed.backward(loss, last=last)
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.config.precision == "float32":
