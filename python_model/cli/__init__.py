@@ -9,11 +9,11 @@ from __future__ import annotations
 # Importing a group registers its commands: --help lists them in this order.
 from python_model.cli.app import app, stop_on_sigterm
 
-from python_model.cli import demo, data, training, evaluation, compare, serving, studies, doctor  # isort: skip
+from python_model.cli import demo, data, training, plan, evaluation, compare, serving, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
 
 __all__ = [
-    "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "serving", "studies",
+    "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "plan", "serving", "studies",
     "training",
 ]  # fmt: skip
 

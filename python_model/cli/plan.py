@@ -1,0 +1,49 @@
+"""`argus plan`: what a run on several ranks needs, before one pays for it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from python_model.cli.app import app
+
+
+@app.command(
+    epilog="Examples: `argus plan --size 1b --rows 1e9 --ranks 64`, `argus plan --size 126m --batches 4`, "
+    "`argus plan` for all sizes and three tables."
+)
+def plan(
+    size: Annotated[
+        list[str] | None, typer.Option(help="Published size; repeat it for several, all four by default.")
+    ] = None,
+    rows: Annotated[
+        list[float] | None,
+        typer.Option(help="Rows of the item table; repeat it for several, 1e7, 1e8 and 1e9 by default."),
+    ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="GPUs that train together.")] = 8,
+    batch_events: Annotated[int, typer.Option(min=1, help="Events of a batch.")] = 65_536,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of each rank in a step.")] = 1,
+    negatives: Annotated[int, typer.Option(min=1, help="Candidates of a step.")] = 16_384,
+    activation_checkpointing: Annotated[
+        bool, typer.Option(help="Whether blocks are computed again in the backward pass.")
+    ] = True,
+) -> None:
+    """Compute memory on each rank and what each rank sends in a step, as Markdown; nothing is measured.
+
+    The formulas are in docs/scale.md.
+    """
+    from python_model import plan as plans
+
+    settings = [
+        plans.Setting(one, _whole(count), ranks, batch_events, batches, negatives, activation_checkpointing)
+        for one in size or plans.SIZES
+        for count in rows or plans.ROWS
+    ]
+    typer.echo(plans.tables(settings), nl=False)
+
+
+def _whole(rows: float) -> int:
+    if rows != int(rows):
+        raise ValueError(f"--rows {rows}: expected a whole number, as in 100000000 or 1e8")
+    return int(rows)
