@@ -11,7 +11,7 @@ import typer
 
 from python_model import console
 from python_model.cli.app import INTERRUPTED, study
-from python_model.cli.options import BatchEvents, Device, Set, Threads, Window, check, parse_settings
+from python_model.cli.options import BatchEvents, Device, Part, Set, Threads, Window, check, parse_settings
 
 if TYPE_CHECKING:
     from python_model.data.schema import Dataset
@@ -227,6 +227,25 @@ def one_pass(
         console.say(f"{events:,} events: a pass per impression takes {costs[-1].ratio:.0f} times as long as one pass")
     console.say(study_of_passes.table(costs))
     console.say(f"Written: {out}/one_pass.md, one_pass_ratio.svg, one_pass.json")
+
+
+@study.command(epilog="Example: `argus study ceiling runs/ceiling`, some seconds.")
+def ceiling(out: StudyOut, data: StudyData = None, part: Annotated[Part, typer.Option()] = Part.test) -> None:
+    """How far from popularity to the oracle pairwise accuracy can get at all on a synthetic service."""
+    from dataclasses import asdict
+
+    from python_model.data.synthetic import preset
+    from python_model.studies import ceiling as study_of_ceilings
+    from python_model.studies.study import open_data
+
+    dataset = open_data(data, preset("demo"), out)
+    found = study_of_ceilings.reaches(dataset, part.value)
+    out.mkdir(parents=True, exist_ok=True)
+    text = study_of_ceilings.table(found)
+    (out / "ceiling.md").write_text(text, "utf-8")
+    console.write_json(out / "ceiling.json", {"data": dataset.info.name, "rows": [asdict(one) for one in found]})
+    console.say(text)
+    console.say(f"Written: {out}/ceiling.md, ceiling.json")
 
 
 def as_list(text: str) -> list[str]:

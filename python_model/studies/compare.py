@@ -80,7 +80,8 @@ def _neighbours(dataset: Dataset, base: Trial) -> dict[str, Predictor]:
 def _report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Report:
     rows = [*known, *results]
     text = table(rows)
-    if any(one.name == "argus" for one in results):
+    names = {one.name for one in results}
+    if "argus" in names and len(names) > 1:
         text += _margins(results)
     groups = by_name([one for one in rows if one.name != "oracle"])
     figures = {}
