@@ -22,8 +22,10 @@ from python_model.cli import app
 from python_model.data.batches import BatchPlan, Step
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset, validate
+from python_model.data.shards import SHARDS, shard_dataset
 from python_model.data.yambda import read_yambda
 from python_model.evaluate import sample_users
+from python_model.progress import StepReport
 from python_model.recommend import find_users
 from python_model.train import train
 from tests.conftest import REPOSITORY
@@ -90,6 +92,26 @@ class TestFilesThatGoAway:
         monkeypatch.undo()
         train("pretrain", tiny_service, tmp_path, MODEL, CONFIG, resume=True)
         assert_same_run(whole, tmp_path)
+
+    @pytest.mark.parametrize("what", ["removed", "truncated"])
+    def test_a_shard_in_the_middle_of_training(self, tiny_service: Dataset, tmp_path: Path, what: str) -> None:
+        """The same with real files: all shards go while one is being read, and come back later."""
+        shard_dataset(tiny_service.path, tmp_path / "data", 5)
+        sharded, shards, kept = load_dataset(tmp_path / "data"), tmp_path / "data" / SHARDS, tmp_path / "kept"
+        train("pretrain", sharded, tmp_path / "whole", MODEL, CONFIG)
+        shutil.copytree(shards, kept)
+
+        def take_away(report: StepReport) -> None:
+            for file in shards.glob("part-*.parquet") if report.step == 3 else ():
+                file.unlink() if what == "removed" else truncate(file, 0.5)
+
+        run = tmp_path / "run"
+        with pytest.raises(DataError, match=r"shards/part-0000\d\.parquet: .*; training is saved at .*then resume"):
+            train("pretrain", sharded, run, MODEL, CONFIG, progress=take_away)
+        assert 3 <= checkpoint.describe(run)["step"] < CONFIG.steps
+        shutil.copytree(kept, shards, dirs_exist_ok=True)
+        train("pretrain", load_dataset(tmp_path / "data"), run, MODEL, CONFIG, resume=True)
+        assert_same_run(tmp_path / "whole", run)
 
 
 def write_listens(directory: Path, **columns: np.ndarray) -> None:
