@@ -96,7 +96,7 @@ def context(
     out: StudyOut,
     windows: Annotated[
         str, typer.Option(help="Events of a user that a model sees, separated by commas.")
-    ] = "128,256,512,1024,2048,4096,8192",
+    ] = "16,32,64,128,256,512,1024,2048,4096,8192",
     train_each: Annotated[
         bool, typer.Option("--train-each", help="Train a model for each context, not one for all.")
     ] = False,

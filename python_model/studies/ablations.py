@@ -111,7 +111,7 @@ def _report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Rep
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
     lines += ["", "≈: the seeds do not agree on the sign, or there is one seed only; read it as no difference shown."]
     figures = {
-        metric.partition("@")[0]: range_chart(found[metric], f"{LABELS[metric]}, difference from `{FULL}`", zero=True)
+        metric.partition("@")[0]: range_chart(found[metric], f"{LABELS[metric]}, difference from {FULL}", zero=True)
         for metric in SHOWN
         if found[metric]
     }
@@ -123,4 +123,4 @@ def _difference(found: np.ndarray) -> str:
     if len(found) == 0:
         return "–"
     agree = len(found) > 1 and (found.min() > 0 or found.max() < 0)
-    return ("" if agree else "≈ ") + cell(found, signed=True)
+    return ("" if agree else "≈ ") + cell(found, difference=True)

@@ -1,4 +1,4 @@
-"""Quality over the length of the context: how many events of history the model sees, from 128 to 8,192.
+"""Quality over the length of the context: how many events of history the model sees, from 16 to 8,192.
 
 The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so that a long history says
 more than a short one. One model is pre-trained on windows of moderate length and evaluated with every context, the
@@ -26,7 +26,7 @@ SERVICE = SyntheticConfig(
     users=100, events_per_user=8400.0, days=720, clusters=32, dimensions=32, drift=0.998, organic_sharpness=3.0,
     policy_sharpness=2.4,
 )  # fmt: skip
-WINDOWS = (128, 256, 512, 1024, 2048, 4096, 8192)
+WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
 BUDGET = {"steps": 400, "window": 512, "batch_events": 2048, "seeds": 1, "max_events": 12000}
 

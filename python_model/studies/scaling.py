@@ -15,7 +15,7 @@ from python_model.charts import point_chart
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
 from python_model.studies.study import Budget, Report, Study, base_trial, resized, shapes_of
-from python_model.studies.summary import LABELS, Fit, by_name, fit_line, table, values
+from python_model.studies.summary import LABELS, Fit, by_name, fit_line, signed, table, values
 from python_model.studies.trials import TrialResult, over_seeds
 
 SERVICE = SyntheticConfig(users=5000, clusters=32, dimensions=16)
@@ -67,6 +67,6 @@ def _fit_table(found: dict[str, Fit]) -> str:
         return "No fit: fewer than three sizes are done.\n"
     lines = ["| per tenfold parameters | slope | 95 % interval of the slope | points |", "|---|---:|---:|---:|"]
     for metric, fit in found.items():
-        interval = f"{fit.low:+.4f} … {fit.high:+.4f}"
-        lines.append(f"| {LABELS[metric]} | {fit.slope:+.4f} | {interval} | {fit.points} |")
+        interval = f"{signed(fit.low)} … {signed(fit.high)}"
+        lines.append(f"| {LABELS[metric]} | {signed(fit.slope)} | {interval} | {fit.points} |")
     return "\n".join(lines) + "\n"

@@ -40,18 +40,24 @@ def values(results: Sequence[TrialResult], metric: str) -> np.ndarray:
     return np.array([math.nan if one.metrics.get(metric) is None else one.metrics[metric] for one in results], float)
 
 
-def cell(found: np.ndarray, *, signed: bool = False) -> str:
-    """`.1234`, over several seeds `.1234 (.1220–.1250)`: mean, lowest and highest; signed for differences."""
+def cell(found: np.ndarray, *, difference: bool = False) -> str:
+    """`.1234`, over several seeds `.1234 (.1220–.1250)`: mean, lowest, highest; signed for a difference."""
     if len(found) == 0 or np.isnan(found).any():
         return "–"
-    mean, low, high = (_short(value, signed) for value in (found.mean(), found.min(), found.max()))
-    return mean if len(found) == 1 else f"{mean} ({low} … {high})" if signed else f"{mean} ({low}–{high})"
+    shown, between = (signed, " … ") if difference else (plain, "–")
+    mean, low, high = (shown(float(value)) for value in (found.mean(), found.min(), found.max()))
+    return mean if len(found) == 1 else f"{mean} ({low}{between}{high})"
 
 
-def _short(value: float, signed: bool) -> str:
-    text = f"{value:+.4f}" if signed else f"{value:.4f}"
-    text = text.replace("0.", ".", 1) if abs(value) < 1 else text
-    return text.replace("-", "−")
+def plain(value: float) -> str:
+    """`.1234`, `−.1234`: four decimals."""
+    text = f"{value:.4f}".replace("-", "−")
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+
+
+def signed(value: float) -> str:
+    """`+.1234`, `−.1234`: four decimals of a difference."""
+    return plain(value) if value < 0 else f"+{plain(value)}"
 
 
 def table(

@@ -214,7 +214,8 @@ def references(
     """
     options = options or EvaluationOptions()
     rows = sorted(predictors or {})
-    settings = {"protocol": protocol, "dataset": _identity(dataset), "evaluation": asdict(options), "rows": rows}
+    of_data = {name: getattr(options, name) for name in ("part", "k", "max_events")}
+    settings = {"protocol": protocol, "dataset": _identity(dataset), "evaluation": of_data, "rows": rows}
     folder = Path(out)
     _require_same(folder, settings, REFERENCES)
     file = folder / REFERENCES
