@@ -20,7 +20,7 @@ from python_model.studies.summary import COLUMNS, LABELS, by_name, cell, table
 from python_model.studies.trials import Trial, TrialResult
 
 SERVICE = SyntheticConfig()
-BUDGET = {"steps": 300, "finetune_steps": 100, "seeds": 3, "max_events": 8000}
+BUDGET = {"steps": 300, "finetune_steps": 100, "seeds": 2, "max_events": 8000}
 FULL = "argus"
 NEXT_ITEM = ("ndcg@10", "recall@10", "next_item_ne")
 FEEDBACK = ("feedback_ne", "feedback_auc")
