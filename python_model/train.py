@@ -165,11 +165,14 @@ class Trainer:
         """The next batches; where data can no longer be read, what was learnt is saved before the error goes on."""
         lost: DataError | None = None
         batches: list[JaggedBatch] = []
+        before = self.place
         try:
             batches = next(steps)
         except DataError as error:
             lost = error
         if ranks.any_rank(lost is not None):
+            # This rank may have its batches of the step that is not done.
+            self.place = before
             saved = self.save()
             first = next(one for one in ranks.gathered(lost) if one is not None)
             message = f"{first.message}; training is saved at {saved}: put the file back, then resume"

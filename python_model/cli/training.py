@@ -175,13 +175,14 @@ def _say_nothing(text: str) -> None:
 
 
 def _say_how_to_resume(stage: str, data: Path, out: Path) -> None:
-    from python_model import checkpoint
+    from python_model import checkpoint, ranks
 
     if not checkpoint.exists(out):
         console.say("Stopped before the first step was saved; nothing to resume.")
         return
     step = checkpoint.read_description(out).step
-    command = shlex.join(["argus", stage, str(data), str(out), "--resume"])
+    program = ["argus"] if ranks.launched() == 1 else ["torchrun", "…", "-m", "python_model"]
+    command = " ".join([*program, shlex.join([stage, str(data), str(out), "--resume"])])
     console.say(f"Stopped and saved after step {step:,}. Resume with: {command}")
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from python_model import checkpoint, ranks
 from python_model.config import ModelConfig, TrainConfig
-from python_model.data.schema import load_dataset
+from python_model.data.batches import Step
+from python_model.data.errors import DataError
+from python_model.data.schema import Dataset, load_dataset
+from python_model.disk import WriteError
 from python_model.model import Argus
 from python_model.sharding import row_sharding
-from python_model.train import Trainer, train
+from python_model.train import Trainer, TrainingDiverged, train
 
 MODEL = ModelConfig(
     layers=2, width=16, heads=2, item_width=8, feature_width=4, vector_width=8, position_buckets=8, time_buckets=40,
@@ -44,6 +50,10 @@ def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
             replace(PRETRAIN, steps=2, batches_per_step=3, activation_checkpointing=True, clip=0.05),
         ),
         "bfloat16": (MODEL, replace(PRETRAIN, steps=2, precision="bfloat16")),
+        "binary": (
+            replace(MODEL, encoder="hstu", max_events=64),
+            replace(PRETRAIN, steps=2, batches_per_step=2, next_item_loss="bce", activation_checkpointing=True),
+        ),
     }
 
 
@@ -60,6 +70,7 @@ def train_all(folder: Path) -> None:
     for name in cases():
         train_one(folder, name)
     write_what_is_held(folder)
+    write_how_runs_end(folder)
 
 
 def train_on_four(folder: Path) -> None:
@@ -82,6 +93,38 @@ def go_on(folder: Path, written_by: int) -> None:
         (run / checkpoint.CHECKPOINTS / checkpoint.LATEST).write_text("step-00000003\n")
     dist.barrier() if ranks.size() > 1 else None
     train("pretrain", load_dataset(folder / "data"), run, MODEL, PRETRAIN, resume=True)
+
+
+def write_how_runs_end(folder: Path) -> None:
+    """The errors of this rank where rank 1 loses its data, where the loss is NaN, and where the disk takes no more."""
+    dataset = load_dataset(folder / "data")
+    wild = {"learning_rate": 1e30, "table_learning_rate": 1e30, "warmup_steps": 0, "max_skipped_steps": 1}
+    found = {"data": end_of_run(folder / "lost", dataset, PRETRAIN, lost_on=1)}
+    found["loss"] = end_of_run(folder / "wild", dataset, replace(PRETRAIN, **wild))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    found["disk"] = end_of_run(folder / "full", dataset, replace(PRETRAIN, checkpoint_every=1))
+    (folder / f"ends-{ranks.rank()}.json").write_text(json.dumps(found))
+
+
+def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | None = None) -> list[str]:
+    """Kind and text of the error that a run ends with; lost_on: the rank whose third step cannot be read."""
+    model = Argus.for_dataset(MODEL, dataset, row_sharding(config))
+    trainer = Trainer(dataset, run, model, config)
+    sound = trainer.plan.walk
+
+    def losing(*arguments: Any) -> Iterator[Step]:
+        for number, step in enumerate(sound(*arguments)):
+            if number == 2 and ranks.rank() == lost_on:
+                raise DataError("part-7.parquet", "cannot be read")
+            yield step
+
+    trainer.plan.walk = losing  # type: ignore[method-assign]
+    try:
+        trainer.run()
+    except (DataError, TrainingDiverged, WriteError) as error:
+        return [type(error).__name__, str(error)]
+    return ["", "the run ended well"]
 
 
 def write_what_is_held(folder: Path) -> None:

@@ -118,6 +118,33 @@ def test_a_damaged_checkpoint_of_several_ranks_is_refused(folder: Path, tmp_path
     assert checkpoint.recover(run).name == "step-00000003"
 
 
+class TestErrors:
+    """An error on one rank ends the run on all of them, with its sentence, and none waits for another."""
+
+    @pytest.fixture
+    def ends(self, folder: Path) -> list[dict[str, list[str]]]:
+        return [json.loads((folder / f"ends-{rank}.json").read_text()) for rank in range(2)]
+
+    def test_data_that_one_rank_loses(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
+        saved = folder / "lost" / "checkpoints" / "step-00000002"
+        sentence = f"part-7.parquet: cannot be read; training is saved at {saved}: put the file back, then resume"
+        assert [one["data"] for one in ends] == [["DataError", sentence]] * 2
+        assert checkpoint.load_trainer(saved).numbers["place"] == {"epoch": 0, "batch": 8}
+
+    def test_a_loss_that_is_not_finite(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
+        for rank, one in enumerate(ends):
+            kind, sentence = one["loss"]
+            assert kind == "TrainingDiverged" and "expected finite numbers (1 in a row)" in sentence
+            kept = [f"step-00000002-batch-{number}.parquet" for number in (rank, rank + 2)]
+            assert all(name in sentence and (folder / "wild" / "skipped" / name).is_file() for name in kept)
+
+    def test_a_full_disk(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
+        for one in ends:
+            kind, sentence = one["disk"]
+            assert kind == "WriteError" and "step-00000001: cannot be written, the file may not grow" in sentence
+        assert not list((folder / "full" / "checkpoints").iterdir())
+
+
 class TestRows:
     @pytest.mark.parametrize("rows", [1, 2, 7, 8, 4 * BLOCK + 3])
     def test_every_row_lies_on_one_rank(self, rows: int) -> None:
