@@ -75,7 +75,7 @@ def shard_dataset(
 ) -> Manifest:
     """Cut a prepared data set into `shards` files of whole users and about as many events each, in the new `out`.
 
-    Memory is that of a row group and of 8 bytes a user. Raises ValueError where there are more shards than users,
+    Memory is that of a row group and of 16 bytes a user. Raises ValueError where there are more shards than users,
     FileExistsError where `out` is not an empty place, WriteError where the disk is full; nothing stays behind then.
     """
     data, out = Path(data), Path(out)

@@ -98,9 +98,9 @@ def go_on(folder: Path, written_by: int) -> None:
 def write_how_runs_end(folder: Path) -> None:
     """The errors of this rank where rank 1 loses its data, where the loss is NaN, and where the disk takes no more."""
     dataset = load_dataset(folder / "data")
-    wild = {"learning_rate": 1e30, "table_learning_rate": 1e30, "warmup_steps": 0, "max_skipped_steps": 1}
+    wild = replace(PRETRAIN, learning_rate=1e30, table_learning_rate=1e30, warmup_steps=0, max_skipped_steps=1)
     found = {"data": end_of_run(folder / "lost", dataset, PRETRAIN, lost_on=1)}
-    found["loss"] = end_of_run(folder / "wild", dataset, replace(PRETRAIN, **wild))
+    found["loss"] = end_of_run(folder / "wild", dataset, wild)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     found["disk"] = end_of_run(folder / "full", dataset, replace(PRETRAIN, checkpoint_every=1))
@@ -119,7 +119,7 @@ def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | 
                 raise DataError("part-7.parquet", "cannot be read")
             yield step
 
-    trainer.plan.walk = losing  # type: ignore[method-assign]
+    trainer.plan.walk = losing  # type: ignore[method-assign,assignment]
     try:
         trainer.run()
     except (DataError, TrainingDiverged, WriteError) as error:
