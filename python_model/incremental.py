@@ -168,4 +168,4 @@ class IncrementalEncoder:
         model = self.model
         context = torch.cat([events.organic.long()[None], gap[None], events.context])
         items = torch.where(events.items >= 0, model.item_columns[:, events.items.clamp(min=0)].long(), -1)
-        return model.event_embedding(model.tables, torch.cat([context, items, model.feedback_ids(events)]))
+        return model.event_embedding.of_few(model.tables, torch.cat([context, items, model.feedback_ids(events)]))

@@ -26,6 +26,10 @@ MAY_BE_LARGE = ("item", "context_")
 """How the names of tables begin that may be cut over ranks: those of the catalogue and of the data's own context."""
 
 
+FEW = 8
+"""Events up to which plain lookups beat the fused op."""
+
+
 class Tables(nn.Module):
     """Embedding tables by name, shared by every `TripleEmbedding` of a model.
 
@@ -94,6 +98,18 @@ class TripleEmbedding(nn.Module):
         ids = tables.places(self.column_names, ids)
         sparse = self.sparse and tables.row_sparse
         return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=sparse)
+
+    def of_few(self, tables: Tables, ids: Tensor) -> Tensor:
+        """The same of a few events, on the CPU by plain lookups: the op's boundary would cost more than they do."""
+        if ids.is_cuda or ids.shape[1] > FEW:
+            vectors: Tensor = self(tables, ids)
+            return vectors
+        ids = tables.places(self.column_names, ids)
+        known = ids >= 0
+        rows = [tables[self.names[column]][ids[k].clamp(min=0)] for k, column in enumerate(self.columns)]
+        if not bool(known.all()):
+            rows = [row * known[k, :, None] for k, row in enumerate(rows)]
+        return torch.addmm(self.bias, torch.cat(rows, dim=1), self.weight)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import time
@@ -72,9 +73,9 @@ def export(
 @app.command(epilog="Example: `argus index exports/ml --check 1000`.")
 def index(
     path: ExportDirectory,
-    links: Annotated[int, typer.Option(help="Links of a node to others (M of HNSW).")] = 32,
-    build_breadth: Annotated[int, typer.Option(help="Nodes kept in view while building (efConstruction).")] = 40,
-    search_breadth: Annotated[int, typer.Option(help="Nodes kept in view while searching (efSearch).")] = 400,
+    links: Annotated[int, typer.Option(help="Links of a node to others (M of HNSW).")] = 48,
+    build_breadth: Annotated[int, typer.Option(help="Nodes kept in view while building (efConstruction).")] = 80,
+    search_breadth: Annotated[int, typer.Option(help="Nodes kept in view while searching (efSearch).")] = 320,
     queries: Annotated[
         int, typer.Option("--check", metavar="USERS", help="Compare with exact search for so many users; 0 for none.")
     ] = 200,
@@ -292,6 +293,8 @@ def serve(
     with `amend` it is feedback for an event that came before. `k` asks for items, `exclude_seen` leaves out known
     ones, `vectors` asks for the vectors.
     """
+    # Read by torch when it first allocates: a long history lies in thousands of pages of 4 KB.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
     from python_model.serving.lines import answer

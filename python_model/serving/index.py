@@ -1,9 +1,9 @@
 """Candidate generation: a FAISS HNSW graph over the item vectors, with items left out, measured against exact search.
 
-The graph is searched by inner product over float16 copies of the vectors (half the memory, a fifth less time, the same
-recall), and what it finds is ordered by the float32 ones. What is left out (seen or blocked items) is kept out of the
-result while the graph is walked; where the walk ends with fewer items than asked for, or most of the catalogue is left
-out, the query is answered by exact search: as many items come back as there are.
+The graph is searched by inner product over float16 copies of the vectors, half the memory to read, and what it finds is
+ordered by the float32 ones. What is left out (seen or blocked items) is kept out of the result while the graph is
+walked; where the walk ends with fewer items than asked for, or most of the catalogue is left out, the query is answered
+by exact search: as many items come back as there are.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ INDEX, SETTINGS = "index.faiss", "index.json"
 class IndexSettings:
     """Of HNSW. links: of a node (M). build_breadth, search_breadth: nodes kept in view (efConstruction, efSearch)."""
 
-    links: int = 32
-    build_breadth: int = 40
-    search_breadth: int = 400
+    links: int = 48
+    build_breadth: int = 80
+    search_breadth: int = 320
 
     def __post_init__(self) -> None:
         for name, least in (("links", 2), ("build_breadth", 1), ("search_breadth", 1)):

@@ -310,7 +310,9 @@ class SessionStore:
         ids = torch.tensor(asked, dtype=torch.int64, device=model.device).T.contiguous()
         bucket = time_bucket(ids[1], model.config.time_buckets)
         ids[1] = torch.where(ids[1] >= 0, bucket, -1)
-        return torch.cat([torch.stack([one.state for one in found]), model.context_embedding(model.tables, ids)], -1)
+        return torch.cat(
+            [torch.stack([one.state for one in found]), model.context_embedding.of_few(model.tables, ids)], -1
+        )
 
     def _request(
         self, one: Resident, kind: str, now: int | None = None, organic: bool | None = None,

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_index_states_its_recall(folder: Path) -> None:
     said = argus("index", folder / "out", "--check", "20", "--k", "5", "--json", folder / "index.json").stderr
     figures = json.loads((folder / "index.json").read_text())
-    assert figures["recall"] > 0.9 and figures["queries"] == 20 and figures["links"] == 32
+    assert figures["recall"] > 0.9 and figures["queries"] == 20 and figures["links"] == 48
     assert f"recall@5 {figures['recall']:.4f} against exact search" in said
 
 
