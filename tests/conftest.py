@@ -27,9 +27,15 @@ settings.register_profile(
 settings.load_profile("argus")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side in processes of one thread each; what a session's fixtures compute is computed so too."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
-def _one_thread_and_seed() -> None:
-    """Tests run side by side in processes of one thread each, and none depends on another's draws."""
+def _one_thread_and_seed(_one_thread: None) -> None:
+    """One thread whatever a test before this one set, and no test depends on another's draws."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
 
