@@ -58,10 +58,10 @@ class BackgroundSaver:
         self._published = self._background.submit(self._publish, step, written)
         return final
 
-    def poll(self) -> None:
-        """Raise what went wrong in the background, if anything did by now."""
-        if self._published is not None and self._published.done():
-            self._published.result()
+    @property
+    def failed(self) -> bool:
+        """Whether the last checkpoint could not be written, as far as this rank knows by now."""
+        return self._published is not None and self._published.done() and self._published.exception() is not None
 
     def finish(self) -> Path | None:
         """Wait until the last checkpoint is the latest on every rank; its directory, None before the first."""

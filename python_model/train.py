@@ -145,14 +145,12 @@ class Trainer:
                 rate, left = pace.step(self.events - before, self.config.steps - self.step)
                 self.seconds = earlier + pace.seconds
                 self._report(log, factor, losses, rate, left)
-                stopped = ranks.any_rank(interrupt.asked is not None)
-                if stopped:
-                    self.save()
+                unsaved = self.saver is not None and self.saver.failed
+                if ranks.any_rank(interrupt.asked is not None or unsaved):
+                    self.save()  # where a checkpoint could not be written, this says so on every rank
                     raise interrupt.asked or KeyboardInterrupt
                 if self._due():
                     self._start_save()
-                if self.saver is not None:
-                    self.saver.poll()
         return self.save()
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:

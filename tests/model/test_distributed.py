@@ -141,7 +141,7 @@ class TestErrors:
     def test_a_full_disk(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
         for one in ends:
             kind, sentence = one["disk"]
-            assert kind == "WriteError" and "step-00000001: cannot be written, the file may not grow" in sentence
+            assert kind == "WriteError" and "step-00000006: cannot be written, the file may not grow" in sentence
         assert not list((folder / "full" / "checkpoints").iterdir())
 
 
