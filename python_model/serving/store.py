@@ -179,6 +179,8 @@ class SessionStore:
     ) -> np.ndarray:  # fmt: skip
         """See `Session.vector`."""
         kind = towers.kind_of(self.model, score or self.kind)
+        if now is not None and (isinstance(now, bool) or not isinstance(now, (int, np.integer))):
+            raise ValueError(f"now: expected whole seconds since 1970, found {now!r}")
         given = None if context is None else self._reader.values("context", context)
         found = self._admit([user])
         readings = self._read(found, [self._request(found[0], kind, now, organic, given)])

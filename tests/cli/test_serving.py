@@ -93,16 +93,19 @@ def test_serve_answers_lines_and_remembers(folder: Path) -> None:
         {"user": "new", "song": 3},
         "no JSON",
         {"user": "new", "item": 7},
+        {"user": "new", "k": 1, "now": "soon"},
+        {"user": ["new"]},
     ]
     text = "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines)
     done = argus("serve", folder / "out", "--state", folder / "sessions", "--threads", "1", lines=text)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == 7
+    assert len(answers) == 9
     assert answers[0]["user"] == 5 and answers[0]["event"] >= 0 and len(answers[0]["items"]) == 2
     assert answers[1]["event"] == 0 and len(answers[1]["query"]) == 64 and len(answers[1]["user_vector"]) == 64
     assert answers[2] == {"user": "new", "event": 0}
     assert "time is 'now', expected whole seconds" in answers[3]["error"]
     assert "unknown key 'song'" in answers[4]["error"]
     assert "Expecting value" in answers[5]["error"] and "without a time" in answers[6]["error"]
+    assert "now: expected whole seconds" in answers[7]["error"] and "found ['new']" in answers[8]["error"]
     again = argus("serve", folder / "out", "--state", folder / "sessions", lines='{"user": "new"}\n')
     assert json.loads(again.stdout) == {"user": "new", "event": 0}
