@@ -180,7 +180,7 @@ def main(
     links: Annotated[int, typer.Option(help="M of HNSW.")] = IndexSettings.links,
     build_breadth: Annotated[int, typer.Option(help="efConstruction of HNSW.")] = IndexSettings.build_breadth,
     search_breadth: Annotated[int, typer.Option(help="efSearch of HNSW.")] = IndexSettings.search_breadth,
-    queries: Annotated[int, typer.Option(help="Queries of the index.")] = 1000,
+    queries: Annotated[int, typer.Option(help="Queries of the index.")] = 500,
     export: Annotated[Path | None, typer.Option(help="Index the item vectors of an export instead.")] = None,
     rows: Annotated[int, typer.Option(help="Rows to score.")] = 4_000_000,
     users: Annotated[int, typer.Option(help="Users of the rows to score.")] = 500_000,
