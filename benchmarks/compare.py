@@ -2,8 +2,8 @@
 
 Three things tell a change from noise. The peers were timed between the same repetitions: their median change is that
 of the machine and is taken out. What is left must pass a threshold that widens with the spread of the repetitions and
-with their small number; it widens too where the peers changed by more than a clock drifts, because slow peers are timed
-once and met something else then. And the intervals from p10 to p90 must not overlap.
+with their small number. Slow peers are timed once or thrice and are no sure sign of the machine: where there are no
+others, a change must show with their part taken out and without. And the intervals from p10 to p90 must not overlap.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from benchmarks.results import Quantiles, Record
 SMALLEST_CHANGE = 0.03
 """What counts with plenty of repetitions; with three it is 17 %, with ten 7 %."""
 PLENTY = 30
+SLOW_PEER_MS = 300.0
+"""From here on the quick suite repeats a peer so few times that one disturbance is its result."""
 MOST_DRIFT = math.log(1.35)
-"""Beyond it the peers' change is no clock's."""
+"""What a machine drifts by between two runs at most; beyond it the peers' change is no clock's."""
 FEW, CHANGE_OF_FEW = 3, math.log(2)
 """Fewer repetitions than FEW say nothing of their spread: only a factor of two counts."""
 
@@ -91,28 +93,43 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
 def _change(before: Record, after: Record, usual_spread: float) -> Change | None:
     if before.ms is None or after.ms is None:
         return None
-    drifts = [
-        math.log(after.peers[name].ms / peer.ms)  # type: ignore[operator]
-        for name, peer in before.peers.items()
-        if peer.ms and name in after.peers and after.peers[name].ms
-    ]
-    drift = statistics.median(drifts) if drifts else 0.0
-    disagreement = statistics.median([abs(value - drift) for value in drifts]) if drifts else 0.0
-    change = math.log(after.ms.p50 / before.ms.p50) - drift
+    timed = math.log(after.ms.p50 / before.ms.p50)
+    drift, disagreement, is_sure = _drift(before, after)
     threshold = _threshold(before, after, usual_spread) + disagreement
-    if abs(drift) > MOST_DRIFT:
-        threshold += abs(drift)
-    apart = _apart(before.ms, after.ms, math.exp(drift))
-    marked = apart and abs(change) > threshold
+    marked = _apart(before.ms, after.ms, math.exp(drift)) and abs(timed - drift) > threshold
+    if not is_sure:
+        # It must be a change whether the machine's drift is believed or not.
+        unaided = _apart(before.ms, after.ms, 1.0) and abs(timed) > threshold
+        marked = marked and unaided and (timed > 0) == (timed > drift)
     return Change(
         before.key,
         before.ms.p50,
         after.ms.p50,
-        math.expm1(change),
+        math.expm1(timed - drift),
         math.expm1(drift),
         math.expm1(threshold),
-        ("slower" if change > 0 else "faster") if marked else "",
+        ("slower" if timed > drift else "faster") if marked else "",
     )
+
+
+def _drift(before: Record, after: Record) -> tuple[float, float, bool]:
+    """What the peers changed by (a logarithm), how far they disagree, and whether they tell of the machine.
+
+    They do not where all of them are slow, or where they changed by more than a machine drifts.
+    """
+    drifts, are_slow = [], []
+    for name, peer in before.peers.items():
+        again = after.peers[name].ms if name in after.peers else None
+        if peer.ms and again:
+            drifts.append(math.log(again / peer.ms))
+            are_slow.append(peer.ms >= SLOW_PEER_MS)
+    if not drifts:
+        return 0.0, 0.0, False
+    if not all(are_slow):
+        drifts = [value for value, is_slow in zip(drifts, are_slow, strict=True) if not is_slow]
+    drift = statistics.median(drifts)
+    disagreement = statistics.median([abs(value - drift) for value in drifts])
+    return drift, disagreement, not all(are_slow) and abs(drift) <= MOST_DRIFT
 
 
 def _threshold(before: Record, after: Record, usual_spread: float) -> float:

@@ -113,6 +113,9 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
             axes.set_xscale("log")
             axes.set_yscale("log")
             _plain_numbers(axes)
+            ticks = sorted({point.size for point in points})
+            axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+            axes.set_xticks([], minor=True)
             legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
     return figure
 
