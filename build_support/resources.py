@@ -79,8 +79,10 @@ def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = ()) -> lis
         counts = _instructions(output)
     name = str(source.relative_to(ROOT))
     return [
-        Figures(name, kernel, architecture, *numbers, counts.get((kernel, architecture), {}))
-        for kernel, architecture, *numbers in _ptxas_lines(_demangled(done.stdout + done.stderr))
+        Figures(name, kernel, architecture, registers, stack, spilled, shared, counts.get((kernel, architecture), {}))
+        for kernel, architecture, registers, stack, spilled, shared in _ptxas_lines(
+            _demangled(done.stdout + done.stderr)
+        )
     ]
 
 
