@@ -9,13 +9,21 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from benchmarks import compare as comparing
 from benchmarks import end_to_end, host, preparing, report, scaling, serving, table, tune
 from benchmarks.cases import Spec, select
 from benchmarks.peers import PEERS
-from benchmarks.results import Record, read_records, write_records
+from benchmarks.results import Key, Record, read_records, write_records
 from benchmarks.runner import SUITES, Environment, Run, Settings
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -30,8 +38,13 @@ def run(
     suite: Annotated[str, typer.Option(help="quick or full: how long everything is repeated.")] = "quick",
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     dtype: Annotated[list[str] | None, typer.Option(help="fp32, bf16 or fp16; may be repeated.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write one line of JSON per record.")] = None,
-    time_budget: Annotated[float | None, typer.Option(help="Seconds; cases that do not fit are cut.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", dir_okay=False, help="Write one line of JSON per record.")
+    ] = None,
+    visits: Annotated[
+        int, typer.Option(min=1, max=9, help="How often a case is timed, all others in between, and in how many parts.")
+    ] = 2,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds; visits that do not fit are cut.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")] = None,
     graphs: Annotated[bool, typer.Option(help="Time CUDA graphs where possible.")] = True,
     seed: Annotated[int, typer.Option(help="Of the draws and of the order of repetitions.")] = 0,
@@ -40,20 +53,19 @@ def run(
     dtypes = dtype or ["fp32", "bf16"]
     try:
         specs = select(op or (), case or (), dtypes, device)
-        settings = _settings(specs, backend, peer, suite, device, seed, time_budget, graphs)
+        settings = _settings(specs, backend, peer, suite, device, seed, visits, time_budget, graphs)
+        if json_file is not None:
+            write_records(json_file, ())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if threads is not None:
         torch.set_num_threads(threads)
     console = table.make_console()
-    if json_file is not None:
-        write_records(json_file, ())
     with console.status("measuring the machine's ceilings"):
         environment = Environment.of(device, dtypes)
     _say_where(console, environment)
     progress = Run(specs, settings, environment)
-    records = _measure(console, progress, json_file)
-    table.show(console, records)
+    table.show(console, _measure(console, progress, json_file))
     _say_what_is_missing(console, progress, json_file)
 
 
@@ -64,6 +76,7 @@ def _settings(
     suite: str,
     device: str,
     seed: int,
+    visits: int,
     time_budget: float | None,
     graphs: bool,
 ) -> Settings:
@@ -86,6 +99,7 @@ def _settings(
         backends=tuple(backends) if backends else None,
         peers=tuple(name for name in peers if name != "none") if peers else None,
         seed=seed,
+        visits=visits,
         time_budget=time_budget,
         graphs=graphs,
         every_definition=suite != "quick",
@@ -105,8 +119,8 @@ def _say_where(console: Console, environment: Environment) -> None:
 
 
 def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]:
-    """All records, written to the file as they come; a progress bar where there is a terminal."""
-    records: list[Record] = []
+    """All records; after every visit the file holds what there is. A progress bar a visit where there is a terminal."""
+    records: dict[Key, Record] = {}
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -116,15 +130,19 @@ def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
-        task = progress.add_task("", total=len(run.specs))
-        for found in run.records(
-            lambda spec: progress.update(task, description=f"{spec.op.name} {spec.sample.name} {spec.dtype}")
-        ):
-            records += found
-            progress.advance(task)
+        tasks: list[TaskID] = []
+
+        def tell(spec: Spec, visit: int) -> None:
+            if visit == len(tasks):
+                tasks.append(progress.add_task("", total=len(run.specs)))
+            progress.update(tasks[visit], description=f"{spec.op.name} {spec.sample.name} {spec.dtype}")
+
+        for found in run.records(tell):
+            records |= {record.key: record for record in found}
+            progress.advance(tasks[-1])
             if json_file is not None:
-                write_records(json_file, found, append=True)
-    return records
+                write_records(json_file, records.values())
+    return list(records.values())
 
 
 def _say_what_is_missing(console: Console, run: Run, json_file: Path | None) -> None:

@@ -1,34 +1,35 @@
 """Compares two results files: the change of every p50 with its spread, marked only where it is outside the noise.
 
-Three things tell a change from noise. The peers were timed between the same repetitions: their median change is that
-of the machine and is taken out. What is left must pass a threshold that widens with the spread of the repetitions and
-with their small number. Slow peers are timed once or thrice and are no sure sign of the machine: where there are no
-others, a change must show with their part taken out and without. And the intervals from p10 to p90 must not overlap.
+The repetitions of one visit to a case lie within seconds, and one disturbance hits them all; what the visits of a
+record disagree by is its noise. A change is marked where every visit of one file is slower than every visit of the
+other, by more than visits usually disagree. It must show in the times and beside the peers: those that were timed in
+the same visits tell what the machine did, and their part is taken out. And the intervals from p10 to p90 must not
+overlap. Records of a single visit are judged by the spread of their repetitions, which says less: they must change by
+more.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 
-from benchmarks.results import Quantiles, Record
+from benchmarks.results import Key, PeerResult, Quantiles, Record
 
+BEYOND_USUAL = 4 / 3
+"""How far visits of two files must lie apart, in units of what nine in ten records disagree by within their file."""
+SMALLEST_OF_VISITS = 0.08
 SMALLEST_CHANGE = 0.03
-"""What counts with plenty of repetitions; with three it is 17 %, with ten 7 %."""
+"""What counts of a single visit with plenty of repetitions; with three it is 17 %, with ten 7 %."""
 PLENTY = 30
-SLOW_PEER_MS = 300.0
-"""From here on the quick suite repeats a peer so few times that one disturbance is its result."""
-MOST_DRIFT = math.log(1.35)
-"""What a machine drifts by between two runs at most; beyond it the peers' change is no clock's."""
-FEW, CHANGE_OF_FEW = 3, math.log(2)
-"""Fewer repetitions than FEW say nothing of their spread: only a factor of two counts."""
-
-Key = tuple[str, str, str, str, str]
+FEW, CHANGE_OF_FEW = 3, math.log(3)
+"""Fewer repetitions than FEW of a single visit say nothing of their spread; two runs of one commit differed by 2.1."""
+DISTURBED = 0.1
+"""The share of the processors' time in others' hands from which a visit is worth a note."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,11 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
     first = {record.key: record for record in before}
     second = {record.key: record for record in after}
     common = [key for key in first if key in second]
-    spreads = [_spread(record.ms) for key in common for record in (first[key], second[key]) if record.ms is not None]
-    usual = statistics.median(spreads) if spreads else 0.0
-    changes = []
-    for key in common:
-        change = _change(first[key], second[key], usual)
-        if change is not None:
-            changes.append(change)
+    pairs = [_Pair.of(first[key], second[key]) for key in common if first[key].ms and second[key].ms]
+    elsewhere = statistics.median([pair.drift for pair in pairs if pair.drift is not None] or [0.0])
+    noise = _Noise.of(pairs)
     return Comparison(
-        tuple(changes),
+        tuple(_change(pair, noise, elsewhere) for pair in pairs),
         tuple(key for key in first if key not in second),
         tuple(key for key in second if key not in first),
         tuple(key for key in common if first[key].verified and not second[key].verified),
@@ -90,58 +87,119 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> Comparison:
     )
 
 
-def _change(before: Record, after: Record, usual_spread: float) -> Change | None:
-    if before.ms is None or after.ms is None:
-        return None
-    timed = math.log(after.ms.p50 / before.ms.p50)
-    drift, disagreement, is_sure = _drift(before, after)
-    threshold = _threshold(before, after, usual_spread) + disagreement
-    marked = _apart(before.ms, after.ms, math.exp(drift)) and abs(timed - drift) > threshold
-    if not is_sure:
-        # It must be a change whether the machine's drift is believed or not.
-        unaided = _apart(before.ms, after.ms, 1.0) and abs(timed) > threshold
-        marked = marked and unaided and (timed > 0) == (timed > drift)
+@dataclass(frozen=True)
+class _Side:
+    """One file's half of a pair: the logarithm of the time of every visit, and of the peers' median in that visit."""
+
+    ms: Quantiles
+    repeats: int
+    times: tuple[float, ...]
+    peers: tuple[float, ...]
+
+    @classmethod
+    def of(cls, record: Record, peers: Iterable[PeerResult]) -> _Side:
+        assert record.ms is not None
+        times = _logarithms(record.visits or (record.ms.p50,))
+        theirs = [_logarithms(peer.visits or (peer.ms or 1.0,)) for peer in peers]
+        medians = tuple(map(statistics.median, zip(*theirs, strict=False)))
+        return cls(record.ms, record.repeats, times, medians[: len(times)])
+
+    @property
+    def relative(self) -> tuple[float, ...]:
+        """The visits with the peers' part taken out, as they are where no peer came to all of them."""
+        if not self.peers:
+            return self.times
+        return tuple(time - peer for time, peer in zip(self.times, self.peers, strict=True))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A record in both files; `drift` is what the peers changed by, a logarithm, None without any in all visits."""
+
+    key: Key
+    before: _Side
+    after: _Side
+    drift: float | None
+
+    @classmethod
+    def of(cls, before: Record, after: Record) -> _Pair:
+        common = [name for name in before.peers if _stayed(before, name) and _stayed(after, name)]
+        sides = [_Side.of(record, [record.peers[name] for name in common]) for record in (before, after)]
+        drift = statistics.mean(sides[1].peers) - statistics.mean(sides[0].peers) if common else None
+        return cls(before.key, sides[0], sides[1], drift)
+
+    @property
+    def has_visits(self) -> bool:
+        """Whether both files have more than one, so that their disagreement tells the noise."""
+        return min(len(self.before.times), len(self.after.times)) > 1
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """What is usual in both files: `disagreement` of nine in ten records' visits at most, `spread` of repetitions."""
+
+    disagreement: float
+    spread: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[_Pair]) -> _Noise:
+        visits = [side.times for pair in pairs if pair.has_visits for side in (pair.before, pair.after)]
+        spreads = [_spread(side.ms) for pair in pairs for side in (pair.before, pair.after)]
+        return cls(
+            Quantiles.of([max(times) - min(times) for times in visits]).p90 if visits else 0.0,
+            statistics.median(spreads) if spreads else 0.0,
+        )
+
+    def threshold(self, pair: _Pair) -> float:
+        """How far apart the visits of a pair must lie.
+
+        Of single visits it is the larger of the smallest change that counts and the pooled spread, both wider for few
+        repetitions. Those may lie close together by chance: no spread counts as less than the usual one.
+        """
+        if pair.has_visits:
+            return max(SMALLEST_OF_VISITS, BEYOND_USUAL * self.disagreement)
+        repeats = max(min(pair.before.repeats, pair.after.repeats), 1)
+        pooled = math.hypot(*(max(_spread(side.ms), self.spread) for side in (pair.before, pair.after)))
+        smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75 if repeats >= FEW else CHANGE_OF_FEW
+        return max(smallest, pooled * (1 + 9 / repeats))
+
+
+def _change(pair: _Pair, noise: _Noise, elsewhere: float) -> Change:
+    """How a record changed; `elsewhere` is what the peers of other records did, for those that have none."""
+    drift = elsewhere if pair.drift is None else pair.drift
+    taken_out = elsewhere if pair.drift is None else 0.0
+    threshold = noise.threshold(pair)
+    change = _gap(pair.before.relative, [time - taken_out for time in pair.after.relative])
+    shown = _gap(pair.before.times, pair.after.times)
+    is_marked = (
+        change * shown > 0
+        and min(abs(change), abs(shown)) > threshold
+        and _apart(pair.before.ms, pair.after.ms, math.exp(drift))
+    )
     return Change(
-        before.key,
-        before.ms.p50,
-        after.ms.p50,
-        math.expm1(timed - drift),
+        pair.key,
+        pair.before.ms.p50,
+        pair.after.ms.p50,
+        pair.after.ms.p50 / pair.before.ms.p50 / math.exp(drift) - 1,
         math.expm1(drift),
         math.expm1(threshold),
-        ("slower" if timed > drift else "faster") if marked else "",
+        ("slower" if change > 0 else "faster") if is_marked else "",
     )
 
 
-def _drift(before: Record, after: Record) -> tuple[float, float, bool]:
-    """What the peers changed by (a logarithm), how far they disagree, and whether they tell of the machine.
-
-    They do not where all of them are slow, or where they changed by more than a machine drifts.
-    """
-    drifts, are_slow = [], []
-    for name, peer in before.peers.items():
-        again = after.peers[name].ms if name in after.peers else None
-        if peer.ms and again:
-            drifts.append(math.log(again / peer.ms))
-            are_slow.append(peer.ms >= SLOW_PEER_MS)
-    if not drifts:
-        return 0.0, 0.0, False
-    if not all(are_slow):
-        drifts = [value for value, is_slow in zip(drifts, are_slow, strict=True) if not is_slow]
-    drift = statistics.median(drifts)
-    disagreement = statistics.median([abs(value - drift) for value in drifts])
-    return drift, disagreement, not all(are_slow) and abs(drift) <= MOST_DRIFT
+def _gap(before: Sequence[float], after: Sequence[float]) -> float:
+    """How far all of `after` lie above all of `before`, or, negative, below; 0 where they mix."""
+    return max(min(after) - max(before), 0.0) or min(max(after) - min(before), 0.0)
 
 
-def _threshold(before: Record, after: Record, usual_spread: float) -> float:
-    """The larger of the smallest change that counts and the pooled spread, both wider for few repetitions.
+def _stayed(record: Record, name: str) -> bool:
+    """Whether a peer was timed in every visit of the record."""
+    peer = record.peers.get(name)
+    return peer is not None and peer.ms is not None and len(peer.visits) >= len(record.visits)
 
-    Few repetitions may lie close together by chance: no spread counts as less than the usual one of both files.
-    """
-    assert before.ms is not None and after.ms is not None
-    repeats = max(min(before.repeats, after.repeats), 1)
-    pooled = math.hypot(max(_spread(before.ms), usual_spread), max(_spread(after.ms), usual_spread))
-    smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75 if repeats >= FEW else CHANGE_OF_FEW
-    return max(smallest, pooled * (1 + 9 / repeats))
+
+def _logarithms(times: Iterable[float]) -> tuple[float, ...]:
+    return tuple(map(math.log, times))
 
 
 def _spread(ms: Quantiles) -> float:
@@ -163,6 +221,11 @@ def _notes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
         notes.append("the files come from different machines or thread counts: the changes are not the code's alone")
     commits = [", ".join(sorted({record.commit or "unknown" for record in records})) for records in (before, after)]
     notes.append(f"A: commit {commits[0]}; B: commit {commits[1]}")
+    for name, records in (("A", before), ("B", after)):
+        disturbed = sum(max(record.machine.get("others", [0.0])) > DISTURBED for record in records)
+        if disturbed:
+            had = f"other processes had more than {DISTURBED:.0%} of the processors' time"
+            notes.append(f"{name}: {disturbed} of {len(records)} records come from visits in which {had}")
     return notes
 
 

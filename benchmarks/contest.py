@@ -8,8 +8,8 @@ training group runs forward and backward in one repetition, each under its own c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,26 +19,48 @@ from benchmarks.cases import Case
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import Peer
 from benchmarks.results import Quantiles
-from benchmarks.timing import Budget, Stage, Subject, Timer, Timing, measure
+from benchmarks.timing import SLOW_SECONDS, Budget, Stage, Subject, Timer, Timing, measure
 from benchmarks.verify import Verdict, first_line
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Relative RMS difference within which two full-size results in a dtype pass for the same computation."""
 
 
-SHORT_SECONDS = 0.3
-
-
 @dataclass(frozen=True)
 class Pass:
-    """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends."""
+    """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends.
+
+    `visits`: the milliseconds of every repetition, a tuple for each visit to the case; `peak_bytes`: of the first one.
+    """
 
     name: str
-    milliseconds: dict[str, Quantiles] = field(default_factory=dict)
-    repeats: dict[str, int] = field(default_factory=dict)
+    visits: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     peak_bytes: dict[str, int | None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+
+    def quantiles(self, contender: str) -> Quantiles:
+        """Of all repetitions of all visits."""
+        return Quantiles.of([time for visit in self.visits[contender] for time in visit])
+
+    def repeats(self, contender: str) -> int:
+        """How many repetitions there were in all visits."""
+        return sum(map(len, self.visits[contender]))
+
+    def medians(self, contender: str) -> tuple[float, ...]:
+        """The p50 of each visit."""
+        return tuple(Quantiles.of(visit).p50 for visit in self.visits[contender])
+
+    def joined(self, later: Pass) -> Pass:
+        """This and a later visit; who failed there is not timed at all, who did not return keeps what it had."""
+        failed = later.skipped.keys() | later.refused.keys()
+        visits = {
+            name: (*earlier, *later.visits.get(name, ()))
+            for name, earlier in self.visits.items()
+            if name not in failed
+        }  # fmt: skip
+        skipped, refused = {**self.skipped, **later.skipped}, {**self.refused, **later.refused}
+        return replace(self, visits=visits, skipped=skipped, refused=refused)
 
 
 @dataclass
@@ -55,14 +77,24 @@ class _Contender:
     @property
     def is_misleading_at_first(self) -> bool:
         """Whether the first run says nothing yet: it compiled, or was so short that loading and caches count."""
-        return sum(self.milliseconds) < SHORT_SECONDS * 1e3 or (self.peer is not None and self.peer.compiles)
+        return sum(self.milliseconds) < SLOW_SECONDS * 1e3 or (self.peer is not None and self.peer.compiles)
 
 
 class Contest:
-    """The measurement of one drawn case; `verdicts` are those of our backends, by name, in the room's order."""
+    """One visit to a drawn case; `verdicts` are those of our backends, by name, in the room's order.
+
+    `training` names the backends and peers that take part in the training group.
+    """
 
     def __init__(
-        self, case: Case, verdicts: dict[str, Verdict], peers: list[Peer], clock: Timer, budget: Budget, seed: int = 0
+        self,
+        case: Case,
+        verdicts: dict[str, Verdict],
+        peers: Sequence[Peer],
+        training: Collection[str],
+        clock: Timer,
+        budget: Budget,
+        seed: int = 0,
     ) -> None:
         self._case = case
         self._verdicts = verdicts
@@ -70,6 +102,7 @@ class Contest:
         self._clock = clock
         self._budget = budget
         self._seed = seed
+        self._in_training = training
         self._skipped: dict[str, str] = {}
         self._refused = {name: verdict.forward for name, verdict in verdicts.items() if verdict.forward}
         self._gradients: dict[torch.dtype, Tensor] = {}
@@ -158,20 +191,20 @@ class Contest:
             subjects = [Subject.of(contender.name, contender.call) for contender in contenders]
             timings = measure(subjects, self._clock, self._budget, seed=self._seed, warm=self._warm_times(contenders))
         peaks = {contender.name: contender.peaks[0] for contender in contenders}
-        return self._pass(name, timings, lambda timing: timing.total, peaks)
+        return self._pass(name, timings, sum, peaks)
 
     def _training(self, contenders: list[_Contender]) -> list[Pass]:
         """The training group; contenders that cannot differentiate leave the contest here."""
         for name, verdict in self._verdicts.items():
             if verdict.gradients:
                 self._refused.setdefault(name, verdict.gradients)
-        able = [contender for contender in contenders if self._trains(contender)]
+        able = [c for c in contenders if c.name in self._in_training and self._trains(c)]
         subjects = [Subject(contender.name, self._stages(contender)) for contender in able]
         timings = measure(subjects, self._clock, self._budget, seed=self._seed + 1, warm=self._warm_times(able))
         whole = {c.name: None if None in c.peaks else max(p for p in c.peaks if p is not None) for c in able}
         return [
-            self._pass("backward", timings, lambda timing: timing.stage(1), {c.name: c.peaks[1] for c in able}),
-            self._pass("forward_backward", timings, lambda timing: timing.total, whole),
+            self._pass("backward", timings, lambda stages: stages[1], {c.name: c.peaks[1] for c in able}),
+            self._pass("forward_backward", timings, sum, whole),
         ]
 
     def _trains(self, contender: _Contender) -> bool:
@@ -220,13 +253,12 @@ class Contest:
         self,
         name: str,
         timings: dict[str, Timing],
-        quantiles: Callable[[Timing], Quantiles],
+        time_of: Callable[[tuple[float, ...]], float],
         peaks: dict[str, int | None],
     ) -> Pass:
         return Pass(
             name,
-            {contender: quantiles(timing) for contender, timing in timings.items()},
-            {contender: len(timing.repeats) for contender, timing in timings.items()},
+            {contender: (tuple(map(time_of, timing.repeats)),) for contender, timing in timings.items()},
             peaks,
             dict(self._skipped),
             dict(self._refused),

@@ -108,9 +108,9 @@ run_test() {
 run_bench() {
     if $dry_run; then
         "$python" -m benchmarks run --suite quick --device cpu --op rowwise_adagrad_ --case rows_16384_of_100k \
-            --dtype fp32 --peer eager --json "$out/bench.jsonl"
+            --dtype fp32 --peer eager --visits 1 --json "$out/bench.jsonl"
     else
-        "$python" -m benchmarks run --suite full --device cuda --time-budget 400 --json "$out/bench.jsonl"
+        "$python" -m benchmarks run --suite full --device cuda --visits 1 --time-budget 400 --json "$out/bench.jsonl"
     fi
 }
 

@@ -8,7 +8,6 @@ pictures are inside it, drawn once for a light and once for a dark screen.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.results import RESULTS, Record, read_records
+from benchmarks.results import RESULTS, Record, read_records, write_whole
 from benchmarks.scaling import Scaling, from_json
 from benchmarks.summary import markdown
 
@@ -92,14 +91,6 @@ def markdown_tables(machines: Sequence[MachineResults]) -> str:
     return "\n".join(markdown(machine.records) for machine in machines if machine.records)
 
 
-def write(path: Path, text: str) -> None:
-    """Replaces the file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def command(
     folder: Annotated[Path, typer.Argument(help="folder of results, a folder for each machine in it")] = RESULTS,
     out: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("runs/benchmarks/report.html"),
@@ -111,12 +102,12 @@ def command(
     except ValueError as error:
         typer.echo(f"report: {error}", err=True)
         raise typer.Exit(2) from None
-    write(out, page(machines))
+    write_whole(out, page(machines))
     text = markdown_tables(machines)
     if table is None:
         typer.echo(text)
     else:
-        write(table, text)
+        write_whole(table, text)
     typer.echo(f"written to {out}" + (f" and {table}" if table else ""))
 
 

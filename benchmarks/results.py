@@ -19,6 +19,8 @@ import torch
 
 from argus_kernels.doctor import cpu_model
 
+Key = tuple[str, str, str, str, str]
+"""(op, case, dtype, pass, backend): what makes two records comparable."""
 PASSES = ("forward", "backward", "forward_backward", "step")
 NOT_WANTED = "was not asked for"
 """Why a peer is missing that the command line left out."""
@@ -55,12 +57,16 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class PeerResult:
-    """One peer beside our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped."""
+    """One peer beside our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped.
+
+    visits: the p50 of each visit in which it was timed.
+    """
 
     ms: float | None = None
     peak_bytes: int | None = None
     ratio: float | None = None
     skipped: str | None = None
+    visits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Record:
 
     `ms` is None where the backend was refused; `refused` then says why and `verified` is False. Rates and ceilings are
     of the same run: gb_per_s = bytes / p50, tflop_per_s = flops / p50, share_of_ceiling = the shortest time that the
-    ceilings allow for flops and bytes / p50.
+    ceilings allow for flops and bytes / p50. `ms` is of all repetitions of all visits, `visits` the p50 of each one;
+    `machine["others"]` the share of the processors' time that other processes and a hypervisor's guests had in each.
     """
 
     op: str
@@ -93,10 +100,11 @@ class Record:
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
+    visits: tuple[float, ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """What makes two records comparable: (op, case, dtype, pass, backend)."""
+    def key(self) -> Key:
+        """What makes two records comparable."""
         return self.op, self.case, self.dtype, self.pass_, self.backend
 
     def to_json(self) -> str:
@@ -117,19 +125,39 @@ class Record:
         values["pass_"] = values.pop("pass", None)
         if values.get("ms") is not None:
             values["ms"] = Quantiles(**values["ms"])
-        values["peers"] = {name: PeerResult(**peer) for name, peer in values.get("peers", {}).items()}
+        peers = values.get("peers", {}).items()
+        values["peers"] = {
+            name: PeerResult(**{**peer, "visits": tuple(peer.get("visits", ()))}) for name, peer in peers
+        }
+        values["visits"] = tuple(values.get("visits", ()))
         try:
             return cls(**values)
         except TypeError as error:
             raise ValueError(str(error).removeprefix("Record.__init__() ")) from None
 
 
-def write_records(path: Path, records: Iterable[Record], *, append: bool = False) -> None:
-    """Writes one line per record; the folder is made where it is missing."""
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Makes a file of one line per record, or replaces it as a whole; the folder is made where it is missing.
+
+    Raises:
+        ValueError: the path is something other than a file, such as a folder or a device.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file to write the records to, found something else there")
+    write_whole(path, "".join(record.to_json() + "\n" for record in records))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces the file in one step: who reads it meanwhile, or after an interruption, finds the old one or the new."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a" if append else "w") as file:
-        for record in records:
-            file.write(record.to_json() + "\n")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_records(path: Path) -> list[Record]:

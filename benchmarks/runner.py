@@ -1,4 +1,4 @@
-"""Runs cases one after the other and makes records of what they show."""
+"""Runs cases one after the other, then all of them again, and makes records of what they show."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from benchmarks.peers import peers_of
 from benchmarks.results import NOT_WANTED, PeerResult, Record
 from benchmarks.timing import Budget, CudaTimer, timer
 from benchmarks.verify import Judge
+from benchmarks.visits import OthersTime, Visited
 
 SUITES = {
     "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=0.5),
     "full": Budget(seconds=4.0, min_repeats=5, max_repeats=200),
 }
-"""Repetitions of a contender in one group of passes."""
+"""Repetitions of a contender in one group of passes, over all visits."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Settings:
     backends: tuple[str, ...] | None = None
     peers: tuple[str, ...] | None = None
     seed: int = 0
+    visits: int = 2
+    """How often a case is timed: all others come between two visits, and each has its part of the repetitions."""
     time_budget: float | None = None
-    """Seconds for the whole run: cases that would not end in time are cut, never repetitions."""
+    """Seconds for the whole run: visits that would not end in time are cut, the later ones first, never repetitions."""
     graphs: bool = True
     """Time CUDA graphs where a contender can be captured."""
     every_definition: bool = True
@@ -61,10 +64,10 @@ class Environment:
 
 @dataclass
 class Run:
-    """A run over cases.
+    """A run over cases, as many times as the settings want visits.
 
-    After it `cut` names the cases that the time budget left out, and `absent` says why backends did not serve, by
-    (op, backend).
+    After it `cut` names the visits to cases that the time budget left out, and `absent` says why backends did not
+    serve, by (op, backend).
     """
 
     specs: Sequence[Spec]
@@ -74,51 +77,70 @@ class Run:
     cut: list[str] = field(default_factory=list)
     absent: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def records(self, on_case: Callable[[Spec], None] = lambda spec: None) -> Iterator[list[Record]]:
-        """Measures case after case and yields each one's records; `on_case` is told before a case starts."""
+    def records(self, on_visit: Callable[[Spec, int], None] = lambda spec, visit: None) -> Iterator[list[Record]]:
+        """Goes over the cases, then over them again, and yields a case's records after each visit to it.
+
+        Records of a later visit are of all visits so far: they take the place of those with the same key. `on_visit`
+        is told the case and the number of the visit, from 0, before it starts.
+        """
         started = self.clock()
-        took: dict[tuple[str, str], float] = {}
-        for spec in self.specs:
-            before = self.clock()
-            case_name = (spec.op.name, spec.sample.name)
-            if self._would_be_late(before - started, took, case_name):
-                self.cut.append(f"{spec.op.name} {spec.sample.name} {spec.dtype}")
-                continue
-            on_case(spec)
-            yield self._measure(spec)
-            took[case_name] = self.clock() - before
+        visited: dict[int, Visited] = {}
+        for visit in range(self.settings.visits):
+            took: dict[tuple[str, str], float] = {}
+            for number, spec in enumerate(self.specs):
+                if visit and not (number in visited and visited[number].contenders):
+                    continue
+                before = self.clock()
+                case_name = (spec.op.name, spec.sample.name)
+                if self._would_be_late(before - started, took, case_name):
+                    which = f" (visit {visit + 1})" if visit else ""
+                    self.cut.append(f"{spec.op.name} {spec.sample.name} {spec.dtype}{which}")
+                    continue
+                on_visit(spec, visit)
+                found = self._visit(spec, visited.get(number))
+                if found is not None:
+                    visited[number] = found
+                yield self._records(spec, found) if found else []
+                took[case_name] = self.clock() - before
 
     def _would_be_late(self, elapsed: float, took: dict[tuple[str, str], float], case_name: tuple[str, str]) -> bool:
-        """Judged by how long the same case took in its other dtype, else by the mean case so far."""
+        """Judged by how long this visit to the same case took in its other dtype, else by the mean case so far."""
         if self.settings.time_budget is None:
             return False
         mean = sum(took.values()) / len(took) if took else 0.0
         return elapsed + took.get(case_name, mean) > self.settings.time_budget
 
-    def _measure(self, spec: Spec) -> list[Record]:
-        """All records of one case: one for each pass and backend, the refused ones included."""
-        torch.compiler.reset()
+    def _visit(self, spec: Spec, known: Visited | None) -> Visited | None:
+        """Times a case once more, the first time after verifying it; None where no wanted backend serves it."""
+        if known is None:
+            torch.compiler.reset()
         case = spec.draw(self.settings.seed, self.settings.device)
-        serving = self._serving(case)
-        if not serving:
-            return []
-        judge = Judge(case, self.settings.seed)
-        verdicts = {name: judge.verdict(name) for name in serving}
-        judged_on = judge.judged_on
-        del judge
-        wanted = self.settings.peers
-        peers = [peer for peer in peers_of(spec.op.name) if wanted is None or peer.name in wanted]
-        clock = timer(self.settings.device, graphs=self.settings.graphs)
-        contest = Contest(case, verdicts, peers, clock, self.settings.budget, self.settings.seed)
-        costs = _costs(case)
+        known = known or self._judged(case)
+        if known is None:
+            return None
+        settings = self.settings
+        clock = timer(settings.device, graphs=settings.graphs)
+        verdicts = {name: verdict for name, verdict in known.verdicts.items() if name in known.contenders}
+        peers = [peer for peer in known.peers if peer.name in known.contenders]
+        budget, seed = settings.budget.shared(settings.visits), settings.seed + 2 * known.count
+        contest = Contest(case, verdicts, peers, known.training, clock, budget, seed)
+        others = OthersTime()
         passes = contest.passes()
+        known.add(passes, others.share())
         if isinstance(clock, CudaTimer):
             clock.forget()
-        return [
-            self._record(spec, measured, name, costs[measured.name], judged_on)
-            for measured in passes
-            for name in serving
-        ]
+        return known
+
+    def _judged(self, case: Case) -> Visited | None:
+        """The case before its first visit, every wanted backend that serves it judged; None where none does."""
+        serving = self._serving(case)
+        if not serving:
+            return None
+        judge = Judge(case, self.settings.seed)
+        verdicts = {name: judge.verdict(name) for name in serving}
+        wanted = self.settings.peers
+        peers = [peer for peer in peers_of(case.op.name) if wanted is None or peer.name in wanted]
+        return Visited(verdicts, judge.judged_on, peers, _costs(case))
 
     def _serving(self, case: Case) -> list[str]:
         """The wanted backends that take this case, in the room's order; why others do not goes into `absent`.
@@ -142,47 +164,52 @@ class Run:
                 serving.append(backend.name)
         return serving
 
-    def _record(self, spec: Spec, measured: Pass, backend: str, cost: tuple[int, int], judged_on: str) -> Record:
-        flops, moved = cost
-        ours = measured.milliseconds.get(backend)
+    def _records(self, spec: Spec, known: Visited) -> list[Record]:
+        """One for each pass and backend, the refused ones included."""
+        return [self._record(spec, known, measured, name) for measured in known.passes for name in known.verdicts]
+
+    def _record(self, spec: Spec, known: Visited, measured: Pass, backend: str) -> Record:
+        flops, moved = known.costs[measured.name]
         common: dict[str, Any] = {
             "op": spec.op.name,
             "case": spec.sample.name,
             "dtype": spec.dtype,
             "pass_": measured.name,
             "backend": backend,
-            "verified_on": judged_on,
+            "verified_on": known.judged_on,
             "flops": flops,
             "bytes": moved,
             "ceilings": self.environment.ceilings.as_record(),
-            "machine": self.environment.machine,
+            "machine": self.environment.machine | ({"others": known.others} if known.others else {}),
             "versions": self.environment.versions,
             "commit": self.environment.commit,
         }
-        if ours is None:
+        if backend not in measured.visits:
             reason = measured.refused.get(backend, "was not measured")
             return Record(**common, verified=False, ms=None, repeats=0, peak_bytes=None, refused=reason)
+        ours = measured.quantiles(backend)
         seconds = ours.p50 / 1e3
         floor = self.environment.ceilings.floor_seconds(flops, moved, spec.dtype)
         return Record(
             **common,
             verified=True,
             ms=ours,
-            repeats=measured.repeats[backend],
+            repeats=measured.repeats(backend),
             peak_bytes=measured.peak_bytes[backend],
             gb_per_s=moved / seconds / 1e9,
             tflop_per_s=flops / seconds / 1e12,
             share_of_ceiling=floor / seconds,
             peers=_peer_results(measured, spec.op.name, self.settings.peers, ours.p50),
+            visits=measured.medians(backend),
         )
 
 
 def _peer_results(measured: Pass, op: str, wanted: tuple[str, ...] | None, ours: float) -> dict[str, PeerResult]:
     found = {}
     for peer in peers_of(op):
-        timed = measured.milliseconds.get(peer.name)
-        if timed is not None:
-            found[peer.name] = PeerResult(timed.p50, measured.peak_bytes[peer.name], timed.p50 / ours)
+        if peer.name in measured.visits:
+            timed, peak = measured.quantiles(peer.name).p50, measured.peak_bytes[peer.name]
+            found[peer.name] = PeerResult(timed, peak, timed / ours, visits=measured.medians(peer.name))
         elif wanted is not None and peer.name not in wanted:
             found[peer.name] = PeerResult(skipped=NOT_WANTED)
         else:

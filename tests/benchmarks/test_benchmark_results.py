@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ def test_fields_of_a_line(make_record: MakeRecord) -> None:
     assert line.keys() >= FIELDS
     assert line["pass"] == "forward" and "pass_" not in line
     assert line["ms"].keys() == {"p10", "p50", "p90"}
-    assert line["peers"] == {"eager": {"ms": 6.0, "peak_bytes": 0, "ratio": 3.0, "skipped": None}}
+    assert line["peers"] == {"eager": {"ms": 6.0, "peak_bytes": 0, "ratio": 3.0, "skipped": None, "visits": []}}
 
 
 def test_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -31,10 +31,39 @@ def test_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
     skipped = make_record(1.0, peers={}, backend="triton")
     skipped.peers["flash_attn"] = PeerResult(skipped="runs on CUDA only")
     refused = make_record(1.0, backend="wrong", ms=None, verified=False, refused="output 0 fails")
-    write_records(path, [make_record(3.0), skipped])
-    write_records(path, [refused], append=True)
-    assert read_records(path) == [make_record(3.0), skipped, refused]
+    returned = make_record(3.0, visits=(2.9, 3.1))
+    returned.peers["eager"] = PeerResult(6.0, 0, 2.0, visits=(5.0, 7.0))
+    write_records(path, [make_record(3.0)])
+    write_records(path, [returned, skipped, refused])
+    assert read_records(path) == [returned, skipped, refused]
     assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_lines_without_visits_are_read(tmp_path: Path, make_record: MakeRecord) -> None:
+    line = json.loads(make_record(3.0, peers={"eager": 6.0}).to_json())
+    del line["visits"], line["peers"]["eager"]["visits"]
+    path = tmp_path / "run.jsonl"
+    path.write_text(json.dumps(line))
+    assert read_records(path) == [make_record(3.0, peers={"eager": 6.0})]
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path: Path, make_record: MakeRecord) -> None:
+    path = tmp_path / "run.jsonl"
+    write_records(path, [make_record(3.0)])
+
+    def interrupted() -> Iterator[Record]:
+        yield make_record(4.0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_records(path, interrupted())
+    assert read_records(path) == [make_record(3.0)] and list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_file_is_replaced(tmp_path: Path, make_record: MakeRecord) -> None:
+    with pytest.raises(ValueError, match="expected a file to write the records to"):
+        write_records(tmp_path, [make_record(3.0)])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from benchmarks import cli
 from benchmarks.cases import Spec
 from benchmarks.compare import compare
 from benchmarks.peers import Peer, peers_of
-from benchmarks.results import Record, read_records
+from benchmarks.results import Key, Record, read_records
 from benchmarks.runner import Environment, Run, Settings
 from benchmarks.timing import Budget
 from benchmarks.verify import Judge
@@ -65,8 +65,12 @@ def plain_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def records_of(spec: Spec, environment: Environment, budget: Budget, **settings: Any) -> list[Record]:
-    run = Run([spec], Settings(budget=budget, **settings), environment)
-    return [record for found in run.records() for record in found]
+    return list(by_key(Run([spec], Settings(budget=budget, **settings), environment)).values())
+
+
+def by_key(run: Run) -> dict[Key, Record]:
+    """The records of a whole run, those of later visits in the place of those before."""
+    return {record.key: record for found in run.records() for record in found}
 
 
 @pytest.mark.usefixtures("plain_peers")
@@ -164,11 +168,21 @@ def test_peers_that_cannot_or_must_not_be_timed_say_why(
 def test_a_time_budget_cuts_whole_cases(small_spec: Spec, environment: Environment, short: Budget) -> None:
     specs = [dataclasses.replace(small_spec, dtype=dtype) for dtype in ("fp32", "bf16")] * 2
     times = iter([0.0, 0.0, 30.0, 30.0, 55.0, 55.0, 90.0, 90.0])
-    run = Run(specs, Settings(budget=short, time_budget=75.0), environment, clock=lambda: next(times))
+    run = Run(specs, Settings(budget=short, visits=1, time_budget=75.0), environment, clock=lambda: next(times))
     found = list(run.records())
     assert len(found) == 2
     assert all(record.repeats >= short.min_repeats for records in found for record in records)
     assert run.cut == ["feedback_loss three_tasks fp32", "feedback_loss three_tasks bf16"]
+
+
+@pytest.mark.usefixtures("plain_peers")
+def test_a_time_budget_cuts_later_visits_first(small_spec: Spec, environment: Environment, short: Budget) -> None:
+    specs = [dataclasses.replace(small_spec, dtype=dtype) for dtype in ("fp32", "bf16")]
+    times = iter([0.0, 0.0, 30.0, 30.0, 60.0, 60.0, 70.0, 70.0])
+    run = Run(specs, Settings(budget=short, time_budget=75.0), environment, clock=lambda: next(times))
+    visits = {record.dtype: len(record.visits) for record in by_key(run).values()}
+    assert visits == {"fp32": 2, "bf16": 1}
+    assert run.cut == ["feedback_loss three_tasks bf16 (visit 2)"]
 
 
 @pytest.mark.usefixtures("plain_peers")
@@ -177,7 +191,7 @@ def test_backends_are_chosen_and_absent_ones_explained(
 ) -> None:
     with_backend(dataclasses.replace(REFERENCE, name="triton", available=lambda: "triton needs a GPU"))
     run = Run([small_spec], Settings(budget=short), environment)
-    assert {record.backend for found in run.records() for record in found} == {"reference"}
+    assert {record.backend for record in by_key(run).values()} == {"reference"}
     assert run.absent == {("feedback_loss", "triton"): "triton needs a GPU"}
     assert not records_of(small_spec, environment, short, backends=("triton",))
 
