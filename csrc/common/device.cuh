@@ -33,6 +33,17 @@ namespace argus {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kChunkBytes = 16;  // of the widest access
+template <class T>
+constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));  // elements of it
+
+// Of a one-dimensional block.
+ARGUS_DEVICE int lane_index() {
+  return static_cast<int>(threadIdx.x) % kWarpSize;
+}
+ARGUS_DEVICE int warp_index() {
+  return static_cast<int>(threadIdx.x) / kWarpSize;
+}
 
 ARGUS_DEVICE float to_float(float x) {
   return x;
@@ -64,7 +75,8 @@ template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
             const Arguments&... arguments) {
 #if defined(__CUDACC__)
-  constexpr size_t kWithoutAsking = 48 << 10;
+  // 48 KB come without asking, but for what the kernel declares with fixed bounds.
+  constexpr size_t kWithoutAsking = 32 << 10;
   cudaError_t error = cudaSuccess;
   if (shape.dynamic_shared > kWithoutAsking) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
     return;
   }
 
-  const int warp = tile::warp_index();
+  const int warp = warp_index();
   T* q_tile = reinterpret_cast<T*>(room + Room::kQ);
   const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
   const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
       factor[r][half] = weights.finish(sums, r, half);
       const int place = first + row_within(r, 2 * half);
       if constexpr (Weights::kNormalised) {
-        if (place < block.length && part == 0 && tile::lane_index() % 4 == 0)
+        if (place < block.length && part == 0 && lane_index() % 4 == 0)
           log_sum_exp()[place] = weights.log_sum_exp(sums, r, half);
       }
     }

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     return;
   }
 
-  const int warp = tile::warp_index(), first = block.first + warp * kWarpRows;
+  const int warp = warp_index(), first = block.first + warp * kWarpRows;
   const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
   const int64_t statistics = head * given.rows + block.begin;

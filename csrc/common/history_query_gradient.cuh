@@ -45,7 +45,7 @@ struct QueryRoom {
 template <class T, int kRowTiles>
 ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backward& call, const Block& block,
                                 int head, int first) {
-  constexpr int kChunk = tile::kChunk<T>;
+  constexpr int kChunk = argus::kChunk<T>;
   const Arguments& given = call.given;
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
   const T* out = static_cast<const T*>(call.out) + dense_offset(given, block.begin, head);
@@ -56,7 +56,7 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
     for (int half = 0; half < 2; ++half) {
       const int place = first + row_within(r, 2 * half);
       float sum = 0.0f;
-      for (int column = tile::lane_index() % 4 * kChunk; place < block.length && column < given.width;
+      for (int column = lane_index() % 4 * kChunk; place < block.length && column < given.width;
            column += 4 * kChunk) {
         const uint4 left = *reinterpret_cast<const uint4*>(d_out.data + place * d_out.stride + column);
         const uint4 right = *reinterpret_cast<const uint4*>(out + dense_offset(given, place, 0) + column);
@@ -70,7 +70,7 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       if (place >= block.length) continue;
       rows[r][half].delta = sum - call.d_log_sum_exp[statistics + place];
-      if (tile::lane_index() % 4 == 0) call.delta[statistics + place] = rows[r][half].delta;
+      if (lane_index() % 4 == 0) call.delta[statistics + place] = rows[r][half].delta;
     }
   }
 }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     return;
   }
 
-  const int warp = tile::warp_index(), first = block.first + warp * kWarpRows;
+  const int warp = warp_index(), first = block.first + warp * kWarpRows;
   const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
   const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
   const auto tile_of = [&](int base, int stage) {
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
           RowStatistics& row = statistics[r][half];
           row.correction = 1.0f / sum;
           row.delta = dot * row.correction - call.d_log_sum_exp[at];
-          if (!leads || tile::lane_index() % 4 > 0) continue;
+          if (!leads || lane_index() % 4 > 0) continue;
           if constexpr (sizeof(T) == 4) call.correction[at] = row.correction;
           call.delta[at] = row.delta;
         }

@@ -26,7 +26,7 @@ ARGUS_DEVICE Target<T> target_of(void* data, const Arguments& given, int begin, 
 template <class T, int kRowTiles, int kTiles>
 ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[kRowTiles][kTiles][4],
                              const float (&factor)[kRowTiles][2], int first, int end, int column) {
-  constexpr int kWidth = 8 * kTiles, kChunks = kWidth / tile::kChunk<T>;
+  constexpr int kWidth = 8 * kTiles, kChunks = kWidth / kChunk<T>;
   const int lane = tile::offset<T, kWidth>(row_within(0, 0), column_within(0, 0));
   __syncwarp();
 #pragma unroll
@@ -43,8 +43,8 @@ ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[k
     }
   }
   __syncwarp();
-  for (int i = tile::lane_index(); i < 16 * kRowTiles * kChunks; i += kWarpSize) {
-    const int row = i / kChunks, from = i % kChunks * tile::kChunk<T>;
+  for (int i = lane_index(); i < 16 * kRowTiles * kChunks; i += kWarpSize) {
+    const int row = i / kChunks, from = i % kChunks * kChunk<T>;
     if (first + row >= end || column + from >= to.width) continue;
     T* place = to.data + (first + row) * to.stride + column + from;
     *reinterpret_cast<uint4*>(place) =
@@ -54,9 +54,9 @@ ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[k
 
 template <class T, int kThreads>
 ARGUS_DEVICE void zero_rows(const Target<T>& to, const Block& block) {
-  const int chunks = to.width / tile::kChunk<T>;
+  const int chunks = to.width / kChunk<T>;
   for (int i = static_cast<int>(threadIdx.x); i < block.rows * chunks; i += kThreads) {
-    T* place = to.data + (block.first + i / chunks) * to.stride + i % chunks * tile::kChunk<T>;
+    T* place = to.data + (block.first + i / chunks) * to.stride + i % chunks * kChunk<T>;
     *reinterpret_cast<uint4*>(place) = make_uint4(0, 0, 0, 0);
   }
 }

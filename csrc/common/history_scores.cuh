@@ -152,7 +152,7 @@ ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int
                                           RowRoom<kWarps, kRowTiles>& room) {
   constexpr int kRows = 16 * kRowTiles;
   static_assert(kRows <= kWarpSize);
-  const int warp = tile::warp_index(), lane = tile::lane_index(), place = first + lane;
+  const int warp = warp_index(), lane = lane_index(), place = first + lane;
   const RowSide<kRowTiles> rows{first, room.visible[warp], room.time[warp], &room.span[warp]};
   if (kQueryRows && lane < kRows)
     rows.visible[lane] = place < length ? visible_of(given, begin, place) : place;

@@ -30,7 +30,7 @@ class TableGradients {
   ARGUS_DEVICE TableGradients(const Arguments& given, const Bias& bias, float* room)
       : bias_(bias), pairs_(room), position_(room + kPairs), time_(position_ + used_positions(given)) {
     if (room == nullptr) return;
-    for (int i = tile::lane_index(); i < table_entries(given); i += kWarpSize) position_[i] = 0.0f;
+    for (int i = lane_index(); i < table_entries(given); i += kWarpSize) position_[i] = 0.0f;
     __syncwarp();
   }
 
@@ -64,13 +64,13 @@ class TableGradients {
     flush();
     const float far = warp_sum(far_);
     __syncwarp();
-    if (tile::lane_index() == 0 && bias_.last_position >= 0) position_[bias_.last_position] += far;
+    if (lane_index() == 0 && bias_.last_position >= 0) position_[bias_.last_position] += far;
   }
 
  private:
   ARGUS_DEVICE void add_to_time(int bucket, float sum) {
     const float total = warp_sum(sum);
-    if (tile::lane_index() == 0) time_[bucket] += total;
+    if (lane_index() == 0) time_[bucket] += total;
   }
 
   ARGUS_DEVICE void flush() {
@@ -112,7 +112,7 @@ class TableGradients {
       }
       __syncwarp();
       const int corner = rows.first + 16 * r - columns.first;
-      for (int i = tile::lane_index(); i < kColumns + 15; i += kWarpSize) {
+      for (int i = lane_index(); i < kColumns + 15; i += kWarpSize) {
         const int diagonal = i - (kColumns - 1), apart = corner + diagonal;
         if (apart < 0) continue;
         float sum = 0.0f;
@@ -158,7 +158,7 @@ template <class Weights>
 __global__ void __launch_bounds__(kSumWarps* kWarpSize) sum_tables_kernel(Backward call, int64_t blocks) {
   ARGUS_SHARED(double, sums, [kSumWarps][kWarpSize]);
   const Arguments& given = call.given;
-  const int lane = tile::lane_index(), warp = tile::warp_index(), head = static_cast<int>(blockIdx.y);
+  const int lane = lane_index(), warp = warp_index(), head = static_cast<int>(blockIdx.y);
   const int column = static_cast<int>(blockIdx.x) * kWarpSize + lane, time = column - given.positions;
   const bool of_time = time >= 0;
   const int entry = of_time ? (time < used_times(given) ? used_positions(given) + time : -1)

@@ -38,7 +38,7 @@ template <int kRows>
 ARGUS_DEVICE Block find_block(const Arguments& given, int index) {
   int low = 0;
   for (int count = given.users + 1; count > 1;) {
-    const int step = (count + kWarpSize - 1) / kWarpSize, ahead = tile::lane_index() * step;
+    const int step = (count + kWarpSize - 1) / kWarpSize, ahead = lane_index() * step;
     const bool begun = ahead < count && first_block<kRows>(given, low + ahead) <= index;
     const int passed = (__popc(__ballot_sync(kFullWarp, begun)) - 1) * step;
     low += passed;
@@ -69,10 +69,10 @@ ARGUS_DEVICE int64_t dense_offset(const Arguments& given, int64_t row, int head)
 
 // A row of a product, [16 · kRowTiles, 8 · kTiles] of a warp: where a lane's i-th number of tile (r, n) lies.
 ARGUS_DEVICE int row_within(int r, int i) {
-  return 16 * r + i / 2 * 8 + tile::lane_index() / 4;
+  return 16 * r + i / 2 * 8 + lane_index() / 4;
 }
 ARGUS_DEVICE int column_within(int n, int i) {
-  return 8 * n + tile::lane_index() % 4 * 2 + i % 2;
+  return 8 * n + lane_index() % 4 * 2 + i % 2;
 }
 
 // How far the queries of a set reach: keys before `all_see` are seen by each of them, as far as the window
@@ -91,7 +91,7 @@ ARGUS_DEVICE Reach warp_reach(const Arguments& given, int begin, int first, int 
   if (count <= 0) return {kNoWindow, 0};
   if (given.visible == nullptr) return {first + 1, first + count - 1};
   int all_see = kNoWindow, none_sees = 0;
-  for (int i = tile::lane_index(); i < count; i += kWarpSize) {
+  for (int i = lane_index(); i < count; i += kWarpSize) {
     const int visible = visible_of(given, begin, first + i);
     all_see = min(all_see, visible + (visible == first + i ? 1 : 0));
     none_sees = max(none_sees, visible);
@@ -102,7 +102,7 @@ ARGUS_DEVICE Reach warp_reach(const Arguments& given, int begin, int first, int 
 // Of all warps of the block, which every thread must call; ends with a barrier.
 template <int kWarps>
 ARGUS_DEVICE Reach block_reach(const Reach& own, Reach* room) {
-  if (tile::lane_index() == 0) room[tile::warp_index()] = own;
+  if (lane_index() == 0) room[warp_index()] = own;
   __syncthreads();
   Reach all = room[0];
 #pragma unroll

@@ -85,7 +85,7 @@ ARGUS_DEVICE int64_t shuffle_xor(int64_t x, int lanes) {
 // Of time[0 … count); every lane of the warp calls it.
 ARGUS_DEVICE TimeSpan warp_time_span(const int64_t* time, int count) {
   TimeSpan span{time[0], time[0]};
-  for (int i = tile::lane_index(); i < count; i += kWarpSize) {
+  for (int i = lane_index(); i < count; i += kWarpSize) {
     span.earliest = min(span.earliest, time[i]);
     span.latest = max(span.latest, time[i]);
   }
@@ -104,8 +104,8 @@ ARGUS_DEVICE int shared_bucket(const Bias& bias, const TimeSpan& span, const int
   bool same = true;
 #pragma unroll
   for (int i = 0; i < kCount; i += kWarpSize) {
-    if (kCount % kWarpSize > 0 && i + tile::lane_index() >= kCount) break;
-    const int64_t one = time[i + tile::lane_index()];
+    if (kCount % kWarpSize > 0 && i + lane_index() >= kCount) break;
+    const int64_t one = time[i + lane_index()];
     const uint64_t to_earliest = time_distance(one, span.earliest),
                    to_latest = time_distance(one, span.latest);
     const bool between = one >= span.earliest && one <= span.latest;

@@ -18,16 +18,7 @@
 namespace argus::tile {
 
 template <class T>
-constexpr int kChunk = 16 / static_cast<int>(sizeof(T));  // elements
-template <class T>
 constexpr int kDepth = sizeof(T) == 2 ? 16 : 8;  // of one mma
-
-ARGUS_DEVICE int lane_index() {
-  return static_cast<int>(threadIdx.x) % kWarpSize;
-}
-ARGUS_DEVICE int warp_index() {
-  return static_cast<int>(threadIdx.x) / kWarpSize;
-}
 
 // Where element [row, column] of a [*, kWidth] tile lies.
 template <class T, int kWidth>

@@ -113,8 +113,8 @@ ARGUS_DEVICE void store_d_scores(RowSums (&rows)[2], Sums& sums, const TileKeys&
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) d_scores_kernel(Kernel<T> k) {
-  ARGUS_SHARED(Stages<T>, stages, [1]);
+__global__ void __launch_bounds__(tile::kThreads, 2) d_scores_kernel(Kernel<T> k) {
+  ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   ARGUS_SHARED(TileKeys, keys, [1]);
   const int64_t local = static_cast<int64_t>(blockIdx.x) * kTile, chunk = blockIdx.y;
   const int64_t first = k.first_row + local;
@@ -128,23 +128,21 @@ __global__ void __launch_bounds__(kThreads, 1) d_scores_kernel(Kernel<T> k) {
     load_column_keys(keys[0], k, tile * kTile);
     __syncthreads();
     Sums sums;
-    sums.clear();
-    add_product<T, false, false>(sums, stages[0], k.queries(first), k.candidates(tile * kTile), 0,
-                                 k.in.width);
+    add_tile_product(sums, shared, k, first, tile * kTile);
     T* to = static_cast<T*>(k.work.d_scores) + local * k.plan.score_stride + tile * kTile;
     store_d_scores(rows, sums, keys[0], k.scale(), to, k.plan.score_stride, k.strip_rows - local,
                    k.in.drawn - tile * kTile);
   }
   __syncthreads();
-  RowSums* parts = reinterpret_cast<RowSums*>(&stages[0]);
+  RowSums* parts = reinterpret_cast<RowSums*>(shared);
   const int kept = lane_index() % 4 * 2;
 #pragma unroll
-  for (int i = 0; i < 2; ++i) parts[warp_column() * kTile + held_row(kept + i)] = rows[i];
+  for (int i = 0; i < 2; ++i) parts[tile::warp_column() * kTile + held_row(kept + i)] = rows[i];
   __syncthreads();
   const int row = static_cast<int>(threadIdx.x);
   if (row < kTile && local + row < k.strip_rows) {
     RowSums whole = parts[row];
-    for (int part = 1; part < kWarpColumns; ++part) whole.add(parts[part * kTile + row]);
+    for (int part = 1; part < tile::kWarpColumns; ++part) whole.add(parts[part * kTile + row]);
     float* to = k.work.sums + chunk * 3 * k.plan.strip_rows + local + row;
     to[0] = whole.share;
     to[k.plan.strip_rows] = whole.moment;
@@ -152,27 +150,25 @@ __global__ void __launch_bounds__(kThreads, 1) d_scores_kernel(Kernel<T> k) {
   }
 }
 
-// The strip's dS; as a left operand along the candidates or across them.
 template <class T>
-ARGUS_DEVICE Operand<T> d_scores_of(const Kernel<T>& k, int64_t first, int64_t count, int64_t depth) {
-  return {static_cast<const T*>(k.work.d_scores), k.plan.score_stride, first, count, depth, nullptr, true};
+ARGUS_DEVICE tile::Matrix<T> d_scores_of(const Kernel<T>& k) {
+  return {static_cast<const T*>(k.work.d_scores), k.strip_rows, k.in.drawn, k.plan.score_stride, true};
 }
 
 // Partial d_query [splits, strip_rows, width]: blockIdx is (tile of rows, tile of columns, split).
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) d_query_kernel(Kernel<T> k) {
-  ARGUS_SHARED(Stages<T>, stages, [1]);
+__global__ void __launch_bounds__(tile::kThreads, 2) d_query_kernel(Kernel<T> k) {
+  ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   const int64_t local = static_cast<int64_t>(blockIdx.x) * kTile;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kTile, split = blockIdx.z;
   int64_t begin = 0, end = 0;
   chunk_tiles(k, split, k.plan.splits, begin, end);
+  const tile::Matrix<T> d_scores = d_scores_of(k), candidates = k.candidates();
+  const tile::Operand<T, false, tile::Matrix<T>> left{d_scores, local, tile::chunk_of<T>(begin * kTile)};
+  const tile::Operand<T, true, tile::Matrix<T>> right{candidates, begin * kTile, tile::chunk_of<T>(column)};
   Sums sums;
-  sums.clear();
-  Operand<T> candidates = k.candidates(column);
-  candidates.count = k.in.width;
-  candidates.depth = k.in.drawn;
-  add_product<T, false, true>(sums, stages[0], d_scores_of(k, local, k.strip_rows, k.in.drawn), candidates,
-                              begin * kTile, min(end * kTile, k.in.drawn));
+  tile::add_product<T>(sums, shared, left, right,
+                       tile::stages_of<T>(min(end * kTile, k.in.drawn) - begin * kTile));
   float* to = k.work.d_query + split * k.plan.strip_rows * k.in.width;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
@@ -186,20 +182,16 @@ __global__ void __launch_bounds__(kThreads, 1) d_query_kernel(Kernel<T> k) {
 
 // Adds the strip's part of d_candidates; the last strip's blocks round it. blockIdx is (candidates, columns).
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(tile::kThreads, 2)
     d_candidates_kernel(Kernel<T> k, bool first_strip, bool last_strip) {
-  ARGUS_SHARED(Stages<T>, stages, [1]);
+  ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
   const int64_t column = static_cast<int64_t>(blockIdx.y) * kTile;
+  const tile::Matrix<T> d_scores = d_scores_of(k), queries = k.queries();
+  const tile::Operand<T, true, tile::Matrix<T>> left{d_scores, 0, tile::chunk_of<T>(first)};
+  const tile::Operand<T, true, tile::Matrix<T>> right{queries, k.first_row, tile::chunk_of<T>(column)};
   Sums sums;
-  sums.clear();
-  Operand<T> queries = k.queries(column);
-  queries.data += k.first_row * k.in.width;
-  if (queries.weight != nullptr) queries.weight += k.first_row;
-  queries.count = k.in.width;
-  queries.depth = k.strip_rows;
-  add_product<T, true, true>(sums, stages[0], d_scores_of(k, first, k.in.drawn, k.strip_rows), queries, 0,
-                             k.strip_rows);
+  tile::add_product<T>(sums, shared, left, right, tile::stages_of<T>(k.strip_rows));
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
 #pragma unroll

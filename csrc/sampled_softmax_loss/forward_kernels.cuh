@@ -63,8 +63,8 @@ ARGUS_DEVICE void join_row(Online& online) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1) log_sum_exp_kernel(Kernel<T> k) {
-  ARGUS_SHARED(Stages<T>, stages, [1]);
+__global__ void __launch_bounds__(tile::kThreads) log_sum_exp_kernel(Kernel<T> k) {
+  ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   ARGUS_SHARED(TileKeys, keys, [1]);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile, chunk = blockIdx.y;
   int64_t begin = 0, end = 0;
@@ -78,23 +78,21 @@ __global__ void __launch_bounds__(kThreads, 1) log_sum_exp_kernel(Kernel<T> k) {
     load_column_keys(keys[0], k, tile * kTile);
     __syncthreads();
     Sums sums;
-    sums.clear();
-    add_product<T, false, false>(sums, stages[0], k.queries(first), k.candidates(tile * kTile), 0,
-                                 k.in.width);
+    add_tile_product(sums, shared, k, first, tile * kTile);
     add_scores(online, sums, keys[0], k.scale(), k.in.drawn - tile * kTile);
   }
   __syncthreads();
-  Online* parts = reinterpret_cast<Online*>(&stages[0]);
+  Online* parts = reinterpret_cast<Online*>(shared);
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     join_row(online[i]);
-    if (lane_index() % 4 == 0) parts[warp_column() * kTile + held_row(i)] = online[i];
+    if (lane_index() % 4 == 0) parts[tile::warp_column() * kTile + held_row(i)] = online[i];
   }
   __syncthreads();
   const int row = static_cast<int>(threadIdx.x);
   if (row < kTile && first + row < k.in.rows) {
     Online whole = parts[row];
-    for (int part = 1; part < kWarpColumns; ++part) whole.add(parts[part * kTile + row]);
+    for (int part = 1; part < tile::kWarpColumns; ++part) whole.add(parts[part * kTile + row]);
     const int64_t at = chunk * k.in.rows + first + row;
     k.work.peak[at] = whole.peak;
     k.work.total[at] = whole.total;

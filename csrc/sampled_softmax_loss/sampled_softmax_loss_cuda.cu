@@ -12,19 +12,20 @@ int64_t divided_up(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 
-LaunchShape shape_of(int64_t x, int64_t y = 1, int64_t z = 1, int threads = kThreads) {
-  return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
-          dim3(static_cast<unsigned>(threads))};
+LaunchShape simple_shape(int64_t blocks) {
+  return {dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads)};
 }
-
-bool begins_at_16_bytes(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+// Of the kernels that multiply tiles.
+LaunchShape product_shape(int64_t x, int64_t y, int64_t z = 1) {
+  return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
+          dim3(tile::kThreads), tile::kProductBytes};
 }
 
 template <class T>
 Kernel<T> kernel_of(const Inputs& inputs, const CudaPlan& plan, const Workspace& workspace) {
-  const bool aligned = inputs.width * static_cast<int64_t>(sizeof(T)) % 16 == 0 &&
-                       begins_at_16_bytes(inputs.query) && begins_at_16_bytes(inputs.candidates);
+  const int64_t row_bytes = inputs.width * static_cast<int64_t>(sizeof(T));
+  const bool aligned =
+      tile::lies_on_chunks(inputs.query, row_bytes) && tile::lies_on_chunks(inputs.candidates, row_bytes);
   return {inputs, {}, {}, plan, workspace, aligned, 0, inputs.rows};
 }
 
@@ -34,10 +35,10 @@ void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
   Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
   k.out = outputs;
   constexpr int64_t warps = kRowThreads / kWarpSize;
-  launch(kOp, rows_kernel<T>, shape_of(divided_up(inputs.rows, warps)), stream, k);
-  const LaunchShape scores = shape_of(divided_up(inputs.rows, kTile), plan.forward_chunks);
+  launch(kOp, rows_kernel<T>, simple_shape(divided_up(inputs.rows, warps)), stream, k);
+  const LaunchShape scores = product_shape(divided_up(inputs.rows, kTile), plan.forward_chunks);
   launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
-  launch(kOp, finish_loss_kernel<T>, shape_of(divided_up(inputs.rows, kRowThreads)), stream, k);
+  launch(kOp, finish_loss_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads)), stream, k);
 }
 
 // One strip: its score gradients, then the two products that take them.
@@ -45,12 +46,13 @@ template <class T>
 void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
   const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);
   const int64_t candidate_tiles = divided_up(k.in.drawn, kTile);
-  launch(kOp, d_scores_kernel<T>, shape_of(row_tiles, k.plan.chunks), stream, k);
+  launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
   if (k.gradients.d_query != nullptr && column_tiles > 0)
-    launch(kOp, d_query_kernel<T>, shape_of(row_tiles, column_tiles, k.plan.splits), stream, k);
+    launch(kOp, d_query_kernel<T>, product_shape(row_tiles, column_tiles, k.plan.splits), stream, k);
   if (k.gradients.d_candidates != nullptr && candidate_tiles > 0 && column_tiles > 0)
-    launch(kOp, d_candidates_kernel<T>, shape_of(candidate_tiles, column_tiles), stream, k, first, last);
-  launch(kOp, finish_rows_kernel<T>, shape_of(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream, k);
+    launch(kOp, d_candidates_kernel<T>, product_shape(candidate_tiles, column_tiles), stream, k, first, last);
+  launch(kOp, finish_rows_kernel<T>, simple_shape(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream,
+         k);
 }
 
 template <class T>
@@ -59,15 +61,15 @@ void backward(const Inputs& inputs, const Gradients& gradients, const CudaPlan& 
   Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
   k.gradients = gradients;
   const int64_t row_blocks = divided_up(inputs.rows, kRowThreads);
-  launch(kOp, rows_kernel<T>, shape_of(divided_up(inputs.rows, kRowThreads / kWarpSize)), stream, k);
-  launch(kOp, row_gradients_kernel<T>, shape_of(row_blocks), stream, k);
-  launch(kOp, amplify_kernel<T>, shape_of(1), stream, k);
+  launch(kOp, rows_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads / kWarpSize)), stream, k);
+  launch(kOp, row_gradients_kernel<T>, simple_shape(row_blocks), stream, k);
+  launch(kOp, amplify_kernel<T>, simple_shape(1), stream, k);
   for (int64_t strip = 0; strip < plan.strips; ++strip) {
     k.first_row = strip * plan.strip_rows;
     k.strip_rows = std::min(plan.strip_rows, inputs.rows - k.first_row);
     backward_strip(k, strip == 0, strip + 1 == plan.strips, stream);
   }
-  if (gradients.d_scale != nullptr) launch(kOp, sum_kernel<T>, shape_of(1), stream, k);
+  if (gradients.d_scale != nullptr) launch(kOp, sum_kernel<T>, simple_shape(1), stream, k);
 }
 
 }  // namespace

@@ -2,10 +2,16 @@
 #pragma once
 
 #include "common/reduce.cuh"
+#include "common/tile_product.cuh"
 #include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
-#include "sampled_softmax_loss/tile_product.cuh"
 
 namespace argus::sampled_softmax_loss {
+
+using tile::held_column;
+using tile::held_row;
+using tile::kHeld;
+using tile::kTile;
+using tile::Sums;
 
 template <class T>
 struct Kernel {
@@ -30,11 +36,12 @@ struct Kernel {
   ARGUS_DEVICE float statistic(int which, int64_t row) const {
     return static_cast<const float*>(gradients.statistics)[which * in.rows + row];
   }
-  ARGUS_DEVICE Operand<T> queries(int64_t first) const {
-    return {query(), in.width, first, in.rows, in.width, weights(), aligned};
+  // Rows of weight 0 read as zero.
+  ARGUS_DEVICE tile::Matrix<T> queries() const {
+    return {query(), in.rows, in.width, in.width, aligned, weights()};
   }
-  ARGUS_DEVICE Operand<T> candidates(int64_t first) const {
-    return {static_cast<const T*>(in.candidates), in.width, first, in.drawn, in.width, nullptr, aligned};
+  ARGUS_DEVICE tile::Matrix<T> candidates() const {
+    return {static_cast<const T*>(in.candidates), in.drawn, in.width, in.width, aligned};
   }
 };
 
@@ -89,6 +96,15 @@ ARGUS_DEVICE void load_column_keys(TileKeys& keys, const Kernel<T>& k, int64_t f
 ARGUS_DEVICE bool stays(const TileKeys& keys, int row, int column) {
   const bool own = keys.column_owner[column] >= 0 && keys.column_owner[column] == keys.row_owner[row];
   return keys.column_id[column] != keys.row_id[row] && !own;
+}
+
+// sums += ⟨query, candidate⟩ of the tile that begins at these two.
+template <class T>
+ARGUS_DEVICE void add_tile_product(Sums& sums, unsigned char* shared, const Kernel<T>& k, int64_t query,
+                                   int64_t candidate) {
+  const tile::Matrix<T> queries = k.queries(), candidates = k.candidates();
+  const tile::Operand<T, false, tile::Matrix<T>> left{queries, query, 0}, right{candidates, candidate, 0};
+  tile::add_product<T>(sums, shared, left, right, tile::stages_of<T>(k.in.width));
 }
 
 // Candidate tiles [begin, end) of a chunk.

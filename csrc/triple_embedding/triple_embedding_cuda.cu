@@ -29,8 +29,8 @@ int64_t events_a_part(int64_t events, int parts) {
 template <class T, class Stored>
 void launch_forward_typed(const CudaForward& forward, void* stream) {
   const CudaProblem& problem = forward.problem;
-  const LaunchShape shape{dim3(blocks(problem.events, kTile), blocks(problem.width, kTile)), dim3(kThreads),
-                          kSharedBytes};
+  const LaunchShape shape{dim3(blocks(problem.events, tile::kTile), blocks(problem.width, tile::kTile)),
+                          dim3(tile::kThreads), tile::kProductBytes};
   launch(kOp, forward_kernel<T, Stored>, shape, stream, forward);
 }
 
@@ -39,8 +39,8 @@ void launch_weight_gradient(const CudaBackward& backward, void* stream) {
   const CudaProblem& problem = backward.problem;
   const int parts = weight_parts(problem.events), elements = depth(problem);
   const LaunchShape shape{
-      dim3(blocks(elements, kTile), blocks(problem.width, kTile), static_cast<unsigned>(parts)),
-      dim3(kThreads), kSharedBytes};
+      dim3(blocks(elements, tile::kTile), blocks(problem.width, tile::kTile), static_cast<unsigned>(parts)),
+      dim3(tile::kThreads), tile::kProductBytes};
   launch(kOp, weight_gradient_kernel<T, Stored>, shape, stream, backward,
          events_a_part(problem.events, parts));
   const LaunchShape simple{dim3(static_cast<unsigned>(elements)), dim3(kSimpleThreads)};
@@ -63,8 +63,8 @@ void launch_backward_typed(const CudaBackward& backward, void* stream) {
   const int elements = depth(problem);
   if (problem.width == 0) return;
   if (backward.gathered_gradient != nullptr && problem.events > 0 && elements > 0) {
-    const LaunchShape shape{dim3(blocks(problem.events, kTile), blocks(elements, kTile)), dim3(kThreads),
-                            kSharedBytes};
+    const LaunchShape shape{dim3(blocks(problem.events, tile::kTile), blocks(elements, tile::kTile)),
+                            dim3(tile::kThreads), tile::kProductBytes};
     launch(kOp, row_gradient_kernel<T>, shape, stream, backward);
   }
   if (backward.d_weight != nullptr && elements > 0) launch_weight_gradient<T, Stored>(backward, stream);

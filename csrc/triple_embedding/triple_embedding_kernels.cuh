@@ -15,7 +15,7 @@
 namespace argus::triple_embedding {
 
 ARGUS_DEVICE int64_t tile_of(unsigned block) {
-  return static_cast<int64_t>(block) * kTile;
+  return static_cast<int64_t>(block) * tile::kTile;
 }
 
 template <class T>
@@ -35,7 +35,7 @@ ARGUS_DEVICE void store_pair(T* to, bool paired, bool second, float x, float y) 
 }
 
 template <class T, class Stored>
-__global__ void __launch_bounds__(kThreads) forward_kernel(CudaForward forward) {
+__global__ void __launch_bounds__(tile::kThreads) forward_kernel(CudaForward forward) {
   ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   const CudaProblem& problem = forward.problem;
   const int64_t event0 = tile_of(blockIdx.x);
@@ -43,9 +43,10 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CudaForward forward) 
   const GatheredRows<T, Stored> rows{problem, problem.events};
   const Weight<T> weight = weight_of<T>(problem);
   const Operand<T, false, GatheredRows<T, Stored>> left{rows, event0, 0};
-  const Operand<T, true, Weight<T>> right{weight, 0, column0 / kChunk<T>};
-  Sums<T> sums;
-  add_product<T>(sums, shared, left, right, (problem.chunks + kStageChunks - 1) / kStageChunks);
+  const Operand<T, true, Weight<T>> right{weight, 0, tile::chunk_of<T>(column0)};
+  Sums sums;
+  tile::add_product<T>(sums, shared, left, right,
+                       (problem.chunks + tile::kStageChunks - 1) / tile::kStageChunks);
   const T* bias = static_cast<const T*>(forward.bias);
   T* output = static_cast<T*>(forward.output);
   sums.for_each_pair([&](int row, int column, float x, float y) {
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CudaForward forward) 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) row_gradient_kernel(CudaBackward backward) {
+__global__ void __launch_bounds__(tile::kThreads) row_gradient_kernel(CudaBackward backward) {
   ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   const CudaProblem& problem = backward.problem;
   const int64_t event0 = tile_of(blockIdx.x);
@@ -69,8 +70,8 @@ __global__ void __launch_bounds__(kThreads) row_gradient_kernel(CudaBackward bac
   const Weight<T> weight = weight_of<T>(problem);
   const Operand<T, false, Matrix<T>> left{gradient, event0, 0};
   const Operand<T, false, Weight<T>> right{weight, element0, 0};
-  Sums<T> sums;
-  add_product<T>(sums, shared, left, right, (problem.width + kDepth<T> - 1) / kDepth<T>);
+  Sums sums;
+  tile::add_product<T>(sums, shared, left, right, tile::stages_of<T>(problem.width));
   sums.for_each_pair([&](int row, int element, float x, float y) {
     const int64_t event = event0 + row;
     element += element0;
@@ -81,7 +82,7 @@ __global__ void __launch_bounds__(kThreads) row_gradient_kernel(CudaBackward bac
 }
 
 template <class T, class Stored>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(tile::kThreads)
     weight_gradient_kernel(CudaBackward backward, int64_t part_events) {
   ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   const CudaProblem& problem = backward.problem;
@@ -91,11 +92,11 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = begin + part_events < problem.events ? begin + part_events : problem.events;
   const GatheredRows<T, Stored> rows{problem, end};
   const Matrix<T> gradient = matrix_of<T>(backward.gradient, end, width);
-  const Operand<T, true, GatheredRows<T, Stored>> left{rows, begin, element0 / kChunk<T>};
-  const Operand<T, true, Matrix<T>> right{gradient, begin, column0 / kChunk<T>};
+  const Operand<T, true, GatheredRows<T, Stored>> left{rows, begin, tile::chunk_of<T>(element0)};
+  const Operand<T, true, Matrix<T>> right{gradient, begin, tile::chunk_of<T>(column0)};
   const int64_t events = end > begin ? end - begin : 0;
-  Sums<T> sums;
-  add_product<T>(sums, shared, left, right, static_cast<int>((events + kDepth<T> - 1) / kDepth<T>));
+  Sums sums;
+  tile::add_product<T>(sums, shared, left, right, tile::stages_of<T>(events));
   float* part = backward.weight_parts + static_cast<int64_t>(blockIdx.z) * depth * width;
   sums.for_each_pair([&](int row, int column, float x, float y) {
     row += element0, column += column0;
@@ -172,7 +173,7 @@ ARGUS_DEVICE bool in_table(const CudaRowSums& sums, int64_t i) {
   return sums.rows[i] >= 0 && sums.rows[i] < sums.table_rows;
 }
 
-ARGUS_DEVICE int64_t warp_index() {
+ARGUS_DEVICE int64_t global_warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarpSize;
 }
 
@@ -181,7 +182,7 @@ ARGUS_DEVICE int64_t warp_index() {
 template <class Stored>
 __global__ void sum_windows_kernel(CudaRowSums sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int64_t window = warp_index(), first = window * kWindow;
+  const int64_t window = global_warp(), first = window * kWindow;
   if (first >= sums.count) return;
   const int64_t mine = first + lane;
   int64_t offset = -1;
@@ -219,7 +220,7 @@ __global__ void sum_windows_kernel(CudaRowSums sums) {
 template <class Stored>
 __global__ void sum_runs_kernel(CudaRowSums sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
-  const int64_t window = warp_index(), first = window * kWindow, last = first + kWindow - 1;
+  const int64_t window = global_warp(), first = window * kWindow, last = first + kWindow - 1;
   if (last >= sums.count || !in_table(sums, last) || !same_run(sums, last, last + 1)) return;
   const bool began_before = sums.rows[first] == sums.rows[last] && same_run(sums, first - 1, first);
   if (began_before) return;
