@@ -2,10 +2,10 @@
 
 The repetitions of one visit to a case lie within seconds, and one disturbance hits them all; what the visits of a
 record disagree by is its noise. A change is marked where every visit of one file is slower than every visit of the
-other, by more than visits usually disagree. It must show in the times and beside the peers: those that were timed in
-the same visits tell what the machine did, and their part is taken out. And the intervals from p10 to p90 must not
-overlap. Records of a single visit are judged by the spread of their repetitions, which says less: they must change by
-more.
+other, by more than visits usually disagree and than the record's own do. It must show in the times and beside the
+peers: those that were timed in the same visits tell what the machine did, and their part is taken out. And the
+intervals from p10 to p90 must not overlap. Records of a single visit are judged by the spread of their repetitions,
+which says less: they must change by more.
 """
 
 from __future__ import annotations
@@ -105,6 +105,11 @@ class _Side:
         return cls(record.ms, record.repeats, times, medians[: len(times)])
 
     @property
+    def disagreement(self) -> float:
+        """How far the slowest visit lies above the fastest."""
+        return max(self.times) - min(self.times)
+
+    @property
     def relative(self) -> tuple[float, ...]:
         """The visits with the peers' part taken out, as they are where no peer came to all of them."""
         if not self.peers:
@@ -143,10 +148,10 @@ class _Noise:
 
     @classmethod
     def of(cls, pairs: Sequence[_Pair]) -> _Noise:
-        visits = [side.times for pair in pairs if pair.has_visits for side in (pair.before, pair.after)]
+        disagreements = [side.disagreement for pair in pairs if pair.has_visits for side in (pair.before, pair.after)]
         spreads = [_spread(side.ms) for pair in pairs for side in (pair.before, pair.after)]
         return cls(
-            Quantiles.of([max(times) - min(times) for times in visits]).p90 if visits else 0.0,
+            Quantiles.of(disagreements).p90 if disagreements else 0.0,
             statistics.median(spreads) if spreads else 0.0,
         )
 
@@ -157,7 +162,8 @@ class _Noise:
         repetitions. Those may lie close together by chance: no spread counts as less than the usual one.
         """
         if pair.has_visits:
-            return max(SMALLEST_OF_VISITS, BEYOND_USUAL * self.disagreement)
+            own = max(pair.before.disagreement, pair.after.disagreement)
+            return max(SMALLEST_OF_VISITS, BEYOND_USUAL * self.disagreement, own)
         repeats = max(min(pair.before.repeats, pair.after.repeats), 1)
         pooled = math.hypot(*(max(_spread(side.ms), self.spread) for side in (pair.before, pair.after)))
         smallest = SMALLEST_CHANGE * max(1.0, PLENTY / repeats) ** 0.75 if repeats >= FEW else CHANGE_OF_FEW
@@ -224,7 +230,7 @@ def _notes(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
     for name, records in (("A", before), ("B", after)):
         disturbed = sum(max(record.machine.get("others", [0.0])) > DISTURBED for record in records)
         if disturbed:
-            had = f"other processes had more than {DISTURBED:.0%} of the processors' time"
+            had = f"others had more than {DISTURBED:.0%} of the processors' time"
             notes.append(f"{name}: {disturbed} of {len(records)} records come from visits in which {had}")
     return notes
 
