@@ -29,8 +29,6 @@ struct Lanes {
   ARGUS_INLINE void store(E* to) const { std::memcpy(to, &vector, sizeof vector); }
 };
 
-#define ARGUS_LANE_FUNCTION __attribute__((always_inline))
-
 // Without the pragma the loop is unrolled before it can become vector code.
 template <class R, class F, class X>
 ARGUS_INLINE Lanes<R> map_lanes(F&& f, Lanes<X> x) {

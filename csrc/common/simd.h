@@ -27,6 +27,9 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
 #endif
 
 #define ARGUS_INLINE inline __attribute__((always_inline))
+// After a lambda's parameters. Without it the compiler may keep one copy of the lambda, for the portable
+// level, and call that from all of them.
+#define ARGUS_INLINE_LAMBDA __attribute__((always_inline))
 
 inline Isa machine_isa() {
 #if ARGUS_X86

@@ -16,39 +16,41 @@ namespace argus::decode_attention {
 namespace {
 
 constexpr int64_t kTogether = 4;  // events at a time
-constexpr int64_t kPrefetchBytes = 2048;
-constexpr int64_t kCacheLine = 64;
 
-int64_t padded(int64_t width) {
-  return (width + kLanes - 1) / kLanes * kLanes;
+template <class T>
+constexpr int64_t padded(int64_t width) {
+  return (width + Block<T>::kColumns - 1) / Block<T>::kColumns * Block<T>::kColumns;
+}
+
+// Where a column of a head lies in a row of blocks.
+template <class T>
+constexpr int64_t place_of(int64_t column) {
+  const int64_t within = column % Block<T>::kColumns;
+  return column - within + Block<T>::lane(within);
 }
 
 // What a thread works in.
-template <class A>
+template <class T>
 struct Scratch {
-  std::vector<A> query;     // [heads, padded width], scaled
-  std::vector<A> scores;    // [heads, chunk]
-  std::vector<A> weighted;  // [heads, padded width]
+  using A = Arithmetic<T>;
+  std::vector<A> query;      // [heads, padded width] in blocks, scaled
+  std::vector<A> lane_sums;  // [heads, kTogether, kLanes]
+  std::vector<A> scores;     // [heads, chunk]
+  std::vector<A> weighted;   // [heads, padded width] in blocks
   std::vector<int32_t> buckets;
 
   explicit Scratch(const Params& params)
-      : query(static_cast<size_t>(params.heads * padded(params.width))),
+      : query(static_cast<size_t>(params.heads * padded<T>(params.width))),
+        lane_sums(static_cast<size_t>(params.heads * kTogether * kLanes)),
         scores(static_cast<size_t>(params.heads * params.chunk)),
         weighted(query.size()),
         buckets(static_cast<size_t>(params.chunk)) {}
 };
 
-// How many events ahead of the one at work to prefetch.
-ARGUS_INLINE int64_t events_ahead(const Params& params, size_t element_bytes) {
-  const int64_t event_bytes = params.heads * params.width * static_cast<int64_t>(element_bytes);
-  return std::max<int64_t>(1, kPrefetchBytes / event_bytes);
-}
-
-// Consecutive events within a page; `next` is where the events after them begin, null at the end.
+// Consecutive events within a page.
 template <class T>
 struct Piece {
   const T* rows;
-  const T* next;
   int64_t stride;
   int64_t count;
 };
@@ -58,134 +60,90 @@ template <class T, class Visit>
 ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const void* pages,
                                  int64_t page_stride, int64_t slot_stride, const Visit& visit) {
   const int32_t* table = params.block_table + chunk.user * params.table_width;
-  const auto rows_from = [&](int64_t event) {
-    const int64_t page = table[event / params.page_size];
-    return static_cast<const T*>(pages) + page * page_stride + event % params.page_size * slot_stride;
-  };
   for (int64_t event = chunk.begin; event < chunk.end;) {
-    const int64_t page_end = (event / params.page_size + 1) * params.page_size;
-    const int64_t end = std::min(page_end, chunk.end);
-    visit(event - chunk.begin,
-          Piece<T>{rows_from(event), end < chunk.end ? rows_from(end) : nullptr, slot_stride, end - event});
+    const int64_t page = table[event / params.page_size], slot = event % params.page_size;
+    const int64_t end = std::min(event - slot + params.page_size, chunk.end);
+    const T* rows = static_cast<const T*>(pages) + page * page_stride + slot * slot_stride;
+    visit(event - chunk.begin, Piece<T>{rows, slot_stride, end - event});
     event = end;
   }
 }
 
-// How far behind the row of `event` lies the one that is wanted `ahead` events later, in bytes; 0 at the end.
-template <class T>
-ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t ahead) {
-  const int64_t wanted = event + ahead;
-  const T* row = piece.rows + wanted * piece.stride;
-  if (wanted >= piece.count) {
-    if (piece.next == nullptr) return 0;
-    row = piece.next + (wanted - piece.count) * piece.stride;
-  }
-  return reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(piece.rows + event * piece.stride);
-}
-
-template <class T>
-ARGUS_INLINE void prefetch(const T* from, int64_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(from) + bytes));
-}
-
-// Whether a new cache line begins with lane block `column`.
-template <class T>
-ARGUS_INLINE bool begins_line(int64_t column) {
-  return column * static_cast<int64_t>(sizeof(T)) % kCacheLine == 0;
-}
-
-// q · k of one head and of kTogether keys that lie `stride` apart. kWidth is the width, 0 where it is not
-// known.
-template <class T, int64_t kWidth>
-ARGUS_INLINE Quad<Arithmetic<T>> four_products(const Arithmetic<T>* query, const T* key, int64_t stride,
-                                               int64_t head_width, int64_t ahead) {
-  using A = Arithmetic<T>;
+// Calls visit(columns before it, vectors) for each block of a head's row. kWidth is the width, 0 where it is
+// not known.
+template <class T, int64_t kWidth, class Visit>
+ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, const Visit& visit) {
+  constexpr int64_t kColumns = Block<T>::kColumns;
   const int64_t width = kWidth > 0 ? kWidth : head_width;
-  Lanes<A> sums[kTogether] = {};
+  Lanes<Arithmetic<T>> x[Block<T>::kVectors];
   int64_t column = 0;
-  for (; column + kLanes <= width; column += kLanes) {
-    const Lanes<A> q = load_lanes(query + column);
-    for (int64_t event = 0; event < kTogether; ++event) {
-      const T* from = key + event * stride + column;
-      if (begins_line<T>(column)) prefetch(from, ahead);
-      sums[event] += q * load_lanes(from);
-    }
+#pragma GCC unroll 8
+  for (; column + kColumns <= width; column += kColumns) {
+    Block<T>::load(row + column, x);
+    visit(column, x);
   }
   if (column < width) {
-    const Lanes<A> q = load_lanes(query + column);
-    for (int64_t event = 0; event < kTogether; ++event)
-      sums[event] += q * load_lanes(key + event * stride + column, width - column);
+    load_part<T>(row + column, width - column, x);
+    visit(column, x);
   }
-  return sums_of_four<A>(sums);
 }
 
+// What the lanes of q · k of one head add up to.
+template <class T, int64_t kWidth>
+ARGUS_INLINE Lanes<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width) {
+  using A = Arithmetic<T>;
+  Lanes<A> sum = {};
+  for_each_block<T, kWidth>(key, width, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
+    for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector)
+      sum += load_lanes(query + column + vector * kLanes) * x[vector];
+  });
+  return sum;
+}
+
+// `lane_sums` is room for [heads, kTogether, kLanes].
 template <class T, int64_t kWidth>
 ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* query,
-                              Arithmetic<T>* scores) {
+                              Arithmetic<T>* lane_sums, Arithmetic<T>* scores) {
   using A = Arithmetic<T>;
-  const int64_t width = params.width, padded_width = padded(width);
-  const int64_t ahead = events_ahead(params, sizeof(T));
-  int64_t event = 0;
-  for (; event + kTogether <= piece.count; event += kTogether) {
-    const T* keys = piece.rows + event * piece.stride;
-    const int64_t bytes = bytes_ahead(piece, event, ahead);
-    for (int64_t head = 0; head < params.heads; ++head) {
-      const Quad<A> products = four_products<T, kWidth>(query + head * padded_width, keys + head * width,
-                                                        piece.stride, width, bytes);
-      std::memcpy(scores + head * params.chunk + event, &products, sizeof(products));
+  const int64_t width = kWidth > 0 ? kWidth : params.width, padded_width = padded<T>(width);
+  for (int64_t event = 0; event < piece.count; event += kTogether) {
+    const int64_t together = std::min(kTogether, piece.count - event);
+    for (int64_t place = 0; place < together; ++place) {
+      const T* key = piece.rows + (event + place) * piece.stride;
+      for (int64_t head = 0; head < params.heads; ++head) {
+        const Lanes<A> sum = lane_products<T, kWidth>(query + head * padded_width, key + head * width, width);
+        std::memcpy(lane_sums + (head * kTogether + place) * kLanes, &sum, sizeof(sum));
+      }
     }
-  }
-  for (; event < piece.count; ++event) {
-    const T* key = piece.rows + event * piece.stride;
-    for (int64_t head = 0; head < params.heads; ++head)
-      scores[head * params.chunk + event] =
-          four_products<T, kWidth>(query + head * padded_width, key + head * width, 0, width, 0)[0];
+    for (int64_t head = 0; head < params.heads; ++head) {
+      const Quad<A> products = sums_of_four(lane_sums + head * kTogether * kLanes);
+      std::memcpy(scores + head * params.chunk + event, &products, static_cast<size_t>(together) * sizeof(A));
+    }
   }
 }
 
-// weighted += p · v of one head for `count` events, added in their order.
-template <class T, int64_t kWidth, int64_t kCount>
-ARGUS_INLINE void add_values(Arithmetic<T>* weighted, const Arithmetic<T>* p, const T* value, int64_t stride,
-                             int64_t head_width, int64_t ahead) {
+// weighted += p · v of one head.
+template <class T, int64_t kWidth>
+ARGUS_INLINE void add_value(Arithmetic<T>* weighted, Arithmetic<T> p, const T* value, int64_t width) {
   using A = Arithmetic<T>;
-  const int64_t width = kWidth > 0 ? kWidth : head_width;
-  int64_t column = 0;
-  for (; column + kLanes <= width; column += kLanes) {
-    Lanes<A> sum = load_lanes(weighted + column);
-    for (int64_t event = 0; event < kCount; ++event) {
-      const T* from = value + event * stride + column;
-      if (begins_line<T>(column)) prefetch(from, ahead);
-      sum += p[event] * load_lanes(from);
+  for_each_block<T, kWidth>(value, width, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
+    for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector) {
+      A* to = weighted + column + vector * kLanes;
+      const Lanes<A> sum = load_lanes(to) + p * x[vector];
+      std::memcpy(to, &sum, sizeof(sum));
     }
-    std::memcpy(weighted + column, &sum, sizeof(sum));
-  }
-  if (column < width) {
-    Lanes<A> sum = load_lanes(weighted + column);
-    for (int64_t event = 0; event < kCount; ++event)
-      sum += p[event] * load_lanes(value + event * stride + column, width - column);
-    std::memcpy(weighted + column, &sum, sizeof(sum));
-  }
+  });
 }
 
 template <class T, int64_t kWidth>
 ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* p,
                               Arithmetic<T>* weighted) {
-  const int64_t width = params.width, padded_width = padded(width);
-  const int64_t ahead = events_ahead(params, sizeof(T));
-  int64_t event = 0;
-  for (; event + kTogether <= piece.count; event += kTogether) {
-    const int64_t bytes = bytes_ahead(piece, event, ahead);
-    for (int64_t head = 0; head < params.heads; ++head) {
-      add_values<T, kWidth, kTogether>(weighted + head * padded_width, p + head * params.chunk + event,
-                                       piece.rows + event * piece.stride + head * width, piece.stride, width,
-                                       bytes);
-    }
-  }
-  for (; event < piece.count; ++event) {
-    for (int64_t head = 0; head < params.heads; ++head) {
-      add_values<T, kWidth, 1>(weighted + head * padded_width, p + head * params.chunk + event,
-                               piece.rows + event * piece.stride + head * width, piece.stride, width, 0);
-    }
+  const int64_t width = kWidth > 0 ? kWidth : params.width, padded_width = padded<T>(width);
+  for (int64_t event = 0; event < piece.count; ++event) {
+    const T* value = piece.rows + event * piece.stride;
+    for (int64_t head = 0; head < params.heads; ++head)
+      add_value<T, kWidth>(weighted + head * padded_width, p[head * params.chunk + event],
+                           value + head * width, width);
   }
 }
 
@@ -194,7 +152,7 @@ ARGUS_INLINE void find_buckets(const Params& params, const Chunk& chunk, int32_t
   const int64_t now = params.query_time[chunk.user];
   const TimeBuckets::Cells cells{params.cell_bucket, params.cell_edge};
   for_each_piece<int64_t>(params, chunk, params.time_pages, params.time_page_stride, params.time_slot_stride,
-                          [&](int64_t place, const Piece<int64_t>& piece) {
+                          [&](int64_t place, const Piece<int64_t>& piece) ARGUS_INLINE_LAMBDA {
                             for (int64_t event = 0; event < piece.count; ++event) {
                               const int64_t time = piece.rows[event * piece.stride];
                               buckets[place + event] =
@@ -203,8 +161,9 @@ ARGUS_INLINE void find_buckets(const Params& params, const Chunk& chunk, int32_t
                           });
 }
 
-template <class A>
-ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<A>& scratch) {
+template <class T>
+ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<T>& scratch) {
+  using A = Arithmetic<T>;
   const int64_t count = chunk.end - chunk.begin;
   const int64_t oldest = params.lengths[chunk.user] - 1 - chunk.begin;
   const int32_t* buckets = scratch.buckets.data();
@@ -234,19 +193,19 @@ ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
 }
 
 template <class T, int64_t kWidth>
-ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch<Arithmetic<T>>& scratch,
+ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch<T>& scratch,
                                Arithmetic<T>* partial) {
   using A = Arithmetic<T>;
-  const int64_t width = params.width, padded_width = padded(width), count = chunk.end - chunk.begin;
+  const int64_t width = params.width, padded_width = padded<T>(width), count = chunk.end - chunk.begin;
   const T* q = static_cast<const T*>(params.q) + chunk.user * params.heads * width;
   for (int64_t head = 0; head < params.heads; ++head) {
     for (int64_t column = 0; column < width; ++column)
-      scratch.query[head * padded_width + column] =
+      scratch.query[head * padded_width + place_of<T>(column)] =
           load(q[head * width + column]) * static_cast<A>(params.scale);
   }
   for_each_piece<T>(params, chunk, params.key_pages, params.key_page_stride, params.key_slot_stride,
-                    [&](int64_t place, const Piece<T>& piece) {
-                      score_piece<T, kWidth>(params, piece, scratch.query.data(),
+                    [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
+                      score_piece<T, kWidth>(params, piece, scratch.query.data(), scratch.lane_sums.data(),
                                              scratch.scores.data() + place);
                     });
   add_biases(params, chunk, scratch);
@@ -255,18 +214,20 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                  partial[params.heads + head]);
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
   for_each_piece<T>(params, chunk, params.value_pages, params.value_page_stride, params.value_slot_stride,
-                    [&](int64_t place, const Piece<T>& piece) {
+                    [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
                       weigh_piece<T, kWidth>(params, piece, scratch.scores.data() + place,
                                              scratch.weighted.data());
                     });
   A* weighted = partial + 2 * params.heads;
-  for (int64_t head = 0; head < params.heads; ++head)
-    std::copy_n(scratch.weighted.data() + head * padded_width, width, weighted + head * width);
+  for (int64_t head = 0; head < params.heads; ++head) {
+    for (int64_t column = 0; column < width; ++column)
+      weighted[head * width + column] = scratch.weighted[head * padded_width + place_of<T>(column)];
+  }
 }
 
 template <class T, int64_t kWidth>
 ARGUS_INLINE void attend(const Params& params, const Chunk* chunks, int64_t first, int64_t last,
-                         Scratch<Arithmetic<T>>* scratch) {
+                         Scratch<T>* scratch) {
   Arithmetic<T>* partial = static_cast<Arithmetic<T>*>(params.partial);
   for (int64_t index = first; index < last; ++index)
     attend_chunk<T, kWidth>(params, chunks[index], *scratch, partial + index * partial_elements(params));
@@ -274,7 +235,7 @@ ARGUS_INLINE void attend(const Params& params, const Chunk* chunks, int64_t firs
 
 template <class T>
 void attend_typed(const Params& params, const Chunk* chunks, int64_t first, int64_t last) {
-  Scratch<Arithmetic<T>> scratch(params);
+  Scratch<T> scratch(params);
   switch (params.width) {
     case 32:
       return ForEachIsa<&attend<T, 32>>::call(params, chunks, first, last, &scratch);

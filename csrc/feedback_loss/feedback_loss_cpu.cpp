@@ -161,31 +161,31 @@ struct TaskRows {
 
   // The logit with the sign under which σ of it is the probability of being wrong.
   ARGUS_INLINE Lanes<A> wrong_logit() const {
-    return map_lanes<A>([](A x, int32_t y) ARGUS_LANE_FUNCTION { return y > 0 ? -x : x; }, logit(0), target);
+    return map_lanes<A>([](A x, int32_t y) ARGUS_INLINE_LAMBDA { return y > 0 ? -x : x; }, logit(0), target);
   }
 
   ARGUS_INLINE Lanes<A> largest() const {
     Lanes<A> found = logit(0);
     for (int64_t c = 1; c < classes; ++c)
-      found = map_lanes<A>([](A a, A b) ARGUS_LANE_FUNCTION { return b > a ? b : a; }, found, logit(c));
+      found = map_lanes<A>([](A a, A b) ARGUS_INLINE_LAMBDA { return b > a ? b : a; }, found, logit(c));
     return found;
   }
 
   ARGUS_INLINE Lanes<A> exponential(int64_t c, Lanes<A> most) const {
-    return map_lanes<A>([](A x, A m) ARGUS_LANE_FUNCTION { return fast_exp(x - m); }, logit(c), most);
+    return map_lanes<A>([](A x, A m) ARGUS_INLINE_LAMBDA { return fast_exp(x - m); }, logit(c), most);
   }
 
   ARGUS_INLINE Lanes<A> denominator(Lanes<A> most) const {
     Lanes<A> sum = exponential(0, most);
     for (int64_t c = 1; c < classes; ++c)
-      sum = map_lanes<A>([](A a, A b) ARGUS_LANE_FUNCTION { return a + b; }, sum, exponential(c, most));
+      sum = map_lanes<A>([](A a, A b) ARGUS_INLINE_LAMBDA { return a + b; }, sum, exponential(c, most));
     return sum;
   }
 
   ARGUS_INLINE Lanes<A> target_logit() const {
     Lanes<A> found = logit(0);
     for (int32_t c = 1; c < classes; ++c) {
-      found = map_lanes<A>([=](int32_t y, A so_far, A x) ARGUS_LANE_FUNCTION { return y == c ? x : so_far; },
+      found = map_lanes<A>([=](int32_t y, A so_far, A x) ARGUS_INLINE_LAMBDA { return y == c ? x : so_far; },
                            target, found, logit(c));
     }
     return found;
@@ -193,22 +193,22 @@ struct TaskRows {
 
   // 0 where the task does not count, even where the logit is NaN.
   ARGUS_INLINE Lanes<A> weighed(Lanes<A> x) const {
-    const Lanes<A> product = map_lanes<A>([](A a, A w) ARGUS_LANE_FUNCTION { return a * w; }, x, weight);
-    return map_lanes<A>([](A a, int32_t y) ARGUS_LANE_FUNCTION { return y >= 0 ? a : A{0}; }, product,
+    const Lanes<A> product = map_lanes<A>([](A a, A w) ARGUS_INLINE_LAMBDA { return a * w; }, x, weight);
+    return map_lanes<A>([](A a, int32_t y) ARGUS_INLINE_LAMBDA { return y >= 0 ? a : A{0}; }, product,
                         target);
   }
 
   ARGUS_INLINE Lanes<A> loss() const {
     if (classes == 1) {
       const Lanes<A> x = wrong_logit();
-      return map_lanes<A>([](A a) ARGUS_LANE_FUNCTION { return softplus(a); }, x);
+      return map_lanes<A>([](A a) ARGUS_INLINE_LAMBDA { return softplus(a); }, x);
     }
     const Lanes<A> most = largest();
     const Lanes<A> above =
-        map_lanes<A>([](A m, A x) ARGUS_LANE_FUNCTION { return m - x; }, most, target_logit());
+        map_lanes<A>([](A m, A x) ARGUS_INLINE_LAMBDA { return m - x; }, most, target_logit());
     const Lanes<A> log_sum =
-        map_lanes<A>([](A s) ARGUS_LANE_FUNCTION { return log_from_one(s); }, denominator(most));
-    return map_lanes<A>([](A a, A b) ARGUS_LANE_FUNCTION { return a + b; }, above, log_sum);
+        map_lanes<A>([](A s) ARGUS_INLINE_LAMBDA { return log_from_one(s); }, denominator(most));
+    return map_lanes<A>([](A a, A b) ARGUS_INLINE_LAMBDA { return a + b; }, above, log_sum);
   }
 };
 
@@ -222,25 +222,25 @@ ARGUS_INLINE TaskRows<Sum<Operand>> task_rows(const Scratch<Operand>& scratch, i
 // Residuals times weight and factor in place of the logits.
 template <class A>
 ARGUS_INLINE void put_residuals(const TaskRows<A>& rows, A factor, A* to) {
-  const auto put = [&](int64_t c, Lanes<A> residual) ARGUS_LANE_FUNCTION {
+  const auto put = [&](int64_t c, Lanes<A> residual) ARGUS_INLINE_LAMBDA {
     const Lanes<A> scaled =
-        map_lanes<A>([=](A x) ARGUS_LANE_FUNCTION { return x * factor; }, rows.weighed(residual));
-    map_lanes<A>([](A x, int32_t y) ARGUS_LANE_FUNCTION { return y >= 0 ? x : A{0}; }, scaled, rows.target)
+        map_lanes<A>([=](A x) ARGUS_INLINE_LAMBDA { return x * factor; }, rows.weighed(residual));
+    map_lanes<A>([](A x, int32_t y) ARGUS_INLINE_LAMBDA { return y >= 0 ? x : A{0}; }, scaled, rows.target)
         .store(to + c * kTileRows);
   };
   if (rows.classes == 1) {
     const Lanes<A> wrong =
-        map_lanes<A>([](A x) ARGUS_LANE_FUNCTION { return sigmoid(x); }, rows.wrong_logit());
-    return put(0, map_lanes<A>([](A s, int32_t y) ARGUS_LANE_FUNCTION { return y > 0 ? -s : s; }, wrong,
+        map_lanes<A>([](A x) ARGUS_INLINE_LAMBDA { return sigmoid(x); }, rows.wrong_logit());
+    return put(0, map_lanes<A>([](A s, int32_t y) ARGUS_INLINE_LAMBDA { return y > 0 ? -s : s; }, wrong,
                                rows.target));
   }
   const Lanes<A> most = rows.largest();
   const Lanes<A> sum = rows.denominator(most);
   for (int32_t c = 0; c < rows.classes; ++c) {
     const Lanes<A> probability =
-        map_lanes<A>([](A e, A s) ARGUS_LANE_FUNCTION { return e / s; }, rows.exponential(c, most), sum);
+        map_lanes<A>([](A e, A s) ARGUS_INLINE_LAMBDA { return e / s; }, rows.exponential(c, most), sum);
     put(c, map_lanes<A>(
-               [=](A p, int32_t y) ARGUS_LANE_FUNCTION {
+               [=](A p, int32_t y) ARGUS_INLINE_LAMBDA {
                  const A hit = y == c ? A{1} : A{0};
                  return p - hit;
                },

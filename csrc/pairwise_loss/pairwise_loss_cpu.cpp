@@ -43,7 +43,7 @@ struct Chunk {
   ARGUS_INLINE Integers pairs_with(int32_t other, int32_t grade) const {
     return map_lanes<int32_t>(
         [=](int32_t own, int32_t from, int32_t to)
-            ARGUS_LANE_FUNCTION { return (other >= from) & (other < to) & (own != grade); },
+            ARGUS_INLINE_LAMBDA { return (other >= from) & (other < to) & (own != grade); },
         grades, begin, end);
   }
 };
@@ -57,23 +57,23 @@ struct LaneSums {
   ARGUS_INLINE void add(const Chunk<A>& chunk, int32_t other, A score, int32_t grade) {
     const Integers pair = chunk.pairs_with(other, grade);
     const Lanes<A> margin = map_lanes<A>(
-        [=](A own_score, int32_t own_grade) ARGUS_LANE_FUNCTION {
+        [=](A own_score, int32_t own_grade) ARGUS_INLINE_LAMBDA {
           const A difference = score - own_score;
           return grade > own_grade ? difference : -difference;
         },
         chunk.scores, chunk.grades);
     const Lanes<A> decay =
-        map_lanes<A>([](A m) ARGUS_LANE_FUNCTION { return fast_exp(-std::fabs(m)); }, margin);
+        map_lanes<A>([](A m) ARGUS_INLINE_LAMBDA { return fast_exp(-std::fabs(m)); }, margin);
     const Lanes<A> e =
-        map_lanes<A>([](int32_t p, A x) ARGUS_LANE_FUNCTION { return p != 0 ? x : A{0}; }, pair, decay);
-    product = map_lanes<A>([](A p, A x) ARGUS_LANE_FUNCTION { return fma(p, x, p + x); }, product, e);
+        map_lanes<A>([](int32_t p, A x) ARGUS_INLINE_LAMBDA { return p != 0 ? x : A{0}; }, pair, decay);
+    product = map_lanes<A>([](A p, A x) ARGUS_INLINE_LAMBDA { return fma(p, x, p + x); }, product, e);
     const Lanes<A> shortfall =
-        map_lanes<A>([](A m) ARGUS_LANE_FUNCTION { return m > A{0} ? A{0} : -m; }, margin);
-    linear = map_lanes<A>([](A sum, int32_t p, A x) ARGUS_LANE_FUNCTION { return sum + (p != 0 ? x : A{0}); },
+        map_lanes<A>([](A m) ARGUS_INLINE_LAMBDA { return m > A{0} ? A{0} : -m; }, margin);
+    linear = map_lanes<A>([](A sum, int32_t p, A x) ARGUS_INLINE_LAMBDA { return sum + (p != 0 ? x : A{0}); },
                           linear, pair, shortfall);
-    pairs = map_lanes<int32_t>([](int32_t n, int32_t p) ARGUS_LANE_FUNCTION { return n + p; }, pairs, pair);
+    pairs = map_lanes<int32_t>([](int32_t n, int32_t p) ARGUS_INLINE_LAMBDA { return n + p; }, pairs, pair);
     concordant = map_lanes<int32_t>([](int32_t n, int32_t p, A m)
-                                        ARGUS_LANE_FUNCTION { return n + (m > A{0} ? p : 0); },
+                                        ARGUS_INLINE_LAMBDA { return n + (m > A{0} ? p : 0); },
                                     concordant, pair, margin);
   }
 
@@ -114,18 +114,18 @@ ARGUS_INLINE Lanes<A> with_gradient(Lanes<A> sums, const Chunk<A>& chunk, int32_
                                     int32_t grade) {
   const Integers pair = chunk.pairs_with(other, grade);
   const Lanes<A> x = map_lanes<A>(
-      [=](A own_score, int32_t own_grade) ARGUS_LANE_FUNCTION {
+      [=](A own_score, int32_t own_grade) ARGUS_INLINE_LAMBDA {
         const A difference = score - own_score;
         return own_grade > grade ? difference : -difference;
       },
       chunk.scores, chunk.grades);
-  const Lanes<A> e = map_lanes<A>([](A d) ARGUS_LANE_FUNCTION { return fast_exp(-std::fabs(d)); }, x);
+  const Lanes<A> e = map_lanes<A>([](A d) ARGUS_INLINE_LAMBDA { return fast_exp(-std::fabs(d)); }, x);
   const Lanes<A> share = map_lanes<A>(
-      [](A d, A decay) ARGUS_LANE_FUNCTION { return (d > A{0} ? A{1} : decay) / (A{1} + decay); }, x, e);
+      [](A d, A decay) ARGUS_INLINE_LAMBDA { return (d > A{0} ? A{1} : decay) / (A{1} + decay); }, x, e);
   const Lanes<A> gradient =
-      map_lanes<A>([=](A s, int32_t own_grade) ARGUS_LANE_FUNCTION { return own_grade > grade ? -s : s; },
+      map_lanes<A>([=](A s, int32_t own_grade) ARGUS_INLINE_LAMBDA { return own_grade > grade ? -s : s; },
                    share, chunk.grades);
-  return map_lanes<A>([](A sum, int32_t p, A s) ARGUS_LANE_FUNCTION { return sum + (p != 0 ? s : A{0}); },
+  return map_lanes<A>([](A sum, int32_t p, A s) ARGUS_INLINE_LAMBDA { return sum + (p != 0 ? s : A{0}); },
                       sums, pair, gradient);
 }
 

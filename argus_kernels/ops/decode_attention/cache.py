@@ -101,7 +101,7 @@ class PagedCache:
             table = torch.arange(count, dtype=torch.int32, device=device).view(users, per_user)
         shape = (count, page_size, heads, head_width)
         keys, values = (
-            [prefer_huge_pages(torch.zeros(shape, dtype=dtype, device=device)) for _ in range(layers)]
+            [prefer_huge_pages(torch.empty(shape, dtype=dtype, device=device)).zero_() for _ in range(layers)]
             for _ in ("keys", "values")
         )
         times = torch.zeros(shape[:2], dtype=torch.int64, device=device)
