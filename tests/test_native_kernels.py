@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,3 +152,46 @@ def test_rowwise_adagrad_refuses_in_a_sentence(
         update(given)
     assert torch.equal(given["table"], before[0])
     assert torch.equal(given["state"], before[1])
+
+
+CHOOSE_THEMSELVES = ("argus::feedback_loss::project_tile<", "argus::feedback_loss::spread_tile<")
+"""Called from a clone for an instruction set, these take the way to their own clone."""
+
+
+def called_from_clones(listing: str) -> set[str]:
+    """Functions of ours that a disassembly shows the AVX2 and AVX-512 clones of ForEachIsa to call."""
+    found: set[str] = set()
+    is_clone = False
+    for line in listing.splitlines():
+        if line.endswith(">:"):
+            is_clone = ">::avx512<" in line or ">::avx2<" in line
+        elif is_clone and re.search(r"\s(call|jmp)\s", line):
+            target = re.search(r"<((?:void |auto |bool )?argus::[^+]*)>$", line)
+            if target and "ForEachIsa<" not in target[1]:
+                found.add(target[1])
+    return found
+
+
+def test_the_clones_of_a_kernel_call_nothing_compiled_for_the_portable_level() -> None:
+    """A function or lambda that was not inlined runs at the lowest level, at a third of the speed and unnoticed."""
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    if (reason := native.why_not("cpu")) is not None:
+        pytest.skip(reason)
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(Path(native.__file__).parents[1] / "_ops_cpu.so")]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if not re.search(r">::avx512<.*>:$", listing, re.MULTILINE):
+        pytest.skip("the library has no clones for instruction sets, or its symbols were stripped")
+    called = {name for name in called_from_clones(listing) if not any(own in name for own in CHOOSE_THEMSELVES)}
+    assert not called
+
+
+def test_a_call_out_of_a_clone_is_found() -> None:
+    listing = """
+0000000000001000 <void argus::ForEachIsa<&argus::attend>::avx512<long>(long)>:
+    1000:	call   5080 <memset@plt>
+    1005:	call   2000 <argus::attend(long)::{lambda(long)#1}::operator()(long) const>
+0000000000002000 <void argus::ForEachIsa<&argus::attend>::portable<long>(long)>:
+    2005:	call   3000 <argus::other(long)>
+"""
+    assert called_from_clones(listing) == {"argus::attend(long)::{lambda(long)#1}::operator()(long) const"}

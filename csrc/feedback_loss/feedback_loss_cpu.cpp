@@ -51,7 +51,7 @@ struct Weights {
   std::vector<A> bias;
 
   template <class T>
-  Weights(const Params& params, const T*)
+  ARGUS_INLINE Weights(const Params& params, const T*)
       : groups((params.columns + kLanes - 1) / kLanes),
         width(padded_width(params.width)),
         columns(gradient_columns(params.columns)),
