@@ -123,21 +123,29 @@ def _cuda_runtime(toolkit: Toolkit) -> Path:
     raise BuildError(f"the CUDA toolkit at {toolkit.root} has no libcudart_static.a; install its development files")
 
 
-def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Library:
-    """The ops' CUDA kernels."""
-    torch = package_directory("torch")
+CUDA_DEFINES = ("-DUSE_CUDA", "-DARGUS_CUDA_LIBRARY")
+
+
+def nvcc_flags(architectures: Iterable[str]) -> tuple[str, ...]:
+    """What nvcc compiles kernels with, for architectures such as "80", "90a" and "100+PTX"."""
     gencode = []
-    for name in decision.architectures:
+    for name in architectures:
         number = name.removesuffix("+PTX")
         code = f"sm_{number}" if number == name else f"[sm_{number},compute_{number}]"
         gencode.append(f"-gencode=arch=compute_{number},code={code}")
-    defines = ("-DUSE_CUDA", "-DARGUS_CUDA_LIBRARY")
+    ours = ("-std=c++20", "-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden")
+    return (*ours, *CUDA_DEFINES, *gencode)
+
+
+def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Library:
+    """The ops' CUDA kernels."""
+    torch = package_directory("torch")
     return Library(
         key="cuda",
         file="_ops_cuda.so",
         sources=tuple(op_sources(root)[1]),
-        compile_flags=(*_common_flags(), *_torch_flags(torch), *defines),
-        nvcc_flags=("-std=c++20", "-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden", *defines, *gencode),
+        compile_flags=(*_common_flags(), *_torch_flags(torch), *CUDA_DEFINES),
+        nvcc_flags=nvcc_flags(decision.architectures),
         # A CUDA build of torch brings libtorch_cuda with libtorch; --as-needed would drop that reference
         # and leave a library that loads nowhere.
         link_flags=(
@@ -190,7 +198,8 @@ def ninja_text(libraries: list[Library], directory: Path, compiler: Compiler, to
     return "\n".join(lines)
 
 
-def _ninja_program() -> str:
+def ninja_program() -> str:
+    """The ninja of this environment, else the one on PATH; BuildError where there is none."""
     if importlib.util.find_spec("ninja") is not None:
         from ninja import BIN_DIR
 
@@ -212,7 +221,7 @@ def build(
         fcntl.flock(lock, fcntl.LOCK_EX)
         ninja_file.write_text(ninja_text(libraries, relative, compiler, toolkit))
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 1)
-        command = [_ninja_program(), "-f", str(relative / "build.ninja"), "-j", jobs]
+        command = [ninja_program(), "-f", str(relative / "build.ninja"), "-j", jobs]
         if subprocess.run(command, cwd=root).returncode != 0:
             raise BuildError("compiling the native libraries failed; the compiler's messages are above")
     return {library.key: directory / library.file for library in libraries}

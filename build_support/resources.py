@@ -21,15 +21,16 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from build_support.compile import NOT_OPS
-from build_support.decide import BuildError, Toolkit, find_toolkit
+from build_support.compile import NOT_OPS, nvcc_flags
+from build_support.decide import DEFAULT_ARCHITECTURES, BuildError, Toolkit, find_compiler, find_toolkit
 
 ROOT = Path(__file__).resolve().parents[1]
-ARCHITECTURES = ("80", "90a", "100")
+ARCHITECTURES = tuple(name.removesuffix("+PTX") for name in DEFAULT_ARCHITECTURES)
 SHARED_LIMIT = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10}
 """Bytes of shared memory that a block may have (CUDA programming guide, table of compute capabilities)."""
 STATIC_SHARED_LIMIT = 48 << 10
-FLAGS = ("-std=c++20", "-O3", "-Icsrc", "-Xptxas=-v", "-fatbin")
+FLAGS = nvcc_flags(DEFAULT_ARCHITECTURES)
+"""Those of the library, so that what is measured is what is shipped."""
 COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
 """Instructions worth counting: matrix product, ldmatrix, cp.async, and global accesses of 16 bytes."""
 
@@ -63,21 +64,27 @@ def cuobjdump() -> str | None:
     return found
 
 
-def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = ()) -> list[Figures]:
+def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = (), kept: Path | None = None) -> list[Figures]:
     """Compiles `source` for every architecture and reads what ptxas and the machine code say of its kernels.
+
+    Args:
+        source: a .cu file.
+        toolkit: whose nvcc compiles it, as `build_support.compile` does.
+        include: further folders of headers.
+        kept: where the object file is left; nowhere where not given.
 
     Raises:
         BuildError: nvcc refuses the source.
     """
-    gencode = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
+    name = os.path.relpath(source, ROOT)
     with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "kernels.fatbin"
-        words = [str(toolkit.nvcc), *FLAGS, *gencode, *(f"-I{path}" for path in include), str(source)]
-        done = subprocess.run([*words, "-o", str(output)], cwd=ROOT, capture_output=True, text=True)
+        output = Path(folder) / "kernels.o" if kept is None else kept
+        command = [str(toolkit.nvcc), "-ccbin", find_compiler(os.environ).program, *FLAGS, "-Xptxas=-v"]
+        words = [*command, *(f"-I{path}" for path in include), "-c", name, "-o", str(output)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
             raise BuildError(f"nvcc refuses {source}:\n{done.stdout}{done.stderr}")
         counts = _instructions(output)
-    name = str(source.relative_to(ROOT))
     return [
         Figures(name, kernel, architecture, registers, stack, spilled, shared, counts.get((kernel, architecture), {}))
         for kernel, architecture, registers, stack, spilled, shared in _ptxas_lines(

@@ -155,13 +155,17 @@ def _resource_usage(cubin: bytes) -> tuple[int, int]:
 
 def measure_all(room_names: Sequence[str], everything: bool) -> list[Figures]:
     """The figures of these rooms, compiled two at a time."""
+    import torch
+
+    # The workers are forks, which need not import torch and Triton again; recording must not have started threads.
+    torch.set_num_threads(1)
     tasks = [
         (room, index, target, everything)
         for room in room_names
         for index in range(len(launches(room, everything)))
         for target in TARGETS
     ]
-    with ProcessPoolExecutor(PARALLEL, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(PARALLEL, mp_context=get_context("fork")) as pool:
         return list(pool.map(_measure_task, tasks))
 
 

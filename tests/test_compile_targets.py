@@ -1,5 +1,5 @@
 """What nvcc and Triton make of every kernel for every target: no spills, registers and shared memory within the chip's,
-the matrix instruction of its generation where a product is large enough."""
+the matrix instruction of its generation where a product is large enough. And the library of what nvcc made."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from build_support import compile as native
 from build_support import decide, resources, triton_resources
 from build_support.resources import Figures
 
@@ -27,32 +33,65 @@ needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, o
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
+def read_by(source: Path, found: set[Path]) -> set[Path]:
+    """Adds a source, and all that it includes of this tree, to what was found."""
+    found.add(source)
+    for name in re.findall(r'^#include "([^"]+)"', source.read_text(), re.MULTILINE):
+        for folder in (resources.ROOT / "csrc", PLANTED):
+            if (folder / name).exists() and folder / name not in found:
+                read_by(folder / name, found)
+    return found
+
+
 @cache
-def state_of_the_code() -> str:
-    """A digest of all that nvcc might read, and of how it is called."""
+def state_of(source: Path) -> str:
+    """A digest of all that nvcc reads of this tree for a source, and of how it is called."""
     assert TOOLKIT is not None
-    digest = hashlib.sha256(repr((TOOLKIT.version, resources.FLAGS, resources.ARCHITECTURES)).encode())
-    for path in sorted([*resources.ROOT.glob("csrc/**/*"), *PLANTED.glob("*.cu*")]):
-        if path.is_file():
-            digest.update(path.read_bytes())
+    called = (TOOLKIT.version, decide.find_compiler(os.environ), resources.FLAGS)
+    digest = hashlib.sha256(repr(called).encode())
+    for path in sorted(read_by(source, set())):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def compiled(source: Path, wait: bool = True) -> tuple[Path, Path] | None:
+    """What nvcc made of a source, its object file and the figures in JSON, once for all test processes: the large ones
+    take a minute each. None where another process is at it and nothing is to wait."""
+    assert TOOLKIT is not None
+    folder = resources.ROOT / "build" / "gates"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"{source.stem}-{state_of(source)}.o"
+    kept = made.with_suffix(".json")
+    with open(folder / f"{source.stem}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        if not kept.exists():
+            for old in folder.glob(f"{source.stem}-*"):
+                old.unlink()
+            found = resources.measure(source, TOOLKIT, [PLANTED] if source.parent == PLANTED else (), made)
+            fresh = kept.with_suffix(".new")
+            fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
+            os.replace(fresh, kept)
+    return made, kept
 
 
 @cache
 def figures(source: Path) -> list[Figures]:
-    """What nvcc made of a source, compiled once for all test processes: the large ones take a minute each."""
-    assert TOOLKIT is not None
-    folder = resources.ROOT / "build" / "gates"
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{source.stem}-{state_of_the_code()}.json"
-    with open(folder / f"{source.stem}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.exists():
-            found = resources.measure(source, TOOLKIT, [PLANTED])
-            fresh = kept.with_suffix(".new")
-            fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
-            os.replace(fresh, kept)
-    return [Figures(**one) for one in json.loads(kept.read_text())]
+    """What ptxas and the machine code of a source say."""
+    found = compiled(source)
+    assert found is not None
+    return [Figures(**one) for one in json.loads(found[1].read_text())]
+
+
+def objects(sources: Sequence[Path]) -> dict[str, Path]:
+    """The object file of each source, by its name in a build."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Those first that nobody is compiling yet.
+        list(pool.map(lambda source: compiled(source, wait=False), sources))
+        found = list(pool.map(compiled, sources))
+    return {str(path.relative_to(resources.ROOT)): one[0] for path, one in zip(sources, found, strict=True) if one}
 
 
 @needs_nvcc
@@ -96,6 +135,79 @@ def test_the_table_names_every_kernel() -> None:
     assert page.count("\n| `") == len(found)
     for one in found:
         assert f"| {one.architecture} | {one.registers} | 0 | 0 |" in page
+
+
+STAND_IN = """#!{python}
+import os, shutil, sys
+objects, flags, asked = {objects!r}, {flags!r}, sys.argv[1:]
+source, made = asked[asked.index("-c") + 1], asked[-1]
+expected = ["-ccbin", {compiler!r}, "-MD", "-MF", made + ".d", *flags, "-c", source, "-o", made]
+if asked != expected:
+    sys.exit(f"asked for {{asked}}, and the gates compiled with {{expected}}")
+with open(made + ".d", "w") as dependencies:
+    dependencies.write(f"{{made}}: {{source}}\\n")
+shutil.copy(objects[source], made)
+"""
+"""An nvcc that hands out what the gates have compiled, where it is asked for just that."""
+
+
+@pytest.fixture(scope="module")
+def cuda_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """_ops_cuda.so for the default architectures, built by the build's own rules."""
+    assert TOOLKIT is not None
+    folder, compiler = tmp_path_factory.mktemp("cuda"), decide.find_compiler(os.environ)
+    made = {source: str(path) for source, path in objects(resources.op_kernels()).items()}
+    nvcc = folder / "nvcc"
+    nvcc.write_text(
+        STAND_IN.format(python=sys.executable, objects=made, flags=list(resources.FLAGS), compiler=compiler.program)
+    )
+    nvcc.chmod(0o755)
+    decision = decide.decide_cuda({"ARGUS_CUDA": "1"}, TOOLKIT, gpu=False)
+    library = native.cuda_library(resources.ROOT, decision, TOOLKIT)
+    toolkit = dataclasses.replace(TOOLKIT, nvcc=nvcc)
+    return native.build([library], resources.ROOT, folder / "build", compiler, toolkit)["cuda"]
+
+
+def found_in(binary: Path, option: str, pattern: str) -> set[str]:
+    """What cuobjdump says of a library's machine code."""
+    program = resources.cuobjdump()
+    if program is None:
+        pytest.skip("cuobjdump is neither on PATH nor in triton")
+    listing = subprocess.check_output([program, option, str(binary)], text=True)
+    return set(re.findall(pattern, listing, re.MULTILINE))
+
+
+@pytest.mark.slow
+@needs_nvcc
+class TestCudaLibrary:
+    def test_it_holds_code_for_the_architectures_asked_for_and_no_other(self, cuda_library: Path) -> None:
+        # The list leaves the letter of sm_90a out; the gates have seen it in these objects.
+        asked = {f"sm_{name.rstrip('a')}" for name in resources.ARCHITECTURES}
+        assert found_in(cuda_library, "--list-elf", r"\.(sm_\w+)\.cubin$") == asked
+        assert found_in(cuda_library, "--list-ptx", r"\.(sm_\w+)\.ptx$") == {"sm_100"}
+
+    def test_one_architecture_alone(self, tmp_path: Path) -> None:
+        assert TOOLKIT is not None
+        (tmp_path / "csrc").mkdir()
+        (tmp_path / "csrc" / "scale.cu").write_text("__global__ void scale(float* x) { *x *= 2.0f; }\n")
+        decision = decide.decide_cuda({"ARGUS_CUDA_ARCHS": "90a"}, TOOLKIT, gpu=False)
+        whole = native.cuda_library(resources.ROOT, decision, TOOLKIT)
+        library = dataclasses.replace(whole, sources=("csrc/scale.cu",))
+        compiler = decide.find_compiler(os.environ)
+        built = native.build([library], tmp_path, tmp_path / "build", compiler, TOOLKIT)["cuda"]
+        assert found_in(built, "-elf", r"^arch = (\w+)$") == {"sm_90a"}
+
+    def test_it_carries_its_cuda_runtime_and_asks_for_torch(self, cuda_library: Path) -> None:
+        needed = subprocess.check_output(["readelf", "-d", str(cuda_library)], text=True)
+        assert "cudart" not in needed
+        for name in ("libtorch.so", "libtorch_cpu.so", "libc10.so"):
+            assert f"[{name}]" in needed
+        assert "RPATH" not in needed and "RUNPATH" not in needed
+
+    def test_it_holds_no_path_of_this_machine(self, cuda_library: Path) -> None:
+        content = cuda_library.read_bytes()
+        for place in (str(resources.ROOT), str(native.package_directory("torch")), str(Path.home())):
+            assert place.encode() not in content
 
 
 @needs_nvcc

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
+import dataclasses
 import os
-import shlex
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from build_support import compile as native
 from build_support import decide
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCES = ("csrc/common/matmul.cpp", "csrc/common/matmul_pack.cpp", "tests/native/probe.cpp")
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-psabi", "-Icsrc")
 
 
 @cache
 def library_path() -> Path:
-    """Compiles the library, once for each state of its sources; skips the test where there is no compiler."""
+    """Compiles the library where its sources have changed; skips the test where there is no compiler.
+
+    It is built as the ops' library and in its folder: their common sources need not be compiled again.
+    """
     try:
         compiler = decide.find_compiler(os.environ)
     except decide.BuildError as error:
         pytest.skip(str(error))
-    files = [*(REPOSITORY / name for name in SOURCES), *sorted((REPOSITORY / "csrc/common").glob("*.h"))]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    folder = REPOSITORY / "build" / "probe"
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"probe-{digest}.so"
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            fresh = target.with_suffix(".new")
-            command = [*shlex.split(compiler.command), *FLAGS, *SOURCES, "-o", str(fresh)]
-            subprocess.run(command, cwd=REPOSITORY, check=True)
-            os.replace(fresh, target)
-    return target
+    probe = dataclasses.replace(native.cpu_library(REPOSITORY), file="probe.so", sources=SOURCES, link_flags=())
+    return native.build([probe], REPOSITORY, REPOSITORY / "build" / "native", compiler, None)["cpu"]
 
 
 @cache
