@@ -104,12 +104,15 @@ class TripleEmbedding(nn.Module):
         if ids.is_cuda or ids.shape[1] > FEW:
             vectors: Tensor = self(tables, ids)
             return vectors
-        ids = tables.places(self.column_names, ids)
-        known = ids >= 0
-        rows = [tables[self.names[column]][ids[k].clamp(min=0)] for k, column in enumerate(self.columns)]
-        if not bool(known.all()):
-            rows = [row * known[k, :, None] for k, row in enumerate(rows)]
-        return torch.addmm(self.bias, torch.cat(rows, dim=1), self.weight)
+        used = [tables[name] for name in self.names]
+        columns = [used[column] for column in self.columns]
+        events = tables.places(self.column_names, ids).T.tolist()
+        rows = [
+            table[row] if row >= 0 else table.new_zeros(table.shape[1])
+            for event in events
+            for table, row in zip(columns, event, strict=True)
+        ]
+        return torch.addmm(self.bias, torch.cat(rows).view(len(events), -1), self.weight)
 
 
 @dataclass(frozen=True)
