@@ -56,6 +56,8 @@ def run(
         settings = _settings(specs, backend, peer, suite, device, seed, visits, time_budget, graphs)
         if json_file is not None:
             write_records(json_file, ())
+    except OSError as error:
+        raise typer.BadParameter(f"cannot write {json_file}: {error.strerror}", param_hint="'--json'") from None
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if threads is not None:
@@ -65,7 +67,15 @@ def run(
         environment = Environment.of(device, dtypes)
     _say_where(console, environment)
     progress = Run(specs, settings, environment)
-    table.show(console, _measure(console, progress, json_file))
+    try:
+        records = _measure(console, progress, json_file)
+    except KeyboardInterrupt:
+        kept = (
+            f"{json_file} holds what was measured so far" if json_file else "--json FILE would have kept what there was"
+        )
+        console.print(f"interrupted: {kept}; name the cases that are missing with --op and --case", highlight=False)
+        raise typer.Exit(130) from None
+    table.show(console, records)
     _say_what_is_missing(console, progress, json_file)
 
 

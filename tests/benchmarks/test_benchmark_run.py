@@ -264,6 +264,13 @@ def test_command_writes_lines_and_a_table(tmp_path: Path) -> None:
     assert time.monotonic() - started < 60
 
 
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "run.jsonl"):
+        result = CliRunner().invoke(cli.app, ["run", "--json", str(path)])
+        assert result.exit_code == 2 and "Invalid value for '--json'" in result.output
+
+
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
@@ -274,6 +281,7 @@ def test_command_writes_lines_and_a_table(tmp_path: Path) -> None:
         (["--dtype", "fp8"], "dtype fp8 is unknown"),
         (["--suite", "huge"], "suite huge is unknown"),
         (["--device", "tpu"], "device tpu is unknown"),
+        (["--visits", "0"], "greater than or equal to 1"),
     ],
 )
 def test_unknown_names_are_refused_at_once(given: list[str], problem: str) -> None:
