@@ -223,11 +223,12 @@ def test_a_planted_slow_kernel_is_marked_by_compare(
 
         with_backend(dataclasses.replace(REFERENCE, name="napping", forward=forward))
         budget = Budget(seconds=1.0, min_repeats=10, max_repeats=40)
-        return records_of(small_spec, environment, budget, backends=("napping",), peers=())
+        found = records_of(small_spec, environment, budget, backends=("napping",), peers=(), visits=1)
+        return [record for record in found if record.pass_ == "forward"]
 
     before, same, slowed = napping(0.02), napping(0.02), napping(0.03)
     assert not compare(before, same).is_worse
-    assert "forward" in {change.key[3] for change in compare(before, slowed).slower}
+    assert compare(before, slowed).is_worse
 
 
 def test_truth_sees_a_slightly_wrong_gradient(small_spec: Spec, with_backend: Callable[[Backend], None]) -> None:
