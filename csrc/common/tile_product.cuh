@@ -151,6 +151,12 @@ ARGUS_DEVICE int held_column(int j) {
   return 32 * warp_column() + lane_index() % 4 * 2 + 8 * (j / 2) + j % 2;
 }
 
+// Two neighbours in a row of a result, for one access.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T x, y;
+};
+
 // A thread's sums as mma lays them out: mma[i][j] is its part of the 16 × 8 sums i below and j beside the
 // warp's first.
 struct Sums {

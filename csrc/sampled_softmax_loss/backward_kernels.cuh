@@ -68,11 +68,6 @@ struct RowSums {
 };
 
 template <class T>
-struct alignas(2 * sizeof(T)) Neighbours {
-  T first, second;
-};
-
-template <class T>
 ARGUS_DEVICE void load_row_gradients(TileKeys& keys, const Kernel<T>& k, int64_t local) {
   const int i = static_cast<int>(threadIdx.x);
   if (i >= kTile) return;
@@ -92,20 +87,20 @@ ARGUS_DEVICE void store_d_scores(RowSums (&rows)[2], Sums& sums, const TileKeys&
     RowSums found{};
 #pragma unroll
     for (int j = 0; j < kHeld; j += 2) {
-      Neighbours<T> pair;
+      tile::Pair<T> pair;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int column = held_column(j + e);
         const bool here = column < tile_columns && stays(keys, row, column);
         const float product = sums.at(i, j + e) - keys.product[row];
         const float share = here ? expf(fmaf(scale, product, -keys.log_q[column]) - keys.whole[row]) : 0.0f;
-        T& stored = e == 0 ? pair.first : pair.second;
+        T& stored = e == 0 ? pair.x : pair.y;
         from_float(stored, keys.factor[row] * share);
         found.add({share, share * product, to_float(stored)});
       }
       // The stride is even: a pair that begins inside a row of memory lies inside.
       if (row < tile_rows && held_column(j) < tile_columns)
-        *reinterpret_cast<Neighbours<T>*>(to + row * stride + held_column(j)) = pair;
+        *reinterpret_cast<tile::Pair<T>*>(to + row * stride + held_column(j)) = pair;
     }
     found.join_lanes();
     if (lane_index() % 4 == i / 2) rows[i % 2].add(found);

@@ -21,13 +21,11 @@ ARGUS_DEVICE int64_t tile_of(unsigned block) {
 template <class T>
 ARGUS_DEVICE void store_pair(T* to, bool paired, bool second, float x, float y) {
   if (paired) {
-    // Neighbours on an even place of rows of even width: one access.
-    struct alignas(2 * sizeof(T)) Pair {
-      T x, y;
-    } pair;
+    // They stand on an even place of rows of even width.
+    tile::Pair<T> pair;
     from_float(pair.x, x);
     from_float(pair.y, y);
-    *reinterpret_cast<Pair*>(to) = pair;
+    *reinterpret_cast<tile::Pair<T>*>(to) = pair;
     return;
   }
   from_float(to[0], x);
