@@ -9,6 +9,7 @@ from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
 from argus_kernels.ops.decode_attention import DirectDecoder, PagedCache, decode_attention
+from argus_kernels.ops.decode_linear import DirectLinear, decode_linear
 from argus_kernels.ops.feedback_loss import feedback_loss
 from argus_kernels.ops.hstu_attention import hstu_attention
 from argus_kernels.ops.pairwise_loss import pairwise_loss
@@ -21,8 +22,10 @@ __version__ = "0.1.0"
 __all__ = [
     "causal_attention",
     "decode_attention",
+    "decode_linear",
     "default_backend",
     "DirectDecoder",
+    "DirectLinear",
     "explain",
     "feedback_loss",
     "hstu_attention",

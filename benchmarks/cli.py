@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from benchmarks import compare as comparing
-from benchmarks import end_to_end, host, preparing, report, scaling, serving, table, tune
+from benchmarks import dense, end_to_end, host, preparing, report, scaling, serving, table, tune
 from benchmarks.cases import Spec, select
 from benchmarks.peers import PEERS
 from benchmarks.results import Key, Record, read_records, write_records
@@ -201,7 +201,7 @@ def _show_comparison(console: Console, found: comparing.Comparison) -> None:
     console.print(f"{len(marks)} compared: {marks.count('slower')} slower, {marks.count('faster')} faster")
 
 
-for _module in (scaling, end_to_end, report, tune, host, serving, preparing):
+for _module in (scaling, dense, end_to_end, report, tune, host, serving, preparing):
     _module.register(app)
 
 

@@ -212,6 +212,7 @@ CUTS: dict[str, Cut] = {
     "causal_attention": _HISTORIES,
     "hstu_attention": _HISTORIES,
     "decode_attention": Cut("four users of the case, of different lengths", _decode_pieces),
+    "decode_linear": Cut("the case itself", lambda arguments: iter([arguments])),
     "sampled_softmax_loss": Cut("64 pieces of the case: 32 rows against 512 candidates", _softmax_pieces),
     "feedback_loss": Cut("32 pieces of 512 rows of the case", _feedback_pieces),
     "pairwise_loss": Cut("the first 128 events of 64 users of the case, one by one", _pairwise_pieces),

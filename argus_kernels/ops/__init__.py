@@ -6,6 +6,7 @@ from argus_kernels.core import Op
 from argus_kernels.ops import (
     causal_attention,
     decode_attention,
+    decode_linear,
     feedback_loss,
     hstu_attention,
     pairwise_loss,
@@ -20,6 +21,7 @@ OPS: tuple[Op, ...] = (
     sampled_softmax_loss.OP,
     causal_attention.OP,
     decode_attention.OP,
+    decode_linear.OP,
     feedback_loss.OP,
     hstu_attention.OP,
     triple_embedding.OP,

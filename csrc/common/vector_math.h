@@ -82,6 +82,42 @@ ARGUS_INLINE A sigmoid(A x) {
   return (x > A{0} ? A{1} : e) / (A{1} + e);
 }
 
+// erf(x) within 2 units in the last place. Up to 1 an odd polynomial, a weighted minimax fit of erf(x) / x in
+// x²; above it 1 − e^p(|x|) with p a fit of ln erfc on [1, 3.93], where erf rounds to 1.
+ARGUS_INLINE float fast_erf(float x) {
+  constexpr float kOne = 3.93f;
+  const float distance = x < 0.0f ? -x : x;
+  const float square = x * x;
+  float p = 7.85384327e-05f;
+  p = fma(p, square, -0.000801018963f);
+  p = fma(p, square, 0.00518832728f);
+  p = fma(p, square, -0.0268538129f);
+  p = fma(p, square, 0.112835854f);
+  p = fma(p, square, -0.37612626f);
+  p = fma(p, square, 0.128379166f);
+  const float near = fma(p, x, x);
+  const float t = distance > kOne ? kOne : distance;
+  float q = 0.0001863793f;
+  q = fma(q, t, -0.00294765923f);
+  q = fma(q, t, 0.021838069f);
+  q = fma(q, t, -0.103106767f);
+  q = fma(q, t, -0.638144851f);
+  q = fma(q, t, -1.12708914f);
+  q = fma(q, t, -0.000341521285f);
+  const float far = 1.0f - fast_exp(q);
+  const float signed_far = x < 0.0f ? -far : far;
+  return distance > 1.0f ? signed_far : near;
+}
+ARGUS_INLINE double fast_erf(double x) {
+  return std::erf(x);
+}
+
+// x · Φ(x), Φ the normal distribution's, as torch has it without an approximation.
+template <class A>
+ARGUS_INLINE A gelu(A x) {
+  return A{0.5} * x * (A{1} + fast_erf(x * static_cast<A>(0.70710678118654752440)));
+}
+
 constexpr int64_t kSumLanes = 16;
 
 // Σ x[0, count) in 16 lanes added in a fixed order: the same bits at every level.

@@ -8,13 +8,15 @@
 #include <limits>
 #include <vector>
 
+#include "common/column_blocks.h"
 #include "common/relative_bias.h"
 #include "common/vector_math.h"
 #include "decode_attention/decode_attention.h"
-#include "decode_attention/lanes.h"
 
 namespace argus::decode_attention {
 namespace {
+
+using namespace column_blocks;
 
 constexpr int64_t kTogether = 4;  // events at a time
 

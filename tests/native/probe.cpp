@@ -21,8 +21,12 @@ ARGUS_INLINE void apply_body(int which, const float* from, float* to, int64_t co
     for (int64_t i = 0; i < count; ++i) to[i] = sigmoid(from[i]);
   } else if (which == 4) {
     to[0] = lane_sum(from, count);
-  } else {
+  } else if (which == 5) {
     to[0] = lane_max(from, count, -1.0f);
+  } else if (which == 6) {
+    for (int64_t i = 0; i < count; ++i) to[i] = fast_erf(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = gelu(from[i]);
   }
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.native.probe import library
 
-EXP, LOG1P, SOFTPLUS, SIGMOID, SUM, MAX = range(6)
+EXP, LOG1P, SOFTPLUS, SIGMOID, SUM, MAX, ERF, GELU = range(8)
 
 
 def apply(which: int, values: Tensor) -> Tensor:
@@ -64,6 +64,25 @@ def test_sigmoid() -> None:
     assert apply(SIGMOID, torch.tensor([1e4, -1e4, 0.0])).tolist() == [1, 0, 0.5]
 
 
+def test_erf() -> None:
+    values = torch.cat([grid(-5, 5), grid(0.99, 1.01), grid(-1e-3, 1e-3)])
+    values = values[values != 0]
+    assert worst_in_last_place(apply(ERF, values), values.double().erf()) < 2
+    ends = torch.tensor([-math.inf, -1e38, -3.95, 0.0, 3.95, 1e38, math.inf])
+    assert apply(ERF, ends).tolist() == [-1, -1, -1, 0, 1, 1, 1]
+    assert apply(ERF, torch.tensor([math.nan])).isnan().all()
+
+
+def test_gelu() -> None:
+    values = torch.cat([grid(-8, 8), grid(-1, 1)])
+    truth = torch.nn.functional.gelu(values.double())
+    found = (apply(GELU, values).double() - truth).abs()
+    theirs = (torch.nn.functional.gelu(values).double() - truth).abs()
+    assert found.max() <= 1.5 * theirs.max()
+    assert found.square().mean().sqrt() <= 1.2 * theirs.square().mean().sqrt()
+    assert apply(GELU, torch.tensor([1e4, -1e4, 0.0, math.inf])).tolist() == [1e4, 0, 0, math.inf]
+
+
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 1000])
 def test_lanes(count: int) -> None:
     values = torch.randn(count)
@@ -75,8 +94,8 @@ def test_the_same_bits_on_every_instruction_set() -> None:
     program = (
         "import zlib, torch\nfrom tests.native.test_vector_math import apply\n"
         "x = torch.randn(40000, generator=torch.Generator().manual_seed(0)) * 10\n"
-        "print([zlib.crc32(apply(w, x.sigmoid() if w == 1 else x)[:1 if w > 3 else None].numpy().tobytes())"
-        " for w in range(6)])"
+        "print([zlib.crc32(apply(w, x.sigmoid() if w == 1 else x)[:1 if w in (4, 5) else None].numpy().tobytes())"
+        " for w in range(8)])"
     )
     found = {
         subprocess.run(

@@ -8,7 +8,7 @@
 #include "common/element.h"
 #include "common/simd.h"
 
-namespace argus::decode_attention {
+namespace argus::column_blocks {
 
 constexpr int64_t kLanes = 16;
 
@@ -104,4 +104,4 @@ ARGUS_INLINE Quad<A> sums_of_four(const A* x) {
   return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
 }
 
-}  // namespace argus::decode_attention
+}  // namespace argus::column_blocks

@@ -1,0 +1,111 @@
+"""decode_linear: one linear layer of a few rows, with the LayerNorm before it and what comes after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.ops.decode_linear import native, reference
+from argus_kernels.ops.decode_linear.direct import DirectLinear
+from argus_kernels.ops.decode_linear.samples import drawn, samples
+
+__all__ = ["ACTIVATIONS", "BACKENDS", "OP", "DirectLinear", "decode_linear"]
+
+ACTIVATIONS = ("none", "gelu")
+
+BACKENDS = (
+    Backend("cpp", native.forward, why_not=native.why_not, available=native.available),
+    Backend("reference", reference.forward),
+)
+
+
+def _fake(inputs: Inputs) -> Tensor:
+    return inputs.x.new_empty(inputs.x.shape[0], inputs.weight.shape[0])
+
+
+OP = Op(
+    "decode_linear",
+    arguments="Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, "
+    "float eps, str activation",
+    returns="Tensor",
+    fake=_fake,
+    backends=BACKENDS,
+    samples=samples,
+    drawn=drawn,
+)
+
+
+def decode_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_bias: Tensor | None = None,
+    eps: float = 1e-5,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """A dense layer of incremental inference for a few rows: residual + act( LayerNorm(x) Wᵀ + b ).
+
+    Args:
+        x: [n, I], float32, bfloat16, float16 or float64; arithmetic is float32 (float64 for float64), the result is
+            rounded once. Under autocast x and residual are cast to the weight's dtype.
+        weight: [O, I], nn.Linear's layout, in x's dtype; neither size 0.
+        bias: [O] in x's dtype, or None.
+        norm_weight: [I] in x's dtype: a LayerNorm over x's columns comes first; None for none.
+        norm_bias: like norm_weight; both or neither.
+        eps: added to the LayerNorm's variance; positive.
+        activation: "none", or "gelu" in its exact form, x · Φ(x).
+        residual: [n, O] in x's dtype, added last, or None.
+        backend: a backend's name, "eager" or "auto"; None takes the default.
+
+    Returns:
+        out [n, O] in x's dtype. It has no gradients: call it without grad mode, or on detached tensors.
+
+    Raises:
+        ValueError: arguments that disagree in shape, dtype or device, an activation there is not, an eps that is not
+            positive (all reasons at once).
+    """
+    problems = Problems(OP.name)
+    if isinstance(weight, Tensor):
+        x, residual = (_like_weight(tensor, weight) for tensor in (x, residual))
+    if problems.tensor("x", x, shape=(None, None), dtype=FLOATING):
+        rows, inputs = x.shape
+        if problems.tensor("weight", weight, shape=(None, inputs), dtype=x.dtype, device=x.device, like="x"):
+            outputs = weight.shape[0]
+            problems.require(
+                outputs > 0 and inputs > 0,
+                lambda: f"weight has shape {[outputs, inputs]}, expected no size of 0",
+            )
+            _check_like(problems, x, bias=(bias, (outputs,)), residual=(residual, (rows, outputs)))
+        _check_like(problems, x, norm_weight=(norm_weight, (inputs,)), norm_bias=(norm_bias, (inputs,)))
+    problems.require(
+        (norm_weight is None) == (norm_bias is None),
+        "one of norm_weight and norm_bias is given, expected both or neither",
+    )
+    problems.require(eps > 0, lambda: f"eps is {eps}, expected a positive number")
+    problems.require(
+        activation in ACTIVATIONS, lambda: f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+    )
+    problems.raise_if_any()
+    return OP(x, weight, bias, norm_weight, norm_bias, residual, float(eps), activation, backend=backend)
+
+
+def _like_weight(tensor: Any, weight: Tensor) -> Any:
+    """Under autocast the weight decides the dtype: casting it takes longer than the product."""
+    device = weight.device.type
+    if isinstance(tensor, Tensor) and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return tensor.to(weight.dtype) if tensor.is_floating_point() else tensor
+    return tensor
+
+
+def _check_like(problems: Problems, x: Tensor, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    for name, (tensor, shape) in given.items():
+        if tensor is not None:
+            problems.tensor(name, tensor, shape=shape, dtype=x.dtype, device=x.device, like="x")

@@ -1,0 +1,57 @@
+"""The compiled backend of decode_linear: `cpp`, C++ on the CPU, for a few rows."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import native
+from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+
+MOST_ROWS = 16
+"""Rows of a call; with more of them computing takes longer than reading, and torch's matrix product is the better."""
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """[n, O]. A tensor that is not contiguous is copied, the weights too.
+
+    Raises ValueError for shapes, dtypes and numbers of rows that the kernel does not take.
+    """
+    out: Tensor = _op()(x, weight, bias, norm_weight, norm_bias, residual, eps, activation == "gelu")
+    return out
+
+
+@functools.cache
+def _op() -> Any:
+    """Looked up once: the way through torch.ops takes longer than a small call."""
+    return torch.ops.argus_native.decode_linear.default
+
+
+def available() -> str | None:
+    """Why the C++ backend cannot serve anything here, or None."""
+    return native.why_not("cpu")
+
+
+def why_not(inputs: Inputs) -> list[str]:
+    """Every reason why the C++ backend cannot serve these inputs."""
+    problems = [
+        *needs_device("cpu", x=inputs.x, weight=inputs.weight),
+        *needs_dtype(FLOATING, x=inputs.x),
+    ]
+    rows = inputs.x.shape[0]
+    if rows > MOST_ROWS:
+        problems.append(f"x has {rows} rows, expected at most {MOST_ROWS}: more are a matrix product, torch's")
+    return problems
