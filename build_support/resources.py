@@ -116,16 +116,21 @@ def _instructions(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
         return {}
     near = {**os.environ, "PATH": f"{Path(program).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     listing = subprocess.run([program, "-sass", str(binary)], capture_output=True, text=True, env=near, check=True)
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    architecture, kernel, seen = "", "", Counter[str]()
-    for line in _demangled(listing.stdout).splitlines():
-        if place := re.match(r"\s*(?:arch = sm_(\w+)|Function : (.+))$", line):
-            architecture, kernel = place[1] or architecture, place[2] or ""
-            seen = Counter()
-        elif instruction := re.search(r"\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9.]*)", line):
-            seen.update(name for name in COUNTED if instruction[1].startswith(name))
-            counts[kernel.strip(), architecture] = dict(seen)
-    return counts
+    counted = "|".join(map(re.escape, COUNTED))
+    pattern = rf"^[ \t]*(?:arch = sm_(\w+)|Function : (\S+))$|\*/ +(?:@!?U?P\w+ )?({counted})"
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    architecture, kernel = "", ""
+    for place in re.finditer(pattern, listing.stdout, re.MULTILINE):
+        if place[1]:
+            architecture = place[1]
+        elif place[2]:
+            kernel = place[2]
+            counts[kernel, architecture] = Counter()
+        else:
+            counts[kernel, architecture][place[3]] += 1
+    # The names alone: a listing has a million lines.
+    names = _demangled("\n".join(kernel for kernel, _ in counts)).split("\n")
+    return {(name, one[1]): dict(counted) for name, (one, counted) in zip(names, counts.items(), strict=True)}
 
 
 def _demangled(text: str) -> str:
