@@ -125,10 +125,14 @@ def main(
     unknown = [name for name in names if name not in DTYPES]
     if unknown:
         raise typer.BadParameter(f"dtype is {unknown[0]!r}, expected one of {', '.join(DTYPES)}")
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     cases = [(layer, name, n) for name in names for n in rows or [1, 8] for layer in layers_of(width)]
-    measured = [measure(*case, megabytes, seconds) for case in track(cases, "dense layers", transient=True)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measured = [measure(*case, megabytes, seconds) for case in track(cases, "dense layers", transient=True)]
+    finally:
+        torch.set_num_threads(threads)
     table = Table(title=f"one core, {megabytes} MB of weights in turn; µs a layer (GB/s of weights), best round")
     for heading in ("layer", "dtype", "rows", "direct", "modules", "reading", "faster"):
         table.add_column(heading, justify="left" if heading in ("layer", "dtype") else "right", no_wrap=True)
