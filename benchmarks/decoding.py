@@ -18,7 +18,7 @@ from argus_kernels import DirectDecoder, PagedCache
 from benchmarks.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
-from python_model.incremental import encode_newest
+from python_model.incremental import DenseLayer, blocks_of, encode_newest
 from python_model.layers import time_bucket
 from python_model.model import Argus
 
@@ -30,6 +30,7 @@ class PagedDecoder:
     model: Argus
     caches: list[PagedCache]
     decoders: list[DirectDecoder]
+    layers: list[DenseLayer]
 
     @classmethod
     def allocate(cls, model: Argus, users: int, max_events: int) -> PagedDecoder:
@@ -39,7 +40,8 @@ class PagedDecoder:
         dtype, device = model.encoder.norm.weight.dtype, model.device
         biases = zip(model.encoder.position_bias.detach(), model.encoder.time_bias.detach(), strict=True)
         decoders = [DirectDecoder(position_bias=position, time_bias=time) for position, time in biases]
-        return cls(model, PagedCache.allocate_layers(config.layers, *shape, dtype=dtype, device=device), decoders)
+        caches = PagedCache.allocate_layers(config.layers, *shape, dtype=dtype, device=device)
+        return cls(model, caches, decoders, [DenseLayer.of(block) for block in blocks_of(model)])
 
     def rows(self, users: Sequence[int]) -> PagedDecoder:
         """The same caches seen by some users only."""
@@ -60,7 +62,7 @@ class PagedDecoder:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
             return self.decoders[layer](q, self.caches[layer], lengths, k=k, v=v, query_time=times, key_time=times)
 
-        return encode_newest(self.model, tokens, attend)
+        return encode_newest(self.model, self.layers, tokens, attend)
 
 
 @dataclass
@@ -102,7 +104,8 @@ class StockDecoder:
             keys, values = self.keys[layer, None, :, :length], self.values[layer, None, :, :length]
             return F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=bias)[:, :, 0]
 
-        return encode_newest(self.model, tokens, attend)
+        layers = [DenseLayer.stock(block) for block in blocks_of(self.model)]
+        return encode_newest(self.model, layers, tokens, attend)
 
 
 @dataclass(frozen=True)

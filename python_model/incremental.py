@@ -6,18 +6,18 @@ that all layers' caches share a table with, so that users are evicted, forked an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from argus_kernels import DirectDecoder, PagedCache
+from argus_kernels import DirectDecoder, DirectLinear, PagedCache
 from python_model.data.batches import JaggedBatch
-from python_model.layers import Block, time_bucket
+from python_model.layers import Block, Head, time_bucket
 from python_model.model import Argus
 
 
@@ -29,16 +29,67 @@ class Attend(Protocol):
         ...
 
 
-def encode_newest(model: Argus, tokens: Tensor, attend: Attend) -> Tensor:
+@dataclass(frozen=True)
+class DenseLayer:
+    """A transformer block without its attention, for a few rows: x [B, d] → [B, 3d]; attended, x → x; x → hidden; …"""
+
+    query_key_value: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor, Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor], Tensor]
+
+    @classmethod
+    def of(cls, block: Block, backend: str | None = None) -> DenseLayer:
+        """On the CPU through decode_linear, which reads the weights as they are at each call; elsewhere stock torch."""
+        if block.output.weight.device.type != "cpu":
+            return cls.stock(block)
+        return cls(
+            _direct(block.query_key_value, norm=block.attention_norm, backend=backend),
+            _direct(block.output, backend=backend),
+            _direct(block.up, norm=block.feed_norm, activation="gelu", backend=backend),
+            _direct(block.down, backend=backend),
+        )
+
+    @classmethod
+    def stock(cls, block: Block) -> DenseLayer:
+        """As the block's modules compute them."""
+        return cls(
+            lambda x: block.query_key_value(block.attention_norm(x)),
+            lambda attended, x: x + block.output(attended),
+            lambda x: F.gelu(block.up(block.feed_norm(x))),
+            lambda hidden, x: x + block.down(hidden),
+        )
+
+
+def direct_head(head: Head, backend: str | None = None) -> Callable[[Tensor], Tensor]:
+    """A head of the model for what a few rows read, [B, ·] → [B, fan_out]; on the CPU through decode_linear."""
+    if head.output.weight.device.type != "cpu":
+        return head
+    hidden = _direct(head.hidden, activation="gelu", backend=backend)
+    output = _direct(head.output, backend=backend)
+    return lambda readings: output(hidden(readings))
+
+
+def _direct(linear: nn.Linear, norm: nn.LayerNorm | None = None, **settings: Any) -> DirectLinear:
+    if norm is not None:
+        settings.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+    return DirectLinear(linear.weight, linear.bias, **settings)
+
+
+def blocks_of(model: Argus) -> list[Block]:
+    """The encoder's transformer blocks."""
+    return [block for block in model.encoder.blocks if isinstance(block, Block)]
+
+
+def encode_newest(model: Argus, layers: Sequence[DenseLayer], tokens: Tensor, attend: Attend) -> Tensor:
     """States [B, d] of the newest event of B users from their tokens [B, d], everything before them being cached."""
     encoder, x = model.encoder, tokens
-    for layer, block in enumerate(encoder.blocks):
-        assert isinstance(block, Block)
-        shape = (len(x), 3, block.heads, block.head_width)
-        q, k, v = block.query_key_value(block.attention_norm(x)).view(shape).unbind(1)
-        attended = attend(layer, q, k, v, encoder.position_bias[layer], encoder.time_bias[layer])
-        x = x + block.output(attended.reshape(x.shape))
-        x = x + block.down(F.gelu(block.up(block.feed_norm(x))))
+    heads = model.config.heads
+    for number, layer in enumerate(layers):
+        q, k, v = layer.query_key_value(x).view(len(x), 3, heads, -1).unbind(1)
+        attended = attend(number, q, k, v, encoder.position_bias[number], encoder.time_bias[number])
+        x = layer.output(attended.reshape(x.shape), x)
+        x = layer.down(layer.up(x), x)
     return encoder.norm(x)
 
 
@@ -47,8 +98,8 @@ class IncrementalEncoder:
 
     users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. A user without events is there
     from the start. dtype: of the cached keys and values, the weights' own by default; half of it halves the memory and
-    nearly the time of a long history. backend: of decode_attention. `caches` holds one cache per layer, for all that
-    concerns pages alone.
+    nearly the time of a long history. backend: of decode_attention and decode_linear. `caches` holds one cache per
+    layer, for all that concerns pages alone.
     """
 
     def __init__(
@@ -77,6 +128,7 @@ class IncrementalEncoder:
             self._decoders = [
                 DirectDecoder(position_bias=one, time_bias=other, backend=backend) for one, other in biases
             ]
+        self._layers = [DenseLayer.of(block, backend) for block in blocks_of(model)]
 
     @torch.no_grad()
     def append(self, users: Sequence[int], events: JaggedBatch) -> Tensor:
@@ -104,7 +156,7 @@ class IncrementalEncoder:
             )  # fmt: skip
             return attended.to(q.dtype)
 
-        return encode_newest(self.model, tokens, attend)
+        return encode_newest(self.model, self._layers, tokens, attend)
 
     @torch.no_grad()
     def prefill(self, user: int, events: JaggedBatch) -> Tensor:
@@ -122,7 +174,7 @@ class IncrementalEncoder:
         def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
             projected.append(output)
 
-        handles = [one.query_key_value.register_forward_hook(keep) for one in self._blocks()]
+        handles = [one.query_key_value.register_forward_hook(keep) for one in blocks_of(self.model)]
         try:
             states = self.model.encode(events)
         finally:
@@ -160,9 +212,6 @@ class IncrementalEncoder:
     def evict(self, users: Sequence[int]) -> None:
         """Forgets the users."""
         self.caches[0].evict(users)
-
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.model.encoder.blocks if isinstance(block, Block)]
 
     def _tokens(self, events: JaggedBatch, gap: Tensor) -> Tensor:
         model = self.model

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_model.incremental import IncrementalEncoder
+from python_model.incremental import IncrementalEncoder, direct_head
 from python_model.layers import time_bucket
 from python_model.model import Argus
 from python_model.serving import towers
@@ -75,6 +75,7 @@ class SessionStore:
             raise ValueError(f"SessionStore: pages is {pages}, expected at least {slots + 1}, a full history and one")
         self.encoder = IncrementalEncoder(model, resident, wanted, page_size=page_size, pages=self._pages, dtype=dtype)
         self.model, self.kind = self.encoder.model, towers.kind_of(model)
+        self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self.items = items or IdTable(np.arange(model.features.items), "the items of the model")
         self._users, self._export, self._index = users, export, index
         self._reader = EventReader(model.features, self.items)
@@ -184,7 +185,7 @@ class SessionStore:
         given = None if context is None else self._reader.values("context", context)
         found = self._admit([user])
         readings = self._read(found, [self._request(found[0], kind, now, organic, given)])
-        return towers.vectors_of(self.model, readings, kind).numpy(force=True)[0]
+        return self._vectors_of(readings, kind)[0]
 
     def best(
         self, user: Hashable, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
@@ -297,13 +298,16 @@ class SessionStore:
         kinds = ["next_item", "pair"] if self.model.stage == "finetune" else ["next_item"]
         asked = [self._request(one, kind) for kind in kinds for one in found]
         readings = self._read(found * len(kinds), asked)
-        queries = towers.vectors_of(self.model, readings[: len(found)], "next_item").numpy(force=True)
+        queries = self._vectors_of(readings[: len(found)], "next_item")
         pairs = readings[len(found) :]
-        vectors = towers.vectors_of(self.model, pairs, "pair").numpy(force=True) if len(pairs) else None
+        vectors = self._vectors_of(pairs, "pair") if len(pairs) else None
         return [
             Reading(one.log.total - 1, queries[row], None if vectors is None else vectors[row])
             for row, one in enumerate(found)
         ]
+
+    def _vectors_of(self, readings: Tensor, kind: str) -> np.ndarray:
+        return towers.vectors_of(self.model, readings, kind, self._heads[kind]).numpy(force=True)
 
     @torch.inference_mode()
     def _read(self, found: list[Resident], asked: list[list[int]]) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from python_model.data.batches import JaggedBatch
+from python_model.layers import Head
 from python_model.model import Argus
 
 KINDS = ("pair", "next_item")
@@ -35,11 +37,18 @@ def delay_of(model: Argus, kind: str) -> int:
     return model.config.lag if kind == "pair" else 0
 
 
-def vectors_of(model: Argus, readings: Tensor, kind: str) -> Tensor:
-    """User vectors float32 [n, D] of what the heads read [n, ·]; `next_item` has the temperature for its length."""
-    if kind == "pair":
-        return model.user_head(readings).float()
-    return model.temperature * normalize(model.query_head(readings).float(), dim=-1)
+def head_of(model: Argus, kind: str) -> Head:
+    """The head that makes user vectors of a kind."""
+    return model.user_head if kind == "pair" else model.query_head
+
+
+def vectors_of(model: Argus, readings: Tensor, kind: str, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """User vectors float32 [n, D] of what the heads read [n, ·]; `next_item` has the temperature for its length.
+
+    head: computes what `head_of` does; itself where None.
+    """
+    found = (head or head_of(model, kind))(readings).float()
+    return found if kind == "pair" else model.temperature * normalize(found, dim=-1)
 
 
 def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
