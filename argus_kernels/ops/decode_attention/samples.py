@@ -15,6 +15,10 @@ from argus_kernels.core.sample import tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
 
+DISTINCT_PAGES = 1024
+"""Pages that are drawn; a larger cache repeats them. Eight users' worth: drawing more would take longer than timing."""
+
+
 @dataclass(frozen=True)
 class _Case:
     """Users of the given lengths, the new event counted, in a cache of randomly placed pages."""
@@ -67,7 +71,11 @@ class _Case:
 
         def drawn() -> Tensor:
             # As `PagedCache.allocate` makes them.
-            return prefer_huge_pages(torch.empty(shape, dtype=dtype)).copy_(torch.randn(shape, generator=generator))
+            pages = prefer_huge_pages(torch.empty(shape, dtype=dtype))
+            distinct = torch.randn(min(count, DISTINCT_PAGES), *shape[1:], generator=generator)
+            for part in pages.split(len(distinct)):
+                part.copy_(distinct[: len(part)])
+            return pages
 
         return PagedCache(
             drawn(),
