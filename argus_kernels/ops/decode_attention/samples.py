@@ -14,7 +14,6 @@ from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.core.sample import tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
-
 DISTINCT_PAGES = 1024
 """Pages that are drawn; a larger cache repeats them. Eight users' worth: drawing more would take longer than timing."""
 
