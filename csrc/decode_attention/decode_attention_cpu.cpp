@@ -50,38 +50,88 @@ struct Scratch {
         buckets(static_cast<size_t>(params.chunk)) {}
 };
 
-// Consecutive events within a page.
+// One of the cache's arrays.
 template <class T>
-struct Piece {
-  const T* rows;
-  int64_t stride;
-  int64_t count;
+struct Pages {
+  const T* first;
+  int64_t page_stride, slot_stride;
 };
 
-// Calls visit(place in the chunk, piece) for the pages of a chunk in turn.
-template <class T, class Visit>
-ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const void* pages,
-                                 int64_t page_stride, int64_t slot_stride, const Visit& visit) {
-  const int32_t* table = params.block_table + chunk.user * params.table_width;
-  for (int64_t event = chunk.begin; event < chunk.end;) {
-    const int64_t page = table[event / params.page_size], slot = event % params.page_size;
-    const int64_t end = std::min(event - slot + params.page_size, chunk.end);
-    const T* rows = static_cast<const T*>(pages) + page * page_stride + slot * slot_stride;
-    visit(event - chunk.begin, Piece<T>{rows, slot_stride, end - event});
-    event = end;
+// Consecutive events within a page.
+template <class T>
+struct Rows {
+  const T* first;
+  int64_t stride;
+  int64_t count;
+
+  ARGUS_INLINE const T* row(int64_t event) const { return first + event * stride; }
+};
+
+// Those of a user from `begin` on; none where `end` is not beyond it.
+template <class T>
+ARGUS_INLINE Rows<T> rows_from(const Params& params, const Pages<T>& pages, int64_t user, int64_t begin,
+                               int64_t end) {
+  if (begin >= end) return {pages.first, pages.slot_stride, 0};
+  const int64_t page = params.block_table[user * params.table_width + begin / params.page_size];
+  const int64_t slot = begin % params.page_size;
+  return {pages.first + page * pages.page_stride + slot * pages.slot_stride, pages.slot_stride,
+          std::min(params.page_size - slot, end - begin)};
+}
+
+// What is read together, and what will be read after it.
+template <class T>
+struct Piece {
+  Rows<T> now, next;
+
+  // The same of a part of each row.
+  ARGUS_INLINE Piece from(int64_t column) const {
+    return {{now.first + column, now.stride, now.count}, {next.first + column, next.stride, next.count}};
   }
+};
+
+// Calls visit(place in the chunk, piece) for the pages of a chunk in turn; `after` is read when it is done.
+template <class T, class Visit>
+ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const Pages<T>& pages,
+                                 const Rows<T>& after, const Visit& visit) {
+  Rows<T> now = rows_from(params, pages, chunk.user, chunk.begin, chunk.end);
+  for (int64_t event = chunk.begin; event < chunk.end;) {
+    const int64_t end = event + now.count;
+    const Rows<T> next = end < chunk.end ? rows_from(params, pages, chunk.user, end, chunk.end) : after;
+    visit(event - chunk.begin, Piece<T>{now, next});
+    event = end;
+    now = next;
+  }
+}
+
+// How far behind the row of `event` lies the one to ask for while it is read, in bytes; 0 at the end.
+template <class T>
+ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t columns) {
+  constexpr int64_t kPrefetchBytes = 16384;
+  const int64_t wanted = event + kPrefetchBytes / (columns * static_cast<int64_t>(sizeof(T)));
+  const int64_t beyond = wanted - piece.now.count;
+  if (beyond >= piece.next.count) return 0;
+  const T* row = beyond < 0 ? piece.now.row(wanted) : piece.next.row(beyond);
+  return reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(piece.now.row(event));
+}
+
+// Into the second-level cache: the hardware asks too late by itself, and prefetching into the first level is
+// slower than not at all. One beside each load: a burst of them stalls.
+template <class T>
+ARGUS_INLINE void prefetch(const T* from, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(from) + bytes), 0, 2);
 }
 
 // Calls visit(columns before it, vectors) for each block of a head's row. kWidth is the width, 0 where it is
 // not known.
 template <class T, int64_t kWidth, class Visit>
-ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, const Visit& visit) {
+ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead, const Visit& visit) {
   constexpr int64_t kColumns = Block<T>::kColumns;
   const int64_t width = kWidth > 0 ? kWidth : head_width;
   Lanes<Arithmetic<T>> x[Block<T>::kVectors];
   int64_t column = 0;
 #pragma GCC unroll 8
   for (; column + kColumns <= width; column += kColumns) {
+    prefetch(row + column, ahead);
     Block<T>::load(row + column, x);
     visit(column, x);
   }
@@ -93,10 +143,11 @@ ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, const Visit& 
 
 // What the lanes of q · k of one head add up to.
 template <class T, int64_t kWidth>
-ARGUS_INLINE Lanes<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width) {
+ARGUS_INLINE Lanes<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width,
+                                                int64_t ahead) {
   using A = Arithmetic<T>;
   Lanes<A> sum = {};
-  for_each_block<T, kWidth>(key, width, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
+  for_each_block<T, kWidth>(key, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector)
       sum += load_lanes(query + column + vector * kLanes) * x[vector];
   });
@@ -109,12 +160,14 @@ ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const
                               Arithmetic<T>* lane_sums, Arithmetic<T>* scores) {
   using A = Arithmetic<T>;
   const int64_t width = kWidth > 0 ? kWidth : params.width, padded_width = padded<T>(width);
-  for (int64_t event = 0; event < piece.count; event += kTogether) {
-    const int64_t together = std::min(kTogether, piece.count - event);
+  for (int64_t event = 0; event < piece.now.count; event += kTogether) {
+    const int64_t together = std::min(kTogether, piece.now.count - event);
     for (int64_t place = 0; place < together; ++place) {
-      const T* key = piece.rows + (event + place) * piece.stride;
+      const T* key = piece.now.row(event + place);
+      const int64_t ahead = bytes_ahead(piece, event + place, params.heads * width);
       for (int64_t head = 0; head < params.heads; ++head) {
-        const Lanes<A> sum = lane_products<T, kWidth>(query + head * padded_width, key + head * width, width);
+        const Lanes<A> sum =
+            lane_products<T, kWidth>(query + head * padded_width, key + head * width, width, ahead);
         std::memcpy(lane_sums + (head * kTogether + place) * kLanes, &sum, sizeof(sum));
       }
     }
@@ -127,9 +180,10 @@ ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const
 
 // weighted += p · v of one head.
 template <class T, int64_t kWidth>
-ARGUS_INLINE void add_value(Arithmetic<T>* weighted, Arithmetic<T> p, const T* value, int64_t width) {
+ARGUS_INLINE void add_value(Arithmetic<T>* weighted, Arithmetic<T> p, const T* value, int64_t width,
+                            int64_t ahead) {
   using A = Arithmetic<T>;
-  for_each_block<T, kWidth>(value, width, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
+  for_each_block<T, kWidth>(value, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector) {
       A* to = weighted + column + vector * kLanes;
       const Lanes<A> sum = load_lanes(to) + p * x[vector];
@@ -150,12 +204,14 @@ ARGUS_INLINE void weigh_heads(const Piece<T>& piece, const Arithmetic<T>* p, int
   Lanes<A> held[kHeld];
 #pragma GCC unroll 16
   for (int64_t place = 0; place < kHeld; ++place) held[place] = load_lanes(weighted + place * kLanes);
-  for (int64_t event = 0; event < piece.count; ++event) {
-    const T* value = piece.rows + event * piece.stride;
+  for (int64_t event = 0; event < piece.now.count; ++event) {
+    const T* value = piece.now.row(event);
+    const int64_t ahead = bytes_ahead(piece, event, kHeldColumns);
 #pragma GCC unroll 16
     for (int64_t place = 0; place < kHeld; place += kVectors) {
       const A weight = p[place / kOfHead * chunk + event];
       Lanes<A> x[kVectors];
+      prefetch(value + place * kLanes, ahead);
       Block<T>::load(value + place * kLanes, x);
 #pragma GCC unroll 2
       for (int64_t vector = 0; vector < kVectors; ++vector) held[place + vector] += weight * x[vector];
@@ -174,15 +230,16 @@ ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const
   if constexpr (kWidth > 0) {
     constexpr int64_t kHeads = kHeldColumns / kWidth;
     for (; first + kHeads <= params.heads; first += kHeads) {
-      const Piece<T> heads{piece.rows + first * width, piece.stride, piece.count};
-      weigh_heads<T, kWidth>(heads, p + first * params.chunk, params.chunk, weighted + first * width);
+      weigh_heads<T, kWidth>(piece.from(first * width), p + first * params.chunk, params.chunk,
+                             weighted + first * width);
     }
   }
-  for (int64_t event = 0; first < params.heads && event < piece.count; ++event) {
-    const T* value = piece.rows + event * piece.stride;
+  const Piece<T> rest = piece.from(first * width);
+  for (int64_t event = 0; first < params.heads && event < rest.now.count; ++event) {
+    const int64_t ahead = bytes_ahead(rest, event, (params.heads - first) * width);
     for (int64_t head = first; head < params.heads; ++head)
       add_value<T, kWidth>(weighted + head * padded_width, p[head * params.chunk + event],
-                           value + head * width, width);
+                           rest.now.row(event) + (head - first) * width, width, ahead);
   }
 }
 
@@ -190,14 +247,14 @@ ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const
 ARGUS_INLINE void find_buckets(const Params& params, const Chunk& chunk, int32_t* buckets) {
   const int64_t now = params.query_time[chunk.user];
   const TimeBuckets::Cells cells{params.cell_bucket, params.cell_edge};
-  for_each_piece<int64_t>(params, chunk, params.time_pages, params.time_page_stride, params.time_slot_stride,
-                          [&](int64_t place, const Piece<int64_t>& piece) ARGUS_INLINE_LAMBDA {
-                            for (int64_t event = 0; event < piece.count; ++event) {
-                              const int64_t time = piece.rows[event * piece.stride];
-                              buckets[place + event] =
-                                  static_cast<int32_t>(cells.bucket(time_distance(now, time)));
-                            }
-                          });
+  const Pages<int64_t> times{params.time_pages, params.time_page_stride, params.time_slot_stride};
+  for_each_piece<int64_t>(
+      params, chunk, times, {}, [&](int64_t place, const Piece<int64_t>& piece) ARGUS_INLINE_LAMBDA {
+        for (int64_t event = 0; event < piece.now.count; ++event) {
+          const int64_t time = *piece.now.row(event);
+          buckets[place + event] = static_cast<int32_t>(cells.bucket(time_distance(now, time)));
+        }
+      });
 }
 
 template <class T>
@@ -242,7 +299,11 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
       scratch.query[head * padded_width + place_of<T>(column)] =
           load(q[head * width + column]) * static_cast<A>(params.scale);
   }
-  for_each_piece<T>(params, chunk, params.key_pages, params.key_page_stride, params.key_slot_stride,
+  const Pages<T> keys{static_cast<const T*>(params.key_pages), params.key_page_stride,
+                      params.key_slot_stride};
+  const Pages<T> values{static_cast<const T*>(params.value_pages), params.value_page_stride,
+                        params.value_slot_stride};
+  for_each_piece<T>(params, chunk, keys, rows_from(params, values, chunk.user, chunk.begin, chunk.end),
                     [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
                       score_piece<T, kWidth>(params, piece, scratch.query.data(), scratch.lane_sums.data(),
                                              scratch.scores.data() + place);
@@ -252,11 +313,11 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
     exponentiate(scratch.scores.data() + head * params.chunk, count, partial[head],
                  partial[params.heads + head]);
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
-  for_each_piece<T>(params, chunk, params.value_pages, params.value_page_stride, params.value_slot_stride,
-                    [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
-                      weigh_piece<T, kWidth>(params, piece, scratch.scores.data() + place,
-                                             scratch.weighted.data());
-                    });
+  for_each_piece<T>(
+      params, chunk, values, rows_from<T>(params, keys, chunk.user, chunk.end, params.lengths[chunk.user]),
+      [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
+        weigh_piece<T, kWidth>(params, piece, scratch.scores.data() + place, scratch.weighted.data());
+      });
   A* weighted = partial + 2 * params.heads;
   for (int64_t head = 0; head < params.heads; ++head) {
     for (int64_t column = 0; column < width; ++column)
