@@ -15,7 +15,8 @@ namespace {
 
 using namespace column_blocks;
 
-constexpr int64_t kTogether = 4;  // outputs whose lanes are added up at once; rows held in registers
+constexpr int64_t kPrefetchBytes = 16384;  // into the second-level cache
+constexpr int64_t kTogether = 4;           // outputs whose lanes are added up at once; rows held in registers
 
 // Calls visit(column, vectors) for each block of a dense row; the columns past the last are zero.
 template <class T, class Visit>
@@ -128,8 +129,12 @@ ARGUS_INLINE void multiply_rows(const Params& params, const T* weight, int64_t f
   int64_t column = 0;
   for (; column + kColumns <= inputs; column += kColumns) {
 #pragma GCC unroll 4
-    for (int64_t output = 0; output < kOutputs; ++output)
-      Block<T>::load(weight + output * inputs + column, w[output]);
+    for (int64_t output = 0; output < kOutputs; ++output) {
+      const T* from = weight + output * inputs + column;
+      // One row is multiplied as fast as the hardware reads ahead; while several are, it falls behind.
+      if constexpr (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, 0, 2);
+      Block<T>::load(from, w[output]);
+    }
     add(column);
   }
   if (column < inputs) {
