@@ -1,7 +1,6 @@
 // decode_linear on the CPU. Reading the weights is what bounds it: they are read once, row by row in the
-// order of their addresses, which the hardware prefetches by itself, and every row of x is multiplied by a
-// row of them while it is in the nearest cache. A product is summed in 16 lanes, whatever rows share the
-// call.
+// order of their addresses, and every row of x is multiplied by a row of them while it is in the nearest
+// cache. A product is summed in 16 lanes, whatever rows share the call.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
