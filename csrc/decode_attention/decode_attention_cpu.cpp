@@ -10,6 +10,7 @@
 
 #include "common/column_blocks.h"
 #include "common/relative_bias.h"
+#include "common/stored_type.h"
 #include "common/vector_math.h"
 #include "decode_attention/decode_attention.h"
 
@@ -410,21 +411,6 @@ void append_typed(const Params& params, int64_t first, int64_t last) {
     if (params.key_time != nullptr)
       params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
           params.key_time[user];
-  }
-}
-
-// Calls function.operator()<T>() with the stored type.
-template <class Function>
-void with_stored_type(Dtype dtype, const Function& function) {
-  switch (dtype) {
-    case Dtype::float32:
-      return function.template operator()<float>();
-    case Dtype::float64:
-      return function.template operator()<double>();
-    case Dtype::bfloat16:
-      return function.template operator()<BFloat16>();
-    case Dtype::float16:
-      return function.template operator()<Float16>();
   }
 }
 

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/column_blocks.h"
+#include "common/stored_type.h"
 #include "common/vector_math.h"
 #include "decode_linear/decode_linear.h"
 
@@ -226,21 +227,6 @@ ARGUS_INLINE void multiply(const Params& params, int64_t first, int64_t last) {
     }
     for (int64_t row = 0; row < params.rows; ++row)
       finish<T>(params, row, output, count, products + row * kTileOutputs);
-  }
-}
-
-// Calls function.operator()<T>() with the stored type.
-template <class Function>
-void with_stored_type(Dtype dtype, const Function& function) {
-  switch (dtype) {
-    case Dtype::float32:
-      return function.template operator()<float>();
-    case Dtype::float64:
-      return function.template operator()<double>();
-    case Dtype::bfloat16:
-      return function.template operator()<BFloat16>();
-    case Dtype::float16:
-      return function.template operator()<Float16>();
   }
 }
 
