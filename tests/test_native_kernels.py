@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
+from tests.instruction_sets import require_the_same_bits
 
 STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -47,21 +46,8 @@ def _library() -> None:
         pytest.skip(reason)
 
 
-def digests(isa: str | None = None) -> list[str]:
-    """The instruction set, then a checksum of the results with one thread and with four."""
-    environment = {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})}
-    environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
 def test_rowwise_adagrad_has_the_same_bits_everywhere() -> None:
-    here, *checksums = digests()
-    assert checksums[0] == checksums[1]
-    for isa in ("portable", "avx2"):
-        there, *others = digests(isa)
-        assert others == checksums
-        assert there == "isa=portable" or here != "isa=portable", there
+    require_the_same_bits(DIGEST)
 
 
 def arguments(dtype: torch.dtype = torch.float32, gradient: torch.dtype | None = None) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,6 +11,7 @@ from torch import Tensor
 from argus_kernels import PagedCache, decode_attention
 from argus_kernels.core import native
 from argus_kernels.ops.decode_attention.native import forward
+from tests.instruction_sets import require_the_same_bits
 
 DIGEST = """
 import zlib, torch
@@ -49,21 +47,8 @@ def _library() -> None:
         pytest.skip(reason)
 
 
-def digests(isa: str | None = None) -> list[str]:
-    """The instruction set, then a checksum of the results with one thread and with four."""
-    environment = {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})}
-    environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
 def test_the_same_bits_on_every_instruction_set_and_number_of_threads() -> None:
-    here, *checksums = digests()
-    assert checksums[0] == checksums[1]
-    for isa in ("portable", "avx2"):
-        there, *others = digests(isa)
-        assert others == checksums
-        assert there == "isa=portable" or here != "isa=portable", there
+    require_the_same_bits(DIGEST)
 
 
 def drawn(lengths: list[int], dtype: torch.dtype, heads: int = 2, width: int = 64) -> dict[str, Any]:

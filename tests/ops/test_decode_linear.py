@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ from argus_kernels import DirectLinear, decode_linear, explain, use_backend
 from argus_kernels.core import native
 from argus_kernels.ops.decode_linear import OP
 from argus_kernels.ops.decode_linear.native import MOST_ROWS, forward
+from tests.instruction_sets import require_the_same_bits
 
 DIGEST = """
 import zlib, torch
@@ -67,22 +65,9 @@ def _library() -> None:
 needs_library = pytest.mark.usefixtures("_library")
 
 
-def digests(isa: str | None = None) -> list[str]:
-    """The instruction set, then a checksum of the results with one thread and with four."""
-    environment = {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})}
-    environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
 @needs_library
 def test_the_same_bits_on_every_instruction_set_and_number_of_threads() -> None:
-    here, *checksums = digests()
-    assert checksums[0] == checksums[1]
-    for isa in ("portable", "avx2"):
-        there, *others = digests(isa)
-        assert others == checksums
-        assert there == "isa=portable" or here != "isa=portable", there
+    require_the_same_bits(DIGEST)
 
 
 @needs_library
