@@ -1,4 +1,4 @@
-"""Original ids to dense numbers, many at a time."""
+"""Original ids to dense numbers, many at a time; what an id is stands in `python_model.data.identifiers`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import numpy as np
 import pyarrow as pa
 
 from python_model.data.errors import DataError
+from python_model.data.identifiers import integer_of, is_text, narrowed
 
 
 class IdTable:
-    """Original ids, each at its dense number; integers are found by search, texts in a dictionary."""
+    """Original ids, each at its dense number; integers are found by search, texts in a dictionary.
+
+    Integers are compared as integers of 64 bits, signed or not, texts letter by letter: never one as the other.
+    """
 
     def __init__(self, ids: np.ndarray, what: str) -> None:
-        self.ids, self.what = ids, what
+        self.what = what
         self.are_integers = ids.dtype.kind in "iu"
+        self.ids = narrowed(ids) if self.are_integers else ids
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -27,7 +32,7 @@ class IdTable:
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
         kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-        fits = pa.types.is_integer(kind) if self.are_integers else _is_text(kind)
+        fits = pa.types.is_integer(kind) if self.are_integers else is_text(kind)
         if not fits and not pa.types.is_null(kind):
             expected = "integers" if self.are_integers else "text"
             raise DataError(self.what, f"its ids are {expected}, found {values.type}", column=column)
@@ -36,16 +41,17 @@ class IdTable:
         return self._integers(values) if self.are_integers else self._texts(values)
 
     def number(self, value: Any) -> int:
-        """Dense number of one id, −1 where unknown; an integer may come as text."""
-        if self.are_integers:
-            if isinstance(value, str):
-                if not value.lstrip("-").isdigit():
-                    return -1
-                value = int(value)
-            if not isinstance(value, (int, np.integer)):
-                return -1
-            return int(self._search(np.array([value]))[0])
-        return self._numbers.get(str(value), -1)
+        """Dense number of one id, −1 where unknown; an integer may come as text, in its canonical spelling."""
+        if isinstance(value, (bool, np.bool_)):
+            return -1
+        if not self.are_integers:
+            return self._numbers.get(value, -1) if isinstance(value, str) else -1
+        if isinstance(value, str):
+            value = integer_of(value)
+        if not isinstance(value, (int, np.integer)) or not -(2**63) <= int(value) < 2**64:
+            return -1
+        dtype = np.int64 if int(value) < 2**63 else np.uint64
+        return int(self._search(np.array([value], dtype))[0])
 
     def require(self, values: Sequence[Any]) -> np.ndarray:
         """Dense numbers int64 of ids that must all be known; ValueError naming the first that is not."""
@@ -69,14 +75,20 @@ class IdTable:
         return found
 
     def _search(self, values: np.ndarray) -> np.ndarray:
-        if len(self.ids) == 0:
+        if len(self.ids) == 0 or len(values) == 0:
             return np.full(len(values), -1, np.int64)
-        if self._is_dense:
-            inside = (values >= 0) & (values < len(self.ids))
-            return np.where(inside, values, -1).astype(np.int64)
         keys, order = self._sorted
+        # numpy compares int64 with uint64 as float64: what the type of the table cannot hold is unknown to it.
+        bounds = np.iinfo(keys.dtype)
+        fits = (values >= np.array(0, values.dtype)) if bounds.min == 0 else np.ones(len(values), bool)
+        if values.dtype == np.uint64 and keys.dtype == np.int64:
+            fits = values <= np.uint64(bounds.max)
+        values = np.where(fits, values, np.array(0, values.dtype)).astype(keys.dtype)
+        if self._is_dense:
+            inside = fits & (values >= 0) & (values < len(self.ids))
+            return np.where(inside, values, -1).astype(np.int64)
         place = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
-        return np.where(keys[place] == values, order[place], -1)
+        return np.where(fits & (keys[place] == values), order[place], -1)
 
     def _texts(self, values: pa.Array) -> np.ndarray:
         if not pa.types.is_dictionary(values.type):
@@ -93,12 +105,8 @@ class IdTable:
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
         order = np.argsort(self.ids, kind="stable")
-        return self.ids[order].astype(np.int64), order
+        return self.ids[order], order
 
     @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {str(value): number for number, value in enumerate(self.ids.tolist())}
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    def _numbers(self) -> dict[Any, int]:
+        return {value: number for number, value in enumerate(self.ids.tolist())}

@@ -1,0 +1,87 @@
+"""What an id is: an integer of 64 bits, signed or not, or a text, compared exactly and never turned into the other.
+
+Everything that reads, compares or searches the ids of users and items asks here. "007" is another id than "7", 1.0 and
+true are none.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from python_model.data.errors import DataError
+
+CANONICAL = r"^(0|-?[1-9][0-9]*)$"
+"""An integer as text in its one spelling: ASCII digits, no sign before 0 or a positive one, no leading zeros."""
+MAX_BYTES = 1024
+"""Longest text id in UTF-8."""
+_EXPECTED = "integers or text"
+_INTEGER = re.compile(CANONICAL, re.ASCII)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type is one of text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def ids_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
+    """The ids of an Arrow column as they are: int64, uint64 where a value needs it, or objects of text.
+
+    DataError where the column is of another type, or at the first row (1-based, `first_row` is that of the first
+    value) that has no id, an empty one, or a text of more than MAX_BYTES.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind = values.type
+    if not (pa.types.is_integer(kind) or is_text(kind)):
+        raise DataError(file, f"expected {_EXPECTED}, found {kind}", column=column)
+    if values.null_count:
+        row = int(np.argmax(np.asarray(values.is_null()))) + first_row
+        raise DataError(file, "expected an id, found nothing", column=column, row=row)
+    if pa.types.is_integer(kind):
+        return narrowed(values.to_numpy(zero_copy_only=False))
+    found = values.to_numpy(zero_copy_only=False).astype(object)
+    for at, text in enumerate(found):
+        if not text or len(text.encode()) > MAX_BYTES:
+            message = f"expected an id of 1 to {MAX_BYTES} bytes, found {len(text.encode())}"
+            raise DataError(file, message, column=column, row=at + first_row)
+    return found
+
+
+def narrowed(ids: np.ndarray) -> np.ndarray:
+    """Integer ids as int64, or as uint64 where one is above 2⁶³ − 1."""
+    if ids.dtype == np.uint64 and len(ids) and int(ids.max()) > np.iinfo(np.int64).max:
+        return ids
+    return ids.astype(np.int64)
+
+
+def integer_of(text: str) -> int | None:
+    """The integer that a text spells in the one canonical way and that int64 or uint64 holds; None for any other."""
+    if len(text) > 20 or _INTEGER.fullmatch(text) is None:
+        return None
+    value = int(text)
+    return value if -(2**63) <= value < 2**64 else None
+
+
+def id_of(value: Any, what: str) -> int | str:
+    """One id as it came in a request; ValueError that begins with `what` where it is none."""
+    if isinstance(value, np.integer):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(f"{what} is {value!r}, expected an integer or text")
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise ValueError(f"{what} is {value}, expected an integer of 64 bits")
+        return value
+    if not value or len(value.encode(errors="surrogatepass")) > MAX_BYTES:
+        size = len(value.encode(errors="surrogatepass"))
+        raise ValueError(f"{what} is a text of {size:,} bytes, expected 1 to {MAX_BYTES}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{what} is {value!r}, expected text that UTF-8 can hold")
+    return value

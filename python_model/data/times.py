@@ -1,0 +1,109 @@
+"""What a time is: a whole number of seconds since 1970 in UTC, no later than 2100, in one place for everybody.
+
+Readers, the writer, `argus score` and `argus serve` ask here. A number outside the range of its unit is one of another
+unit: milliseconds read as seconds would put every gap between events into the last bucket and let a score see the
+future, without a word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from python_model.data.errors import DataError
+
+LATEST = 4_102_444_800
+"""2100-01-01 00:00 UTC in seconds; a column of later seconds is one of milliseconds or finer."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A unit of times: its name, how many make a second, and the earliest value (in it) that can be of this unit."""
+
+    name: str
+    per_second: int
+    earliest: int
+
+    @property
+    def latest(self) -> int:
+        """The latest value, in this unit."""
+        return LATEST * self.per_second
+
+    def expected(self) -> str:
+        """What a value of this unit is, in words."""
+        since = "since 1970" if self.earliest == 0 else f"since 1970, at least {self.earliest}"
+        return f"a whole number of {self.name} {since} and before 2100 ({self.latest})"
+
+
+SECONDS = Unit("seconds", 1, 0)
+# Seconds of today read as milliseconds fall into January 1970, when nobody logged an event.
+MILLISECONDS = Unit("milliseconds", 1_000, 10**11)
+_LIKELY = 631_152_000
+_TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_FINER = ((1_000, "milliseconds"), (1_000_000, "microseconds"), (1_000_000_000, "nanoseconds"))
+
+
+def times_of(
+    values: np.ndarray, unit: Unit, file: str | Path, column: str, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """The times of a column of integers, int64 in `unit` as they came; DataError at the first that is none.
+
+    rows: the 1-based data row of each value; 1, 2, … by default.
+    """
+    if values.dtype.kind not in "iu":
+        raise DataError(file, f"expected {unit.expected()}, found {values.dtype}", column=column)
+    bad = (values < unit.earliest) | (values > unit.latest)
+    if bad.any():
+        at = int(np.argmax(bad))
+        row = at + 1 if rows is None else int(rows[at])
+        raise DataError(file, _wrong(int(values[at]), unit), column=column, row=row)
+    return values.astype(np.int64)
+
+
+def seconds_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
+    """Seconds int64 of an Arrow column: integers are seconds, timestamps of any unit and zone say themselves.
+
+    A timestamp with a zone is a moment whatever the zone; one without is taken as UTC. Fractions of a second are cut
+    off. DataError for null, another type, or a time before 1970 or after 2100; `first_row` is the row of the first.
+    """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    rows = np.arange(first_row, first_row + len(values))
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
+        raise DataError(file, f"expected {SECONDS.expected()} or a timestamp, found {kind}", column=column)
+    if values.null_count:
+        row = int(rows[np.argmax(np.asarray(values.is_null()))])
+        raise DataError(file, f"expected {SECONDS.expected()}, found nothing", column=column, row=row)
+    if pa.types.is_integer(kind):
+        return times_of(values.to_numpy(zero_copy_only=False), SECONDS, file, column, rows)
+    # The stored number is in UTC: no zone is asked, so that no local hour can be ambiguous.
+    ticks = values.view(pa.int64()).to_numpy(zero_copy_only=False)
+    return times_of(ticks // _TICKS[kind.unit], SECONDS, file, column, rows)
+
+
+def second_of(value: Any, what: str) -> int:
+    """One time in seconds, checked; ValueError that begins with `what`."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{what} is {value!r}, expected {SECONDS.expected()}")
+    if not SECONDS.earliest <= value <= SECONDS.latest:
+        raise ValueError(f"{what}: {_wrong(int(value), SECONDS)}")
+    return int(value)
+
+
+def _wrong(value: int, unit: Unit) -> str:
+    return f"expected {unit.expected()}, found {value}{_guess(value, unit)}"
+
+
+def _guess(value: int, unit: Unit) -> str:
+    """What else a value may be, as a question: the coarsest unit in which it is a time after 1990."""
+    for per_second, name in ((1, "seconds"), *_FINER):
+        if name != unit.name and _LIKELY <= value // per_second <= LATEST:
+            day = datetime.fromtimestamp(value // per_second, timezone.utc).date().isoformat()
+            return f"; in {name} it would be {day}: give {unit.name}"
+    return ""

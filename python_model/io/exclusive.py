@@ -1,0 +1,98 @@
+"""One process owns a directory that it changes in place; a second one is refused by the name of the first.
+
+The lock is the kernel's (`flock`): it ends with the process that holds it, however that ends. The file says who holds
+it, for the sentence that another process gets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+from python_model.io.json_text import parse
+
+LOCK = ".lock"
+"""Name of the lock file in a directory that is changed in place."""
+
+
+class InUseError(ValueError):
+    """Another process owns a directory; the message names it."""
+
+
+@contextlib.contextmanager
+def owned(directory: Path) -> Iterator[None]:
+    """Own a directory, which is made where it is not there, for the length of a block; see `own`."""
+    lock = own(directory)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def own(directory: Path) -> IO[str]:
+    """Own a directory until the file that is returned is closed, or until this process ends.
+
+    Raises InUseError naming process, command and start where another process owns it, or this one already does.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    return _hold(directory / LOCK, directory)
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[None]:
+    """Own the name `out`, which is to appear or to be replaced as a whole, for the length of a block; see `own`.
+
+    The lock lies beside `out` under a hidden name and is removed when the block ends.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    file = out.with_name(f".{out.name}{LOCK}")
+    while True:
+        lock = _hold(file, out)
+        # Whoever held it before removes the file: a lock on a file that is gone keeps nobody out.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                break
+        lock.close()
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
+        lock.close()
+
+
+def _hold(file: Path, what: Path) -> IO[str]:
+    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = _owner(lock)
+        lock.close()
+        raise InUseError(f"{what} is in use by {owner}: wait until it ends or choose another directory") from error
+    except BaseException:
+        lock.close()
+        raise
+    lock.truncate(0)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    command = " ".join(sys.argv)
+    lock.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": started}))
+    lock.flush()
+    return lock
+
+
+def _owner(lock: IO[str]) -> str:
+    """Who wrote a lock file, in words."""
+    lock.seek(0)
+    try:
+        said = parse(lock.read())
+        return f"process {said['process']} on {said['host']} ({said['command']}, since {said['since']})"
+    except (ValueError, KeyError, TypeError):
+        # It has the lock and has not yet said who it is.
+        return "another process"
