@@ -33,9 +33,11 @@ void check_pages(const char* name, const Tensor& pages, const Arguments& given) 
               {given.key_pages.size(0), given.key_pages.size(1), given.q.size(1), given.q.size(2)});
   check_dtype(kOp, name, pages, {given.q.scalar_type()});
   check_same_device(kOp, name, pages, "q", given.q);
-  const bool dense = (pages.size(3) <= 1 || pages.stride(3) == 1) &&
-                     (pages.size(2) <= 1 || pages.stride(2) == pages.size(3));
-  if (!dense) fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
+  const bool dense_heads = pages.size(3) <= 1 || pages.stride(3) == 1;
+  const bool dense_events = pages.size(2) <= 1 || pages.stride(2) == pages.size(3);
+  if (pages.numel() > 0 && !(dense_heads && dense_events))
+    fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
+  if (given.k) check_no_overlap(kOp, name, pages);
 }
 
 void check_rows(const char* name, const Optional& tensor, const Arguments& given, bool vectors) {
@@ -56,6 +58,8 @@ void check_biases(const Arguments& given) {
        {std::pair{"position_bias", &given.position_bias}, std::pair{"time_bias", &given.time_bias}}) {
     if (!*table) continue;
     check_shape(kOp, name, **table, "[H, buckets]", {given.q.size(1), -1});
+    check_dtype(kOp, name, **table,
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
     check_same_device(kOp, name, **table, "q", given.q);
     if ((*table)->size(1) == 0) fail(kOp, name, " has no bucket, expected at least 1");
   }
@@ -65,10 +69,12 @@ void check_biases(const Arguments& given) {
   check_shape(kOp, "thresholds", *given.thresholds, "[N]", {given.time_bias->size(1)});
   check_dtype(kOp, "thresholds", *given.thresholds, {ScalarType::Long});
   check_contiguous(kOp, "thresholds", *given.thresholds);
+  check_same_device(kOp, "thresholds", *given.thresholds, "q", given.q);
 }
 
-void check(const Arguments& given) {
+void check(const Arguments& given, std::optional<int64_t> window) {
   const Tensor& q = given.q;
+  if (window && *window < 1) fail(kOp, "window is ", *window, ", expected at least 1, or none for no limit");
   check_shape(kOp, "q", q, "[B, H, Dh]", {-1, -1, -1});
   if (q.is_cpu()) {
     check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
@@ -86,8 +92,11 @@ void check(const Arguments& given) {
   check_dtype(kOp, "block_table", given.block_table, {ScalarType::Int});
   check_shape(kOp, "lengths", given.lengths, "[B]", {q.size(0)});
   check_dtype(kOp, "lengths", given.lengths, {ScalarType::Int});
-  for (const Tensor* tensor : {&given.time_pages, &given.block_table, &given.lengths})
-    check_same_device(kOp, "the cache", *tensor, "q", q);
+  for (const auto& [name, tensor] :
+       {std::pair{"time_pages", &given.time_pages}, std::pair{"block_table", &given.block_table},
+        std::pair{"lengths", &given.lengths}})
+    check_same_device(kOp, name, *tensor, "q", q);
+  if (given.k && given.key_time) check_no_overlap(kOp, "time_pages", given.time_pages);
   if (given.k.has_value() != given.v.has_value())
     fail(kOp, "one of k and v is given, expected both or neither");
   check_rows("k", given.k, given, true);
@@ -97,29 +106,25 @@ void check(const Arguments& given) {
   check_biases(given);
 }
 
-Optional contiguous(const Optional& tensor) {
-  return tensor ? Optional(torch::stable::contiguous(*tensor)) : tensor;
-}
-
 // A bias table in the type that the kernels compute in.
-Optional arithmetic(const Optional& table, const Tensor& q) {
+Optional arithmetic(const char* name, const Optional& table, const Tensor& q) {
   if (!table) return table;
   const ScalarType wide = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (table->scalar_type() == wide) return contiguous(table);
-  return torch::stable::contiguous(torch::stable::to(*table, wide));
+  if (table->scalar_type() == wide) return dense(kOp, name, table);
+  return dense(kOp, name, torch::stable::to(*table, wide));
 }
 
 Arguments prepared(const Arguments& given) {
   Arguments ready = given;
-  ready.q = torch::stable::contiguous(given.q);
-  ready.block_table = torch::stable::contiguous(given.block_table);
-  ready.lengths = torch::stable::contiguous(given.lengths);
-  ready.k = contiguous(given.k);
-  ready.v = contiguous(given.v);
-  ready.query_time = contiguous(given.query_time);
-  ready.key_time = given.k ? contiguous(given.key_time) : std::nullopt;
-  ready.position_bias = arithmetic(given.position_bias, given.q);
-  ready.time_bias = arithmetic(given.time_bias, given.q);
+  ready.q = dense(kOp, "q", given.q);
+  ready.block_table = dense(kOp, "block_table", given.block_table);
+  ready.lengths = dense(kOp, "lengths", given.lengths);
+  ready.k = dense(kOp, "k", given.k);
+  ready.v = dense(kOp, "v", given.v);
+  ready.query_time = dense(kOp, "query_time", given.query_time);
+  ready.key_time = given.k ? dense(kOp, "key_time", given.key_time) : std::nullopt;
+  ready.position_bias = arithmetic("position_bias", given.position_bias, given.q);
+  ready.time_bias = arithmetic("time_bias", given.time_bias, given.q);
   return ready;
 }
 
@@ -171,7 +176,8 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
 #ifndef ARGUS_CUDA_LIBRARY
 
 void check_history(const Params& params, int64_t user) {
-  const int64_t length = params.lengths[user], capacity = params.table_width * params.page_size;
+  const int64_t length = params.lengths[user];
+  const int64_t capacity = saturating_product(params.table_width, params.page_size);
   if (length < 0 || length > capacity)
     fail(kOp, "lengths[", user, "] is ", length, ", expected 0 to ", capacity);
   const int32_t* table = params.block_table + user * params.table_width;
@@ -197,33 +203,41 @@ void check_appended_pages(const Params& params) {
   }
 }
 
-// The cells of these edges, worked out once: that takes longer than decoding a short history.
-const TimeBuckets& time_buckets(const int64_t* edges, int64_t count) {
+using SharedBuckets = std::shared_ptr<const TimeBuckets>;
+
+// The cells of these edges. Working them out takes about as long as decoding a short history, so the last few
+// are kept.
+SharedBuckets time_buckets(const int64_t* edges, int64_t count) {
+  constexpr size_t kMostKept = 8;
   static std::mutex lock;
-  static std::list<TimeBuckets> known;
+  static std::list<SharedBuckets> known;
   const std::lock_guard<std::mutex> guard(lock);
-  for (const TimeBuckets& buckets : known) {
-    bool same = buckets.count() == count;
-    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets.edge(bucket) == edges[bucket];
+  for (const SharedBuckets& buckets : known) {
+    bool same = buckets->count() == count;
+    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets->edge(bucket) == edges[bucket];
     if (same) return buckets;
   }
-  return known.emplace_back(edges, count);
+  known.push_front(std::make_shared<const TimeBuckets>(kOp, "thresholds", edges, count));
+  if (known.size() > kMostKept) known.pop_back();
+  return known.front();
 }
 
 // Threads share the chunks one by one; small calls stay on the calling thread.
 constexpr int64_t kBytesWorthAThread = 1 << 17;
 
-void run_on_cpu(Params& params) {
+// `appends`: k and v are given; of no width they have no memory.
+void run_on_cpu(Params& params, bool appends) {
   const int64_t row_bytes = params.heads * params.width *
                             (params.dtype == Dtype::float64   ? 8
                              : params.dtype == Dtype::float32 ? 4
                                                               : 2);
   params.chunk = chunk_events(2 * row_bytes);
-  if (params.k != nullptr) {
+  if (appends) {
     const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(2 * row_bytes, 1));
     torch::stable::parallel_for(0, params.users, grain,
                                 [&](int64_t first, int64_t last) { append_cpu(params, first, last); });
   }
+  if (params.heads == 0 || params.width == 0) return;
   const HistoryChunks histories(params);
   const auto results = std::make_unique_for_overwrite<double[]>(
       static_cast<size_t>(histories.count() * partial_elements(params)));
@@ -245,18 +259,19 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
                      std::optional<int64_t> window) {
   const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
                         v, position_bias, time_bias,   thresholds, query_time,  key_time};
-  check(given);
+  check(given, window);
   const Arguments ready = prepared(given);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
-  if (params.k != nullptr) check_appended_pages(params);
+  if (k) check_appended_pages(params);
+  SharedBuckets buckets;
   if (params.time_bias != nullptr) {
-    const TimeBuckets::Cells cells = time_buckets(params.thresholds, params.time_buckets).cells();
-    params.cell_bucket = cells.first;
-    params.cell_edge = cells.edge;
+    buckets = time_buckets(params.thresholds, params.time_buckets);
+    params.cell_bucket = buckets->cells().first;
+    params.cell_edge = buckets->cells().edge;
   }
-  if (params.users > 0 && params.heads > 0 && params.width > 0) run_on_cpu(params);
+  if (params.users > 0) run_on_cpu(params, k.has_value());
   return out;
 }
 
@@ -268,7 +283,7 @@ Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor tim
                       std::optional<int64_t> window) {
   const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
                         v, position_bias, time_bias,   thresholds, query_time,  key_time};
-  check(given);
+  check(given, window);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const Arguments ready = prepared(given);

@@ -42,7 +42,8 @@ inline void check(const Inputs& inputs) {
   for (const int64_t column : inputs.columns) {
     if (column < 0 || column >= static_cast<int64_t>(inputs.tables.size()))
       fail(kOp, "columns names table ", column, ", expected one of the ", inputs.tables.size(), " tables");
-    height += inputs.tables[static_cast<size_t>(column)].size(1);
+    const int64_t width = inputs.tables[static_cast<size_t>(column)].size(1);
+    height = checked_sum(kOp, "the sum of the columns' widths", height, width);
   }
   if (inputs.weight.size(0) != height)
     fail(kOp, "weight has ", inputs.weight.size(0), " rows, expected ", height);
@@ -52,8 +53,8 @@ inline Inputs dense_inputs(const Tensor& ids, const std::vector<Tensor>& tables,
                            const std::vector<int64_t>& columns, const Tensor& weight) {
   Inputs inputs{ids, weight, tables, columns};
   check(inputs);
-  inputs.ids = torch::stable::contiguous(ids);
-  inputs.weight = torch::stable::contiguous(weight);
+  inputs.ids = dense(kOp, "ids", ids);
+  inputs.weight = dense(kOp, "weight", weight);
   return inputs;
 }
 
@@ -77,14 +78,14 @@ inline std::optional<Tensor> dense_bias(const Inputs& inputs, const std::optiona
   check_shape(kOp, "bias", *bias, "[D]", {inputs.weight.size(1)});
   check_dtype(kOp, "bias", *bias, {inputs.weight.scalar_type()});
   check_same_device(kOp, "bias", *bias, "weight", inputs.weight);
-  return torch::stable::contiguous(*bias);
+  return dense(kOp, "bias", *bias);
 }
 
 inline Tensor dense_gradient(const Inputs& inputs, const Tensor& gradient) {
   check_shape(kOp, "gradient", gradient, "[T, D]", {inputs.ids.size(1), inputs.weight.size(1)});
   check_dtype(kOp, "gradient", gradient, {inputs.weight.scalar_type()});
   check_same_device(kOp, "gradient", gradient, "weight", inputs.weight);
-  return torch::stable::contiguous(gradient);
+  return dense(kOp, "gradient", gradient);
 }
 
 }  // namespace argus::triple_embedding
