@@ -63,7 +63,10 @@ FAULTS = {
     "misaligned_vector_load": THREAD + r"undefined behaviour: a null or misaligned pointer.* \(faults.cpp:\d+\)",
     "index_in_registers": THREAD + r"undefined behaviour: an index outside its array \(faults.cpp:\d+\)",
     "integer_overflow": THREAD + r"undefined behaviour: a multiplication overflows \(faults.cpp:\d+\)",
-    "too_little_dynamic_shared_memory": r"thread \(31, 0, 0\): out of bounds: reads 4 bytes at byte 124 of dynamic",
+    "shared_memory_that_nothing_wrote": r"thread \(9, 0, 0\): undefined: reads byte 36 of dynamic shared memory, which "
+    "nothing has written",
+    "fresh_memory_added_to": THREAD + r"undefined: reads byte \d+ of buffer 'sums', which nothing has written",
+    "too_little_dynamic_shared_memory": r"thread \(31, 0, 0\): out of bounds: writes 4 bytes at byte 124 of dynamic",
     "no_dynamic_shared_memory": THREAD + "uses dynamic shared memory, and the launch gave none",
     "too_much_shared_memory": "the block's shared arrays take 232452 bytes, more than the 232448 a block can have",
     "ldmatrix_of_global_memory": THREAD + "ldmatrix of an address that is not in shared memory",
