@@ -41,8 +41,8 @@ BACKENDS = {
     EMBEDDING: triple_embedding_on_host.BACKEND,
 }
 BEYOND = {("causal_attention", "output 1"): 1.25}
-"""Where the rule does not hold: the log-sum-exp stays in float32, beside which the cut-off bits of a product of 128 terms
-show (rms error 1.15 times what is allowed). How much more is allowed here."""
+"""Where the rule does not hold, and how much more is allowed: the log-sum-exp stays in float32, beside which the bits
+cut off from a product of 128 terms show (rms error 1.15 times what the rule allows)."""
 CASES = (
     HistoryCase("jagged", (0, 37, 1, 130), width=64, padding=3, position_buckets=9, time_buckets=50),
     HistoryCase("lagged", (150, 33), width=128, heads=1, mask="lagged"),
