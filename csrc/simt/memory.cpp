@@ -16,7 +16,10 @@
 #include <sanitizer/asan_interface.h>
 #define ARGUS_POISON(address, bytes) __asan_poison_memory_region(address, bytes)
 #define ARGUS_UNPOISON(address, bytes) __asan_unpoison_memory_region(address, bytes)
+// Nor are plain writes seen there, so that nobody knows what was written.
+#define ARGUS_WRITES_ARE_SEEN false
 #else
+#define ARGUS_WRITES_ARE_SEEN true
 #define ARGUS_POISON(address, bytes) static_cast<void>(0)
 #define ARGUS_UNPOISON(address, bytes) static_cast<void>(0)
 #endif
@@ -178,7 +181,7 @@ std::string access_text(Kind kind, size_t bytes) {
 [[noreturn]] void fault_undefined(const Region& region, uintptr_t address, int thread, Kind kind) {
   const std::string who = thread == current_thread() ? "" : "for thread " + thread_name(thread) + ": ";
   fault("undefined: " + who + verb(kind) + " byte " + std::to_string(address - region.begin) + " of " +
-        region.name + ", which nothing has written");
+        region.name + ", which nothing has written yet");
 }
 
 void touch(Region& region, uintptr_t address, int thread, Kind kind) {
@@ -211,7 +214,7 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
                                     bool defined) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
   Cell fresh;
-  fresh.defined = defined;
+  fresh.defined = defined || !ARGUS_WRITES_ARE_SEEN;
   return std::make_unique<Region>(
       Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes, fresh)});
 }
