@@ -88,6 +88,8 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
+    // The runtime keeps an error until somebody takes it: the next launch would fail with this one's.
+    static_cast<void>(cudaGetLastError());
     throw std::runtime_error(std::string(op) + ": kernel launch failed: " + cudaGetErrorString(error));
   }
 #else

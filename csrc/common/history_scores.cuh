@@ -159,8 +159,10 @@ ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int
   if (given.time_bias == nullptr) return rows;
   const int64_t* time = (kQueryRows ? given.query_time : given.key_time) + begin;
   if (lane < kRows) rows.time[lane] = place < length ? time[place] : 0;
-  if (first >= length) return rows;
-  const TimeSpan span = warp_time_span(time + first, min(kRows, length - first));
+  // A warp past the user's end joins in the block's products, and its scores ask for buckets that nobody
+  // keeps.
+  const TimeSpan span =
+      first < length ? warp_time_span(time + first, min(kRows, length - first)) : TimeSpan{0, 0};
   if (lane == 0) *rows.span = span;
   return rows;
 }

@@ -13,6 +13,7 @@
 #include "common/device.cuh"
 
 #if !defined(__CUDACC__)
+#include "simt/arithmetic.h"
 #include "simt/ptx.h"
 #endif
 
@@ -154,11 +155,10 @@ inline void cp_async_wait_all() {
   simt::copy_async_wait_all();
 }
 inline float exp2_approx(float x) {
-  const float result = exp2f(x);
-  return result < 0x1p-126f ? 0.0f : result;
+  return simt::exp2_approx(x);
 }
 inline float tanh_approx(float x) {
-  return tanhf(x);
+  return simt::tanh_approx(x);
 }
 
 #endif

@@ -13,7 +13,7 @@ LaunchShape tiles_shape(const CudaParams& params) {
 }
 
 void scale(const CudaParams& params, bool backward, void* stream) {
-  const LaunchShape shape{dim3(1), dim3(kMostTasks)};
+  const LaunchShape shape{dim3(1), dim3(static_cast<unsigned>(params.tasks * kWarpSize))};
   launch(kOp, scale_kernel, shape, stream, params, cuda_parts(params.rows), backward);
 }
 

@@ -202,12 +202,18 @@ ARGUS_DEVICE void put_residuals(float* logits, int classes, int64_t target, floa
   }
 }
 
-// The sum of x over the block, in double, for every task in turn; thread 0 adds it to `to`.
-ARGUS_DEVICE void add_block_sum(double x, double* to) {
-  ARGUS_SHARED(double, sums, [kWarps]);
+// The sum of x over the warp, in double, in every lane.
+ARGUS_DEVICE double warp_sum_of_doubles(double x) {
 #pragma unroll
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2)
     x += __shfl_xor_sync(kFullWarp, x, distance);
+  return x;
+}
+
+// The sum of x over the block, in double, for every task in turn; thread 0 adds it to `to`.
+ARGUS_DEVICE void add_block_sum(double x, double* to) {
+  ARGUS_SHARED(double, sums, [kWarps]);
+  x = warp_sum_of_doubles(x);
   if (threadIdx.x % kWarpSize == 0) sums[threadIdx.x / kWarpSize] = x;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -267,16 +273,19 @@ __global__ void __launch_bounds__(kThreads) weights_kernel(CudaParams params) {
   }
 }
 
-// One thread a task adds the blocks' sums in order: the loss, or (backward) what the residuals are multiplied
-// by.
+// One warp a task adds up the blocks' sums: the loss, or (backward) what the residuals are multiplied by. The
+// order follows from the number of blocks, which follows from the rows.
 __global__ void scale_kernel(CudaParams params, int64_t parts, bool backward) {
-  const int task = static_cast<int>(threadIdx.x);
+  const int task = warp_index();
   if (task >= params.tasks) return;
   double loss = 0.0, weight = 0.0;
-  for (int64_t part = 0; part < parts; ++part) {
+  for (int64_t part = lane_index(); part < parts; part += kWarpSize) {
     loss += params.part_loss[part * params.tasks + task];
     weight += params.part_weight[part * params.tasks + task];
   }
+  loss = warp_sum_of_doubles(loss);
+  weight = warp_sum_of_doubles(weight);
+  if (lane_index() != 0) return;
   const double given = params.task_weight == nullptr ? 1.0 : static_cast<double>(params.task_weight[task]);
   const double scale = weight > 0.0 ? given / weight : 0.0;
   if (backward) {

@@ -50,6 +50,7 @@ Params make_params(const Tensor& table, const Tensor& state, const Tensor& gradi
       .gradients = gradients.const_data_ptr(),
       .rows = nullptr,
       .order = nullptr,
+      .piece_sums = nullptr,
       .table_rows = table.size(0),
       .table_stride = table.stride(0),
       .count = gradients.size(0),
@@ -108,6 +109,9 @@ void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradient
   const auto [sorted, order] = sort_stably(rows);
   params.rows = sorted.const_data_ptr<int64_t>();
   params.order = order.const_data_ptr<int64_t>();
+  const int64_t pieces = params.count < 2 * kPiece ? 0 : params.count / kPiece;
+  const Tensor piece_sums = torch::stable::new_empty(table, {pieces, params.width}, ScalarType::Float);
+  params.piece_sums = piece_sums.mutable_data_ptr<float>();
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(table.get_device_index(), &stream));
   launch_cuda(params, stream);

@@ -4,8 +4,8 @@
 //   state[r] = state[r] + mean(g²)
 //   table[r] = table[r] − lr · g / (√state[r] + eps)
 //
-// Only the given rows are read or written. Gradients of one row are added in the order in which they are
-// given.
+// Only the given rows are read or written. On the CPU gradients of one row are added in the order in which
+// they are given; on the GPU in pieces of kPiece, then the pieces, both in that order.
 #pragma once
 
 #include <cstdint>
@@ -18,12 +18,15 @@ class RowOrder;
 
 namespace argus::rowwise_adagrad {
 
+constexpr int64_t kPiece = 128;
+
 struct Params {
   void* table;            // [table_rows, width], rows table_stride elements apart
   void* state;            // [table_rows]
   const void* gradients;  // [count, width], contiguous
   const int64_t* rows;    // GPU: [count], ascending
   const int64_t* order;   // GPU: [count], where the gradient of rows[i] stands, equal rows as given
+  float* piece_sums;      // GPU: [count / kPiece, width], nothing where count < 2 · kPiece
   int64_t table_rows;
   int64_t table_stride;
   int64_t count;

@@ -1,4 +1,4 @@
-// Launches the row-wise Adagrad kernel.
+// Launches the row-wise Adagrad kernels.
 #include <algorithm>
 
 #include "rowwise_adagrad/rowwise_adagrad.h"
@@ -10,12 +10,18 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMaxBlocks = 1 << 16;
 
+LaunchShape shape_for_warps(int64_t warps) {
+  constexpr int64_t kWarps = kThreads / kWarpSize;
+  const int64_t blocks = std::min((warps + kWarps - 1) / kWarps, kMaxBlocks);
+  return {dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
+}
+
 template <class T, class G>
 void launch_typed(const Params& params, void* stream) {
-  constexpr int64_t warps = kThreads / kWarpSize;
-  const int64_t blocks = std::min((params.count + warps - 1) / warps, kMaxBlocks);
-  const LaunchShape shape{dim3(static_cast<unsigned>(blocks)), dim3(kThreads)};
-  launch("rowwise_adagrad_", update_kernel<T, G>, shape, stream, params);
+  constexpr const char* kOp = "rowwise_adagrad_";
+  if (params.count >= 2 * kPiece)
+    launch(kOp, sum_pieces_kernel<G>, shape_for_warps(params.count / kPiece), stream, params);
+  launch(kOp, update_kernel<T, G>, shape_for_warps(params.count), stream, params);
 }
 
 template <class T>

@@ -12,22 +12,30 @@ namespace argus::sampled_softmax_loss {
 // Score gradients live in a strip of rows at a time: dS of a strip is all that is ever stored of them.
 struct CudaPlan {
   int64_t tile = 128;
-  int64_t wanted_blocks = 264;       // two for each multiprocessor of a large GPU
+  int64_t slots = 264;               // blocks at once: two for each multiprocessor of a large GPU
   int64_t strip_elements = 1 << 26;  // of dS
   int64_t forward_chunks, strip_rows, strips, chunks, splits, score_stride;
 
   CudaPlan(int64_t rows, int64_t drawn, int64_t width) { cut(rows, drawn, width); }
   CudaPlan(int64_t rows, int64_t drawn, int64_t width, int64_t blocks, int64_t elements)
-      : wanted_blocks(blocks), strip_elements(elements) {
+      : slots(blocks), strip_elements(elements) {
     cut(rows, drawn, width);
   }
 
  private:
   static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-  // Pieces of `whole` so that with `others` there are the wanted blocks.
+  // Into how many pieces `whole` tiles are cut where `others` blocks work on each piece. Blocks run in waves
+  // of `slots`, a wave for as long as a block's tiles take: 288 blocks on 264 slots would leave half of two
+  // waves idle. The fewest pieces within a twentieth of the shortest time: each costs a pass over partial
+  // results.
   int64_t pieces(int64_t others, int64_t whole) const {
-    return std::clamp(up(wanted_blocks, std::max<int64_t>(others, 1)), int64_t{1},
-                      std::max<int64_t>(whole, 1));
+    others = std::max<int64_t>(others, 1);
+    const auto time = [&](int64_t count) { return up(others * count, slots) * up(whole, count); };
+    const int64_t most = std::clamp(4 * up(slots, others), int64_t{1}, std::max<int64_t>(whole, 1));
+    int64_t shortest = time(1), found = 1;
+    for (int64_t count = 2; count <= most; ++count) shortest = std::min(shortest, time(count));
+    while (20 * time(found) > 21 * shortest) ++found;
+    return found;
   }
   void cut(int64_t rows, int64_t drawn, int64_t width) {
     const int64_t row_tiles = up(rows, tile), candidate_tiles = up(drawn, tile);

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "simt/arithmetic.h"
 #include "simt/executor.h"
 #include "simt/memory.h"
 #include "simt/numbers.h"
@@ -105,7 +106,7 @@ T max(T a, T b) {
   return a < b ? b : a;
 }
 inline float rsqrtf(float x) {
-  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x)));
+  return argus::simt::reciprocal_root(x);
 }
 inline float __saturatef(float x) {
   return x != x ? 0.0f : std::fmin(std::fmax(x, 0.0f), 1.0f);
@@ -136,10 +137,10 @@ T __ldg(const T* address) {
   return *address;
 }
 // glibc has functions of these names.
-#define __expf(x) expf(x)
-#define __exp2f(x) exp2f(x)
-#define __logf(x) logf(x)
-#define __fdividef(x, y) ((x) / (y))
+#define __expf(x) argus::simt::exp_fast(x)
+#define __exp2f(x) argus::simt::exp2_approx(x)
+#define __logf(x) argus::simt::log_fast(x)
+#define __fdividef(x, y) argus::simt::divide_fast(x, y)
 #define __fmaf_rn(x, y, z) fmaf(x, y, z)
 
 #include "simt/atomics.h"

@@ -16,7 +16,10 @@
 #include <sanitizer/asan_interface.h>
 #define ARGUS_POISON(address, bytes) __asan_poison_memory_region(address, bytes)
 #define ARGUS_UNPOISON(address, bytes) __asan_unpoison_memory_region(address, bytes)
+// Nor are plain writes seen there, so that nobody knows what was written.
+#define ARGUS_WRITES_ARE_SEEN false
 #else
+#define ARGUS_WRITES_ARE_SEEN true
 #define ARGUS_POISON(address, bytes) static_cast<void>(0)
 #define ARGUS_UNPOISON(address, bytes) static_cast<void>(0)
 #endif
@@ -45,6 +48,7 @@ struct Touch {
 struct Cell {
   Touch write, reads[2];
   uint16_t undelivered = 0;  // 1 + the thread whose cp.async will write the byte
+  bool defined = false;      // somebody wrote it, or it came with the buffer
 };
 
 struct Region {
@@ -174,6 +178,12 @@ std::string access_text(Kind kind, size_t bytes) {
         region.name + ", which " + other + " " + did + " with no barrier in between");
 }
 
+[[noreturn]] void fault_undefined(const Region& region, uintptr_t address, int thread, Kind kind) {
+  const std::string who = thread == current_thread() ? "" : "for thread " + thread_name(thread) + ": ";
+  fault("undefined: " + who + verb(kind) + " byte " + std::to_string(address - region.begin) + " of " +
+        region.name + ", which nothing has written yet");
+}
+
 void touch(Region& region, uintptr_t address, int thread, Kind kind) {
   Cell& cell = region.cells[address - region.begin];
   const Order& order = memory.order;
@@ -190,7 +200,9 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
   for (const Touch* earlier : {&cell.write, &cell.reads[0], &cell.reads[1]}) {
     if (conflicts(*earlier)) fault_race(region, address, thread, kind, *earlier);
   }
+  if (kind != Kind::write && !cell.defined) fault_undefined(region, address, thread, kind);
   if (kind != Kind::read) {
+    cell.defined = true;
     cell.write = order.now(thread, kind);
     return;
   }
@@ -198,10 +210,13 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
   cell.reads[0] = order.now(thread, kind);
 }
 
-std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, bool shared, bool writable) {
+std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, bool shared, bool writable,
+                                    bool defined) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
+  Cell fresh;
+  fresh.defined = defined || !ARGUS_WRITES_ARE_SEEN;
   return std::make_unique<Region>(
-      Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes)});
+      Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes, fresh)});
 }
 
 void* add_array(const std::string& name, const void* tag, size_t bytes) {
@@ -218,7 +233,7 @@ void* add_array(const std::string& name, const void* tag, size_t bytes) {
   memory.arena_used += aligned + kSharedGap;
   ARGUS_UNPOISON(data, bytes);
   std::memset(data, 0xff, bytes);
-  memory.arrays.push_back(make_region(name, data, bytes, true, true));
+  memory.arrays.push_back(make_region(name, data, bytes, true, true, false));
   memory.tags.push_back(tag);
   return data;
 }
@@ -235,22 +250,24 @@ void deliver(const std::vector<AsyncCopy>& copies) {
 
 }  // namespace
 
-DeviceBuffer::DeviceBuffer(std::string name, void* host, size_t bytes)
-    : DeviceBuffer(std::move(name), host, host, bytes) {}
+DeviceBuffer::DeviceBuffer(std::string name, void* host, size_t bytes, Contents contents)
+    : DeviceBuffer(std::move(name), host, host, bytes, contents) {}
 
 DeviceBuffer::DeviceBuffer(std::string name, const void* host, size_t bytes)
-    : DeviceBuffer(std::move(name), host, nullptr, bytes) {}
+    : DeviceBuffer(std::move(name), host, nullptr, bytes, Contents::given) {}
 
-DeviceBuffer::DeviceBuffer(std::string name, const void* from, void* back, size_t bytes)
+DeviceBuffer::DeviceBuffer(std::string name, const void* from, void* back, size_t bytes, Contents contents)
     : memory_(new unsigned char[bytes + 2 * kGuardBytes + 2 * kLine]), back_(back), bytes_(bytes) {
   std::memset(memory_.get(), 0xff, bytes + 2 * kGuardBytes + 2 * kLine);
   const uintptr_t line =
       (reinterpret_cast<uintptr_t>(memory_.get()) + kGuardBytes + kLine - 1) / kLine * kLine;
   data_ = reinterpret_cast<void*>(line + reinterpret_cast<uintptr_t>(from) % kLine);
+  // Of fresh memory too, so that what a kernel leaves out keeps what the caller put there.
   if (bytes > 0) std::memcpy(data_, from, bytes);
   ARGUS_POISON(memory_.get(), bytes + 2 * kGuardBytes + 2 * kLine);
   ARGUS_UNPOISON(data_, bytes);
-  memory.buffers.push_back(make_region("buffer '" + name + "'", data_, bytes, false, back != nullptr));
+  memory.buffers.push_back(make_region("buffer '" + name + "'", data_, bytes, false, back != nullptr,
+                                       contents == Contents::given));
 }
 
 DeviceBuffer::~DeviceBuffer() {

@@ -5,7 +5,8 @@
 // arrays; anything else is out of bounds. Each byte of a buffer or array remembers its last write and two
 // last reads. An access is a race if an earlier one, of which at least one wrote and not both were atomic,
 // came from another thread and nothing orders the two: no __syncthreads for threads of a block, no __syncwarp
-// for lanes of a warp, nothing ever for threads of different blocks.
+// for lanes of a warp, nothing ever for threads of different blocks. A byte of a shared array, or of a buffer
+// of fresh memory, that nothing has written yet may not be read.
 #pragma once
 
 #include <cstddef>
@@ -16,12 +17,13 @@
 namespace argus::simt {
 
 enum class Kind : uint8_t { read, write, atomic };
+enum class Contents : uint8_t { given, fresh };  // what a kernel may read, or memory as an allocator gives it
 
 // A copy of host memory that device code may use; guard bytes lie on both sides. The place in a 256-byte line
 // is that of the original. On release() the contents go back to where they came from, if writable.
 class DeviceBuffer {
  public:
-  DeviceBuffer(std::string name, void* host, size_t bytes);
+  DeviceBuffer(std::string name, void* host, size_t bytes, Contents contents = Contents::given);
   DeviceBuffer(std::string name, const void* host, size_t bytes);
   ~DeviceBuffer();
   DeviceBuffer(const DeviceBuffer&) = delete;
@@ -34,7 +36,7 @@ class DeviceBuffer {
   }
 
  private:
-  DeviceBuffer(std::string name, const void* from, void* back, size_t bytes);
+  DeviceBuffer(std::string name, const void* from, void* back, size_t bytes, Contents contents);
 
   std::unique_ptr<unsigned char[]> memory_;
   void* data_;
@@ -46,8 +48,7 @@ class DeviceBuffer {
 void access(const void* address, size_t bytes, Kind kind);
 void access_by(int thread, const void* address, size_t bytes, Kind kind);
 
-// The block's array for a declaration, known by its tag; the same for every thread, full of 0xff bytes (NaN)
-// at first.
+// The block's array for a declaration, known by its tag; the same for every thread, undefined at first.
 void* shared_array(const void* tag, const char* name, size_t bytes);
 void* dynamic_shared();
 // Faults unless `address` lies in shared memory and is aligned.

@@ -1,8 +1,12 @@
 #include "simt/ptx.h"
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 
+#include "simt/arithmetic.h"
 #include "simt/memory.h"
 #include "simt/numbers.h"
 
@@ -75,15 +79,41 @@ struct Operands {
   double a[16][kDepth], b[kDepth][8];
 };
 
+// Tensor cores align what they add to the largest of it and cut off what does not fit (Fasi, Higham,
+// Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021, which found two or three bits more than
+// here).
+template <int kCount>
+float truncated_sum(const double (&terms)[kCount]) {
+  double largest = 0.0;
+  for (const double term : terms) {
+    if (!std::isfinite(term)) return static_cast<float>(std::accumulate(terms, terms + kCount, 0.0));
+    largest = std::max(largest, std::abs(term));
+  }
+  if (largest == 0.0) return 0.0f;
+  const int last_bit = std::max(std::ilogb(largest) - 23, -149);
+  double sum = 0.0;
+  for (const double term : terms) sum += std::trunc(std::ldexp(term, -last_bit));
+  // A whole number of at most 2^24 · 17: the float32 below it in size.
+  const float rounded = static_cast<float>(std::ldexp(sum, last_bit));
+  const bool too_large = std::abs(static_cast<double>(rounded)) > std::abs(std::ldexp(sum, last_bit));
+  return too_large ? std::nextafterf(rounded, 0.0f) : rounded;
+}
+
+template <int kDepth>
+float sum_of_products(float d, const Operands<kDepth>& operands, int row, int column) {
+  double terms[kDepth + 1] = {static_cast<double>(d)};
+  for (int k = 0; k < kDepth; ++k) terms[k + 1] = operands.a[row][k] * operands.b[k][column];
+  if (arithmetic() == Arithmetic::pessimistic) return truncated_sum(terms);
+  return static_cast<float>(std::accumulate(terms, terms + kDepth + 1, 0.0));
+}
+
 template <int kDepth>
 void multiply(void* const* payloads, const Operands<kDepth>& operands) {
   for (int lane = 0; lane < kLanes; ++lane) {
     float* d = static_cast<const Product*>(payloads[lane])->d;
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
-      double sum = static_cast<double>(d[i]);
-      for (int k = 0; k < kDepth; ++k) sum += operands.a[row][k] * operands.b[k][column];
-      d[i] = static_cast<float>(sum);
+      d[i] = sum_of_products(d[i], operands, row, column);
     }
   }
 }

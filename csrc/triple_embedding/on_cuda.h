@@ -7,7 +7,9 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "common/torch_sort.h"
@@ -61,15 +63,45 @@ inline Tensor float_room(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, size, ScalarType::Float);
 }
 
-// The ids of the columns that read the table, one column after the other.
-inline Tensor ids_of(const Inputs& inputs, const std::vector<int64_t>& readers) {
-  const int64_t events = inputs.ids.size(1);
-  Tensor together = torch::stable::new_empty(inputs.ids, {static_cast<int64_t>(readers.size()) * events});
-  for (size_t i = 0; i < readers.size(); ++i) {
-    Tensor part = torch::stable::narrow(together, 0, static_cast<int64_t>(i) * events, events);
-    torch::stable::copy_(part, torch::stable::select(inputs.ids, 0, readers[i]));
+// Tables whose rows one numbering of 32 bits holds, and their entries in the order of that numbering.
+struct SortedTables {
+  CudaKeys keys{};
+  std::vector<size_t> tables;
+  std::vector<int> columns_before;  // of each table's first column
+  Tensor sorted, positions;
+};
+
+// The tables in as few groups as 32 bits allow, mostly one, each sorted.
+inline std::vector<SortedTables> sort_tables(const Inputs& inputs, const CudaProblem& problem) {
+  std::vector<SortedTables> groups;
+  int64_t next_key = 0;
+  for (size_t index = 0; index < inputs.tables.size(); ++index) {
+    const int64_t rows = inputs.tables[index].size(0), most = std::numeric_limits<int32_t>::max();
+    if (rows >= most) fail(kOp, "tables[", index, "] has ", rows, " rows, expected fewer than ", most);
+    if (groups.empty() || next_key + rows + 1 > most) {
+      groups.emplace_back();
+      next_key = 0;
+    }
+    CudaKeys& keys = groups.back().keys;
+    groups.back().tables.push_back(index);
+    groups.back().columns_before.push_back(keys.count);
+    for (size_t k = 0; k < inputs.columns.size(); ++k) {
+      if (inputs.columns[k] != static_cast<int64_t>(index)) continue;
+      keys.columns[keys.count] = static_cast<int>(k);
+      keys.first_keys[keys.count] = static_cast<int32_t>(next_key);
+      keys.table_rows[keys.count++] = rows;
+    }
+    next_key += rows + 1;
   }
-  return together;
+  for (SortedTables& group : groups) {
+    group.keys.ids = problem.ids;
+    group.keys.events = problem.events;
+    Tensor keys = torch::stable::new_empty(inputs.ids, {group.keys.count * problem.events}, ScalarType::Int);
+    group.keys.keys = keys.mutable_data_ptr<int32_t>();
+    launch_keys(group.keys, current_stream(inputs.ids));
+    std::tie(group.sorted, group.positions) = sort_stably(keys);
+  }
+  return groups;
 }
 
 // The last element of a running sum, waited for.
@@ -80,26 +112,29 @@ inline int64_t last_on_host(Tensor& sums) {
               .const_data_ptr<int64_t>();
 }
 
-// The gradient of one table into `values`, or, where row-sparse, as (rows, values) at the end of `made`.
-inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Tensor& gathered, size_t index,
-                     Tensor* values, std::vector<Tensor>& made) {
-  std::vector<int64_t> readers;
+// The gradient of the group's n-th table into `values`, or, where row-sparse, as (rows, values) at the end of
+// `made`.
+inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Tensor& gathered,
+                     const SortedTables& group, size_t n, Tensor* values, std::vector<Tensor>& made) {
+  const Tensor& table = inputs.tables[group.tables[n]];
+  const int begin = group.columns_before[n];
+  const int end = n + 1 < group.tables.size() ? group.columns_before[n + 1] : group.keys.count;
   CudaRowSums sums{};
-  for (size_t k = 0; k < inputs.columns.size(); ++k) {
-    if (inputs.columns[k] != static_cast<int64_t>(index)) continue;
-    const int chunk = depth(problem) / std::max(problem.chunks, 1);
-    sums.first_elements[readers.size()] = problem.columns[k].first_chunk * chunk;
-    readers.push_back(static_cast<int64_t>(k));
-  }
-  const Tensor& table = inputs.tables[index];
+  const int chunk = depth(problem) / std::max(problem.chunks, 1);
+  for (int c = begin; c < end; ++c)
+    sums.first_elements[c - begin] = problem.columns[group.keys.columns[c]].first_chunk * chunk;
   void* stream = current_stream(table);
-  const auto [rows, positions] = sort_stably(ids_of(inputs, readers));
-  const int64_t count = rows.size(0), windows = (count + kWindow - 1) / kWindow;
-  Tensor slots, unique;
+  sums.events = problem.events;
+  sums.first_position = begin * problem.events;
+  sums.count = (end - begin) * problem.events;
+  sums.first_key = end > begin ? group.keys.first_keys[begin] : 0;
+  sums.keys = group.sorted.const_data_ptr<int32_t>() + sums.first_position;
+  sums.positions = group.positions.const_data_ptr<int64_t>() + sums.first_position;
+  const int64_t windows = (sums.count + kWindow - 1) / kWindow;
+  Tensor slots;
   if (values == nullptr) {
-    Tensor leaders = torch::stable::new_empty(rows, {count});
-    launch_leaders(rows.const_data_ptr<int64_t>(), count, table.size(0), leaders.mutable_data_ptr<int64_t>(),
-                   stream);
+    Tensor leaders = torch::stable::new_empty(inputs.ids, {sums.count});
+    launch_leaders(sums.keys, sums.count, sums.first_key, leaders.mutable_data_ptr<int64_t>(), stream);
     slots = running_sum(leaders);
     const int64_t found = last_on_host(slots);
     made.push_back(torch::stable::new_empty(inputs.ids, {found}));
@@ -111,14 +146,9 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
   Tensor heads = float_room(gathered, {windows, table.size(1)}),
          tails = float_room(gathered, {windows, table.size(1)});
   sums.gathered_gradient = gathered.const_data_ptr<float>();
-  sums.rows = rows.const_data_ptr<int64_t>();
-  sums.positions = positions.const_data_ptr<int64_t>();
   sums.heads = heads.mutable_data_ptr<float>();
   sums.tails = tails.mutable_data_ptr<float>();
   sums.values = values->mutable_data_ptr();
-  sums.events = problem.events;
-  sums.count = count;
-  sums.table_rows = table.size(0);
   sums.depth = depth(problem);
   sums.width = static_cast<int>(table.size(1));
   sums.dtype = dtype_of(table);
@@ -158,8 +188,10 @@ inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::ve
   std::vector<Tensor> made;
   if (needs_tables) {
     if (!sparse) check_zeros(inputs, d_tables);
-    for (size_t index = 0; index < inputs.tables.size(); ++index)
-      sum_rows(inputs, problem, gathered, index, sparse ? nullptr : &d_tables[index], made);
+    for (const SortedTables& group : sort_tables(inputs, problem)) {
+      for (size_t n = 0; n < group.tables.size(); ++n)
+        sum_rows(inputs, problem, gathered, group, n, sparse ? nullptr : &d_tables[group.tables[n]], made);
+    }
   }
   if (needs_weight) made.push_back(d_weight);
   if (needs_bias) made.push_back(d_bias);

@@ -138,10 +138,17 @@ void launch_backward(const CudaBackward& backward, void* stream) {
              [&]<class T, class Stored>() { launch_backward_typed<T, Stored>(backward, stream); });
 }
 
-void launch_leaders(const int64_t* rows, int64_t count, int64_t table_rows, int64_t* leaders, void* stream) {
+void launch_keys(const CudaKeys& keys, void* stream) {
+  if (keys.events == 0 || keys.count == 0) return;
+  const LaunchShape shape{dim3(blocks(keys.events, kSimpleThreads), static_cast<unsigned>(keys.count)),
+                          dim3(kSimpleThreads)};
+  launch(kOp, key_kernel, shape, stream, keys);
+}
+
+void launch_leaders(const int32_t* keys, int64_t count, int32_t first_key, int64_t* leaders, void* stream) {
   if (count == 0) return;
   const LaunchShape shape{dim3(blocks(count, kSimpleThreads)), dim3(kSimpleThreads)};
-  launch(kOp, leader_kernel, shape, stream, rows, count, table_rows, leaders);
+  launch(kOp, leader_kernel, shape, stream, keys, count, first_key, leaders);
 }
 
 void launch_row_sums(const CudaRowSums& sums, void* stream) {

@@ -54,29 +54,44 @@ struct CudaBackward {
   void* d_bias;              // [width], or null
 };
 
+// The rows of all tables in one numbering of 32 bits, so that one sort orders the entries of several tables:
+// key first_key + 1 + id, first_key for an id that is missing or outside its table. The entries of a table
+// stay together, as its columns do in `columns`; position c · events + t is that of column columns[c] and of
+// event t.
+struct CudaKeys {
+  const int64_t* ids;  // [all columns, events]
+  int32_t* keys;       // [count, events]
+  int64_t events;
+  int count;
+  int columns[kMostColumns];
+  int32_t first_keys[kMostColumns];  // of the table that columns[c] reads
+  int64_t table_rows[kMostColumns];
+};
+
 constexpr int kWindow = 32;  // sorted entries that a warp sums
 
-// The gradient of one table: for each row that was read, the sum of its rows of the gathered gradient. The
-// entry at position c · events + t is that of the c-th column that reads the table and of event t.
+// The gradient of one table: for each row that was read, the sum of its rows of the gathered gradient.
 struct CudaRowSums {
   const float* gathered_gradient;
   int first_elements[kMostColumns];  // of each reading column, in a row of the gathered gradient
-  const int64_t* rows;               // [count], ascending; those outside [0, table_rows) are left out
-  const int64_t* positions;          // [count]
+  const int32_t* keys;               // [count], ascending; row keys[i] − first_key − 1, none where that is −1
+  const int64_t* positions;          // [count]; less first_position: reading column · events + event
   const int64_t* slots;              // [count], row-sparse: leaders up to here, itself included; dense: null
   int64_t* unique_rows;              // row-sparse: the rows that were read
   float* heads;                      // [windows, width], the sums of runs that began before a window
   float* tails;                      // [windows, width], of those that begin in it and go on
   void* values;                      // dense: [table_rows, width], zeros; row-sparse: [unique, width]
-  int64_t events, count, table_rows;
+  int64_t events, count, first_position;
+  int32_t first_key;
   int depth, width;
   Dtype dtype;  // of the table
 };
 
 void launch_forward(const CudaForward& forward, void* stream);
 void launch_backward(const CudaBackward& backward, void* stream);
-// leaders[i] = whether rows[i] is a row of the table and the first of its run.
-void launch_leaders(const int64_t* rows, int64_t count, int64_t table_rows, int64_t* leaders, void* stream);
+void launch_keys(const CudaKeys& keys, void* stream);
+// leaders[i] = whether keys[i] is that of a row and the first of its run.
+void launch_leaders(const int32_t* keys, int64_t count, int32_t first_key, int64_t* leaders, void* stream);
 void launch_row_sums(const CudaRowSums& sums, void* stream);
 
 }  // namespace argus::triple_embedding

@@ -149,26 +149,39 @@ __global__ void bias_sum_kernel(CudaBackward backward, int parts) {
                sum_parts(backward.bias_parts + column, width, parts));
 }
 
-__global__ void leader_kernel(const int64_t* rows, int64_t count, int64_t table_rows, int64_t* leaders) {
+// blockIdx.y is the column.
+__global__ void key_kernel(CudaKeys given) {
+  const int64_t event = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (event >= given.events) return;
+  const int c = static_cast<int>(blockIdx.y);
+  const int64_t id = given.ids[given.columns[c] * given.events + event];
+  const bool known = id >= 0 && id < given.table_rows[c];
+  given.keys[c * given.events + event] = given.first_keys[c] + (known ? static_cast<int32_t>(id) + 1 : 0);
+}
+
+__global__ void leader_kernel(const int32_t* keys, int64_t count, int32_t first_key, int64_t* leaders) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const bool leads = i == 0 || rows[i - 1] != rows[i];
-  leaders[i] = leads && rows[i] >= 0 && rows[i] < table_rows ? 1 : 0;
+  leaders[i] = keys[i] != first_key && (i == 0 || keys[i - 1] != keys[i]) ? 1 : 0;
+}
+
+ARGUS_DEVICE int64_t row_at(const CudaRowSums& sums, int64_t i) {
+  return int64_t{sums.keys[i]} - sums.first_key - 1;
 }
 
 // The row of the table's gradient that the run at sorted place i goes to.
 template <class Stored>
 ARGUS_DEVICE Stored* run_values(const CudaRowSums& sums, int64_t i) {
-  const int64_t to = sums.slots == nullptr ? sums.rows[i] : sums.slots[i] - 1;
+  const int64_t to = sums.slots == nullptr ? row_at(sums, i) : sums.slots[i] - 1;
   return static_cast<Stored*>(sums.values) + to * sums.width;
 }
 
 ARGUS_DEVICE bool same_run(const CudaRowSums& sums, int64_t i, int64_t next) {
-  return i >= 0 && next < sums.count && sums.rows[i] == sums.rows[next];
+  return i >= 0 && next < sums.count && sums.keys[i] == sums.keys[next];
 }
 
 ARGUS_DEVICE bool in_table(const CudaRowSums& sums, int64_t i) {
-  return sums.rows[i] >= 0 && sums.rows[i] < sums.table_rows;
+  return sums.keys[i] != sums.first_key;
 }
 
 ARGUS_DEVICE int64_t global_warp() {
@@ -186,12 +199,12 @@ __global__ void sum_windows_kernel(CudaRowSums sums) {
   int64_t offset = -1;
   bool ends = false;
   if (mine < sums.count && in_table(sums, mine)) {
-    const int64_t position = sums.positions[mine];
+    const int64_t position = sums.positions[mine] - sums.first_position;
     const int reader = static_cast<int>(position / sums.events);
     offset = (position - reader * sums.events) * sums.depth + sums.first_elements[reader];
     ends = lane == kWindow - 1 || !same_run(sums, mine, mine + 1);
     const bool leads = !same_run(sums, mine - 1, mine);
-    if (leads && sums.slots != nullptr) sums.unique_rows[sums.slots[mine] - 1] = sums.rows[mine];
+    if (leads && sums.slots != nullptr) sums.unique_rows[sums.slots[mine] - 1] = row_at(sums, mine);
   }
   const unsigned end_mask = __ballot_sync(kFullWarp, ends);
   for (int column0 = 0; column0 < sums.width; column0 += kWarpSize) {
@@ -220,7 +233,7 @@ __global__ void sum_runs_kernel(CudaRowSums sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int64_t window = global_warp(), first = window * kWindow, last = first + kWindow - 1;
   if (last >= sums.count || !in_table(sums, last) || !same_run(sums, last, last + 1)) return;
-  const bool began_before = sums.rows[first] == sums.rows[last] && same_run(sums, first - 1, first);
+  const bool began_before = sums.keys[first] == sums.keys[last] && same_run(sums, first - 1, first);
   if (began_before) return;
   for (int column = lane; column < sums.width; column += kWarpSize) {
     float sum = sums.tails[window * sums.width + column];

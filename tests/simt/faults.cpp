@@ -341,20 +341,24 @@ ARGUS_CASE(fault_integer_overflow) {
   launch("multiply_ints", multiply_ints, LaunchShape{dim3(1), dim3(32)}, nullptr, out.get(), 1 << 27);
 }
 
+template <bool kWritten>
 __global__ void take_shared(float* out) {
   ARGUS_DYNAMIC_SHARED(float, buffer);
-  out[threadIdx.x] = buffer[threadIdx.x];
+  const int t = static_cast<int>(threadIdx.x);
+  if (kWritten || t != 9) buffer[t] = static_cast<float>(t);
+  out[t] = buffer[t];
 }
 
+template <bool kWritten = true>
 void run_take_shared(size_t bytes) {
   Buffer<float> out("out", 32);
-  launch("take_shared", take_shared, LaunchShape{dim3(1), dim3(32), bytes}, nullptr, out.get());
-  for (const float value : out.result()) {
-    if (!std::isnan(value)) throw std::runtime_error("shared memory does not begin as NaN");
-  }
+  launch("take_shared", take_shared<kWritten>, LaunchShape{dim3(1), dim3(32), bytes}, nullptr, out.get());
 }
-ARGUS_CASE(shared_memory_begins_as_nan) {
+ARGUS_CASE(dynamic_shared_memory) {
   run_take_shared(128);
+}
+ARGUS_CASE(fault_shared_memory_that_nothing_wrote) {
+  run_take_shared<false>(128);
 }
 ARGUS_CASE(fault_too_little_dynamic_shared_memory) {
   run_take_shared(124);
@@ -364,6 +368,24 @@ ARGUS_CASE(fault_no_dynamic_shared_memory) {
 }
 ARGUS_CASE(fault_too_much_shared_memory) {
   run_take_shared((227 << 10) + 4);
+}
+
+__global__ void accumulate(float* sums) {
+  sums[threadIdx.x] += 1.0f;
+}
+
+void run_accumulate(argus::simt::Contents contents) {
+  std::vector<float> host(32, 2.0f);
+  const argus::simt::DeviceBuffer sums("sums", host.data(), 128, contents);
+  launch("accumulate", accumulate, LaunchShape{dim3(1), dim3(32)}, nullptr, sums.as<float>());
+  sums.copy_back();
+  for (size_t i = 0; i < 32; ++i) expect("sums", i, host[i], 3.0f);
+}
+ARGUS_CASE(memory_changed_in_place) {
+  run_accumulate(argus::simt::Contents::given);
+}
+ARGUS_CASE(fault_fresh_memory_added_to) {
+  run_accumulate(argus::simt::Contents::fresh);
 }
 
 }  // namespace

@@ -63,6 +63,18 @@ def why_not_address() -> str | None:
     return None
 
 
+@contextmanager
+def pessimistic(*libraries: ctypes.CDLL) -> Iterator[None]:
+    """Launches of these libraries compute, in this block, as far off as the hardware may: csrc/simt/arithmetic.h."""
+    for library in libraries:
+        library.simt_set_pessimistic(1)
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.simt_set_pessimistic(0)
+
+
 @cache
 def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     """The library made of the executor and of `sources`, which hold device code."""

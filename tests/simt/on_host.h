@@ -24,12 +24,16 @@ class Device {
     pointer = buffers_.back()->template as<T>();
   }
 
+  // Memory as torch::empty gives it: a kernel may not read of it what it has not written.
   template <class T>
   void output(const char* name, T*& pointer, size_t bytes) {
-    if (pointer == nullptr) return;
-    buffers_.push_back(std::make_unique<argus::simt::DeviceBuffer>(name, static_cast<void*>(pointer), bytes));
-    written_.push_back(buffers_.back().get());
-    pointer = buffers_.back()->template as<T>();
+    add(name, pointer, bytes, argus::simt::Contents::fresh);
+  }
+
+  // What a kernel changes in place.
+  template <class T>
+  void changed(const char* name, T*& pointer, size_t bytes) {
+    add(name, pointer, bytes, argus::simt::Contents::given);
   }
 
   void copy_back() const {
@@ -37,6 +41,15 @@ class Device {
   }
 
  private:
+  template <class T>
+  void add(const char* name, T*& pointer, size_t bytes, argus::simt::Contents contents) {
+    if (pointer == nullptr) return;
+    buffers_.push_back(
+        std::make_unique<argus::simt::DeviceBuffer>(name, static_cast<void*>(pointer), bytes, contents));
+    written_.push_back(buffers_.back().get());
+    pointer = buffers_.back()->template as<T>();
+  }
+
   std::vector<std::unique_ptr<argus::simt::DeviceBuffer>> buffers_;
   std::vector<const argus::simt::DeviceBuffer*> written_;
 };

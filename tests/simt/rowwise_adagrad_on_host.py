@@ -23,7 +23,7 @@ class Params(ctypes.Structure):
     """argus::rowwise_adagrad::Params."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("table", "state", "gradients", "rows", "order")),
+        *((name, ctypes.c_void_p) for name in ("table", "state", "gradients", "rows", "order", "piece_sums")),
         *((name, ctypes.c_int64) for name in ("table_rows", "table_stride", "count", "width")),
         *((name, ctypes.c_int) for name in ("table_dtype", "state_dtype", "gradient_dtype")),
         *((name, ctypes.c_double) for name in ("lr", "eps", "weight_decay")),

@@ -117,3 +117,12 @@ ARGUS_EXPORT void sampled_softmax_loss_backward_on_host(const Inputs* inputs, co
                                                         size_t bytes) {
   on_host::run(seed, report, bytes, [&] { backward(*inputs, *gradients, *cut); });
 }
+
+// Blocks of the forward pass, of the score gradients and of d_query for given sizes.
+ARGUS_EXPORT void sampled_softmax_loss_blocks(int64_t rows, int64_t drawn, int64_t width, int64_t* blocks) {
+  const CudaPlan plan(rows, drawn, width);
+  const int64_t row_tiles = (rows + plan.tile - 1) / plan.tile, strip_tiles = plan.strip_rows / plan.tile;
+  blocks[0] = row_tiles * plan.forward_chunks;
+  blocks[1] = strip_tiles * plan.chunks;
+  blocks[2] = strip_tiles * ((width + plan.tile - 1) / plan.tile) * plan.splits;
+}

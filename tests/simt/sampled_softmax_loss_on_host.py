@@ -61,6 +61,14 @@ CUT = Cut(3, 1 << 16)
 """Small enough that a few hundred rows make several chunks, splits and strips."""
 
 
+def blocks(rows: int, drawn: int, width: int) -> tuple[int, int, int]:
+    """Blocks that a GPU gets in the forward pass, for a strip's score gradients and for its d_query."""
+    found = (ctypes.c_int64 * 3)()
+    library = host_executor.load("sampled_softmax_loss", SOURCES)
+    library.sampled_softmax_loss_blocks(ctypes.c_int64(rows), ctypes.c_int64(drawn), ctypes.c_int64(width), found)
+    return found[0], found[1], found[2]
+
+
 def _parameters(arguments: Sequence[object]) -> tuple[Parameters, Arguments]:
     given = Arguments(*arguments)  # type: ignore[arg-type]
     given = given._replace(

@@ -28,9 +28,13 @@ RIGHT = sorted(
     if not name.startswith("fault_")
 )
 THREAD = r"block \(\d+, 0, 0\) thread \(\d+, 0, 0\): "
+TILE = r"byte \d+ of shared array 'tile'"
+EARLY = "undefined: reads"
+"""What a missing barrier looks like where the reader comes before the writer."""
 FAULTS = {
-    "missing_barrier": THREAD + r"race: (reads|writes) byte \d+ of shared array 'tile', which thread \(\d+, 0, 0\) "
-    r"(wrote|read) with no barrier in between",
+    "missing_barrier": THREAD
+    + rf"(race: (reads|writes) {TILE}, which thread \(\d+, 0, 0\) (wrote|read) with no barrier "
+    rf"in between|{EARLY} {TILE})",
     "global_read_past_the_end": r"block \(1, 0, 0\) thread \(31, 0, 0\): out of bounds: reads 4 bytes at byte 256 of "
     r"buffer 'in' \(256 bytes\)",
     "global_read_before_the_beginning": r"block \(0, 0, 0\) thread \(0, 0, 0\): out of bounds: reads 4 bytes at byte "
@@ -54,16 +58,19 @@ FAULTS = {
     "race_between_blocks": THREAD + r"race: writes byte \d+ of buffer 'out', which thread \(\d+, 0, 0\) of another "
     "block wrote",
     "spinning": THREAD + "spins: 4194304 accesses without a barrier",
-    "missing_warp_barrier": THREAD + r"race: (reads|writes) byte \d+ of shared array 'tile'",
+    "missing_warp_barrier": THREAD + rf"(race: (reads|writes)|{EARLY}) {TILE}",
     "async_copy_without_wait": THREAD + r"missing wait: reads 1 byte at byte \d+ of shared array 'stages', where a "
     r"cp.async of thread \(\d+, 0, 0\) has not arrived",
     "async_copy_with_too_short_a_wait": THREAD + "missing wait: reads 1 byte",
-    "async_copy_without_barrier": THREAD + r"(race|missing wait): ",
+    "async_copy_without_barrier": THREAD + "(race|missing wait|undefined): ",
     "async_copy_misaligned": THREAD + "cp.async of 16 bytes from a global address that is not a multiple of them",
     "misaligned_vector_load": THREAD + r"undefined behaviour: a null or misaligned pointer.* \(faults.cpp:\d+\)",
     "index_in_registers": THREAD + r"undefined behaviour: an index outside its array \(faults.cpp:\d+\)",
     "integer_overflow": THREAD + r"undefined behaviour: a multiplication overflows \(faults.cpp:\d+\)",
-    "too_little_dynamic_shared_memory": r"thread \(31, 0, 0\): out of bounds: reads 4 bytes at byte 124 of dynamic",
+    "shared_memory_that_nothing_wrote": r"thread \(9, 0, 0\): undefined: reads byte 36 of dynamic shared memory, which "
+    "nothing has written yet",
+    "fresh_memory_added_to": THREAD + r"undefined: reads byte \d+ of buffer 'sums', which nothing has written yet",
+    "too_little_dynamic_shared_memory": r"thread \(31, 0, 0\): out of bounds: writes 4 bytes at byte 124 of dynamic",
     "no_dynamic_shared_memory": THREAD + "uses dynamic shared memory, and the launch gave none",
     "too_much_shared_memory": "the block's shared arrays take 232452 bytes, more than the 232448 a block can have",
     "ldmatrix_of_global_memory": THREAD + "ldmatrix of an address that is not in shared memory",

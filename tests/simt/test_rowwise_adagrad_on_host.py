@@ -88,6 +88,36 @@ def test_a_table_of_wide_rows_and_one_of_many_gradients() -> None:
             torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("repeats", [127, 128, 129, 255, 256, 257, 3000])
+def test_a_popular_row_is_summed_in_pieces_whose_order_the_rest_of_the_batch_does_not_change(repeats: int) -> None:
+    generator = torch.Generator().manual_seed(repeats)
+    popular = torch.randn(repeats, 3, generator=generator)
+    results = []
+    for before, after in ((0, 0), (5, 0), (130, 400)):
+        rows = torch.cat([torch.randint(0, 9, (before,)), torch.full((repeats,), 9), torch.randint(10, 20, (after,))])
+        given = arguments(len(rows), 3, rows=rows)
+        given |= {"table": arguments(1, 3)["table"], "state": arguments(1, 3)["state"]}
+        given["row_gradients"][rows == 9] = popular
+        table, state = updated(given, NAME)
+        results.append((table[9], state[9]))
+        exact = {name: value.double() if name in ("table", "state", "row_gradients") else value
+                 for name, value in given.items()}  # fmt: skip
+        truth, plain = updated(exact, "reference"), updated(given, "reference")
+        require_close("table", [table], [truth[0]], [plain[0]])
+        require_close("state", [state], [truth[1]], [plain[1]])
+    for table, state in results[1:]:
+        assert torch.equal(table, results[0][0]) and torch.equal(state, results[0][1])
+
+
+def test_a_row_repeated_50_000_times() -> None:
+    rows = torch.full((50_000,), 7)
+    given = arguments(50_000, 1, rows=rows)
+    truth, _ = updated({**given, "table": given["table"].double(), "row_gradients": given["row_gradients"].double()}
+                       | {"state": given["state"].double()}, "reference")  # fmt: skip
+    table, _ = updated(given, NAME)
+    torch.testing.assert_close(table.double(), truth, rtol=1e-5, atol=1e-6)
+
+
 def test_a_table_within_a_wider_matrix() -> None:
     given = arguments()
     whole = torch.full((20, 50), float("nan"))

@@ -55,6 +55,15 @@ def test_error_rule_across_tiles(sizes: tuple[int, int, int], form: str, dtype: 
     require_right(draw(*sizes, dtype, form), NAME)
 
 
+@pytest.mark.parametrize(
+    ("rows", "drawn", "width"),
+    [(8192, 16384, 512), (8192, 8192, 256), (12288, 16384, 1024), (4096, 131072, 512), (16384, 16384, 2048)],
+)
+def test_blocks_fill_whole_waves_of_a_large_gpu(rows: int, drawn: int, width: int) -> None:
+    for blocks in on_host.blocks(rows, drawn, width):
+        assert blocks / (264 * -(-blocks // 264)) > 0.95
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_in_every_order_of_the_threads(dtype: torch.dtype) -> None:
     arguments = draw(*SIZES[0], dtype)

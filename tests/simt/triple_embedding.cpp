@@ -65,28 +65,37 @@ void row_sums(CudaRowSums given, int64_t result_rows) {
   on_host::Device device;
   const int64_t windows = (given.count + kWindow - 1) / kWindow;
   device.input("gathered_gradient", given.gathered_gradient, product(given.events, given.depth) * 4);
-  device.input("rows", given.rows, product(given.count, 8));
+  device.input("keys", given.keys, product(given.count, 4));
   device.input("positions", given.positions, product(given.count, 8));
   device.input("slots", given.slots, product(given.count, 8));
   device.output("unique_rows", given.unique_rows, product(result_rows, 8));
   device.output("heads", given.heads, product(windows, given.width) * 4);
   device.output("tails", given.tails, product(windows, given.width) * 4);
-  device.output("values", given.values, product(result_rows, given.width) * bytes_of(given.dtype));
+  device.changed("values", given.values, product(result_rows, given.width) * bytes_of(given.dtype));
   launch_row_sums(given, nullptr);
   device.copy_back();
 }
 
+void keys(CudaKeys given, int64_t columns) {
+  on_host::Device device;
+  device.input("ids", given.ids, product(columns, given.events) * 8);
+  device.output("keys", given.keys, product(given.count, given.events) * 4);
+  launch_keys(given, nullptr);
+  device.copy_back();
+}
+
 struct Leaders {
-  const int64_t* rows;
-  int64_t count, table_rows;
+  const int32_t* keys;
   int64_t* leaders;
+  int64_t count;
+  int32_t first_key;
 };
 
 void leaders(Leaders given) {
   on_host::Device device;
-  device.input("rows", given.rows, product(given.count, 8));
+  device.input("keys", given.keys, product(given.count, 4));
   device.output("leaders", given.leaders, product(given.count, 8));
-  launch_leaders(given.rows, given.count, given.table_rows, given.leaders, nullptr);
+  launch_leaders(given.keys, given.count, given.first_key, given.leaders, nullptr);
   device.copy_back();
 }
 
@@ -113,6 +122,11 @@ ARGUS_EXPORT void triple_embedding_forward(const CudaForward* given, uint64_t se
 ARGUS_EXPORT void triple_embedding_backward(const CudaBackward* given, uint64_t seed, char* report,
                                             size_t bytes) {
   on_host::run(seed, report, bytes, [&] { backward(*given); });
+}
+
+ARGUS_EXPORT void triple_embedding_keys(const CudaKeys* given, const int64_t* columns, uint64_t seed,
+                                        char* report, size_t bytes) {
+  on_host::run(seed, report, bytes, [&] { keys(*given, *columns); });
 }
 
 ARGUS_EXPORT void triple_embedding_leaders(const Leaders* given, uint64_t seed, char* report, size_t bytes) {

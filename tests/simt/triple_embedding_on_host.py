@@ -65,6 +65,19 @@ class Backward(ctypes.Structure):
     )
 
 
+class Keys(ctypes.Structure):
+    """argus::triple_embedding::CudaKeys."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("ids", "keys")),
+        ("events", ctypes.c_int64),
+        ("count", ctypes.c_int),
+        ("columns", ctypes.c_int * native.MOST_CUDA_COLUMNS),
+        ("first_keys", ctypes.c_int32 * native.MOST_CUDA_COLUMNS),
+        ("table_rows", ctypes.c_int64 * native.MOST_CUDA_COLUMNS),
+    )
+
+
 class RowSums(ctypes.Structure):
     """argus::triple_embedding::CudaRowSums."""
 
@@ -73,10 +86,10 @@ class RowSums(ctypes.Structure):
         ("first_elements", ctypes.c_int * native.MOST_CUDA_COLUMNS),
         *(
             (name, ctypes.c_void_p)
-            for name in ("rows", "positions", "slots", "unique_rows", "heads", "tails", "values")
+            for name in ("keys", "positions", "slots", "unique_rows", "heads", "tails", "values")
         ),
-        *((name, ctypes.c_int64) for name in ("events", "count", "table_rows")),
-        *((name, ctypes.c_int) for name in ("depth", "width", "dtype")),
+        *((name, ctypes.c_int64) for name in ("events", "count", "first_position")),
+        *((name, ctypes.c_int32) for name in ("first_key", "depth", "width", "dtype")),
     )
 
 
@@ -84,9 +97,9 @@ class Leaders(ctypes.Structure):
     """The arguments of argus::triple_embedding::launch_leaders."""
 
     _fields_ = (
-        ("rows", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "table_rows")),
-        ("leaders", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("keys", "leaders")),
+        ("count", ctypes.c_int64),
+        ("first_key", ctypes.c_int32),
     )
 
 
@@ -189,31 +202,60 @@ def backward(
     d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
     if gathered is not None:
         d_tables = []
+        order = sorted(range(len(columns)), key=lambda k: columns[k])
+        keys, first_keys = _sorted_keys(ids, tables, columns, order)
         for index, table in enumerate(tables):
-            readers = [k for k, column in enumerate(columns) if column == index]
-            d_tables += _row_sums(gathered, ids, table, readers, problem, sparse)
+            readers = [k for k in order if columns[k] == index]
+            before = sum(columns[k] < index for k in order) * events
+            entries = slice(before, before + len(readers) * events)
+            of_table = (keys.values[entries], keys.indices[entries], before, first_keys[index])
+            d_tables += _row_sums(gathered, ids, table, readers, problem, sparse, *of_table)
     return [d_tables, d_weight, d_bias]
 
 
+def _sorted_keys(
+    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], order: Sequence[int]
+) -> tuple[torch.return_types.sort, list[int]]:
+    """All entries in the order of one numbering, whose first key of each table comes beside."""
+    first_keys = [sum(table.shape[0] + 1 for table in tables[:index]) for index in range(len(tables))]
+    keys = torch.empty(len(order) * ids.shape[1], dtype=torch.int32)
+    given = Keys(ids=_address(ids), keys=_address(keys), events=ids.shape[1], count=len(order))
+    for place, k in enumerate(order):
+        given.columns[place] = k
+        given.first_keys[place] = first_keys[columns[k]]
+        given.table_rows[place] = tables[columns[k]].shape[0]
+    if keys.numel():
+        _run("keys", given, ctypes.c_int64(len(columns)))
+    return keys.sort(stable=True), first_keys
+
+
 def _row_sums(
-    gathered: Tensor, ids: Tensor, table: Tensor, readers: list[int], problem: Problem, sparse: bool
+    gathered: Tensor,
+    ids: Tensor,
+    table: Tensor,
+    readers: list[int],
+    problem: Problem,
+    sparse: bool,
+    keys: Tensor,
+    positions: Tensor,
+    first_position: int,
+    first_key: int,
 ) -> list[Tensor | None]:
     """The table's gradient, or the rows that were read and a row of gradients for each."""
-    rows, positions = ids[readers].flatten().sort(stable=True)
-    count, width = rows.shape[0], table.shape[1]
+    count, width = keys.shape[0], table.shape[1]
     slots = unique = None
     values = torch.zeros(table.shape, dtype=table.dtype)
     if sparse:
-        leaders = torch.empty_like(rows)
-        _run("leaders", Leaders(_address(rows), count, table.shape[0], _address(leaders)))
+        leaders = torch.empty(count, dtype=torch.int64)
+        _run("leaders", Leaders(_address(keys), _address(leaders), count, first_key))
         slots = leaders.cumsum(0)
-        unique = rows.new_empty(int(slots[-1]) if count else 0)
+        unique = ids.new_empty(int(slots[-1]) if count else 0)
         values = table.new_empty(unique.shape[0], width)
     windows = (count + WINDOW - 1) // WINDOW
     heads, tails = (torch.empty(windows, width, dtype=torch.float32) for _ in range(2))
     sums = RowSums(
         gathered_gradient=_address(gathered),
-        rows=_address(rows),
+        keys=_address(keys),
         positions=_address(positions),
         slots=_address(slots),
         unique_rows=_address(unique),
@@ -222,7 +264,8 @@ def _row_sums(
         values=_address(values),
         events=ids.shape[1],
         count=count,
-        table_rows=table.shape[0],
+        first_position=first_position,
+        first_key=first_key,
         depth=gathered.shape[1],
         width=width,
         dtype=DTYPES[table.dtype],
