@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -39,18 +37,21 @@ def rowwise_adagrad_(
         state: [V] float32 (float64 also allowed for a float64 table), zero at the start; written in place.
         rows: [R] int64 in [−1, V), in any order, repetitions allowed; entries of −1 are skipped, so that a list of
             rows can be padded.
-        row_gradients: [R, d], dtype like table or float32.
+        row_gradients: [R, d], dtype like table or float32; no gradient reaches it.
         lr: learning rate, at least 0.
         eps: added to the root of the state, at least 0.
         weight_decay: L2 penalty, at least 0, on touched rows.
         backend: which backend computes; None for the default.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or a setting is negative or not finite; on the CPU also a
-            row outside the table, with its position. On a GPU that is a device-side assertion.
+        ValueError: a shape, dtype, layout or device does not fit, a setting is negative or not finite, table or state
+            is expanded or would need a gradient; on the CPU also a row outside the table, with its position. On a GPU
+            that is a device-side assertion.
 
-    Sums, state and the step are computed in the state's dtype and rounded to the table's once. The formula is that of
-    FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
+    Sums and the step are computed in float32 (float64 for a float64 table) and rounded to the table's dtype once; the
+    state is rounded to its own before its root is taken. With eps = 0 a row whose gradients were all 0 so far becomes
+    NaN, which is 0 / 0. Table and state may have any strides on the CPU, such as a transposed table's. The formula is
+    that of FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
     """
     problems = Problems("rowwise_adagrad_")
     if not problems.tensor("table", table, shape=(None, None), dtype=FLOATING):
@@ -67,11 +68,12 @@ def rowwise_adagrad_(
             dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
             device=device,
         )
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            problems.found.append(f"{name} is {value}, expected a finite value ≥ 0")
+    settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+    numbers = [problems.number(name, value, least=0) for name, value in settings.items()]
+    problems.writable("table", table)
+    problems.writable("state", state)
     problems.raise_if_any()
-    OP(table, state, rows, row_gradients, float(lr), float(eps), float(weight_decay), backend=backend)
+    OP(table, state, rows, row_gradients, *numbers, backend=backend)
 
 
 def _check_values(inputs: Inputs) -> None:
