@@ -11,7 +11,7 @@ import torch
 
 from argus_kernels import explain
 from argus_kernels.core import triton_support
-from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two, recorded_launches
+from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two
 
 
 @pytest.fixture
@@ -94,33 +94,6 @@ def arguments(**changes: Any) -> dict[str, Any]:
     return {"x": torch.zeros(4), "n": 2**31, "stride": 1, "scale": 0.5, "bias": None, "BLOCK": 64} | changes
 
 
-def test_a_recorded_launch_has_tritons_signature_and_does_not_run() -> None:
-    kernel = Kernel()
-    with recorded_launches() as found:
-        launch(kernel, (3,), arguments(x=torch.empty(4, dtype=torch.bfloat16, device="meta")), warps=8, stages=2)
-    (one,) = found
-    assert one.signature == {
-        "x": "*bf16",
-        "n": "i64",
-        "stride": "constexpr",
-        "scale": "fp32",
-        "bias": "constexpr",
-        "BLOCK": "constexpr",
-    }
-    assert one.constants == {(2,): 1, (4,): None, (5,): 64}
-    assert one.divisible == ((0,), (1,)) and one.options == {"num_warps": 8, "num_stages": 2}
-    assert not kernel.launched
-
-
-def test_a_recorded_launch_looks_into_tuples() -> None:
-    with recorded_launches() as found:
-        launch(Kernel(), (1,), arguments(x=(torch.zeros(4), torch.zeros(4).half()), stride=(1, 32, 5)))
-    assert found[0].signature["x"] == ("*fp32", "*fp16")
-    assert found[0].signature["stride"] == ("constexpr", "i32", "i32")
-    assert found[0].constants[2, 0] == 1
-    assert found[0].divisible == ((0, 0), (0, 1), (1,), (2, 1))
-
-
 def test_a_launch_runs_unless_its_grid_is_empty() -> None:
     kernel = Kernel()
     launch(kernel, (3, 0), arguments())
@@ -128,13 +101,6 @@ def test_a_launch_runs_unless_its_grid_is_empty() -> None:
     launch(kernel, (3, 2), arguments(), warps=2)
     ((grid, given),) = kernel.launched
     assert grid == (3, 2) and given["num_warps"] == 2 and given["BLOCK"] == 64
-
-
-def test_a_launch_with_other_arguments_than_the_kernels_is_refused() -> None:
-    with recorded_launches(), pytest.raises(TypeError, match="toy takes"):
-        launch(Kernel(), (1,), arguments(more=1))
-    with recorded_launches(), pytest.raises(TypeError, match="argument is str"):
-        launch(Kernel(), (1,), arguments(scale="0.5"))
 
 
 def test_auto_passes_over_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 
 _ROWS = 64
@@ -100,7 +101,7 @@ def _wrong(logit, target):
     return tl.where(target > 0, -logit, logit)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     hidden,
     weight,
@@ -162,7 +163,7 @@ def forward_kernel(
         first += CLASSES[task]
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     hidden,
     weight,

@@ -8,14 +8,14 @@ row; the others leave.
 from __future__ import annotations
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, launch, next_power_of_two
 
 
-@triton.jit
+@kernel
 def update_kernel(
     table,
     state,

@@ -11,17 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two
 
 CHUNK = 32
 PIECES = 16
 
 
-@triton.jit
+@kernel
 def sum_runs_kernel(
     sorted_rows,
     order,
@@ -71,7 +71,7 @@ def sum_runs_kernel(
         before = row
 
 
-@triton.jit
+@kernel
 def join_pieces_kernel(
     sorted_rows,
     slots,
@@ -151,7 +151,7 @@ def _sum(
 ) -> None:
     count, width = sorted_rows.shape[0], d_table.shape[1]
     chunks = ceil_div(count, CHUNK)
-    heads, tails = d_gathered.new_empty(2, chunks, width)
+    heads, tails = d_gathered.new_empty(chunks, width), d_gathered.new_empty(chunks, width)
     block = min(next_power_of_two(width), 256)
     shared: dict[str, Any] = {
         "sorted_rows": sorted_rows,
