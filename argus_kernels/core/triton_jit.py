@@ -18,6 +18,7 @@ import triton
 
 BATCH_SIZES = frozenset(
     {
+        "base",
         "block_table_stride",
         "capacity",
         "chunk",

@@ -50,17 +50,15 @@ def updated(backend: str, arguments: dict[str, Any], dtype: torch.dtype | None =
 
 
 def check(counts: list[int], width: int, dtype: torch.dtype = torch.float32, seeds: int = 1) -> None:
-    """By the error rule against float64, draws pooled, and bit for bit the same again."""
+    """By the error rule against float64, draws pooled."""
     ours, truth, theirs = [], [], []
     for seed in range(seeds):
         arguments = drawn(counts, width, dtype, seed)
         ours.append(updated("triton", arguments))
         truth.append(updated("reference", arguments, torch.float64))
         theirs.append(updated("reference", arguments))
-    again = updated("triton", drawn(counts, width, dtype, 0))
-    for name, value in again.items():
+    for name in ours[0]:
         require_close(f"{name}, counts {counts}", *([one[name] for one in of] for of in (ours, truth, theirs)))
-        assert torch.equal(value, ours[0][name])
 
 
 @pytest.mark.parametrize(
@@ -85,6 +83,12 @@ def test_a_row_of_many_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(SCALE < 2, reason="half a minute in the interpreter; set ARGUS_FUZZ_SCALE to 2")
 def test_a_row_repeated_50000_times() -> None:
     check([0, 50_000], 4)
+
+
+def test_it_repeats_bit_for_bit() -> None:
+    arguments = drawn([2, 100, 5, 40], 3)
+    first, second = updated("triton", arguments), updated("triton", arguments)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_wide_row_of_several_pieces() -> None:

@@ -3,9 +3,9 @@
 Forward: one program a tile [events, width] of the output. For each column it gathers the tile's rows straight from the
 column's table as the left operand of tl.dot; the concatenation is never in global memory. The bias is the epilogue.
 
-Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because the rows of width d_k are what is
-sorted and summed by table row (`triton_row_sums`), not the wider rows of g. d_weight is one launch a column: every
-split of the events has its own partial sum in memory, added in order.
+Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because the rows of width d_k are what is put in
+order (`triton_order`) and summed by table row (`triton_row_sums`), not the wider rows of g. d_weight is one launch a
+column: every split of the events has its own partial sum in memory, added in order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
-from argus_kernels.ops.triple_embedding import triton_row_sums
+from argus_kernels.ops.triple_embedding import triton_order, triton_row_sums
 
 _FORWARD = "triple_embedding/forward"
 _WEIGHT = "triple_embedding/weight_gradient"
@@ -253,13 +253,13 @@ def backward(
         d_gathered = _gathered_gradient(gradient, weight)
         starts = _starts(tables, columns)
         d_tables = []
-        for index, table in enumerate(tables):
-            readers = [k for k, column in enumerate(columns) if column == index]
-            parts = d_gathered, tuple(starts[k] for k in readers)
+        places = triton_order.order_places(ids, [table.shape[0] for table in tables], columns)
+        for index, (table, own) in enumerate(zip(tables, places, strict=True)):
+            parts = d_gathered, tuple(starts[k] for k, column in enumerate(columns) if column == index)
             if sparse:
-                d_tables += triton_row_sums.row_sparse(ids, readers, *parts, table)
+                d_tables += triton_row_sums.row_sparse(own, *parts, table)
             else:
-                d_tables.append(triton_row_sums.dense(ids, readers, *parts, table))
+                d_tables.append(triton_row_sums.dense(own, *parts, table))
     if needs["weight"]:
         d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
         for k, start in enumerate(_starts(tables, columns)):
