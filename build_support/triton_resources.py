@@ -106,7 +106,7 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
     case, matrix, launch = launches(room, everything)[index]
     source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), dict(launch.attributes))
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=dict(launch.options))
-    registers, stack = _resource_usage(compiled.asm["cubin"])
+    registers, stack = resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     warps = int(launch.options["num_warps"])
     return Figures(
@@ -140,7 +140,7 @@ def _mentions(ptx: str, instruction: str) -> int:
     return len(re.findall(pattern[instruction], ptx))
 
 
-def _resource_usage(cubin: bytes) -> tuple[int, int]:
+def resource_usage(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of the one kernel in a cubin."""
     program = cuobjdump()
     if program is None:

@@ -63,3 +63,10 @@ def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
         "options": {"num_warps": 8, "num_stages": 2},
         "compiled": 1,
     }
+
+
+def test_ids_are_checked_in_one_launch() -> None:
+    (found,) = lines("tests/planted/check_ids.py")
+    assert found["triton"] == ["check_kernel"] and found["torch"] == []
+    assert found["assertions"] == 5 and found["stack"] == 0 and found["registers"] <= 32
+    assert found["turned off"] == []

@@ -40,11 +40,11 @@ def drawn(counts: list[int], width: int, dtype: torch.dtype = torch.float32, see
 
 def updated(backend: str, arguments: dict[str, Any], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Table and state after the step; `dtype` computes in another."""
-    given = {
+    given: dict[str, Any] = {
         name: value.to(DEVICE, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
-    copies = {name: given[name].clone() for name in ("table", "state")}
+    copies: dict[str, Tensor] = {name: given[name].clone() for name in ("table", "state")}
     rowwise_adagrad_(**{**given, **copies}, backend=backend)
     return copies
 

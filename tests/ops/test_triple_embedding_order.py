@@ -1,4 +1,7 @@
-"""The order in which a table's gradients are added: by row, column and event, with a sort and without."""
+"""The order in which a table's gradients are added: by row, column and event, with a sort or without.
+
+And the check of ids.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from argus_kernels.core.triton_support import available
+from argus_kernels.core.triton_support import available, interpreted
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,3 +71,21 @@ def test_keys_of_more_rows_than_32_bits_hold() -> None:
     heights, columns = [2**31, 2**31 - 1], [0, 1, 1]
     ids = torch.tensor([[2**31 - 1, 0, -1], [2**31 - 2, 0, 5], [5, 2**31 - 1, 2**31]])
     assert reads(ids, heights, columns) == expected(ids, heights, columns)
+
+
+@pytest.mark.parametrize(("column", "value"), [(0, 4), (1, -2), (1, 2), (0, FAR)])
+def test_an_id_outside_its_table_fails_the_assertion(column: int, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not interpreted():
+        pytest.skip("an assertion that fails on a GPU ends the process")
+    from triton.runtime import interpreter
+
+    from argus_kernels.ops.triple_embedding.triton_check import check_ids
+
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(debug=True))
+    ids = torch.tensor([[-1, 0, 3] * 400, [1, -1, 0] * 400])
+    check_ids(ids, [4, 2])
+    ids[column, -1] = value
+    with pytest.raises(
+        interpreter.InterpreterError, match=f"an id of column {column} is outside its table of {[4, 2][column]} rows"
+    ):
+        check_ids(ids, [4, 2])

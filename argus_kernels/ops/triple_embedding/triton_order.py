@@ -155,8 +155,8 @@ def _counted(ids: Tensor, readers: dict[int, list[int]], heights: Sequence[int])
     launch(count_kernel, grid, shared | {"counts": counts, "BINS": _BINS}, stages=1)
     sums = counts.cumsum(0, dtype=torch.int32)
     keys, order = (ids.new_empty(len(lines) * ids.shape[1], dtype=dtype) for dtype in (torch.int32, torch.int64))
-    own = {"sums": sums, "keys": keys, "order": order, "COMPARED": _COMPARED}
-    launch(place_kernel, grid, shared | own, warps=8, stages=1)
+    results = {"sums": sums, "keys": keys, "order": order, "COMPARED": _COMPARED}
+    launch(place_kernel, grid, shared | results, warps=8, stages=1)
     return _places(ids, readers, keys, order, dict.fromkeys(readers, 0))
 
 
