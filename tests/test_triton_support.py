@@ -11,6 +11,7 @@ import torch
 
 from argus_kernels import explain
 from argus_kernels.core import triton_support
+from argus_kernels.core.registry import needs_device
 from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two
 
 
@@ -42,6 +43,48 @@ def test_all_reasons_at_once() -> None:
         "query is on cpu, expected cuda",
         "query is float64, expected one of float32, bfloat16, float16",
     ]
+
+
+class Placed(torch.Tensor):
+    """A tensor that says it is on a GPU, which this machine need not have."""
+
+    place = torch.device("cpu")
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.place
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return self.place.type == "cuda"
+
+
+def on(place: str, tensor: torch.Tensor) -> Placed:
+    """The tensor, as if it lay there."""
+    found = tensor.as_subclass(Placed)
+    found.place = torch.device(place)
+    return found
+
+
+def test_two_gpus_in_one_call_are_refused() -> None:
+    one, two = on("cuda:0", torch.zeros(2)), on("cuda:1", torch.zeros(2))
+    assert needs_device("cuda", q=one, k=one) == []
+    assert needs_device("cuda", q=one, k=two, v=None) == ["k is on cuda:1, expected cuda:0"]
+    assert needs_device("cuda", q=torch.zeros(2), k=two, v=two) == ["q is on cpu, expected cuda"]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_every_argument_is_held_to_one_gpu() -> None:
+    """Also those that a room looks at in different calls, and a list's."""
+    from argus_kernels.ops.triple_embedding import OP
+
+    ids, weight = torch.zeros(2, 3, dtype=torch.int64), on("cuda:0", torch.zeros(4, 2))
+    tables = [on("cuda:0", torch.zeros(5, 2)), on("cuda:1", torch.zeros(5, 2))]
+    inputs = OP.inputs((on("cuda:0", ids), tables, [0, 1], weight, None, False, False))
+    assert OP.backend("triton").why_not(inputs) == ["tables[1] is on cuda:1, expected cuda:0"]
+    inputs.tables, inputs.ids = tables[:1] * 2, on("cuda:1", ids)
+    others = ("tables[0]", "tables[1]", "weight")
+    assert OP.backend("triton").why_not(inputs) == [f"{name} is on cuda:0, expected cuda:1" for name in others]
 
 
 def test_bfloat16_is_refused_by_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:

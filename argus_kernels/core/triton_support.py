@@ -102,7 +102,23 @@ def triton_backend(
     forward: Callable[..., Any], why_not: Callable[[Inputs], list[str]], backward: Callable[..., Any] | None = None
 ) -> Backend:
     """A room's `triton` backend, with what all of them have in common."""
-    return Backend("triton", forward, backward, why_not, available, by_name_only)
+
+    def reasons(inputs: Inputs) -> list[str]:
+        found = why_not(inputs)
+        return found + [sentence for sentence in _one_gpu(inputs) if sentence not in found]
+
+    return Backend("triton", forward, backward, reasons, available, by_name_only)
+
+
+def _one_gpu(inputs: Inputs) -> list[str]:
+    """One sentence for each tensor on another GPU than the first: rooms look at the arguments in several parts."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in vars(inputs).items():
+        listed = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        tensors |= {f"{name}[{index}]": one for index, one in listed if isinstance(one, Tensor) and one.is_cuda}
+        if isinstance(value, Tensor) and value.is_cuda:
+            tensors[name] = value
+    return needs_device("cuda", **tensors)
 
 
 def ceil_div(value: int, divisor: int) -> int:
