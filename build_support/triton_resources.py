@@ -26,14 +26,16 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from argus_kernels.core import tuning
-from argus_kernels.core.triton_support import CompileCase, Launch, recorded_launches
+from argus_kernels.core.triton_support import SHARED_LIMIT, CompileCase
 from build_support.resources import ROOT, cuobjdump
 
-TARGETS = (80, 90, 100)
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-"""Bytes of shared memory that a block may have (CUDA programming guide, table of compute capabilities)."""
+if TYPE_CHECKING:
+    from argus_kernels.testing.mock_driver import Launch
+
+TARGETS = tuple(SHARED_LIMIT)
 MATRIX = {80: "mma.sync", 90: "wgmma", 100: "tcgen05"}
 """The matrix instruction of the target's own generation."""
 PARALLEL = 2
@@ -77,18 +79,19 @@ def launches(room: str, everything: bool) -> tuple[tuple[str, bool, Launch], ...
             continue
         for name, recorded in _recorded(case, getattr(module, "TUNABLES", ()) if everything else ()):
             for launch in recorded:
-                key = repr((launch.name, launch.signature, launch.constants, launch.divisible, launch.options))
-                found.setdefault(key, (name, case.matrix, launch))
+                found.setdefault(launch.key, (name, case.matrix, launch))
     return tuple(found.values())
 
 
 def _recorded(case: CompileCase, tunables: Sequence[tuning.Tunable]) -> Iterator[tuple[str, list[Launch]]]:
-    with recorded_launches() as recorded:
+    from argus_kernels.testing.mock_driver import mocked
+
+    with mocked() as recorded:
         case.call()
     yield case.name, recorded
     for tunable in tunables:
         for config in tunable.configs[1:]:
-            with tuning.forced(tunable.kernel, config), recorded_launches() as recorded:
+            with tuning.forced(tunable.kernel, config), mocked() as recorded:
                 case.call()
             settings = ", ".join(f"{name} {value}" for name, value in config.items())
             yield f"{case.name} ({settings})", recorded
@@ -101,10 +104,9 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
     from triton.compiler import ASTSource
 
     case, matrix, launch = launches(room, everything)[index]
-    attributes = {place: [["tt.divisibility", 16]] for place in launch.divisible}
-    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)
+    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), dict(launch.attributes))
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=dict(launch.options))
-    registers, stack = _resource_usage(compiled.asm["cubin"])
+    registers, stack = resource_usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]
     warps = int(launch.options["num_warps"])
     return Figures(
@@ -138,7 +140,7 @@ def _mentions(ptx: str, instruction: str) -> int:
     return len(re.findall(pattern[instruction], ptx))
 
 
-def _resource_usage(cubin: bytes) -> tuple[int, int]:
+def resource_usage(cubin: bytes) -> tuple[int, int]:
     """Registers and bytes of stack of the one kernel in a cubin."""
     program = cuobjdump()
     if program is None:

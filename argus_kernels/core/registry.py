@@ -189,11 +189,13 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Ver
 
 
 def needs_device(kind: str, **tensors: Tensor | None) -> list[str]:
-    """One sentence for each tensor that is not on a device of type `kind`."""
+    """One sentence for each tensor that is not on a device of type `kind`, or on another of them than the first."""
+    devices = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}
+    first = next((device for device in devices.values() if device.type == kind), None)
     return [
-        f"{name} is on {tensor.device}, expected {kind}"
-        for name, tensor in tensors.items()
-        if tensor is not None and tensor.device.type != kind
+        f"{name} is on {device}, expected {first if device.type == kind else kind}"
+        for name, device in devices.items()
+        if device.type != kind or device != first
     ]
 
 

@@ -1,8 +1,9 @@
 """Launches the Triton attention kernels over packed histories: their order, their tiles, and the sums for the tables.
 
-The work of a batch is a flat list of tiles (user, block), worked out on the device from the offsets; its length is an
-upper bound that the host knows. The costly tiles come first, and the GPU hands the next one to the multiprocessor that
-is free first, so that one long user among many short ones does not leave the chip idle at the end.
+The work of a batch is a flat list of tiles (user, block), worked out on the device from the offsets
+(`triton_schedule`), once a pass for all its kernels; its length is an upper bound that the host knows. The costly tiles
+come first, and the GPU hands the next one to the multiprocessor that is free first, so that one long user among many
+short ones does not leave the chip idle at the end.
 
 A user's tiles and their sizes depend on its own events alone, never on who shares the batch.
 """
@@ -21,6 +22,7 @@ from argus_kernels.core.relative_bias import time_thresholds
 from argus_kernels.core.triton_attention_backward import key_gradient_kernel, query_gradient_kernel
 from argus_kernels.core.triton_attention_forward import forward_kernel
 from argus_kernels.core.triton_attention_tables import table_gradient_kernel
+from argus_kernels.core.triton_schedule import tile_schedules
 from argus_kernels.core.triton_support import launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
 
@@ -129,28 +131,6 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool) -> C
     return {"block_query": 16 if biased or width > 128 else 32, "block_key": 64, "warps": 8, "stages": 2}
 
 
-def tile_schedule(offsets: Tensor, total: int, block: int, window: int | None, of_keys: bool) -> Tensor:
-    """The tiles of a batch, the costliest first: int32 [total // block + B, 3], first row, length and block number.
-
-    A tile of queries costs the key blocks before it, one of keys (`of_keys`) the query blocks after it, as far as the
-    window reaches. Entries past the last tile have length 0. Nothing is read on the host.
-    """
-    users = offsets.shape[0] - 1
-    lengths = offsets[1:] - offsets[:-1]
-    blocks = (lengths + (block - 1)) // block
-    ends = blocks.cumsum(0)
-    index = torch.arange(total // block + users, device=offsets.device)
-    user = torch.searchsorted(ends, index, right=True).clamp(max=users - 1)
-    number = index - (ends - blocks)[user]
-    cost = blocks[user] - number if of_keys else number + 1
-    if window is not None:
-        cost = cost.clamp(max=window // block + 2)
-    there = index < ends[-1]
-    order = torch.argsort(torch.where(there, cost, 0), descending=True, stable=True)
-    tiles = torch.stack([offsets[:-1][user], torch.where(there, lengths[user], 0), torch.where(there, number, 0)], 1)
-    return tiles.to(torch.int32)[order].contiguous()
-
-
 @functools.lru_cache(maxsize=64)
 def upper_edges(buckets: int, device: torch.device) -> Tensor:
     """Entry b is the smallest difference past bucket b, int64 [buckets]; kept: a copy cannot go into a CUDA graph."""
@@ -165,7 +145,7 @@ def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
     log_sum_exp = given.q.new_zeros(heads, total, dtype=torch.float32) if given.softmax else None
     if given.users and total:
         config = given.config("forward")
-        schedule = tile_schedule(given.offsets, total, config["block_query"], given.window, of_keys=False)
+        (schedule,) = tile_schedules(given.offsets, total, [(config["block_query"], False)])
         arguments = given.shared_arguments() | {
             "out": out,
             "log_sum_exp": log_sum_exp,
@@ -174,7 +154,7 @@ def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
             "rows": total,
             **_blocks(config),
         }
-        _launch(forward_kernel, schedule, heads, arguments, config)
+        _launch(forward_kernel, heads, arguments, config)
     return out, log_sum_exp
 
 
@@ -208,53 +188,59 @@ def backward(
         "d_out_head_stride": d_out.stride(1),
         "d_out_column_stride": d_out.stride(2),
     }
-    _query_gradient(given, shared, gradients[0], out, d_log_sum_exp)
-    _key_gradient(given, shared, gradients[1], gradients[2])
+    configs = given.config("query_gradient"), given.config("key_gradient")
+    wanted = [(configs[0]["block_query"], False), (configs[1]["block_key"], True)]
     if any(needs.get(name) for name in ("position_bias", "time_bias")):
-        tables = _table_gradients(given, shared, needs)
+        wanted.append((TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2, False))
+    of_queries, of_keys, *of_tables = tile_schedules(given.offsets, total, wanted)
+    shared_by_queries = shared | {"schedule": of_queries, **_blocks(configs[0])}
+    _query_gradient(given, shared_by_queries, configs[0], gradients[0], out, d_log_sum_exp)
+    shared_by_keys = shared | {"schedule": of_keys, **_blocks(configs[1])}
+    _key_gradient(given, shared_by_keys, configs[1], gradients[1], gradients[2])
+    for schedule in of_tables:
+        tables = _table_gradients(given, shared | {"schedule": schedule}, wanted[-1][0], needs)
     return [*gradients, *tables]
 
 
 def _query_gradient(
-    given: Attention, shared: dict[str, Any], d_q: Tensor, out: Tensor | None, d_log_sum_exp: Tensor | None
+    given: Attention,
+    shared: dict[str, Any],
+    config: Config,
+    d_q: Tensor,
+    out: Tensor | None,
+    d_log_sum_exp: Tensor | None,
 ) -> None:
     """Fills d_q and, for softmax, delta: the sum over the keys of weight times its gradient."""
-    config = given.config("query_gradient")
-    total, heads, _ = given.q.shape
-    schedule = tile_schedule(given.offsets, total, config["block_query"], given.window, of_keys=False)
     arguments = shared | {
         "out": out,
         "d_statistic": None if d_log_sum_exp is None else d_log_sum_exp.contiguous(),
         "d_q": d_q,
-        "schedule": schedule,
-        **_blocks(config),
     }
-    _launch(query_gradient_kernel, schedule, heads, arguments, config)
+    _launch(query_gradient_kernel, given.q.shape[1], arguments, config)
 
 
-def _table_gradients(given: Attention, shared: dict[str, Any], needs: dict[str, bool]) -> list[Tensor | None]:
-    """The gradients of position_bias and time_bias, of those that need one."""
-    total, heads, _ = given.q.shape
-    side = TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2
-    schedule = tile_schedule(given.offsets, total, side, given.window, of_keys=False)
+def _table_gradients(
+    given: Attention, shared: dict[str, Any], side: int, needs: dict[str, bool]
+) -> list[Tensor | None]:
+    """The gradients of position_bias and time_bias, of those that need one, in tiles of `side` queries and keys."""
+    heads, programs = given.q.shape[1], shared["schedule"].shape[0]
     tables = {"position": given.position_bias, "time": given.time_bias}
     sums: dict[str, Tensor | None] = {}
     sizes: dict[str, int | None] = {}
     for name, table in tables.items():
         wanted = table is not None and needs.get(f"{name}_bias")
         sizes[name] = next_power_of_two(table.shape[1]) if table is not None and wanted else None
-        sums[name] = given.q.new_zeros(schedule.shape[0], heads, sizes[name] or 0, dtype=torch.float32)
+        sums[name] = given.q.new_zeros(programs, heads, sizes[name] or 0, dtype=torch.float32)
     own = {name: value for name, value in shared.items() if name != "factor"}
     arguments = own | {
         "position_sums": None if sizes["position"] is None else sums["position"],
         "time_sums": None if sizes["time"] is None else sums["time"],
-        "schedule": schedule,
         "POSITION_SUMS": sizes["position"],
         "TIME_SUMS": sizes["time"],
         "BLOCK_QUERY": side,
         "BLOCK_KEY": side,
     }
-    launch(table_gradient_kernel, (schedule.shape[0] * heads,), arguments, warps=4, stages=1)
+    launch(table_gradient_kernel, (programs * heads,), arguments, warps=4, stages=1)
     gradients: list[Tensor | None] = []
     for name, table in tables.items():
         partial = sums[name]
@@ -267,23 +253,14 @@ def _table_gradients(given: Attention, shared: dict[str, Any], needs: dict[str, 
     return gradients
 
 
-def _key_gradient(given: Attention, shared: dict[str, Any], d_k: Tensor, d_v: Tensor) -> None:
-    config = given.config("key_gradient")
-    total, heads, _ = given.q.shape
-    schedule = tile_schedule(given.offsets, total, config["block_key"], given.window, of_keys=True)
-    arguments = shared | {
-        "d_k": d_k,
-        "d_v": d_v,
-        "schedule": schedule,
-        "divisor": given.divisor or 1.0,
-        **_blocks(config),
-    }
-    _launch(key_gradient_kernel, schedule, heads, arguments, config)
+def _key_gradient(given: Attention, shared: dict[str, Any], config: Config, d_k: Tensor, d_v: Tensor) -> None:
+    arguments = shared | {"d_k": d_k, "d_v": d_v, "divisor": given.divisor or 1.0}
+    _launch(key_gradient_kernel, given.q.shape[1], arguments, config)
 
 
-def _launch(kernel: Any, schedule: Tensor, heads: int, arguments: dict[str, Any], config: Config) -> None:
+def _launch(kernel: Any, heads: int, arguments: dict[str, Any], config: Config) -> None:
     # The heads of a tile are neighbours: they read the same schedule entry, limits and times.
-    launch(kernel, (schedule.shape[0] * heads,), arguments, warps=config["warps"], stages=config["stages"])
+    launch(kernel, (arguments["schedule"].shape[0] * heads,), arguments, warps=config["warps"], stages=config["stages"])
 
 
 def _blocks(config: Config) -> dict[str, int]:

@@ -20,6 +20,7 @@ from argus_kernels.core.triton_attention_tiles import (
     silu_slope,
     time_bucket,
 )
+from argus_kernels.core.triton_jit import kernel
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def _gather_keys(
     return total, weight_sum
 
 
-@triton.jit
+@kernel
 def query_gradient_kernel(
     q,
     k,
@@ -327,7 +328,7 @@ def _gather_queries(
     return d_key, d_value
 
 
-@triton.jit
+@kernel
 def key_gradient_kernel(
     q,
     k,

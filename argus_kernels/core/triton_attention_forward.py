@@ -20,6 +20,7 @@ from argus_kernels.core.triton_attention_tiles import (
     shown,
     time_bucket,
 )
+from argus_kernels.core.triton_jit import kernel
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def _attend(
     return total, largest, denominator
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     q,
     k,

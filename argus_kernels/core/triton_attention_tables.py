@@ -8,14 +8,14 @@ launcher adds the programs' sums in order.
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
 from argus_kernels.core.triton_attention_backward import score_gradients
 from argus_kernels.core.triton_attention_tiles import LOG2_E, add_to_histogram, load_rows
+from argus_kernels.core.triton_jit import kernel
 
 
-@triton.jit
+@kernel
 def table_gradient_kernel(
     q,
     k,

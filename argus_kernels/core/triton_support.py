@@ -3,9 +3,9 @@
 Importing this module does not import triton: a room's `triton_backend.py` answers `why_not` without it and imports
 the room's `triton_kernels.py` at the first call.
 
-Every kernel is launched through `launch`. Inside `recorded_launches` nothing runs: each launch is noted with the
-signature that Triton would compile it for. So the compile gates take their cases from the launchers themselves, fed
-with tensors on the meta device, and a launcher that needs a value from the device cannot pass them.
+Every kernel is launched through `launch`. The compile gates take their cases from the launchers themselves, fed with
+tensors on the meta device under a driver that runs nothing (`argus_kernels.testing.mock_driver`): a launcher that needs
+a value from the device cannot pass them.
 
 Sizes and strides reach a kernel as int32 where they fit. A kernel therefore widens a row to int64 before it multiplies
 it by a stride.
@@ -17,7 +17,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,40 +28,9 @@ from argus_kernels.core.registry import Backend, Inputs, needs_device, needs_dty
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels compute on; float64 is the reference's."""
 
-TYPE_NAMES = {
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-    torch.float16: "fp16",
-    torch.float64: "fp64",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.bool: "i1",
-}
-"""torch's dtypes as Triton's signatures have them."""
-
-_INT32 = torch.iinfo(torch.int32)
-_ALIGNMENT = 16
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch as `recorded_launches` notes it; with these arguments triton.compile makes what would have run.
-
-    signature: the type of every argument by name, a tuple of types for a tuple. constants: what is compiled in, by
-    place: (2,) is the third argument, (2, 0) the first of its tuple. divisible: the places of arguments known to be
-    multiples of 16, as pointers are. options: num_warps, num_stages.
-    """
-
-    kernel: Any
-    signature: Mapping[str, str | tuple[str, ...]]
-    constants: Mapping[tuple[int, ...], Any]
-    divisible: tuple[tuple[int, ...], ...]
-    options: Mapping[str, int]
-
-    @property
-    def name(self) -> str:
-        """The kernel's name."""
-        return str(self.kernel.__name__)
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that a block may have on sm_80, sm_90 and sm_100 (CUDA programming guide, table of compute
+capabilities)."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +48,7 @@ class CompileCase:
     twin: bool = False
 
 
-@dataclass
-class _Recording:
-    launches: list[Launch] = field(default_factory=list)
-
-
-_recording: _Recording | None = None
+_without_gpu = False
 
 
 def interpreted() -> bool:
@@ -96,7 +60,7 @@ def available() -> str | None:
     """Why no Triton kernel can serve anything here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not interpreted() and not torch.cuda.is_available():
+    if not (interpreted() or _without_gpu or torch.cuda.is_available()):
         return "torch sees no GPU, and TRITON_INTERPRET=1 does not ask for Triton's interpreter"
     return None
 
@@ -120,14 +84,41 @@ def problems(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -
 
 def device_problems(**tensors: Tensor | None) -> list[str]:
     """One sentence for each tensor that is not on a GPU; the interpreter takes the CPU's."""
-    return [] if interpreted() else needs_device("cuda", **tensors)
+    return [] if interpreted() or _without_gpu else needs_device("cuda", **tensors)
+
+
+@contextmanager
+def served_without_gpu() -> Iterator[None]:
+    """Inside the block tensors of any device are taken, for the whole process: a driver that runs nothing is active."""
+    global _without_gpu
+    before, _without_gpu = _without_gpu, True
+    try:
+        yield
+    finally:
+        _without_gpu = before
 
 
 def triton_backend(
     forward: Callable[..., Any], why_not: Callable[[Inputs], list[str]], backward: Callable[..., Any] | None = None
 ) -> Backend:
     """A room's `triton` backend, with what all of them have in common."""
-    return Backend("triton", forward, backward, why_not, available, by_name_only)
+
+    def reasons(inputs: Inputs) -> list[str]:
+        found = why_not(inputs)
+        return found + [sentence for sentence in _one_gpu(inputs) if sentence not in found]
+
+    return Backend("triton", forward, backward, reasons, available, by_name_only)
+
+
+def _one_gpu(inputs: Inputs) -> list[str]:
+    """One sentence for each tensor on another GPU than the first: rooms look at the arguments in several parts."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in vars(inputs).items():
+        listed = enumerate(value) if isinstance(value, (list, tuple)) else ()
+        tensors |= {f"{name}[{index}]": one for index, one in listed if isinstance(one, Tensor) and one.is_cuda}
+        if isinstance(value, Tensor) and value.is_cuda:
+            tensors[name] = value
+    return needs_device("cuda", **tensors)
 
 
 def ceil_div(value: int, divisor: int) -> int:
@@ -160,58 +151,6 @@ def launch(
     arguments: tensors, numbers, None, tuples of these, and the kernel's constexprs. warps, stages: Triton's num_warps
     and num_stages.
     """
-    if _recording is not None:
-        _recording.launches.append(_recorded(kernel, arguments, warps, stages))
-    elif all(grid):
+    if all(grid):
         with on_device(next(value for value in arguments.values() if isinstance(value, Tensor))):
             kernel[grid](**arguments, num_warps=warps, num_stages=stages)
-
-
-@contextmanager
-def recorded_launches() -> Iterator[list[Launch]]:
-    """Inside the block `launch` notes instead of launching, for the whole process."""
-    global _recording
-    before, _recording = _recording, _Recording()
-    try:
-        yield _recording.launches
-    finally:
-        _recording = before
-
-
-def _recorded(kernel: Any, arguments: Mapping[str, Any], warps: int, stages: int) -> Launch:
-    names = [parameter.name for parameter in kernel.params]
-    if set(names) != set(arguments):
-        raise TypeError(f"{kernel.__name__} takes {sorted(names)}, got {sorted(arguments)}")
-    signature: dict[str, str | tuple[str, ...]] = {}
-    constants: dict[tuple[int, ...], Any] = {}
-    divisible: list[tuple[int, ...]] = []
-    for index, parameter in enumerate(kernel.params):
-        value = arguments[parameter.name]
-        if parameter.is_constexpr:
-            signature[parameter.name], constants[index,] = "constexpr", value
-            continue
-        parts = value if isinstance(value, tuple) else (value,)
-        kinds = tuple(_kind(part) for part in parts)
-        for inner, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
-            place = (index, inner) if isinstance(value, tuple) else (index,)
-            if kind == "constexpr":
-                constants[place] = part
-            elif isinstance(part, Tensor) or (kind in ("i32", "i64") and part % _ALIGNMENT == 0):
-                divisible.append(place)
-        signature[parameter.name] = kinds if isinstance(value, tuple) else kinds[0]
-    return Launch(kernel, signature, constants, tuple(divisible), {"num_warps": warps, "num_stages": stages})
-
-
-def _kind(value: Any) -> str:
-    """The type that Triton gives an argument; None and 1 it compiles in."""
-    if isinstance(value, Tensor):
-        return "*" + TYPE_NAMES[value.dtype]
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
-        return "constexpr"
-    if isinstance(value, bool):
-        return "u1"
-    if isinstance(value, int):
-        return "i32" if _INT32.min <= value <= _INT32.max else "i64"
-    if isinstance(value, float):
-        return "fp32"
-    raise TypeError(f"a kernel's argument is {type(value).__name__}, expected a tensor, a number or None")

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from argus_kernels.core.relative_bias import time_thresholds
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
 
@@ -46,7 +47,7 @@ def time_bucket(distance, thresholds, buckets):
     return tl.where(above & (distance >= edge), estimate + 1, estimate)
 
 
-@triton.jit
+@kernel
 def chunk_kernel(
     q,
     key_pages,
@@ -78,7 +79,7 @@ def chunk_kernel(
     key_strides,
     value_strides,
     time_strides,
-    table_stride,
+    block_table_stride,
     k_strides,
     v_strides,
     position_stride,
@@ -106,7 +107,7 @@ def chunk_kernel(
         total = tl.zeros([], tl.float32)
         weighted = tl.zeros([WIDTH], tl.float32)
         broken = tl.zeros([], tl.int32)
-        table = block_table + user * table_stride
+        table = block_table + user * block_table_stride
         for first in range(begin, end, BLOCK):
             event = first + tl.arange(0, BLOCK)
             counts = (event >= seen) & (event < end)
@@ -169,7 +170,7 @@ def chunk_kernel(
         tl.store(weighted_of + place * width + column, weighted, mask=inside)
 
 
-@triton.jit
+@kernel
 def combine_kernel(
     out,
     lengths,
@@ -280,7 +281,7 @@ def forward(
         "key_strides": key_pages.stride(),
         "value_strides": value_pages.stride(),
         "time_strides": time_pages.stride(),
-        "table_stride": block_table.stride(0),
+        "block_table_stride": block_table.stride(0),
         "k_strides": None if k is None else k.stride(),
         "v_strides": None if v is None else v.stride(),
         "position_stride": 0 if position_bias is None else position_bias.stride(0),

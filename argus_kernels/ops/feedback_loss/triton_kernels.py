@@ -2,8 +2,9 @@
 
 A program holds the logits of 64 rows, padded to a power of two of columns, in registers: a product over pieces of
 hidden and weight, then the tasks one after the other, each a mask over the columns. Backward turns the logits into
-residuals in place and walks over hidden once more (from the cache), writing d_hidden and adding to the program's own
-sums for d_weight; the number of programs depends on the rows alone and their sums are added in order: no atomics.
+residuals in place, multiplies them with weight for d_hidden and writes them to memory, float32; a second kernel
+multiplies them with hidden for d_weight. A program of it keeps its sums in registers while it walks its share of the
+rows; how many shares there are depends on the sizes alone and their sums are added in order: no atomics.
 
 Residuals are products of small weights and stay float32: rounded to hidden's 16 bits they would cost accuracy, and in
 float16 underflow.
@@ -19,11 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 
 _ROWS = 64
 _DEPTH = 64
-_MOST_PROGRAMS = 528
+# A float32 product is unrolled over its depth: 64 rows at a time spilled.
+_WEIGHT_ROWS = 16
+_WANTED_PROGRAMS = 528
+"""Of the kernel behind d_weight: four for each multiprocessor of an H200."""
 
 
 @triton.jit
@@ -100,7 +105,7 @@ def _wrong(logit, target):
     return tl.where(target > 0, -logit, logit)
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     hidden,
     weight,
@@ -162,7 +167,7 @@ def forward_kernel(
         first += CLASSES[task]
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     hidden,
     weight,
@@ -171,7 +176,7 @@ def backward_kernel(
     row_weight,
     factors,
     d_hidden,
-    d_weight,
+    residuals,
     d_bias,
     rows,
     width,
@@ -191,75 +196,96 @@ def backward_kernel(
 ):
     column = tl.arange(0, BLOCK_COLUMNS)
     inside = column < columns
-    own_weight = d_weight + tl.program_id(0).to(tl.int64) * width * BLOCK_COLUMNS
-    bias_sums = tl.zeros([BLOCK_COLUMNS], tl.float32)
-    first_tile = True
-    for tile in range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
-        row = tl.cast(tile, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        real = row < rows
-        counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
-        logits = _project(
-            hidden,
-            weight,
-            bias,
-            row,
-            counts,
-            width,
-            columns,
-            hidden_stride,
-            hidden_column_stride,
-            weight_stride,
-            weight_column_stride,
-            bias_stride,
-            BLOCK_ROWS,
-            BLOCK_COLUMNS,
-            BLOCK_DEPTH,
-        )
-        residuals = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
-        first = 0
-        for task in tl.static_range(len(CLASSES)):
-            given, target = _observe(
-                targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride
-            )
-            scale = (given * tl.load(factors + task))[:, None]
-            seen = (target >= 0)[:, None]
-            if CLASSES[task] == 1:
-                own = column[None, :] == first
-                x = _wrong(logits, target[:, None])
-                decay = tl.exp(-tl.abs(x))
-                wrong = tl.where(x > 0, 1.0, decay) / (1.0 + decay)
-                residual = tl.where(target[:, None] > 0, -wrong, wrong)
-            else:
-                own = (column >= first) & (column < first + CLASSES[task])
-                own = own[None, :]
-                most = tl.max(tl.where(own, logits, float("-inf")), 1)
-                powers = tl.where(own, tl.exp(logits - most[:, None]), 0.0)
-                residual = powers / tl.sum(powers, 1)[:, None]
-                residual -= tl.where(column[None, :] == first + target[:, None], 1.0, 0.0)
-            residuals += tl.where(own & seen, residual * scale, 0.0)
-            first += CLASSES[task]
-        bias_sums += tl.sum(residuals, 0)
-        for begin in range(0, width, BLOCK_DEPTH):
-            d = begin + tl.arange(0, BLOCK_DEPTH)
-            deep = d < width
-            factor = tl.load(
-                weight + d.to(tl.int64)[None, :] * weight_stride + column[:, None] * weight_column_stride,
-                mask=inside[:, None] & deep[None, :],
-                other=0.0,
-            ).to(tl.float32)
-            gradient = tl.dot(residuals, factor, input_precision="ieee")
-            place = row[:, None] * width + d[None, :]
-            tl.store(d_hidden + place, gradient.to(d_hidden.dtype.element_ty), mask=real[:, None] & deep[None, :])
-            piece = tl.load(
-                hidden + row[None, :] * hidden_stride + d[:, None] * hidden_column_stride,
-                mask=counts[None, :] & deep[:, None],
-                other=0.0,
-            ).to(tl.float32)
-            sums = own_weight + d[:, None] * BLOCK_COLUMNS + column[None, :]
-            before = tl.load(sums, mask=deep[:, None] & (not first_tile), other=0.0)
-            tl.store(sums, tl.dot(piece, residuals, before, input_precision="ieee"), mask=deep[:, None])
-        first_tile = False
-    tl.store(d_bias + tl.program_id(0) * BLOCK_COLUMNS + column, bias_sums)
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    real = row < rows
+    counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
+    logits = _project(
+        hidden,
+        weight,
+        bias,
+        row,
+        counts,
+        width,
+        columns,
+        hidden_stride,
+        hidden_column_stride,
+        weight_stride,
+        weight_column_stride,
+        bias_stride,
+        BLOCK_ROWS,
+        BLOCK_COLUMNS,
+        BLOCK_DEPTH,
+    )
+    found = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
+    first = 0
+    for task in tl.static_range(len(CLASSES)):
+        given, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        scale = (given * tl.load(factors + task))[:, None]
+        seen = (target >= 0)[:, None]
+        if CLASSES[task] == 1:
+            own = column[None, :] == first
+            x = _wrong(logits, target[:, None])
+            decay = tl.exp(-tl.abs(x))
+            wrong = tl.where(x > 0, 1.0, decay) / (1.0 + decay)
+            residual = tl.where(target[:, None] > 0, -wrong, wrong)
+        else:
+            own = (column >= first) & (column < first + CLASSES[task])
+            own = own[None, :]
+            most = tl.max(tl.where(own, logits, float("-inf")), 1)
+            powers = tl.where(own, tl.exp(logits - most[:, None]), 0.0)
+            residual = powers / tl.sum(powers, 1)[:, None]
+            residual -= tl.where(column[None, :] == first + target[:, None], 1.0, 0.0)
+        found += tl.where(own & seen, residual * scale, 0.0)
+        first += CLASSES[task]
+    tl.store(residuals + row[:, None] * BLOCK_COLUMNS + column[None, :], found, mask=real[:, None])
+    tl.store(d_bias + tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + column, tl.sum(found, 0))
+    for begin in range(0, width, BLOCK_DEPTH):
+        d = begin + tl.arange(0, BLOCK_DEPTH)
+        deep = d < width
+        factor = tl.load(
+            weight + d.to(tl.int64)[None, :] * weight_stride + column[:, None] * weight_column_stride,
+            mask=inside[:, None] & deep[None, :],
+            other=0.0,
+        ).to(tl.float32)
+        gradient = tl.dot(found, factor, input_precision="ieee")
+        place = row[:, None] * width + d[None, :]
+        tl.store(d_hidden + place, gradient.to(d_hidden.dtype.element_ty), mask=real[:, None] & deep[None, :])
+
+
+@kernel
+def weight_gradient_kernel(
+    hidden,
+    residuals,
+    d_weight,
+    rows,
+    split_rows,
+    width,
+    hidden_stride,
+    hidden_column_stride,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    split = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, BLOCK_COLUMNS)
+    d = tl.program_id(0) * BLOCK_DEPTH + tl.arange(0, BLOCK_DEPTH)
+    deep = d < width
+    total = tl.zeros([BLOCK_DEPTH, BLOCK_COLUMNS], tl.float32)
+    end = tl.minimum((split + 1) * split_rows, rows)
+    for begin in range(split * split_rows, end, BLOCK_ROWS):
+        row = begin + tl.arange(0, BLOCK_ROWS).to(tl.int64)
+        real = row < end
+        residual = tl.load(residuals + row[:, None] * BLOCK_COLUMNS + column[None, :], mask=real[:, None], other=0.0)
+        # A row without a residual adds nothing, whatever its hidden holds: NaN is not 0.
+        adds = tl.sum((residual != 0.0).to(tl.int32), 1) > 0
+        piece = tl.load(
+            hidden + row[None, :] * hidden_stride + d[:, None] * hidden_column_stride,
+            mask=adds[None, :] & deep[:, None],
+            other=0.0,
+        ).to(tl.float32)
+        total = tl.dot(piece, residual, total, input_precision="ieee")
+    target = d_weight + (split * width + d)[:, None] * BLOCK_COLUMNS + column[None, :]
+    tl.store(target, total, mask=deep[:, None])
 
 
 def _arguments(
@@ -342,21 +368,40 @@ def backward(
     if not classes:
         return [torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)]
     arguments = _arguments(hidden, weight, bias, targets, classes, row_weight)
-    programs = min(ceil_div(rows, _ROWS), _MOST_PROGRAMS)
+    tiles, block = ceil_div(rows, _ROWS), arguments["BLOCK_COLUMNS"]
     parts = {
         "d_hidden": hidden.new_empty(rows, width),
-        "d_weight": hidden.new_empty(programs, width, arguments["BLOCK_COLUMNS"], dtype=torch.float32),
-        "d_bias": hidden.new_empty(programs, arguments["BLOCK_COLUMNS"], dtype=torch.float32),
+        "residuals": hidden.new_empty(rows, block, dtype=torch.float32),
+        "d_bias": hidden.new_empty(tiles, block, dtype=torch.float32),
     }
     factors = (_scales(targets, task_weight, row_weight) * gradients[0]).to(torch.float32)
     # With 4 warps the float32 products spill on sm_80.
     warps = 8 if hidden.dtype == torch.float32 else 4
-    launch(backward_kernel, (programs,), {**arguments, **parts, "factors": factors}, warps=warps, stages=2)
+    launch(backward_kernel, (tiles,), {**arguments, **parts, "factors": factors}, warps=warps, stages=2)
+    d_weight = _weight_gradient(arguments, parts["residuals"])[:, :columns] if needs["weight"] else None
     return [
         parts["d_hidden"] if needs["hidden"] else None,
-        parts["d_weight"].sum(0)[:, :columns].contiguous().to(weight.dtype) if needs["weight"] else None,
+        None if d_weight is None else d_weight.contiguous().to(weight.dtype),
         parts["d_bias"].sum(0)[:columns].to(bias.dtype) if needs["bias"] else None,
     ]
+
+
+def _weight_gradient(arguments: dict[str, Any], residuals: Tensor) -> Tensor:
+    """hiddenᵀ [D, N] · residuals [N, BLOCK_COLUMNS], float32."""
+    rows, width = arguments["rows"], arguments["width"]
+    depth_blocks, tiles = ceil_div(width, _DEPTH), ceil_div(rows, _ROWS)
+    splits = max(1, min(tiles, ceil_div(_WANTED_PROGRAMS, max(depth_blocks, 1))))
+    parts = residuals.new_empty(splits, width, residuals.shape[1])
+    names = ("hidden", "hidden_stride", "hidden_column_stride", "rows", "width", "BLOCK_COLUMNS", "BLOCK_DEPTH")
+    own = {
+        "residuals": residuals,
+        "d_weight": parts,
+        "split_rows": ceil_div(tiles, splits) * _ROWS,
+        "BLOCK_ROWS": _WEIGHT_ROWS,
+    }
+    shared = {name: arguments[name] for name in names}
+    launch(weight_gradient_kernel, (depth_blocks, splits), shared | own, warps=4, stages=2)
+    return parts.sum(0)
 
 
 def compile_cases() -> list[CompileCase]:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch
 from argus_kernels.ops.pairwise_loss.time_order import time_order
 
@@ -40,7 +41,7 @@ def _search(users, times, count, user, time, steps, AFTER: tl.constexpr):
     return low
 
 
-@triton.jit
+@kernel
 def order_kernel(
     scores,
     grades,
@@ -92,7 +93,7 @@ def _log1p(u):
     return tl.where(whole == 1.0, u, tl.log(whole) * (u / lost))
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     scores,
     grades,
@@ -131,7 +132,7 @@ def forward_kernel(
     tl.store(concordants + tl.program_id(0), tl.sum(right))
 
 
-@triton.jit
+@kernel
 def backward_kernel(
     scores,
     grades,
@@ -205,7 +206,8 @@ def forward(
     count = scores.shape[0]
     programs = ceil_div(count, _EVENTS)
     losses = scores.new_empty(programs, dtype=torch.float64)
-    pairs, concordants = times.new_empty(2, programs)
+    # Two allocations: where the second half of one begins, its alignment would change with the batch.
+    pairs, concordants = times.new_empty(programs), times.new_empty(programs)
     arguments = {
         "scores": events["sorted_scores"],
         "grades": events["sorted_grades"],

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
@@ -86,7 +87,7 @@ def _relative_scores(
     return product, score, counts
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
     largest, total, count, rows, drawn, width, split_candidates,
@@ -119,10 +120,10 @@ def forward_kernel(
     tl.store(count + place, counted, mask=row < rows)
 
 
-@triton.jit
+@kernel
 def score_gradient_kernel(
     query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
-    log_whole, row_factor, d_score, scale_sums, share_sums, first_row, rows, drawn, width, slab_rows,
+    statistics, row_factor, d_score, scale_sums, share_sums, first_row, rows, drawn, width, slab_rows, score_stride,
     query_stride, query_column_stride, candidate_stride, candidate_column_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -137,12 +138,12 @@ def score_gradient_kernel(
         candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
     )  # fmt: skip
     real = row < end
-    whole = tl.load(log_whole + row, mask=real, other=0.0)
+    whole = tl.load(statistics + rows + row, mask=real, other=0.0)
     factor = tl.load(row_factor + row, mask=real, other=0.0)
     counts = counts & (factor != 0.0)[:, None]
     share = tl.exp2(tl.where(counts, (score - whole[:, None]) * _LOG2_E, -float("inf")))
     gradient = share * factor[:, None]
-    place = line[:, None] * drawn + candidate[None, :]
+    place = line[:, None] * score_stride + candidate[None, :]
     tl.store(d_score + place, gradient.to(d_score.dtype.element_ty), mask=real[:, None] & (candidate < drawn)[None, :])
     # One number a row: Triton 3.6 fails to compile the sum of a whole tile that lies in sm_100's tensor memory.
     own = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -205,7 +206,9 @@ def backward(
     if rows.kept is not None:
         share = torch.where(rows.kept, share, 0)
     d_positive_score = d_lse - row_factor * share
-    d_query, d_candidates, d_scale = _through_scores(given, rows, whole, row_factor, share, d_positive_score, needs)
+    d_query, d_candidates, d_scale = _through_scores(
+        given, rows, outputs[2], row_factor, share, d_positive_score, needs
+    )
     d_positive = None
     if needs["positive"]:
         d_positive = ((given.scale * d_positive_score)[:, None] * rows.query).to(given.positive.dtype)
@@ -257,7 +260,7 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
     wanted = ceil_div(2 * processors(given.query.device), max(row_blocks, 1))
     split = ceil_div(max(blocks, 1), max(1, min(wanted, blocks))) * config["block_candidates"]
     splits = max(1, ceil_div(drawn, split))
-    largest, total = given.query.new_empty(2, splits, count, dtype=torch.float32)
+    largest, total = (given.query.new_empty(splits, count, dtype=torch.float32) for _ in range(2))
     counted = given.query.new_empty(splits, count, dtype=torch.int32)
     arguments = _score_arguments(given, rows, config) | {
         "largest": largest,
@@ -284,13 +287,16 @@ def _negatives_share(given: Arguments, denominator: Tensor, whole: Tensor) -> Te
 def _through_scores(
     given: Arguments,
     rows: Rows,
-    whole: Tensor,
+    statistics: Tensor,
     row_factor: Tensor,
     share: Tensor,
     d_positive_score: Tensor,
     needs: dict[str, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What reaches query, candidates and scale through the scores, one slab of rows after the other."""
+    """What reaches query, candidates and scale through the scores, one slab of rows after the other.
+
+    statistics: the forward pass's float32 [2, N], of which the second row is the logarithm of the candidates' sum.
+    """
     (count, width), drawn = given.query.shape, given.candidates.shape[0]
     config = _config("backward", given)
     # A power of two near the largest factor: the stored numbers are neither tiny nor rounded by it.
@@ -298,18 +304,19 @@ def _through_scores(
     lifted = row_factor * (LIFT / unit)
     slab = max(config["block_rows"], SLAB_BYTES // max(drawn * given.query.element_size(), 1))
     slab = min(ceil_div(slab, config["block_rows"]) * config["block_rows"], max(count, 1))
-    d_score = given.query.new_empty(slab, drawn)
+    # Rows a multiple of 16 apart, whatever is drawn: vector loads, and one kernel for all batches.
+    d_score = given.query.new_empty(slab, max(ceil_div(drawn, 16), 1) * 16)[:, :drawn]
     d_query = given.query.new_empty(count, width)
     sums = given.query.new_zeros(drawn, width, dtype=torch.float32)
     d_scale = given.query.new_zeros((), dtype=torch.float64)
     launch_options = {"warps": config["warps"], "stages": config["stages"]}
-    shared = _score_arguments(given, rows, config) | {"log_whole": whole.contiguous(), "row_factor": lifted}
+    shared = _score_arguments(given, rows, config) | {"statistics": statistics.contiguous(), "row_factor": lifted}
     for first in range(0, count, slab):
         here = min(slab, count - first)
         blocks = ceil_div(here, config["block_rows"]), ceil_div(drawn, config["block_candidates"])
         scale_sums, share_sums = given.query.new_empty(2, *blocks, config["block_rows"], dtype=torch.float32)
         own = {"d_score": d_score, "scale_sums": scale_sums, "share_sums": share_sums}
-        own_arguments = shared | own | {"first_row": first, "slab_rows": slab}
+        own_arguments = shared | own | {"first_row": first, "slab_rows": slab, "score_stride": d_score.stride(0)}
         launch(score_gradient_kernel, (blocks[0] * blocks[1],), own_arguments, **launch_options)
         part = slice(first, first + here)
         by_row, gradient_sum = (sums.sum(1, dtype=torch.float64).flatten()[:here] for sums in (scale_sums, share_sums))

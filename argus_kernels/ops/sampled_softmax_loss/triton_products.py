@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two
 
 
-@triton.jit
+@kernel
 def dot_rows_kernel(
     left, right, out, rows, width, left_stride, left_column_stride, right_stride, right_column_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
@@ -32,7 +32,7 @@ def dot_rows_kernel(
     tl.store(out + row, tl.sum(total, axis=1), mask=row < rows)
 
 
-@triton.jit
+@kernel
 def product_kernel(
     left, right, out, row_term, other, factor, rows, columns, depth,
     left_stride, left_depth_stride, right_stride, right_column_stride, out_stride, other_stride, other_column_stride,

@@ -120,7 +120,9 @@ def _check_values(inputs: Inputs) -> None:
     if not inputs.check_ids:
         return
     ids, heights = inputs.ids, [inputs.tables[column].shape[0] for column in inputs.columns]
-    if ids.device.type != "cpu":
+    if ids.device.type != "cpu" and triton_backend.checks_ids(inputs):
+        triton_backend.check_ids(ids, heights)
+    elif ids.device.type != "cpu":
         for k, rows in enumerate(heights):
             inside = (ids[k] >= -1) & (ids[k] < rows)
             require_values(inside, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")

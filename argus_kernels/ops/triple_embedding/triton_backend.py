@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
+
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.triton_support import device_problems, problems, triton_backend
+from argus_kernels.core.triton_support import available, device_problems, interpreted, problems, triton_backend
+from argus_kernels.core.varlen import device_checks
 
 MOST_COLUMNS = 64
 """The forward kernel is compiled with its columns one after the other."""
@@ -18,6 +22,19 @@ def why_not(inputs: Inputs) -> list[str]:
     if len(inputs.columns) > MOST_COLUMNS:
         found.append(f"columns are {len(inputs.columns)}, expected at most {MOST_COLUMNS}")
     return found
+
+
+def checks_ids(inputs: Inputs) -> bool:
+    """Whether ids on a GPU are checked by one kernel of Triton, whichever backend computes."""
+    return available() is None and not interpreted() and len(inputs.columns) <= MOST_COLUMNS
+
+
+def check_ids(ids: Tensor, heights: Sequence[int]) -> None:
+    """Asserts on the device that ids [K, T] lie in [−1, heights[k]), where values on a GPU are checked at all."""
+    if device_checks() and ids.numel():
+        from argus_kernels.ops.triple_embedding import triton_check
+
+        triton_check.check_ids(ids, heights)
 
 
 def forward(*arguments: Any) -> Any:

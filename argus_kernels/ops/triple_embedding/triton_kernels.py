@@ -3,9 +3,9 @@
 Forward: one program a tile [events, width] of the output. For each column it gathers the tile's rows straight from the
 column's table as the left operand of tl.dot; the concatenation is never in global memory. The bias is the epilogue.
 
-Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because the rows of width d_k are what is
-sorted and summed by table row (`triton_row_sums`), not the wider rows of g. d_weight is one launch a column: every
-split of the events has its own partial sum in memory, added in order.
+Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because the rows of width d_k are what is put in
+order (`triton_order`) and summed by table row (`triton_row_sums`), not the wider rows of g. d_weight is one launch a
+column: every split of the events has its own partial sum in memory, added in order.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
-from argus_kernels.ops.triple_embedding import triton_row_sums
+from argus_kernels.ops.triple_embedding import triton_order, triton_row_sums
 
 _FORWARD = "triple_embedding/forward"
 _WEIGHT = "triple_embedding/weight_gradient"
@@ -50,7 +50,7 @@ _ROUNDING_TILE: Config = {"block_events": 64, "block_width": 128, "warps": 8}
 TUNABLES = tuple(Tunable(name, "triton", configs, backward=name != _FORWARD) for name, configs in _TILES.items())
 
 
-@triton.jit
+@kernel
 def forward_kernel(
     ids,
     tables,
@@ -102,7 +102,7 @@ def forward_kernel(
     tl.store(out + place, total.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
 
-@triton.jit
+@kernel
 def gathered_gradient_kernel(
     gradient,
     weight,
@@ -141,7 +141,7 @@ def gathered_gradient_kernel(
     tl.store(d_gathered + event[:, None] * height + line[None, :], total, mask=real[:, None] & inside[None, :])
 
 
-@triton.jit
+@kernel
 def weight_gradient_kernel(
     ids,
     table,
@@ -152,6 +152,8 @@ def weight_gradient_kernel(
     table_rows,
     table_width,
     split_events,
+    reader,
+    ids_stride,
     ids_event_stride,
     table_stride,
     table_column_stride,
@@ -171,7 +173,7 @@ def weight_gradient_kernel(
     for begin in range(split * split_events, end, BLOCK_EVENTS):
         event = begin + tl.arange(0, BLOCK_EVENTS).to(tl.int64)
         real = event < end
-        row = tl.load(ids + event * ids_event_stride, mask=real, other=-1)
+        row = tl.load(ids + reader.to(tl.int64) * ids_stride + event * ids_event_stride, mask=real, other=-1)
         present = (row >= 0) & (row < table_rows)
         rows = tl.load(
             table + row[:, None] * table_stride + line[None, :] * table_column_stride,
@@ -251,18 +253,18 @@ def backward(
         d_gathered = _gathered_gradient(gradient, weight)
         starts = _starts(tables, columns)
         d_tables = []
-        for index, table in enumerate(tables):
-            readers = [k for k, column in enumerate(columns) if column == index]
-            parts = d_gathered, tuple(starts[k] for k in readers)
+        places = triton_order.order_places(ids, [table.shape[0] for table in tables], columns)
+        for index, (table, own) in enumerate(zip(tables, places, strict=True)):
+            parts = d_gathered, tuple(starts[k] for k, column in enumerate(columns) if column == index)
             if sparse:
-                d_tables += triton_row_sums.row_sparse(ids, readers, *parts, table)
+                d_tables += triton_row_sums.row_sparse(own, *parts, table)
             else:
-                d_tables.append(triton_row_sums.dense(ids, readers, *parts, table))
+                d_tables.append(triton_row_sums.dense(own, *parts, table))
     if needs["weight"]:
         d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
         for k, start in enumerate(_starts(tables, columns)):
             table = tables[columns[k]]
-            _weight_gradient(ids[k], table, gradient, d_weight[start : start + table.shape[1]])
+            _weight_gradient(ids, k, table, gradient, d_weight[start : start + table.shape[1]])
     if needs["bias"] and bias is not None:
         d_bias = gradient.sum(0, dtype=torch.float32).to(weight.dtype)
     return [d_tables, d_weight, d_bias]
@@ -293,8 +295,8 @@ def _gathered_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     return d_gathered
 
 
-def _weight_gradient(ids: Tensor, table: Tensor, gradient: Tensor, d_weight: Tensor) -> None:
-    """Σ_t row_t ᵀ · g_t for one column, ids [T], into d_weight [d, D]."""
+def _weight_gradient(ids: Tensor, reader: int, table: Tensor, gradient: Tensor, d_weight: Tensor) -> None:
+    """Σ_t row_t ᵀ · g_t for the column `reader` of ids [K, T], into d_weight [d, D]."""
     (events, width), table_width = gradient.shape, table.shape[1]
     config = _config(_WEIGHT, gradient, events)
     block_width = _block(config["block_width"], width)
@@ -313,7 +315,9 @@ def _weight_gradient(ids: Tensor, table: Tensor, gradient: Tensor, d_weight: Ten
         "table_rows": table.shape[0],
         "table_width": table_width,
         "split_events": ceil_div(events, splits),
-        "ids_event_stride": ids.stride(0),
+        "reader": reader,
+        "ids_stride": ids.stride(0),
+        "ids_event_stride": ids.stride(1),
         "table_stride": table.stride(0),
         "table_column_stride": table.stride(1),
         "gradient_stride": gradient.stride(0),

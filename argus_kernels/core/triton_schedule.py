@@ -1,0 +1,106 @@
+"""The tiles (user, block) of a batch of packed histories, the costliest first, worked out on the device in one launch.
+
+A tile of queries costs the key blocks before it and its own, one of keys the query blocks after it and its own. A user
+has one tile of each cost from 1 to its number of blocks, so a tile's place follows from the users' block counts alone:
+before it come the costlier tiles of all users, then the tiles of its own cost of the users before. Nothing is sorted.
+
+The schedules are made for each pass of each layer: one launch of a few microseconds. They are not kept from layer to
+layer. A kept schedule would have to know that `offsets` still holds what it held, and nothing tells: writes through
+`.data`, a collective, a replayed CUDA graph or a buffer that torch.compile reuses leave the tensor, its address and its
+version as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from argus_kernels.core.triton_jit import kernel
+from argus_kernels.core.triton_support import ceil_div, launch
+
+_TILES, _USERS = 64, 128
+
+
+@triton.jit
+def _blocks_of(offsets, user, users, BLOCK: tl.constexpr):
+    """How many blocks each of these users has; 0 past the last user."""
+    there = user < users
+    begin = tl.load(offsets + user, mask=there, other=0)
+    end = tl.load(offsets + user + 1, mask=there, other=0)
+    return (tl.maximum(end - begin, 0) + BLOCK - 1) // BLOCK
+
+
+@triton.jit
+def _schedule(
+    offsets, tiles, users, rows, BLOCK: tl.constexpr, OF_KEYS: tl.constexpr, TILES: tl.constexpr, USERS: tl.constexpr
+):
+    """Writes TILES entries of a schedule."""
+    index = tl.program_id(0) * TILES + tl.arange(0, TILES)
+    own_user = tl.zeros([TILES], tl.int32)
+    before_own = tl.zeros([TILES], tl.int32)
+    count = tl.zeros([], tl.int32)
+    for first in range(0, users, USERS):
+        user = first + tl.arange(0, USERS)
+        blocks = _blocks_of(offsets, user, users, BLOCK)
+        passed = (count + tl.cumsum(blocks, 0))[None, :] <= index[:, None]
+        passed = passed & (user < users)[None, :]
+        own_user += tl.sum(passed.to(tl.int32), axis=1)
+        before_own += tl.sum(tl.where(passed, blocks[None, :], 0), axis=1)
+        count += tl.sum(blocks, axis=0)
+    there = index < count
+    number = index - before_own
+    start = tl.load(offsets + own_user, mask=there, other=0)
+    length = tl.load(offsets + own_user + 1, mask=there, other=0) - start
+    cost = number + 1
+    if OF_KEYS:
+        cost = (length + BLOCK - 1) // BLOCK - number
+    place = tl.zeros([TILES], tl.int32)
+    for first in range(0, users, USERS):
+        user = first + tl.arange(0, USERS)
+        blocks = _blocks_of(offsets, user, users, BLOCK)[None, :]
+        costlier = tl.maximum(blocks - cost[:, None], 0)
+        beside = (blocks >= cost[:, None]) & (user[None, :] < own_user[:, None])
+        place += tl.sum(costlier + beside.to(tl.int32), axis=1)
+    # Entries past the last tile follow the tiles, in their own order.
+    place = tl.where(there, place, index)
+    entries = rows // BLOCK + users
+    real = (index < entries) & (place < entries)
+    tl.store(tiles + place * 3, start, mask=real)
+    tl.store(tiles + place * 3 + 1, length, mask=real)
+    tl.store(tiles + place * 3 + 2, tl.where(there, number, 0), mask=real)
+
+
+@kernel
+def schedule_kernel(
+    offsets, tiles, users, rows, BLOCKS: tl.constexpr, OF_KEYS: tl.constexpr, TILES: tl.constexpr, USERS: tl.constexpr
+):
+    for one in tl.static_range(len(BLOCKS)):
+        if tl.program_id(1) == one:
+            _schedule(offsets, tiles[one], users, rows, BLOCKS[one], OF_KEYS[one], TILES, USERS)
+
+
+def tile_schedules(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool]]) -> list[Tensor]:
+    """One schedule for each (block, of_keys): int32 [total // block + B, 3], first row, length and block number.
+
+    offsets: int32 [B + 1] with B ≥ 1. total: how many rows there are, with the padding. The entries are in the order of
+    their cost, the costliest first, and of their users; those past the last tile have length 0.
+    """
+    offsets = offsets.contiguous()
+    users = offsets.shape[0] - 1
+    tiles = tuple(offsets.new_empty(total // block + users, 3) for block, _ in wanted)
+    longest = max(schedule.shape[0] for schedule in tiles)
+    arguments = {
+        "offsets": offsets,
+        "tiles": tiles,
+        "users": users,
+        "rows": total,
+        "BLOCKS": tuple(block for block, _ in wanted),
+        "OF_KEYS": tuple(of_keys for _, of_keys in wanted),
+        "TILES": _TILES,
+        "USERS": _USERS,
+    }
+    launch(schedule_kernel, (ceil_div(longest, _TILES), len(wanted)), arguments, warps=4, stages=1)
+    return list(tiles)

@@ -1,0 +1,72 @@
+"""What Triton's binder makes of every launch without a GPU: one compile for all batches, and how many launches."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from argus_kernels.ops import OPS
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+ROOT = Path(__file__).resolve().parents[1]
+SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
+WITH_TRITON = {op.name for op in OPS if any(backend.name == "triton" for backend in op.backends)}
+
+
+def lines(*words: str) -> list[dict[str, Any]]:
+    """What a process without the interpreter prints, one JSON object a line."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_no_kernel_compiles_again_for_another_batch() -> None:
+    found = lines("-m", "argus_kernels.testing.mock_driver", "--batches", str(min(8 * SCALE, 72)))
+    assert {line["op"] for line in found} == WITH_TRITON
+    assert not [f"{line['op']}: {again}" for line in found for again in line["second_compiles"]]
+
+
+def test_every_small_sample_binds() -> None:
+    found = lines("-m", "argus_kernels.testing.mock_driver")
+    assert {line["op"] for line in found} == WITH_TRITON
+    expected = {
+        (op.name, sample.name, dtype)
+        for op in OPS
+        for sample in op.samples()
+        for dtype in ("float32", "bfloat16", "float16")
+        if op.name in WITH_TRITON and not sample.production
+    }
+    assert {(line["op"], line["sample"], line["dtype"]) for line in found} == expected
+
+
+def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
+    (found,) = lines("tests/planted/second_compile.py")
+    assert found["sized"] == []
+    assert found["specialised"] == [
+        "specialised_kernel compiles again for one: rows",
+        "specialised_kernel compiles again for sixteen: rows",
+    ]
+    assert found["constexpr"] == ["sized_kernel compiles again for large: BLOCK"]
+    assert "more" in found["too many"] and "str" in found["text"]
+    assert found["noted"] == {
+        "signature": {"x": "*bf16", "rows": "i64", "stride": "i32", "BLOCK": "constexpr"},
+        "constants": ["((3,), 64)"],
+        "options": {"num_warps": 8, "num_stages": 2},
+        "compiled": 1,
+    }
+
+
+def test_ids_are_checked_in_one_launch() -> None:
+    (found,) = lines("tests/planted/check_ids.py")
+    assert found["triton"] == ["check_kernel"] and found["torch"] == []
+    assert found["assertions"] == 5 and found["stack"] == 0 and found["registers"] <= 32
+    assert found["turned off"] == []
