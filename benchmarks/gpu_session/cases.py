@@ -59,7 +59,7 @@ def _decode(part: int) -> list[Sample]:
                 f"tiles_{width}{end}",
                 lengths,
                 width=width,
-                page_size=64 // part,
+                page_size=16,
                 position_buckets=buckets,
                 time_buckets=buckets,
                 window=window,

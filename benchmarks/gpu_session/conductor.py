@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -93,7 +94,7 @@ class Conductor:
             signal.signal(signal.SIGTERM, before)
 
     def _run_step(self, step: Step, seconds: float) -> None:
-        started = time.monotonic()
+        started, used = time.monotonic(), _processor_seconds()
         ends = started + seconds
         context = Context(self._out, self._device, self._rehearse, step.name, ends - GRACE_SECONDS)
         context.say("step_started", budget=round(seconds, 3))
@@ -115,7 +116,11 @@ class Conductor:
             context.leave_out(task.name, "the step's time was over")
         outcome = "cut off" if waiting or outcomes[KILLED] else "done"
         took = round(time.monotonic() - started, 3)
-        context.say("step", outcome=outcome, seconds=took, budget=round(seconds, 3), tasks=dict(outcomes))
+        processor = round(_processor_seconds() - used, 3)
+        context.say(
+            "step", outcome=outcome, seconds=took, budget=round(seconds, 3), processor_seconds=processor,
+            tasks=dict(outcomes),
+        )  # fmt: skip
 
     def _end_of(
         self, context: Context, running: _Running, status: int, waiting: deque[Task], outcomes: Counter[str]
@@ -152,6 +157,12 @@ class Conductor:
             with open(self._out / LOG, "a", encoding="utf-8") as log:
                 log.write(f"=== {context.step}: {name}: {outcome}\n{output[-4000:]}\n")
         return outcome
+
+
+def _processor_seconds() -> float:
+    """Of all processes that were started here and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _outcome(status: int) -> str:

@@ -94,6 +94,11 @@ def error_rule(context: Context) -> list[Task]:
     return [Task(f"{op} {backend}", (op, backend)) for op in OPS for backend in backends]
 
 
+def binding(context: Context) -> list[Task]:
+    """In a rehearsal, what Triton's binder makes of every launch, without the interpreter that others run in."""
+    return [Task("triton", environment=(("TRITON_INTERPRET", "0"),))] if context.device == "cpu" else []
+
+
 def golden(context: Context) -> list[Task]:
     """The instructions that have twins in the executor; what has none yet is named."""
     for instruction in ("wgmma", "TMA"):
@@ -169,15 +174,16 @@ def _tool(context: Context, name: str) -> str | None:
 
 
 STEPS: Sequence[Step] = (
-    Step("prepare", 6, 12, prepare, jobs=2, rehearsal_jobs=2),
+    Step("prepare", 6, 10, prepare, jobs=2, rehearsal_jobs=2),
     Step("build", 0, 0, build),
-    Step("machine", 8, 16, machine),
-    Step("error_rule", 110, 70, error_rule, jobs=8, rehearsal_jobs=2),
-    Step("golden", 28, 40, golden),
-    Step("timing", 150, 40, timing),
+    Step("machine", 8, 8, machine),
+    Step("binding", 0, 20, binding),
+    Step("error_rule", 110, 50, error_rule, jobs=8, rehearsal_jobs=2),
+    Step("golden", 28, 16, golden),
+    Step("timing", 150, 16, timing),
     Step("tuning_compile", 25, 1, tuning_compile, jobs=COMPILERS),
-    Step("tuning", 65, 40, tuning, rehearsal_jobs=2),
+    Step("tuning", 65, 14, tuning),
     Step("sanitizer", 60, 1, sanitizer, jobs=8),
     Step("profile", 40, 1, profile),
-    Step("training", 45, 30, training, rehearsal_jobs=2),
+    Step("training", 45, 20, training, rehearsal_jobs=2),
 )
