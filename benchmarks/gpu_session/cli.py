@@ -38,8 +38,8 @@ def run(
     try:
         if device not in DEVICES:
             raise ValueError(f"device is {device!r}, expected one of {', '.join(DEVICES)}")
-        if device == "cpu" and not rehearse:
-            raise ValueError("device is cpu, which only a rehearsal takes; add --rehearse")
+        if rehearse != (device == "cpu"):
+            raise ValueError(f"device is {device}, and a rehearsal is on the CPU: --device cpu --rehearse, or neither")
         if not 0 < seconds < float("inf"):
             raise ValueError(f"seconds is {seconds}, expected a number above 0")
         if unknown:

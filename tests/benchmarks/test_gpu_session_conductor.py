@@ -137,7 +137,8 @@ def test_nothing_outlives_the_conductor(tmp_path: Path, how: signal.Signals) -> 
     ("arguments", "sentence"),
     [
         (["--device", "tpu"], "device is 'tpu', expected one of cuda, cpu"),
-        (["--device", "cpu"], "device is cpu, which only a rehearsal takes; add --rehearse"),
+        (["--device", "cpu"], "device is cpu, and a rehearsal is on the CPU: --device cpu --rehearse, or neither"),
+        (["--rehearse"], "device is cuda, and a rehearsal is on the CPU"),
         (["--seconds", "-1"], "seconds is -1.0, expected a number above 0"),
         (["--seconds", "nan"], "seconds is nan, expected a number above 0"),
         (["--step", "training", "--step", "dance"], "step is 'dance', expected one of prepare, build"),
