@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -18,15 +19,47 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup
 
 from benchmarks import compare as comparing
-from benchmarks import dense, end_to_end, host, preparing, report, scaling, serving, table, tune
+from benchmarks import table
 from benchmarks.cases import Spec, select
 from benchmarks.peers import PEERS
 from benchmarks.results import Key, Record, read_records, write_records
 from benchmarks.runner import SUITES, Environment, Run, Settings
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+OTHER_COMMANDS = {
+    "scaling": "scaling",
+    "dense": "dense",
+    "end-to-end": "end_to_end",
+    "report": "report",
+    "tune": "tune",
+    "host": "host",
+    "serving": "serving",
+    "prepare": "preparing",
+}
+"""Commands of other modules, which are imported when asked for: some need the model, and what the model reads with."""
+
+
+class _Commands(TyperGroup):
+    """The commands defined here, and those of `OTHER_COMMANDS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, those defined here first."""
+        return [*super().list_commands(ctx), *OTHER_COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, its module imported; None where there is none."""
+        if cmd_name not in OTHER_COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        found = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        importlib.import_module(f"benchmarks.{OTHER_COMMANDS[cmd_name]}").register(found)
+        return typer.main.get_command(found)
+
+
+app = typer.Typer(
+    cls=_Commands, help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 
 
 @app.command()
@@ -199,10 +232,6 @@ def _show_comparison(console: Console, found: comparing.Comparison) -> None:
         console.print(note)
     marks = [change.mark for change in found.changes]
     console.print(f"{len(marks)} compared: {marks.count('slower')} slower, {marks.count('faster')} faster")
-
-
-for _module in (scaling, dense, end_to_end, report, tune, host, serving, preparing):
-    _module.register(app)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ training group runs forward and backward in one repetition, each under its own c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -107,15 +107,15 @@ class Contest:
         self._refused = {name: verdict.forward for name, verdict in verdicts.items() if verdict.forward}
         self._gradients: dict[torch.dtype, Tensor] = {}
 
-    def passes(self) -> list[Pass]:
-        """Measures every pass that the case has."""
+    def passes(self) -> Iterator[Pass]:
+        """Measures every pass that the case has; each comes as soon as it is known."""
         contenders = self._admit()
         if self._case.updates_in_place:
-            return [self._without_gradients("step", contenders)]
-        found = [self._without_gradients("forward", contenders)]
+            yield self._without_gradients("step", contenders)
+            return
+        yield self._without_gradients("forward", contenders)
         if self._case.leaves:
-            found += self._training(contenders)
-        return found
+            yield from self._training(contenders)
 
     def _admit(self) -> list[_Contender]:
         """Runs each contender, which also warms it up, and keeps those that give the expected result.

@@ -84,6 +84,8 @@ class Plan:
     parts: tuple[str, ...] = PARTS
     users: int = 0
     """Equal histories of `size.longest` events each; 0 draws log-normal lengths instead."""
+    stock: bool = True
+    """Measure the step on stock torch as well."""
 
     def lengths(self, size: Size) -> list[int]:
         """Events of every history of a batch."""
@@ -143,7 +145,7 @@ def _measure_preset(plan: Plan, name: str, ceilings: Ceilings, found: EndToEnd, 
 
 
 def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
-    """The step on every backend and on stock torch, interleaved; what cannot be run says why."""
+    """The step on every backend and on stock torch, if the plan has it, interleaved; what cannot be run says why."""
     size = plan.size_of(name)
     batch = workload.make_batch(plan.lengths(size), size.features(), plan.device)
     config = workload.train_config(size, plan.precision)
@@ -151,7 +153,8 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
     calls: dict[str, Callable[[], Any]] = {}
     for backend in plan.backends:
         calls[backend] = _under(backend, workload.pretrain_step(model, batch, config))
-    calls[STOCK] = stock.stock_step(stock.stock_model(name, size, plan.device), batch, config)
+    if plan.stock:
+        calls[STOCK] = stock.stock_step(stock.stock_model(name, size, plan.device), batch, config)
 
     negatives = min(size.negatives, len(batch)) + min(size.negatives, size.items)
     base = StepResult(name, "", plan.precision, len(batch), batch.max_length, negatives)

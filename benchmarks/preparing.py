@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
@@ -68,6 +67,8 @@ def table(found: Sequence[Measured]) -> str:
 
 def write_ratings(directory: Path, rows: int) -> None:
     """ratings.csv as MovieLens has it, in no order of users or time."""
+    import polars as pl
+
     with (directory / "ratings.csv").open("wb") as file:
         for start in range(0, rows, _CHUNK):
             count = min(_CHUNK, rows - start)

@@ -1,7 +1,8 @@
 """`python -m benchmarks report`: one HTML page and one Markdown table from the committed results.
 
 A folder of results has a folder for each machine; every `*.jsonl` there holds records of `python -m benchmarks run`,
-`scaling.json` and `end_to_end.json` what the commands of those names measured. The page loads nothing from anywhere:
+`scaling.json` and `end_to_end.json` what the commands of those names measured. A file of records stands for itself.
+The page loads nothing from anywhere:
 pictures are inside it, drawn once for a light and once for a dark screen.
 """
 
@@ -39,11 +40,13 @@ class MachineResults:
 
 
 def load(folder: Path) -> list[MachineResults]:
-    """The results of every machine in `folder`.
+    """The results of every machine in `folder`; of a file of records, those of the machines it names.
 
     Raises:
-        ValueError: there is nothing in it, or a file is not what its name says, with file and place.
+        ValueError: there is nothing there, or a file is not what its name says, with file and place.
     """
+    if folder.is_file():
+        return _load_file(folder)
     found = []
     for place in sorted(path for path in folder.glob("*") if path.is_dir()):
         machine = MachineResults(place.name)
@@ -56,6 +59,16 @@ def load(folder: Path) -> list[MachineResults]:
     if not found:
         raise ValueError(f"{folder} holds no results, expected <machine>/*.jsonl in it")
     return found
+
+
+def _load_file(path: Path) -> list[MachineResults]:
+    machines: dict[str, MachineResults] = {}
+    for record in read_records(path):
+        name = str(record.machine.get("name", path.stem))
+        machines.setdefault(name, MachineResults(name)).records.append(record)
+    if not machines:
+        raise ValueError(f"{path} holds no results, expected a record in each line")
+    return list(machines.values())
 
 
 def _read(path: Path, parse: Any) -> Any:
@@ -92,7 +105,9 @@ def markdown_tables(machines: Sequence[MachineResults]) -> str:
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="folder of results, a folder for each machine in it")] = RESULTS,
+    folder: Annotated[
+        Path, typer.Argument(help="folder of results, a folder for each machine in it; or a file of records")
+    ] = RESULTS,
     out: Annotated[Path, typer.Option(help="the HTML page to write")] = Path("runs/benchmarks/report.html"),
     table: Annotated[Path | None, typer.Option(help="the Markdown table to write; printed if left out")] = None,
 ) -> None:

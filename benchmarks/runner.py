@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Run:
     """A run over cases, as many times as the settings want visits.
 
     After it `cut` names the visits to cases that the time budget left out, and `absent` says why backends did not
-    serve, by (op, backend).
+    serve, by (op, backend). `on_pass` is given the records of each pass as soon as it is measured, of that visit alone.
     """
 
     specs: Sequence[Spec]
@@ -76,6 +77,7 @@ class Run:
     clock: Callable[[], float] = time.monotonic
     cut: list[str] = field(default_factory=list)
     absent: dict[tuple[str, str], str] = field(default_factory=dict)
+    on_pass: Callable[[list[Record]], None] | None = None
 
     def records(self, on_visit: Callable[[Spec, int], None] = lambda spec, visit: None) -> Iterator[list[Record]]:
         """Goes over the cases, then over them again, and yields a case's records after each visit to it.
@@ -112,7 +114,7 @@ class Run:
 
     def _visit(self, spec: Spec, known: Visited | None) -> Visited | None:
         """Times a case once more, the first time after verifying it; None where no wanted backend serves it."""
-        if known is None:
+        if known is None and "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         case = spec.draw(self.settings.seed, self.settings.device)
         known = known or self._judged(case)
@@ -125,7 +127,11 @@ class Run:
         budget, seed = settings.budget.shared(settings.visits), settings.seed + 2 * known.count
         contest = Contest(case, verdicts, peers, known.training, clock, budget, seed)
         others = OthersTime()
-        passes = contest.passes()
+        passes = []
+        for measured in contest.passes():
+            passes.append(measured)
+            if self.on_pass is not None:
+                self.on_pass([self._record(spec, known, measured, name) for name in known.verdicts])
         known.add(passes, others.share())
         if isinstance(clock, CudaTimer):
             clock.forget()

@@ -3,7 +3,8 @@
 A room whose Triton kernels have configurations to choose from lists them in its `triton_kernels.py` as
 `TUNABLES: tuple[Tunable, ...]` (see `argus_kernels.core.tuning`). Each configuration is put in force in turn and the
 op is run on its production cases: one that does not pass the error rule, or cannot be launched, is dropped; the others
-are timed, interleaved. Cases that fall under one key count alike.
+are timed, each interleaved with the default. Cases that fall under one key count alike. The table is written after
+every case.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from argus_kernels.ops import OPS
 from benchmarks import results
 from benchmarks.cases import Case, Spec, select
 from benchmarks.timing import Budget, Subject, measure, timer
-from benchmarks.verify import Judge
+from benchmarks.verify import Judge, first_line
 
 DEFAULT_LEAD = 1.01
 """A configuration must be this many times faster than the default to take its place."""
@@ -58,52 +59,111 @@ def declared(ops: Sequence[str] = ()) -> dict[str, tuple[Tunable, ...]]:
     return found
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What became of one configuration on one case: the p50 of its pass in milliseconds, or why it was dropped.
+
+    `keys` are those under which the kernel asked for its configuration.
+    """
+
+    tunable: Tunable
+    index: int
+    keys: tuple[Key, ...]
+    ms: float | None = None
+    dropped: str | None = None
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+        return self.tunable.configs[self.index]
+
+
 def tune(
     tunables: Mapping[str, Sequence[Tunable]],
     device: str,
     dtypes: Sequence[str] = ("fp32", "bf16"),
     budget: Budget | None = None,
     say: Callable[[str], None] = lambda sentence: None,
+    save: Callable[[list[Choice]], None] = lambda choices: None,
 ) -> list[Choice]:
-    """The choices for all tunables; `say` hears which configurations were dropped and why."""
-    choices = []
+    """The choices for all tunables; `say` hears which configurations were dropped and why.
+
+    `save` is given the choices so far after every case.
+    """
+    choices: list[Choice] = []
     for op, kernels in tunables.items():
         for tunable in kernels:
-            times: dict[Key, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+            found: list[Choice] = []
+            tried: list[list[Trial]] = []
             for spec in select([op], dtypes=dtypes, device=device):
                 if tunable.backward and not spec.sample.grad:
                     continue
                 say(f"{tunable.kernel}: {spec.sample.name}, {spec.dtype}")
-                for key, by_config in _times(tunable, spec, device, budget or Budget(0.5), say).items():
-                    for index, ms in by_config.items():
-                        times[key][index].append(ms)
-            choices += [_choose(tunable, key, by_config) for key, by_config in times.items()]
+                tried.append(list(trials(tunable, spec, device, budget or Budget(0.5))))
+                for trial in tried[-1]:
+                    if trial.dropped:
+                        say(f"  dropped {dict(trial.config)}: {trial.dropped}")
+                found = choose(tried)
+                save(choices + found)
+            choices += found
     return choices
 
 
-def _times(
-    tunable: Tunable, spec: Spec, device: str, budget: Budget, say: Callable[[str], None]
-) -> dict[Key, dict[int, float]]:
-    """p50 of each right configuration on one case, by the keys that the kernel asked for."""
+def trials(tunable: Tunable, spec: Spec, device: str, budget: Budget, start: int = 0) -> Iterator[Trial]:
+    """Tries one configuration after the other on a case, from `start` on; each comes as soon as it is known.
+
+    Each other configuration is timed interleaved with the default, where that is right, and its time is given as on
+    the clock when the default was timed alone: a GPU that grows warm favours nobody.
+    """
     case = spec.draw(0, device).fresh()
     judge = Judge(case)
-    subjects, asked = [], set()
-    for index, config in enumerate(tunable.configs):
-        with tuning.forced(tunable.kernel, config) as force:
-            verdict = judge.verdict(tunable.backend)
-            wrong = verdict.gradients if tunable.backward else verdict.forward
-            if wrong:
-                say(f"  dropped {dict(config)}: {wrong}")
-                continue
-            force.asked.clear()
-            subject = _subject(str(index), tunable, case)
-            _run(subject)
-            asked |= force.asked
-        subjects.append(Subject(subject.name, _in_force(tunable.kernel, config, subject.stages)))
-    timings = measure(subjects, timer(device), budget)
-    last = 1 if tunable.backward else 0
-    found = {int(name): timing.stage(last).p50 for name, timing in timings.items()}
-    return dict.fromkeys(asked, found)
+    clock = timer(device)
+    default_ms: float | None = None
+    for index, config in list(enumerate(tunable.configs))[start:]:
+        try:
+            keys, wrong = _asked_keys(tunable, config, case, judge)
+            names = [index] if default_ms is None else [0, index]
+            timings = {} if wrong else measure([_configured(one, tunable, case) for one in names], clock, budget)
+        except Exception as error:  # a configuration may fail in any way: the reason is the result
+            keys, wrong, timings = (), first_line(error), {}
+        if wrong:
+            yield Trial(tunable, index, keys, dropped=wrong)
+            continue
+        last = 1 if tunable.backward else 0
+        times = {one: timings[str(one)].stage(last).p50 for one in names}
+        if index == 0:
+            default_ms = times[0]
+        yield Trial(tunable, index, keys, ms=times[index] * (default_ms / times[0] if default_ms else 1.0))
+
+
+def _asked_keys(tunable: Tunable, config: Config, case: Case, judge: Judge) -> tuple[tuple[Key, ...], str | None]:
+    """The keys under which the kernel asks for its configuration on the case, and why this one is not right."""
+    with tuning.forced(tunable.kernel, config) as force:
+        verdict = judge.verdict(tunable.backend)
+        wrong = verdict.gradients if tunable.backward else verdict.forward
+        if wrong:
+            return (), wrong
+        force.asked.clear()
+        run_once(tunable, case)
+        return tuple(sorted(force.asked, key=repr)), None
+
+
+def _configured(index: int, tunable: Tunable, case: Case) -> Subject:
+    plain = _subject(str(index), tunable, case)
+    return Subject(plain.name, _in_force(tunable.kernel, tunable.configs[index], plain.stages))
+
+
+def choose(tried: Sequence[Sequence[Trial]]) -> list[Choice]:
+    """The choice for each key that a kernel asked for, from its trials on one case after the other."""
+    times: dict[Key, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    tunables: dict[Key, Tunable] = {}
+    for of_case in tried:
+        for trial in of_case:
+            for key in trial.keys:
+                tunables[key] = trial.tunable
+                if trial.ms is not None:
+                    times[key][trial.index].append(trial.ms)
+    return [_choose(tunables[key], key, by_config) for key, by_config in times.items()]
 
 
 def _subject(name: str, tunable: Tunable, case: Case) -> Subject:
@@ -130,9 +190,10 @@ def _in_force(kernel: str, config: Config, stages: Iterable[Callable[[Any], Any]
     return tuple(forced(stage) for stage in stages)
 
 
-def _run(subject: Subject) -> None:
+def run_once(tunable: Tunable, case: Case) -> None:
+    """Runs the passes of the op that reach the kernel."""
     value: Any = None
-    for stage in subject.stages:
+    for stage in _subject("once", tunable, case).stages:
         value = stage(value)
 
 
@@ -150,8 +211,17 @@ def _choose(tunable: Tunable, key: Key, by_config: Mapping[int, Sequence[float]]
     return Choice(key, tunable.configs[best], means[best], means.get(0))
 
 
-def write_table(path: Path, gpu: str, choices: Sequence[Choice]) -> None:
-    """Writes the choices; entries of kernels that were not tuned now stay as they were."""
+def write_table(
+    path: Path,
+    gpu: str,
+    choices: Sequence[Choice],
+    versions: Mapping[str, str] | None = None,
+    commit: str | None = None,
+) -> None:
+    """Writes the choices; entries of kernels that were not tuned now stay as they were.
+
+    versions, commit: what the times were measured with; those of this process where left out.
+    """
     tuned = {choice.key.kernel for choice in choices}
     kept = []
     if path.exists():
@@ -160,9 +230,13 @@ def write_table(path: Path, gpu: str, choices: Sequence[Choice]) -> None:
     entries = kept + [_entry(choice) for choice in choices]
     entries.sort(key=lambda entry: (entry["kernel"], entry["width"], entry["dtype"], entry["size"]))
     lines = ",\n".join("  " + json.dumps(entry) for entry in entries)
-    facts = {"format": tuning.FORMAT, "gpu": gpu, "versions": results.versions(), "commit": results.commit()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(facts)[:-1] + f', "entries": [\n{lines}\n]}}\n')
+    facts = {
+        "format": tuning.FORMAT,
+        "gpu": gpu,
+        "versions": results.versions() if versions is None else versions,
+        "commit": results.commit() if commit is None else commit,
+    }
+    results.write_whole(path, json.dumps(facts)[:-1] + f', "entries": [\n{lines}\n]}}\n')
 
 
 def _entry(choice: Choice) -> dict[str, Any]:
@@ -202,9 +276,9 @@ def command(
     if refusal:
         typer.echo(f"tune: {refusal}", err=True)
         raise typer.Exit(NOTHING_TO_TUNE)
-    choices = tune(tunables, "cuda", say=typer.echo)
     name = torch.cuda.get_device_name()
     path = (out or tuning.FOLDER) / f"{tuning.normalised_gpu_name(name)}.json"
+    choices = tune(tunables, "cuda", say=typer.echo, save=lambda found: write_table(path, name, found))
     write_table(path, name, choices)
     typer.echo("\n".join(summary(choices)))
     typer.echo(f"written to {path}")

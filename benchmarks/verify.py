@@ -49,7 +49,7 @@ class Judge:
         self.judged_on = cut.sentence if cut else "the small samples of the op's room"
         self._seed = seed
         self._pieces = list(cut.pieces(_detached(case.arguments))) if cut else list(self._small_pieces())
-        exact = [_in_float64(piece) for piece in self._pieces]
+        exact = [in_float64(piece) for piece in self._pieces]
         self._truth = self._collect("eager", exact)
         self._torch = self._collect("eager", self._pieces)
 
@@ -101,7 +101,8 @@ def _detached(arguments: Arguments) -> Arguments:
     return {name: _map(value, lambda tensor: tensor.detach()) for name, value in arguments.items()}
 
 
-def _in_float64(arguments: Arguments) -> Arguments:
+def in_float64(arguments: Arguments) -> Arguments:
+    """The very same values, held in float64."""
     return {
         name: _map(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         for name, value in arguments.items()

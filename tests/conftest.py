@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
-    from tests.triton_interpreter import prepare_interpreter
+    from argus_kernels.testing.triton_interpreter import prepare_interpreter
 
     prepare_interpreter()
 

@@ -60,6 +60,12 @@ def needs_cuda(case: Case) -> str | None:
     return CUDA_ONLY if case.device != "cuda" else None
 
 
+def no_missing_ids(case: Case) -> str | None:
+    """The reason where an id or a row is −1: torch's lookups and sparse tensors take it for a place in memory."""
+    ids = case.arguments.get("ids", case.arguments.get("rows"))
+    return "takes no id of −1, and the case has some" if ids is not None and bool((ids < 0).any()) else None
+
+
 def first_reason(*reasons: str | None) -> str | None:
     """The first reason that is one."""
     return next((reason for reason in reasons if reason), None)

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.peers.base import Peer
+from benchmarks.peers.base import Peer, no_missing_ids
 
 
 def _why_not(sparse: bool) -> Callable[[Case], str | None]:
     def why_not(case: Case) -> str | None:
         if bool(case.arguments.get("sparse")) != sparse:
             return f"the case has {'dense' if sparse else 'row-sparse'} gradients"
-        return None
+        return no_missing_ids(case)
 
     return why_not
 

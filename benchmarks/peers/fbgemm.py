@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import Case
-from benchmarks.peers.base import Peer, first_reason, not_installed
+from benchmarks.peers.base import Peer, first_reason, no_missing_ids, not_installed
 
 _MODULE = "fbgemm_gpu.split_table_batched_embeddings_ops_training"
 
 
 def why_not(case: Case) -> str | None:
-    """Not installed, or a dtype it has no tables of."""
+    """Not installed, a dtype it has no tables of, or ids it would read outside of its tables."""
     return first_reason(
         "the CPU form has no bfloat16 tables" if case.device == "cpu" and case.dtype == torch.bfloat16 else None,
         not_installed(_MODULE, "fbgemm-gpu" if case.device == "cuda" else "fbgemm-gpu-cpu"),
+        no_missing_ids(case),
     )
 
 

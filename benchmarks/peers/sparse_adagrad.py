@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.cases import Case
-from benchmarks.peers.base import Peer
+from benchmarks.peers.base import Peer, no_missing_ids
 
 
 def build(case: Case) -> Callable[[], Any]:
@@ -34,5 +34,6 @@ PEER = Peer(
     "sparse_adagrad",
     ("rowwise_adagrad_",),
     build,
+    no_missing_ids,
     same_result=False,
 )

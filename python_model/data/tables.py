@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import polars as pl
 
 from python_model.data.errors import DataError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 DAY, HOUR = 86_400, 3_600
 # Upper edges in seconds of the time since the user's event before: the same page, minute, sitting, hour, day, week.
@@ -40,6 +43,9 @@ def read_delimited(
     counted. DataError for: no file, no row, a missing column, a line of another width, a cell that is missing (of an
     integer column) or is not a number, text that is not in `encoding`.
     """
+    # Only readers of text need polars; training and benchmarks import this module and run without it.
+    import polars as pl
+
     content = part.text() if part is not None else _bytes(file)
     names = part.names if part is not None else names
     frame = _read_strings(file, content, separator, names, encoding, quote)
@@ -110,6 +116,8 @@ def _bytes(file: Path) -> bytes:
 def _read_strings(
     file: Path, content: bytes, separator: str, names: Sequence[str] | None, encoding: str, quote: str | None
 ) -> pl.DataFrame:
+    import polars as pl
+
     if not content.strip():
         raise DataError(file, "the file is empty")
     try:

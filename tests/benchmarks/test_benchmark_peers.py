@@ -167,3 +167,19 @@ def test_peak_memory_keeps_its_base_line() -> None:
     _, second = memory.peak_of(lambda: None)
     assert kept.shape and first is not None and second is not None
     assert abs(first - (32 << 20)) < 6 << 20 and abs(second - (32 << 20)) < 6 << 20
+
+
+@pytest.mark.parametrize(
+    ("op", "sample", "peers"),
+    [
+        ("rowwise_adagrad_", "skipped_rows", ("sparse_adagrad",)),
+        ("triple_embedding", "all_missing", ("embedding_dense",)),
+    ],
+)
+def test_peers_that_would_read_outside_of_a_table_are_not_given_a_missing_id(
+    op: str, sample: str, peers: tuple[str, ...]
+) -> None:
+    case = small_case(op, sample)
+    for peer in peers_of(op):
+        if peer.name in peers:
+            assert peer.why_not(case) == "takes no id of −1, and the case has some"

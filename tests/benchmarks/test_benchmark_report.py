@@ -180,3 +180,14 @@ def test_what_is_not_a_result_is_one_sentence(damaged: Path, tmp_path: Path) -> 
     done = run_command(str(damaged.parent), "--out", str(tmp_path / "x.html"))
     assert done.exit_code == 2 and "run.jsonl:7: not a benchmark record" in done.output
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_file_of_records_stands_for_itself(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    done = run_command(str(results / "toy-cpu" / "run.jsonl"), "--out", str(out))
+    assert done.exit_code == 0, done.output
+    assert "| op |" in done.output and "<h2>" in out.read_text()
+    nothing = tmp_path / "nothing.jsonl"
+    nothing.touch()
+    done = run_command(str(nothing), "--out", str(tmp_path / "x.html"))
+    assert done.exit_code == 2 and "expected a record in each line" in done.output

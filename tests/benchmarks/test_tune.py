@@ -89,6 +89,28 @@ def test_the_default_stays_where_nothing_is_clearly_faster() -> None:
     assert tune._choose(tunable, key, {0: [1.0, 1.0], 2: [0.1]}).config == CONFIGS[0], "not right on every case"
 
 
+def test_every_configuration_is_told_as_soon_as_it_is_known(toy_op: None) -> None:
+    tunable = Tunable(KERNEL, "triton", CONFIGS)
+    spec = cases.select(["doubled"], ["rows_300"], ["fp32"])[0]
+    budget = Budget(0.01, min_repeats=2)
+    found = tune.trials(tunable, spec, "cpu", budget)
+    first = next(found)
+    assert first.index == 0 and first.ms is not None and first.ms >= 3
+    assert [(trial.index, trial.ms is None, trial.keys != ()) for trial in found] == [
+        (1, True, False), (2, False, True), (3, True, False),
+    ]  # fmt: skip
+    # A process that goes on behind a fault does not run the default again.
+    assert [trial.index for trial in tune.trials(tunable, spec, "cpu", budget, start=2)] == [2, 3]
+
+
+def test_the_choices_are_saved_after_every_case(toy_op: None) -> None:
+    saved: list[list[tune.Choice]] = []
+    tunable = Tunable(KERNEL, "triton", CONFIGS)
+    budget = Budget(0.01, min_repeats=2)
+    choices = tune.tune({"doubled": [tunable]}, "cpu", ("fp32",), budget, save=saved.append)
+    assert len(saved) == 2 and saved[-1] == choices and len(saved[0]) == 1
+
+
 def test_the_table_is_what_kernels_read(toy_op: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "toy-1.json"
     other = {"kernel": "other/forward", "width": 64, "dtype": "bfloat16", "size": 256, "config": {"warps": 4}}

@@ -1,0 +1,5 @@
+"""`python -m benchmarks.gpu_session`."""
+
+from benchmarks.gpu_session.cli import app
+
+app()

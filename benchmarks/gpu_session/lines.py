@@ -1,0 +1,83 @@
+"""The results of a session: a file of lines that any process appends to and that is whole whenever it is cut off.
+
+A line is one JSON object with a `kind`, written by one call of write(2) on a file opened for appending, with a newline
+before it and one behind it: a line that a kill cut short stands alone, and the next one is not lost with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "results.jsonl"
+
+Line = dict[str, Any]
+
+
+def append(folder: Path, kind: str, **values: Any) -> None:
+    """Adds a line; numbers that are not finite become their names.
+
+    Raises:
+        OSError: the line did not go into the file as a whole (the disk is full, say).
+    """
+    text = json.dumps(_finite({"kind": kind, "at": round(time.time(), 3), **values}), allow_nan=False)
+    content = f"\n{text}\n".encode()
+    descriptor = os.open(folder / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        written = os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+    if written != len(content):
+        raise OSError(f"{folder / FILE}: {written} of {len(content)} bytes of a line were written")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return value
+
+
+@dataclass
+class Lines:
+    """What a file of results holds: its whole lines in order, and how many others there are."""
+
+    whole: list[Line] = field(default_factory=list)
+    damaged: int = 0
+
+    def of(self, kind: str) -> Iterator[Line]:
+        """The whole lines of a kind."""
+        return (line for line in self.whole if line["kind"] == kind)
+
+
+def read(folder: Path) -> Lines:
+    """The lines of a session's folder; lines that were cut short are counted.
+
+    Raises:
+        ValueError: the folder holds no results.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no results of a session, expected {FILE} in it")
+    found = Lines()
+    for content in path.read_bytes().split(b"\n"):
+        if not content.strip():
+            continue
+        try:
+            line = json.loads(content)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and isinstance(line.get("kind"), str):
+            found.whole.append(line)
+        else:
+            found.damaged += 1
+    return found

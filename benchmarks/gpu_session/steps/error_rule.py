@@ -1,0 +1,115 @@
+"""The error rule for an op: every sample and dtype, repeated bit for bit, NaN in the padding."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core import Op, Sample
+from argus_kernels.testing import captured_arguments, compare, run_op, small_samples
+from benchmarks.cases import draw_on
+from benchmarks.ceilings import DTYPES
+from benchmarks.gpu_session.cases import op_of, tile_samples, with_nan_padding
+from benchmarks.gpu_session.context import Context, poisoned, resume_at
+from benchmarks.gpu_session.interpreter import prepare
+from benchmarks.verify import first_line, in_float64
+
+POOLED, LEAST_DRAWS, MOST_DRAWS = 24, 3, 12
+"""Draws of a sample are pooled until each result has that many elements; how many draws at least and at most."""
+
+Results = dict[str, list[Tensor]]
+
+
+def run(context: Context, ops: str, backends: str) -> None:
+    """Judges each backend of each op (names with commas between them) on one sample and dtype after the other."""
+    names = backends.split(",")
+    if "triton" in names:
+        prepare()
+    work = [
+        (op, backend, *one)
+        for op in map(op_of, ops.split(","))
+        for backend in names
+        for one in _work(op, backend, context.rehearse)
+    ]
+    for index, (op, backend, sample, dtype) in list(enumerate(work))[context.start :]:
+        if context.left() < 0:
+            context.leave_out(f"{len(work) - index} samples of {ops}", "the step's time was over")
+            return
+        started = time.monotonic()
+        verdict = _verdict(op, backend, sample, DTYPES[dtype], context.device)
+        took = round(time.monotonic() - started, 3)
+        context.say("verdict", op=op.name, backend=backend, case=sample.name, dtype=dtype, seconds=took, **verdict)
+        broken = poisoned(context.device)
+        if broken:
+            context.say("fault", op=op.name, backend=backend, case=sample.name, dtype=dtype, reason=broken)
+            resume_at(index + 1)
+
+
+def _work(op: Op, backend: str, rehearse: bool) -> list[tuple[Sample, str]]:
+    """Several tiles first, in bfloat16 first: what is known when the time is over should be what matters."""
+    tiles, small = tile_samples(op.name, rehearse), small_samples(op)
+    if rehearse:
+        # Several tiles take Triton's interpreter half a minute.
+        wide = [(sample, "fp32") for sample in tiles] if backend != "triton" else []
+        return [*wide, *((small[0], dtype) for dtype in ("bf16", "fp16"))]
+    return [(sample, dtype) for samples in (tiles, small) for dtype in ("bf16", "fp32", "fp16") for sample in samples]
+
+
+def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """How it went: an outcome, and the sentences of what did not pass."""
+    try:
+        arguments = draw_on(sample, dtype, 0, device)
+        reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+        if reasons:
+            return {"outcome": "not served", "sentences": reasons}
+        wrong = _against_truth(op, backend, sample, dtype, device) + _repeated(op, backend, sample, dtype, arguments)
+    except Exception as error:  # a kernel may fail in any way: the reason is the result
+        return {"outcome": "failed", "sentences": [first_line(error)]}
+    return {"outcome": "wrong", "sentences": wrong} if wrong else {"outcome": "passed"}
+
+
+def _against_truth(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: str) -> list[str]:
+    ours: Results = {}
+    truth: Results = {}
+    theirs: Results = {}
+    for seed in range(MOST_DRAWS):
+        if seed >= LEAST_DRAWS and min(_elements(values) for values in ours.values()) >= POOLED:
+            break
+        arguments = draw_on(sample, dtype, seed, device)
+        for found, name, given in (
+            (ours, backend, arguments), (truth, "eager", in_float64(arguments)), (theirs, "eager", arguments),
+        ):  # fmt: skip
+            for result, value in run_op(op, sample, given, name, dtype=dtype, seed=seed).results.items():
+                found.setdefault(result, []).append(value)
+    verdicts = [compare(name, ours[name], truth[name], theirs[name]) for name in ours]
+    return [verdict.sentence for verdict in verdicts if not verdict.passed]
+
+
+def _elements(values: list[Tensor]) -> int:
+    """Elements drawn so far; an empty result needs no more draws."""
+    return sum(value.numel() for value in values) or POOLED
+
+
+def _repeated(op: Op, backend: str, sample: Sample, dtype: torch.dtype, arguments: dict[str, Any]) -> list[str]:
+    """What a second run, and NaN in the rows of padding, change; nothing where all is as it should be."""
+    first = run_op(op, sample, arguments, backend, dtype=dtype).results
+    wrong = [
+        f"{name}: a second run gave other bits"
+        for name, value in run_op(op, sample, arguments, backend, dtype=dtype).results.items()
+        if not _same(value, first[name])
+    ]
+    padded = with_nan_padding(arguments)
+    if padded is not None:
+        wrong += [
+            f"{name}: NaN in rows of padding changed it"
+            for name, value in run_op(op, sample, padded, backend, dtype=dtype).results.items()
+            if not _same(value, first[name])
+        ]
+    return wrong
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return torch.equal(left.isnan(), right.isnan()) and torch.equal(torch.nan_to_num(left), torch.nan_to_num(right))

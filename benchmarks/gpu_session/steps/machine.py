@@ -1,0 +1,32 @@
+"""What the machine is, and its copy bandwidth and matrix rates."""
+
+from __future__ import annotations
+
+from benchmarks import results
+from benchmarks.ceilings import Ceilings, measure_ceilings
+from benchmarks.gpu_session.context import Context
+from benchmarks.runner import Environment
+
+DTYPES = ("fp32", "bf16")
+
+
+def run(context: Context) -> None:
+    """Measures the ceilings and says on what, with which versions and of which commit."""
+    found = measure_ceilings(context.device, DTYPES, seconds=0.05 if context.rehearse else 0.5)
+    context.say(
+        "machine",
+        machine=results.machine(context.device),
+        versions=results.versions(),
+        commit=results.commit(),
+        copy_bytes_per_second=found.copy_bytes_per_second,
+        flops_per_second=found.flops_per_second,
+    )
+
+
+def environment(context: Context) -> Environment:
+    """What that step found; measured now, in short, where it found nothing."""
+    for line in context.found().of("machine"):
+        ceilings = Ceilings(line["copy_bytes_per_second"], line["flops_per_second"])
+        return Environment(ceilings, line["machine"], line["versions"], line["commit"])
+    ceilings = measure_ceilings(context.device, DTYPES, seconds=0.05)
+    return Environment(ceilings, results.machine(context.device), results.versions(), results.commit())
