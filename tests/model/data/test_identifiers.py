@@ -117,7 +117,8 @@ def test_random_columns_of_ids_are_exact_or_refused() -> None:
         whole = [one for chunk in chunks for one in chunk]
         if dice.random() < 0.3:
             try:
-                chunks = [np.array(chunk, dice.choice([object, np.int64, np.uint64, "U5"])) for chunk in chunks]
+                kinds: list[Any] = [object, np.int64, np.uint64, "U5"]
+                chunks = [np.array(chunk, dice.choice(kinds)) for chunk in chunks]
             except (ValueError, TypeError, OverflowError):
                 continue
             whole = [one for chunk in chunks for one in chunk.tolist()]
