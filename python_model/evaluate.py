@@ -1,7 +1,7 @@
 """Evaluation: what models, baselines and the oracle predict for held-out events, and the table of their metrics.
 
 Three protocols. "temporal": the events after a point in time, for all users at once; nothing later than that point was
-trained on. "leave-last-out": the last event of every user. "yambda": the last day, as that benchmark has it; NDCG and
+trained on. "leave-last-out": the last event of every user. "yambda": the last day of that benchmark's split; NDCG and
 recall are then of one list a user (`user_lists`), the next item is a Listen+ event, feedback and pairs are of the whole
 day. The history of an evaluated event is everything its user did before it, held-out events included, as it would be
 when serving.
@@ -78,7 +78,7 @@ def evaluate(
     split = make_split(dataset, protocol)
     rows = np.flatnonzero(split.test if part == "test" else split.validation)
     rows = sample_users(dataset, rows, max_events, seed)
-    # What counts as an event for those who only count: Listen+, where that is what the benchmark counts.
+    # What counts as an event for those who only count: Listen+, under the Yambda protocol.
     counted = listen_plus(dataset) if protocol == "yambda" else np.ones(len(dataset), bool)
     training_rows = np.flatnonzero(split.train & counted)
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}
@@ -174,7 +174,8 @@ class _Scorer:
                 row[f"{metric}@{cutoff}"] = None if gains is None else _defined(_mean_of(gains))
                 error[f"{metric}@{cutoff}"] = None if gains is None else _defined(self._error(gains))
         loss = math.nan if ranking is None else _mean_of(ranking.log_loss[self.next_items])
-        row["next_item_ne"] = _defined(loss / unigram)
+        # Of one item alone the unigram loss is 0: nothing is left to normalise.
+        row["next_item_ne"] = _defined(loss / unigram) if unigram else None
         return row, error
 
     def _pairs(self, prediction: Predictions) -> metrics.Pairs:
