@@ -30,6 +30,7 @@ from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.disk import flush, writing
 from python_model.integrity import require_whole, seal
+from python_model.io.exclusive import replacing
 from python_model.io.json_text import read_object
 from python_model.model import Argus
 from python_model.models import make_model
@@ -66,20 +67,24 @@ class TrainerState:
 def save(run: Path, model: Recommender, description: Description, state: TrainerState, keep: int) -> Path:
     """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`.
 
-    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force.
+    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force. InUseError
+    where another process or thread saves into the run.
     """
     final, partial = directory_of(run, description.step), partial_of(run, description.step)
     if is_saved(run, description.step):
         return final
-    try:
-        with writing_checkpoint(run, description.step):
-            begin(run, description, state.numbers)
-            for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
-                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / name)
-            publish(run, description.step, keep)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    # The trainer owns its run: whoever else saves into it is refused rather than mixed with it.
+    with replacing(run / CHECKPOINTS, run):
+        try:
+            with writing_checkpoint(run, description.step):
+                begin(run, description, state.numbers)
+                for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
+                    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                    save_file(kept, partial / name)
+                publish(run, description.step, keep)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return final
 
 

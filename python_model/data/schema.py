@@ -154,6 +154,15 @@ def _require_schema(file: Path, info: DatasetInfo) -> None:
             raise DataError(file, f"expected type {expected.type}, found {found_type}", column=expected.name)
 
 
+def fingerprint_of_events(dataset: Dataset) -> str:
+    """The fingerprint that dataset.json should have, from one pass over the events in bounded memory."""
+    schema, fingerprint = event_schema(dataset.info), Fingerprint()
+    for file, _ in dataset.event_files:
+        for columns in _batches(file, schema.names):
+            fingerprint.update(schema, columns)
+    return fingerprint.text()
+
+
 def validate(path: str | Path) -> DatasetInfo:
     """Check every row of a prepared data set, in bounded memory; returns its description or raises DataError."""
     dataset = load_dataset(path)

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
+from python_model.integrity import checksum
 from python_model.io.publish import require_place, whole_directory
 
 SHARDS, MANIFEST = "shards", "shards.json"
@@ -34,13 +35,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1."""
+    """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1.
+
+    crc32: checksum of the file, "" where nobody took it.
+    """
 
     file: str
     first_user: int
     users: int
     first_row: int
     events: int
+    crc32: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,20 +118,22 @@ def _write(
     data: Path, partial: Path, info: DatasetInfo, cuts: _Cuts, row_group: int, progress: Progress | None
 ) -> Manifest:
     (partial / SHARDS).mkdir()
-    rows = _RowReader(data / EVENTS, info)
+    rows, schema, fingerprint = _RowReader(data / EVENTS, info), event_schema(info), Fingerprint()
     found = []
     for number, (first, last) in enumerate(zip(cuts.users[:-1], cuts.users[1:], strict=True)):
         name = f"{SHARDS}/part-{number:05d}.parquet"
-        with pq.ParquetWriter(
-            partial / name, event_schema(info), compression="zstd", write_page_checksum=True
-        ) as writer:
+        with pq.ParquetWriter(partial / name, schema, compression="zstd", write_page_checksum=True) as writer:
             for end in _group_ends(cuts.offsets, int(first), int(last), row_group):
                 group = rows.until(end)
                 writer.write_table(group, row_group_size=max(len(group), 1))
+                fingerprint.update(schema, {name: group.column(name).to_numpy() for name in schema.names})
                 if progress is not None:
                     progress(end, info.events)
         begin, end = int(cuts.offsets[first]), int(cuts.offsets[last])
-        found.append(Shard(name, int(first), int(last - first), begin, end - begin))
+        found.append(Shard(name, int(first), int(last - first), begin, end - begin, checksum(partial / name)))
+    if info.fingerprint not in ("", fingerprint.text()):
+        message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint.text()}: other events"
+        raise DataError(data / EVENTS, message)
     for name in (INFO, ITEMS, USERS):
         shutil.copyfile(data / name, partial / name)
     if (data / "oracle").is_dir():
