@@ -13,6 +13,8 @@ from torch import Tensor
 from python_model import checkpoint
 from python_model.checkpoint import TrainerState
 from python_model.data.errors import DataError
+from python_model.data.identity import fingerprint_of_items
+from python_model.data.schema import Dataset
 from python_model.data.stream import Place
 from python_model.integrity import checksum
 from python_model.optim import Optimisers
@@ -41,12 +43,12 @@ def require_same_data(directory: Path, found: Mapping[str, Any], given: Mapping[
     require_same(directory, "dataset", found, {name: value for name, value in given.items() if name in found})
 
 
-def require_same_items(directory: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """ValueError where weights were learnt on other items, which may have the same number and mean something else."""
-    before, now = found.get("items_fingerprint"), given["items_fingerprint"]
+def require_same_items(directory: Path, found: Mapping[str, Any], dataset: Dataset) -> None:
+    """ValueError where weights were learnt on other items than a data set's, or on the same in another order."""
+    before, now = found.get("items_fingerprint"), fingerprint_of_items(dataset)
     if before not in (None, now):
         raise ValueError(
-            f"{directory}: trained on other items than those of {given['name']!r}, which have the same number: "
+            f"{directory}: trained on other items than those of {dataset.path}, which are as many: "
             f"items_fingerprint was {before!r}, now {now!r}"
         )
 

@@ -410,7 +410,7 @@ def _make_model(
     if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
     if resumed is None:
-        resume_checks.require_same_items(source, found.dataset, identity_of(dataset))
+        resume_checks.require_same_items(source, found.dataset, dataset)
     checkpoint.load_weights(model, source)
     model.stage = found.stage
     return model

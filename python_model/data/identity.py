@@ -41,12 +41,17 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
         if info.fingerprint not in ("", fingerprint):
             message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint}: other events"
             raise DataError(dataset.path / EVENTS, message)
-    names = ["item_id", *(f"item_{name}" for name in info.item_features)]
     return {
         "name": info.name, "users": info.users, "items": info.items, "events": info.events, "fingerprint": fingerprint,
-        "items_fingerprint": _checksum(dataset.item_column(name) for name in names),
+        "items_fingerprint": fingerprint_of_items(dataset),
         "users_fingerprint": _checksum([dataset.user_ids]),
     }  # fmt: skip
+
+
+def fingerprint_of_items(dataset: Dataset) -> str:
+    """Checksum of the items' ids and features in their order: what the rows of an item table stand for."""
+    names = ["item_id", *(f"item_{name}" for name in dataset.info.item_features)]
+    return _checksum(dataset.item_column(name) for name in names)
 
 
 def _checksum(columns: Iterable[np.ndarray]) -> str:
