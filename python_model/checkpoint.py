@@ -30,17 +30,17 @@ from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.errors import DataError
 from python_model.disk import flush, writing
 from python_model.integrity import require_whole, seal
+from python_model.io.exclusive import replacing
+from python_model.io.json_text import read_object
 from python_model.model import Argus
 from python_model.models import make_model
 from python_model.optim import Leaf
+from python_model.parts import PARTS, PICKLE, files_of, read_parts
 from python_model.recommender import Recommender
 
 FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 MODEL, TRAINER, CONFIG, STATE = "model.safetensors", "trainer.safetensors", "config.json", "state.json"
-PARTS = ".metadata"
-"""Where torch.distributed.checkpoint says which parts lie in which file."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -67,20 +67,24 @@ class TrainerState:
 def save(run: Path, model: Recommender, description: Description, state: TrainerState, keep: int) -> Path:
     """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`.
 
-    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force.
+    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force. InUseError
+    where another process or thread saves into the run.
     """
     final, partial = directory_of(run, description.step), partial_of(run, description.step)
     if is_saved(run, description.step):
         return final
-    try:
-        with writing_checkpoint(run, description.step):
-            begin(run, description, state.numbers)
-            for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
-                save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial / name)
-            publish(run, description.step, keep)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    # The trainer owns its run: whoever else saves into it is refused rather than mixed with it.
+    with replacing(run / CHECKPOINTS, run):
+        try:
+            with writing_checkpoint(run, description.step):
+                begin(run, description, state.numbers)
+                for name, tensors in ((MODEL, model.state_dict()), (TRAINER, state.tensors)):
+                    kept = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                    save_file(kept, partial / name)
+                publish(run, description.step, keep)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return final
 
 
@@ -102,7 +106,11 @@ def partial_of(run: Path, step: int) -> Path:
 
 def writing_checkpoint(run: Path, step: int) -> contextlib.AbstractContextManager[None]:
     """A block that writes the checkpoint of a step; what fails in it comes out as one WriteError."""
-    return writing(directory_of(run, step), _remedy(run))
+    steps = _complete(run / CHECKPOINTS)
+    if not steps:
+        return writing(directory_of(run, step), "start again")
+    kept = f"{_latest(run) or steps[-1]} stays in force"
+    return writing(directory_of(run, step), "resume from it", kept)
 
 
 def begin(run: Path, description: Description, numbers: Mapping[str, Any]) -> None:
@@ -169,7 +177,10 @@ def recover(run: Path) -> Path:
 def damage(directory: Path) -> str | None:
     """What is wrong with the files of a checkpoint; None where all are as they were written."""
     try:
+        _refuse_pickle(directory)
         require_whole(directory)
+        kinds = (PARTS, *files_of(read_parts(directory))) if is_sharded(directory) else (MODEL, TRAINER)
+        require_whole(directory, (), at_least=(CONFIG, STATE, *kinds))
         read_description(directory)
     except DataError as error:
         return str(error)
@@ -188,7 +199,7 @@ def read_description(path: str | Path) -> Description:
     if raw.get("format") != FORMAT:
         raise DataError(file, f"expected format {FORMAT}, found {raw.get('format')!r}", column="format")
     try:
-        return Description(
+        found = Description(
             stage=raw["stage"],
             step=raw["step"],
             model_config=ModelConfig.from_dict(raw["model_config"]),
@@ -200,6 +211,13 @@ def read_description(path: str | Path) -> Description:
         raise DataError(file, "this key is missing", column=str(error.args[0])) from error
     except ValueError as error:
         raise DataError(file, str(error)) from error
+    if found.stage != found.train_config.stage:
+        raise DataError(file, f"expected {found.train_config.stage!r}, found {found.stage!r}", column="stage")
+    if type(found.step) is not int or found.step < 0:
+        raise DataError(file, f"expected a whole number of at least 0, found {found.step!r}", column="step")
+    if not isinstance(found.dataset, dict) or not isinstance(found.dataset.get("name"), str):
+        raise DataError(file, "expected an object with a name", column="dataset")
+    return found
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -233,7 +251,10 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
     with torch.device("meta"):
         columns = torch.empty(_item_columns_shape(description), dtype=torch.int32)
         model = make_model(replace(description.model_config, **changes), description.features, columns)
-    load_weights(model.to_empty(device=device), directory)
+    ranks.on_first(lambda: _require_weights(directory))
+    # Before memory is taken for shapes that somebody else wrote down.
+    _require_shapes(directory / MODEL, model, shapes_of(directory, MODEL))
+    _fill(model.to_empty(device=device), directory)
     model.stage = description.stage
     return model.eval()
 
@@ -243,23 +264,41 @@ def load_weights(model: Recommender, directory: Path) -> None:
 
     Of a table that is cut over ranks, this rank's rows alone are read. A collective call on several ranks.
     """
-    file = directory / MODEL
     ranks.on_first(lambda: _require_weights(directory))
+    _fill(model, directory)
+
+
+def _fill(model: Recommender, directory: Path) -> None:
     spans = {f"tables.weights.{name}": held for name, held in model.tables.spans.items()}
     found = read_tensors(directory, MODEL, spans)
+    _require_shapes(directory / MODEL, model, {name: tuple(value.shape) for name, value in found.items()})
+    model.load_state_dict(found)
+
+
+def _require_shapes(file: Path, model: Recommender, found: Mapping[str, tuple[int, ...]]) -> None:
     wanted = model.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
         state = "this tensor is missing" if name in wanted else "the model has no such tensor"
         raise DataError(file, f"{state}: the checkpoint is of another configuration", column=name)
     for name, value in wanted.items():
-        if found[name].shape != value.shape:
-            raise DataError(file, f"expected shape {list(value.shape)}, found {list(found[name].shape)}", column=name)
-    model.load_state_dict(found)
+        if found[name] != tuple(value.shape):
+            raise DataError(file, f"expected shape {list(value.shape)}, found {list(found[name])}", column=name)
 
 
 def _require_weights(directory: Path) -> None:
     with _naming_the_one_before(directory):
-        require_whole(directory, None if is_sharded(directory) else (MODEL,))
+        _refuse_pickle(directory)
+        if not is_sharded(directory):
+            require_whole(directory, (MODEL,))
+            return
+        require_whole(directory)
+        require_whole(directory, (), at_least=(PARTS, *files_of(read_parts(directory))))
+
+
+def _refuse_pickle(directory: Path) -> None:
+    if os.path.lexists(directory / PICKLE):
+        message = f"a pickle, which can run any command when it is read: it is not read, parts are named in {PARTS}"
+        raise DataError(directory / PICKLE, message)
 
 
 def load_trainer(directory: Path, leaves: Mapping[str, Leaf] | None = None) -> TrainerState:
@@ -279,14 +318,29 @@ def read_tensors(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]
         from python_model import sharded_checkpoint
 
         return sharded_checkpoint.read(directory, kind, spans)
-    file = directory / kind
-    if not file.is_file():
-        raise DataError(file, "not found: the checkpoint is incomplete")
-    try:
+    with _opening(directory / kind) as file:
         if not spans:
             return load_file(file)
         with safe_open(file, framework="pt") as stored:
             return {name: _rows(stored, name, span_of(name, spans)) for name in stored.keys()}  # noqa: SIM118
+
+
+def shapes_of(directory: Path, kind: str) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a checkpoint, none of which is read; DataError as `read_tensors`."""
+    if is_sharded(directory):
+        prefix = f"{kind}/"
+        parts = read_parts(directory)
+        return {key.removeprefix(prefix): stored.size for key, stored in parts.items() if key.startswith(prefix)}
+    with _opening(directory / kind) as file, safe_open(file, framework="pt") as stored:
+        return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+
+
+@contextlib.contextmanager
+def _opening(file: Path) -> Iterator[Path]:
+    if not file.is_file():
+        raise DataError(file, "not found: the checkpoint is incomplete")
+    try:
+        yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(file, f"damaged or truncated: {error}") from error
 
@@ -314,13 +368,7 @@ def _item_columns_shape(description: Description) -> tuple[int, int]:
 def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise DataError(file, "not found: the checkpoint is incomplete")
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(file, f"expected JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise DataError(file, f"expected a JSON object, found {type(raw).__name__}")
-    return raw
+    return read_object(file)
 
 
 def _complete(root: Path) -> list[Path]:
@@ -353,13 +401,6 @@ def _remove_old(root: Path, name: str, keep: int) -> None:
     later = [path for path in _complete(root) if path.name > name]
     for path in later + older[: max(len(older) - keep + 1, 0)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _remedy(run: Path) -> str:
-    steps = _complete(run / CHECKPOINTS)
-    if not steps:
-        return "free some space, then start again"
-    return f"{_latest(run) or steps[-1]} stays in force: free some space, then resume from it"
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 
 from python_model.data.errors import DataError
 from python_model.disk import replace_text, writing
+from python_model.io.json_text import parse
 
-RESUME = "free some space, then resume: the steps since the last checkpoint are done again"
+RESUME = "resume: the steps since the last checkpoint are done again"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
@@ -97,7 +98,8 @@ class MetricsLog:
         with writing(self.path.parent / TENSORBOARD, RESUME):
             for name, value in report.losses.items():
                 self._writer.add_scalar(f"{report.stage}/{name}", value, report.step)
-            self._writer.add_scalar(f"{report.stage}/events_per_second", report.events_per_second, report.step)
+            for name in ("learning_rate", "events_per_second"):
+                self._writer.add_scalar(f"{report.stage}/{name}", getattr(report, name), report.step)
 
     def _write_line(self, line: bytes) -> None:
         # Unbuffered, so that a line that did not fit is not tried again when the file is closed.
@@ -137,9 +139,14 @@ def _complete_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if line.endswith(b"\n"):
             try:
-                records.append(json.loads(line))
+                record = parse(line)
             except ValueError as error:
                 raise DataError(path, f"line {number} is damaged: {error}; remove it or the file") from error
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise DataError(
+                    path, f"line {number} is damaged: expected an object with a step; remove it or the file"
+                )
+            records.append(record)
     return records
 
 

@@ -18,6 +18,7 @@ from python_model.evaluate import EvaluationResult, evaluate
 from python_model.inference import ModelPredictor
 from python_model.predictions import Predictor
 from python_model.progress import read_metrics
+from python_model.resume import require_same_items
 
 if TYPE_CHECKING:
     from python_model.report import Stage
@@ -84,12 +85,13 @@ def open_runs(runs: Sequence[str], dataset: Dataset) -> list[Run]:
 
 
 def require_fit(path: Path, description: Description, dataset: Dataset) -> None:
-    """ValueError where a checkpoint was trained on another vocabulary than the data set's."""
+    """ValueError where a checkpoint was trained on another vocabulary than the data set's, or on other items."""
     if description.features != FeatureSpec.of(dataset.info):
         raise ValueError(
             f"{path} was trained on {description.dataset['name']!r} ({description.features.items:,} items), which does "
             f"not fit {dataset.path} ({dataset.info.name!r}, {dataset.info.items:,} items)"
         )
+    require_same_items(path, description.dataset, dataset)
 
 
 def protocol_of(runs: Sequence[Run], protocol: str | None) -> str:

@@ -1,13 +1,12 @@
 """Checkpoints of a run on several ranks: torch.distributed.checkpoint in the directory that every checkpoint has.
 
 Each rank writes its parts in the background while training goes on. When all are on disk, rank 0 renames the hidden
-directory, so that it is there as a whole or not at all. The parts know what whole they belong to: any number of ranks
-reads them, one process (`checkpoint.load_model`) among them.
+directory, so that it is there as a whole or not at all. parts.json (`python_model.parts`) says what whole the parts
+belong to: any number of ranks reads them, one process (`checkpoint.load_model`) among them.
 """
 
 from __future__ import annotations
 
-import pickle
 import shutil
 import warnings
 from collections import ChainMap
@@ -21,9 +20,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
+from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.device_mesh import init_device_mesh
 
 from python_model import checkpoint, ranks
@@ -31,6 +38,7 @@ from python_model.checkpoint import Description
 from python_model.data.errors import DataError
 from python_model.distributed import part_of_rows
 from python_model.integrity import sums_of
+from python_model.parts import Part, StoredTensor, read_parts, write_parts
 
 
 class BackgroundSaver:
@@ -53,7 +61,7 @@ class BackgroundSaver:
         final, partial = checkpoint.directory_of(self.run, step), checkpoint.partial_of(self.run, step)
         if not ranks.on_first(lambda: self._begin(description, numbers)):
             return final
-        written = async_save(dict(tensors), storage_writer=FileSystemWriter(partial), process_group=self._group)
+        written = async_save(dict(tensors), storage_writer=_Writer(partial), process_group=self._group)
         assert isinstance(written, Future)
         self._published = self._background.submit(self._publish, step, written)
         return final
@@ -107,25 +115,71 @@ def _result(written: Future[Any]) -> None:
 
 def read(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
     """As `checkpoint.read_tensors`."""
-    reader = FileSystemReader(directory)
+    stored = read_parts(directory)
+    out: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    mesh = init_device_mesh("cpu", (ranks.size(),)) if spans else None
+    for key, tensor in stored.items():
+        name = key.removeprefix(f"{kind}/")
+        if name == key:
+            continue
+        held = checkpoint.span_of(name, spans) if tensor.size else None
+        shape = tensor.size if held is None else (held[1] - held[0], *tensor.size[1:])
+        out[name] = wanted[key] = torch.empty(shape, dtype=tensor.dtype)
+        if held is not None and mesh is not None:
+            wanted[key] = part_of_rows(out[name], tensor.size[0], mesh)
     try:
-        stored = reader.read_metadata().state_dict_metadata
-        out: dict[str, Tensor] = {}
-        wanted: dict[str, Tensor] = {}
-        mesh = init_device_mesh("cpu", (ranks.size(),)) if spans else None
-        for key, entry in stored.items():
-            name = key.removeprefix(f"{kind}/")
-            if name == key or not isinstance(entry, TensorStorageMetadata):
-                continue
-            held = checkpoint.span_of(name, spans) if entry.size else None
-            shape = entry.size if held is None else (held[1] - held[0], *entry.size[1:])
-            out[name] = wanted[key] = torch.empty(shape, dtype=entry.properties.dtype)
-            if held is not None and mesh is not None:
-                wanted[key] = part_of_rows(out[name], entry.size[0], mesh)
         with warnings.catch_warnings():
             # One process reads alone, as asked.
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            load(wanted, storage_reader=reader, no_dist=True)
-    except (CheckpointException, OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise DataError(directory, f"damaged or incomplete: {str(error).splitlines()[0]}") from error
+            load(wanted, storage_reader=_Reader(directory, stored), no_dist=True)
+    except CheckpointException as error:
+        cause = next((cause for cause, _ in error.failures.values()), error)
+        raise DataError(directory, f"damaged or incomplete: {_first_line(cause)}") from error
+    except (OSError, EOFError, ValueError, RuntimeError) as error:
+        raise DataError(directory, f"damaged or incomplete: {_first_line(error)}") from error
     return out
+
+
+class _Writer(FileSystemWriter):
+    """torch's writer of parts, which ends with our parts.json and not with a pickle."""
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On rank 0, once all parts are written."""
+        places = {one.index: one.storage_data for results_of_rank in results for one in results_of_rank}
+        tensors = {}
+        for name, entry in metadata.state_dict_metadata.items():
+            assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
+            parts = []
+            for chunk in entry.chunks:
+                place = places[MetadataIndex(name, chunk.offsets)]
+                first, rows = (chunk.offsets[0], chunk.sizes[0]) if entry.size else (0, 1)
+                parts.append(Part(place.relative_path, place.offset, place.length, first, rows))
+            tensors[name] = StoredTensor(entry.properties.dtype, tuple(entry.size), parts)
+        write_parts(Path(self.path), tensors)
+
+
+class _Reader(FileSystemReader):
+    """torch's reader of parts, told by parts.json what lies where; the parts themselves hold tensors and no code."""
+
+    def __init__(self, directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
+        super().__init__(directory)
+        self._tensors = tensors
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Metadata:
+        """What torch would have read from its pickle."""
+        entries: dict[str, Any] = {}
+        places = {}
+        for name, tensor in self._tensors.items():
+            chunks = [
+                ChunkStorageMetadata(torch.Size(tensor.offsets(part)), torch.Size(tensor.shape(part)))
+                for part in tensor.parts
+            ]
+            entries[name] = TensorStorageMetadata(TensorProperties(tensor.dtype), torch.Size(tensor.size), chunks)
+            for part in tensor.parts:
+                places[MetadataIndex(name, tensor.offsets(part))] = part
+        return Metadata(entries, storage_data=places, storage_meta=StorageMeta())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,37 +10,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from python_model import checkpoint, ranks
+from python_model import resume as resume_checks
 from python_model.checkpoint import Description, TrainerState
 from python_model.config import ModelConfig, TrainConfig, preset
 from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefetch
 from python_model.data.errors import DataError
+from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.data.stream import ShardStream
 from python_model.divergence import SkippedSteps, TrainingDiverged
+from python_model.io.exclusive import own
 from python_model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
 from python_model.model import Argus
 from python_model.models import model_for_dataset
 from python_model.optim import Optimisers, rate_factor
 from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.recommender import Recommender
+from python_model.resume import SKETCH, Position
 from python_model.sharding import RowSharding, row_sharding
 
 if TYPE_CHECKING:
     from python_model.distributed import DistributedModel
     from python_model.sharded_checkpoint import BackgroundSaver
 
-SKETCH = "frequency_sketch"
 __all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
 FREE_ON_RESUME = (
     "checkpoint_every", "keep", "log_every", "max_skipped_steps", "activation_checkpointing", "shard_rows"
@@ -71,27 +74,43 @@ def train(
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
-    resume is not set, TrainingDiverged where loss or gradient are not finite max_skipped_steps times in a row,
-    WriteError where the disk is full, DataError where no checkpoint is whole or the data can no longer be read (what
-    was learnt until then is saved first).
+    resume is not set, InUseError where another process trains there, TrainingDiverged where loss or gradient are not
+    finite max_skipped_steps times in a row, WriteError where the disk is full, DataError where no checkpoint is whole
+    or the data can no longer be read (what was learnt until then is saved first).
     """
     config = train_config or TrainConfig(stage=stage)
     if config.stage != stage:
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
-    held = ranks.on_first(lambda: checkpoint.exists(run))
-    resumed = ranks.on_first(lambda: checkpoint.recover(run)) if resume and held else None
-    if resumed is None and held:
-        raise FileExistsError(f"{run} holds a training run: resume it or choose another directory")
-    torch.manual_seed(config.seed)
-    lagged = stage == "finetune" and config.lag_pairs
-    least_lag = 1 + _pair_window(dataset, config) if lagged else 0
-    config = _with_batches_per_step(config, resumed)
-    model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
-    trainer = Trainer(dataset, run, model.to(device), config, progress)
-    if resumed is not None:
-        trainer.restore(resumed)
-    return trainer.run()
+    with _owned_by_first(run):
+        held = ranks.on_first(lambda: checkpoint.exists(run))
+        resumed = ranks.on_first(lambda: checkpoint.recover(run)) if resume and held else None
+        if resumed is None and held:
+            raise FileExistsError(f"{run} holds a training run: pass --resume or choose another directory")
+        torch.manual_seed(config.seed)
+        lagged = stage == "finetune" and config.lag_pairs
+        least_lag = 1 + _pair_window(dataset, config) if lagged else 0
+        config = _with_batches_per_step(config, resumed)
+        model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
+        trainer = Trainer(dataset, run, model.to(device), config, progress)
+        if resumed is not None:
+            trainer.restore(resumed, init_from)
+        elif init_from is not None:
+            trainer.origin = ranks.on_first(lambda: resume_checks.identity_of_weights(checkpoint.find(init_from)))
+        return trainer.run()
+
+
+@contextmanager
+def _owned_by_first(run: Path) -> Iterator[None]:
+    """Rank 0 owns the run for the length of a block; where another process does, every rank says so."""
+    held: list[IO[str]] = []
+    # The lock itself stays where it is: what `on_first` returns goes to every rank.
+    ranks.on_first(lambda: held.append(own(run)))
+    try:
+        yield
+    finally:
+        for lock in held:
+            lock.close()
 
 
 class Trainer:
@@ -129,6 +148,8 @@ class Trainer:
             self.distributed = DistributedModel(self.objective, config)
             self.saver = BackgroundSaver(run, config.keep)
         self.optimisers = Optimisers(model, config, self.distributed.leaves if self.distributed else None)
+        self.identity = identity_of(dataset)
+        self.origin: str | None = None
         self.place = self.plan.start()
         self.step = self.events = 0
         self.seconds = 0.0
@@ -271,12 +292,12 @@ class Trainer:
         sketch = self.sampler.sketch.state_dict()
         numbers = {
             "step": self.step, "place": self.plan.merge(ranks.gathered(self.place)), "events": self.events,
-            "seconds": self.seconds, "sketch_total": sketch["total"], **self.skipped.state(),
+            "seconds": self.seconds, "sketch_total": sketch["total"], "origin": self.origin, **self.skipped.state(),
         }  # fmt: skip
         tensors = self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
         description = Description(
             self.config.stage, self.step, self.model.config, self.config, self.model.features,
-            _identity(self.dataset),
+            self.identity,
         )  # fmt: skip
         self.model.stage = self.config.stage
         if self.distributed is None or self.saver is None:
@@ -285,30 +306,38 @@ class Trainer:
             )
         return self.saver.start(description, numbers, self.distributed.stored(tensors))
 
-    def _known(self, directory: Path, place: dict[str, Any]) -> dict[str, Any]:
+    def _require_known(self, directory: Path, place: dict[str, Any]) -> None:
         if place.keys() == self.plan.start().keys():
-            return place
+            return
         in_shards = {True: "in shards", False: "in one file"}
         raise ValueError(
             f"{directory}: the run reads its data {in_shards['lanes' in place]}, {self.dataset.path} is "
             f"{in_shards[self.dataset.manifest is not None]}: the order of the batches would be another"
         )
 
-    def restore(self, directory: Path) -> None:
-        """Go to where a checkpoint of the same run was written; ValueError where settings or data differ."""
+    def restore(self, directory: Path, init_from: str | Path | None = None) -> None:
+        """Go to where a checkpoint of the same run was written; ValueError where settings, data or weights differ.
+
+        init_from: the weights that the run is said to have begun with, None to take them as they are written down.
+        """
         found = checkpoint.read_description(directory)
-        _require_same(directory, "train_config", asdict(found.train_config), asdict(self.config), FREE_ON_RESUME)
-        _require_same(directory, "dataset", dict(found.dataset), _identity(self.dataset), ())
+        resume_checks.require_same(
+            directory, "train_config", asdict(found.train_config), asdict(self.config), FREE_ON_RESUME
+        )
+        resume_checks.require_same_data(directory, found.dataset, self.identity)
         state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
-        numbers = state.numbers
+        position = Position.of(directory, state.numbers, found.step)
+        self._require_known(directory, position.place)
+        ranks.on_first(lambda: resume_checks.require_same_origin(directory, state.numbers, init_from))
+        resume_checks.require_fitting(directory, state, self.optimisers)
+        self.step, self.place, self.origin = position.step, position.place, position.origin
+        self.events, self.seconds = position.events, position.seconds
+        sketch = {"table": state.tensors[SKETCH].numpy(), "total": position.sketch_total}
+        self.skipped.load(state.numbers)
         try:
-            self.step, self.place = numbers["step"], self._known(directory, numbers["place"])
-            self.events, self.seconds = numbers["events"], numbers["seconds"]
-            sketch = {"table": state.tensors[SKETCH].numpy(), "total": numbers["sketch_total"]}
-        except KeyError as error:
-            raise DataError(directory, "this entry is missing from the state", column=str(error.args[0])) from error
-        self.skipped.load(numbers)
-        self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
+            self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
+        except ValueError as error:
+            raise DataError(directory / checkpoint.TRAINER, str(error), column=SKETCH) from error
         self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
 
 
@@ -375,31 +404,13 @@ def _make_model(
         config = replace(config, lag=max(config.lag, least_lag))
     if config is not None:
         free = () if resumed is not None else FREE_ON_FINETUNE
-        _require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
+        resume_checks.require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
     kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
     model = model_for_dataset(kept, dataset, sharding)
     if model.features.to_json() != found.features.to_json():
         raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
+    if resumed is None:
+        resume_checks.require_same_items(source, found.dataset, dataset)
     checkpoint.load_weights(model, source)
     model.stage = found.stage
     return model
-
-
-def _require_same(
-    directory: Path, what: str, found: dict[str, Any], given: dict[str, Any], free: tuple[str, ...]
-) -> None:
-    differ = [
-        f"{name} was {found.get(name)!r}, now {given.get(name)!r}"
-        for name in sorted(found.keys() | given.keys())
-        if name not in free and found.get(name) != given.get(name)
-    ]
-    if differ:
-        raise ValueError(f"{directory}: {what} differs: {'; '.join(differ)}")
-
-
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    info = dataset.info
-    return {
-        "name": info.name, "users": info.users, "items": info.items, "events": info.events,
-        "fingerprint": info.fingerprint,
-    }  # fmt: skip

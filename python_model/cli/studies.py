@@ -12,6 +12,8 @@ import typer
 from python_model import console
 from python_model.cli.app import INTERRUPTED, study
 from python_model.cli.options import BatchEvents, Device, Part, Set, Threads, Window, check, parse_settings
+from python_model.disk import replace_text
+from python_model.io.exclusive import owned
 
 if TYPE_CHECKING:
     from python_model.data.schema import Dataset
@@ -49,12 +51,12 @@ def logq(
 
     settings = study_of_logq.Settings(steps=steps, seeds=seeds, negatives=negatives)
     torch.set_num_threads(threads or 1)
-    out.mkdir(parents=True, exist_ok=True)
-    found = study_of_logq.read(out / "logq.json", settings)
-    for outcome in study_of_logq.outcomes(settings, list(found)):
-        found.append(outcome)
-        study_of_logq.write(out, settings, found)
-        console.say(f"{outcome.loss}, seed {outcome.seed}: {outcome.divergence[-1]:.4f} nats from the truth")
+    with owned(out):
+        found = study_of_logq.read(out / "logq.json", settings)
+        for outcome in study_of_logq.outcomes(settings, list(found)):
+            found.append(outcome)
+            study_of_logq.write(out, settings, found)
+            console.say(f"{outcome.loss}, seed {outcome.seed}: {outcome.divergence[-1]:.4f} nats from the truth")
     console.say(study_of_logq.table(found))
     console.say(f"Written: {out}/logq.md, logq_divergence.svg, logq_offset.svg, logq.json")
 
@@ -200,6 +202,7 @@ def one_pass(
     """
     import torch
 
+    from python_model.data.identity import identity_of
     from python_model.model import Argus
     from python_model.runs import use_threads
     from python_model.studies import one_pass as study_of_passes
@@ -212,19 +215,20 @@ def one_pass(
     dataset = open_data(data, study_of_passes.SERVICE, out)
     settings = {
         "size": size, "most": most, "batch_events": batch_events, "precision": precision, "device": device,
-        "threads": torch.get_num_threads(), "data": dataset.info.name,
+        "threads": torch.get_num_threads(), "data": identity_of(dataset),
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    costs = study_of_passes.read(out / "one_pass.json", settings)
     torch.manual_seed(0)
     model = Argus.for_dataset(shapes, dataset).to(device)
-    for events in chosen:
-        if any(one.events == events for one in costs):
-            continue
-        batch = study_of_passes.one_history(dataset, events, device)
-        costs.append(study_of_passes.measure(model, batch, most=most, budget=batch_events, precision=precision))
-        study_of_passes.write(out, settings, costs)
-        console.say(f"{events:,} events: a pass per impression takes {costs[-1].ratio:.0f} times as long as one pass")
+    with owned(out):
+        costs = study_of_passes.read(out / "one_pass.json", settings)
+        for events in chosen:
+            if any(one.events == events for one in costs):
+                continue
+            batch = study_of_passes.one_history(dataset, events, device)
+            costs.append(study_of_passes.measure(model, batch, most=most, budget=batch_events, precision=precision))
+            study_of_passes.write(out, settings, costs)
+            ratio = f"{costs[-1].ratio:.0f} times as long as one pass"
+            console.say(f"{events:,} events: a pass per impression takes {ratio}")
     console.say(study_of_passes.table(costs))
     console.say(f"Written: {out}/one_pass.md, one_pass_ratio.svg, one_pass.json")
 
@@ -240,10 +244,10 @@ def ceiling(out: StudyOut, data: StudyData = None, part: Annotated[Part, typer.O
 
     dataset = open_data(data, preset("demo"), out)
     found = study_of_ceilings.reaches(dataset, part.value)
-    out.mkdir(parents=True, exist_ok=True)
     text = study_of_ceilings.table(found)
-    (out / "ceiling.md").write_text(text, "utf-8")
-    console.write_json(out / "ceiling.json", {"data": dataset.info.name, "rows": [asdict(one) for one in found]})
+    with owned(out):
+        replace_text(out / "ceiling.md", text)
+        console.write_json(out / "ceiling.json", {"data": dataset.info.name, "rows": [asdict(one) for one in found]})
     console.say(text)
     console.say(f"Written: {out}/ceiling.md, ceiling.json")
 

@@ -14,8 +14,8 @@ from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
 from python_model.data.tables import DAY, GAP_BUCKETS, HOUR, Progress, align, codes, gap_bucket, hour_and_day
 from python_model.data.times import MILLISECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 
 TABS = 15
 SHARE_EDGES = np.array([0.2, 0.4, 0.6, 0.8])

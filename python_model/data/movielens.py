@@ -16,8 +16,8 @@ from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
 from python_model.data.tables import GAP_BUCKETS, Progress, align, codes, gap_bucket, hour_and_day
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 
 RATINGS = ("u.data", "ratings.dat", "ratings.csv")
 _COLUMNS = ("user", "item", "rating", "timestamp")

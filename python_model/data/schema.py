@@ -30,6 +30,7 @@ from python_model.data.identifiers import ids_of, require_distinct
 from python_model.data.shards import Manifest, read_manifest
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter
+from python_model.io.publish import recover
 
 __all__ = [
     "EVENTS",
@@ -156,6 +157,7 @@ class Dataset:
 
 def load_dataset(path: str | Path) -> Dataset:
     """Open a prepared data set; DataError where the directory is not one or its files disagree with dataset.json."""
+    recover(Path(path), INFO)
     dataset = Dataset(path)
     info = dataset.info
     if dataset.manifest is not None:
@@ -168,6 +170,15 @@ def load_dataset(path: str | Path) -> Dataset:
     for file, _ in dataset.event_files:
         require_schema(file, event_schema(info))
     return dataset
+
+
+def fingerprint_of_events(dataset: Dataset) -> str:
+    """The fingerprint that dataset.json should have, from one pass over the events in bounded memory."""
+    schema, fingerprint = event_schema(dataset.info), Fingerprint()
+    for file, _ in dataset.event_files:
+        for columns in _batches(file, schema.names):
+            fingerprint.update(schema, columns)
+    return fingerprint.text()
 
 
 def validate(path: str | Path) -> DatasetInfo:

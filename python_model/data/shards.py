@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -23,12 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from python_model.data.columns import require_range
-from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
+from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError, printable
 from python_model.data.files import open_parquet, present, reading_parquet, require_schema, require_values
 from python_model.data.times import SECONDS
-from python_model.disk import flush, writing
+from python_model.integrity import checksum
 from python_model.io.json_text import kind_of, read_object
+from python_model.io.publish import require_place, whole_directory
 from python_model.settings import Between, checked, settings_of, shown
 
 SHARDS, MANIFEST = "shards", "shards.json"
@@ -47,13 +47,17 @@ _Time = Annotated[int, Between(SECONDS.earliest, SECONDS.latest)]
 
 @dataclass(frozen=True)
 class Shard:
-    """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1."""
+    """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1.
+
+    crc32: checksum of the file, "" where nobody took it.
+    """
 
     file: str
     first_user: _Count
     users: _Count
     first_row: _Count
     events: _Count
+    crc32: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,22 +136,13 @@ def shard_dataset(
     info = DatasetInfo.load(data)
     if not 1 <= shards <= info.users:
         raise ValueError(f"shards is {shards}, expected 1 to the {info.users:,} users of {data}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: choose another directory")
+    require_place(out, INFO, overwrite=None)
     if present(data / SHARDS / MANIFEST):
         raise ValueError(f"{data} is in shards already: cut the data set that they were made from")
     require_schema(data / EVENTS, event_schema(info))
     cuts = _cut_users(data / EVENTS, info, shards)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    partial.chmod(0o755)
-    try:
-        with writing(out):
-            manifest = _write(data, partial, info, cuts, row_group, progress)
-            partial.replace(out)
-            flush(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_directory(out, INFO, overwrite=None) as partial:
+        manifest = _write(data, partial, info, cuts, row_group, progress)
     return manifest
 
 
@@ -181,20 +176,22 @@ def _write(
     data: Path, partial: Path, info: DatasetInfo, cuts: _Cuts, row_group: int, progress: Progress | None
 ) -> Manifest:
     (partial / SHARDS).mkdir()
-    rows = _RowReader(data / EVENTS, info)
+    rows, schema, fingerprint = _RowReader(data / EVENTS, info), event_schema(info), Fingerprint()
     found = []
     for number, (first, last) in enumerate(zip(cuts.users[:-1], cuts.users[1:], strict=True)):
         name = f"{SHARDS}/part-{number:05d}.parquet"
-        with pq.ParquetWriter(
-            partial / name, event_schema(info), compression="zstd", write_page_checksum=True
-        ) as writer:
+        with pq.ParquetWriter(partial / name, schema, compression="zstd", write_page_checksum=True) as writer:
             for end in _group_ends(cuts.offsets, int(first), int(last), row_group):
                 group = rows.until(end)
                 writer.write_table(group, row_group_size=max(len(group), 1))
+                fingerprint.update(schema, {name: group.column(name).to_numpy() for name in schema.names})
                 if progress is not None:
                     progress(end, info.events)
         begin, end = int(cuts.offsets[first]), int(cuts.offsets[last])
-        found.append(Shard(name, int(first), int(last - first), begin, end - begin))
+        found.append(Shard(name, int(first), int(last - first), begin, end - begin, checksum(partial / name)))
+    if info.fingerprint not in ("", fingerprint.text()):
+        message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint.text()}: other events"
+        raise DataError(data / EVENTS, message)
     for name in (INFO, ITEMS, USERS):
         shutil.copyfile(data / name, partial / name)
     if (data / "oracle").is_dir():
@@ -202,8 +199,6 @@ def _write(
     last_time = max(int(times.max()) for times in _column(data / EVENTS, "time"))
     manifest = Manifest(tuple(found), temporal_start(lambda: _column(data / EVENTS, "time"), info.events), last_time)
     (partial / SHARDS / MANIFEST).write_text(manifest.to_json(), "utf-8")
-    for path in partial.rglob("*"):
-        flush(path)
     return manifest
 
 

@@ -32,8 +32,8 @@ from python_model.data.yambda_files import (
     rows_of_users,
     whole_numbers,
 )
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 from python_model.settings import Between, OneOf, checked_settings
 
 UNSORTED = ("refuse", "sort")

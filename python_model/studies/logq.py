@@ -31,6 +31,7 @@ from python_model import charts
 from python_model.config import TrainConfig
 from python_model.disk import replace_text
 from python_model.negatives import NegativeSampler
+from python_model.studies.trials import read_study
 
 LOSSES = ("full", "standard", "refined", "biased")
 BUCKETS = 6
@@ -70,9 +71,9 @@ class Outcome:
 
     loss: str
     seed: int
-    steps: list[int]
-    divergence: list[float]
-    offset: list[float]
+    steps: tuple[int, ...]
+    divergence: tuple[float, ...]
+    offset: tuple[float, ...]
 
 
 class Service:
@@ -126,7 +127,8 @@ def train_one(loss: str, settings: Settings, seed: int) -> Outcome:
         if step % max(1, settings.steps // 60) == 0 or step == settings.steps - 1:
             steps.append(step + 1)
             divergence.append(float(_divergence(service, *_with_bias(contexts, items, bias)).mean()))
-    return Outcome(loss, seed, steps, divergence, _offset(service, *_with_bias(contexts, items, bias)))
+    offset = _offset(service, *_with_bias(contexts, items, bias))
+    return Outcome(loss, seed, tuple(steps), tuple(divergence), tuple(offset))
 
 
 def _with_bias(contexts: Tensor, items: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,12 +190,7 @@ def outcomes(settings: Settings, done: list[Outcome]) -> Iterator[Outcome]:
 
 def read(path: Path, settings: Settings) -> list[Outcome]:
     """The outcomes that an earlier run with the same settings left; ValueError where the settings differ."""
-    if not path.exists():
-        return []
-    record = json.loads(path.read_text())
-    if record["settings"] != asdict(settings):
-        raise ValueError(f"{path} holds a study with other settings: {record['settings']}; choose another directory")
-    return [Outcome(**one) for one in record["outcomes"]]
+    return read_study(path, asdict(settings), "outcomes", Outcome)
 
 
 def write(folder: Path, settings: Settings, found: list[Outcome]) -> None:

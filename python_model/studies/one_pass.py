@@ -8,7 +8,6 @@ events as one batch holds, so the slower way pays for its arithmetic, not for sm
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
 from python_model.disk import replace_text
 from python_model.model import Argus
-from python_model.studies.trials import write_json
+from python_model.studies.trials import read_study, write_json
 
 SERVICE = SyntheticConfig(users=16, events_per_user=2600.0, days=365)
 LENGTHS = (256, 512, 1024, 2048)
@@ -183,12 +182,7 @@ def _seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
 
 def read(file: Path, settings: dict[str, Any]) -> list[PassCost]:
     """The lengths that an earlier run with the same settings measured; ValueError where the settings differ."""
-    if not file.is_file():
-        return []
-    record = json.loads(file.read_text("utf-8"))
-    if record["settings"] != settings:
-        raise ValueError(f"{file} holds a study with other settings: {record['settings']}; choose another directory")
-    return [PassCost(**one) for one in record["costs"]]
+    return read_study(file, settings, "costs", PassCost)
 
 
 def write(folder: Path, settings: dict[str, Any], costs: Sequence[PassCost]) -> None:

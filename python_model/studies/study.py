@@ -10,6 +10,7 @@ from typing import Any
 from python_model.config import RECIPES, ModelConfig, TrainConfig, preset
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
+from python_model.io.exclusive import owned
 from python_model.predictions import Predictor
 from python_model.runs import RECIPE_OF_SOURCE, apply_settings
 from python_model.studies.summary import write_study
@@ -151,12 +152,23 @@ def run_study(
     study: Study, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
     say: Callable[[str], None] = lambda text: None, keep_checkpoints: bool = False,
 ) -> list[Path]:  # fmt: skip
-    """Run what is not done yet and write table, figures and JSON after every trial; returns the files."""
-    out = Path(out)
+    """Run what is not done yet and write table, figures and JSON after every trial; returns the files.
+
+    InUseError where another process runs a study in `out`.
+    """
+    with owned(Path(out)):
+        return _run(study, dataset, Path(out), device, show, say, keep_checkpoints)
+
+
+def _run(
+    study: Study, dataset: Dataset, out: Path, device: str, show: Display, say: Callable[[str], None],
+    keep_checkpoints: bool,
+) -> list[Path]:  # fmt: skip
     written: list[Path] = []
     results: list[TrialResult] = []
     first = study.trials[0]
-    known = references(dataset, out / "trials", first.protocol, first.evaluation, study.predictors)
+    window = first.stages[0].window if study.predictors else None
+    known = references(dataset, out / "trials", first.protocol, first.evaluation, study.predictors, window)
     running = run_trials(
         study.trials, dataset, out / "trials", device=device, show=show, keep_checkpoints=keep_checkpoints
     )

@@ -21,16 +21,20 @@ from typing import Any, TypeVar
 from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.errors import DataError
+from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.disk import replace_text
 from python_model.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
 from python_model.inference import ModelPredictor
+from python_model.io.json_text import kind_of, read_object
 from python_model.predictions import Predictor
 from python_model.progress import Progress, read_metrics
 from python_model.recommender import Recommender
+from python_model.settings import checked_settings
 from python_model.train import FREE_ON_RESUME, train
 
 TRIAL, RESULT, REFERENCES = "trial.json", "result.json", "references.json"
+MADE_AGAIN = "remove it to have it made again"
 Display = Callable[[str], AbstractContextManager[Progress | None]]
 """From a title to the display of one stage of training: `console.TrainingProgress`, or `quiet`."""
 
@@ -206,21 +210,24 @@ def run_trial(
 
 def references(
     dataset: Dataset, out: str | Path, protocol: str = "temporal", options: EvaluationOptions | None = None,
-    predictors: Mapping[str, Predictor] | None = None,
+    predictors: Mapping[str, Predictor] | None = None, window: int | None = None,
 ) -> list[TrialResult]:  # fmt: skip
     """What needs no training: popularity, item averages, `predictors`, and the oracle where there is one.
 
-    Kept in out/references.json and read back from there.
+    Kept in out/references.json and read back from there. window: what the predictors were made with.
     """
     options = options or EvaluationOptions()
     rows = sorted(predictors or {})
     of_data = {name: getattr(options, name) for name in ("part", "k", "max_events")}
-    settings = {"protocol": protocol, "dataset": _identity(dataset), "evaluation": of_data, "rows": rows}
+    settings = {
+        "protocol": protocol, "dataset": identity_of(dataset), "evaluation": of_data, "rows": rows, "window": window,
+    }  # fmt: skip
     folder = Path(out)
     _require_same(folder, settings, REFERENCES)
     file = folder / REFERENCES
-    if file.is_file():
-        return [TrialResult(**one) for one in json.loads(file.read_text("utf-8"))["results"]]
+    done: dict[str, Any] | None = _read(file, dict)
+    if done is not None:
+        return records_of(file, done, "results", TrialResult)
     began = time.perf_counter()
     found = evaluate(
         predictors or {}, dataset, protocol=protocol, part=options.part, k=options.k, max_events=options.max_events,
@@ -235,7 +242,7 @@ def references(
 
 def settings_of(trial: Trial, dataset: Dataset) -> dict[str, Any]:
     """Everything that a trial's numbers follow from, JSON-ready."""
-    return {**asdict(trial), "dataset": _identity(dataset)}
+    return {**asdict(trial), "dataset": identity_of(dataset)}
 
 
 def write_json(file: Path, values: Any) -> None:
@@ -277,11 +284,6 @@ def count_parameters(model: Recommender) -> dict[str, int]:
     return {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
 
 
-def _identity(dataset: Dataset) -> dict[str, Any]:
-    info = dataset.info
-    return {"name": info.name, "users": info.users, "items": info.items, "events": info.events}
-
-
 def _require_same(folder: Path, settings: Mapping[str, Any], file: str = TRIAL) -> None:
     """ValueError where the directory was begun with other settings, naming each."""
     found: dict[str, Any] | None = _read(folder / file, dict)
@@ -306,9 +308,44 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read(file: Path, kind: Callable[..., Record]) -> Record | None:
     """The JSON object of a file as keyword arguments of `kind`; None where there is no file."""
-    if not file.is_file():
-        return None
+    return _record(file, _read_object(file), kind) if file.is_file() else None
+
+
+def _record(file: Path, raw: Any, kind: Callable[..., Record]) -> Record:
     try:
-        return kind(**json.loads(file.read_text("utf-8")))
+        if not isinstance(raw, dict):
+            raise ValueError(f"expected an object, found {kind_of(raw)}")
+        return kind(**(raw if kind is dict else checked_settings(kind, raw, kind.__name__)))
     except (ValueError, TypeError) as error:
-        raise DataError(file, f"damaged: {error}; remove it to have it made again") from error
+        raise DataError(file, f"damaged: {error}; {MADE_AGAIN}") from error
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        return read_object(file)
+    except DataError as error:
+        raise DataError(file, f"damaged: {error.message}; {MADE_AGAIN}") from error
+
+
+def read_study(file: Path, settings: Mapping[str, Any], key: str, kind: Callable[..., Record]) -> list[Record]:
+    """The records under `key` that an earlier run with the same settings left; none where there is no file.
+
+    ValueError where the settings differ, DataError where the file is damaged.
+    """
+    if not file.is_file():
+        return []
+    raw = _read_object(file)
+    now = json.loads(json.dumps(settings))
+    if raw.get("settings") != now:
+        raise ValueError(
+            f"{file} holds a study with other settings: {raw.get('settings')}, now {now}; choose another directory"
+        )
+    return records_of(file, raw, key, kind)
+
+
+def records_of(file: Path, raw: Mapping[str, Any], key: str, kind: Callable[..., Record]) -> list[Record]:
+    """The list of objects under a key, each as keyword arguments of `kind`; DataError where there is none."""
+    found = raw.get(key)
+    if not isinstance(found, list):
+        raise DataError(file, f"damaged: expected an array, found {kind_of(found)}; {MADE_AGAIN}", column=key)
+    return [_record(file, one, kind) for one in found]

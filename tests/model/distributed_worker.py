@@ -20,6 +20,7 @@ from python_model.data.batches import Step
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset
 from python_model.disk import WriteError
+from python_model.io.exclusive import InUseError, own
 from python_model.model import Argus
 from python_model.sharding import row_sharding
 from python_model.train import Trainer, TrainingDiverged, train
@@ -101,6 +102,7 @@ def write_how_runs_end(folder: Path) -> None:
     wild = replace(PRETRAIN, learning_rate=1e30, table_learning_rate=1e30, warmup_steps=0, max_skipped_steps=1)
     found = {"data": end_of_run(folder / "lost", dataset, PRETRAIN, lost_on=1)}
     found["loss"] = end_of_run(folder / "wild", dataset, wild)
+    found["taken"] = end_of_a_second_run(folder / "taken", dataset)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     found["disk"] = end_of_run(folder / "full", dataset, replace(PRETRAIN, steps=60, checkpoint_every=6))
@@ -124,6 +126,20 @@ def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | 
         trainer.run()
     except (DataError, TrainingDiverged, WriteError) as error:
         return [type(error).__name__, str(error)]
+    return ["", "the run ended well"]
+
+
+def end_of_a_second_run(run: Path, dataset: Dataset) -> list[str]:
+    """The error of this rank where rank 0 finds the run owned by another."""
+    lock = own(run) if ranks.rank() == 0 else None
+    dist.barrier()
+    try:
+        train("pretrain", dataset, run, MODEL, PRETRAIN)
+    except InUseError as error:
+        return [type(error).__name__, str(error)]
+    finally:
+        if lock is not None:
+            lock.close()
     return ["", "the run ended well"]
 
 

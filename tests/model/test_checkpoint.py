@@ -90,7 +90,7 @@ def test_a_damaged_description_is_named(run: Path) -> None:
     text = path.read_text()
     for damaged, message in [
         (text[: len(text) // 2], "expected JSON"),
-        ("[]", "expected a JSON object, found list"),
+        ("[]", "expected a JSON object, found an array"),
         (text.replace('"format": 1', '"format": 9'), "expected format 1, found 9"),
         (text.replace('"stage"', '"phase"', 1), "this key is missing"),
         (text.replace('"layers": 2', '"layers": 0'), "layers is 0"),

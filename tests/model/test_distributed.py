@@ -138,6 +138,11 @@ class TestErrors:
             kept = [f"step-00000002-batch-{number}.parquet" for number in (rank, rank + 2)]
             assert all(name in sentence and (folder / "wild" / "skipped" / name).is_file() for name in kept)
 
+    def test_a_run_that_another_process_owns(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
+        kinds, sentences = zip(*(one["taken"] for one in ends), strict=True)
+        assert set(kinds) == {"InUseError"} and len(set(sentences)) == 1
+        assert sentences[0].startswith(f"{folder / 'taken'} is in use by process ")
+
     def test_a_full_disk(self, folder: Path, ends: list[dict[str, list[str]]]) -> None:
         for one in ends:
             kind, sentence = one["disk"]

@@ -170,7 +170,7 @@ class TestRefusals:
     def test_a_run_is_not_overwritten(self, tiny_service: Dataset, tmp_path: Path) -> None:
         config = replace(PRETRAIN, steps=2)
         train("pretrain", tiny_service, tmp_path, MODEL, config)
-        with pytest.raises(FileExistsError, match="holds a training run: resume it or choose another directory"):
+        with pytest.raises(FileExistsError, match="holds a training run: pass --resume or choose another directory"):
             train("pretrain", tiny_service, tmp_path, MODEL, config)
 
     def test_resuming_with_other_settings(self, tiny_service: Dataset, tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ class TestTraining:
         shard_dataset(tiny_service.path, tmp_path / "data", 2)
         dataset = load_dataset(tmp_path / "data")
         (tmp_path / "data" / "shards" / "part-00001.parquet").unlink()
-        with pytest.raises(DataError, match=r"part-00001\.parquet: not found; training is saved at"):
+        with pytest.raises(DataError, match=r"part-00001\.parquet: not found$"):
             train("pretrain", dataset, tmp_path / "run", MODEL, PRETRAIN)
         with pytest.raises(DataError, match=r"part-00001\.parquet: not found"):
             load_dataset(tmp_path / "data")
