@@ -220,14 +220,12 @@ def score(
     recipe = Recipe(source, data, kind.value if kind else None, lag, window, vectors, device)
     try:
         with open_engine(engine.value) as runner:
-            scorer = _scorer(recipe, rows, out, overwrite, threads)
+            scorer = _scorer(recipe, threads)
             started = time.perf_counter()
             recipe = replace(recipe, states=out / scoring.STATES_FOLDER if data else None)
-            with console.counting_progress("Rows") as advance:
-                report = scoring.score_parquet(
-                    scorer, rows, out, overwrite=overwrite and data is None, progress=advance,
-                    workers=workers(runner, recipe),
-                )  # fmt: skip
+            report = scoring.score_parquet(
+                scorer, rows, out, overwrite=overwrite, bar=console.counting_progress, workers=workers(runner, recipe)
+            )
     except KeyboardInterrupt as stop:
         console.say("Stopped. The same command goes on with the parts that are missing.")
         raise typer.Exit(exit_code(stop)) from None
@@ -242,12 +240,11 @@ def score(
         )
 
 
-def _scorer(recipe: Recipe, rows: Path, out: Path, overwrite: bool, threads: int | None) -> RowScorer:
-    """What scores the rows, with the states that they need where they come from histories."""
+def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
+    """What scores the rows."""
     from python_model import checkpoint
     from python_model.data.schema import load_dataset
     from python_model.runs import require_fit, use_threads
-    from python_model.serving import score as scoring
     from python_model.serving.bundle import Export
 
     source, data = recipe.source, recipe.data
@@ -261,9 +258,7 @@ def _scorer(recipe: Recipe, rows: Path, out: Path, overwrite: bool, threads: int
     description = checkpoint.read_description(source)
     require_fit(source, description, load_dataset(data))
     use_threads(threads, description.model_config.width)
-    scorer = recipe.make_from_history(data)
-    scoring.prepare_states(scorer, rows, out, overwrite=overwrite, bar=console.counting_progress)
-    return scorer
+    return recipe.make_from_history(data)
 
 
 @app.command(
