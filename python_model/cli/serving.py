@@ -145,6 +145,7 @@ def candidates(
 
     from python_model.serving import candidates as retrieving
     from python_model.serving.bundle import Export
+    from python_model.serving.id_files import read_ids
 
     if user is None and out is None:
         raise ValueError("name users with --user, or a file for the candidates of all users with --out")
@@ -154,7 +155,11 @@ def candidates(
         torch.set_num_threads(threads)
     found = Export.open(path)
     users = np.arange(found.info.users) if user is None else found.user_ids.require(user)
-    left_out = None if blocked is None else retrieving.read_ids(blocked, found.item_ids, "item_id")
+    left_out = None
+    if blocked is not None:
+        ids = read_ids(blocked, found.item_ids, "item_id")
+        console.say(f"{'Warning: ' if ids.unknown else ''}{ids}")
+        left_out = ids.numbers
     search = retrieving.search_of(found, exact=exact, breadth=breadth)
     if out is None:
         for part, items, scores in retrieving.candidates(
