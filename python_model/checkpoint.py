@@ -102,7 +102,11 @@ def partial_of(run: Path, step: int) -> Path:
 
 def writing_checkpoint(run: Path, step: int) -> contextlib.AbstractContextManager[None]:
     """A block that writes the checkpoint of a step; what fails in it comes out as one WriteError."""
-    return writing(directory_of(run, step), _remedy(run))
+    steps = _complete(run / CHECKPOINTS)
+    if not steps:
+        return writing(directory_of(run, step), "start again")
+    kept = f"{_latest(run) or steps[-1]} stays in force"
+    return writing(directory_of(run, step), "resume from it", kept)
 
 
 def begin(run: Path, description: Description, numbers: Mapping[str, Any]) -> None:
@@ -353,13 +357,6 @@ def _remove_old(root: Path, name: str, keep: int) -> None:
     later = [path for path in _complete(root) if path.name > name]
     for path in later + older[: max(len(older) - keep + 1, 0)]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _remedy(run: Path) -> str:
-    steps = _complete(run / CHECKPOINTS)
-    if not steps:
-        return "free some space, then start again"
-    return f"{_latest(run) or steps[-1]} stays in force: free some space, then resume from it"
 
 
 @contextlib.contextmanager

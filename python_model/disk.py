@@ -1,7 +1,8 @@
 """Writing files where the disk may be full, a quota used up or a mount lost: one sentence, and what was there stays.
 
 `writing` turns what the libraries raise into a `WriteError` that names the path, the reason and what to do;
-`replace_text` writes a file as a whole or not at all; `flush` brings a file or directory to the disk.
+`require_writable` says it before the work; `whole_file` and `replace_text` write a file as a whole or not at all;
+`flush` brings a file or directory to the disk. Symbolic links are followed: a link stays, what it names is written.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ import errno
 import os
 import re
 import shutil
-import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from python_model.io.names import hidden
+
 REMEDY = "free some space or choose another directory"
+ELSEWHERE = "choose another place"
+"""What to do where space is not the reason."""
 _ALMOST_NOTHING = 1 << 16
 NO_SPACE = "no space is left on the device"
 _REASONS = {
@@ -43,37 +48,38 @@ class WriteError(OSError):
 
 
 @contextlib.contextmanager
-def writing(path: Path, remedy: str = REMEDY) -> Iterator[None]:
-    """A block that writes `path` or below it; what fails in it comes out as one WriteError."""
+def writing(path: Path, then: str = "", kept: str = "") -> Iterator[None]:
+    """A block that writes `path` or below it; what fails in it comes out as one WriteError.
+
+    then: what to do once there is space again, or once another reason is gone. kept: what stays meanwhile.
+    """
     try:
         yield
     except WriteError:
         raise
     except (OSError, SafetensorError) as error:
-        raise WriteError(path, reason_of(error, path), remedy) from error
+        reason = reason_of(error, path)
+        full = reason in _REASONS.values()
+        if then:
+            remedy = f"free some space, then {then}" if full else f"once that is mended, {then}"
+        else:
+            remedy = REMEDY if full else ELSEWHERE
+        raise WriteError(path, reason, f"{kept}: {remedy}" if kept else remedy) from error
 
 
-def as_write_error(error: BaseException | None, path: Path, place: Path) -> WriteError | None:
-    """The sentence for an error of a disk (that of `place`) that takes no more; None for any other error."""
-    if isinstance(error, WriteError) or not isinstance(error, OSError):
+def as_write_error(error: BaseException | None, path: Path, partial: Path) -> WriteError | None:
+    """The sentence, about `path`, for an error that came of writing `partial`; None for any other error.
+
+    That is one of a disk (that of `partial`) that takes no more, and one that names `partial`, which nobody knows of.
+    """
+    if isinstance(error, (WriteError, FileExistsError)) or not isinstance(error, OSError):
         return None
-    reason = reason_of(error, place)
-    full = error.errno in FULL or (error.errno is None and reason == NO_SPACE)
-    return WriteError(path, reason) if full else None
-
-
-@contextlib.contextmanager
-def scratch(out: Path) -> Iterator[Path]:
-    """A hidden directory beside `out` for the length of a block; a disk that it fills up is one WriteError."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".scratch", dir=out.parent) as directory:
-        try:
-            yield Path(directory)
-        except OSError as error:
-            explained = as_write_error(error, out, Path(directory))
-            if explained is None:
-                raise
-            raise explained from error
+    reason = reason_of(error, partial)
+    if error.errno in FULL or (error.errno is None and reason == NO_SPACE):
+        return WriteError(path, reason)
+    if str(partial) in str(error):
+        return WriteError(path, reason.replace(str(partial), str(path)), ELSEWHERE)
+    return None
 
 
 def reason_of(error: Exception, path: Path) -> str:
@@ -89,16 +95,83 @@ def reason_of(error: Exception, path: Path) -> str:
     return _REASONS.get(number, os.strerror(number).lower())
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8), replacing what was there as a whole; WriteError where that fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def followed(path: Path) -> Path:
+    """Where a path leads, symbolic links followed; WriteError where the path is a link to nothing or no text."""
     try:
-        with writing(path):
-            partial.write_text(text, encoding="utf-8")
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise WriteError(repr(str(path)), "its name is not UTF-8", ELSEWHERE) from error
+    with writing(path):
+        if path.is_symlink() and not path.exists():
+            reason = f"it is a link to {os.readlink(path)}, which is not there"
+            raise WriteError(path, reason, "make that first or remove the link")
+        target = Path(os.path.realpath(path))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            target.lstat()  # says so where a name is too long
+        return target
+
+
+def require_writable(file: str | Path) -> Path:
+    """Refuse a file that could not be written, before the work that it is for; returns where it will lie.
+
+    WriteError where its directory is missing or may not be written to, and where the name is taken by what is no file.
+    """
+    file = Path(file)
+    target = followed(file)
+    if target.is_dir():
+        raise WriteError(file, "it is a directory", "name a file")
+    taken = os.path.lexists(target)
+    if taken and not target.is_file():
+        raise WriteError(file, "it is no regular file", "name another file")
+    require_parent(file, target, make=False)
+    if taken and not os.access(target, os.W_OK):
+        raise WriteError(file, "permission denied", ELSEWHERE)
+    return target
+
+
+def require_parent(path: Path, target: Path, *, make: bool) -> None:
+    """WriteError, about `path`, where nothing can be made beside `target`.
+
+    make: directories above it that are missing will be made.
+    """
+    above = target.parent
+    while make and not os.path.lexists(above):
+        above = above.parent
+    if not os.path.lexists(above):
+        raise WriteError(path, f"the directory {above} is not there", "make it first or choose another place")
+    if not above.is_dir():
+        raise WriteError(path, f"{above} is no directory", ELSEWHERE)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise WriteError(path, f"the directory {above} may not be written to", ELSEWHERE)
+
+
+@contextlib.contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A hidden file beside `file`: flushed and renamed to it where the block ends well, removed otherwise.
+
+    WriteError, before the block, where `file` cannot be written (see `require_writable`), and where the disk is full.
+    """
+    target = require_writable(file)
+    partial = hidden(target, f".{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        yield partial
+        with writing(file):
             flush(partial)
-            os.replace(partial, path)
+            os.replace(partial, target)
+            flush(target.parent)
+    except BaseException as error:
+        explained = as_write_error(error, file, partial)
+        if explained is not None:
+            raise explained from error
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), replacing what was there as a whole; WriteError where that fails."""
+    with whole_file(path) as partial, writing(path):
+        partial.write_text(text, encoding="utf-8")
 
 
 def flush(path: Path) -> None:

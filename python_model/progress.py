@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from python_model.data.errors import DataError
 from python_model.disk import replace_text, writing
 
-RESUME = "free some space, then resume: the steps since the last checkpoint are done again"
+RESUME = "resume: the steps since the last checkpoint are done again"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 

@@ -24,8 +24,8 @@ from python_model.data.tables import (
     refuse,
 )
 from python_model.data.writer import DatasetWriter, refuse_existing
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 
 TABS = 15
 SHARE_EDGES = np.array([0.2, 0.4, 0.6, 0.8])

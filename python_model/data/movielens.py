@@ -24,8 +24,8 @@ from python_model.data.tables import (
     refuse,
 )
 from python_model.data.writer import DatasetWriter, refuse_existing
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 
 RATINGS = ("u.data", "ratings.dat", "ratings.csv")
 _COLUMNS = ("user", "item", "rating", "timestamp")

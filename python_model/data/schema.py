@@ -27,6 +27,7 @@ from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, Da
 from python_model.data.errors import DataError
 from python_model.data.shards import Manifest, read_manifest
 from python_model.data.writer import DatasetWriter
+from python_model.io.publish import recover
 
 __all__ = [
     "EVENTS",
@@ -130,6 +131,7 @@ class Dataset:
 
 def load_dataset(path: str | Path) -> Dataset:
     """Open a prepared data set; DataError where the directory is not one or its files disagree with dataset.json."""
+    recover(Path(path), INFO)
     dataset = Dataset(path)
     info = dataset.info
     items, users = (dataset.path / ITEMS, info.items), (dataset.path / USERS, info.users)

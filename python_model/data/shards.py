@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
 from python_model.data.errors import DataError
-from python_model.disk import flush, writing
+from python_model.io.publish import require_place, whole_directory
 
 SHARDS, MANIFEST = "shards", "shards.json"
 ROW_GROUP = 1 << 17
@@ -82,19 +81,10 @@ def shard_dataset(
     info = DatasetInfo.load(data)
     if not 1 <= shards <= info.users:
         raise ValueError(f"shards is {shards}, expected 1 to the {info.users:,} users of {data}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty: choose another directory")
+    require_place(out, INFO, overwrite=None)
     cuts = _cut_users(data / EVENTS, info, shards)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    partial.chmod(0o755)
-    try:
-        with writing(out):
-            manifest = _write(data, partial, info, cuts, row_group, progress)
-            partial.replace(out)
-            flush(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_directory(out, INFO, overwrite=None) as partial:
+        manifest = _write(data, partial, info, cuts, row_group, progress)
     return manifest
 
 
@@ -144,8 +134,6 @@ def _write(
     last_time = max(int(times.max()) for times in _column(data / EVENTS, "time"))
     manifest = Manifest(tuple(found), temporal_start(lambda: _column(data / EVENTS, "time"), info.events), last_time)
     (partial / SHARDS / MANIFEST).write_text(manifest.to_json(), "utf-8")
-    for path in partial.rglob("*"):
-        flush(path)
     return manifest
 
 

@@ -7,9 +7,6 @@ that came in.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing_extensions import Self
 from python_model.data.checks import EventChecker
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
-from python_model.disk import as_write_error, flush
+from python_model.io.publish import require_place, whole_directory
 
 ROW_GROUP = 1 << 17
 
@@ -82,23 +79,16 @@ class DatasetWriter:
         self._directory: Path | None = None
 
     def __enter__(self) -> Self:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._directory = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
+        self._whole = whole_directory(self.out, INFO, overwrite=self.overwrite)
+        self._directory = self._whole.__enter__()
         try:
             self._begin(self._directory)
         except BaseException as error:
-            explained = as_write_error(error, self.out, self.directory)
-            shutil.rmtree(self._directory, ignore_errors=True)
-            if explained is not None:
-                raise explained from error
+            self._whole.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def _begin(self, directory: Path) -> None:
-        # mkdtemp makes the directory private; the data set gets the mode any new directory would have.
-        umask = os.umask(0)
-        os.umask(umask)
-        directory.chmod(0o777 & ~umask)
         self._checker = EventChecker(self.out / EVENTS, self.info, None)
         self._events = _RowGroups(directory / EVENTS, event_schema(self.info), self.row_group)
         self._item_ids: list[np.ndarray] = []
@@ -110,7 +100,6 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        explained = as_write_error(error, self.out, self.directory)
         try:
             if kind is None:
                 self._events.close()
@@ -119,14 +108,10 @@ class DatasetWriter:
                 # The directory goes away: a full disk must not hide the error that brought us here.
                 with contextlib.suppress(Exception):
                     self._events.abandon()
-        except OSError as failure:
-            explained, error = as_write_error(failure, self.out, self.directory), failure
-            if explained is None:
-                raise
-        finally:
-            shutil.rmtree(self.directory, ignore_errors=True)
-        if explained is not None:
-            raise explained from error
+        except BaseException as failure:
+            self._whole.__exit__(type(failure), failure, failure.__traceback__)
+            raise
+        self._whole.__exit__(kind, error, trace)
 
     @property
     def directory(self) -> Path:
@@ -188,38 +173,11 @@ class DatasetWriter:
         pq.write_table(pa.table(user_columns), self.directory / USERS, write_page_checksum=True)
         info = replace(self.info, users=users, items=items, events=events, fingerprint=self._fingerprint.text())
         (self.directory / INFO).write_text(info.to_json(), encoding="utf-8")
-        self._publish()
-
-    def _publish(self) -> None:
-        for file in self.directory.rglob("*"):
-            if file.is_file():
-                flush(file)
-        refuse_existing(self.out, self.overwrite)
-        if not self.out.exists():
-            os.rename(self.directory, self.out)
-        else:
-            # The old data set steps aside, and back should the new one fail to take its place.
-            aside = self.directory.with_suffix(".old")
-            os.rename(self.out, aside)
-            try:
-                os.rename(self.directory, self.out)
-            except BaseException:
-                os.rename(aside, self.out)
-                raise
-            shutil.rmtree(aside, ignore_errors=True)
-        flush(self.out.parent)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """FileExistsError where `out` holds something that a data set may not replace."""
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if out.exists() and not overwrite:
-        raise FileExistsError(f"{out} exists and is not empty: choose another directory or pass overwrite")
-    if out.is_dir() and not (out / INFO).is_file():
-        raise FileExistsError(f"{out} is not a prepared data set (no {INFO}): it is not overwritten")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file, expected a directory")
+    """Raises as `require_place` where a data set can neither be made nor replaced at `out`."""
+    require_place(out, INFO, overwrite=overwrite)
 
 
 class _RowGroups:

@@ -30,8 +30,8 @@ from python_model.data.yambda_files import (
     open_parquet,
     rows_of_users,
 )
-from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.io.publish import scratch
 
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")

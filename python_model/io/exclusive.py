@@ -17,7 +17,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
+from python_model.disk import writing
 from python_model.io.json_text import parse
+from python_model.io.names import hidden
 
 LOCK = ".lock"
 """Name of the lock file in a directory that is changed in place."""
@@ -42,20 +44,23 @@ def own(directory: Path) -> IO[str]:
 
     Raises InUseError naming process, command and start where another process owns it, or this one already does.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    return _hold(directory / LOCK, directory)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        return _hold(directory / LOCK, directory)
 
 
 @contextlib.contextmanager
-def replacing(out: Path) -> Iterator[None]:
+def replacing(out: Path, named: Path | None = None) -> Iterator[None]:
     """Own the name `out`, which is to appear or to be replaced as a whole, for the length of a block; see `own`.
 
-    The lock lies beside `out` under a hidden name and is removed when the block ends.
+    The lock lies beside `out` under a hidden name and is removed when the block ends. named: what the sentences call
+    `out`.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.with_name(f".{out.name}{LOCK}")
+    file = hidden(out, LOCK)
     while True:
-        lock = _hold(file, out)
+        with writing(named or out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            lock = _hold(file, named or out)
         # Whoever held it before removes the file: a lock on a file that is gone keeps nobody out.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
@@ -79,11 +84,13 @@ def _hold(file: Path, what: Path) -> IO[str]:
     except BaseException:
         lock.close()
         raise
-    lock.truncate(0)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     command = " ".join(sys.argv)
-    lock.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": started}))
-    lock.flush()
+    said = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": started}
+    # A full disk takes the name, not the lock.
+    with contextlib.suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), json.dumps(said).encode())
     return lock
 
 

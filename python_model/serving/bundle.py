@@ -24,6 +24,7 @@ import torch
 
 from python_model import checkpoint
 from python_model.data.errors import DataError
+from python_model.io.publish import recover
 from python_model.model import Argus
 from python_model.serving.ids import IdTable
 
@@ -73,6 +74,7 @@ class Export:
     def open(cls, path: str | Path) -> Export:
         """DataError where the directory is no export, of another format, or damaged."""
         path = Path(path)
+        recover(path, INFO)
         file = path / INFO
         if not file.is_file():
             raise DataError(file, "not found: expected a directory that `argus export` made")

@@ -1,0 +1,20 @@
+"""Hidden names beside a path, for what is not whole yet."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+MAX_NAME = 255
+"""Bytes of a name in a directory, as every common file system has it."""
+
+
+def hidden(path: Path, ending: str) -> Path:
+    """`.NAME<ending>` beside `path`; of a name too long for that the beginning and a checksum."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > MAX_NAME:
+        raw = os.fsencode(path.name)
+        kept = raw[: MAX_NAME - len(ending) - 10].decode("utf-8", errors="ignore")
+        name = f".{kept}.{zlib.crc32(raw):08x}{ending}"
+    return path.with_name(name)
