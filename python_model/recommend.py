@@ -19,6 +19,7 @@ from python_model.data.schema import Dataset
 from python_model.metrics import BLOCK_SCORES
 from python_model.model import Argus
 from python_model.recommender import Recommender
+from python_model.serving.ids import IdTable
 
 SCORES = ("next_item", "pair")
 
@@ -45,18 +46,13 @@ class UserRecommendations:
 
 def find_users(dataset: Dataset, user_ids: Sequence[str]) -> np.ndarray:
     """Dense numbers int64 [n] of users given by their original ids; ValueError naming the first unknown id."""
-    known = dataset.user_ids
-    found = []
-    for text in user_ids:
-        if known.dtype.kind in "iu":
-            matches = np.flatnonzero(known == int(text)) if text.lstrip("-").isdigit() else np.zeros(0, np.int64)
-        else:
-            matches = np.flatnonzero(known == text)
-        if len(matches) == 0:
-            examples = ", ".join(str(value) for value in known[:3])
-            raise ValueError(f"user {text!r} is not in {dataset.path}; its users are {examples}, … ({len(known):,})")
-        found.append(int(matches[0]))
-    return np.array(found, np.int64)
+    table = IdTable(dataset.user_ids, f"the users of {dataset.path}")
+    found = np.array([table.number(text) for text in user_ids], np.int64)
+    if (found < 0).any():
+        unknown = user_ids[int(np.argmax(found < 0))]
+        examples = ", ".join(str(value) for value in table.ids[:3])
+        raise ValueError(f"user {unknown!r} is not in {dataset.path}; its users are {examples}, … ({len(table):,})")
+    return found
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import typer
 
 from python_model import console
 from python_model.cli.app import app, exit_code
-from python_model.cli.options import Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+from python_model.cli.options import MAX_LAG, Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
 
 if TYPE_CHECKING:
     from python_model.serving.scorers import RowScorer
@@ -143,18 +143,25 @@ def candidates(
     """Retrieve the best items of users from the index of an export, without seen or blocked ones."""
     import numpy as np
 
+    from python_model.io.exclusive import replacing
     from python_model.serving import candidates as retrieving
     from python_model.serving.bundle import Export
+    from python_model.serving.id_files import read_ids
 
     if user is None and out is None:
         raise ValueError("name users with --user, or a file for the candidates of all users with --out")
+    check("cpu", out)
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
     found = Export.open(path)
     users = np.arange(found.info.users) if user is None else found.user_ids.require(user)
-    left_out = None if blocked is None else retrieving.read_ids(blocked, found.item_ids, "item_id")
+    left_out = None
+    if blocked is not None:
+        ids = read_ids(blocked, found.item_ids, "item_id")
+        console.say(f"{'Warning: ' if ids.unknown else ''}{ids}")
+        left_out = ids.numbers
     search = retrieving.search_of(found, exact=exact, breadth=breadth)
     if out is None:
         for part, items, scores in retrieving.candidates(
@@ -162,7 +169,7 @@ def candidates(
         ):
             console.print_candidates(found, part, items, scores)
         return
-    with console.counting_progress("Users") as advance:
+    with replacing(out), console.counting_progress("Users") as advance:
         rows = retrieving.write_candidates(
             out, found, users, k, search, exclude_seen=exclude_seen, blocked=left_out, progress=advance
         )
@@ -196,7 +203,8 @@ def score(
         typer.Option("--score", help="With a run: pair if it is fine-tuned, next_item otherwise by default."),
     ] = None,
     lag: Annotated[
-        int | None, typer.Option(min=1, help="With a run: seconds by which known events are older; the model's own.")
+        int | None,
+        typer.Option(min=1, max=MAX_LAG, help="With a run: seconds by which known events are older; the model's own."),
     ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Add the user and item vectors beside the score.")] = False,
     window: Window = None,
@@ -220,14 +228,12 @@ def score(
     recipe = Recipe(source, data, kind.value if kind else None, lag, window, vectors, device)
     try:
         with open_engine(engine.value) as runner:
-            scorer = _scorer(recipe, rows, out, overwrite, threads)
+            scorer = _scorer(recipe, threads)
             started = time.perf_counter()
             recipe = replace(recipe, states=out / scoring.STATES_FOLDER if data else None)
-            with console.counting_progress("Rows") as advance:
-                report = scoring.score_parquet(
-                    scorer, rows, out, overwrite=overwrite and data is None, progress=advance,
-                    workers=workers(runner, recipe),
-                )  # fmt: skip
+            report = scoring.score_parquet(
+                scorer, rows, out, overwrite=overwrite, bar=console.counting_progress, workers=workers(runner, recipe)
+            )
     except KeyboardInterrupt as stop:
         console.say("Stopped. The same command goes on with the parts that are missing.")
         raise typer.Exit(exit_code(stop)) from None
@@ -242,12 +248,11 @@ def score(
         )
 
 
-def _scorer(recipe: Recipe, rows: Path, out: Path, overwrite: bool, threads: int | None) -> RowScorer:
-    """What scores the rows, with the states that they need where they come from histories."""
+def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
+    """What scores the rows."""
     from python_model import checkpoint
     from python_model.data.schema import load_dataset
     from python_model.runs import require_fit, use_threads
-    from python_model.serving import score as scoring
     from python_model.serving.bundle import Export
 
     source, data = recipe.source, recipe.data
@@ -256,14 +261,14 @@ def _scorer(recipe: Recipe, rows: Path, out: Path, overwrite: bool, threads: int
             raise ValueError(f"{source} is an export: --data, --score, --lag and --window are for a run")
         use_threads(threads, 1 << 20)
         return recipe.make()
+    if not source.exists():
+        raise ValueError(f"{source}: not found: expected a run of `argus finetune`, or what `argus export` made")
     if data is None:
         raise ValueError(f"{source} is no export: give the histories behind a run with --data, or make an export first")
     description = checkpoint.read_description(source)
     require_fit(source, description, load_dataset(data))
     use_threads(threads, description.model_config.width)
-    scorer = recipe.make_from_history(data)
-    scoring.prepare_states(scorer, rows, out, overwrite=overwrite, bar=console.counting_progress)
-    return scorer
+    return recipe.make_from_history(data)
 
 
 @app.command(
@@ -276,9 +281,10 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Where sessions are kept; without it they end with the command."),
     ] = None,
-    resident: Annotated[int, typer.Option(min=1, help="Users in memory at once.")] = 64,
+    resident: Annotated[int, typer.Option(min=1, max=1 << 20, help="Users in memory at once.")] = 64,
     max_events: Annotated[
-        int | None, typer.Option(help="Longest history of a user; the model's longest by default.")
+        int | None,
+        typer.Option(min=2, max=1 << 20, help="Longest history of a user; the model's longest by default."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep keys and values in bfloat16.")] = False,
     replay: Annotated[

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from python_model.data.errors import DataError
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
 from python_model.serving.export import ScoreWriter
 from python_model.serving.files import whole_file
-from python_model.serving.ids import IdTable
 from python_model.serving.index import CandidateIndex
 
 BLOCK = 4096
@@ -32,22 +29,28 @@ class Search(Protocol):
 
 def search_of(export: Export, *, exact: bool = False, breadth: int | None = None) -> Search:
     """Search over the export's index, or over all its item vectors."""
+    if breadth is not None and breadth < 1:
+        raise ValueError(f"breadth: expected at least 1, found {breadth}")
     if exact:
         vectors = np.ascontiguousarray(export.item_vectors())
         return lambda queries, k, excluded: best_items(queries, vectors, k, excluded)
     index = CandidateIndex.open(export)
-    return lambda queries, k, excluded: index.search(queries, k, excluded, breadth=breadth)
+    most = None if breadth is None else min(breadth, export.info.items)
+    return lambda queries, k, excluded: index.search(queries, k, excluded, breadth=most)
 
 
 def candidates(
     export: Export, users: np.ndarray, k: int, search: Search, *, exclude_seen: bool = False,
     blocked: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
-    """(users [n], items int64 [n, k], scores float32 [n, k]) for dense user numbers, in their order.
+    """(users [n], items int64 [n, k], scores float32 [n, k]) for dense user numbers, in their order; k ≤ all items.
 
     exclude_seen leaves out all items of a user's history, blocked (dense item numbers) some for everybody. −1 stands
     where the catalogue has fewer than k items left.
     """
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, found {k}")
+    k = min(k, export.info.items)
     vectors = export.user_vectors()
     for start in range(0, len(users), BLOCK):
         part = users[start : start + BLOCK]
@@ -72,24 +75,3 @@ def write_candidates(
             progress(done, len(users))
         writer.close()
     return int(pq.read_metadata(out).num_rows)
-
-
-def read_ids(file: Path, table: IdTable, column: str) -> np.ndarray:
-    """Dense numbers of the ids in a file, unknown ones left out: a Parquet file's `column`, or a text's lines."""
-    if not file.is_file():
-        raise DataError(file, "not found")
-    if file.suffix != ".parquet":
-        try:
-            values = [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-        except UnicodeDecodeError as error:
-            raise DataError(file, "expected a Parquet file or a text with one id a line") from error
-        found = np.array([table.number(value) for value in values], np.int64)
-    else:
-        try:
-            read = pq.ParquetFile(file)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(file, f"not a readable Parquet file: {error}") from error
-        if column not in read.schema_arrow.names:
-            raise DataError(file, f"this column is missing; it has {', '.join(read.schema_arrow.names)}", column=column)
-        found = table.find(read.read(columns=[column]).column(0), column)
-    return np.unique(found[found >= 0])

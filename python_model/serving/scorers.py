@@ -7,17 +7,20 @@ A scorer is a pure function of one table: the same rows in the same order, with 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from python_model.data.description import INFO, ITEMS, USERS
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
+from python_model.data.times import LATEST, seconds_of
+from python_model.io.content import content_of_arrays, content_of_files
 from python_model.layers import time_bucket
 from python_model.model import Argus
 from python_model.serving import towers
@@ -30,13 +33,18 @@ REASONS = ("unknown user", "unknown item", "no time", "before the user's vector"
 
 SCORE, MISSING, USER_VECTOR, ITEM_VECTOR = "score", "score_missing", "user_vector", "item_vector"
 CHUNK = 1 << 13
-NO_TIME, FAR = int(np.iinfo(np.int64).min), 1 << 61
+NO_TIME = -1
+ROWS = "rows"
+"""What an error in a table names for its file; `python_model.serving.rows.located` puts the file there."""
 
 
 class RowScorer(Protocol):
     """Scores the rows of a table; `identity` is what its numbers depend on besides the rows."""
 
-    identity: Mapping[str, Any]
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON values; computed when first asked for, since it reads all that the numbers depend on."""
+        ...
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """The rows in their order, and `score` and `score_missing` beside their columns."""
@@ -54,13 +62,20 @@ class VectorScorer:
 
     def __init__(
         self, user_ids: np.ndarray, user_vectors: np.ndarray, newest: np.ndarray, item_ids: np.ndarray,
-        item_vectors: np.ndarray, *, lag: int, vectors: bool = False, identity: Mapping[str, Any] | None = None,
+        item_vectors: np.ndarray, *, lag: int, vectors: bool = False,
     ) -> None:  # fmt: skip
         self._users, self._items = IdTable(user_ids, "the users"), IdTable(item_ids, "the items")
         self._user_vectors, self._item_vectors = torch.from_numpy(user_vectors), torch.from_numpy(item_vectors)
+        self._newest, self._lag = newest, lag
         self._known_from = newest + lag
         self._vectors = vectors
-        self.identity: Mapping[str, Any] = {"vectors": vectors, "lag": lag, **(identity or {})}
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Which vectors, and what is written of them."""
+        users, items = self._user_vectors.numpy(), self._item_vectors.numpy()
+        content = content_of_arrays(self._users.ids, users, self._newest, self._items.ids, items)
+        return {"kind": "vectors", "content": content, "vectors": self._vectors, "lag": self._lag}
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows in their order with their scores; see `RowScorer`."""
@@ -80,12 +95,16 @@ class ExportScorer(VectorScorer):
     """Scores with what an export holds."""
 
     def __init__(self, export: Export, *, vectors: bool = False) -> None:
-        newest, info = export.user_time, export.info
-        identity = {"kind": "export", "model": info.model, "score": info.score, "users": info.users}
         super().__init__(
-            export.user_ids.ids, export.user_vectors(), newest, export.item_ids.ids, export.item_vectors(),
-            lag=info.lag, vectors=vectors, identity={**identity, "newest": int(newest.max(initial=0))},
+            export.user_ids.ids, export.user_vectors(), export.user_time, export.item_ids.ids, export.item_vectors(),
+            lag=export.info.lag, vectors=vectors,
         )  # fmt: skip
+        self._info = export.info
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """The same, and which model made the vectors."""
+        return {**super().identity, "kind": "export", "model": self._info.model, "score": self._info.score}
 
 
 class HistoryScorer:
@@ -108,6 +127,10 @@ class HistoryScorer:
         self._model, self._dataset, self.states = model.eval(), dataset, states
         self.window = window
         self._kind, self._vectors = towers.kind_of(model, score), vectors
+        if window < 1:
+            raise ValueError(f"window is {window}, expected at least 1")
+        if lag is not None and not 0 <= lag <= LATEST:
+            raise ValueError(f"lag is {lag}, expected seconds from 0 to {LATEST}")
         self.lag = max(towers.lag_of(model) if lag is None else lag, 1)
         self._users = IdTable(dataset.user_ids, f"the users of {dataset.path}")
         self._items = IdTable(dataset.item_column("item_id"), f"the items of {dataset.path}")
@@ -117,9 +140,15 @@ class HistoryScorer:
         self._first = int(dataset.time.min())
         self._span = int(dataset.time.max()) - self._first + 2
         self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
-        self.identity: Mapping[str, Any] = {
-            "kind": "history", "model": towers.fingerprint(model), "score": self._kind, "lag": self.lag,
-            "window": window, "vectors": vectors, "data": dataset.info.fingerprint, "events": len(dataset),
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """The model's weights and settings, the files of the data set, and how the one is asked about the other."""
+        data = self._dataset
+        files = [data.path / INFO, data.path / ITEMS, data.path / USERS, *(file for file, _ in data.event_files)]
+        return {
+            "kind": "history", "model": towers.fingerprint(self._model), "data": content_of_files(files),
+            "score": self._kind, "lag": self.lag, "window": self.window, "vectors": self._vectors,
         }  # fmt: skip
 
     @property
@@ -192,22 +221,30 @@ class HistoryScorer:
 
 
 def read_rows(rows: pa.Table, users: IdTable, items: IdTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(user, item, time) int64 of the columns user_id, item_id, time: −1 where unknown; DataError for other types."""
+    """(user, item, time) int64 of the columns user_id, item_id, time: −1 where null or unknown.
+
+    DataError (of the file ROWS) for a column that is missing or of another type, and for a time that is none.
+    """
+    columns = {}
     for name in ("user_id", "item_id", "time"):
         if name not in rows.column_names:
-            raise DataError("rows", f"this column is missing; they have {', '.join(rows.column_names)}", column=name)
+            has = f"they have {', '.join(rows.column_names)}" if rows.column_names else "they have none"
+            raise DataError(ROWS, f"this column is missing; {has}", column=name)
+        columns[name] = rows.column(name).combine_chunks()
     for name in (SCORE, MISSING, USER_VECTOR, ITEM_VECTOR):
         if name in rows.column_names:
-            raise DataError("rows", "this column is what scoring adds: leave it out or rename it", column=name)
-    time = rows.column("time")
-    if pa.types.is_timestamp(time.type):
-        time = pc.floor_temporal(time, unit="second").cast(pa.timestamp("s", tz=time.type.tz)).cast(pa.int64())
-    if not (pa.types.is_integer(time.type) or pa.types.is_null(time.type)):
-        raise DataError("rows", f"expected whole seconds or a timestamp, found {time.type}", column="time")
-    seconds = pc.fill_null(time.cast(pa.int64()), NO_TIME).to_numpy()
-    # Far beyond any data, so that nothing overflows where a lag is taken off.
-    seconds = np.where(seconds == NO_TIME, NO_TIME, np.clip(seconds, -FAR, FAR))
-    return users.find(rows.column("user_id"), "user_id"), items.find(rows.column("item_id"), "item_id"), seconds
+            raise DataError(ROWS, "this column is what scoring adds: leave it out or rename it", column=name)
+    return (
+        users.find(columns["user_id"], "user_id"), items.find(columns["item_id"], "item_id"), _times(columns["time"])
+    )  # fmt: skip
+
+
+def _times(column: pa.Array) -> np.ndarray:
+    """Seconds int64 [n] of a column of times, NO_TIME where null."""
+    missing = np.asarray(column.is_null())
+    if missing.any() and (pa.types.is_integer(column.type) or pa.types.is_timestamp(column.type)):
+        column = column.fill_null(pa.scalar(0).cast(column.type))
+    return np.where(missing, NO_TIME, seconds_of(column, ROWS, "time"))
 
 
 def reasons(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
@@ -270,12 +307,15 @@ def _given(rows: pa.Table, name: str, count: int, known: np.ndarray) -> np.ndarr
     """A context column of the rows `known`, nulls as −1; None where the table does not have it."""
     if name not in rows.column_names:
         return None
-    values = rows.column(name)
+    values = rows.column(name).combine_chunks()
     if not (pa.types.is_integer(values.type) or pa.types.is_boolean(values.type)):
-        raise DataError("rows", f"expected integers, found {values.type}", column=name)
-    array: np.ndarray = pc.fill_null(values.cast(pa.int64()), -1).to_numpy()
+        raise DataError(ROWS, f"expected integers, found {values.type}", column=name)
+    missing = np.asarray(values.is_null())
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    array: np.ndarray = values.fill_null(0).to_numpy(zero_copy_only=False)
     wrong = (array < -1) | (array >= count)
     if wrong.any():
         at = int(np.argmax(wrong))
-        raise DataError("rows", f"expected a value in [-1, {count - 1}], found {array[at]}", column=name, row=at + 1)
-    return array[known]
+        raise DataError(ROWS, f"expected a value in [-1, {count - 1}], found {array[at]}", column=name, row=at + 1)
+    return np.where(missing, -1, array.astype(np.int64))[known]

@@ -16,8 +16,10 @@ import torch
 from numpy.lib.format import open_memmap
 
 from python_model.data.batches import evaluation_batches
+from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.disk import replace_text
+from python_model.io.json_text import read_object
 from python_model.model import Argus
 from python_model.serving.files import whole_file
 
@@ -31,8 +33,11 @@ class StateFiles:
     """States float32 [n, d] after the events `rows` of a data set, mapped from a folder that `write_states` made."""
 
     def __init__(self, folder: Path) -> None:
-        self.rows: np.ndarray = np.load(folder / ROWS)
-        self._states: np.ndarray = np.load(folder / STATES, mmap_mode="r")
+        try:
+            self.rows: np.ndarray = np.load(folder / ROWS)
+            self._states: np.ndarray = np.load(folder / STATES, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(folder, f"the stored states cannot be read: {error}") from error
 
     def after(self, rows: np.ndarray) -> np.ndarray:
         """float32 [n, d] after the events `rows`, every one of which must be there."""
@@ -42,6 +47,21 @@ class StateFiles:
         return np.asarray(self._states[place])
 
 
+def begun(folder: Path) -> np.ndarray | None:
+    """The rows of a pass that was stopped, whose states are then gone on with; None where there are none to go on with.
+
+    What cannot be read is computed anew: it is no more than what the job can make again.
+    """
+    try:
+        done = read_object(folder / DONE).get("states")
+        rows: np.ndarray = np.load(folder / ROWS)
+        states = np.load(folder / STATES, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = isinstance(done, int) and 0 <= done <= len(rows) and len(states) == len(rows) and rows.dtype == np.int64
+    return rows if whole else None
+
+
 @torch.inference_mode()
 def write_states(
     model: Argus, dataset: Dataset, rows: np.ndarray, folder: Path, *, window: int, lag: int, token_budget: int = 8192,
@@ -49,16 +69,20 @@ def write_states(
 ) -> StateFiles:  # fmt: skip
     """Computes what of the states after `rows` (int64 [n], rising) is not in the folder yet; flushed block by block.
 
+    A pass that was stopped goes on where it has the same rows; otherwise the folder begins anew.
+
     Every state has at least window // 2 events behind it, or all that its user has. lag: seconds after which they are
     read at the earliest. Only of the simplified form, whose states do not depend on what is asked of them then.
     """
     width = model.config.width
     folder.mkdir(parents=True, exist_ok=True)
-    done = 0
-    if (folder / DONE).is_file():
-        done = int(json.loads((folder / DONE).read_text("utf-8"))["states"])
+    before = begun(folder)
+    if before is not None and np.array_equal(before, rows):
+        done = int(read_object(folder / DONE)["states"])
         states = open_memmap(folder / STATES, mode="r+")
     else:
+        done = 0
+        (folder / DONE).unlink(missing_ok=True)
         with whole_file(folder / ROWS) as partial, open(partial, "wb") as file:
             np.save(file, rows)
         states = open_memmap(folder / STATES, mode="w+", dtype=np.float32, shape=(len(rows), width))

@@ -72,7 +72,7 @@ def test_score_from_a_run_and_from_an_export(folder: Path) -> None:
     assert json.loads((folder / "score.json").read_text())["scored"] == rows - 1
     assert pq.read_table(folder / "scores").num_rows == rows
     assert "all of them before" in argus(*arguments).stderr
-    assert "(lag differ)" in argus(*arguments, "--lag", 10**7, expect=2).stderr
+    assert "(lag differs)" in argus(*arguments, "--lag", 10**7, expect=2).stderr
     said = argus("score", folder / "out", folder / "rows.parquet", folder / "newest").stderr
     assert "(before the user's vector)" in said
     for given, sentence in (

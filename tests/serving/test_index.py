@@ -6,13 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from python_model.serving import candidates as retrieving
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
+from python_model.serving.id_files import read_ids
 from python_model.serving.index import CandidateIndex, IndexSettings, check_index
 
 pytest.importorskip("faiss")
@@ -83,8 +83,8 @@ def indexed(exported: Export, tmp_path: Path) -> Export:
 @pytest.mark.parametrize("exact", [True, False])
 def test_candidates_of_all_users(indexed: Export, tmp_path: Path, exact: bool) -> None:
     blocked_file = tmp_path / "blocked.txt"
-    blocked_file.write_text(f"{indexed.item_ids.ids[4]}\n\nno such item\n{indexed.item_ids.ids[9]}\n")
-    blocked = retrieving.read_ids(blocked_file, indexed.item_ids, "item_id")
+    blocked_file.write_text(f"{indexed.item_ids.ids[4]}\n\n{indexed.item_ids.ids[9]}\n")
+    blocked = read_ids(blocked_file, indexed.item_ids, "item_id").numbers
     assert blocked.tolist() == [4, 9]
     users = np.arange(indexed.info.users)
     search = retrieving.search_of(indexed, exact=exact)
@@ -99,19 +99,6 @@ def test_candidates_of_all_users(indexed: Export, tmp_path: Path, exact: bool) -
         expected = expected[expected >= 0]
         assert [table["item_id"][row] for row in mine] == indexed.item_ids.original(expected).tolist()
         assert [table["rank"][row] for row in mine] == list(range(1, len(expected) + 1))
-
-
-def test_blocked_items_from_parquet_and_garbage(indexed: Export, tmp_path: Path) -> None:
-    file = tmp_path / "blocked.parquet"
-    pq.write_table(pa.table({"item_id": indexed.item_ids.ids[[3, 3, 8]]}), file)
-    assert retrieving.read_ids(file, indexed.item_ids, "item_id").tolist() == [3, 8]
-    with pytest.raises(ValueError, match="column 'item': this column is missing; it has item_id"):
-        retrieving.read_ids(file, indexed.item_ids, "item")
-    with pytest.raises(ValueError, match="not found"):
-        retrieving.read_ids(tmp_path / "no.txt", indexed.item_ids, "item_id")
-    file.write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match="not a readable Parquet file"):
-        retrieving.read_ids(file, indexed.item_ids, "item_id")
 
 
 def test_an_index_that_does_not_fit_is_one_sentence(indexed: Export) -> None:
