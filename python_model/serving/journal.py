@@ -79,7 +79,7 @@ class Journal:
         if not found:
             return
         content = "".join(line + "\n" for line in found).encode("ascii")
-        with writing(self.file, "free some space"):
+        with writing(self.file):
             self._cut()
             try:
                 self._is_torn = True
@@ -107,7 +107,7 @@ class Journal:
     def keep(self, entries: list[Entry]) -> None:
         """Forgets all entries but these, once what the others say is saved."""
         if not entries:
-            with writing(self.file, "free some space"):
+            with writing(self.file):
                 self._end, self._is_torn, self.lines = 0, True, 0
                 self._cut()
                 os.fsync(self._descriptor)

@@ -82,7 +82,7 @@ class SessionFiles:
             "format": FORMAT, "user": json.dumps(user), "model": saved.model, "first": str(saved.log.first),
             "crc32": _checksum(tensors),
         }  # fmt: skip
-        with writing(file, "free some space"):
+        with writing(file):
             file.parent.mkdir(exist_ok=True)
             with whole_file(file) as partial:
                 save_file(tensors, partial, metadata)

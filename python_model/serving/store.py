@@ -32,7 +32,7 @@ from python_model.serving.bundle import HISTORY, INFO, Export
 from python_model.serving.events import Event, EventLog, EventReader, EventRow
 from python_model.serving.exact import best_items
 from python_model.serving.ids import IdTable
-from python_model.serving.index import INDEX, CandidateIndex
+from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
 from python_model.serving.session import Reading, Scored, Session
 
@@ -109,10 +109,15 @@ class SessionStore:
             if number < 0:
                 return None
             columns = found.history(number)
-            reader.require_log(columns, found.path / HISTORY)
+            try:
+                reader.require_log(columns, found.path / HISTORY)
+            except DataError as error:
+                raise found.of_history(number, error) from error
             return EventLog(columns)
 
-        index = CandidateIndex.open(found) if (found.path / INDEX).is_file() else None
+        found.open_histories()
+        has_index = any((found.path / name).is_file() for name in (INDEX, SETTINGS))
+        index = CandidateIndex.open(found) if has_index else None
         store = cls(
             model, found.item_ids, folder=folder, histories=history, users=found.user_ids, index=index, export=found,
             **options,

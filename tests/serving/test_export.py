@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 
 from python_model import checkpoint
 from python_model.data.schema import Dataset
+from python_model.integrity import seal
 from python_model.recommend import recommend
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
@@ -142,14 +143,20 @@ def test_nothing_half_written_and_nothing_of_others_is_replaced(
 def test_what_is_no_export_is_one_sentence(exported: Export, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a directory that `argus export` made"):
         Export.open(tmp_path)
-    for text, sentence in (("{", "expected JSON"), ("[]", "expected format 1"), ('{"format": 1}', "key is missing")):
+    for text, sentence in (
+        ("{", "expected JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "expected format 1"),
+        ('{"format": 1}', "key is missing"),
+    ):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(ValueError, match=sentence):
             Export.open(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(exported.path, copy)
     np.save(copy / "vectors" / "items.float32.npy", np.zeros((3, 8), np.float32))
-    with pytest.raises(ValueError, match=r"items\.float32\.npy: expected \[80, 8\]"):
+    seal(copy)
+    with pytest.raises(ValueError, match=r"items\.float32\.npy: expected float32 \[80, 8\], found float32 \[3, 8\]"):
         Export.open(copy).item_vectors()
 
 
