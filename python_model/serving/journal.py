@@ -11,9 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from python_model.data.identifiers import id_of
 from python_model.disk import replace_text, writing
@@ -23,6 +26,8 @@ from python_model.serving.events import EventLog, EventReader, EventRow
 
 JOURNAL = "journal.jsonl"
 _BLOCK = 1 << 20
+_SHORTEST = 60
+"""Bytes of the shortest line of an event."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,37 +46,44 @@ class Entry:
     line: int = 0
 
     def to_json(self) -> str:
-        """The line, without its end."""
+        """The line, without its end; its last key is the CRC-32 of what it is without it."""
+        said: dict[str, Any] = {"user": self.user, "amend": self.number, "feedback": list(self.feedback)}
         if self.row is not None:
-            return json.dumps({"user": self.user, "number": self.number, "row": self.row.plain()})
-        return json.dumps({"user": self.user, "amend": self.number, "feedback": list(self.feedback)})
+            said = {"user": self.user, "number": self.number, "row": self.row.plain()}
+        return json.dumps({**said, "crc32": f"{zlib.crc32(json.dumps(said).encode()):08x}"})
 
     @classmethod
     def of(cls, text: bytes, line: int, reader: EventReader) -> Entry:
         """The entry of a line; ValueError where it is none of this vocabulary."""
         found = parse(text)
         keys = {"user", "number", "row"}, {"user", "amend", "feedback"}
-        if not isinstance(found, dict) or found.keys() not in keys:
+        if not isinstance(found, dict) or found.keys() - {"crc32"} not in keys:
             raise ValueError("expected an object of user, number, row or of user, amend, feedback")
         user = id_of(found["user"], "user")
         if "row" in found:
             number = whole_number(found["number"], "number", 0, 1 << 53)
-            return cls(user, number, reader.row_of(found["row"]), line=line)
-        number = whole_number(found["amend"], "amend", 0, 1 << 53)
-        return cls(user, number, feedback=reader.values_of("feedback", found["feedback"]), line=line)
+            entry = cls(user, number, reader.row_of(found["row"]), line=line)
+        else:
+            number = whole_number(found["amend"], "amend", 0, 1 << 53)
+            entry = cls(user, number, feedback=reader.values_of("feedback", found["feedback"]), line=line)
+        if "crc32" in found and entry.to_json().encode() != text:  # earlier versions wrote none
+            raise ValueError("expected the line with this crc32, found another")
+        return entry
 
 
 class Journal:
     """The file, opened for adding lines; what a crash left of a last line counts as not written.
 
-    lines: written since it was last emptied. damaged: lines that `entries` left out.
+    lines: written since it was last emptied. damaged: at most so many lines `entries` has left out.
     """
 
     def __init__(self, file: Path) -> None:
         self.file, self.lines, self.damaged = file, 0, 0
-        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        self._end = self._whole_lines()
-        self._is_torn = os.fstat(self._descriptor).st_size > self._end
+        with writing(file):
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._end = self._whole_lines()
+            self._is_torn = os.fstat(self._descriptor).st_size > self._end
+            self._cut()
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Adds some entries, all or none of them; WriteError where the disk takes no more."""
@@ -88,8 +100,10 @@ class Journal:
                 while done < len(content):
                     done += os.pwrite(self._descriptor, content[done:], self._end + done)
                 self._is_torn = False
-            finally:
-                self._cut()
+            except BaseException:
+                with suppress(OSError):
+                    self._cut()
+                raise
         self._end += len(content)
         self.lines += len(found)
 
@@ -100,7 +114,8 @@ class Journal:
                 try:
                     yield Entry.of(line.removesuffix(b"\n"), number, reader)
                 except ValueError as error:
-                    self.damaged += 1
+                    # As many as may have become one line where their ends were damaged.
+                    self.damaged += 1 + len(line) // _SHORTEST
                     logger.warning("%s, line %d: damaged and left out, the others are kept: %s", self.file, number,
                                    str(error)[:300])  # fmt: skip
 
