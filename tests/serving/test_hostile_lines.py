@@ -44,6 +44,7 @@ def state_of(store: SessionStore) -> Any:
     return list(resident.items()), best, store.memory.archive.journal.file.read_bytes()
 
 
+@pytest.mark.timeout(300 * SCALE)
 @pytest.mark.parametrize("on_full", ["offload", "replay"])
 def test_state_is_that_without_the_refused_lines(exported: Export, tmp_path: Path, on_full: str) -> None:
     options: dict[str, Any] = {

@@ -12,13 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from python_model.serving.bundle import Export
 from python_model.serving.store import SessionStore
 from tests.serving.hostile_lines import LineMaker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TIME = 1_700_000_000
-LINES = 300 * int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
+SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
+LINES = 300 * SCALE
 STRICT = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
@@ -51,6 +54,7 @@ def events_in(exported: Export, state: Path, user: Any) -> int:
         return len(store.session(user))
 
 
+@pytest.mark.timeout(300 * SCALE)
 def test_every_line_is_answered_whatever_the_locale(exported: Export, tmp_path: Path) -> None:
     state = tmp_path / "sessions"
     features = exported.model().features
