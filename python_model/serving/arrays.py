@@ -6,6 +6,7 @@ A mapped file that somebody cuts short kills the process that reads it (SIGBUS);
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,7 @@ class ArrayFile:
         try:
             # As long as the descriptor is open a file that is replaced is still the one that was checked.
             self._stream = open(file, "rb", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._stream.close)
             found, is_fortran, kind = _header(self._stream)
         except (OSError, ValueError, TypeError, SyntaxError, EOFError, MemoryError, RecursionError) as error:
             raise DataError(file, f"expected a NumPy array: {str(error).splitlines()[0][:200]}") from error

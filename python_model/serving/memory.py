@@ -227,7 +227,10 @@ class SessionMemory:
 
     def _require_room(self, slots: int, pages: int, kept: Sequence[User]) -> None:
         """ValueError where so many free rows and pages cannot be had, before anybody had to go for them."""
-        staying = {user for user, one in self.residents.items() if user in self._kept(kept) or one.is_fork}
+        if len(self._free) >= slots and self.encoder.caches[0].free_pages >= pages:
+            return
+        named = self._kept(kept)
+        staying = {user for user, one in self.residents.items() if user in named or one.is_fork}
         pool = self.encoder.caches[0].pool
         assert pool is not None
         held = [self.residents[user].slot for user in staying] + [self._spare]
@@ -262,7 +265,9 @@ class SessionMemory:
     def save(self, user: User, one: Resident) -> None:
         """Writes a user's file."""
         assert self.archive is not None and not isinstance(user, WhatIf)
-        cache = self.encoder.copy_out(one.slot) if self._offloads and len(one.log) else None
+        # They differ where a signal came between the two: the events are the truth.
+        is_cached = self.encoder.caches[0].lengths[one.slot] == len(one.log) > 0
+        cache = self.encoder.copy_out(one.slot) if self._offloads and is_cached else None
         self.archive.files.save(user, SavedSession(one.log, self.fingerprint, one.state, cache))
         one.dirty = False
 

@@ -308,7 +308,8 @@ class SessionStore:
             return
         try:
             self.save()
-        except OSError as error:
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            # The request has been absorbed and is in the journal: it is answered as such.
             self._save_at = self._archive.journal.lines + self._save_every
             logger.warning("sessions are not saved, the journal has their events: %s", error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,25 @@ def test_numbers_that_json_does_not_have_are_an_error(server: SessionStore, monk
             said = answer(server, json.dumps({"user": 5, "item": 1, "time": TIME + 40, **extra}))
             assert "user vectors that are not finite, first in row 0: its training has diverged" in said["error"]
     assert state_of(server) == before
+
+
+LONG = [
+    "{" + ", ".join(f'"{number}": 0' for number in range(90_000)) + "}",
+    "{" + ", ".join(f'"{number}": 0' for number in range(90_000)) + ', "89999": 0}',
+    '{"user": [' + "[], " * 250_000 + "0]}",
+    '{"user": "' + "\\u0000" * 170_000 + '"}',
+    '{"user": ' + "9" * 1_000_000 + "}",
+    '{"user": 0.' + "9" * 1_000_000 + "}",
+    '{"user": 5, "item": "' + "[" * 1_000_000 + '", "time": 1700000000}',
+    '{"user": 5, "item": 5, "time": 1700000000, "feedback": {' + '"like": 1, ' * 80_000 + '"like": 1}}',
+]
+
+
+@pytest.mark.parametrize("line", LONG, ids=range(len(LONG)))
+def test_a_long_line_takes_no_long_time(server: SessionStore, line: str) -> None:
+    began = time.process_time()
+    assert "error" in answer(server, line)
+    assert time.process_time() - began < 2
 
 
 def test_every_line_is_answered_also_one_that_is_too_long(
