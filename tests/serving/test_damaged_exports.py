@@ -139,6 +139,14 @@ def test_what_is_no_array_is_refused(copy: Path, content: bytes) -> None:
         use(copy)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_table_that_was_copied_short_is_refused(copy: Path, share: float) -> None:
+    os.truncate(copy / "items.parquet", int(share * (copy / "items.parquet").stat().st_size))
+    resealed(copy)
+    with pytest.raises(DataError, match=r"items\.parquet, column 'item_id': cannot be read"):
+        use(copy)
+
+
 def test_a_file_that_is_cut_short_while_it_is_open_is_no_crash(copy: Path) -> None:
     found = Export.open(copy)
     found.open_histories()

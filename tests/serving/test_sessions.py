@@ -344,3 +344,53 @@ def test_garbage_is_one_sentence(
     (tmp_path / "elsewhere" / "file").write_text("")
     with pytest.raises(ValueError, match="is not empty and holds no sessions"):
         fresh(tmp_path / "elsewhere")
+
+
+def test_calls_are_as_strict_as_lines(service: Dataset, fresh: Callable[..., SessionStore]) -> None:
+    store = fresh()
+    session = store.session(np.int64(7))
+    assert session.user == 7 and type(session.user) is int
+    given: dict[str, Any] = {"item": np.int32(3), "time": np.int64(1_700_000_000), "organic": np.True_}
+    session.add(replace(events_of(service, 0)[0], **given))
+    items = [one.item_id for one in session.top_k(np.int64(5))]
+    assert len(items) == 5
+    left = session.top_k(5, exclude_seen=np.False_, blocked=np.array(items[:2]), now=np.int64(1_700_000_000))  # type: ignore[arg-type]
+    assert [one.item_id for one in left][:3] == items[2:]
+    assert session.top_k(3, blocked=["no such item"])[0].item_id == items[0]
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("k is True, expected a whole number of at least 1", {"k": True}),
+        ("k is 2.0, expected a whole number", {"k": 2.0}),
+        ("k is 0, expected a whole number", {"k": 0}),
+        ("blocked is 'abc', expected several item ids", {"k": 2, "blocked": "abc"}),
+        ("blocked is True, expected an integer or text", {"k": 2, "blocked": [True]}),
+        ("blocked is 1.5, expected an integer or text", {"k": 2, "blocked": [1.5]}),
+        ("exclude_seen is 1, expected true or false", {"k": 2, "exclude_seen": 1}),
+        ("score: expected one of pair, next_item, found ''", {"k": 2, "score": ""}),
+        ("now: expected a whole number of seconds", {"k": 2, "now": -1}),
+        ("now is 1.0, expected a whole number of seconds", {"k": 2, "now": 1.0}),
+        ("organic is 1, expected true or false", {"k": 2, "organic": 1}),
+        ("context has 'nowhere', expected names of", {"k": 2, "context": {"nowhere": 0}}),
+    ]
+    for sentence, options in wrong:
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            session.top_k(**options)
+    with pytest.raises(ValueError, match="amend is True, expected a whole number"):
+        session.amend(True, {"like": 1})
+    with pytest.raises(ValueError, match="user 7 was changed before in the same block"), store.atomically():
+        session.add(events_of(service, 0)[1])
+        session.add(events_of(service, 0)[2])
+    assert len(session) == 1
+
+
+def test_users_in_memory_stay_where_there_is_no_room_for_others(fresh: Callable[..., SessionStore]) -> None:
+    """Without a folder whoever goes is forgotten: nobody goes for a call that is refused."""
+    store = fresh(resident=2)
+    store.add([(user, Event(1, 1_700_000_000)) for user in (1, 2)])
+    with pytest.raises(ValueError, match="no room for 3 users at once, 2 are in use"):
+        store.add([(user, Event(1, 1_700_000_001)) for user in (3, 4, 5)])
+    other = store.session(1).what_if()
+    assert store.resident[0] == 1
+    with pytest.raises(ValueError, match="no room for 2 users at once"):
+        store.add([(user, Event(1, 1_700_000_001)) for user in (1, 2)])
+    other.close()
+    assert len(store.session(1)) == 1
