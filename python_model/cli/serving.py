@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -296,27 +295,26 @@ def serve(
     """Serve sessions: events as JSON lines in, the best items (and vectors) as JSON lines out, user by user.
 
     A line names `user`. With `item` and `time` it is an event, with `organic`, `context` and `feedback` where known;
-    with `amend` it is feedback for an event that came before. `k` asks for items, `exclude_seen` leaves out known
-    ones, `vectors` asks for the vectors.
+    with `amend` and `feedback` it is feedback for an event that came before. `k` asks for items, `exclude_seen` leaves
+    out known ones, `vectors` asks for the vectors, `score`, `now`, `organic` and `context` say of what moment. Every
+    line is answered; one answered by `error` has changed nothing.
     """
     # Read by torch when it first allocates: a long history lies in thousands of pages of 4 KB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
-    from python_model.serving.lines import answer
+    from python_model.serving import lines
     from python_model.serving.store import SessionStore
 
     check(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    store = SessionStore.open(
+    with SessionStore.open(
         path, state, resident=resident, max_events=max_events, dtype=torch.bfloat16 if half else None,
         on_full="replay" if replay else "offload", device=device,
-    )  # fmt: skip
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                sys.stdout.write(json.dumps(answer(store, line)) + "\n")
-                sys.stdout.flush()
-    finally:
-        store.close()
+    ) as store:  # fmt: skip
+        try:
+            lines.serve(store, sys.stdin.buffer, sys.stdout.buffer)
+        except BrokenPipeError:
+            # Nobody reads the answers any more: no error, and nothing is left for the interpreter to write at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

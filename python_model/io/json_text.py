@@ -7,6 +7,7 @@ last of two equal keys without a word.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -83,8 +84,9 @@ def _require_shallow(text: str) -> None:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"expected every key once, found {next(n for n in names if names.count(n) > 1)!r} twice")
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise ValueError(f"expected every key once, found {twice!r} twice")
     return found
 
 

@@ -7,15 +7,18 @@ vectors/*.npy                 the same vectors
 scores.parquet                the best items of every user with their scalar scores
 history/*.npy seen/*.npy      newest events of every user; all items that a user's history has
 index.faiss index.json        where `argus index` was run
+checksums.json                sizes and CRC-32 of all of them but the index, whose own index.json has
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +27,21 @@ import torch
 
 from python_model import checkpoint
 from python_model.data.errors import DataError
+from python_model.data.identifiers import ids_of
+from python_model.data.times import seconds_of
+from python_model.integrity import CHECKSUMS, require_whole
+from python_model.io.json_text import read_object
 from python_model.io.publish import recover
 from python_model.model import Argus
+from python_model.serving.arrays import ArrayFile, require_offsets
 from python_model.serving.ids import IdTable
+from python_model.serving.towers import KINDS
 
 FORMAT = 1
 INFO, MODEL, ITEMS, USERS, SCORES = "export.json", "model", "items.parquet", "users.parquet", "scores.parquet"
 VECTORS, HISTORY, SEEN = "vectors", "history", "seen"
+LEAST = {"lag": 1, "width": 1, "items": 1, "window": 2}
+"""Least whole numbers in export.json; 0 for the others."""
 HISTORY_COLUMNS = ("items", "time", "organic", "context", "feedback")
 
 
@@ -65,10 +76,11 @@ class ExportInfo:
 
 
 class Export:
-    """An export directory; arrays are mapped from disk when first used."""
+    """An export directory; each file is compared with its checksum when it is first used, and read, never mapped."""
 
     def __init__(self, path: Path, info: ExportInfo) -> None:
         self.path, self.info = path, info
+        self._whole: set[str] = set()
 
     @classmethod
     def open(cls, path: str | Path) -> Export:
@@ -76,91 +88,175 @@ class Export:
         path = Path(path)
         recover(path, INFO)
         file = path / INFO
-        if not file.is_file():
-            raise DataError(file, "not found: expected a directory that `argus export` made")
-        try:
-            raw = json.loads(file.read_text("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(file, f"expected JSON: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DataError(file, f"expected format {FORMAT}, found {found!r}", column="format")
-        names = {field.name for field in fields(ExportInfo)}
-        for name in sorted(names - raw.keys()):
-            raise DataError(file, "this key is missing", column=name)
-        return cls(path, ExportInfo(**{name: raw[name] for name in names}))
+        raw = read_object(file, "a directory that `argus export` made")
+        if raw.get("format") != FORMAT:
+            raise DataError(file, f"expected format {FORMAT}, found {raw.get('format')!r}", column="format")
+        found = cls(path, _info(file, raw))
+        if not (path / CHECKSUMS).is_file():
+            message = "not found: the export is incomplete or of an earlier version, make it again with `argus export`"
+            raise DataError(path / CHECKSUMS, message)
+        found.require_whole(INFO)
+        return found
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
         """Whether a directory says that it is an export."""
         return (Path(path) / INFO).is_file()
 
+    def require_whole(self, name: str) -> Path:
+        """The path of one of its files; DataError where it is not as it was written. Each is read once for that."""
+        if name not in self._whole:
+            require_whole(self.path, [name])
+            self._whole.add(name)
+        return self.path / name
+
     def model(self, device: str | torch.device = "cpu") -> Argus:
-        """The model, in evaluation mode."""
-        return checkpoint.load_model(self.path / MODEL, device)
+        """The model, in evaluation mode; DataError where model/ is damaged, or is not the one behind the vectors."""
+        folder = self.path / MODEL
+        # What several ranks wrote is described by a pickle, which can run a command: no export has it.
+        for name in (".metadata", checkpoint.PARTS):
+            if os.path.lexists(folder / name):
+                raise DataError(folder / name, "no file of an export, and not read: make the export again")
+        for name in (checkpoint.CONFIG, checkpoint.MODEL):
+            self.require_whole(f"{MODEL}/{name}")
+        model = checkpoint.load_model(folder, device)
+        for name, found in (("items", model.features.items), ("width", model.config.vector_width)):
+            if found != getattr(self.info, name):
+                message = f"the model has {name} {found}, expected {getattr(self.info, name)} as {INFO} says"
+                raise DataError(folder / checkpoint.CONFIG, message, column=name)
+        if self.info.score == "pair" and model.stage != "finetune":
+            raise DataError(folder / checkpoint.CONFIG, "the score pair needs a fine-tuned model", column="stage")
+        return model
 
     @cached_property
     def item_ids(self) -> IdTable:
         """Original item ids."""
-        return IdTable(self.column(ITEMS, "item_id"), f"the items of {self.path}")
+        return self._ids(ITEMS, "item_id", self.info.items, "items")
 
     @cached_property
     def user_ids(self) -> IdTable:
         """Original user ids."""
-        return IdTable(self.column(USERS, "user_id"), f"the users of {self.path}")
+        return self._ids(USERS, "user_id", self.info.users, "users")
 
     @cached_property
     def user_time(self) -> np.ndarray:
         """int64 [users]: seconds of each user's newest event."""
-        return self.column(USERS, "time")
+        return seconds_of(self.column(USERS, "time"), self.path / USERS, "time")
 
     def item_vectors(self) -> np.ndarray:
-        """float32 [items, D], mapped."""
-        return self._vectors("items", self.info.items)
+        """float32 [items, D]."""
+        return self._item_vectors
 
     def user_vectors(self) -> np.ndarray:
-        """float32 [users, D], mapped."""
-        return self._vectors("users", self.info.users)
+        """float32 [users, D]."""
+        return self._user_vectors
 
     def seen(self, user: int) -> np.ndarray:
         """int32, rising: all items that a user's whole history has."""
         offsets, items = self._seen
-        return items[offsets[user] : offsets[user + 1]]
+        found = items.rows(int(offsets[user]), int(offsets[user + 1]))
+        if len(found) and not (found[0] >= 0 and found[-1] < self.info.items and (np.diff(found) > 0).all()):
+            raise DataError(items.file, f"expected rising items below {self.info.items}, found others (user {user})")
+        return found
 
     def history(self, user: int) -> dict[str, np.ndarray]:
         """The newest events of a user, oldest first: `HISTORY_COLUMNS`, each one row an event."""
         offsets, columns = self._history
-        rows = slice(int(offsets[user]), int(offsets[user + 1]))
-        return {name: np.array(values[rows]) for name, values in columns.items()}
+        rows = int(offsets[user]), int(offsets[user + 1])
+        return {name: values.rows(*rows) for name, values in columns.items()}
 
-    def column(self, file: str, name: str) -> np.ndarray:
-        """One column of items.parquet or users.parquet."""
+    def of_history(self, user: int, error: DataError) -> DataError:
+        """An error in a column and row of a user's history, said of the file and its own row."""
+        row = None if error.row is None else int(self._history[0][user]) + error.row
+        return DataError(self.path / HISTORY / f"{error.column}.npy", error.message, row=row)
+
+    def open_histories(self) -> None:
+        """Checks and opens history/ and seen/ now, which otherwise the first user who needs them waits for."""
+        _ = self._history, self._seen
+
+    def column(self, file: str, name: str) -> pa.ChunkedArray:
+        """One column of items.parquet or users.parquet; DataError where it is not there, or of another length."""
+        path, rows = self.require_whole(file), self.info.items if file == ITEMS else self.info.users
         try:
-            values = pq.read_table(self.path / file, columns=[name]).column(0)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(self.path / file, f"cannot be read: {error}", column=name) from error
-        return values.to_numpy()
+            found = pq.read_table(path, columns=[name], memory_map=False)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(path, f"cannot be read: {error}", column=name) from error
+        if found.column_names != [name]:
+            raise DataError(path, "this column is missing", column=name)
+        if len(found) != rows:
+            raise DataError(path, f"expected {rows} rows as {INFO} says, found {len(found)}", column=name)
+        return found.column(0)
+
+    def _ids(self, file: str, name: str, rows: int, what: str) -> IdTable:
+        ids = ids_of(self.column(file, name), self.path / file, name)
+        distinct = len(np.unique(ids)) if ids.dtype != object else len(set(ids.tolist()))
+        if distinct < rows:
+            _, first = np.unique(ids, return_index=True)
+            row = int(np.setdiff1d(np.arange(rows), first)[0])
+            raise DataError(
+                self.path / file, f"expected every id once, found {ids[row]} again", column=name, row=row + 1
+            )
+        return IdTable(ids, f"the {what} of {self.path}")
 
     @cached_property
-    def _seen(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._array(SEEN, "offsets"), self._array(SEEN, "items")
+    def _item_vectors(self) -> np.ndarray:
+        return self._array(f"{VECTORS}/items.float32.npy", np.float32, self.info.items, self.info.width).read()
 
     @cached_property
-    def _history(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        return self._array(HISTORY, "offsets"), {name: self._array(HISTORY, name) for name in HISTORY_COLUMNS}
+    def _user_vectors(self) -> np.ndarray:
+        return self._array(f"{VECTORS}/users.float32.npy", np.float32, self.info.users, self.info.width).read()
 
-    def _vectors(self, side: str, rows: int) -> np.ndarray:
-        found = self._array(VECTORS, f"{side}.float32")
-        if found.shape != (rows, self.info.width):
-            expected = [rows, self.info.width]
-            raise DataError(self.path / VECTORS / f"{side}.float32.npy", f"expected {expected}, found {found.shape}")
-        return found
+    @cached_property
+    def _seen(self) -> tuple[np.ndarray, ArrayFile]:
+        items = self._array(f"{SEEN}/items.npy", np.int32, None)
+        return self._offsets(SEEN, len(items)), items
 
-    def _array(self, folder: str, name: str) -> np.ndarray:
-        file = self.path / folder / f"{name}.npy"
-        try:
-            # Copy on write: torch takes no arrays that it could not write to.
-            found: np.ndarray = np.load(file, mmap_mode="c")
-        except (OSError, ValueError) as error:
-            raise DataError(file, f"cannot be read: {error}") from error
-        return found
+    @cached_property
+    def _history(self) -> tuple[np.ndarray, dict[str, ArrayFile]]:
+        config = checkpoint.read_description(self.require_whole(f"{MODEL}/{checkpoint.CONFIG}").parent).features
+        events = self._array(f"{HISTORY}/items.npy", np.int32, None)
+        found = {
+            "items": events,
+            "time": self._array(f"{HISTORY}/time.npy", np.int64, len(events)),
+            "organic": self._array(f"{HISTORY}/organic.npy", np.bool_, len(events)),
+            "context": self._array(f"{HISTORY}/context.npy", np.int32, len(events), len(config.context)),
+            "feedback": self._array(f"{HISTORY}/feedback.npy", np.int16, len(events), len(config.feedback)),
+        }
+        return self._offsets(HISTORY, len(events)), found
+
+    def _offsets(self, folder: str, rows: int) -> np.ndarray:
+        found = self._array(f"{folder}/offsets.npy", np.int64, self.info.users + 1)
+        return require_offsets(found.read(), rows, found.file)
+
+    def _array(self, name: str, dtype: type, *shape: int | None) -> ArrayFile:
+        return ArrayFile(self.require_whole(name), dtype, shape)
+
+
+def _info(file: Path, raw: Mapping[str, Any]) -> ExportInfo:
+    """What export.json says; DataError naming the first key that is missing or of another type or range."""
+    found: dict[str, Any] = {}
+    for one in fields(ExportInfo):
+        if one.name not in raw:
+            raise DataError(file, "this key is missing", column=one.name)
+        found[one.name] = value = raw[one.name]
+        kind = {"int": "a whole number", "str": "text"}.get(str(one.type), "figures of both sides")
+        least = LEAST.get(one.name, 0)
+        fits = {
+            "a whole number": isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 62,
+            "text": isinstance(value, str),
+            "figures of both sides": _are_figures(value),
+        }[kind]
+        if not fits:
+            expected = f"{kind} of at least {least}" if kind == "a whole number" else kind
+            raise DataError(file, f"expected {expected}, found {str(value)[:100]}", column=one.name)
+    if found["score"] not in KINDS:
+        expected = ", ".join(KINDS)
+        raise DataError(file, f"expected one of {expected}, found {found['score'][:100]!r}", column="score")
+    return ExportInfo(**found)
+
+
+def _are_figures(value: Any, depth: int = 3) -> bool:
+    """Whether a value is side → form → figure → number."""
+    if depth == 0:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, dict) and all(_are_figures(one, depth - 1) for one in value.values())

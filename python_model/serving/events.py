@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,19 @@ import torch
 
 from python_model.config import FeatureSpec
 from python_model.data.batches import JaggedBatch
+from python_model.data.errors import DataError
+from python_model.data.identifiers import id_of
+from python_model.data.times import SECONDS, second_of, times_of
+from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY_COLUMNS
 from python_model.serving.ids import IdTable
-
-LATEST_TIME = 4_102_444_800
-"""2100-01-01 in seconds: a later time is one in milliseconds, and would hold the user's clock for ever."""
 
 
 @dataclass(frozen=True)
 class Event:
     """One interaction: which item, when (seconds since 1970), whether the user chose it, where, and what came of it.
 
+    item: an integer or text; one that the catalogue does not have counts as an unknown item.
     context, feedback: name → value; what is not named is missing or not observed.
     """
 
@@ -42,37 +45,87 @@ class EventRow:
     context: tuple[int, ...]
     feedback: tuple[int, ...]
 
+    def plain(self) -> list[Any]:
+        """As JSON has it; see `EventReader.row_of`."""
+        return [self.item, self.time, self.organic, list(self.context), list(self.feedback)]
+
 
 class EventReader:
     """Checks events against a vocabulary and turns them into rows."""
 
     def __init__(self, features: FeatureSpec, items: IdTable) -> None:
         self.features, self.items = features, items
-        self._feedback = {name: max(count, 2) for name, count in features.feedback.items()}
+        self.bounds: dict[str, dict[str, int]] = {
+            "context": dict(features.context),
+            "feedback": {name: max(count, 2) for name, count in features.feedback.items()},
+        }
 
     def row(self, event: Event) -> EventRow:
-        """ValueError naming what of the event is out of bounds or unknown; an unknown item is −1."""
-        if isinstance(event.time, bool) or not isinstance(event.time, (int, np.integer)):
-            raise ValueError(f"event: time is {event.time!r}, expected whole seconds since 1970")
-        if not -LATEST_TIME <= event.time <= LATEST_TIME:
-            raise ValueError(f"event: time is {event.time}, expected seconds since 1970 (are these milliseconds?)")
-        if not isinstance(event.organic, (bool, np.bool_)):
-            raise ValueError(f"event: organic is {event.organic!r}, expected true or false")
-        context = self.values("context", event.context)
-        return EventRow(self.items.number(event.item), int(event.time), bool(event.organic), context,
-                        self.values("feedback", event.feedback))  # fmt: skip
+        """ValueError naming what of the event is out of bounds or of another type; an unknown item is −1."""
+        return EventRow(
+            self.items.number(id_of(event.item, "item")),
+            second_of(event.time, "time"),
+            flag(event.organic, "organic"),
+            self.values("context", event.context),
+            self.values("feedback", event.feedback),
+        )
 
     def values(self, what: str, given: Mapping[str, int]) -> tuple[int, ...]:
         """The values of `context` or `feedback` in the order of the vocabulary, −1 where none is given."""
-        counts = self.features.context if what == "context" else self._feedback
+        counts = self.bounds[what]
         if not isinstance(given, Mapping):
-            raise ValueError(f"event: {what} is {given!r}, expected a mapping from name to value")
+            raise ValueError(f"{what} is {given!r}, expected a mapping from name to value")
+        found = dict.fromkeys(counts, -1)
         for name, value in given.items():
             if name not in counts:
-                raise ValueError(f"event: {what} has {name!r}, expected names of {', '.join(counts) or 'nothing'}")
-            if isinstance(value, float) or not isinstance(value, (int, np.integer)) or not -1 <= value < counts[name]:
-                raise ValueError(f"event: {what} {name!r} is {value!r}, expected a value in [-1, {counts[name] - 1}]")
-        return tuple(int(given.get(name, -1)) for name in counts)
+                raise ValueError(f"{what} has {name!r}, expected names of {', '.join(counts) or 'nothing'}")
+            found[name] = whole_number(value, f"{what} {name!r}", -1, counts[name] - 1)
+        return tuple(found.values())
+
+    def row_of(self, values: Any) -> EventRow:
+        """The row that `EventRow.plain` wrote; ValueError where it is none of this vocabulary."""
+        if not isinstance(values, list) or len(values) != len(fields(EventRow)):
+            raise ValueError(f"row is {values!r}, expected item, time, organic, context, feedback")
+        item, time, organic, context, feedback = values
+        return EventRow(
+            whole_number(item, "item", -1, len(self.items) - 1),
+            second_of(time, "time"),
+            flag(organic, "organic"),
+            self.values_of("context", context),
+            self.values_of("feedback", feedback),
+        )
+
+    def values_of(self, what: str, values: Any) -> tuple[int, ...]:
+        """The values of `context` or `feedback` as `values` gave them; ValueError where they are none of these."""
+        counts = self.bounds[what]
+        if not isinstance(values, list) or len(values) != len(counts):
+            raise ValueError(f"{what} is {values!r}, expected {len(counts)} values")
+        pairs = zip(values, counts.items(), strict=True)
+        return tuple(whole_number(value, f"{what} {name!r}", -1, count - 1) for value, (name, count) in pairs)
+
+    def require_log(self, columns: Mapping[str, np.ndarray], file: Path) -> None:
+        """DataError naming column and row where `HISTORY_COLUMNS` of a file are no log of this vocabulary."""
+        events = len(columns["items"]) if columns["items"].ndim else 0
+        for name, empty in EventLog.empty(self.features).columns().items():
+            found, shape = columns[name], (events, *empty.shape[1:])
+            if found.dtype != empty.dtype or found.shape != shape:
+                message = f"expected {empty.dtype} {list(shape)}, found {found.dtype} {list(found.shape)}"
+                raise DataError(file, message, column=name)
+        _require_range(columns["items"][:, None], [len(self.items)], file, "items")
+        for name, counts in self.bounds.items():
+            _require_range(columns[name], list(counts.values()), file, name)
+        time = times_of(columns["time"], SECONDS, file, "time")
+        if (np.diff(time) < 0).any():
+            row = int(np.argmax(np.diff(time) < 0)) + 2
+            raise DataError(file, "expected times that do not fall", column="time", row=row)
+
+
+def _require_range(values: np.ndarray, counts: list[int], file: Path, column: str) -> None:
+    wrong = (values < -1) | (values >= np.array(counts, np.int64))
+    if wrong.any():
+        row, place = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        message = f"expected a value in [-1, {counts[place] - 1}], found {values[row, place]}"
+        raise DataError(file, message, column=column, row=int(row) + 1)
 
 
 class EventLog:
@@ -118,6 +171,10 @@ class EventLog:
         columns["context"][at], columns["feedback"][at] = row.context, row.feedback
         self._length += 1
 
+    def take_back(self, length: int) -> None:
+        """Forgets the newest events, so that `length` are left."""
+        self._length = length
+
     def drop_oldest(self, events: int) -> None:
         """Forgets some of the oldest events."""
         events = min(max(events, 0), self._length)
@@ -125,10 +182,15 @@ class EventLog:
         self._length -= events
         self.first += events
 
-    def set_feedback(self, place: int, feedback: tuple[int, ...]) -> None:
-        """Replaces what came of the event at `place`; values of −1 leave what is there."""
-        old = self._columns["feedback"][place]
+    def set_feedback(self, place: int, feedback: tuple[int, ...]) -> np.ndarray:
+        """Replaces what came of the event at `place`, −1 leaves what is there; returns what was there."""
+        old = self._columns["feedback"][place].copy()
         self._columns["feedback"][place] = np.where(np.array(feedback) >= 0, feedback, old)
+        return old
+
+    def restore_feedback(self, place: int, feedback: np.ndarray) -> None:
+        """Puts back what `set_feedback` returned."""
+        self._columns["feedback"][place] = feedback
 
     def row(self, place: int) -> EventRow:
         """The event at `place`."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.lib.format import open_memmap
+from safetensors.torch import save_file
 
 from python_model import checkpoint
 from python_model.data.batches import BatchBuilder, history_windows, pack
@@ -25,6 +26,7 @@ from python_model.integrity import seal
 from python_model.model import Argus
 from python_model.recommend import append_next_event
 from python_model.serving import bundle, towers
+from python_model.serving.arguments import whole_number
 from python_model.serving.bundle import ExportInfo
 from python_model.serving.exact import best_items
 from python_model.serving.files import whole_directory
@@ -49,16 +51,16 @@ def export(
     scores.parquet, 0 for none. Raises FileExistsError where `out` is not empty (see `overwrite`), ValueError or
     DataError for a run that is not there or has no such score.
     """
+    whole_number(best, "best", 0)
+    best = min(best, dataset.info.items)
     description = checkpoint.read_description(run)
     model = checkpoint.load_model(run, device)
     kind = towers.kind_of(model, score)
-    wanted = window or description.train_config.window
-    if wanted < 2:
-        raise ValueError(f"window: expected at least 2, found {wanted}")
-    window = min(wanted, model.config.max_events)
+    wanted = description.train_config.window if window is None else window
+    window = min(whole_number(wanted, "window", 2), model.config.max_events)
     with whole_directory(Path(out), bundle.INFO, overwrite=overwrite) as folder:
         (folder / bundle.VECTORS).mkdir()
-        copy_model(checkpoint.find(run), folder / bundle.MODEL)
+        write_model(checkpoint.find(run), model, folder / bundle.MODEL)
         items, item_errors = _write_items(folder, model, dataset)
         blocks = _user_blocks(model, dataset, kind, window, token_budget, progress)
         user_errors = _write_users(folder, dataset, items, blocks, best)
@@ -71,14 +73,16 @@ def export(
             model=towers.fingerprint(model), errors={"items": item_errors, "users": user_errors},
         )  # fmt: skip
         (folder / bundle.INFO).write_text(info.to_json(), "utf-8")
+        seal(folder)
     return info
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """What of a checkpoint serving needs: settings and weights, no optimiser."""
+def write_model(source: Path, model: Argus, target: Path) -> None:
+    """What of a checkpoint serving needs: settings and weights in one file, whoever wrote them; no optimiser."""
     target.mkdir()
-    for name in (checkpoint.CONFIG, checkpoint.MODEL):
-        shutil.copyfile(source / name, target / name)
+    shutil.copyfile(source / checkpoint.CONFIG, target / checkpoint.CONFIG)
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, target / checkpoint.MODEL)
     seal(target)
 
 
@@ -86,7 +90,7 @@ class VectorWriter:
     """Vectors of one side in every form: .npy files of all rows, and one Parquet file beside its other columns."""
 
     def __init__(self, folder: Path, side: str, rows: int, width: int, schema: pa.Schema) -> None:
-        self._width = width
+        self._side, self._width = side, width
 
         def array(form: str, dtype: type, *shape: int) -> np.ndarray:
             file = folder / bundle.VECTORS / f"{side}.{form}.npy"
@@ -104,6 +108,7 @@ class VectorWriter:
     def write(self, start: int, vectors: np.ndarray, columns: Mapping[str, Any]) -> None:
         """Rows from `start` on: vectors float32 [n, D] and the other columns."""
         rows = slice(start, start + len(vectors))
+        towers.require_finite(vectors, f"{self._side}' vectors")
         bits = to_bfloat16(vectors)
         values, scale = to_int8(vectors)
         self.float32[rows], self._bfloat16[rows], self._int8[rows], self._scale[rows] = vectors, bits, values, scale

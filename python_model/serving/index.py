@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ import numpy as np
 
 from python_model.data.errors import DataError
 from python_model.disk import replace_text
+from python_model.integrity import sums_of
+from python_model.io.json_text import read_object
+from python_model.serving.arguments import whole_number
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
 from python_model.serving.files import whole_file
@@ -35,9 +38,8 @@ class IndexSettings:
     search_breadth: int = 320
 
     def __post_init__(self) -> None:
-        for name, least in (("links", 2), ("build_breadth", 1), ("search_breadth", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
+        for name, least, most in (("links", 2, 1 << 12), ("build_breadth", 1, 1 << 20), ("search_breadth", 1, 1 << 20)):
+            whole_number(getattr(self, name), name, least, most)
 
 
 def require_faiss() -> Any:
@@ -47,6 +49,24 @@ def require_faiss() -> Any:
     except ImportError:
         raise ValueError("faiss is not installed: pip install faiss-cpu, or argus-kernels[serve]") from None
     return faiss
+
+
+def _settings(export: Export, remedy: str) -> IndexSettings:
+    """What index.json says of the index of an export; DataError where it says something else, or of another file."""
+    file = export.path / SETTINGS
+    found = read_object(file)
+    names = [one.name for one in fields(IndexSettings)]
+    if missing := sorted({*names, "model", "bytes", "crc32"} - found.keys()):
+        raise DataError(file, f"this key is missing: {remedy}", column=missing[0])
+    if found["model"] != export.info.model:
+        raise DataError(file, f"was made for another model: {remedy}", column="model")
+    index = export.path / INDEX
+    if sums_of(export.path, [index])[INDEX] != {"bytes": found["bytes"], "crc32": found["crc32"]}:
+        raise DataError(index, f"damaged, or not the one that {SETTINGS} was written with: {remedy}")
+    try:
+        return IndexSettings(**{name: found[name] for name in names})
+    except ValueError as error:
+        raise DataError(file, f"{error}: {remedy}") from error
 
 
 class CandidateIndex:
@@ -70,28 +90,31 @@ class CandidateIndex:
         return cls(graph, vectors, settings)
 
     def save(self, folder: Path, made_for: str) -> None:
-        """Writes the graph and its settings, each file whole or not at all; made_for: what it must be opened with."""
+        """Writes the graph and its settings, each file whole or not at all; made_for: what it must be opened with.
+
+        index.json has the checksum of index.faiss: FAISS believes what it reads, and may end the process over it.
+        """
         with whole_file(folder / INDEX) as partial:
             self._faiss.write_index(self._graph, str(partial))
-        replace_text(folder / SETTINGS, json.dumps({**asdict(self.settings), "model": made_for}, indent=2) + "\n")
+            sums = sums_of(partial.parent, [partial])[partial.name]
+        settings = {**asdict(self.settings), "model": made_for, **sums}
+        replace_text(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def open(cls, export: Export) -> CandidateIndex:
-        """The index of an export; DataError where `argus index` has not made one for these vectors."""
+        """The index of an export; DataError where it is damaged, or `argus index` has not made one of these vectors."""
         faiss = require_faiss()
-        file = export.path / INDEX
+        file, remedy = export.path / INDEX, f"make it with `argus index {export.path}`"
         if not file.is_file() or not (export.path / SETTINGS).is_file():
-            raise DataError(file, f"not found: make it with `argus index {export.path}`")
+            raise DataError(file, f"not found: {remedy}")
+        settings = _settings(export, remedy)
         try:
-            settings = json.loads((export.path / SETTINGS).read_text("utf-8"))
-            made_for = settings.pop("model")
             graph = faiss.read_index(str(file))
-            found = cls(graph, export.item_vectors(), IndexSettings(**settings))
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise DataError(file, f"cannot be read: {str(error).splitlines()[0]}") from error
-        if made_for != export.info.model or graph.ntotal != export.info.items:
-            raise DataError(file, f"was made for another model: make it anew with `argus index {export.path}`")
-        return found
+        except (RuntimeError, MemoryError) as error:
+            raise DataError(file, f"cannot be read: {str(error).splitlines()[0]}; {remedy}") from error
+        if (graph.ntotal, graph.d) != (export.info.items, export.info.width):
+            raise DataError(file, f"holds {graph.ntotal} vectors of {graph.d}, not those of this export: {remedy}")
+        return cls(graph, export.item_vectors(), settings)
 
     def __len__(self) -> int:
         return int(self._graph.ntotal)
@@ -104,8 +127,7 @@ class CandidateIndex:
         excluded: dense item numbers that must not appear, one array a query. breadth: nodes kept in view, that of the
         settings where None, at least k. −1 and −inf stand where the catalogue has fewer than k items left.
         """
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, found {k}")
+        whole_number(k, "k", 1)
         queries = np.ascontiguousarray(queries, np.float32)
         breadth = max(breadth or self.settings.search_breadth, k)
         if excluded is None:

@@ -1,53 +1,174 @@
-"""One JSON object in, one out: what `argus serve` does with a line."""
+"""One JSON object in, one out: what `argus serve` does with a line. docs/serving.md has the keys.
+
+Every line is answered, whatever it holds; one that is answered with `error` has changed nothing.
+"""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
 
+from python_model.disk import writing
+from python_model.io.json_text import kind_of, parse
+from python_model.serving.arguments import flag, whole_number
 from python_model.serving.events import Event
 from python_model.serving.session import Reading, Session
 from python_model.serving.store import SessionStore
 
 OF_EVENT = ("item", "time", "organic", "context", "feedback")
 OF_REQUEST = ("user", "amend", "k", "exclude_seen", "vectors", "score", "now")
+NEEDED = {
+    "time": ("item",), "feedback": ("item", "amend"), "score": ("k",), "exclude_seen": ("k",), "now": ("k", "vectors"),
+    "organic": ("item", "k", "vectors"), "context": ("item", "k", "vectors"),
+}  # fmt: skip
+"""Keys that have no effect in a request without one of these."""
+REQUIRED = {"item": "time", "amend": "feedback"}
+MAX_LINE = 1 << 20
+"""Longest line in bytes; a longer one is refused without being held."""
+MAX_SENTENCE = 1000
+"""Characters of an answer's `error`: what came may be as long as a line."""
+
+logger = logging.getLogger(__name__)
 
 
-def answer(store: SessionStore, line: str) -> dict[str, Any]:
-    """The answer to a line; for one that is wrong an object with `error`, a sentence, and nothing has changed."""
-    try:
-        asked = json.loads(line)
-        if not isinstance(asked, dict) or "user" not in asked:
-            raise ValueError("expected a JSON object that names a user")
-        unknown = sorted(asked.keys() - set(OF_EVENT + OF_REQUEST))
+@dataclass(frozen=True)
+class Request:
+    """A line whose keys fit together, each of its type.
+
+    event: what is absorbed; amend: the number of the event that `feedback` is for; neither of a request that only asks.
+    asked: score, now, organic and context of `Session.vector`, those that are given. k: None where no items are asked
+    for.
+    """
+
+    user: Any
+    event: Event | None
+    amend: int | None
+    feedback: Any
+    asked: dict[str, Any]
+    k: int | None
+    exclude_seen: bool
+    vectors: bool
+
+    @classmethod
+    def of(cls, found: Any) -> Request:
+        """The request of a JSON value; ValueError where it is none."""
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a JSON object that names a user, found {kind_of(found)}")
+        unknown = sorted(found.keys() - set(OF_EVENT + OF_REQUEST))
         if unknown:
             raise ValueError(f"unknown key {unknown[0]!r}, expected some of {', '.join(OF_REQUEST + OF_EVENT)}")
-        k = asked.get("k", 0)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 0:
-            raise ValueError(f"k: expected a whole number of at least 0, found {k!r}")
-        session = store.session(asked["user"])
-        reading = _absorb(session, asked)
-        out: dict[str, Any] = {"user": session.user, "event": reading.number}
-        if k:
-            best = session.top_k(
-                k, score=asked.get("score"), now=asked.get("now"), exclude_seen=bool(asked.get("exclude_seen"))
-            )
-            out["items"] = [{"item": one.item_id, "score": one.score} for one in best]
-        if asked.get("vectors"):
-            out["query"] = reading.query.tolist()
-            out["user_vector"] = None if reading.user_vector is None else reading.user_vector.tolist()
-        return out
-    except ValueError as error:
-        return {"error": str(error)}
+        if nothing := sorted(name for name, value in found.items() if value is None):
+            raise ValueError(f"{nothing[0]} is null: expected a value, or no such key")
+        if "user" not in found:
+            raise ValueError("user is missing: expected a JSON object that names a user")
+        vectors = flag(found.get("vectors", False), "vectors")
+        _require_fit(found.keys() - (set() if vectors else {"vectors"}))
+        is_event = "item" in found
+        names = ("score", "now") if is_event else ("score", "now", "organic", "context")
+        return cls(
+            user=found["user"],
+            event=Event(**{name: found[name] for name in OF_EVENT if name in found}) if is_event else None,
+            amend=whole_number(found["amend"], "amend", 0) if "amend" in found else None,
+            feedback=found.get("feedback"),
+            asked={name: found[name] for name in names if name in found},
+            k=whole_number(found["k"], "k", 1) if "k" in found else None,
+            exclude_seen=flag(found.get("exclude_seen", False), "exclude_seen"),
+            vectors=vectors,
+        )
 
 
-def _absorb(session: Session, asked: dict[str, Any]) -> Reading:
-    if "amend" in asked:
-        if not isinstance(asked["amend"], int) or "item" in asked:
-            raise ValueError(f"amend: expected the number of an event, and no item, found {asked['amend']!r}")
-        return session.amend(asked["amend"], asked.get("feedback", {}))
-    if "item" not in asked:
-        return session.reading()
-    if "time" not in asked:
-        raise ValueError("an event without a time: expected whole seconds since 1970")
-    return session.add(Event(**{name: asked[name] for name in OF_EVENT if name in asked}))
+def _require_fit(keys: set[str]) -> None:
+    """ValueError for keys that contradict each other, lack another one, or have no effect."""
+    if {"item", "amend"} <= keys:
+        raise ValueError("item and amend in one line: expected an event, or feedback for one that came before")
+    for name, other in REQUIRED.items():
+        if name in keys and other not in keys:
+            raise ValueError(f"{name} without {other}: expected both")
+    for name, others in NEEDED.items():
+        if name in keys and not keys & set(others):
+            raise ValueError(f"{name} has no effect here: expected it with {' or '.join(others)}")
+
+
+def answer(store: SessionStore, line: str | bytes) -> dict[str, Any]:
+    """The answer to a line; for one that cannot be answered an object with `error`, a sentence: nothing has changed."""
+    try:
+        request = Request.of(parse(line))
+        session = store.session(request.user)
+        store.require_asked(**request.asked)
+        with store.atomically():
+            return _answered(store, session, request)
+    except (ValueError, OSError) as error:
+        sentence = str(error)
+    except Exception as error:
+        # The server outlives whatever happens within: the state is as it was, and somebody can read what it was.
+        logger.exception("a request failed within")
+        sentence = f"internal error, nothing has changed: {type(error).__name__}: {error}"
+    return _refusal(sentence)
+
+
+def _refusal(sentence: str) -> dict[str, Any]:
+    lines = sentence.splitlines() or [""]
+    return {"error": lines[0] if len(lines[0]) <= MAX_SENTENCE else lines[0][:MAX_SENTENCE] + "…"}
+
+
+def _answered(store: SessionStore, session: Session, request: Request) -> dict[str, Any]:
+    if request.event is not None:
+        reading = session.add(request.event)
+    elif request.amend is not None:
+        reading = session.amend(request.amend, request.feedback)
+    else:
+        reading = session.reading()
+    out: dict[str, Any] = {"user": session.user, "event": reading.number}
+    if request.event is not None and store.items.number(request.event.item) < 0:
+        out["unknown_item"] = True
+    if request.k is not None:
+        best = session.top_k(request.k, exclude_seen=request.exclude_seen, **request.asked)
+        out["items"] = [{"item": one.item_id, "score": one.score} for one in best]
+    if request.vectors:
+        out |= _vectors(store, session, reading, request)
+    return out
+
+
+def _vectors(store: SessionStore, session: Session, reading: Reading, request: Request) -> dict[str, Any]:
+    asked = {name: value for name, value in request.asked.items() if name != "score"}
+    query, user_vector = reading.query, reading.user_vector
+    if asked:
+        query = session.vector(score="next_item", **asked)
+        user_vector = session.vector(score="pair", **asked) if user_vector is not None else None
+    return {"query": query.tolist(), "user_vector": None if user_vector is None else user_vector.tolist()}
+
+
+def serve(store: SessionStore, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answers every line until there are no more: UTF-8 in, ASCII out, whatever the locale says.
+
+    BrokenPipeError where nobody reads the answers, WriteError where they cannot be written.
+    """
+    for line in lines_of(requests):
+        if line is None:
+            said = _refusal(f"expected a line of at most {MAX_LINE:,} bytes, found a longer one")
+        else:
+            said = answer(store, line)
+        content = json.dumps(said, allow_nan=False).encode("ascii") + b"\n"
+        try:
+            answers.write(content)
+            answers.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            with writing(Path("standard output")):
+                raise
+
+
+def lines_of(stream: BinaryIO) -> Iterator[bytes | None]:
+    """The lines of a stream without their ends; None for one longer than MAX_LINE, of which no more is held."""
+    while line := stream.readline(MAX_LINE + 1):
+        if len(line) <= MAX_LINE or line.endswith(b"\n"):
+            yield line.removesuffix(b"\n")
+            continue
+        while len(line) == MAX_LINE + 1 and not line.endswith(b"\n"):
+            line = stream.readline(MAX_LINE + 1)
+        yield None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 from python_model.serving.events import Event
 
 if TYPE_CHECKING:
+    from python_model.serving.memory import User
     from python_model.serving.store import SessionStore
 
 
@@ -40,7 +41,7 @@ class Scored:
 class Session:
     """A user of a `SessionStore`; a handle that stays good while the user is moved out of memory and back."""
 
-    def __init__(self, store: SessionStore, user: Hashable) -> None:
+    def __init__(self, store: SessionStore, user: User) -> None:
         self._store, self.user = store, user
 
     def add(self, event: Event) -> Reading:
@@ -80,6 +81,7 @@ class Session:
     ) -> list[Scored]:  # fmt: skip
         """The k best items, best first; fewer where the catalogue has no more.
 
+        k: at least 1. now, organic, context: as for `vector`. ValueError for values of other types or out of bounds.
         exclude_seen leaves out the items of the user's history, blocked (item ids) others. From the store's index
         where it has one, by exact search otherwise.
         """

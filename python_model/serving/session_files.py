@@ -1,4 +1,4 @@
-"""Sessions on disk: one safetensors file a user, written whole or not at all, and a journal of what came since.
+"""Sessions on disk: one safetensors file a user, written whole or not at all.
 
 A file holds the user's newest events and, where wanted, the cached keys and values behind the newest state. Events are
 the truth: where the cache is missing, or of another model, the events are encoded again.
@@ -6,28 +6,28 @@ the truth: where the cache is missing, or of another model, the events are encod
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Hashable, Iterator
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from python_model.data.errors import DataError
-from python_model.disk import replace_text
+from python_model.disk import replace_text, writing
+from python_model.io.exclusive import LOCK
+from python_model.io.json_text import parse, read_object
 from python_model.serving.bundle import HISTORY_COLUMNS
-from python_model.serving.events import EventLog
+from python_model.serving.events import EventLog, EventReader
 from python_model.serving.files import whole_file
 
 FORMAT = "1"
-STORE, JOURNAL = "store.json", "journal.jsonl"
+STORE = "store.json"
 
 
 @dataclass
@@ -40,114 +40,96 @@ class SavedSession:
     cache: list[Tensor] | None
 
 
-class SessionFiles:
-    """The files of a folder; `vocabulary` says what the dense numbers in them mean."""
+def require_folder_of_sessions(folder: Path) -> None:
+    """ValueError where a directory is not empty and no folder of sessions: nothing of others is written into."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a directory of sessions")
+    if folder.is_dir() and not (folder / STORE).is_file() and any(one.name != LOCK for one in folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no sessions: choose another folder")
 
-    def __init__(self, folder: Path, vocabulary: str) -> None:
-        self.folder = folder
+
+class SessionFiles:
+    """The files of a folder; `vocabulary` says what the dense numbers in them mean, `reader` what may be in them."""
+
+    def __init__(self, folder: Path, vocabulary: str, reader: EventReader) -> None:
+        require_folder_of_sessions(folder)
+        self.folder, self._reader = folder, reader
         folder.mkdir(parents=True, exist_ok=True)
         marker = folder / STORE
         described = {"format": FORMAT, "vocabulary": vocabulary}
         if not marker.is_file():
-            if any(folder.iterdir()):
-                raise ValueError(f"{folder} is not empty and holds no sessions: choose another folder")
             replace_text(marker, json.dumps(described, indent=2) + "\n")
-        try:
-            found = json.loads(marker.read_text("utf-8"))
-        except ValueError as error:
-            raise DataError(marker, f"expected JSON: {error}") from error
-        if found != described:
+        if read_object(marker) != described:
             raise DataError(marker, "these sessions are of another catalogue or vocabulary: choose another folder")
 
-    def path(self, user: Hashable) -> Path:
-        """Where a user's file is; ids of different types are different users."""
+    def path(self, user: int | str) -> Path:
+        """Where a user's file is; an integer and a text are different users."""
         name = hashlib.sha256(json.dumps(user).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def has(self, user: Hashable) -> bool:
+    def has(self, user: int | str) -> bool:
         """Whether a user was saved."""
         return self.path(user).is_file()
 
-    def save(self, user: Hashable, saved: SavedSession) -> None:
-        """Writes a user's file in the place of the one before."""
+    def save(self, user: int | str, saved: SavedSession) -> None:
+        """Writes a user's file in the place of the one before; WriteError where that fails."""
         file = self.path(user)
-        file.parent.mkdir(exist_ok=True)
         tensors = {f"log.{name}": torch.from_numpy(values.copy()) for name, values in saved.log.columns().items()}
         if saved.state is not None and saved.cache is not None:
             tensors |= {f"cache.{place:04d}": part.contiguous() for place, part in enumerate(saved.cache)}
             tensors["state"] = saved.state.detach().cpu().contiguous()
-        metadata = {"format": FORMAT, "user": json.dumps(user), "model": saved.model, "first": str(saved.log.first)}
-        with whole_file(file) as partial:
-            save_file(tensors, partial, metadata)
+        metadata = {
+            "format": FORMAT, "user": json.dumps(user), "model": saved.model, "first": str(saved.log.first),
+            "crc32": _checksum(tensors),
+        }  # fmt: skip
+        with writing(file):
+            file.parent.mkdir(exist_ok=True)
+            with whole_file(file) as partial:
+                save_file(tensors, partial, metadata)
 
-    def load(self, user: Hashable) -> SavedSession:
-        """Reads a user's file; DataError where it is damaged."""
+    def load(self, user: int | str) -> SavedSession:
+        """Reads a user's file; DataError, which names it, where it is damaged or no session of this vocabulary."""
         file = self.path(user)
         try:
-            with safe_open(file, "pt") as opened:
-                metadata: dict[str, str] = opened.metadata() or {}
-                tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            columns = {name: tensors[f"log.{name}"].numpy() for name in HISTORY_COLUMNS}
-            log = EventLog(columns, int(metadata["first"]))
-            cache = [tensors[name] for name in sorted(tensors) if name.startswith("cache.")]
-            return SavedSession(log, metadata["model"], tensors.get("state"), cache or None)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            # As a whole: safetensors' own access to single tensors leaks 65 bytes for each, and maps the file, whose
+            # truncation would kill the process.
+            content = file.read_bytes()
+            tensors = load(content)
+            metadata = parse(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
             raise DataError(file, f"a damaged session: {error}") from error
+        first = self._first(file, user, metadata, tensors)
+        try:
+            columns = {name: tensors.pop(f"log.{name}").numpy() for name in HISTORY_COLUMNS}
+        except (KeyError, TypeError) as error:
+            raise DataError(file, f"a damaged session: a column of its log is missing or no column: {error}") from error
+        self._reader.require_log(columns, file)
+        state = tensors.pop("state", None)
+        names = [f"cache.{place:04d}" for place in range(len(tensors))]
+        if sorted(tensors) != names or (state is None) != (not names):
+            raise DataError(file, f"a damaged session: unexpected tensors {', '.join(sorted(tensors))[:200]}")
+        cache = [tensors[name] for name in names]
+        return SavedSession(EventLog(columns, first), metadata["model"], state, cache or None)
 
-    def forget(self, user: Hashable) -> None:
-        """Removes a user's file."""
-        self.path(user).unlink(missing_ok=True)
+    def _first(self, file: Path, user: int | str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
+        """The number of the oldest event; DataError where the metadata are no session's of this user."""
+        expected = {"format": FORMAT, "user": json.dumps(user)}
+        if "crc32" in metadata:  # not in files of earlier versions
+            expected["crc32"] = _checksum(tensors)
+        for name, value in expected.items():
+            if metadata.get(name) != value:
+                raise DataError(file, f"a damaged session: expected {value}, found {metadata.get(name)!r}", column=name)
+        if "model" not in metadata:
+            raise DataError(file, "a damaged session: expected the model it is of, found nothing", column="model")
+        first = metadata.get("first", "")
+        if not (first.isascii() and first.isdigit() and len(first) < 17):
+            raise DataError(file, f"a damaged session: expected a number, found {first[:40]!r}", column="first")
+        return int(first)
 
 
-class Journal:
-    """One JSON object a line of what happened since the last save; a line that a crash cut short counts as not written.
-
-    A line reaches the operating system before the call returns: it outlives the process, not a loss of power.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._drop_torn_line()
-        self._opened: IO[bytes] = open(file, "ab", buffering=0)  # noqa: SIM115
-        self.lines = 0
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Adds an entry."""
-        self._opened.write(json.dumps(entry).encode() + b"\n")
-        self.lines += 1
-
-    def mark(self) -> tuple[int, int]:
-        """Where the journal ends now, for `take_back`."""
-        return os.fstat(self._opened.fileno()).st_size, self.lines
-
-    def take_back(self, mark: tuple[int, int]) -> None:
-        """Forgets what was written since a mark."""
-        size, self.lines = mark
-        self._opened.truncate(size)
-
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """All entries; DataError where one is not JSON."""
-        with open(self.file, "rb") as opened:
-            for number, line in enumerate(opened, 1):
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    raise DataError(self.file, f"expected JSON: {error}", row=number) from error
-
-    def clear(self) -> None:
-        """Forgets all entries, once what they say is saved."""
-        self._opened.truncate(0)
-        os.fsync(self._opened.fileno())
-        self.lines = 0
-
-    def close(self) -> None:
-        """Closes the file."""
-        with contextlib.suppress(OSError):
-            self._opened.close()
-
-    def _drop_torn_line(self) -> None:
-        if not self.file.is_file():
-            return
-        with open(self.file, "r+b") as opened:
-            content = opened.read()
-            opened.truncate(content.rfind(b"\n") + 1)
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of all tensors in the order of their names, as eight hexadecimal digits."""
+    value = 0
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"

@@ -1,15 +1,17 @@
 """Sessions of many users in bounded memory: who is in it, who makes room, what is saved and what comes back.
 
 `resident` users at most have their keys and values in the paged cache. Whoever else is needed comes from the folder,
-from the export's history or, never seen before, from nothing; the least recently used makes room. A journal takes every
-event before it is absorbed, so that a process that is killed loses none of those it answered.
+from the export's history or, never seen before, from nothing; the least recently used makes room. What a request
+changes is undone where it ends with an error; the journal has every event before it is answered, so that a process that
+is killed loses none of those it answered.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,82 +19,80 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_model.incremental import IncrementalEncoder, direct_head
+from python_model.data.errors import DataError
+from python_model.data.identifiers import id_of, integer_of
+from python_model.data.times import second_of
+from python_model.incremental import direct_head
 from python_model.layers import time_bucket
 from python_model.model import Argus
 from python_model.serving import towers
-from python_model.serving.bundle import Export
-from python_model.serving.events import Event, EventLog, EventReader, EventRow, batch_of
+from python_model.serving.archive import Histories, SessionArchive
+from python_model.serving.arguments import flag, whole_number
+from python_model.serving.bundle import HISTORY, INFO, Export
+from python_model.serving.events import Event, EventLog, EventReader, EventRow
 from python_model.serving.exact import best_items
 from python_model.serving.ids import IdTable
-from python_model.serving.index import INDEX, CandidateIndex
+from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
+from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
 from python_model.serving.session import Reading, Scored, Session
-from python_model.serving.session_files import JOURNAL, Journal, SavedSession, SessionFiles
 
 ON_FULL = ("offload", "replay")
 
-
-@dataclass
-class Resident:
-    """A user in memory: row of the cache, log of the events that are cached, state [d] after the newest."""
-
-    slot: int
-    log: EventLog
-    state: Tensor
-    dirty: bool = False
-    is_fork: bool = False
+logger = logging.getLogger(__name__)
 
 
 class SessionStore:
     """Sessions over one model of the simplified form; not for several threads at once.
 
-    items: original item ids, dense numbers where None. folder: where users are kept; None forgets who makes room.
+    items: original item ids, dense numbers where None. folder: where users are kept, owned by this store until `close`
+    (InUseError, which names the owner, where another process has it); None forgets who makes room.
     on_full: "offload" writes keys and values with the events, "replay" the events alone, which are encoded again in
     one pass when the user returns. resident: users in memory. pages: pages of page_size events that they share; None
-    gives every resident room for max_events. max_events: longest history; the oldest page slides out of a full one.
+    gives every resident room for max_events. max_events: longest history, at most the model's; the oldest page slides
+    out of one that grows beyond it.
     dtype: of keys and values (see `IncrementalEncoder`). amendable: how far back feedback may come late, in events.
     save_every: events after which `save` is called by itself. histories: user → log of a user who was never saved.
+    users: original user ids; where they are integers, a text that spells one is that user.
     """
 
     def __init__(
         self, model: Argus, items: IdTable | None = None, *, folder: str | Path | None = None, resident: int = 64,
         max_events: int | None = None, pages: int | None = None, page_size: int = 64, on_full: str = "offload",
         dtype: torch.dtype | None = None, amendable: int = 64, save_every: int = 100_000,
-        histories: Callable[[Hashable], EventLog | None] = lambda user: None, users: IdTable | None = None,
+        histories: Histories = lambda user: None, users: IdTable | None = None,
         index: CandidateIndex | None = None, export: Export | None = None,
     ) -> None:  # fmt: skip
         if on_full not in ON_FULL:
             raise ValueError(f"SessionStore: on_full is {on_full!r}, expected one of {', '.join(ON_FULL)}")
-        for name, value in (("resident", resident), ("page_size", page_size), ("save_every", save_every)):
-            if value < 1:
-                raise ValueError(f"SessionStore: {name} is {value}, expected at least 1")
-        wanted = model.config.max_events if max_events is None else max_events
-        if not page_size < wanted:
-            raise ValueError(f"SessionStore: max_events is {wanted}, expected more than a page of {page_size}")
-        slots = -(-wanted // page_size)
-        self._pages = resident * slots if pages is None else pages
-        if self._pages < slots + 1:
-            raise ValueError(f"SessionStore: pages is {pages}, expected at least {slots + 1}, a full history and one")
-        self.encoder = IncrementalEncoder(model, resident, wanted, page_size=page_size, pages=self._pages, dtype=dtype)
-        self.model, self.kind = self.encoder.model, towers.kind_of(model)
-        self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
+        for name, value, least in (
+            ("resident", resident, 1), ("page_size", page_size, 1), ("save_every", save_every, 1),
+            ("amendable", amendable, 0),
+        ):  # fmt: skip
+            whole_number(value, f"SessionStore: {name}", least)
+        most = model.config.max_events
+        wanted = whole_number(most if max_events is None else max_events, "SessionStore: max_events", 1)
+        if not page_size < wanted <= most:
+            expected = f"more than a page of {page_size}, at most {most}, the model's longest history"
+            raise ValueError(f"SessionStore: max_events is {wanted}, expected {expected}")
+        self.model, self.kind = model, towers.kind_of(model)
         self.items = items or IdTable(np.arange(model.features.items), "the items of the model")
-        self._users, self._export, self._index = users, export, index
-        self._reader = EventReader(model.features, self.items)
-        self._residents: OrderedDict[Hashable, Resident] = OrderedDict()
-        self._free = list(range(resident - 1, -1, -1))
-        self._on_full, self._dtype, self._amendable = on_full, dtype, amendable
-        self._save_every, self._histories, self._forks = save_every, histories, 0
-        self._fingerprint = towers.fingerprint(model)
-        self._files: SessionFiles | None = None
-        self._journal: Journal | None = None
-        self._pending: dict[Hashable, list[dict[str, Any]]] = {}
-        if folder is not None:
-            self._files = SessionFiles(Path(folder), towers.vocabulary_fingerprint(model))
-            self._journal = Journal(Path(folder) / JOURNAL)
-            for entry in self._journal.entries():
-                self._pending.setdefault(entry["user"], []).append(entry)
+        self._users, self._export, self._index, self._amendable = users, export, index, amendable
+        self._reader, self._save_every, self._save_at = EventReader(model.features, self.items), save_every, save_every
+        self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self._vectors: np.ndarray | None = None
+        self._is_closed = False
+        self._archive: SessionArchive | None = None
+        if folder is not None:
+            vocabulary = towers.vocabulary_fingerprint(model)
+            self._archive = SessionArchive(Path(folder), vocabulary, self._reader, histories)
+        try:
+            self.memory = SessionMemory(
+                model, self._archive, histories, resident=resident, max_events=wanted, pages=pages, page_size=page_size,
+                amendable=amendable, dtype=dtype, offloads=on_full == "offload",
+            )  # fmt: skip
+        except BaseException:
+            self._give_back()
+            raise
 
     @classmethod
     def open(cls, export: str | Path | Export, folder: str | Path | None = None, **options: Any) -> SessionStore:
@@ -101,103 +101,147 @@ class SessionStore:
         options: those of SessionStore. Raises DataError for a damaged export or folder.
         """
         found = export if isinstance(export, Export) else Export.open(export)
-        device = options.pop("device", "cpu")
+        model = found.model(options.pop("device", "cpu"))
+        reader = EventReader(model.features, found.item_ids)
 
-        def history(user: Hashable) -> EventLog | None:
+        def history(user: int | str) -> EventLog | None:
             number = found.user_ids.number(user)
-            return None if number < 0 else EventLog(found.history(number))
+            if number < 0:
+                return None
+            columns = found.history(number)
+            try:
+                reader.require_log(columns, found.path / HISTORY)
+            except DataError as error:
+                raise found.of_history(number, error) from error
+            return EventLog(columns)
 
-        index = CandidateIndex.open(found) if (found.path / INDEX).is_file() else None
-        return cls(
-            found.model(device), found.item_ids, folder=folder, histories=history, users=found.user_ids, index=index,
-            export=found, **options,
+        found.open_histories()
+        has_index = any((found.path / name).is_file() for name in (INDEX, SETTINGS))
+        index = CandidateIndex.open(found) if has_index else None
+        store = cls(
+            model, found.item_ids, folder=folder, histories=history, users=found.user_ids, index=index, export=found,
+            **options,
         )  # fmt: skip
+        if store.fingerprint != found.info.model:
+            store.close()
+            raise DataError(found.path / INFO, "the vectors are of another model than model/ holds", column="model")
+        return store
 
     # ---- what a session asks for ----------------------------------------------------------------------------------
 
-    def session(self, user: Hashable) -> Session:
-        """The session of a user, known or not: text or a whole number."""
-        if isinstance(user, bool) or not isinstance(user, (str, int, np.integer)) or user == "":
-            raise ValueError(f"user: expected text or a whole number, found {user!r}")
-        return Session(self, self._canonical(user))
+    def session(self, user: Any) -> Session:
+        """The session of a user, known or not: text or an integer."""
+        return Session(self, self._key(user))
 
-    def add(self, events: Sequence[tuple[Hashable, Event]]) -> list[Reading]:
+    @contextmanager
+    def atomically(self) -> Iterator[None]:
+        """A block of requests; what it changed is undone, journal included, where it ends with an error.
+
+        A user can be changed once in it.
+        """
+        self._require_open()
+        memory = self.memory
+        if memory.changes is not None:
+            yield
+            return
+        changes = memory.changes = Changes()
+        try:
+            yield
+            if self._archive is not None:
+                self._archive.journal.write(changes.entries)
+        except BaseException:
+            for undo in reversed(changes.undo):
+                undo()
+            raise
+        else:
+            for complete in changes.complete:
+                complete()
+        finally:
+            memory.changes = None
+        self._save_in_time()
+
+    def add(self, events: Sequence[tuple[Any, Event]]) -> list[Reading]:
         """Absorbs one more event of each of several users in one step; the readings in their order.
 
         ValueError, having changed nothing, for values out of bounds, a user named twice, or more users than there is
         room for at once.
         """
-        users = [user if isinstance(user, tuple) else self.session(user).user for user, _ in events]
+        users = [self._key(user) for user, _ in events]
         if len(set(users)) < len(users):
             twice = next(user for user in users if users.count(user) > 1)
             raise ValueError(f"SessionStore.add: user {twice!r} is named more than once")
+        rows = [self._reader.row(event) for _, event in events]
         if not events:
             return []
-        rows = [self._reader.row(event) for _, event in events]
-        found = self._admit(users)
-        rows = [
-            replace(row, time=max(row.time, one.log.newest_time())) if len(one.log) else row
-            for row, one in zip(rows, found, strict=True)
-        ]
-        entries = [
-            {"user": user, "number": one.log.total, "row": [row.item, row.time, row.organic, row.context, row.feedback]}
-            for user, one, row in zip(users, found, rows, strict=True)
-            if not one.is_fork
-        ]
-        self._logged(entries, lambda: self._absorb(users, found, rows))
-        readings = self._readings(found)
-        if self._journal is not None and self._journal.lines >= self._save_every:
-            self.save()
-        return readings
+        with self.atomically():
+            found = self._admitted(users)
+            self.memory.absorb(users, found, [_not_before(row, one.log) for row, one in zip(rows, found, strict=True)])
+            return self._readings(found)
 
-    def amend(self, user: Hashable, number: int, feedback: Mapping[str, int]) -> Reading:
+    def amend(self, user: Any, number: int, feedback: Mapping[str, int]) -> Reading:
         """See `Session.amend`."""
+        user = self._key(user)
+        number = whole_number(number, "amend", 0)
         values = self._reader.values("feedback", feedback)
-        [one] = self._admit([user])
-        place = number - one.log.first
-        oldest = max(one.log.total - self._amendable, one.log.first)
-        if not 0 <= place < len(one.log) or number < oldest:
-            raise ValueError(
-                f"amend: event {number!r} of user {user!r}, expected one of its last {self._amendable}: "
-                f"{oldest} to {one.log.total - 1}"
-            )
-        entries = [] if one.is_fork else [{"user": user, "amend": number, "feedback": values}]
-        self._logged(entries, lambda: self._take_over(user, one, place, values))
-        return self._readings([one])[0]
+        if not feedback:
+            raise ValueError("feedback has no names, expected what came of the event")
+        with self.atomically():
+            log = self._log(user)
+            oldest = max(log.total - self._amendable, log.first)
+            if not oldest <= number < log.total:
+                expected = f"one of its last {self._amendable}: {oldest} to {log.total - 1}"
+                if len(log) == 0:
+                    expected = "a user with events"
+                raise ValueError(f"amend: event {number} of user {user!r}, expected {expected}")
+            [one] = self._admitted([user])
+            self.memory.take_over(user, one, number - one.log.first, values)
+            return self._readings([one])[0]
 
-    def reading(self, user: Hashable) -> Reading:
+    def reading(self, user: Any) -> Reading:
         """See `Session.reading`."""
-        return self._readings(self._admit([user]))[0]
+        with self.atomically():
+            return self._readings(self._admitted([self._key(user)]))[0]
 
-    def events_of(self, user: Hashable) -> int:
+    def events_of(self, user: Any) -> int:
         """Events of a user so far."""
-        return self._admit([user])[0].log.total
+        return self._admitted([self._key(user)])[0].log.total
 
     @torch.inference_mode()
     def vector(
-        self, user: Hashable, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
+        self, user: Any, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
         context: Mapping[str, int] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """See `Session.vector`."""
-        kind = towers.kind_of(self.model, score or self.kind)
-        if now is not None and (isinstance(now, bool) or not isinstance(now, (int, np.integer))):
-            raise ValueError(f"now: expected whole seconds since 1970, found {now!r}")
-        given = None if context is None else self._reader.values("context", context)
-        found = self._admit([user])
-        readings = self._read(found, [self._request(found[0], kind, now, organic, given)])
+        kind, now, organic, columns = self.require_asked(score=score, now=now, organic=organic, context=context)
+        found = self._admitted([self._key(user)])
+        readings = self._read(found, [self._request(found[0], kind, now, organic, columns)])
         return self._vectors_of(readings, kind)[0]
 
+    def require_asked(
+        self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
+        context: Mapping[str, int] | None = None,
+    ) -> tuple[str, int | None, bool | None, tuple[int, ...] | None]:  # fmt: skip
+        """What `vector` is asked, checked: kind, now, organic, context columns; ValueError naming what is wrong."""
+        return (
+            towers.kind_of(self.model, score),
+            None if now is None else second_of(now, "now"),
+            None if organic is None else flag(organic, "organic"),
+            None if context is None else self._reader.values("context", context),
+        )
+
     def best(
-        self, user: Hashable, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
+        self, user: Any, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
     ) -> list[Scored]:
         """The k best items for a vector; see `Session.top_k`."""
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, found {k}")
-        numbers = np.array([self.items.number(one) for one in blocked], np.int64)
-        left_out = [numbers[numbers >= 0]]
-        if exclude_seen:
-            left_out.append(self._seen(user))
-        excluded = [np.unique(np.concatenate(left_out))] if len(left_out[0]) or exclude_seen else None
+        # No more than there are: k is a wish, and room for it is taken before the search.
+        k = min(whole_number(k, "k", 1), len(self.items))
+        if isinstance(blocked, (str, bytes)):
+            raise ValueError(f"blocked is {blocked!r}, expected several item ids")
+        left_out = np.array([self.items.number(id_of(one, "blocked")) for one in blocked], np.int64)
+        left_out = left_out[left_out >= 0]
+        if flag(exclude_seen, "exclude_seen"):
+            left_out = np.concatenate([left_out, self._seen(self._key(user))])
+        excluded = [np.unique(left_out)] if len(left_out) else None
         if self._index is not None:
             items, scores = self._index.search(vector[None], k, excluded)
         else:
@@ -205,91 +249,69 @@ class SessionStore:
         ids = self.items.original(items[0][items[0] >= 0]).tolist()
         return [Scored(one, float(score)) for one, score in zip(ids, scores[0], strict=False)]
 
-    def fork(self, user: Hashable) -> Session:
+    def fork(self, user: Any) -> Session:
         """See `Session.what_if`."""
-        [source] = self._admit([user])
-        self._make_room(1, 1, [user])
-        self._forks += 1
-        slot = self._free.pop()
-        if len(source.log):
-            self.encoder.fork(source.slot, [slot])
-        log = EventLog({name: values.copy() for name, values in source.log.columns().items()}, source.log.first)
-        self._residents["what if", self._forks] = Resident(slot, log, source.state, is_fork=True)
-        return Session(self, ("what if", self._forks))
+        self._require_open()
+        return Session(self, self.memory.fork(self._key(user)))
 
-    def close_fork(self, user: Hashable) -> None:
+    def close_fork(self, user: Any) -> None:
         """Forgets a what-if; leaves any other session as it is."""
-        found = self._residents.get(user)
-        if found is not None and found.is_fork:
-            self._drop(user)
+        if isinstance(user, WhatIf) and user in self.memory.residents:
+            self.memory.drop(user)
 
     # ---- what is kept ---------------------------------------------------------------------------------------------
 
     @property
-    def resident(self) -> list[Hashable]:
+    def resident(self) -> list[User]:
         """Users in memory, the least recently used first."""
-        return list(self._residents)
+        return list(self.memory.residents)
 
     def save(self) -> None:
         """Writes every session that has changed, each file whole or not at all, and empties the journal."""
-        if self._files is None or self._journal is None:
+        if self._archive is None:
             raise ValueError("SessionStore.save: the store was opened without a folder")
-        for user, one in self._residents.items():
-            if one.dirty and not one.is_fork:
-                self._save(user, one)
-        for user in list(self._pending):
-            # Nobody asked for them since: their events are put where they belong, the state can wait.
-            self._files.save(user, SavedSession(self._log_of(user)[0], self._fingerprint, None, None))
-            del self._pending[user]
-        self._journal.clear()
+        self._require_open()
+        for user, one in self.memory.residents.items():
+            if one.dirty:
+                self.memory.save(user, one)
+        self._archive.settle(self.fingerprint)
+        self._save_at = self._save_every
 
     def close(self) -> None:
-        """Saves, where there is a folder, and ends the journal."""
-        if self._journal is not None:
-            self.save()
-            self._journal.close()
-
-    # ---- events ---------------------------------------------------------------------------------------------------
-
-    def _logged(self, entries: list[dict[str, Any]], change: Callable[[], None]) -> None:
-        """Makes a change that the journal knows of; where it fails the journal forgets it."""
-        if self._journal is None:
-            change()
+        """Saves, where there is a folder, and gives the folder back, saved or not; more than once does nothing."""
+        if self._is_closed:
             return
-        mark = self._journal.mark()
         try:
-            for entry in entries:
-                self._journal.write(entry)
-            change()
-        except BaseException:
-            self._journal.take_back(mark)
-            raise
+            if self._archive is not None:
+                self.save()
+        finally:
+            self._give_back()
 
-    @torch.inference_mode()
-    def _absorb(self, users: list[Hashable], found: list[Resident], rows: list[EventRow]) -> None:
-        self._make_room(0, len(users), users)
-        for one in found:
-            self._slide(one)
-        states = self.encoder.append([one.slot for one in found], batch_of(rows, self.model.device))
-        for one, row, state in zip(found, rows, states, strict=True):
-            one.log.append(row)
-            one.state, one.dirty = state, True
+    def _give_back(self) -> None:
+        self._is_closed = True
+        if self._archive is not None:
+            self._archive.close()
 
-    def _slide(self, one: Resident) -> None:
-        """Lets the oldest page of a full history go."""
-        cache = self.encoder.caches[0]
-        if len(one.log) >= cache.max_events:
-            cache.evict_oldest([one.slot], len(one.log) - cache.page_size)
-            one.log.drop_oldest(cache.page_size)
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise ValueError("SessionStore: the store was closed")
 
-    @torch.inference_mode()
-    def _take_over(self, user: Hashable, one: Resident, place: int, feedback: tuple[int, ...]) -> None:
-        self._make_room(0, 2 + (len(one.log) - place) // self.encoder.caches[0].page_size, [user])
-        one.log.set_feedback(place, feedback)
-        one.dirty = True
-        self.encoder.truncate(one.slot, place)
-        for again in range(place, len(one.log)):
-            one.state = self.encoder.append([one.slot], batch_of([one.log.row(again)], self.model.device))[0]
+    def __enter__(self) -> SessionStore:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def _save_in_time(self) -> None:
+        """Saves after `save_every` events; where the disk takes no more the journal goes on, and it is tried later."""
+        if self._archive is None or self._archive.journal.lines < self._save_at:
+            return
+        try:
+            self.save()
+        except (OSError, ValueError, MemoryError, RuntimeError) as error:
+            # The request has been absorbed and is in the journal: it is answered as such.
+            self._save_at = self._archive.journal.lines + self._save_every
+            logger.warning("sessions are not saved, the journal has their events: %s", error)
 
     # ---- vectors --------------------------------------------------------------------------------------------------
 
@@ -307,7 +329,8 @@ class SessionStore:
         ]
 
     def _vectors_of(self, readings: Tensor, kind: str) -> np.ndarray:
-        return towers.vectors_of(self.model, readings, kind, self._heads[kind]).numpy(force=True)
+        found = towers.vectors_of(self.model, readings, kind, self._heads[kind]).numpy(force=True)
+        return towers.require_finite(found, "user vectors")
 
     @torch.inference_mode()
     def _read(self, found: list[Resident], asked: list[list[int]]) -> Tensor:
@@ -336,99 +359,43 @@ class SessionStore:
     @torch.inference_mode()
     def _item_vectors(self) -> np.ndarray:
         if self._vectors is None:
-            self._vectors = self.model.item_matrix().cpu().numpy()
+            self._vectors = towers.require_finite(self.model.item_matrix().cpu().numpy(), "item vectors")
         return self._vectors
 
-    def _seen(self, user: Hashable) -> np.ndarray:
-        items = np.unique(self._admit([user])[0].log.columns()["items"]).astype(np.int64)
-        number = -1 if self._users is None or isinstance(user, tuple) else self._users.number(user)
+    def _seen(self, user: User) -> np.ndarray:
+        items = np.unique(self._admitted([user])[0].log.columns()["items"]).astype(np.int64)
+        number = -1 if self._users is None or isinstance(user, WhatIf) else self._users.number(user)
         if number >= 0 and self._export is not None:
             items = np.union1d(items, self._export.seen(number))
         return items[items >= 0]
 
-    # ---- who is in memory -----------------------------------------------------------------------------------------
+    # ---- who is meant ---------------------------------------------------------------------------------------------
 
-    def _canonical(self, user: str | int | np.integer) -> Hashable:
-        """Users of an export with whole numbers for ids may come as text."""
-        if isinstance(user, str) and self._users is not None and self._users.are_integers:
-            return int(user) if user.lstrip("-").isdigit() else user
-        return int(user) if isinstance(user, np.integer) else user
+    @property
+    def fingerprint(self) -> str:
+        """Of the model."""
+        return self.memory.fingerprint
 
-    def _admit(self, users: Sequence[Hashable]) -> list[Resident]:
-        """The users in memory, all of them at once, and marked as just used."""
-        for user in users:
-            if user in self._residents:
-                self._residents.move_to_end(user)
-        for user in users:
-            if user not in self._residents:
-                self._bring(user, users)
-        return [self._residents[user] for user in users]
+    def _admitted(self, users: Sequence[User]) -> list[Resident]:
+        self._require_open()
+        return self.memory.admit(users)
 
-    @torch.inference_mode()
-    def _bring(self, user: Hashable, kept: Sequence[Hashable]) -> None:
-        if isinstance(user, tuple):
-            raise ValueError("this what-if was closed")
-        log, saved = self._log_of(user)
-        cache = self.encoder.caches[0]
-        if len(log) > cache.max_events:
-            log.drop_oldest(len(log) - cache.max_events)
-        self._make_room(1, 1 + -(-len(log) // cache.page_size), kept)
-        one = Resident(self._free[-1], log, self.model.start.detach())
-        usable = saved is not None and saved.model == self._fingerprint and saved.cache is not None
-        if usable and saved is not None and self._fits(saved, log):
-            assert saved.cache is not None and saved.state is not None
-            self.encoder.copy_in(one.slot, saved.cache)
-            one.state = saved.state.to(self.model.device)
-        elif len(log):
-            one.state = self.encoder.prefill(one.slot, log.batch(self.model.device))
-        one.dirty = user in self._pending
-        self._pending.pop(user, None)
-        self._residents[user] = one
-        self._free.pop()
+    def _log(self, user: User) -> EventLog:
+        """A user's events, without bringing them into memory."""
+        found = self.memory.residents.get(user)
+        return found.log if found is not None else self.memory.log_of(user)[0]
 
-    def _fits(self, saved: SavedSession, log: EventLog) -> bool:
-        cache, parts = self.encoder.caches[0], saved.cache or []
-        same = bool(parts) and parts[0].dtype == cache.key_pages.dtype and len(parts[0]) == len(log)
-        return same and saved.log is log and saved.state is not None
+    def _key(self, user: Any) -> User:
+        """The user meant by an id: exact, but that a text spells an integer where the users are integers."""
+        if isinstance(user, WhatIf):
+            return user
+        found = id_of(user, "user")
+        if isinstance(found, str) and self._users is not None and self._users.are_integers:
+            number = integer_of(found)
+            return found if number is None else number
+        return found
 
-    def _log_of(self, user: Hashable) -> tuple[EventLog, SavedSession | None]:
-        """A user's events, those of the journal too, and the file they came from where it needs no repair."""
-        saved = self._files.load(user) if self._files is not None and self._files.has(user) else None
-        log = saved.log if saved is not None else self._histories(user) or EventLog.empty(self.model.features)
-        changed = False
-        for entry in self._pending.get(user, ()):
-            if "amend" in entry:
-                place = entry["amend"] - log.first
-                if 0 <= place < len(log):
-                    log.set_feedback(place, tuple(entry["feedback"]))
-                    changed = True
-            elif entry["number"] == log.total:
-                item, time, organic, context, feedback = entry["row"]
-                log.append(EventRow(item, time, organic, tuple(context), tuple(feedback)))
-                changed = True
-        return log, None if changed else saved
 
-    def _make_room(self, slots: int, pages: int, kept: Sequence[Hashable]) -> None:
-        """Lets the least recently used of the other users go until there are so many free rows and pages."""
-        while len(self._free) < slots or self.encoder.caches[0].free_pages < pages:
-            chosen = next((user for user, one in self._residents.items() if user not in kept and not one.is_fork), None)
-            if chosen is None:
-                raise ValueError(
-                    f"SessionStore: no room for {len(kept)} users at once, {len(self._residents)} are in use: open it "
-                    "with more resident users or pages, or close what-ifs"
-                )
-            one = self._residents[chosen]
-            if self._files is not None and one.dirty:
-                self._save(chosen, one)
-            self._drop(chosen)
-
-    def _drop(self, user: Hashable) -> None:
-        one = self._residents.pop(user)
-        self.encoder.evict([one.slot])
-        self._free.append(one.slot)
-
-    def _save(self, user: Hashable, one: Resident) -> None:
-        assert self._files is not None
-        cache = self.encoder.copy_out(one.slot) if self._on_full == "offload" and len(one.log) else None
-        self._files.save(user, SavedSession(one.log, self._fingerprint, one.state, cache))
-        one.dirty = False
+def _not_before(row: EventRow, log: EventLog) -> EventRow:
+    """A user's time never runs backwards: an older event takes the time of the newest one."""
+    return replace(row, time=max(row.time, log.newest_time())) if len(log) else row

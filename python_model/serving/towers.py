@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -49,6 +50,14 @@ def vectors_of(model: Argus, readings: Tensor, kind: str, head: Callable[[Tensor
     """
     found = (head or head_of(model, kind))(readings).float()
     return found if kind == "pair" else model.temperature * normalize(found, dim=-1)
+
+
+def require_finite(vectors: np.ndarray, what: str) -> np.ndarray:
+    """The vectors [n, D]; ValueError where a number of them is NaN or infinite."""
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        raise ValueError(f"the model gives {what} that are not finite, first in row {row}: its training has diverged")
+    return vectors
 
 
 def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:

@@ -103,9 +103,11 @@ def test_serve_answers_lines_and_remembers(folder: Path) -> None:
     assert answers[0]["user"] == 5 and answers[0]["event"] >= 0 and len(answers[0]["items"]) == 2
     assert answers[1]["event"] == 0 and len(answers[1]["query"]) == 64 and len(answers[1]["user_vector"]) == 64
     assert answers[2] == {"user": "new", "event": 0}
-    assert "time is 'now', expected whole seconds" in answers[3]["error"]
+    assert "time is 'now', expected a whole number of seconds" in answers[3]["error"]
     assert "unknown key 'song'" in answers[4]["error"]
-    assert "Expecting value" in answers[5]["error"] and "without a time" in answers[6]["error"]
-    assert "now: expected whole seconds" in answers[7]["error"] and "found ['new']" in answers[8]["error"]
+    assert answers[5]["error"].startswith("expected JSON, found 'no JSON' at column 1")
+    assert answers[6]["error"] == "item without time: expected both"
+    assert "now is 'soon', expected a whole number of seconds" in answers[7]["error"]
+    assert "user is ['new'], expected an integer or text" in answers[8]["error"]
     again = argus("serve", folder / "out", "--state", folder / "sessions", lines='{"user": "new"}\n')
     assert json.loads(again.stdout) == {"user": "new", "event": 0}

@@ -18,6 +18,7 @@ from python_model.cli import app
 from python_model.data.batches import BatchPlan
 from python_model.data.schema import load_dataset
 from python_model.progress import read_metrics
+from python_model.serving.bundle import Export
 from python_model.train import training_rows
 from tests.cli.elastic_worker import DEADLY_STEP
 
@@ -78,6 +79,9 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path: Path)
         for note in notes:
             assert note["rows"] == expected[note["step"]][rank::2]
     assert checkpoint.load_model(killed).features == checkpoint.load_model(whole).features
+    result = CliRunner().invoke(app, ["export", str(data), str(killed), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert Export.open(tmp_path / "out").model().config == checkpoint.load_model(killed).config
 
 
 def rows_of_steps(data: Path, steps: int) -> list[list[list[int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,18 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from python_model import checkpoint
 from python_model.data.schema import Dataset
+from python_model.integrity import seal
 from python_model.recommend import recommend
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
 from python_model.serving.export import export
 from python_model.serving.ids import IdTable
 from python_model.serving.quantize import from_bfloat16, from_int8, to_bfloat16, to_int8
+from python_model.sharded_checkpoint import BackgroundSaver
 from tests.serving.conftest import WINDOW
 
 VECTORS = arrays.arrays(
@@ -139,17 +143,54 @@ def test_nothing_half_written_and_nothing_of_others_is_replaced(
     assert export(service, finetuned, copy, overwrite=True, best=2).best == 2
 
 
+def test_a_run_of_several_ranks_is_exported_like_any_other(
+    service: Dataset, finetuned: Path, exported: Export, tmp_path: Path
+) -> None:
+    description, model = checkpoint.read_description(finetuned), checkpoint.load_model(finetuned)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        saver = BackgroundSaver(tmp_path / "run", keep=1)
+        weights = {f"{checkpoint.MODEL}/{name}": value for name, value in model.state_dict().items()}
+        saver.start(description, {}, weights)
+        saved = saver.finish()
+    finally:
+        dist.destroy_process_group()
+    assert saved is not None and checkpoint.is_sharded(saved) and not (saved / checkpoint.MODEL).exists()
+    info = export(service, tmp_path / "run", tmp_path / "out", best=5)
+    assert info == exported.info
+    found = Export.open(tmp_path / "out")
+    np.testing.assert_array_equal(found.item_vectors(), exported.item_vectors())
+    np.testing.assert_array_equal(found.model().item_matrix().detach(), model.item_matrix().detach())
+    assert sorted(os.listdir(found.path / "model")) == ["checksums.json", "config.json", "model.safetensors"]
+
+
+def test_a_model_that_has_diverged_is_not_exported(service: Dataset, finetuned: Path, tmp_path: Path) -> None:
+    description, model = checkpoint.read_description(finetuned), checkpoint.load_model(finetuned)
+    with torch.no_grad():
+        next(model.user_head.parameters()).fill_(float("nan"))
+    checkpoint.save(tmp_path / "run", model, description, checkpoint.TrainerState({}, {}), keep=1)
+    with pytest.raises(ValueError, match="the model gives users' vectors that are not finite, first in row 0"):
+        export(service, tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_no_export_is_one_sentence(exported: Export, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a directory that `argus export` made"):
         Export.open(tmp_path)
-    for text, sentence in (("{", "expected JSON"), ("[]", "expected format 1"), ('{"format": 1}', "key is missing")):
+    for text, sentence in (
+        ("{", "expected JSON"),
+        ("[]", "expected a JSON object"),
+        ("{}", "expected format 1"),
+        ('{"format": 1}', "key is missing"),
+    ):
         (tmp_path / "export.json").write_text(text)
         with pytest.raises(ValueError, match=sentence):
             Export.open(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(exported.path, copy)
     np.save(copy / "vectors" / "items.float32.npy", np.zeros((3, 8), np.float32))
-    with pytest.raises(ValueError, match=r"items\.float32\.npy: expected \[80, 8\]"):
+    seal(copy)
+    with pytest.raises(ValueError, match=r"items\.float32\.npy: expected float32 \[80, 8\], found float32 \[3, 8\]"):
         Export.open(copy).item_vectors()
 
 

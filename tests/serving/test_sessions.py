@@ -50,8 +50,14 @@ def vectors_of_log(store: SessionStore, log: EventLog, kind: str) -> np.ndarray:
         return towers.vectors_of_events(store.model, asked, kind)[-1].numpy()
 
 
+def kill(store: SessionStore) -> None:
+    """Ends a store as a killed process ends: nothing is saved, the folder is free."""
+    assert store.memory.archive is not None
+    store.memory.archive.close()
+
+
 def assert_says_what_one_pass_says(store: SessionStore, user: Any, reading: Reading) -> None:
-    log = store._residents[user].log
+    log = store.memory.residents[user].log
     assert_close(reading.query, vectors_of_log(store, log, "next_item"))
     assert reading.user_vector is not None
     assert_close(reading.user_vector, vectors_of_log(store, log, "pair"))
@@ -145,9 +151,12 @@ def test_feedback_that_comes_late(service: Dataset, fresh: Callable[..., Session
     for event in events:
         expected = straight.session("late").add(event)
     assert_close(after.query, expected.query)
-    for number in (6, 15, -1):
+    with pytest.raises(ValueError, match="amend is -1, expected a whole number of at least 0"):
+        session.amend(-1, {"skip": 1})
+    for number in (6, 15):
         with pytest.raises(ValueError, match=f"event {number} of user 'late', expected one of its last 8: 7 to 14"):
             session.amend(number, {"skip": 1})
+    kill(store)
     again = fresh(tmp_path)
     assert_close(again.session("late").reading().query, after.query)
 
@@ -191,7 +200,11 @@ def test_a_full_history_slides(service: Dataset, fresh: Callable[..., SessionSto
     for event in events_of(service, 0)[:21]:
         reading = session.add(event)
     assert reading.number == 20 and len(session) == 21 and np.isfinite(reading.query).all()
-    assert len(store._residents["long"].log) == store.encoder.caches[0].lengths[store._residents["long"].slot] == 5
+    assert (
+        len(store.memory.residents["long"].log)
+        == store.memory.encoder.caches[0].lengths[store.memory.residents["long"].slot]
+        == 5
+    )
     store.close()
     np.testing.assert_array_equal(fresh(tmp_path, max_events=8).session("long").reading().query, reading.query)
 
@@ -262,11 +275,12 @@ def test_events_of_users_nobody_asked_for_are_saved_with_the_others(
     store = fresh(tmp_path)
     for event in events[:5]:
         expected = store.session("absent").add(event)
-    del store  # gone without a save, as after a kill
+    kill(store)
     again = fresh(tmp_path)
     again.session("other").add(events[0])
     again.save()
     assert (tmp_path / "journal.jsonl").read_bytes() == b""
+    kill(again)
     found = fresh(tmp_path).session("absent")
     assert len(found) == 5
     assert_close(found.reading().query, expected.query)
@@ -291,20 +305,27 @@ def test_garbage_is_one_sentence(
     session = store.session("u")
     good = events_of(service, 0)[0]
     wrong = {
-        "time is 1700000000000, expected seconds": replace(good, time=1_700_000_000_000),
-        "time is 1.5, expected whole seconds": replace(good, time=1.5),  # type: ignore[arg-type]
+        "time: expected a whole number of seconds .* in milliseconds it would be 2023-11-14: give seconds": replace(
+            good, time=1_700_000_000_000
+        ),
+        "time: expected a whole number of seconds .*found -1": replace(good, time=-1),
+        "time is 1.5, expected a whole number of seconds": replace(good, time=1.5),  # type: ignore[arg-type]
         "organic is 'yes', expected true or false": replace(good, organic="yes"),  # type: ignore[arg-type]
         "feedback has 'love', expected names of": replace(good, feedback={"love": 1}),
-        "feedback 'like' is 2, expected a value in": replace(good, feedback={"like": 2}),
+        "feedback 'like' is 2, expected a whole number in": replace(good, feedback={"like": 2}),
+        "feedback 'like' is True, expected a whole number in": replace(good, feedback={"like": True}),
+        "item is True, expected an integer or text": replace(good, item=True),
+        "item is None, expected an integer or text": replace(good, item=None),
+        "context is 3, expected a mapping": replace(good, context=3),  # type: ignore[arg-type]
     }
     for sentence, event in wrong.items():
         with pytest.raises(ValueError, match=sentence):
             session.add(event)
     assert len(session) == 0
     session.add(replace(good, item="no such item"))
-    assert store._residents["u"].log.columns()["items"].tolist() == [-1]
-    for user in ("", None, 1.5, True):
-        with pytest.raises(ValueError, match="expected text or a whole number"):
+    assert store.memory.residents["u"].log.columns()["items"].tolist() == [-1]
+    for user in ("", None, 1.5, True, (), "u" * 1025):
+        with pytest.raises(ValueError, match=r"^user is .*, expected (an integer or text|1 to 1024)"):
             store.session(user)
     store.close()
     with pytest.raises(ValueError, match="on_full is 'drop', expected one of offload, replay"):
@@ -323,3 +344,53 @@ def test_garbage_is_one_sentence(
     (tmp_path / "elsewhere" / "file").write_text("")
     with pytest.raises(ValueError, match="is not empty and holds no sessions"):
         fresh(tmp_path / "elsewhere")
+
+
+def test_calls_are_as_strict_as_lines(service: Dataset, fresh: Callable[..., SessionStore]) -> None:
+    store = fresh()
+    session = store.session(np.int64(7))
+    assert session.user == 7 and type(session.user) is int
+    given: dict[str, Any] = {"item": np.int32(3), "time": np.int64(1_700_000_000), "organic": np.True_}
+    session.add(replace(events_of(service, 0)[0], **given))
+    items = [one.item_id for one in session.top_k(np.int64(5))]
+    assert len(items) == 5
+    left = session.top_k(5, exclude_seen=np.False_, blocked=np.array(items[:2]), now=np.int64(1_700_000_000))  # type: ignore[arg-type]
+    assert [one.item_id for one in left][:3] == items[2:]
+    assert session.top_k(3, blocked=["no such item"])[0].item_id == items[0]
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("k is True, expected a whole number of at least 1", {"k": True}),
+        ("k is 2.0, expected a whole number", {"k": 2.0}),
+        ("k is 0, expected a whole number", {"k": 0}),
+        ("blocked is 'abc', expected several item ids", {"k": 2, "blocked": "abc"}),
+        ("blocked is True, expected an integer or text", {"k": 2, "blocked": [True]}),
+        ("blocked is 1.5, expected an integer or text", {"k": 2, "blocked": [1.5]}),
+        ("exclude_seen is 1, expected true or false", {"k": 2, "exclude_seen": 1}),
+        ("score: expected one of pair, next_item, found ''", {"k": 2, "score": ""}),
+        ("now: expected a whole number of seconds", {"k": 2, "now": -1}),
+        ("now is 1.0, expected a whole number of seconds", {"k": 2, "now": 1.0}),
+        ("organic is 1, expected true or false", {"k": 2, "organic": 1}),
+        ("context has 'nowhere', expected names of", {"k": 2, "context": {"nowhere": 0}}),
+    ]
+    for sentence, options in wrong:
+        with pytest.raises(ValueError, match=f"^{sentence}"):
+            session.top_k(**options)
+    with pytest.raises(ValueError, match="amend is True, expected a whole number"):
+        session.amend(True, {"like": 1})
+    with pytest.raises(ValueError, match="user 7 was changed before in the same block"), store.atomically():
+        session.add(events_of(service, 0)[1])
+        session.add(events_of(service, 0)[2])
+    assert len(session) == 1
+
+
+def test_users_in_memory_stay_where_there_is_no_room_for_others(fresh: Callable[..., SessionStore]) -> None:
+    """Without a folder whoever goes is forgotten: nobody goes for a call that is refused."""
+    store = fresh(resident=2)
+    store.add([(user, Event(1, 1_700_000_000)) for user in (1, 2)])
+    with pytest.raises(ValueError, match="no room for 3 users at once, 2 are in use"):
+        store.add([(user, Event(1, 1_700_000_001)) for user in (3, 4, 5)])
+    other = store.session(1).what_if()
+    assert store.resident[0] == 1
+    with pytest.raises(ValueError, match="no room for 2 users at once"):
+        store.add([(user, Event(1, 1_700_000_001)) for user in (1, 2)])
+    other.close()
+    assert len(store.session(1)) == 1

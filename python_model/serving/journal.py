@@ -1,0 +1,199 @@
+"""The journal of a store of sessions: one JSON object a line of what happened since the last save.
+
+`{"user": 5, "number": 31, "row": [item, time, organic, [context …], [feedback …]]}` is an event in dense numbers,
+`{"user": 5, "amend": 30, "feedback": […]}` feedback that came late. A line reaches the operating system before the call
+returns: it outlives the process, not a loss of power. What a crash, a full disk or a damaged disk leaves of a line is
+one line that is left out, never another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from python_model.data.identifiers import id_of
+from python_model.disk import replace_text, writing
+from python_model.io.json_text import parse
+from python_model.serving.arguments import whole_number
+from python_model.serving.events import EventLog, EventReader, EventRow
+
+JOURNAL = "journal.jsonl"
+_BLOCK = 1 << 20
+_SHORTEST = 60
+"""Bytes of the shortest line of an event."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What happened to a user: an event, which became number `number`, or feedback for that one.
+
+    row: the event, None where it is feedback. line: 1-based line of the journal, 0 before it is written.
+    """
+
+    user: int | str
+    number: int
+    row: EventRow | None = None
+    feedback: tuple[int, ...] = ()
+    line: int = 0
+
+    def to_json(self) -> str:
+        """The line, without its end; its last key is the CRC-32 of what it is without it."""
+        said: dict[str, Any] = {"user": self.user, "amend": self.number, "feedback": list(self.feedback)}
+        if self.row is not None:
+            said = {"user": self.user, "number": self.number, "row": self.row.plain()}
+        return json.dumps({**said, "crc32": f"{zlib.crc32(json.dumps(said).encode()):08x}"})
+
+    @classmethod
+    def of(cls, text: bytes, line: int, reader: EventReader) -> Entry:
+        """The entry of a line; ValueError where it is none of this vocabulary."""
+        found = parse(text)
+        keys = {"user", "number", "row"}, {"user", "amend", "feedback"}
+        if not isinstance(found, dict) or found.keys() - {"crc32"} not in keys:
+            raise ValueError("expected an object of user, number, row or of user, amend, feedback")
+        user = id_of(found["user"], "user")
+        if "row" in found:
+            number = whole_number(found["number"], "number", 0, 1 << 53)
+            entry = cls(user, number, reader.row_of(found["row"]), line=line)
+        else:
+            number = whole_number(found["amend"], "amend", 0, 1 << 53)
+            entry = cls(user, number, feedback=reader.values_of("feedback", found["feedback"]), line=line)
+        if "crc32" in found and entry.to_json().encode() != text:  # earlier versions wrote none
+            raise ValueError("expected the line with this crc32, found another")
+        return entry
+
+
+class Journal:
+    """The file, opened for adding lines; what a crash left of a last line counts as not written.
+
+    lines: written since it was last emptied. damaged: at most so many lines `entries` has left out.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.lines, self.damaged = file, 0, 0
+        with writing(file):
+            self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+            self._end = self._whole_lines()
+            self._is_torn = os.fstat(self._descriptor).st_size > self._end
+            self._cut()
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Adds some entries, all or none of them; WriteError where the disk takes no more."""
+        found = [one.to_json() for one in entries]
+        if not found:
+            return
+        content = "".join(line + "\n" for line in found).encode("ascii")
+        with writing(self.file):
+            self._cut()
+            try:
+                self._is_torn = True
+                done = 0
+                # The kernel may take a part: the rest is written by the next call, or the reason comes with it.
+                while done < len(content):
+                    done += os.pwrite(self._descriptor, content[done:], self._end + done)
+                self._is_torn = False
+            except BaseException:
+                with suppress(OSError):
+                    self._cut()
+                raise
+        self._end += len(content)
+        self.lines += len(found)
+
+    def entries(self, reader: EventReader) -> Iterator[Entry]:
+        """All entries; a line that is none is left out, with a warning that names it."""
+        with open(self.file, "rb") as opened:
+            for number, line in enumerate(opened, 1):
+                try:
+                    yield Entry.of(line.removesuffix(b"\n"), number, reader)
+                except ValueError as error:
+                    # As many as may have become one line where their ends were damaged.
+                    self.damaged += 1 + len(line) // _SHORTEST
+                    logger.warning("%s, line %d: damaged and left out, the others are kept: %s", self.file, number,
+                                   str(error)[:300])  # fmt: skip
+
+    def keep(self, entries: list[Entry]) -> None:
+        """Forgets all entries but these, once what the others say is saved."""
+        if not entries:
+            with writing(self.file):
+                self._end, self._is_torn, self.lines = 0, True, 0
+                self._cut()
+                os.fsync(self._descriptor)
+            return
+        replace_text(self.file, "".join(one.to_json() + "\n" for one in entries))
+        self.close()
+        self._descriptor = os.open(self.file, os.O_RDWR)
+        self._end, self._is_torn, self.lines = os.fstat(self._descriptor).st_size, False, 0
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _cut(self) -> None:
+        """Removes what a failed write left of a line, so that the next one does not go on from it."""
+        if self._is_torn:
+            os.ftruncate(self._descriptor, self._end)
+            self._is_torn = False
+
+    def _whole_lines(self) -> int:
+        """Bytes up to the end of the last whole line."""
+        end = os.fstat(self._descriptor).st_size
+        while end > 0:
+            start = max(end - _BLOCK, 0)
+            place = os.pread(self._descriptor, end - start, start).rfind(b"\n")
+            if place >= 0:
+                return start + place + 1
+            end = start
+        return 0
+
+
+def replay(log: EventLog, entries: list[Entry], journal: Journal, *, is_saved: bool) -> bool:
+    """Puts the entries of one user into their log; whether it changed. Warns of what does not fit.
+
+    is_saved: whether the log was saved by a store; its numbers are then those that were answered. A log of an export
+    is numbered as the first entry says. An event that the log has already was saved before the journal was emptied.
+    Events whose lines are damaged count as events with an unknown item, so that the numbers of the later ones stay.
+    """
+    events = [one for one in entries if one.row is not None]
+    if events and not is_saved:
+        log.drop_oldest(log.total - events[0].number)
+        log.first = events[0].number - len(log)
+    changed = False
+    for entry in entries:
+        name = f"{journal.file}, line {entry.line}: event {entry.number} of user {entry.user!r}"
+        place, missing = entry.number - log.first, entry.number - log.total
+        if entry.row is None:
+            if 0 <= place < len(log):
+                log.set_feedback(place, entry.feedback)
+                changed = True
+            elif missing >= 0:
+                logger.warning("%s is not there: its late feedback is left out", name)
+        elif missing < 0:
+            if place >= 0 and not _same(log.row(place), entry.row):
+                logger.warning("%s is another event than the one that is there, and is left out", name)
+        elif missing > journal.damaged:
+            logger.warning("%s comes after event %d: it is left out", name, log.total - 1)
+        else:
+            if missing:
+                logger.warning("%s comes after event %d: what is missing counts as unknown items", name, log.total - 1)
+            unknown = EventRow(
+                -1, entry.row.time, False, (-1,) * len(entry.row.context), (-1,) * len(entry.row.feedback)
+            )
+            for row in [unknown] * missing + [entry.row]:
+                log.append(row)
+            changed = True
+    return changed
+
+
+def _same(one: EventRow, other: EventRow) -> bool:
+    """Whether two rows are one event; its feedback may have been amended since."""
+    return (one.item, one.time, one.organic, one.context) == (other.item, other.time, other.organic, other.context)
