@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from argus_kernels.core import triton_support
 from build_support import compile as native
 from build_support import decide, resources, triton_resources
 from build_support.resources import Figures
@@ -227,7 +228,7 @@ def test_triton_kernels_fit_every_target(room: str) -> None:
     for one in found:
         assert one.stack_bytes == 0, one
         assert 0 < one.registers <= 255, one
-        assert one.shared_bytes <= triton_resources.SHARED_LIMIT[one.target], one
+        assert one.shared_bytes <= triton_support.SHARED_LIMIT[one.target], one
         assert not one.expected or one.instructions.get(one.expected, 0) > 0, one
 
 

@@ -33,6 +33,7 @@ from python_model.integrity import CHECKSUMS, require_whole
 from python_model.io.json_text import read_object
 from python_model.io.publish import recover
 from python_model.model import Argus
+from python_model.parts import PARTS, PICKLE
 from python_model.serving.arrays import ArrayFile, require_offsets
 from python_model.serving.ids import IdTable
 from python_model.serving.towers import KINDS
@@ -114,7 +115,7 @@ class Export:
         """The model, in evaluation mode; DataError where model/ is damaged, or is not the one behind the vectors."""
         folder = self.path / MODEL
         # What several ranks wrote is described by a pickle, which can run a command: no export has it.
-        for name in (".metadata", checkpoint.PARTS):
+        for name in (PICKLE, PARTS):
             if os.path.lexists(folder / name):
                 raise DataError(folder / name, "no file of an export, and not read: make the export again")
         for name in (checkpoint.CONFIG, checkpoint.MODEL):
