@@ -2,7 +2,7 @@
 
 A function's keyword-only parameters and a dataclass's fields are settings; their annotations say what each takes. The
 kinds known here are bool, int, float, str, Literal, Optional and unions, tuple, Mapping, Any, and Annotated with
-`Between` for a range. Nothing is guessed: "5" and true are no whole numbers, 1.5 is none either.
+`Between` for a range or `OneOf` for a choice. Nothing is guessed: "5", true and 1.5 are no whole numbers.
 """
 
 from __future__ import annotations
@@ -40,6 +40,19 @@ class Between:
         return f"in {low}, {self.high}{')' if self.below else ']'}"
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The texts that a setting takes."""
+
+    choices: tuple[str, ...]
+
+    def __contains__(self, value: str) -> bool:
+        return value in self.choices
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.choices)}"
+
+
 def checked(kind: Any, name: str, value: Any) -> Any:
     """`value` as the annotation `kind` (resolved, not a string) has it: numbers of float as float, lists as tuples.
 
@@ -61,8 +74,8 @@ def checked_settings(owner: Callable[..., Any], values: Mapping[str, Any], what:
     kinds = settings_of(owner)
     unknown = sorted(set(values) - set(kinds))
     if unknown:
-        known = ", ".join(kinds) or "none"
-        raise ValueError(f"{what} has no setting {', '.join(map(shown, unknown))}; it has: {known}")
+        known = ", ".join(sorted(kinds)) or "none"
+        raise ValueError(f"{what}: unknown setting {', '.join(map(str, unknown))}; known: {known}")
     return {name: checked(kinds[name], name, value) for name, value in values.items()}
 
 
@@ -82,7 +95,8 @@ def expected(kind: Any) -> str:
     if kind in simple:
         return simple[kind]
     if origin is Annotated:
-        return " ".join([expected(arguments[0]), *map(str, arguments[1:])])
+        bounds = " ".join(map(str, arguments[1:]))
+        return bounds if isinstance(arguments[1], OneOf) else f"{expected(arguments[0])} {bounds}"
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):

@@ -39,9 +39,13 @@ def prepare(
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
     from python_model.data.prepare import prepare as prepare_data
+    from python_model.data.prepare import require_options
     from python_model.engines import open_engine
 
     options = parse_settings(settings or [])
+    require_options(source.value, options)
+    if "preset" in options:
+        raise ValueError("--set preset: give the preset as PATH")
     if source is Source.synthetic:
         options["preset"] = path
     given = None if source is Source.synthetic else path

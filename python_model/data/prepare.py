@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from python_model.data.synthetic import SyntheticConfig, generate, preset
 from python_model.data.tables import Progress
 from python_model.data.yambda import read_yambda
 from python_model.engines import LOCAL, Engine
+from python_model.settings import settings_of
 
 READERS: dict[str, Callable[..., DatasetInfo]] = {
     "yambda": read_yambda,
@@ -21,7 +21,7 @@ READERS: dict[str, Callable[..., DatasetInfo]] = {
     "movielens": read_movielens,
 }
 SOURCES = (*READERS, "synthetic")
-_COMMON = ("path", "out", "overwrite", "progress", "engine")
+_COMMON = ("overwrite", "progress", "engine")
 
 
 def prepare(
@@ -42,11 +42,7 @@ def prepare(
     Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` is taken and
     overwrite is not set. Nothing stays behind in `out` on any of them.
     """
-    known = options_of(source)
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        allowed = ", ".join(known) or "none"
-        raise ValueError(f"unknown option {', '.join(unknown)} of source {source!r}; it has: {allowed}")
+    require_options(source, options)
     if source == "synthetic":
         return _prepare_synthetic(out, overwrite, progress, engine, **options)
     if path is None:
@@ -57,10 +53,19 @@ def prepare(
 def options_of(source: str) -> tuple[str, ...]:
     """Names of the options that a source takes; ValueError where there is no such source."""
     if source == "synthetic":
-        return ("preset", "chunk_users", *SyntheticConfig.__dataclass_fields__)
+        return ("preset", "chunk_users", *settings_of(SyntheticConfig))
     if source not in READERS:
         raise ValueError(f"source: expected one of {', '.join(SOURCES)}, found {source!r}")
-    return tuple(name for name in inspect.signature(READERS[source]).parameters if name not in _COMMON)
+    return tuple(name for name in settings_of(READERS[source]) if name not in _COMMON)
+
+
+def require_options(source: str, options: Iterable[str]) -> None:
+    """ValueError where a source has no option of one of these names."""
+    known = options_of(source)
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        allowed = ", ".join(known) or "none"
+        raise ValueError(f"unknown option {', '.join(unknown)} of source {source!r}; it has: {allowed}")
 
 
 def _prepare_synthetic(

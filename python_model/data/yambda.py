@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from python_model.data.yambda_files import (
 )
 from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
+from python_model.settings import Between, OneOf, checked_settings
 
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
@@ -52,10 +54,10 @@ def read_yambda(
     path: str | Path,
     out: str | Path,
     *,
-    format: str = "flat",
-    size: str = "50m",
-    skip_below_pct: int = 30,
-    unsorted: str = "refuse",
+    format: Annotated[str, OneOf(FORMATS)] = "flat",
+    size: Annotated[str, OneOf(SIZES)] = "50m",
+    skip_below_pct: Annotated[int, Between(1, FULL_PCT)] = 30,
+    unsorted: Annotated[str, OneOf(UNSORTED)] = "refuse",
     overwrite: bool = False,
     progress: Progress | None = None,
     engine: Engine = LOCAL,
@@ -70,10 +72,8 @@ def read_yambda(
     time goes back (the published files are sorted), or "sort" his events and count in params["times_went_back"] how
     often it did. DataError where a file breaks the format.
     """
-    if not 0 < skip_below_pct <= FULL_PCT:
-        raise ValueError(f"skip_below_pct: expected a value in [1, {FULL_PCT}], found {skip_below_pct}")
-    if unsorted not in UNSORTED:
-        raise ValueError(f"unsorted: expected one of {', '.join(UNSORTED)}, found {unsorted!r}")
+    given = {"format": format, "size": size, "skip_below_pct": skip_below_pct, "unsorted": unsorted}
+    checked_settings(read_yambda, given, "yambda")
     out = Path(out)
     refuse_existing(out, overwrite)
     source = _open_source(Path(path), format, size, sort=unsorted == "sort")
@@ -193,8 +193,6 @@ def _prepare_part(source: _Source, item_file: Path, skip_below_pct: int, part: _
 
 
 def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
-    if format not in FORMATS or size not in SIZES:
-        raise ValueError(f"format, size: expected one of {FORMATS} and one of {SIZES}, found {format!r}, {size!r}")
     if path.is_file():
         directory, single = path.parent, path.name == "multi_event.parquet"
         if not single and path.name != "listens.parquet":

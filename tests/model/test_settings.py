@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from python_model.settings import Between, checked, checked_settings, settings_of
+from python_model.settings import Between, OneOf, checked, checked_settings, settings_of
 
 FORM = Literal["flat", "sequential"]
 RIGHT = [
@@ -38,6 +38,7 @@ WRONG: list[tuple[Any, list[Any], str]] = [
     (tuple[int, str], [[1], [1, "a", 2], ["a", 1]], "a list of 2: a whole number, text"),
     (Mapping[str, float], [1, [], {"like": "a"}, {"like": None}, {1: 1.0}], "a mapping from text to a finite number"),
     (Annotated[int, Between(1, 5)], [0, 6, "3", 2.0, None], r"a whole number in \[1, 5\]"),
+    (Annotated[str, OneOf(("flat", "tall"))], ["Flat", "", None, ["flat"]], "one of flat, tall"),
     (Annotated[int, Between(1)], [0, -1], "a whole number of at least 1"),
     (Annotated[float, Between(0, 1, below=True)], [1, -1e-9, float("nan")], r"a finite number in \[0, 1\)"),
 ]
@@ -78,7 +79,7 @@ def test_a_number_of_endless_digits_is_said_in_short() -> None:
 
 
 def test_an_unknown_setting_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"^the source has no setting 'depth'; it has: size, width$"):
+    with pytest.raises(ValueError, match=r"^the source: unknown setting depth; known: size, width$"):
         checked_settings(reader, {"depth": 3}, "the source")
 
 

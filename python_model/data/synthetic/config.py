@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
+
+from python_model.settings import Between, OneOf, checked, checked_settings
 
 SOURCES = ("library", "search", "radio", "feed")
 DEVICES = ("phone", "speaker", "desktop")
@@ -20,6 +22,12 @@ SURFACES = (
     (0.00, 0.00, 0.00, 0.00, 0.55, 0.45),
 )
 
+MAX_NUMBERS = 1 << 28
+"""Numbers in the vectors of the catalogue at most: 2 GiB."""
+_Count = Annotated[int, Between(1, 10_000_000)]
+_Share = Annotated[float, Between(0, 1, below=True)]
+_Strength = Annotated[float, Between(0, 1000)]
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
@@ -30,35 +38,34 @@ class SyntheticConfig:
     to: a larger catalogue serves a taste better, and it is raised to keep skips and listened shares where they are.
     """
 
-    users: int = 2000
-    events_per_user: float = 150.0
-    days: int = 60
-    clusters: int = 16
-    artists: int = 8
-    tracks: int = 8
-    dimensions: int = 8
+    users: Annotated[int, Between(1, 2**31 - 1)] = 2000
+    events_per_user: Annotated[float, Between(1, 1_000_000)] = 150.0
+    days: Annotated[int, Between(1, 10_000)] = 60
+    clusters: _Count = 16
+    artists: _Count = 8
+    tracks: _Count = 8
+    dimensions: Annotated[int, Between(1, 1024)] = 8
     seed: int = 0
-    recommended_share: float = 0.44
-    session_length: float = 9.0
-    mode_persistence: float = 0.85
-    drift: float = 0.92
-    organic_sharpness: float = 2.4
-    policy_sharpness: float = 1.8
-    policy_noise: float = 0.6
-    expectation: float = 0.0
-    recent: int = 10
+    recommended_share: _Share = 0.44
+    session_length: Annotated[float, Between(1, 20)] = 9.0
+    mode_persistence: _Share = 0.85
+    drift: _Share = 0.92
+    organic_sharpness: _Strength = 2.4
+    policy_sharpness: _Strength = 1.8
+    policy_noise: _Strength = 0.6
+    expectation: Annotated[float, Between(-1000, 1000)] = 0.0
+    recent: Annotated[int, Between(2, 1000)] = 10
 
     def __post_init__(self) -> None:
-        for name in ("users", "days", "clusters", "artists", "tracks", "dimensions", "recent"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-        for name in ("recommended_share", "mode_persistence", "drift"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a value in [0, 1), found {getattr(self, name)}")
-        if self.recent < 2:
-            raise ValueError(f"recent: expected at least 2, found {self.recent}")
-        if not 1 <= self.session_length <= 20:
-            raise ValueError(f"session_length: expected a value in [1, 20], found {self.session_length}")
+        for name, value in checked_settings(SyntheticConfig, asdict(self), "the synthetic service").items():
+            object.__setattr__(self, name, value)
+        if self.items < 2:
+            raise ValueError("clusters, artists, tracks: expected a catalogue of at least 2 items, found 1")
+        if self.items * self.dimensions > MAX_NUMBERS:
+            raise ValueError(
+                f"clusters, artists, tracks: expected at most {MAX_NUMBERS // self.dimensions:,} items of "
+                f"{self.dimensions} dimensions, found {self.items:,}"
+            )
         if self.mean_gap < 1:
             most = self.slots * self.session_length
             raise ValueError(
@@ -102,10 +109,5 @@ PRESETS = {
 
 def preset(name: str, **changes: Any) -> SyntheticConfig:
     """A preset with some settings changed; ValueError for an unknown preset or setting."""
-    if name not in PRESETS:
-        raise ValueError(f"preset: expected one of {', '.join(PRESETS)}, found {name!r}")
-    known = {f.name for f in fields(SyntheticConfig)}
-    unknown = sorted(set(changes) - known)
-    if unknown:
-        raise ValueError(f"unknown setting {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-    return replace(PRESETS[name], **changes)
+    checked(Annotated[str, OneOf(tuple(PRESETS))], "preset", name)
+    return replace(PRESETS[name], **checked_settings(SyntheticConfig, changes, "the synthetic service"))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from typing_extensions import Self
@@ -18,11 +18,14 @@ from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
 from python_model.data.synthetic.simulation import Chunk, ChunkSimulation
 from python_model.data.writer import DatasetWriter
 from python_model.engines import LOCAL, Engine
+from python_model.settings import Between, checked
 
 ORACLE = "oracle"
 # One session: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
 Progress = Callable[[int, int], None]
+ChunkUsers = Annotated[int, Between(1, 2**31 - 1)]
+"""Users that are simulated at once."""
 
 
 def generate(
@@ -30,7 +33,7 @@ def generate(
     config: SyntheticConfig,
     *,
     name: str = "synthetic",
-    chunk_users: int = 1024,
+    chunk_users: ChunkUsers = 1024,
     overwrite: bool = False,
     progress: Progress | None = None,
     engine: Engine = LOCAL,
@@ -40,8 +43,7 @@ def generate(
     The files do not depend on chunk_users. progress(users done, users) is called after every chunk. Measured
     statistics stand in dataset.json under params["statistics"].
     """
-    if chunk_users < 1:
-        raise ValueError(f"chunk_users: expected at least 1, found {chunk_users}")
+    checked(ChunkUsers, "chunk_users", chunk_users)
     starts = range(0, config.users, chunk_users)
     chunks = [(first, min(first + chunk_users, config.users)) for first in starts]
     statistics = _Statistics()

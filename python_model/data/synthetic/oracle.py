@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from python_model.data.errors import DataError
-from python_model.data.schema import Dataset, load_dataset
+from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic.behaviour import (
     LIKED,
     PLAYED,
@@ -42,7 +42,10 @@ class OracleScores:
         if not self.dataset.info.has_oracle or self.dataset.info.source != "synthetic":
             source = self.dataset.info.source
             raise ValueError(f"{dataset_dir}: a {source} data set has no oracle, only synthetic ones do")
-        self.config = SyntheticConfig.from_params(self.dataset.info.params)
+        try:
+            self.config = SyntheticConfig.from_params(self.dataset.info.params)
+        except ValueError as error:
+            raise DataError(self.dataset.path / INFO, str(error), column="params") from error
         self.catalogue: Catalogue = build_catalogue(self.config)
         directory = self.dataset.path / ORACLE
         events = len(self.dataset)

@@ -237,11 +237,16 @@ def test_progress_counts_users(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"users": 0}, "users: expected at least 1"),
-        ({"drift": 1.0}, "drift: expected a value in"),
+        ({"users": 0}, r"users is 0, expected a whole number in \[1, 2147483647\]"),
+        ({"drift": 1.0}, r"drift is 1.0, expected a finite number in \[0, 1\)"),
         ({"events_per_user": 5000.0}, "do not fit into 30 days"),
         ({"session_length": 50.0}, "session_length"),
-        ({"recent": 1}, "recent: expected at least 2"),
+        ({"recent": 1}, r"recent is 1, expected a whole number in \[2, 1000\]"),
+        ({"clusters": 1, "artists": 1, "tracks": 1}, "at least 2 items, found 1"),
+        (
+            {"clusters": 10**6, "tracks": 10**6},
+            "expected at most 33,554,432 items of 8 dimensions, found 5,000,000,000",
+        ),
         ({"tempo": 3}, "unknown setting tempo"),
     ],
 )
@@ -251,7 +256,7 @@ def test_settings_are_checked(changes: dict[str, float], says: str) -> None:
 
 
 def test_unknown_presets_are_named() -> None:
-    with pytest.raises(ValueError, match="expected one of demo, small, large, found 'huge'"):
+    with pytest.raises(ValueError, match="preset is 'huge', expected one of demo, small, large"):
         preset("huge")
 
 

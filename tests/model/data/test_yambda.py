@@ -319,7 +319,7 @@ def test_places_and_options(tree: Path, tmp_path: Path) -> None:
         read_yambda(tree / "flat", tmp_path / "out")
     with pytest.raises(DataError, match=r"expected listens.parquet or multi_event.parquet"):
         read_yambda(tree / "artist_item_mapping.parquet", tmp_path / "out")
-    with pytest.raises(ValueError, match="format, size"):
+    with pytest.raises(ValueError, match=r"format is .wide., expected one of flat, sequential"):
         read_yambda(tree, tmp_path / "out", format="wide")
     with pytest.raises(ValueError, match="skip_below_pct"):
         read_yambda(tree, tmp_path / "out", skip_below_pct=0)
