@@ -6,23 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from python_model.data.delimited import MISSING, Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.files import require_path
 from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
-from python_model.data.tables import (
-    DAY,
-    GAP_BUCKETS,
-    HOUR,
-    Piece,
-    Progress,
-    align,
-    codes,
-    gap_bucket,
-    hour_and_day,
-    pieces,
-    read_delimited,
-    refuse,
-)
+from python_model.data.tables import DAY, GAP_BUCKETS, HOUR, Progress, align, codes, gap_bucket, hour_and_day
+from python_model.data.times import MILLISECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
@@ -43,6 +33,7 @@ def read_kuairand(
 ) -> DatasetInfo:  # fmt: skip
     """Prepare a KuaiRand directory (all of its log_*.csv) or one log file; logs stream, see `python_model.data.logs`.
 
+    The directory is the one of the logs, or the one above it that the published archive unpacks to (logs in data/).
     Feedback: click, like, follow, hate, long_view (Bernoulli), share (5 bins of play time / duration). Context: tab,
     hour and day of week in Beijing, gap, random (1 in the random-exposure log) and three features of the user. Every
     event is an impression. Logs, and ties in time, keep the order of the files by name. DataError where a file breaks
@@ -52,7 +43,7 @@ def read_kuairand(
     refuse_existing(out, overwrite)
     files = _log_files(Path(path))
     directory = files[0].parent
-    todo = [piece for file in files for piece in pieces(file, ",", None, PIECE_BYTES)]
+    todo = [piece for file in files for piece in pieces(file, Form(), PIECE_BYTES)]
     with scratch(out) as space:
         logs = sort_logs(_read_log, todo, space / "logs", engine, progress=progress)
         users, user_cardinality = _user_features(directory, logs.user_ids)
@@ -79,24 +70,26 @@ def read_kuairand(
 
 
 def _log_files(path: Path) -> list[Path]:
-    if path.is_file():
+    require_path(path)
+    if not path.is_dir():
         return [path]
-    files = sorted(path.glob("log_*.csv"))
+    files = sorted(path.glob("log_*.csv")) or sorted((path / "data").glob("log_*.csv"))
     if not files:
-        raise DataError(path, "no KuaiRand log here: expected files log_standard_*.csv or log_random_*.csv")
+        raise DataError(path, "no KuaiRand log here or in data/: expected log_standard_*.csv or log_random_*.csv")
     return files
 
 
 def _read_log(piece: Piece) -> Rows:
     """The columns of a log with user, item and order (time_ms): int64 [n] in file order."""
     file = piece.file
-    log = read_delimited(file, part=piece, integers=(*_INTEGERS, *_BINARY))
+    log = read_piece(piece, integers=(*_INTEGERS, *_BINARY))
     for name in _BINARY:
         refuse(file, name, log[name], (log[name] != 0) & (log[name] != 1), "0 or 1")
-    for name in ("time_ms", "play_time_ms", "duration_ms"):
-        refuse(file, name, log[name], log[name] < 0, "a time that is not negative")
+    for name in ("play_time_ms", "duration_ms"):
+        refuse(file, name, log[name], log[name] < 0, "a duration that is not negative")
     refuse(file, "tab", log["tab"], (log["tab"] < 0) | (log["tab"] >= TABS), f"a value in [0, {TABS - 1}]")
-    return {"user": log.pop("user_id"), "item": log.pop("video_id"), "order": log.pop("time_ms"), **log}
+    time = times_of(log.pop("time_ms"), MILLISECONDS, file, "time_ms")
+    return {"user": log.pop("user_id"), "item": log.pop("video_id"), "order": time, **log}
 
 
 def _event_columns(log: Rows) -> Rows:
@@ -136,10 +129,11 @@ def _user_features(directory: Path, user_ids: np.ndarray) -> tuple[dict[str, np.
     file = _feature_file(directory, "user_features*.csv")
     if file is None:
         return {}, {}
-    table = read_delimited(file, integers=("user_id",), texts=_USER_FEATURES)
+    table = read_delimited(file, Form(), integers=("user_id",), texts=_USER_FEATURES)
     coded = {name: codes(table[name].astype(str), (table[name] == "") | (table[name] == "UNKNOWN"))
              for name in _USER_FEATURES}  # fmt: skip
-    values = align(table["user_id"], {name: numbers for name, (numbers, _) in coded.items()}, user_ids)
+    numbers = {name: numbers for name, (numbers, _) in coded.items()}
+    values = align(table["user_id"], numbers, user_ids, file, "user_id")
     return values, {name: cardinality for name, (_, cardinality) in coded.items()}
 
 
@@ -149,20 +143,20 @@ def _video_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np
     if file is None:
         return {}, {}
     table = read_delimited(
-        file,
-        integers=("video_id",),
-        numbers=("author_id", "music_id", "video_duration"),
+        file, Form(), integers=("video_id",), optional=("author_id", "music_id"), numbers=("video_duration",),
         texts=("video_type", "tag"),
-    )
+    )  # fmt: skip
+    refuse(file, "video_duration", table["video_duration"], table["video_duration"] < 0, "a duration in milliseconds")
     tag = np.array([text.split(",", 1)[0] for text in table["tag"]], dtype=str)
     kind = table["video_type"].astype(str)
     duration = np.searchsorted(DURATION_EDGES, table["video_duration"], side="right").astype(np.int32)
     coded = {
-        "author": codes(table["author_id"], np.isnan(table["author_id"])),
-        "music": codes(table["music_id"], np.isnan(table["music_id"])),
+        "author": codes(table["author_id"], table["author_id"] == MISSING),
+        "music": codes(table["music_id"], table["music_id"] == MISSING),
         "tag": codes(tag, tag == ""),
         "type": codes(kind, (kind == "") | (kind == "UNKNOWN")),
         "duration": (np.where(np.isnan(table["video_duration"]), -1, duration), len(DURATION_EDGES) + 1),
     }
-    values = align(table["video_id"], {name: numbers for name, (numbers, _) in coded.items()}, item_ids)
+    numbers = {name: numbers for name, (numbers, _) in coded.items()}
+    values = align(table["video_id"], numbers, item_ids, file, "video_id")
     return values, {name: cardinality for name, (_, cardinality) in coded.items()}

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from python_model.data.delimited import Piece
 from python_model.data.errors import DataError
-from python_model.data.tables import Piece, Progress, event_order
+from python_model.data.tables import Progress, event_order
 from python_model.engines import Engine
 
 PIECE_BYTES = 1 << 24

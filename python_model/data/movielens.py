@@ -8,21 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from python_model.data.delimited import Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.files import present, require_path
 from python_model.data.logs import PIECE_BYTES, Rows, sort_logs
-from python_model.data.tables import (
-    GAP_BUCKETS,
-    Piece,
-    Progress,
-    align,
-    codes,
-    gap_bucket,
-    hour_and_day,
-    pieces,
-    read_delimited,
-    refuse,
-)
+from python_model.data.tables import GAP_BUCKETS, Progress, align, codes, gap_bucket, hour_and_day
+from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
@@ -53,7 +45,7 @@ def read_movielens(
     out = Path(out)
     refuse_existing(out, overwrite)
     file = _rating_file(Path(path))
-    todo = pieces(file, *_form(file), PIECE_BYTES)
+    todo = pieces(file, _form(file), PIECE_BYTES)
     with scratch(out) as space:
         logs = sort_logs(_read_ratings, todo, space / "logs", engine, note=_has_half_stars, progress=progress)
         classes = 10 if logs.noted else 5
@@ -100,20 +92,20 @@ def _event_columns(classes: int, rows: Rows) -> Rows:
     }
 
 
-def _form(file: Path) -> tuple[str, tuple[str, ...] | None]:
-    """Separator and, where the file has no header line, the names of the columns."""
+def _form(file: Path) -> Form:
     if file.suffix == ".csv":
-        return ",", None
-    return "\t" if file.name == "u.data" else "::", _COLUMNS
+        return Form()
+    return Form("\t" if file.name == "u.data" else "::", _COLUMNS, quotes=False)
 
 
 def _rating_file(path: Path) -> Path:
-    if path.is_file():
+    require_path(path)
+    if not path.is_dir():
         if path.name not in RATINGS:
             raise DataError(path, f"expected one of {', '.join(RATINGS)} or the directory of one")
         return path
     for name in RATINGS:
-        if (path / name).is_file():
+        if present(path / name):
             return path / name
     raise DataError(path, f"no MovieLens ratings here: expected one of {', '.join(RATINGS)}")
 
@@ -121,28 +113,21 @@ def _rating_file(path: Path) -> Path:
 def _read_ratings(piece: Piece) -> Rows:
     """user, item, order (time), half_stars (1 to 10): int64 [n] in file order."""
     file = piece.file
-    if file.suffix == ".csv":
-        table = read_delimited(file, part=piece, integers=("userId", "movieId", "timestamp"), numbers=("rating",))
-        user, item = table["userId"], table["movieId"]
-    else:
-        table = read_delimited(
-            file, part=piece, integers=("user", "item", "timestamp"), numbers=("rating",), separator=_form(file)[0],
-            quote=None,
-        )  # fmt: skip
-        user, item = table["user"], table["item"]
-    rating, time = table["rating"], table["timestamp"]
-    doubled = rating * 2.0
+    users, items = ("userId", "movieId") if file.suffix == ".csv" else ("user", "item")
+    table = read_piece(piece, integers=(users, items, "timestamp"), numbers=("rating",))
+    doubled = table["rating"] * 2.0
     wrong = ~((doubled >= 1) & (doubled <= 10) & (doubled == np.floor(doubled)))
-    refuse(file, "rating", rating, wrong, "a rating of 0.5, 1, 1.5, ... 5")
-    refuse(file, "timestamp", time, time < 0, "a time that is not negative")
-    return {"user": user, "item": item, "order": time, "half_stars": doubled.astype(np.int64)}
+    refuse(file, "rating", table["rating"], wrong, "a rating of 0.5, 1, 1.5, ... 5")
+    time = times_of(table["timestamp"], SECONDS, file, "timestamp")
+    return {"user": table[users], "item": table[items], "order": time, "half_stars": doubled.astype(np.int64)}
 
 
 def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Genre (the first one listed) and year of the items, from whichever of the item files is there; else nothing."""
     for name, reader in (("u.item", _read_u_item), ("movies.dat", _read_movies_dat), ("movies.csv", _read_movies_csv)):
-        if (directory / name).is_file():
-            ids, title, genre = reader(directory / name)
+        file = directory / name
+        if present(file):
+            ids, title, genre, column = reader(file)
             break
     else:
         return {}, {}
@@ -150,36 +135,30 @@ def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.
     year = np.array([int(match.group(1)) if match else -1 for match in found], np.int64)
     genre_code, genres = codes(genre, (genre == "") | (genre == "unknown") | (genre == "(no genres listed)"))
     year_code, years = codes(year, year < 0)
-    return align(ids, {"genre": genre_code, "year": year_code}, item_ids), {"genre": genres, "year": years}
+    features = align(ids, {"genre": genre_code, "year": year_code}, item_ids, file, column)
+    return features, {"genre": genres, "year": years}
 
 
-def _read_u_item(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    names = ("item", "title", "released", "video", "url", *_GENRES)
-    table = read_delimited(
-        file,
-        integers=("item", *_GENRES),
-        texts=("title",),
-        separator="|",
-        names=names,
-        encoding="latin-1",
-        quote=None,
-    )
-    flags = np.stack([table[genre] for genre in _GENRES], axis=1)
+def _read_u_item(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """ids, titles, genres, and the name of the column of ids."""
+    form = Form("|", ("item", "title", "released", "video", "url", *_GENRES), "latin-1", quotes=False)
+    table = read_delimited(file, form, integers=("item", *_GENRES), texts=("title",))
+    for name in _GENRES:
+        refuse(file, name, table[name], (table[name] != 0) & (table[name] != 1), "0 or 1")
+    flags = np.stack([table[name] for name in _GENRES], axis=1)
     genre = np.where(flags.any(axis=1), np.array(_GENRES)[np.argmax(flags, axis=1)], "")
-    return table["item"], table["title"], genre
+    return table["item"], table["title"], genre, "item"
 
 
-def _read_movies_dat(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    names = ("item", "title", "genres")
-    table = read_delimited(
-        file, integers=("item",), texts=("title", "genres"), separator="::", names=names, encoding="latin-1", quote=None
-    )
-    return table["item"], table["title"], _first_genre(table["genres"])
+def _read_movies_dat(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    form = Form("::", ("item", "title", "genres"), "latin-1", quotes=False)
+    table = read_delimited(file, form, integers=("item",), texts=("title", "genres"))
+    return table["item"], table["title"], _first_genre(table["genres"]), "item"
 
 
-def _read_movies_csv(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    table = read_delimited(file, integers=("movieId",), texts=("title", "genres"))
-    return table["movieId"], table["title"], _first_genre(table["genres"])
+def _read_movies_csv(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    table = read_delimited(file, Form(), integers=("movieId",), texts=("title", "genres"))
+    return table["movieId"], table["title"], _first_genre(table["genres"]), "movieId"
 
 
 def _first_genre(genres: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from python_model.data.description import DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.files import open_parquet, present, reading_parquet, require_column, require_path
 from python_model.data.tables import GAP_BUCKETS, Progress, codes, gap_bucket, hour_and_day
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.data.yambda_files import (
@@ -28,8 +29,8 @@ from python_model.data.yambda_files import (
     EventFile,
     Rows,
     in_order_of_time,
-    open_parquet,
     rows_of_users,
+    whole_numbers,
 )
 from python_model.disk import scratch
 from python_model.engines import LOCAL, Engine
@@ -193,14 +194,15 @@ def _prepare_part(source: _Source, item_file: Path, skip_below_pct: int, part: _
 
 
 def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
-    if path.is_file():
+    require_path(path)
+    if not path.is_dir():
         directory, single = path.parent, path.name == "multi_event.parquet"
         if not single and path.name != "listens.parquet":
             raise DataError(path, "expected listens.parquet or multi_event.parquet, or their directory")
     else:
         directory = path / format / size if (path / format / size).is_dir() else path
-        single = not (directory / "listens.parquet").is_file()
-        if single and not (directory / "multi_event.parquet").is_file():
+        single = not present(directory / "listens.parquet")
+        if single and not present(directory / "multi_event.parquet"):
             raise DataError(directory, "no Yambda data here: expected listens.parquet or multi_event.parquet")
     if single:
         listens = EventFile(directory / "multi_event.parquet", (*_LISTEN_COLUMNS, "event_type"), sort=sort)
@@ -208,7 +210,7 @@ def _open_source(path: Path, format: str, size: str, *, sort: bool) -> _Source:
     explicit = {
         kind: EventFile(directory / f"{name}.parquet", ("item_id", "timestamp"), sort=sort)
         for kind, name in _FILES.items()
-        if (directory / f"{name}.parquet").is_file()
+        if present(directory / f"{name}.parquet")
     }
     observed = frozenset(kind for kind in ("like", "dislike") if kind in explicit)
     return _Source(EventFile(directory / "listens.parquet", _LISTEN_COLUMNS, sort=sort), explicit, observed)
@@ -308,7 +310,7 @@ def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.
     for name in ("artist", "album"):
         places = (directory, *list(directory.parents)[:2])
         files = [place / f"{name}_item_mapping.parquet" for place in places]
-        file = next((file for file in files if file.is_file()), None)
+        file = next((file for file in files if present(file)), None)
         if file is not None:
             values[name], cardinality[name] = _read_mapping(file, f"{name}_id", item_ids)
     return values, cardinality
@@ -317,28 +319,18 @@ def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.
 def _read_mapping(file: Path, column: str, item_ids: np.ndarray) -> tuple[np.ndarray, int]:
     parquet = open_parquet(file)
     for name in ("item_id", column):
-        if name not in parquet.schema_arrow.names:
-            raise DataError(
-                file, f"this column is missing; it has {', '.join(parquet.schema_arrow.names)}", column=name
-            )
-        if not pa.types.is_integer(parquet.schema_arrow.field(name).type):
-            found = parquet.schema_arrow.field(name).type
-            raise DataError(file, f"expected integers, found {found}", column=name)
-    owner = np.full(len(item_ids), -1, np.int64)
-    start = 0
-    for batch in parquet.iter_batches(columns=["item_id", column]):
-        for name in ("item_id", column):
-            if batch.column(name).null_count:
-                row = int(np.argmax(batch.column(name).is_null().to_numpy(zero_copy_only=False)))
-                raise DataError(file, "expected a value, found null", column=name, row=start + row + 1)
-        item, value = (batch.column(name).to_numpy().astype(np.int64) for name in ("item_id", column))
-        place = np.minimum(np.searchsorted(item_ids, item), len(item_ids) - 1)
-        known = item_ids[place] == item
-        place, value = place[known], value[known]
-        order = np.argsort(-value, kind="stable")
-        candidate = np.full(len(item_ids), np.iinfo(np.int64).max)
-        candidate[place[order]] = value[order]
-        lower = (candidate < np.iinfo(np.int64).max) & ((owner < 0) | (candidate < owner))
-        owner[lower] = candidate[lower]
-        start += batch.num_rows
-    return codes(owner, owner < 0)
+        kind = require_column(file, parquet.schema_arrow, name)
+        if not pa.types.is_integer(kind):
+            raise DataError(file, f"expected integers, found {kind}", column=name)
+    owner, has_owner = np.full(len(item_ids), np.iinfo(np.int64).max), np.zeros(len(item_ids), bool)
+    with reading_parquet(file):
+        start = 1
+        for batch in parquet.iter_batches(columns=["item_id", column]):
+            file_row = np.arange(start, start + batch.num_rows)
+            item, value = (whole_numbers(batch.column(name), file, name, file_row) for name in ("item_id", column))
+            place = np.minimum(np.searchsorted(item_ids, item), len(item_ids) - 1)
+            known = item_ids[place] == item
+            np.minimum.at(owner, place[known], value[known])
+            has_owner[place[known]] = True
+            start += batch.num_rows
+    return codes(owner, ~has_owner)

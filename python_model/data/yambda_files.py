@@ -8,24 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from python_model.data.errors import DataError
+from python_model.data.files import open_parquet, reading_parquet, require_column
+from python_model.data.identifiers import is_text
+from python_model.data.times import SECONDS, times_of
+from python_model.settings import shown
 
 Rows = dict[str, np.ndarray]
 EVENT_TYPES = ("listen", "like", "dislike", "unlike", "undislike")
 LISTEN_ONLY = ("played_ratio_pct", "track_length_seconds")
 _FLAT_BATCH, _SEQUENTIAL_BATCH = 1 << 19, 256
-
-
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """DataError where the file is not there or not Parquet."""
-    if not file.is_file():
-        raise DataError(file, "not found")
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"not a readable Parquet file: {error}") from error
 
 
 class EventFile:
@@ -40,19 +33,13 @@ class EventFile:
         self.columns = tuple(columns)
         self.sort = sort
         parquet = open_parquet(file)
-        schema = parquet.schema_arrow
-        for name in ("uid", *self.columns):
-            if name not in schema.names:
-                raise DataError(file, f"this column is missing; the file has {', '.join(schema.names)}", column=name)
-        self.sequential = _is_list(schema.field("item_id").type)
-        for name in self.columns:
-            if _is_list(schema.field(name).type) != self.sequential:
+        kinds = {name: require_column(file, parquet.schema_arrow, name) for name in ("uid", *self.columns)}
+        self.sequential = _is_list(kinds["item_id"])
+        _require_kind(file, "uid", kinds.pop("uid"))
+        for name, kind in kinds.items():
+            if _is_list(kind) != self.sequential:
                 raise DataError(file, "expected lists in all columns but uid, or in none", column=name)
-            if name != "event_type":
-                kind = schema.field(name).type
-                element = kind.value_type if self.sequential else kind
-                if not (pa.types.is_integer(element) or pa.types.is_boolean(element)):
-                    raise DataError(file, f"expected integers, found {element}", column=name)
+            _require_kind(file, name, kind.value_type if self.sequential else kind)
         self.rows = parquet.metadata.num_rows
 
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[tuple[Rows, np.ndarray]]:
@@ -62,16 +49,18 @@ class EventFile:
         there is an event_type, nulls of the listen-only columns are allowed off listens and come as -1.
         """
         last_user, last_time = -1, 0
-        try:
-            for batch, start in self._record_batches(first, self.rows if last is None else last):
-                rows, file_row = self._flatten(batch, start)
-                if len(rows["uid"]) == 0:
-                    continue
-                self._check(rows, file_row, last_user, last_time)
-                last_user, last_time = int(rows["uid"][-1]), int(rows["timestamp"][-1])
-                yield rows, file_row
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(self.file, f"cannot be read: {error}") from error
+        batches = self._record_batches(first, self.rows if last is None else last)
+        while True:
+            with reading_parquet(self.file):
+                found = next(batches, None)
+                if found is None:
+                    return
+                rows, file_row = self._flatten(*found)
+            if len(rows["uid"]) == 0:
+                continue
+            self._check(rows, file_row, last_user, last_time)
+            last_user, last_time = int(rows["uid"][-1]), int(rows["timestamp"][-1])
+            yield rows, file_row
 
     def read(self, first: int, last: int) -> Rows:
         """The events of `batches` at once."""
@@ -105,8 +94,7 @@ class EventFile:
         """(columns, 1-based row of the file that each event came from)."""
         file_row = np.arange(start + 1, start + batch.num_rows + 1)
         values = {name: batch.column(name) for name in ("uid", *self.columns)}
-        self._refuse_nulls("uid", values["uid"], file_row)
-        uid = values["uid"].to_numpy(zero_copy_only=False).astype(np.int64)
+        uid = whole_numbers(values["uid"], self.file, "uid", file_row)
         if self.sequential:
             lengths = self._lengths(values, file_row)
             uid, file_row = np.repeat(uid, lengths), np.repeat(file_row, lengths)
@@ -135,47 +123,70 @@ class EventFile:
         return expected
 
     def _integers(self, name: str, array: pa.Array, file_row: np.ndarray, kind: np.ndarray | None) -> np.ndarray:
-        if array.null_count:
-            missing = array.is_null().to_numpy(zero_copy_only=False)
-            allowed = kind != EVENT_TYPES.index("listen") if kind is not None and name in LISTEN_ONLY else False
-            self._refuse(name, missing & ~np.asarray(allowed), file_row, "a value", None)
-            array = pc.fill_null(array.cast(pa.int64()), -1)
-        return array.to_numpy(zero_copy_only=False).astype(np.int64)
+        if kind is None or name not in LISTEN_ONLY:
+            return whole_numbers(array, self.file, name, file_row)
+        found = np.full(len(array), -1, np.int64)
+        of_listen = kind == EVENT_TYPES.index("listen")
+        found[of_listen] = whole_numbers(array.filter(pa.array(of_listen)), self.file, name, file_row[of_listen])
+        return found
 
     def _event_types(self, array: pa.Array, file_row: np.ndarray) -> np.ndarray:
         self._refuse_nulls("event_type", array, file_row)
-        try:
-            names = array.cast(pa.string())
-        except pa.ArrowException as error:
-            raise DataError(self.file, f"expected text, found {array.type}", column="event_type") from error
+        names = array.cast(pa.string())
         index = pc.index_in(names, value_set=pa.array(EVENT_TYPES))
         unknown = index.is_null().to_numpy(zero_copy_only=False)
         expected = f"an event type of {', '.join(EVENT_TYPES)}"
-        self._refuse("event_type", unknown, file_row, expected, np.asarray(names.to_numpy(zero_copy_only=False)))
+        _refuse(self.file, "event_type", unknown, file_row, expected, names.to_numpy(zero_copy_only=False))
         return index.to_numpy(zero_copy_only=False).astype(np.int64)
 
     def _check(self, rows: Rows, file_row: np.ndarray, last_user: int, last_time: int) -> None:
-        for name in ("uid", *self.columns):
-            if name not in LISTEN_ONLY or "event_type" not in rows:
-                self._refuse(name, rows[name] < 0, file_row, "a value that is not negative", rows[name])
+        times_of(rows["timestamp"], SECONDS, self.file, "timestamp", file_row)
+        if "is_organic" in rows:
+            wrong = rows["is_organic"] > 1
+            _refuse(self.file, "is_organic", wrong, file_row, "0 or 1", rows["is_organic"])
         user_step = np.diff(rows["uid"], prepend=last_user)
-        self._refuse("uid", user_step < 0, file_row, "users in ascending order", rows["uid"])
+        _refuse(self.file, "uid", user_step < 0, file_row, "users in ascending order", rows["uid"])
         backwards = (np.diff(rows["timestamp"], prepend=last_time) < 0) & (user_step == 0)
         if not self.sort:
             expected = "times sorted within a user (unsorted=sort puts them in order)"
-            self._refuse("timestamp", backwards, file_row, expected, rows["timestamp"])
+            _refuse(self.file, "timestamp", backwards, file_row, expected, rows["timestamp"])
 
     def _refuse_nulls(self, name: str, array: pa.Array, file_row: np.ndarray) -> None:
         if array.null_count:
-            self._refuse(name, array.is_null().to_numpy(zero_copy_only=False), file_row, "a value", None)
+            _refuse(self.file, name, np.asarray(array.is_null()), file_row, "a value", None)
 
-    def _refuse(
-        self, name: str, bad: np.ndarray, file_row: np.ndarray, expected: str, values: np.ndarray | None
-    ) -> None:
-        if bad.any():
-            at = int(np.argmax(bad))
-            found = "null" if values is None else repr(values[at].item() if hasattr(values[at], "item") else values[at])
-            raise DataError(self.file, f"expected {expected}, found {found}", column=name, row=int(file_row[at]))
+
+def whole_numbers(array: pa.Array, file: Path, column: str, file_row: np.ndarray) -> np.ndarray:
+    """int64 of an Arrow array of integers or booleans; DataError at the first null, negative or above 2⁶³ − 1."""
+    if array.null_count:
+        _refuse(file, column, np.asarray(array.is_null()), file_row, "a value", None)
+    values = array.to_numpy(zero_copy_only=False)
+    if values.dtype == np.uint64:
+        _refuse(file, column, values > np.uint64(2**63 - 1), file_row, "a value below 2⁶³", values)
+    _refuse(file, column, values < 0, file_row, "a value that is not negative", values)
+    return values.astype(np.int64)
+
+
+def _refuse(
+    file: Path, column: str, bad: np.ndarray, file_row: np.ndarray, expected: str, values: np.ndarray | None
+) -> None:
+    if bad.any():
+        at = int(np.argmax(bad))
+        value = None if values is None else values[at]
+        found = "null" if values is None else shown(value.item() if isinstance(value, np.generic) else value)
+        raise DataError(file, f"expected {expected}, found {found}", column=column, row=int(file_row[at]))
+
+
+def _require_kind(file: Path, column: str, kind: pa.DataType) -> None:
+    """Ids and times are integers and nothing that could be taken for them; flags may be booleans."""
+    if column == "event_type":
+        words = kind.value_type if pa.types.is_dictionary(kind) else kind
+        fits, expected = is_text(words), "text"
+    else:
+        fits = pa.types.is_integer(kind) or (column == "is_organic" and pa.types.is_boolean(kind))
+        expected = "integers"
+    if not fits:
+        raise DataError(file, f"expected {expected}, found {kind}", column=column)
 
 
 def in_order_of_time(rows: Rows) -> tuple[Rows, int]:

@@ -17,7 +17,14 @@ HEADER = (
 )
 COLUMNS = HEADER.split(",")
 LOG = "log_standard_4_22_to_5_08_pure.csv"
-GOOD: Mapping[str, object] = {**dict.fromkeys(COLUMNS, 0), "date": 20220425, "duration_ms": 1000, "tab": 1}
+T = 1_648_684_800_000  # midnight of a Thursday in UTC, as that of 1970 was
+GOOD: Mapping[str, object] = {
+    **dict.fromkeys(COLUMNS, 0),
+    "date": 20220425,
+    "duration_ms": 1000,
+    "tab": 1,
+    "time_ms": T,
+}
 
 
 def write_log(folder: Path, rows: list[Mapping[str, object]], name: str = LOG, header: str = HEADER) -> Path:
@@ -53,17 +60,18 @@ def test_the_real_slice(real: Dataset) -> None:
 
 def test_rows_come_out_as_defined(tmp_path: Path) -> None:
     write_log(tmp_path / "in", [
-        {"user_id": 9, "video_id": 5, "time_ms": 7_500, "is_click": 1, "long_view": 1, "play_time_ms": 900, "tab": 3},
-        {"user_id": 2, "video_id": 5, "time_ms": 3_999, "is_hate": 1, "is_like": 1, "duration_ms": 0},
-        {"user_id": 9, "video_id": 1, "time_ms": 7_400, "play_time_ms": 399},
-        {"user_id": 9, "video_id": 8, "time_ms": 57_600_000, "is_follow": 1, "play_time_ms": 2_000, "is_rand": 1},
-        {"user_id": 9, "video_id": 8, "time_ms": 57_600_000, "is_click": 1, "play_time_ms": 200},
+        {"user_id": 9, "video_id": 5, "time_ms": T + 7_500, "is_click": 1, "long_view": 1, "play_time_ms": 900,
+         "tab": 3},
+        {"user_id": 2, "video_id": 5, "time_ms": T + 3_999, "is_hate": 1, "is_like": 1, "duration_ms": 0},
+        {"user_id": 9, "video_id": 1, "time_ms": T + 7_400, "play_time_ms": 399},
+        {"user_id": 9, "video_id": 8, "time_ms": T + 57_600_000, "is_follow": 1, "play_time_ms": 2_000, "is_rand": 1},
+        {"user_id": 9, "video_id": 8, "time_ms": T + 57_600_000, "is_click": 1, "play_time_ms": 200},
     ])  # fmt: skip
     read_kuairand(tmp_path / "in", tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
     assert dataset.user_ids.tolist() == [2, 9]
     assert dataset.item_column("item_id")[dataset.item].tolist() == [5, 1, 5, 8, 8]
-    assert dataset.time.tolist() == [3, 7, 7, 57_600, 57_600]
+    assert (dataset.time - T // 1000).tolist() == [3, 7, 7, 57_600, 57_600]
     assert dataset.grade.tolist() == [0, 1, 3, 4, 2]
     assert dataset.feedback("share").tolist() == [-1, 1, 4, 4, 1]
     assert dataset.feedback("like").tolist() == [1, 0, 0, 0, 0]
@@ -75,12 +83,14 @@ def test_rows_come_out_as_defined(tmp_path: Path) -> None:
 
 
 def test_all_logs_of_a_directory_are_read(tmp_path: Path) -> None:
-    write_log(tmp_path / "in", [{"time_ms": 9_000, "video_id": 1}], "log_standard_4_25_to_5_08_pure.csv")
-    write_log(tmp_path / "in", [{"time_ms": 1_000, "video_id": 2}], "log_standard_4_08_to_4_21_pure.csv")
-    write_log(tmp_path / "in", [{"time_ms": 5_000, "video_id": 3, "is_rand": 1}], "log_random_4_22_to_5_08_pure.csv")
+    write_log(tmp_path / "in", [{"time_ms": T + 9_000, "video_id": 1}], "log_standard_4_25_to_5_08_pure.csv")
+    write_log(tmp_path / "in", [{"time_ms": T + 1_000, "video_id": 2}], "log_standard_4_08_to_4_21_pure.csv")
+    write_log(
+        tmp_path / "in", [{"time_ms": T + 5_000, "video_id": 3, "is_rand": 1}], "log_random_4_22_to_5_08_pure.csv"
+    )
     info = read_kuairand(tmp_path / "in", tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
-    assert dataset.time.tolist() == [1, 5, 9]
+    assert (dataset.time - T // 1000).tolist() == [1, 5, 9]
     assert dataset.context("random").tolist() == [0, 1, 0]
     assert len(info.params["logs"]) == 3
     one = read_kuairand(tmp_path / "in" / "log_random_4_22_to_5_08_pure.csv", tmp_path / "one")
@@ -88,7 +98,7 @@ def test_all_logs_of_a_directory_are_read(tmp_path: Path) -> None:
 
 
 def test_features_are_joined(tmp_path: Path) -> None:
-    write_log(tmp_path / "in", [{"user_id": 4, "video_id": v, "time_ms": v} for v in (1, 2, 3)])
+    write_log(tmp_path / "in", [{"user_id": 4, "video_id": v, "time_ms": T + v} for v in (1, 2, 3)])
     (tmp_path / "in" / "video_features_basic_pure.csv").write_text(
         "video_id,author_id,video_type,video_duration,music_id,tag\n"
         '3,70,AD,8000.0,5,"20,43"\n1,80,NORMAL,,6,9\n99,90,NORMAL,1.0,7,1\n'
@@ -108,10 +118,12 @@ def test_features_are_joined(tmp_path: Path) -> None:
 
 
 BROKEN = [
-    ({"user_id": "x"}, "user_id", "an integer, found 'x'"),
+    ({"user_id": "x"}, "user_id", "an integer in plain digits, found 'x'"),
     ({"user_id": ""}, "user_id", "found nothing"),
     ({"video_id": ""}, "video_id", "found nothing"),
-    ({"time_ms": -1}, "time_ms", "not negative, found -1"),
+    ({"time_ms": -1}, "time_ms", "a whole number of milliseconds since 1970, at least 100000000000"),
+    ({"time_ms": 1_650_812_741}, "time_ms", "found 1650812741; in seconds it would be 2022-04-24: give milliseconds"),
+    ({"time_ms": 1_650_812_741_436_000}, "time_ms", "in microseconds it would be 2022-04-24: give milliseconds"),
     ({"duration_ms": -5}, "duration_ms", "not negative"),
     ({"is_like": 2}, "is_like", "0 or 1, found 2"),
     ({"is_rand": "yes"}, "is_rand", "an integer"),
@@ -145,7 +157,7 @@ def test_empty_and_absent_logs(tmp_path: Path, refused) -> None:  # type: ignore
     with refused(tmp_path / "out", file, None, None, "empty"):
         read_kuairand(tmp_path / "in", tmp_path / "out")
     file.write_bytes(b"PAR1" + bytes(range(256)))
-    with pytest.raises(DataError, match="expected text in utf-8"):
+    with pytest.raises(DataError, match="expected delimited text in UTF-8, found a Parquet file"):
         read_kuairand(tmp_path / "in", tmp_path / "out")
     file.unlink()
     with refused(tmp_path / "out", tmp_path / "in", None, None, "no KuaiRand log"):
@@ -156,5 +168,5 @@ def test_a_broken_feature_file_is_named(tmp_path: Path, refused) -> None:  # typ
     write_log(tmp_path / "in", [{}])
     file = tmp_path / "in" / "video_features_basic_pure.csv"
     file.write_text("video_id,author_id,video_type,video_duration,music_id,tag\n0,who,AD,1,5,2\n")
-    with refused(tmp_path / "out", file, "author_id", 1, "a number, found 'who'"):
+    with refused(tmp_path / "out", file, "author_id", 1, "an integer in plain digits, found 'who'"):
         read_kuairand(tmp_path / "in", tmp_path / "out")

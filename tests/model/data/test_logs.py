@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from python_model.data import kuairand, logs, movielens, yambda_files
+from python_model.data.delimited import Form, pieces, read_piece
 from python_model.data.errors import DataError
 from python_model.data.prepare import prepare
 from python_model.data.schema import load_dataset
-from python_model.data.tables import pieces
 from tests.model.data.test_yambda import tree as yambda_tree
 
 __all__ = ["yambda_tree"]
@@ -53,7 +53,7 @@ def write_log(folder: Path, name: str, rows: int, seed: int) -> list[str]:
     folder.mkdir(exist_ok=True)
     lines = []
     for _ in range(rows):
-        user, video, time = dice.integers(0, 9), dice.integers(0, 50), dice.integers(0, 4000)
+        user, video, time = dice.integers(0, 9), dice.integers(0, 50), 1_648_684_800_000 + dice.integers(0, 4000)
         flags = ",".join(str(flag) for flag in dice.integers(0, 2, 5))
         lines.append(f"{user},{video},20220422,1200,{time},{flags},{dice.integers(0, 9000)},9000,1,0")
     (folder / f"log_{name}.csv").write_text("\n".join([HEADER, *lines]) + "\n")
@@ -126,20 +126,26 @@ def test_a_line_with_too_many_cells_is_located(tmp_path: Path, small_pieces: Cal
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
-def test_pieces_are_whole_lines_and_leave_nothing_out(tmp_path: Path, ending: str) -> None:
+def test_pieces_are_whole_rows_and_leave_nothing_out(tmp_path: Path, ending: str) -> None:
     dice = random.Random(0)
     newline = ending or "\n"
-    text = newline.join(["a,b", *(f"{n},{'x' * dice.randrange(30)}" for n in range(40))]) + ending
+    cells = [
+        dice.choice(["", "x" * dice.randrange(30), '"a,b"', '"a\nb"', '"\r\n"', '"a""\n""b"', '""']) for _ in range(40)
+    ]
+    rows = [f"{n},{cell}" for n, cell in enumerate(cells)]
     file = tmp_path / "table.csv"
-    file.write_bytes(text.encode())
+    file.write_bytes((newline.join(["a,b", *rows]) + ending * 3).encode())
+    plain = [cell[1:-1].replace('""', '"') if cell.startswith('"') else cell for cell in cells]
     for size in (1, 5, 17, 60, 500, 5000):
-        for names in (None, ("p", "q")):
-            found = pieces(file, ",", names, size)
-            assert b"".join(piece.text() for piece in found) == text.encode()
-            assert all(piece.text().endswith(b"\n") for piece in found[:-1])
-            assert found[0].names == names and {piece.names for piece in found[1:]} <= {names or ("a", "b")}
-            # A piece with the header alone would look like a file without rows.
-            assert names is not None or found[0].text().count(b"\n") > 1 or len(found) == 1
+        for form, names in ((Form(), ("a", "b")), (Form(names=("p", "q")), ("p", "q"))):
+            found = pieces(file, form, size)
+            assert {piece.names for piece in found} == {names}
+            read = [read_piece(piece, texts=names) for piece in found]
+            first = np.concatenate([part[names[0]] for part in read]).tolist()
+            second = np.concatenate([part[names[1]] for part in read]).tolist()
+            titles = form.names is not None
+            assert first == ["a"] * titles + [str(n) for n in range(40)]
+            assert second == ["b"] * titles + [text.strip() for text in plain]
 
 
 @pytest.mark.parametrize("form", ["flat", "sequential"])
