@@ -174,7 +174,8 @@ class _Scorer:
                 row[f"{metric}@{cutoff}"] = None if gains is None else _defined(_mean_of(gains))
                 error[f"{metric}@{cutoff}"] = None if gains is None else _defined(self._error(gains))
         loss = math.nan if ranking is None else _mean_of(ranking.log_loss[self.next_items])
-        row["next_item_ne"] = _defined(loss / unigram)
+        # Of one item alone the unigram loss is 0: nothing is left to normalise.
+        row["next_item_ne"] = _defined(loss / unigram) if unigram else None
         return row, error
 
     def _pairs(self, prediction: Predictions) -> metrics.Pairs:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from python_model.data.description import DatasetInfo
+from python_model.data.columns import require_range
+from python_model.data.description import ITEMS, DatasetInfo
 from python_model.data.errors import DataError
+from python_model.data.times import SECONDS, times_of
 
 
 class EventChecker:
@@ -24,44 +26,53 @@ class EventChecker:
         self.rows = 0
         self.user = -1
         self.time = 0
+        self.longest = 0
 
     def check(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Check the next rows (any length, also none)."""
+        """Check the next rows (any length, also none), in the types of the schema."""
         rows = len(columns["user"])
         if rows == 0:
             return
-        self._check_order(columns["user"], columns["time"])
-        self._range(columns, "item", 0, self.items)
+        self._range(columns, "item", 0, None if self.items is None else self.items - 1)
         self._range(columns, "grade", -1, None)
         for name, cardinality in self.info.context.items():
-            self._range(columns, f"context_{name}", -1, cardinality)
+            self._range(columns, f"context_{name}", -1, cardinality - 1)
         for name, classes in self.info.feedback.items():
-            self._range(columns, f"feedback_{name}", -1, max(classes, 2))
+            self._range(columns, f"feedback_{name}", -1, max(classes, 2) - 1)
         if self.info.has_oracle:
             self._refuse(columns, "oracle_affinity", ~np.isfinite(columns["oracle_affinity"]), "a finite number")
             for name in self.info.bernoulli_tasks:
                 value = columns[f"oracle_feedback_{name}"]
                 self._refuse(columns, f"oracle_feedback_{name}", ~((value >= 0) & (value <= 1)), "a probability")
+        # Last, as it moves on: rows that are refused have changed nothing.
+        self._check_order(columns["user"], columns["time"])
         self.rows += rows
 
+    def finish(self, items: int) -> None:
+        """After the last rows: DataError where there is nothing to learn from, or one item that all would be."""
+        if self.rows == 0:
+            raise DataError(self.file, "the data set is empty: no event was written")
+        if self.longest < 2:
+            message = f"nobody has two events (no two of these {self.rows:,} are of one user): what comes next "
+            message += "cannot be learned; check which column has the users, or take a longer log"
+            raise DataError(self.file, message, column="user")
+        if items < 2:
+            raise DataError(self.file.parent / ITEMS, "expected at least 2 items to choose from, found 1")
+
     def _check_order(self, user: np.ndarray, time: np.ndarray) -> None:
-        columns = {"user": user, "time": time}
+        columns = {"user": user}
         step = np.diff(user.astype(np.int64), prepend=self.user)
         if self.rows == 0:
             self._refuse(columns, "user", (np.arange(len(user)) == 0) & (user != 0), "users numbered from 0")
         self._refuse(columns, "user", (step < 0) | (step > 1), "users sorted and numbered without gaps")
-        self._refuse(columns, "time", time < 0, "a time that is not negative")
+        times_of(time, SECONDS, self.file, "time", np.arange(self.rows + 1, self.rows + len(time) + 1))
         backwards = (np.diff(time, prepend=self.time) < 0) & (step == 0)
-        self._refuse(columns, "time", backwards, "times sorted within a user")
+        self._refuse({"time": time}, "time", backwards, "times sorted within a user")
         self.user, self.time = int(user[-1]), int(time[-1])
+        self.longest = max(self.longest, 2 if (step == 0).any() else 1)
 
     def _range(self, columns: Mapping[str, np.ndarray], name: str, low: int, high: int | None) -> None:
-        values = columns[name]
-        bad = values < low
-        if high is not None:
-            bad |= values >= high
-        expected = f"a value of at least {low}" if high is None else f"a value in [{low}, {high - 1}]"
-        self._refuse(columns, name, bad, expected)
+        require_range(columns[name], low, high, self.file, name, self.rows + 1)
 
     def _refuse(self, columns: Mapping[str, np.ndarray], name: str, bad: np.ndarray, expected: str) -> None:
         if bad.any():

@@ -170,7 +170,7 @@ def _header(file: Path, stream: BinaryIO, begin: int, form: Form) -> tuple[tuple
         content, quotes = content + line, quotes + line.count(_QUOTE)
         if not line or len(content) > MAX_RECORD:
             break
-    text = content.rstrip(_RETURN + _LINE)
+    text = content.removesuffix(_LINE).removesuffix(_RETURN)
     if quotes % 2 or len(content) > MAX_RECORD or _RETURN in text:
         raise DataError(file, "expected a first line with the names of the columns, ended by \\n or \\r\\n")
     try:

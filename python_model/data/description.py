@@ -7,15 +7,19 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 
 from python_model.data.errors import DataError
+from python_model.io.json_text import read_object
+from python_model.settings import Between, checked_settings, shown
 
 FORMAT = 1
 EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"
+
+_Rows = Annotated[int, Between(0, 2**31 - 1)]
 
 
 @dataclass(frozen=True)
@@ -30,18 +34,26 @@ class DatasetInfo:
 
     name: str
     source: str
-    users: int
-    items: int
-    events: int
-    context: Mapping[str, int]
-    feedback: Mapping[str, int]
-    item_features: Mapping[str, int]
+    users: _Rows
+    items: _Rows
+    events: Annotated[int, Between(0)]
+    context: Mapping[str, Annotated[int, Between(1, 2**31 - 1)]]
+    feedback: Mapping[str, Annotated[int, Between(1, 2**15 - 1)]]
+    item_features: Mapping[str, Annotated[int, Between(1, 2**31 - 1)]]
     grades: str
-    pair_window: int
+    pair_window: Annotated[int, Between(0)]
     has_oracle: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        """ValueError where a field is of another type or out of range."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, value in checked_settings(DatasetInfo, values, INFO).items():
+            object.__setattr__(self, name, value)
+        if "id" in self.item_features:
+            raise ValueError("item_features: expected another name than 'id', as item_id has the original ids")
 
     @property
     def bernoulli_tasks(self) -> tuple[str, ...]:
@@ -49,27 +61,27 @@ class DatasetInfo:
         return tuple(name for name, classes in self.feedback.items() if classes == 1)
 
     def to_json(self) -> str:
-        """The text of dataset.json."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The text of dataset.json; ValueError where params hold what JSON does not."""
+        try:
+            return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"params: expected what JSON holds: {error}") from error
 
     @classmethod
     def load(cls, directory: str | Path) -> DatasetInfo:
         """Read dataset.json; DataError where it is missing, not JSON, incomplete or of another format."""
         file = Path(directory) / INFO
-        if not file.is_file():
-            raise DataError(file, "not found: expected the directory of a prepared data set (see `argus prepare`)")
-        try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(file, f"expected JSON: {error}") from error
-        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-            found = raw.get("format") if isinstance(raw, dict) else type(raw).__name__
-            raise DataError(file, f"expected format {FORMAT}, found {found!r}", column="format")
-        known = {f.name for f in fields(cls)}
+        raw = read_object(file, "the directory of a prepared data set (see `argus prepare`)")
+        if raw.get("format") != FORMAT:
+            raise DataError(file, f"expected format {FORMAT}, found {shown(raw.get('format'))}", column="format")
+        known = {one.name for one in fields(cls)}
         optional = {"params", "has_oracle", "fingerprint", "format"}
         for name in sorted(known - optional - raw.keys()):
             raise DataError(file, "this key is missing", column=name)
-        return cls(**{key: value for key, value in raw.items() if key in known})
+        try:
+            return cls(**{key: value for key, value in raw.items() if key in known})
+        except ValueError as error:
+            raise DataError(file, str(error)) from error
 
 
 class Fingerprint:

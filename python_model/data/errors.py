@@ -18,14 +18,21 @@ class DataError(ValueError):
         self.file = Path(file)
         self.column = column
         self.row = row
-        self.message = message
-        place = str(file)
+        self.message = printable(message)
+        place = printable(str(file))
         if column is not None:
             place += f", column {column!r}"
         if row is not None:
             place += f", data row {row}"
-        super().__init__(f"{place}: {message}")
+        super().__init__(f"{place}: {self.message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled from its parts, so that it comes back whole from another process."""
         return partial(DataError, column=self.column, row=self.row), (self.file, self.message)
+
+
+def printable(text: str) -> str:
+    """A text on one line that any UTF-8 terminal prints: what is not printable is escaped as in Python."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -7,13 +7,16 @@ true are none.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from python_model.data.errors import DataError
+from python_model.settings import shown
 
 CANONICAL = r"^(0|-?[1-9][0-9]*)$"
 """An integer as text in its one spelling: ASCII digits, no sign before 0 or a positive one, no leading zeros."""
@@ -52,6 +55,64 @@ def ids_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, fi
             message = f"expected an id of 1 to {MAX_BYTES} bytes, found {len(text.encode())}"
             raise DataError(file, message, column=column, row=at + first_row)
     return found
+
+
+def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
+    """The ids of an array or a sequence that a program hands over, as `ids_of` has them.
+
+    DataError where they are of mixed or other types, or not in one dimension.
+    """
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise DataError(file, f"expected a column of {_EXPECTED}, found {type(values).__name__}", column=column)
+    if len(values) == 0:
+        return np.zeros(0, np.int64)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iu":
+        values = values.astype(values.dtype.newbyteorder("="))
+    try:
+        found = pa.array(values)
+    except OverflowError:
+        found = _large(values, file, column, first_row)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(file, f"expected a column of {_EXPECTED}, all of one type: {reason}", column=column) from error
+    return ids_of(found, file, column, first_row)
+
+
+def _large(values: Any, file: str | Path, column: str, first_row: int) -> pa.Array:
+    """Integers of which one is above 2⁶³ − 1."""
+    for row, value in enumerate(values):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
+            message = f"expected integers of 64 bits, none negative beside one above 2⁶³ − 1, found {value!r:.60}"
+            raise DataError(file, message, column=column, row=first_row + row)
+    return pa.array(values, pa.uint64())
+
+
+def joined(parts: Sequence[np.ndarray], file: str | Path, column: str) -> np.ndarray:
+    """Ids of several parts as one column; DataError where some are text and some integers, or no type holds them all.
+
+    numpy would make float64 of int64 and uint64, in which neighbouring ids are one.
+    """
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return np.zeros(0, np.int64)
+    if len({part.dtype.kind == "O" for part in parts}) > 1:
+        raise DataError(file, "expected ids of one type, found integers and text", column=column)
+    if any(part.dtype == np.uint64 for part in parts):
+        for part in parts:
+            if part.dtype == np.int64 and int(part.min()) < 0:
+                message = f"expected no negative id beside one above 2⁶³ − 1, found {int(part.min())}"
+                raise DataError(file, message, column=column)
+        parts = [part.astype(np.uint64) for part in parts]
+    return np.concatenate(parts)
+
+
+def require_distinct(ids: np.ndarray, file: str | Path, column: str) -> None:
+    """DataError at the first id that stands a second time."""
+    again = ~pl.Series(ids.tolist() if ids.dtype.kind == "O" else ids).is_first_distinct()
+    if again.any():
+        row = int(again.arg_max() or 0)
+        found = ids[row].item() if isinstance(ids[row], np.generic) else ids[row]
+        raise DataError(file, f"expected every id once, found {shown(found)} again", column=column, row=row + 1)
 
 
 def narrowed(ids: np.ndarray) -> np.ndarray:

@@ -20,12 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from python_model.data.checks import EventChecker
+from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
+from python_model.data.files import open_parquet, reading_parquet, require_column
+from python_model.data.identifiers import ids_of, require_distinct
 from python_model.data.shards import Manifest, read_manifest
+from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter
 
 __all__ = [
@@ -60,10 +63,14 @@ class Dataset:
     def column(self, name: str) -> np.ndarray:
         """One column of events.parquet [T]."""
         if name not in self._columns:
-            parts = [_read_column(file, name, rows) for file, rows in self.event_files]
+            parts = [self._event_column(file, name, rows) for file, rows in self.event_files]
             self._columns[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
             self._columns[name].setflags(write=False)
         return self._columns[name]
+
+    def _event_column(self, file: Path, name: str, rows: int) -> np.ndarray:
+        values = _read_column(file, name, rows, event_schema(self.info).field(name).type)
+        return times_of(values, SECONDS, file, name) if name == "time" else values
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -113,13 +120,17 @@ class Dataset:
     def item_column(self, name: str) -> np.ndarray:
         """One column of items.parquet [V]: `item_id`, `count` or `item_<feature>`."""
         if name not in self._items:
-            self._items[name] = _read_column(self.path / ITEMS, name, self.info.items)
+            file, rows = self.path / ITEMS, self.info.items
+            if name == "item_id":
+                self._items[name] = _read_ids(file, name, rows)
+            else:
+                self._items[name] = _read_column(file, name, rows, pa.int64() if name == "count" else pa.int32())
         return self._items[name]
 
     @cached_property
     def user_ids(self) -> np.ndarray:
         """Original user ids [U]."""
-        return _read_column(self.path / USERS, "user_id", self.info.users)
+        return _read_ids(self.path / USERS, "user_id", self.info.users)
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -134,7 +145,7 @@ def load_dataset(path: str | Path) -> Dataset:
     info = dataset.info
     items, users = (dataset.path / ITEMS, info.items), (dataset.path / USERS, info.users)
     for file, rows in (*dataset.event_files, items, users):
-        found = _open_parquet(file).metadata.num_rows
+        found = open_parquet(file).metadata.num_rows
         if found != rows:
             raise DataError(file, f"expected {rows} rows as {INFO} says, found {found}")
     for file, _ in dataset.event_files:
@@ -143,26 +154,23 @@ def load_dataset(path: str | Path) -> Dataset:
 
 
 def _require_schema(file: Path, info: DatasetInfo) -> None:
-    present = _open_parquet(file).schema_arrow
+    present = open_parquet(file).schema_arrow
     for expected in event_schema(info):
-        if expected.name not in present.names:
-            raise DataError(file, "this column is missing", column=expected.name)
-        if present.field(expected.name).type != expected.type:
-            found_type = present.field(expected.name).type
-            raise DataError(file, f"expected type {expected.type}, found {found_type}", column=expected.name)
+        found = require_column(file, present, expected.name)
+        if found != expected.type:
+            raise DataError(file, f"expected type {expected.type}, found {found}", column=expected.name)
 
 
 def validate(path: str | Path) -> DatasetInfo:
     """Check every row of a prepared data set, in bounded memory; returns its description or raises DataError."""
     dataset = load_dataset(path)
     info = dataset.info
-    if info.events == 0:
-        raise DataError(dataset.path / EVENTS, "the data set is empty")
     checker, fingerprint = EventChecker(dataset.path / EVENTS, info, info.items), Fingerprint()
     for file, _ in dataset.event_files:
         for columns in _batches(file, event_schema(info).names):
             checker.check(columns)
             fingerprint.update(event_schema(info), columns)
+    checker.finish(info.items)
     if info.fingerprint not in ("", fingerprint.text()):
         message = f"expected the fingerprint {info.fingerprint} of {INFO}, found {fingerprint.text()}: other events"
         raise DataError(checker.file, message)
@@ -170,59 +178,53 @@ def validate(path: str | Path) -> DatasetInfo:
         message = f"expected {info.users} users with events, found {checker.user + 1}"
         raise DataError(checker.file, message, column="user")
     for name, key, rows in ((ITEMS, "item", info.items), (USERS, "user", info.users)):
-        wrong = _read_column(dataset.path / name, key, rows) != np.arange(rows)
+        wrong = _read_column(dataset.path / name, key, rows, pa.int32()) != np.arange(rows)
         if wrong.any():
             raise DataError(dataset.path / name, "expected 0, 1, 2, ...", column=key, row=int(np.argmax(wrong)) + 1)
+    require_distinct(dataset.item_column("item_id"), dataset.path / ITEMS, "item_id")
+    require_distinct(dataset.user_ids, dataset.path / USERS, "user_id")
+    require_range(dataset.item_column("count"), 0, info.events, dataset.path / ITEMS, "count")
     for name, cardinality in info.item_features.items():
-        values = dataset.item_column(f"item_{name}")
-        wrong = (values < -1) | (values >= cardinality)
-        if wrong.any():
-            raise DataError(
-                dataset.path / ITEMS,
-                f"expected a value in [-1, {cardinality - 1}], found {values[np.argmax(wrong)]}",
-                column=f"item_{name}",
-                row=int(np.argmax(wrong)) + 1,
-            )
+        column = f"item_{name}"
+        require_range(dataset.item_column(column), -1, cardinality - 1, dataset.path / ITEMS, column)
     return info
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    if not file.is_file():
-        raise DataError(file, "not found")
-    try:
-        # Not memory-mapped: a file that another process truncates would kill this one instead of raising.
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"not a readable Parquet file: {error}") from error
-
-
-def _read_column(file: Path, name: str, rows: int) -> np.ndarray:
-    parquet = _open_parquet(file)
-    if name not in parquet.schema_arrow.names:
-        present = ", ".join(parquet.schema_arrow.names)
-        raise DataError(file, f"this column is missing; the file has {present}", column=name)
-    try:
+def _values(file: Path, name: str, rows: int) -> pa.ChunkedArray:
+    """One column with as many rows as there are to be."""
+    parquet = open_parquet(file)
+    require_column(file, parquet.schema_arrow, name)
+    with reading_parquet(file, name):
         values = parquet.read(columns=[name]).column(0)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"cannot be read: {error}", column=name) from error
+    if len(values) != rows:
+        raise DataError(file, f"expected {rows} rows, found {len(values)}", column=name)
+    return values
+
+
+def _read_column(file: Path, name: str, rows: int, kind: pa.DataType) -> np.ndarray:
+    values = _values(file, name, rows)
+    if values.type != kind:
+        raise DataError(file, f"expected type {kind}, found {values.type}", column=name)
     _refuse_nulls(file, name, values, 0)
     array = values.to_numpy()
-    if len(array) != rows:
-        raise DataError(file, f"expected {rows} rows, found {len(array)}", column=name)
     array.setflags(write=False)
     return array
 
 
+def _read_ids(file: Path, name: str, rows: int) -> np.ndarray:
+    ids = ids_of(_values(file, name, rows), file, name)
+    ids.setflags(write=False)
+    return ids
+
+
 def _batches(file: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
     start = 0
-    try:
-        for batch in _open_parquet(file).iter_batches(columns=names, batch_size=1 << 18):
+    with reading_parquet(file):
+        for batch in open_parquet(file).iter_batches(columns=names, batch_size=1 << 18):
             for name in names:
                 _refuse_nulls(file, name, batch.column(name), start)
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
             start += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"cannot be read: {error}") from error
 
 
 def _refuse_nulls(file: Path, name: str, values: pa.Array | pa.ChunkedArray, start: int) -> None:

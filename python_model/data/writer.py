@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from typing_extensions import Self
 
 from python_model.data.checks import EventChecker
+from python_model.data.columns import Values, require_range, typed
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
+from python_model.data.identifiers import ids_from, joined, require_distinct
 from python_model.disk import as_write_error, flush
 
 ROW_GROUP = 1 << 17
@@ -70,13 +72,13 @@ class DatasetWriter:
             users=0,
             items=0,
             events=0,
-            context=dict(context),
-            feedback=dict(feedback),
-            item_features=dict(item_features),
+            context=context,
+            feedback=feedback,
+            item_features=item_features,
             grades=grades,
             pair_window=pair_window,
             has_oracle=has_oracle,
-            params=dict(params or {}),
+            params=params or {},
         )
         refuse_existing(self.out, self.overwrite)
         self._directory: Path | None = None
@@ -104,7 +106,7 @@ class DatasetWriter:
         self._item_ids: list[np.ndarray] = []
         self._item_features: dict[str, list[np.ndarray]] = {name: [] for name in self.info.item_features}
         self._user_ids: list[np.ndarray] = []
-        self._counts = np.zeros(0, np.int64)
+        self._items, self._counts = np.zeros(0, np.int32), np.zeros(0, np.int64)
         self._fingerprint = Fingerprint()
 
     def __exit__(
@@ -140,51 +142,73 @@ class DatasetWriter:
         """Events written so far."""
         return self._checker.rows
 
-    def write_events(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Append events; every column of the schema, equal lengths, values that fit its type."""
+    def write_events(self, columns: Mapping[str, Values]) -> None:
+        """Append events; every column of the schema, equal lengths, values that fit its type.
+
+        ValueError for other columns, DataError with column and row for other lengths, types or values.
+        """
         schema = event_schema(self.info)
-        if set(columns) != set(schema.names):
-            raise ValueError(f"columns: expected {sorted(schema.names)}, found {sorted(columns)}")
-        self._checker.check(columns)
-        seen = np.bincount(columns["item"], minlength=len(self._counts)).astype(np.int64)
-        seen[: len(self._counts)] += self._counts
-        self._counts = seen
-        self._fingerprint.update(schema, columns)
-        self._events.append(pa.table([pa.array(columns[f.name], f.type) for f in schema], schema=schema))
+        _require_names("columns", columns, schema.names)
+        file, first_row = self.out / EVENTS, self.rows + 1
+        found = {one.name: typed(columns[one.name], one.type, file, one.name, first_row) for one in schema}
+        for name, values in found.items():
+            _require_length(values, found["user"], "user", file, name)
+        self._checker.check(found)
+        self._count(found["item"])
+        self._fingerprint.update(schema, found)
+        self._events.append(pa.table([pa.array(found[one.name], one.type) for one in schema], schema=schema))
 
-    def write_users(self, user_ids: np.ndarray | Sequence[Any]) -> None:
-        """Append the original ids of the next users (int64 or string)."""
-        self._user_ids.append(np.asarray(user_ids))
+    def write_users(self, user_ids: Values) -> None:
+        """Append the original ids of the next users: integers of 64 bits or text, every one once."""
+        first_row = sum(map(len, self._user_ids)) + 1
+        self._user_ids.append(ids_from(user_ids, self.out / USERS, "user_id", first_row))
 
-    def write_items(self, item_ids: np.ndarray | Sequence[Any], features: Mapping[str, np.ndarray]) -> None:
-        """Append the original ids (int64 or string) and the features (int32, -1 missing) of the next items."""
-        if set(features) != set(self.info.item_features):
-            raise ValueError(f"features: expected {sorted(self.info.item_features)}, found {sorted(features)}")
-        self._item_ids.append(np.asarray(item_ids))
-        for name, values in features.items():
-            self._item_features[name].append(np.asarray(values, np.int32))
+    def write_items(self, item_ids: Values, features: Mapping[str, Values]) -> None:
+        """Append the original ids (as of users) and the features (int32, -1 missing) of the next items."""
+        _require_names("features", features, self.info.item_features)
+        file, first_row = self.out / ITEMS, sum(map(len, self._item_ids)) + 1
+        ids = ids_from(item_ids, file, "item_id", first_row)
+        found = {name: typed(features[name], pa.int32(), file, f"item_{name}", first_row) for name in features}
+        for name, values in found.items():
+            _require_length(values, ids, "item_id", file, f"item_{name}")
+            require_range(values, -1, self.info.item_features[name] - 1, file, f"item_{name}", first_row)
+        self._item_ids.append(ids)
+        for name, values in found.items():
+            self._item_features[name].append(values)
+
+    def _count(self, item: np.ndarray) -> None:
+        """Events of each item, in memory of the distinct ones: until the end, a number may be anything."""
+        numbers, counts = np.unique(item, return_counts=True)
+        items = np.union1d(self._items, numbers)
+        total = np.zeros(len(items), np.int64)
+        total[np.searchsorted(items, self._items)] = self._counts
+        total[np.searchsorted(items, numbers)] += counts
+        self._items, self._counts = items, total
 
     def set_params(self, params: Mapping[str, Any]) -> None:
         """Replace the description's params, as far as they are known only at the end."""
         self.info = replace(self.info, params=dict(params))
 
     def _finish(self) -> None:
-        items, users = sum(map(len, self._item_ids)), sum(map(len, self._user_ids))
-        events = self._checker.rows
-        if events == 0:
-            raise DataError(self.out / EVENTS, "the data set is empty: no event was written")
+        item_ids = joined(self._item_ids, self.out / ITEMS, "item_id")
+        user_ids = joined(self._user_ids, self.out / USERS, "user_id")
+        items, users, events = len(item_ids), len(user_ids), self._checker.rows
+        self._checker.finish(items)
         if users != self._checker.user + 1:
             message = f"expected {self._checker.user + 1} users as in the events, found {users}"
             raise DataError(self.out / USERS, message)
-        if items < len(self._counts):
-            raise DataError(self.out / ITEMS, f"expected at least {len(self._counts)} items, found {items}")
+        least = int(self._items[-1]) + 1
+        if items < least:
+            raise DataError(self.out / ITEMS, f"expected at least {least} items, found {items}")
+        require_distinct(item_ids, self.out / ITEMS, "item_id")
+        require_distinct(user_ids, self.out / USERS, "user_id")
         counts = np.zeros(items, np.int64)
-        counts[: len(self._counts)] = self._counts
-        columns = {"item": np.arange(items, dtype=np.int32), "item_id": np.concatenate(self._item_ids)}
+        counts[self._items] = self._counts
+        columns = {"item": np.arange(items, dtype=np.int32), "item_id": item_ids}
         for name, chunks in self._item_features.items():
             columns[f"item_{name}"] = np.concatenate(chunks)
         pq.write_table(pa.table({**columns, "count": counts}), self.directory / ITEMS, write_page_checksum=True)
-        user_columns = {"user": np.arange(users, dtype=np.int32), "user_id": np.concatenate(self._user_ids)}
+        user_columns = {"user": np.arange(users, dtype=np.int32), "user_id": user_ids}
         pq.write_table(pa.table(user_columns), self.directory / USERS, write_page_checksum=True)
         info = replace(self.info, users=users, items=items, events=events, fingerprint=self._fingerprint.text())
         (self.directory / INFO).write_text(info.to_json(), encoding="utf-8")
@@ -220,6 +244,19 @@ def refuse_existing(out: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{out} is not a prepared data set (no {INFO}): it is not overwritten")
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, expected a directory")
+
+
+def _require_names(what: str, found: Mapping[str, Any], expected: Iterable[str]) -> None:
+    missing, unknown = set(expected) - set(found), set(found) - set(expected)
+    if missing or unknown:
+        lists = [f"{word} {', '.join(sorted(map(str, names)))}"
+                 for word, names in (("missing", missing), ("unknown", unknown)) if names]  # fmt: skip
+        raise ValueError(f"{what}: {'; '.join(lists)}")
+
+
+def _require_length(values: np.ndarray, other: np.ndarray, name: str, file: Path, column: str) -> None:
+    if len(values) != len(other):
+        raise DataError(file, f"expected {len(other)} values as in {name}, found {len(values)}", column=column)
 
 
 class _RowGroups:

@@ -66,7 +66,7 @@ def test_bytes_do_not_depend_on_the_chunks(tmp_path: Path) -> None:
             for rows in np.split(np.arange(5), cuts):
                 target.write_events({name: values[rows] for name, values in COLUMNS.items()})
             target.write_users([7, 8])
-            target.write_items(np.arange(3), {"artist": np.zeros(3)})
+            target.write_items(np.arange(3), {"artist": np.zeros(3, np.int8)})
     reference = tmp_path / "cut-()"
     for other in tmp_path.iterdir():
         for file in (EVENTS, ITEMS, USERS, INFO):
@@ -124,7 +124,7 @@ FAULTS = [
     ("user", 0, 1, 1, "numbered from 0"),
     ("user", 4, 0, 5, "sorted"),
     ("user", 3, 2, 4, "without gaps"),
-    ("time", 0, -1, 1, "not negative"),
+    ("time", 0, -1, 1, "seconds since 1970"),
     ("time", 2, 4, 3, "times sorted"),
     ("item", 1, -1, 2, "[0, 2]"),
     ("item", 1, 3, 2, "[0, 2]"),

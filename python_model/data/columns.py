@@ -1,0 +1,81 @@
+"""Columns that a program hands over, in the types of the prepared format: every value exactly, or refused by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+
+from python_model.data.errors import DataError
+from python_model.settings import shown
+
+Values = np.ndarray | Sequence[Any]
+
+
+def typed(values: Values, kind: pa.DataType, file: Path, column: str, first_row: int = 1) -> np.ndarray:
+    """One column in the numpy type of an Arrow type: booleans, integers that fit it, or numbers as float32.
+
+    Nothing is converted that could be meant otherwise: floats, texts, times and booleans are no integers, 0 and 1 no
+    booleans. DataError with the row (`first_row` is that of the first value) of a value that does not fit.
+    """
+    array = _array(values, file, column)
+    dtype = np.dtype(kind.to_pandas_dtype())
+    if len(array) == 0:
+        return np.zeros(0, dtype)
+    expected = _expected(dtype)
+    if array.dtype.kind not in {"b": "b", "i": "iu", "f": "iuf"}[dtype.kind]:
+        _refuse_type(array, expected, file, column, first_row)
+    if dtype.kind == "i":
+        bounds = np.iinfo(dtype)
+        if int(array.min()) < bounds.min or int(array.max()) > bounds.max:
+            row = int(np.argmax((array < bounds.min) | (array > bounds.max)))
+            message = f"expected {expected} in [{bounds.min}, {bounds.max}], found {array[row]}"
+            raise DataError(file, message, column=column, row=first_row + row)
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(array, dtype)
+
+
+def require_range(values: np.ndarray, low: int, high: int | None, file: Path, column: str, first_row: int = 1) -> None:
+    """DataError at the first value below `low` or above `high`."""
+    bad = values < low
+    if high is not None:
+        bad |= values > high
+    if bad.any():
+        row = int(np.argmax(bad))
+        expected = f"a value of at least {low}" if high is None else f"a value in [{low}, {high}]"
+        raise DataError(file, f"expected {expected}, found {values[row]}", column=column, row=first_row + row)
+
+
+def _array(values: Values, file: Path, column: str) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise DataError(file, "expected values, found a masked array: fill it, with -1 where missing", column=column)
+    if isinstance(values, (list, tuple)) and len({isinstance(one, (bool, np.bool_)) for one in values}) > 1:
+        raise DataError(file, "expected values of one type, found booleans among others", column=column)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise DataError(file, f"expected a column of values: {error}", column=column) from error
+    if array.ndim != 1:
+        raise DataError(file, f"expected one dimension, found the shape {array.shape}", column=column)
+    return array
+
+
+def _expected(dtype: np.dtype[Any]) -> str:
+    names = {"b": "true and false", "i": f"whole numbers ({dtype.name})", "f": "numbers"}
+    return names[dtype.kind]
+
+
+def _refuse_type(array: np.ndarray, expected: str, file: Path, column: str, first_row: int) -> NoReturn:
+    """The first value that shows why the type is another."""
+    row = 0
+    if array.dtype.kind == "f":
+        broken = ~np.isfinite(array) | (np.floor(array) != array)
+        row = int(np.argmax(broken)) if broken.any() else 0
+    elif array.dtype.kind == "O":
+        row = next((at for at, one in enumerate(array) if type(one) is not type(array[0]) or one is None), 0)
+    value = array[row].item() if isinstance(array[row], np.generic) and array.dtype.kind != "M" else array[row]
+    found = f"{shown(value)} of a column of {array.dtype}"
+    raise DataError(file, f"expected {expected}, found {found}", column=column, row=first_row + row)
