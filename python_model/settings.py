@@ -91,7 +91,8 @@ def settings_of(owner: Callable[..., Any]) -> dict[str, Any]:
 def expected(kind: Any) -> str:
     """What a value of an annotation is, in words."""
     origin, arguments = get_origin(kind), get_args(kind)
-    simple = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null"}
+    simple = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null",
+              Any: "any value"}  # fmt: skip
     if kind in simple:
         return simple[kind]
     if origin is Annotated:

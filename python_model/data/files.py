@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -41,7 +42,7 @@ def reading(file: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(file, "not found: there is no such file or directory") from error
+        raise DataError(file, "not found") from error
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -78,6 +79,25 @@ def require_column(file: Path, schema: pa.Schema, name: str) -> pa.DataType:
     if count > 1:
         raise DataError(file, f"expected this column once, found it {count} times", column=name)
     return schema.field(name).type
+
+
+def require_schema(file: Path, schema: pa.Schema) -> None:
+    """DataError where a Parquet file lacks a column of a schema or has it in another type."""
+    found = open_parquet(file).schema_arrow
+    for expected in schema:
+        kind = require_column(file, found, expected.name)
+        if kind != expected.type:
+            raise DataError(file, f"expected type {expected.type}, found {kind}", column=expected.name)
+
+
+def require_values(
+    file: Path, name: str, values: pa.Array | pa.ChunkedArray, first_row: int = 1, rows: np.ndarray | None = None
+) -> None:
+    """DataError at the first null of a column; rows: the 1-based row of each value, from `first_row` on by default."""
+    if values.null_count:
+        at = int(np.argmax(np.asarray(values.is_null())))
+        row = first_row + at if rows is None else int(rows[at])
+        raise DataError(file, "a value is null", column=name, row=row)
 
 
 def one_line(error: Exception) -> str:

@@ -25,7 +25,7 @@ from python_model.data.checks import EventChecker
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
-from python_model.data.files import open_parquet, reading_parquet, require_column
+from python_model.data.files import open_parquet, reading_parquet, require_column, require_schema, require_values
 from python_model.data.identifiers import ids_of, require_distinct
 from python_model.data.shards import Manifest, read_manifest
 from python_model.data.times import SECONDS, times_of
@@ -143,22 +143,16 @@ def load_dataset(path: str | Path) -> Dataset:
     """Open a prepared data set; DataError where the directory is not one or its files disagree with dataset.json."""
     dataset = Dataset(path)
     info = dataset.info
+    if dataset.manifest is not None:
+        dataset.manifest.require(dataset.path, info)
     items, users = (dataset.path / ITEMS, info.items), (dataset.path / USERS, info.users)
     for file, rows in (*dataset.event_files, items, users):
         found = open_parquet(file).metadata.num_rows
         if found != rows:
             raise DataError(file, f"expected {rows} rows as {INFO} says, found {found}")
     for file, _ in dataset.event_files:
-        _require_schema(file, info)
+        require_schema(file, event_schema(info))
     return dataset
-
-
-def _require_schema(file: Path, info: DatasetInfo) -> None:
-    present = open_parquet(file).schema_arrow
-    for expected in event_schema(info):
-        found = require_column(file, present, expected.name)
-        if found != expected.type:
-            raise DataError(file, f"expected type {expected.type}, found {found}", column=expected.name)
 
 
 def validate(path: str | Path) -> DatasetInfo:
@@ -205,7 +199,7 @@ def _read_column(file: Path, name: str, rows: int, kind: pa.DataType) -> np.ndar
     values = _values(file, name, rows)
     if values.type != kind:
         raise DataError(file, f"expected type {kind}, found {values.type}", column=name)
-    _refuse_nulls(file, name, values, 0)
+    require_values(file, name, values)
     array = values.to_numpy()
     array.setflags(write=False)
     return array
@@ -222,12 +216,6 @@ def _batches(file: Path, names: list[str]) -> Iterator[dict[str, np.ndarray]]:
     with reading_parquet(file):
         for batch in open_parquet(file).iter_batches(columns=names, batch_size=1 << 18):
             for name in names:
-                _refuse_nulls(file, name, batch.column(name), start)
+                require_values(file, name, batch.column(name), start + 1)
             yield {name: batch.column(name).to_numpy(zero_copy_only=False) for name in names}
             start += batch.num_rows
-
-
-def _refuse_nulls(file: Path, name: str, values: pa.Array | pa.ChunkedArray, start: int) -> None:
-    if values.null_count:
-        missing = np.asarray(values.is_null())
-        raise DataError(file, "a value is null", column=name, row=start + int(np.argmax(missing)) + 1)

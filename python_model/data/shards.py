@@ -10,19 +10,26 @@ events end, so that one can be read alone.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
 from python_model.data.errors import DataError
+from python_model.data.files import open_parquet, present, reading_parquet, require_schema, require_values
+from python_model.data.times import SECONDS
 from python_model.disk import flush, writing
+from python_model.io.json_text import kind_of, read_object
+from python_model.settings import Between, checked, settings_of, shown
 
 SHARDS, MANIFEST = "shards", "shards.json"
 ROW_GROUP = 1 << 17
@@ -33,15 +40,20 @@ _BINS = 1 << 16
 Progress = Callable[[int, int], None]
 
 
+_FILE = re.compile(r"shards/part-[0-9]{5,9}\.parquet")
+_Count = Annotated[int, Between(0, 2**63 - 1)]
+_Time = Annotated[int, Between(SECONDS.earliest, SECONDS.latest)]
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1."""
 
     file: str
-    first_user: int
-    users: int
-    first_row: int
-    events: int
+    first_user: _Count
+    users: _Count
+    first_row: _Count
+    events: _Count
 
 
 @dataclass(frozen=True)
@@ -49,25 +61,60 @@ class Manifest:
     """All shards in order. temporal_start: when the temporal split's validation part begins; last_time: in seconds."""
 
     shards: tuple[Shard, ...]
-    temporal_start: int
-    last_time: int
+    temporal_start: _Time
+    last_time: _Time
 
     def to_json(self) -> str:
         """The text of shards.json."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
+    def require(self, directory: Path, info: DatasetInfo) -> None:
+        """DataError where the shards are not all users and all events of a description, one after the other."""
+        file = directory / SHARDS / MANIFEST
+        users = events = 0
+        for number, shard in enumerate(self.shards):
+            if _FILE.fullmatch(shard.file) is None:
+                raise DataError(file, f"shards[{number}]: expected a file {SHARDS}/part-…, found {shown(shard.file)}")
+            if (shard.first_user, shard.first_row) != (users, events):
+                found = f"user {shard.first_user} and row {shard.first_row}"
+                raise DataError(file, f"shards[{number}]: expected user {users} and row {events} first, found {found}")
+            users, events = users + shard.users, events + shard.events
+        if (users, events) != (info.users, info.events):
+            message = f"expected {info.users} users and {info.events} events as {INFO} says, found {users} and {events}"
+            raise DataError(file, message)
+
 
 def read_manifest(directory: Path) -> Manifest | None:
     """shards.json of a data set; None where it is not in shards, DataError where the file is damaged."""
     file = directory / SHARDS / MANIFEST
-    if not file.is_file():
+    if not present(file):
         return None
+    raw = read_object(file)
     try:
-        raw = json.loads(file.read_text("utf-8"))
-        shards = tuple(Shard(**one) for one in raw["shards"])
-        return Manifest(shards, int(raw["temporal_start"]), int(raw["last_time"]))
-    except (ValueError, KeyError, TypeError) as error:
+        found = _exactly(Manifest, raw, "")
+        shards = found.pop("shards")
+        if not isinstance(shards, list):
+            raise ValueError(f"shards: expected an array, found {kind_of(shards)}")
+        made = [Shard(**_typed(Shard, one, f"shards[{number}]")) for number, one in enumerate(shards)]
+        times = {name: checked(_Time, name, value) for name, value in found.items()}
+        return Manifest(tuple(made), **times)
+    except ValueError as error:
         raise DataError(file, f"damaged: {error}") from error
+
+
+def _typed(owner: type, raw: Any, where: str) -> dict[str, Any]:
+    values = _exactly(owner, raw, f"{where}: ")
+    return {name: checked(kind, f"{where}.{name}", values[name]) for name, kind in settings_of(owner).items()}
+
+
+def _exactly(owner: type, raw: Any, where: str) -> dict[str, Any]:
+    """The object with the keys that a class has; ValueError for another."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}expected an object, found {kind_of(raw)}")
+    known = settings_of(owner)
+    for name in sorted(known.keys() ^ raw.keys()):
+        raise ValueError(f"{where}{name} is {'missing' if name in known else 'unknown'}")
+    return dict(raw)
 
 
 def shard_dataset(
@@ -84,6 +131,9 @@ def shard_dataset(
         raise ValueError(f"shards is {shards}, expected 1 to the {info.users:,} users of {data}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty: choose another directory")
+    if present(data / SHARDS / MANIFEST):
+        raise ValueError(f"{data} is in shards already: cut the data set that they were made from")
+    require_schema(data / EVENTS, event_schema(info))
     cuts = _cut_users(data / EVENTS, info, shards)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
@@ -108,8 +158,13 @@ class _Cuts:
 
 def _cut_users(events: Path, info: DatasetInfo, shards: int) -> _Cuts:
     counts = np.zeros(info.users, np.int64)
+    first_row = 1
     for column in _column(events, "user"):
+        require_range(column, 0, info.users - 1, events, "user", first_row)
         counts += np.bincount(column, minlength=info.users)
+        first_row += len(column)
+    if first_row - 1 != info.events:
+        raise DataError(events, f"expected {info.events} rows as {INFO} says, found {first_row - 1}")
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     ideal = np.searchsorted(offsets, np.arange(1, shards) * (info.events / shards))
     cuts = np.concatenate([[0], ideal, [info.users]]).astype(np.int64)
@@ -160,15 +215,18 @@ class _RowReader:
     """Reads a file's rows in order, up to any row, from batches of any size."""
 
     def __init__(self, file: Path, info: DatasetInfo) -> None:
-        self._schema = event_schema(info)
-        self._batches = _open(file).iter_batches(_READ, columns=self._schema.names)
+        self._file, self._schema = file, event_schema(info)
+        self._batches = open_parquet(file).iter_batches(_READ, columns=self._schema.names)
         self._held: list[pa.Table] = []
         self._row = self._read = 0
 
     def until(self, end: int) -> pa.Table:
         """The rows from where the last call ended up to `end`."""
         while self._read < end:
-            self._held.append(pa.Table.from_batches([next(self._batches)]))
+            with reading_parquet(self._file):
+                self._held.append(pa.Table.from_batches([next(self._batches)]))
+            for name in self._schema.names:
+                require_values(self._file, name, self._held[-1].column(name), self._read + 1)
             self._read += self._held[-1].num_rows
         joined = pa.concat_tables(self._held)
         taken, rest = joined.slice(0, end - self._row), joined.slice(end - self._row)
@@ -199,14 +257,13 @@ def kth_smallest(chunks: Callable[[], Iterator[np.ndarray]], k: int) -> int:
 
 
 def _column(file: Path, name: str) -> Iterator[np.ndarray]:
-    for batch in _open(file).iter_batches(_READ, columns=[name]):
+    first_row = 1
+    batches = open_parquet(file).iter_batches(_READ, columns=[name])
+    while True:
+        with reading_parquet(file, name):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        require_values(file, name, batch.column(0), first_row)
+        first_row += batch.num_rows
         yield batch.column(0).to_numpy()
-
-
-def _open(file: Path) -> pq.ParquetFile:
-    if not file.is_file():
-        raise DataError(file, "not found")
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"not a readable Parquet file: {error}") from error

@@ -15,19 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from python_model.config import TrainConfig
 from python_model.data.batches import BatchPlan, JaggedBatch, Step, empty_batch
 from python_model.data.errors import DataError
+from python_model.data.files import open_parquet, reading_parquet, require_values
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
 from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, listen_plus
+from python_model.data.times import SECONDS, times_of
 
 BLOCK_BATCHES = 16
 
@@ -119,7 +121,7 @@ class ShardStream:
 
     def _blocks(self, shard: Shard, number: int, epoch: int) -> list[list[int]]:
         """The row groups of a shard in the epoch's order, in lists of BLOCK_BATCHES batches of events or more."""
-        metadata = _open(self.dataset.path / shard.file).metadata
+        metadata = open_parquet(self.dataset.path / shard.file).metadata
         sizes = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
         if sum(sizes) != shard.events:
             raise DataError(self.dataset.path / shard.file, f"expected {shard.events} rows, found {sum(sizes)}")
@@ -167,23 +169,16 @@ def _place(place: Mapping[str, Any], number: int) -> Place:
     return Place() if known is None else Place(**known)
 
 
-def _open(file: Any) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file, page_checksum_verification=True)
-    except FileNotFoundError as error:
-        raise DataError(file, "not found") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"not a readable Parquet file: {error}") from error
-
-
-def _read(file: Any, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np.ndarray]:
+def _read(file: Path, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np.ndarray]:
     """Row groups of a shard in ascending order, and the rows of the whole data set that they are, int64."""
-    parquet = _open(file)
+    parquet = open_parquet(file)
     sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
-    begins = shard.first_row + np.concatenate([[0], np.cumsum(sizes)])
+    begins = np.concatenate([[0], np.cumsum(sizes)])
     chosen = sorted(groups)
-    try:
+    with reading_parquet(file):
         table = parquet.read_row_groups(chosen)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(file, f"cannot be read: {error}") from error
-    return table, np.concatenate([np.arange(begins[index], begins[index + 1]) for index in chosen])
+    rows = np.concatenate([np.arange(begins[index], begins[index + 1]) for index in chosen])
+    for name in table.column_names:
+        require_values(file, name, table.column(name), rows=rows + 1)
+    times_of(table.column("time").to_numpy(), SECONDS, file, "time", rows + 1)
+    return table, shard.first_row + rows

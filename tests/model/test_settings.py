@@ -37,6 +37,7 @@ WRONG: list[tuple[Any, list[Any], str]] = [
     (tuple[int, ...], [1, "12", [1, "2"], {"1": 2}], "a list, each a whole number"),
     (tuple[int, str], [[1], [1, "a", 2], ["a", 1]], "a list of 2: a whole number, text"),
     (Mapping[str, float], [1, [], {"like": "a"}, {"like": None}, {1: 1.0}], "a mapping from text to a finite number"),
+    (Mapping[str, Any], [[], {1: 2}], "a mapping from text to any value"),
     (Annotated[int, Between(1, 5)], [0, 6, "3", 2.0, None], r"a whole number in \[1, 5\]"),
     (Annotated[str, OneOf(("flat", "tall"))], ["Flat", "", None, ["flat"]], "one of flat, tall"),
     (Annotated[int, Between(1)], [0, -1], "a whole number of at least 1"),

@@ -85,7 +85,7 @@ def test_rows_come_out_as_defined(tmp_path: Path) -> None:
 def test_all_logs_of_a_directory_are_read(tmp_path: Path) -> None:
     write_log(tmp_path / "in", [{"time_ms": T + 9_000, "video_id": 1}], "log_standard_4_25_to_5_08_pure.csv")
     write_log(tmp_path / "in", [{"time_ms": T + 1_000, "video_id": 2}], "log_standard_4_08_to_4_21_pure.csv")
-    shown = [{"time_ms": T + 5_000, "video_id": video, "is_rand": 1} for video in (3, 4)]
+    shown: list[Mapping[str, object]] = [{"time_ms": T + 5_000, "video_id": video, "is_rand": 1} for video in (3, 4)]
     write_log(tmp_path / "in", shown, "log_random_4_22_to_5_08_pure.csv")
     info = read_kuairand(tmp_path / "in", tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")

@@ -41,12 +41,13 @@ def write(
 def test_lists_and_any_width_of_integers_are_taken(tmp_path: Path) -> None:
     write(tmp_path / "lists")
     arrays = {name: np.array(values) for name, values in GOOD.items()}
-    for name, change in {
+    changes: dict[str, dict[str, Any]] = {
         "wide": {name: values.astype(np.int64) for name, values in arrays.items() if name != "organic"},
         "unsigned": {"item": arrays["item"].astype(np.uint64), "time": arrays["time"].astype(np.uint32)},
         "foreign": {"item": arrays["item"].astype(">i8"), "time": np.repeat(arrays["time"], 2)[::2]},
         "arrow": {"item": pa.array([1, 0, 1])},
-    }.items():
+    }
+    for name, change in changes.items():
         write(tmp_path / name, {**arrays, **change})
         for file in (EVENTS, ITEMS, USERS):
             assert (tmp_path / name / file).read_bytes() == (tmp_path / "lists" / file).read_bytes()
@@ -62,7 +63,7 @@ WRONG: list[tuple[str, Any, int | None, str]] = [
     ("item", [[1], [0], [1]], None, "expected one dimension, found the shape (3, 1)"),
     ("item", [[1], [0, 2], [1]], None, "expected a column of values: "),
     ("item", 1, None, "expected one dimension, found the shape ()"),
-    ("item", np.ma.array([1, 0, 1], mask=[0, 1, 0]), None, "found a masked array"),
+    ("item", np.ma.array([1, 0, 1], mask=[False, True, False]), None, "found a masked array"),
     ("item", [1, 2**31, 0], 2, "(int32) in [-2147483648, 2147483647], found 2147483648"),
     ("item", [1, 2**64, 0], 1, "found 1 of a column of object"),
     ("item", [1, -1, 0], 2, "expected a value of at least 0, found -1"),
@@ -103,7 +104,7 @@ def test_columns_of_events(tmp_path: Path, column: str, values: Any, row: int | 
     assert list(tmp_path.iterdir()) == []
 
 
-IDS: list[tuple[Any, int | None, str]] = [
+IDS: list[tuple[Any, int | None, str | None]] = [
     ([7, 7], 2, "expected every id once, found 7 again"),
     (["a", "a"], 2, "expected every id once, found 'a' again"),
     ([7.0, 9.0], None, "expected integers or text, found double"),
@@ -120,7 +121,7 @@ IDS: list[tuple[Any, int | None, str]] = [
     ([2**64, 1], 1, "expected integers of 64 bits"),
     ([2**63, -1], 2, "none negative beside one above 2⁶³ − 1, found -1"),
     (np.array([[1, 2]]), None, "1-dimensional"),
-    (np.ma.array([1, 2], mask=[0, 1]), 2, "expected an id, found nothing"),
+    (np.ma.array([1, 2], mask=[False, True]), 2, "expected an id, found nothing"),
     ("ab", None, "expected a column of integers or text, found str"),
     (7, None, "expected a column of integers or text, found int"),
     ([7], None, "found 1"),
