@@ -1,7 +1,7 @@
 """Evaluation: what models, baselines and the oracle predict for held-out events, and the table of their metrics.
 
 Three protocols. "temporal": the events after a point in time, for all users at once; nothing later than that point was
-trained on. "leave-last-out": the last event of every user. "yambda": the last day, as that benchmark has it; NDCG and
+trained on. "leave-last-out": the last event of every user. "yambda": the last day of that benchmark's split; NDCG and
 recall are then of one list a user (`user_lists`), the next item is a Listen+ event, feedback and pairs are of the whole
 day. The history of an evaluated event is everything its user did before it, held-out events included, as it would be
 when serving.

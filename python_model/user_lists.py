@@ -1,12 +1,13 @@
-"""One list a user, as the Yambda benchmark ranks: the whole catalogue once, from what is known before the held-out day.
+"""One list a user: the whole catalogue ranked once, from what is known before the held-out day of the Yambda split.
 
-A user is asked for where he has an event before the gap and a Listen+ event in the held-out day; what he listened to
-there, each item once, is what his list should begin with. Items that he has heard before stay in. With n such items
+A user is asked for who has an event before the gap and a Listen+ event in the held-out day; what they listened to
+there, each item once, is what their list should begin with. Items heard before stay in. With n such items
 
     NDCG@k  =  Σ_{their ranks r ≤ k} 1 / log2(1 + r)  ÷  Σ_{r = 1}^{min(k, n)} 1 / log2(1 + r)
     recall@k = those of them that rank in the first k ÷ n
 
-averaged over users. A model is asked as `argus recommend` asks it, at the beginning of the day.
+averaged over users. The benchmark's own evaluation is another: see docs/cli.md. A model is asked as `argus recommend`
+asks it, at the beginning of the day.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class UserLists:
         for scores in predictor.catalogue_scores(self.requests):
             low, high = np.searchsorted(self._owner, [first, first + len(scores)])
             rows = torch.from_numpy(self._owner[low:high] - first).to(scores.device)
-            # Row by row: a user may want many items, and each would take a copy of his scores.
+            # Row by row: a user may want many items, and each would take a copy of the user's scores.
             for row in range(len(scores)):
                 mine = self._item[low:high].to(scores.device)[rows == row]
                 values = scores[row]

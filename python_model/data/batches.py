@@ -193,6 +193,11 @@ class BatchBuilder:
         )
 
 
+NOBODY = (
+    "train: nobody has two events to train on: take a longer log, or pretrain with --protocol all, which holds none out"
+)
+
+
 class BatchPlan:
     """The training batches of every epoch, a function of (seed, epoch) alone.
 
@@ -223,7 +228,7 @@ class BatchPlan:
         self._first = dataset.offsets[:-1]
         self._last = self._first + _prefix_lengths(dataset, train)
         if (self._last - self._first).max(initial=0) < 2:
-            raise ValueError("train: no user has two events to train on")
+            raise ValueError(NOBODY)
 
     def steps(self, epoch: int) -> int:
         """Batches of this rank in an epoch."""

@@ -1,6 +1,6 @@
 """Train, validation and test rows: the global temporal split, that of the Yambda benchmark, leave-last-out.
 
-All give every user a prefix of his history for training, so nothing a model trains on lies behind what it is tested
+All give every user a prefix of their history for training, so nothing a model trains on lies behind what it is tested
 on: in time under the temporal splits, in the user's own order under leave-last-out.
 """
 
@@ -47,9 +47,17 @@ def split_at(dataset: Dataset, validation_start: int, test_start: int, *, gap: i
         if not getattr(split, part).any():
             raise ValueError(
                 f"temporal split at {validation_start} and {test_start} with gap {gap}: the {part} part is empty; "
-                f"the events span {int(time.min())} to {int(time.max())}"
+                f"the events span {int(time.min())} to {int(time.max())}: {_other_protocols(dataset)}"
             )
     return split
+
+
+def _other_protocols(dataset: Dataset) -> str:
+    """What a data set can be trained with that is too small or too short to be split in time."""
+    advice = "pretrain with --protocol all, which trains on every event and holds none out"
+    if int(np.diff(dataset.offsets).max()) >= 4:
+        advice += ", or leave-last-out, which holds out the last two of each user"
+    return advice
 
 
 def temporal_split(dataset: Dataset, *, validation_share: float = 0.05, test_share: float = 0.1, gap: int = 0) -> Split:
@@ -106,7 +114,7 @@ def leave_last_out(dataset: Dataset, *, least_events: int = 3) -> Split:
     ends = dataset.offsets[1:]
     long_enough = np.diff(dataset.offsets) >= least_events
     if not long_enough.any():
-        raise ValueError(f"leave-last-out: no user has {least_events} events")
+        raise ValueError(f"leave-last-out: no user has {least_events} events: {_other_protocols(dataset)}")
     test = np.zeros(len(dataset), bool)
     validation = np.zeros(len(dataset), bool)
     test[ends[long_enough] - 1] = True

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 
 from python_model.config import TrainConfig
-from python_model.data.batches import BatchPlan, JaggedBatch, Step, empty_batch
+from python_model.data.batches import NOBODY, BatchPlan, JaggedBatch, Step, empty_batch
 from python_model.data.errors import DataError
 from python_model.data.files import open_parquet, reading_parquet, require_values
 from python_model.data.schema import Dataset
@@ -106,7 +106,7 @@ class ShardStream:
                     yield batch, behind
                 place = Place(place.epoch, position + 1)
             if whole and not given:
-                raise ValueError(f"{self.dataset.path}: no user of shards {sorted(mine.tolist())} has two events")
+                raise ValueError(f"{self.dataset.path}, shards {sorted(mine.tolist())}: {NOBODY}")
             place = Place(place.epoch + 1)
 
     def _shard(self, number: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:

@@ -55,7 +55,7 @@ def hour_and_day(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gap_bucket(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """int32: bucket (GAP_EDGES) of the time since the user's event before, -1 for his first; rows in event order."""
+    """int32: bucket (GAP_EDGES) of the time since the user's event before, -1 for their first; rows in event order."""
     gap = np.diff(time, prepend=time[:1])
     bucket = np.searchsorted(GAP_EDGES, gap, side="right").astype(np.int32)
     bucket[np.diff(user.astype(np.int64), prepend=-1) != 0] = -1

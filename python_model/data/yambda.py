@@ -70,7 +70,7 @@ def read_yambda(
     which format and size then choose a part. Feedback: like, dislike, skip (played_ratio_pct < skip_below_pct), share
     (bins of played_ratio_pct, edges 20, 40, 50, 60, 80). Item features artist and album come from
     {artist,album}_item_mapping.parquet beside the data or up to two directories above. unsorted: "refuse" a user whose
-    time goes back (the published files are sorted), or "sort" his events and count in params["times_went_back"] how
+    time goes back (the published files are sorted), or "sort" their events and count in params["times_went_back"] how
     often it did. DataError where a file breaks the format.
     """
     given = {"format": format, "size": size, "skip_below_pct": skip_below_pct, "unsorted": unsorted}

@@ -24,7 +24,7 @@ from python_model.data.batches import (
     prefetch,
 )
 from python_model.data.prepare import options_of, prepare
-from python_model.data.schema import Dataset, load_dataset
+from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, split_at, temporal_split, yambda_split
 
 BUDGET, WINDOW = 512, 48
@@ -109,7 +109,7 @@ def test_training_rows_must_be_prefixes(small: Dataset) -> None:
     train[int(small.offsets[4]) + 2] = False
     with pytest.raises(ValueError, match=f"user 4 leaves out row {small.offsets[4] + 2}"):
         BatchPlan(small, BUDGET, WINDOW, seed=0, train=train)
-    with pytest.raises(ValueError, match="no user has two events"):
+    with pytest.raises(ValueError, match="nobody has two events to train on: take a longer log"):
         BatchPlan(small, BUDGET, WINDOW, seed=0, train=np.zeros(len(small), bool))
     with pytest.raises(ValueError, match="train: expected bool"):
         BatchPlan(small, BUDGET, WINDOW, seed=0, train=np.ones(3, bool))
@@ -292,3 +292,24 @@ def test_prepare_names_what_it_does_not_know(tmp_path: Path) -> None:
         prepare("yambda", None, tmp_path / "out")
     assert options_of("yambda") == ("format", "size", "skip_below_pct", "unsorted")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [(3, "pretrain with --protocol all, which trains on every event and holds none out$"),
+     (4, "pretrain with --protocol all, which .* holds none out, or leave-last-out, which holds out the last two of each user$")],
+)  # fmt: skip
+def test_a_small_log_is_told_which_protocol_works(tmp_path: Path, events: int, says: str) -> None:
+    row = np.arange(2 * events)
+    with DatasetWriter(
+        tmp_path / "mine", name="mine", source="my shop", context={}, feedback={"bought": 1}, item_features={},
+        grades="", pair_window=60,
+    ) as writer:  # fmt: skip
+        writer.write_events({
+            "user": row // events, "item": row % 3, "time": row % events // (events - 1), "organic": row < 0,
+            "grade": row * 0, "feedback_bought": row % 2,
+        })  # fmt: skip
+        writer.write_users(["ann", "bob"])
+        writer.write_items(["tea", "cup", "pot"], {})
+    with pytest.raises(ValueError, match=rf"the \w+ part is empty; the events span 0 to 1: {says}"):
+        temporal_split(load_dataset(tmp_path / "mine"))

@@ -173,7 +173,7 @@ class TestStream:
 
     def test_data_that_gives_no_batch(self, sharded: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ShardStream, "_training_rows", lambda self, block: np.zeros(len(block), bool))
-        with pytest.raises(ValueError, match=r"no user of shards .* has two events"):
+        with pytest.raises(ValueError, match=r"shards \[.*\]: train: nobody has two events"):
             next(stream(sharded).walk({"lanes": {}}, [0], 2))
 
 
