@@ -78,7 +78,7 @@ def evaluate(
     split = make_split(dataset, protocol)
     rows = np.flatnonzero(split.test if part == "test" else split.validation)
     rows = sample_users(dataset, rows, max_events, seed)
-    # What counts as an event for those who only count: Listen+, where that is what the benchmark counts.
+    # What counts as an event for those who only count: Listen+, under the Yambda protocol.
     counted = listen_plus(dataset) if protocol == "yambda" else np.ones(len(dataset), bool)
     training_rows = np.flatnonzero(split.train & counted)
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}

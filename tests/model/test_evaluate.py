@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from python_model.config import preset as model_preset
+from python_model.data.checks import EventChecker
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, temporal_split
 from python_model.data.synthetic import generate, preset
@@ -245,3 +246,22 @@ def test_standard_errors_stand_beside_the_figures(dataset: Dataset) -> None:
     result = evaluate({}, dataset)
     error = result.standard_errors["oracle"]["ndcg@10"]
     assert error is not None and 0 < error < 0.2
+
+
+def test_of_one_item_alone_nothing_is_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a data set is no longer made, but may have been."""
+    monkeypatch.setattr(EventChecker, "finish", lambda self, items: None)
+    row = np.arange(20)
+    with DatasetWriter(
+        tmp_path / "d", name="one", source="test", context={}, feedback={"like": 1}, item_features={}, grades="",
+        pair_window=60,
+    ) as writer:  # fmt: skip
+        writer.write_events({
+            "user": row // 10, "item": row * 0, "time": row, "organic": row < 0, "grade": row % 2,
+            "feedback_like": row % 2,
+        })  # fmt: skip
+        writer.write_users(["a", "b"])
+        writer.write_items([7], {})
+    found = evaluate({}, load_dataset(tmp_path / "d"), protocol="leave-last-out", item_average=True, item_knn=True)
+    for values in found.rows.values():
+        assert (values["ndcg@10"], values["next_item_ne"]) == (1.0, None)

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,9 @@ def test_mutated_films(tmp_path: Path, name: str) -> None:
 def test_mutated_kuairand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     dice, outcomes = random.Random(name), {"read": 0, "refused": 0}
     folder = tmp_path / "in"
-    rows = [{"user_id": row % 3, "video_id": row % 4, "time_ms": T + row * 1000} for row in range(6)]
+    rows: list[Mapping[str, object]] = [
+        {"user_id": row % 3, "video_id": row % 4, "time_ms": T + row * 1000} for row in range(6)
+    ]
     write_log(folder, rows, "log_standard.csv")
     header = "user_id,user_active_degree,follow_user_num_range,register_days_range\n"
     (folder / "user_features_pure.csv").write_text(header + '0,full,"(1,5]",730+\n1,UNKNOWN,,8\n2,a,b,c\n')
@@ -391,7 +393,7 @@ def test_a_byte_order_mark_in_a_file_of_many_pieces(tmp_path: Path, monkeypatch:
 
 def test_units_of_time_that_are_mixed_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kuairand, "PIECE_BYTES", 300)
-    rows: list[dict[str, object]] = [{"time_ms": T + row, "video_id": row % 2} for row in range(30)]
+    rows: list[Mapping[str, object]] = [{"time_ms": T + row, "video_id": row % 2} for row in range(30)]
     for wrong, unit in ((T // 1000, "seconds"), (T * 1000, "microseconds"), (T * 1_000_000, "nanoseconds")):
         file = write_log(tmp_path / "in", [*rows[:20], {"time_ms": wrong}, *rows[20:]])
         found = outcome("kuairand", tmp_path / "in", tmp_path / "out")
