@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from python_model.data.columns import require_range
 from python_model.data.errors import DataError
+from python_model.data.files import one_line, require_file
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic.behaviour import (
     LIKED,
@@ -49,11 +51,14 @@ class OracleScores:
         self.catalogue: Catalogue = build_catalogue(self.config)
         directory = self.dataset.path / ORACLE
         events = len(self.dataset)
-        self.event_session = _load(directory / "event_session.npy", (events,))
-        sessions = (int(self.event_session[-1]) + 1, self.config.dimensions)
-        self.full_listen = _load(directory / "full_listen.npy", (events,))
-        self.session_taste = _load(directory / "session_taste.npy", sessions)
-        self.session_estimate = _load(directory / "session_estimate.npy", sessions)
+        file = directory / "event_session.npy"
+        self.event_session = _load(file, (events,), np.int64)
+        last = int(self.event_session[-1])
+        require_range(self.event_session, 0, max(last, 0), file, "session")
+        sessions = (last + 1, self.config.dimensions)
+        self.full_listen = _load(directory / "full_listen.npy", (events,), np.float32)
+        self.session_taste = _load(directory / "session_taste.npy", sessions, np.float32)
+        self.session_estimate = _load(directory / "session_estimate.npy", sessions, np.float32)
 
     def next_item_scores(self, event_rows: np.ndarray) -> np.ndarray:
         """float32 [n, V]: log-probability of each item being the one at events event_rows [n], before it is known."""
@@ -139,12 +144,14 @@ class OracleScores:
         return (artists * catalogue.track_share).reshape(len(vector), config.items)
 
 
-def _load(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """A memory-mapped array of the oracle; DataError where it is missing, unreadable or of another shape."""
+def _load(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    """A memory-mapped array of the oracle; DataError where it is missing, unreadable or of another type or shape."""
+    require_file(file)
     try:
         array: np.ndarray = np.load(file, mmap_mode="r")
-    except (OSError, ValueError) as error:
-        raise DataError(file, f"cannot be read: {error}") from error
-    if array.shape != shape:
-        raise DataError(file, f"expected shape {list(shape)}, found {list(array.shape)}")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(file, f"cannot be read: {one_line(error)}") from error
+    if array.shape != shape or array.dtype != dtype:
+        expected = f"{np.dtype(dtype)} {list(shape)}"
+        raise DataError(file, f"expected {expected}, found {array.dtype} {list(array.shape)}")
     return array
