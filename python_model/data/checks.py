@@ -13,6 +13,13 @@ from python_model.data.errors import DataError
 from python_model.data.times import SECONDS, times_of
 
 
+def event_ranges(info: DatasetInfo, items: int | None) -> dict[str, tuple[int, int | None]]:
+    """Least and largest value of every event column that has any; items: of the catalogue, None where not yet known."""
+    ranges: dict[str, tuple[int, int | None]] = {"item": (0, None if items is None else items - 1), "grade": (-1, None)}
+    ranges |= {f"context_{name}": (-1, cardinality - 1) for name, cardinality in info.context.items()}
+    return ranges | {f"feedback_{name}": (-1, max(classes, 2) - 1) for name, classes in info.feedback.items()}
+
+
 class EventChecker:
     """Checks events, chunk after chunk, against the contract; used by the writer and by `validate`.
 
@@ -22,7 +29,7 @@ class EventChecker:
     def __init__(self, file: Path, info: DatasetInfo, items: int | None) -> None:
         self.file = file
         self.info = info
-        self.items = items
+        self._ranges = event_ranges(info, items)
         self.rows = 0
         self.user = -1
         self.time = 0
@@ -33,12 +40,8 @@ class EventChecker:
         rows = len(columns["user"])
         if rows == 0:
             return
-        self._range(columns, "item", 0, None if self.items is None else self.items - 1)
-        self._range(columns, "grade", -1, None)
-        for name, cardinality in self.info.context.items():
-            self._range(columns, f"context_{name}", -1, cardinality - 1)
-        for name, classes in self.info.feedback.items():
-            self._range(columns, f"feedback_{name}", -1, max(classes, 2) - 1)
+        for name, (low, high) in self._ranges.items():
+            require_range(columns[name], low, high, self.file, name, self.rows + 1)
         if self.info.has_oracle:
             self._refuse(columns, "oracle_affinity", ~np.isfinite(columns["oracle_affinity"]), "a finite number")
             for name in self.info.bernoulli_tasks:
@@ -70,9 +73,6 @@ class EventChecker:
         self._refuse({"time": time}, "time", backwards, "times sorted within a user")
         self.user, self.time = int(user[-1]), int(time[-1])
         self.longest = max(self.longest, 2 if (step == 0).any() else 1)
-
-    def _range(self, columns: Mapping[str, np.ndarray], name: str, low: int, high: int | None) -> None:
-        require_range(columns[name], low, high, self.file, name, self.rows + 1)
 
     def _refuse(self, columns: Mapping[str, np.ndarray], name: str, bad: np.ndarray, expected: str) -> None:
         if bad.any():

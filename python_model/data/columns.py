@@ -38,15 +38,20 @@ def typed(values: Values, kind: pa.DataType, file: Path, column: str, first_row:
         return np.ascontiguousarray(array, dtype)
 
 
-def require_range(values: np.ndarray, low: int, high: int | None, file: Path, column: str, first_row: int = 1) -> None:
-    """DataError at the first value below `low` or above `high`."""
+def require_range(
+    values: np.ndarray, low: int, high: int | None, file: Path, column: str, first_row: int = 1,
+    rows: np.ndarray | None = None,
+) -> None:  # fmt: skip
+    """DataError at the first value out of [low, high]; rows: the 1-based row of each, `first_row` and on by default."""
+    if len(values) == 0 or (values.min() >= low and (high is None or values.max() <= high)):
+        return
     bad = values < low
     if high is not None:
         bad |= values > high
-    if bad.any():
-        row = int(np.argmax(bad))
-        expected = f"a value of at least {low}" if high is None else f"a value in [{low}, {high}]"
-        raise DataError(file, f"expected {expected}, found {values[row]}", column=column, row=first_row + row)
+    at = int(np.argmax(bad))
+    row = first_row + at if rows is None else int(rows[at])
+    expected = f"a value of at least {low}" if high is None else f"a value in [{low}, {high}]"
+    raise DataError(file, f"expected {expected}, found {values[at]}", column=column, row=row)
 
 
 def _array(values: Values, file: Path, column: str) -> np.ndarray:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.checks import EventChecker
+from python_model.data.checks import EventChecker, event_ranges
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.errors import DataError
@@ -70,7 +70,18 @@ class Dataset:
 
     def _event_column(self, file: Path, name: str, rows: int) -> np.ndarray:
         values = _read_column(file, name, rows, event_schema(self.info).field(name).type)
-        return times_of(values, SECONDS, file, name) if name == "time" else values
+        self.require_in_range(name, values, file)
+        return values
+
+    def require_in_range(self, name: str, values: np.ndarray, file: Path, rows: np.ndarray | None = None) -> None:
+        """DataError at the first value of an event column that indexes nothing or is no time; rows: 1-based rows."""
+        if name == "time":
+            times_of(values, SECONDS, file, name, rows)
+            return
+        ranges = {**event_ranges(self.info, self.info.items), "user": (0, self.info.users - 1)}
+        if name in ranges:
+            low, high = ranges[name]
+            require_range(values, low, high, file, name, rows=rows)
 
     @cached_property
     def manifest(self) -> Manifest | None:
@@ -124,7 +135,11 @@ class Dataset:
             if name == "item_id":
                 self._items[name] = _read_ids(file, name, rows)
             else:
-                self._items[name] = _read_column(file, name, rows, pa.int64() if name == "count" else pa.int32())
+                values = _read_column(file, name, rows, pa.int64() if name == "count" else pa.int32())
+                cardinality = self.info.item_features.get(name.removeprefix("item_"))
+                high = self.info.events if cardinality is None else cardinality - 1
+                require_range(values, 0 if name == "count" else -1, high, file, name)
+                self._items[name] = values
         return self._items[name]
 
     @cached_property
@@ -177,10 +192,8 @@ def validate(path: str | Path) -> DatasetInfo:
             raise DataError(dataset.path / name, "expected 0, 1, 2, ...", column=key, row=int(np.argmax(wrong)) + 1)
     require_distinct(dataset.item_column("item_id"), dataset.path / ITEMS, "item_id")
     require_distinct(dataset.user_ids, dataset.path / USERS, "user_id")
-    require_range(dataset.item_column("count"), 0, info.events, dataset.path / ITEMS, "count")
-    for name, cardinality in info.item_features.items():
-        column = f"item_{name}"
-        require_range(dataset.item_column(column), -1, cardinality - 1, dataset.path / ITEMS, column)
+    for column in ("count", *(f"item_{name}" for name in info.item_features)):
+        dataset.item_column(column)
     return info
 
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, event_schema
-from python_model.data.errors import DataError
+from python_model.data.errors import DataError, printable
 from python_model.data.files import open_parquet, present, reading_parquet, require_schema, require_values
 from python_model.data.times import SECONDS
 from python_model.disk import flush, writing
@@ -104,16 +104,19 @@ def read_manifest(directory: Path) -> Manifest | None:
 
 def _typed(owner: type, raw: Any, where: str) -> dict[str, Any]:
     values = _exactly(owner, raw, f"{where}: ")
-    return {name: checked(kind, f"{where}.{name}", values[name]) for name, kind in settings_of(owner).items()}
+    kinds = settings_of(owner)
+    return {name: checked(kinds[name], f"{where}.{name}", value) for name, value in values.items()}
 
 
 def _exactly(owner: type, raw: Any, where: str) -> dict[str, Any]:
-    """The object with the keys that a class has; ValueError for another."""
+    """The object with the keys that a dataclass has; ValueError for another. What has a default may be absent."""
     if not isinstance(raw, dict):
         raise ValueError(f"{where}expected an object, found {kind_of(raw)}")
-    known = settings_of(owner)
-    for name in sorted(known.keys() ^ raw.keys()):
-        raise ValueError(f"{where}{name} is {'missing' if name in known else 'unknown'}")
+    needed = {one.name for one in fields(owner) if one.default is MISSING}
+    for name in sorted(needed - raw.keys()):
+        raise ValueError(f"{where}{name} is missing")
+    for name in sorted(raw.keys() - settings_of(owner).keys()):
+        raise ValueError(f"{where}{printable(name)} is unknown")
     return dict(raw)
 
 

@@ -29,7 +29,6 @@ from python_model.data.files import open_parquet, reading_parquet, require_value
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
 from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, listen_plus
-from python_model.data.times import SECONDS, times_of
 
 BLOCK_BATCHES = 16
 
@@ -52,6 +51,8 @@ class Block(Dataset):
         file = whole.path / shard.file
         table, self.rows = _read(file, shard, groups)
         arrays = {name: table.column(name).to_numpy() for name in table.column_names}
+        for name, values in arrays.items():
+            whole.require_in_range(name, values, file, self.rows - shard.first_row + 1)
         self.users, local = np.unique(arrays["user"], return_inverse=True)
         self._columns = {**arrays, "user": local.astype(np.int32)}
         self.info = replace(whole.info, users=len(self.users), events=table.num_rows)
@@ -180,5 +181,4 @@ def _read(file: Path, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np
     rows = np.concatenate([np.arange(begins[index], begins[index + 1]) for index in chosen])
     for name in table.column_names:
         require_values(file, name, table.column(name), rows=rows + 1)
-    times_of(table.column("time").to_numpy(), SECONDS, file, "time", rows + 1)
     return table, shard.first_row + rows

@@ -66,12 +66,15 @@ def read_yambda(
     """Prepare Yambda in memory bounded by half a million rows or one user, and by the number of distinct items.
 
     path: the directory with listens.parquet (likes.parquet and the like are read where present, a kind whose file is
-    absent counts as not observed) or multi_event.parquet, such a file itself, or the top of the published tree, of
-    which format and size then choose a part. Feedback: like, dislike, skip (played_ratio_pct < skip_below_pct), share
-    (bins of played_ratio_pct, edges 20, 40, 50, 60, 80). Item features artist and album come from
-    {artist,album}_item_mapping.parquet beside the data or up to two directories above. unsorted: "refuse" a user whose
-    time goes back (the published files are sorted), or "sort" their events and count in params["times_went_back"] how
-    often it did. DataError where a file breaks the format.
+    absent counts as not observed) or multi_event.parquet, such a file itself, or the top of the published tree.
+    Feedback: like, dislike, skip, share (bins of played_ratio_pct, edges 20, 40, 50, 60, 80). Item features artist and
+    album come from {artist,album}_item_mapping.parquet beside the data or up to two directories above.
+
+    format: the part of the published tree, flat or sequential. size: the part of the published tree, 50m, 500m or 5b.
+    skip_below_pct: played_ratio_pct under which a listen is a skip. unsorted: "refuse" a user whose time goes back (the
+    published files are sorted), or "sort" their events and count in params["times_went_back"] how often it did.
+
+    DataError where a file breaks the format.
     """
     given = {"format": format, "size": size, "skip_below_pct": skip_below_pct, "unsorted": unsorted}
     checked_settings(read_yambda, given, "yambda")

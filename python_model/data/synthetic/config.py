@@ -33,9 +33,16 @@ _Strength = Annotated[float, Between(0, 1000)]
 class SyntheticConfig:
     """Everything that decides what the service generates; equal settings give equal bytes.
 
-    users and events_per_user are the size (events_per_user is a mean); clusters x artists x tracks is the catalogue.
-    The rest are parameters of the model, whose equations are in docs/data.md. expectation is what users have got used
-    to: a larger catalogue serves a taste better, and it is raised to keep skips and listened shares where they are.
+    The equations that the parameters stand in are in docs/data.md.
+
+    users: how many. events_per_user: mean number of events of a user. days: length of the calendar, from 2024 on.
+    clusters: of artists. artists: in a cluster. tracks: of an artist; the catalogue has clusters x artists x tracks.
+    dimensions: of the vectors of taste. seed: of everything that is drawn. recommended_share: share of events that the
+    recommender chose. session_length: mean number of events of a session. mode_persistence: probability that a run of
+    organic or of recommended listening goes on. drift: how much of a slow taste stays from session to session.
+    organic_sharpness: of the choices by taste. policy_sharpness: of the choices by the recommender's estimate.
+    policy_noise: error of that estimate. expectation: what users have got used to, raised for a larger catalogue, which
+    serves a taste better, to keep skips and listened shares where they are. recent: tracks that a user may repeat.
     """
 
     users: Annotated[int, Between(1, 2**31 - 1)] = 2000

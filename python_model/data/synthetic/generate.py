@@ -40,8 +40,8 @@ def generate(
 ) -> DatasetInfo:
     """Generate the service of `config` into the new directory `out`; memory grows with chunk_users, not with users.
 
-    The files do not depend on chunk_users. progress(users done, users) is called after every chunk. Measured
-    statistics stand in dataset.json under params["statistics"].
+    chunk_users: users that are simulated at once; the files do not depend on it. progress: called with (users done,
+    users) after every chunk. Measured statistics stand in dataset.json under params["statistics"].
     """
     checked(ChunkUsers, "chunk_users", chunk_users)
     starts = range(0, config.users, chunk_users)

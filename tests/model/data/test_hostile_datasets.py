@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from python_model.config import TrainConfig
 from python_model.data.errors import DataError
 from python_model.data.schema import EVENTS, INFO, ITEMS, USERS, DatasetWriter, load_dataset, validate
-from python_model.data.shards import shard_dataset
+from python_model.data.shards import read_manifest, shard_dataset
+from python_model.data.stream import ShardStream
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 SHARDS = "shards/shards.json"
@@ -262,3 +265,25 @@ def test_random_values_in_descriptions(place: Callable[[bool], Path]) -> None:
                 assert "\n" not in str(error)
         (data / name).write_text(json.dumps(original))
     assert refused > 100 * SCALE
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("user", 4), ("user", -1), ("item", 7), ("context_hour", 24), ("feedback_like", 2), ("grade", -2)],
+)
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_columns_index_nothing_outside_when_they_are_read(
+    place: Callable[[bool], Path], column: str, value: int, in_shards: bool
+) -> None:
+    data = place(in_shards)
+    file = data / ("shards/part-00001.parquet" if in_shards else EVENTS)
+    table = pq.read_table(file)
+    values = table.column(column).to_pylist()
+    values[-2] = value
+    change(file, column, pa.array(values, table.schema.field(column).type))
+    with pytest.raises(DataError, match=rf"column '{column}', data row {len(values) - 1}: expected a value .*{value}$"):
+        load_dataset(data).column(column)
+    if in_shards:
+        stream = ShardStream(load_dataset(data), read_manifest(data), TrainConfig(batch_events=8, window=4))  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=rf"part-00001.parquet, column '{column}', data row {len(values) - 1}: "):
+            list(islice(stream.walk(stream.start(), [0], 1), 20))
