@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError
+from python_model.data.errors import DataError, one_line
 from python_model.settings import shown
 
 Values = np.ndarray | Sequence[Any]
@@ -62,7 +62,7 @@ def _array(values: Values, file: Path, column: str) -> np.ndarray:
     try:
         array = np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise DataError(file, f"expected a column of values: {error}", column=column) from error
+        raise DataError(file, f"expected a column of values: {one_line(error)}", column=column) from error
     if array.ndim != 1:
         raise DataError(file, f"expected one dimension, found the shape {array.shape}", column=column)
     return array

@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 
-from python_model.data.errors import DataError
-from python_model.data.files import one_line, reading, require_file
+from python_model.data.errors import DataError, one_line
+from python_model.data.files import reading, require_file
 from python_model.data.identifiers import CANONICAL
 from python_model.settings import shown
 

@@ -36,3 +36,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, without line breaks and at most 200 characters of it."""
+    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from python_model.data.errors import DataError
+from python_model.data.errors import DataError, one_line
 
 
 def require_file(file: Path) -> None:
@@ -98,8 +98,3 @@ def require_values(
         at = int(np.argmax(np.asarray(values.is_null())))
         row = first_row + at if rows is None else int(rows[at])
         raise DataError(file, "a value is null", column=name, row=row)
-
-
-def one_line(error: Exception) -> str:
-    """What a library says of a file, without line breaks and at most 200 characters of it."""
-    return " ".join(str(error).split())[:200]

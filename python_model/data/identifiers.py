@@ -7,7 +7,7 @@ true are none.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from python_model.data.errors import DataError
+from python_model.data.errors import DataError, one_line
 from python_model.settings import shown
 
 CANONICAL = r"^(0|-?[1-9][0-9]*)$"
@@ -62,7 +62,7 @@ def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> 
 
     DataError where they are of mixed or other types, or not in one dimension.
     """
-    if isinstance(values, str) or not hasattr(values, "__len__"):
+    if isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__len__"):
         raise DataError(file, f"expected a column of {_EXPECTED}, found {type(values).__name__}", column=column)
     if len(values) == 0:
         return np.zeros(0, np.int64)
@@ -73,8 +73,8 @@ def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> 
     except OverflowError:
         found = _large(values, file, column, first_row)
     except (pa.ArrowException, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(file, f"expected a column of {_EXPECTED}, all of one type: {reason}", column=column) from error
+        message = f"expected a column of {_EXPECTED}, all of one type: {one_line(error)}"
+        raise DataError(file, message, column=column) from error
     return ids_of(found, file, column, first_row)
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from python_model.data.columns import require_range
-from python_model.data.errors import DataError
-from python_model.data.files import one_line, require_file
+from python_model.data.errors import DataError, one_line
+from python_model.data.files import require_file
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic.behaviour import (
     LIKED,

@@ -1,5 +1,7 @@
 """Ids are exact: int64, uint64 and text, in columns, in tables and one by one."""
 
+import os
+import random
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from python_model.data.errors import DataError
-from python_model.data.identifiers import id_of, ids_of, integer_of
+from python_model.data.identifiers import id_of, ids_from, ids_of, integer_of, joined, require_distinct
 from python_model.serving.ids import IdTable
 
+SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, -1, 2**53, 2**53 + 1, 2**63 - 1, -(2**63)])
 UNSIGNED = st.integers(0, 2**64 - 1) | st.sampled_from([0, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1])
 
@@ -99,3 +102,35 @@ def test_what_is_no_id_is_unknown_to_every_table(value: Any) -> None:
 def test_an_id_out_of_bounds_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^user is .*expected"):
         id_of(value, "user")
+
+
+def test_random_columns_of_ids_are_exact_or_refused() -> None:
+    """Values of any kind in parts of any type: what is joined equals what went in, or it is a DataError."""
+    dice, outcomes = random.Random(2), {"taken": 0, "refused": 0}
+    values: list[Any] = [
+        0, 7, -1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), "007", "7", "", "é", "x" * 1025,
+        "\ud800", 7.0, float("nan"), True, None, b"7", [7], np.int8(7), np.uint64(2**63),
+    ]  # fmt: skip
+    for _ in range(3_000 * SCALE):
+        pool = dice.sample(values, dice.choice([1, 1, 2, 3]))
+        chunks: list[Any] = [[dice.choice(pool) for _ in range(dice.randrange(3))] for _ in range(dice.randrange(1, 3))]
+        whole = [one for chunk in chunks for one in chunk]
+        if dice.random() < 0.3:
+            try:
+                kinds: list[Any] = [object, np.int64, np.uint64, "U5"]
+                chunks = [np.array(chunk, dice.choice(kinds)) for chunk in chunks]
+            except (ValueError, TypeError, OverflowError):
+                continue
+            whole = [one for chunk in chunks for one in chunk.tolist()]
+        try:
+            found = joined([ids_from(chunk, "log", "id") for chunk in chunks], "log", "id")
+            require_distinct(found, "log", "id")
+        except DataError as error:
+            outcomes["refused"] += 1
+            assert error.column == "id" and "\n" not in str(error) and len(str(error)) < 400
+            continue
+        outcomes["taken"] += 1
+        assert found.tolist() == whole and len(set(whole)) == len(whole)
+        assert all(isinstance(one, (int, str, np.integer)) and not isinstance(one, bool) for one in whole)
+        assert found.dtype in (np.int64, np.uint64, object)
+    assert min(outcomes.values()) > 200 * SCALE, outcomes

@@ -1,13 +1,15 @@
 """One definition of a time: units, ranges, timestamps with zones, and what a wrong one says."""
 
 import re
+from datetime import datetime, timezone
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from python_model.data.errors import DataError
-from python_model.data.times import MILLISECONDS, SECONDS, second_of, seconds_of, times_of
+from python_model.data.tables import gap_bucket, hour_and_day
+from python_model.data.times import LATEST, MILLISECONDS, SECONDS, second_of, seconds_of, times_of
 
 
 def test_an_ambiguous_local_hour_is_the_moment_that_is_stored() -> None:
@@ -79,3 +81,13 @@ def test_one_time_of_a_request() -> None:
     for wrong in (True, 1.0, "1", None, -1, 1762061400000):
         with pytest.raises(ValueError, match=r"^now.*expected"):
             second_of(wrong, "now")
+
+
+def test_hours_days_and_gaps_at_the_ends_of_the_range() -> None:
+    time = np.array([0, 3_599, 3_600, 86_399, 86_400, LATEST - 1, LATEST])
+    hour, day = hour_and_day(time)
+    for value, found in zip(time.tolist(), zip(hour.tolist(), day.tolist(), strict=True), strict=True):
+        expected = datetime.fromtimestamp(value, timezone.utc)
+        assert found == (expected.hour, expected.weekday())
+    gaps = gap_bucket(np.zeros(len(time), np.int32), time).tolist()
+    assert gaps == [-1, 4, 1, 5, 1, 7, 1]
