@@ -299,12 +299,12 @@ def _integers(file: Path, name: str, cells: pl.Series, optional: bool) -> np.nda
         _refuse_cells(file, name, cells, empty, _INTEGER)
     _refuse_cells(file, name, cells, ~empty & ~cells.str.contains(CANONICAL), _INTEGER)
     values = cells.cast(pl.Int64, strict=False)
-    _refuse_cells(file, name, cells, ~empty & values.is_null(), "an integer of at most 64 bits")
+    _refuse_cells(file, name, cells, ~empty & values.is_null(), "an integer in [-2⁶³, 2⁶³)")
     return values.fill_null(MISSING).to_numpy()
 
 
 def _refuse_cells(file: Path, name: str, cells: pl.Series, bad: pl.Series, expected: str) -> None:
     if bad.any():
-        row = int(bad.arg_max() or 0)
+        row = int(np.argmax(bad.to_numpy()))
         found = shown(cells[row]) if cells[row] else "nothing"
         raise DataError(file, f"expected {expected}, found {found}", column=name, row=row + 1)

@@ -110,7 +110,7 @@ def require_distinct(ids: np.ndarray, file: str | Path, column: str) -> None:
     """DataError at the first id that stands a second time."""
     again = ~pl.Series(ids.tolist() if ids.dtype.kind == "O" else ids).is_first_distinct()
     if again.any():
-        row = int(again.arg_max() or 0)
+        row = int(np.argmax(again.to_numpy()))
         found = ids[row].item() if isinstance(ids[row], np.generic) else ids[row]
         raise DataError(file, f"expected every id once, found {shown(found)} again", column=column, row=row + 1)
 
