@@ -112,7 +112,7 @@ def test_existing_targets(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years of work")
-    with pytest.raises(FileExistsError, match="not a prepared data set"):
+    with pytest.raises(FileExistsError, match="is not overwritten"):
         write(precious, overwrite=True)
     assert (precious / "thesis.tex").read_text() == "years of work"
     (tmp_path / "file").write_text("")
