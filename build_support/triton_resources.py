@@ -55,6 +55,10 @@ class Figures:
     """Spilled registers lie on the stack: without one there are no spills."""
     shared_bytes: int
     instructions: dict[str, int]
+    product_columns: list[int]
+    """The columns of the wgmma instructions, ascending."""
+    loads_in_flight: int
+    """Groups of asynchronous copies that the kernel leaves under way where it waits for one, at most."""
     expected: str
     """The matrix instruction that must be there; empty where no product is large enough or its operands are float32."""
 
@@ -65,8 +69,8 @@ def rooms() -> list[str]:
 
 
 @functools.cache
-def launches(room: str, everything: bool) -> tuple[tuple[str, bool, Launch], ...]:
-    """A room's cases as launches (case, whether a matrix instruction is expected, launch), each once.
+def launches(room: str, everything: bool, target: int) -> tuple[tuple[str, bool, Launch], ...]:
+    """A room's cases as launches on a target (case, whether a matrix instruction is expected, launch), each once.
 
     room: its name, or that of any module that has `compile_cases()`, which has a dot in it.
     everything: also the twins, and the configurations that tuning chooses from.
@@ -77,21 +81,21 @@ def launches(room: str, everything: bool) -> tuple[tuple[str, bool, Launch], ...
     for case in cases:
         if case.twin and not everything:
             continue
-        for name, recorded in _recorded(case, getattr(module, "TUNABLES", ()) if everything else ()):
+        for name, recorded in _recorded(case, target, getattr(module, "TUNABLES", ()) if everything else ()):
             for launch in recorded:
                 found.setdefault(launch.key, (name, case.matrix, launch))
     return tuple(found.values())
 
 
-def _recorded(case: CompileCase, tunables: Sequence[tuning.Tunable]) -> Iterator[tuple[str, list[Launch]]]:
+def _recorded(case: CompileCase, target: int, tunables: Sequence[tuning.Tunable]) -> Iterator[tuple[str, list[Launch]]]:
     from argus_kernels.testing.mock_driver import mocked
 
-    with mocked() as recorded:
+    with mocked(architecture=target) as recorded:
         case.call()
     yield case.name, recorded
     for tunable in tunables:
         for config in tunable.configs[1:]:
-            with tuning.forced(tunable.kernel, config), mocked() as recorded:
+            with tuning.forced(tunable.kernel, config), mocked(architecture=target) as recorded:
                 case.call()
             settings = ", ".join(f"{name} {value}" for name, value in config.items())
             yield f"{case.name} ({settings})", recorded
@@ -103,7 +107,7 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    case, matrix, launch = launches(room, everything)[index]
+    case, matrix, launch = launches(room, everything, target)[index]
     source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), dict(launch.attributes))
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=dict(launch.options))
     registers, stack = resource_usage(compiled.asm["cubin"])
@@ -119,6 +123,8 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
         stack,
         int(compiled.metadata.shared),
         {name: count for name in MATRIX.values() if (count := _mentions(ptx, name))},
+        sorted({int(columns) for columns in re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k", ptx)}),
+        max((int(number) for number in re.findall(r"async_wait .*?num = (\d+)", compiled.asm["ttgir"])), default=0),
         expected_instruction(compiled.asm["ttir"], target, warps) if matrix else "",
     )
 
@@ -164,8 +170,8 @@ def measure_all(room_names: Sequence[str], everything: bool) -> list[Figures]:
     tasks = [
         (room, index, target, everything)
         for room in room_names
-        for index in range(len(launches(room, everything)))
         for target in TARGETS
+        for index in range(len(launches(room, everything, target)))
     ]
     with ProcessPoolExecutor(PARALLEL, mp_context=get_context("fork")) as pool:
         return list(pool.map(_measure_task, tasks))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from argus_kernels.core import triton_support
+from argus_kernels.core.triton_support import SHARED_LIMIT
 from build_support import compile as native
 from build_support import decide, resources, triton_resources
 from build_support.resources import Figures
@@ -220,16 +220,55 @@ def test_a_source_that_nvcc_refuses(tmp_path: Path) -> None:
         resources.measure(source, TOOLKIT)
 
 
+@cache
+def triton_figures(room: str) -> list[triton_resources.Figures]:
+    """What Triton makes of a room's defaults."""
+    return triton_resources.of_room(room)
+
+
 @needs_triton
 @pytest.mark.parametrize("room", triton_resources.rooms())
 def test_triton_kernels_fit_every_target(room: str) -> None:
-    found = triton_resources.of_room(room)
+    found = triton_figures(room)
     assert {one.target for one in found} == set(triton_resources.TARGETS)
     for one in found:
         assert one.stack_bytes == 0, one
         assert 0 < one.registers <= 255, one
-        assert one.shared_bytes <= triton_support.SHARED_LIMIT[one.target], one
+        assert one.shared_bytes <= SHARED_LIMIT[one.target], one
         assert not one.expected or one.instructions.get(one.expected, 0) > 0, one
+
+
+WIDE_PRODUCTS = {
+    ("causal_attention", "plain-bfloat16-64"): {
+        "forward_kernel": 2,
+        "query_gradient_kernel": 2,
+        "key_gradient_kernel": 4,
+    },
+    ("causal_attention", "plain-bfloat16-128"): {
+        "forward_kernel": 2,
+        "query_gradient_kernel": 0,
+        "key_gradient_kernel": 0,
+    },
+    ("hstu_attention", "plain-bfloat16-64"): {
+        "forward_kernel": 2,
+        "query_gradient_kernel": 2,
+        "key_gradient_kernel": 2,
+    },
+    ("sampled_softmax_loss", "owners-bfloat16"): {"forward_kernel": 1, "score_gradient_kernel": 2, "product_kernel": 1},
+}
+"""Loads that each kernel of a room's 16-bit case leaves in flight on sm_90, in products of 32 columns and more."""
+
+
+@needs_triton
+@pytest.mark.parametrize("room", sorted({room for room, _ in WIDE_PRODUCTS}))
+def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> None:
+    found = [one for one in triton_figures(room) if one.target == 90]
+    for case, kernels in ((case, kernels) for (of, case), kernels in WIDE_PRODUCTS.items() if of == room):
+        own = [one for one in found if one.case == case and one.kernel in kernels]
+        assert {one.kernel for one in own} == set(kernels)
+        for one in own:
+            assert min(one.product_columns) >= 32, one
+            assert one.loads_in_flight >= kernels[one.kernel], one
 
 
 @needs_triton

@@ -35,6 +35,20 @@ def test_no_kernel_compiles_again_for_another_batch() -> None:
     assert not [f"{line['op']}: {again}" for line in found for again in line["second_compiles"]]
 
 
+LAUNCHES = {
+    ("causal_attention", "one_event"): (5, 5),
+    ("causal_attention", "biases"): (6, 17),
+    ("hstu_attention", "one_event"): (5, 4),
+    ("decode_attention", "everything"): (2, 0),
+    ("triple_embedding", "shared_table"): (14, 13),
+    ("feedback_loss", "three_tasks"): (3, 27),
+    ("sampled_softmax_loss", "standard"): (6, 66),
+    ("pairwise_loss", "jagged"): (4, 26),
+    ("rowwise_adagrad_", "repeated_rows"): (1, 1),
+}
+"""Launches of Triton, and of torch, of a forward and backward pass in float32, at most."""
+
+
 def test_every_small_sample_binds() -> None:
     found = lines("-m", "argus_kernels.testing.mock_driver")
     assert {line["op"] for line in found} == WITH_TRITON
@@ -46,6 +60,10 @@ def test_every_small_sample_binds() -> None:
         if op.name in WITH_TRITON and not sample.production
     }
     assert {(line["op"], line["sample"], line["dtype"]) for line in found} == expected
+    counted = {(line["op"], line["sample"]): line for line in found if line["dtype"] == "float32"}
+    for case, (of_triton, of_torch) in LAUNCHES.items():
+        assert len(counted[case]["triton"]) <= of_triton, case
+        assert len(counted[case]["torch"]) <= of_torch, case
 
 
 def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:

@@ -23,7 +23,7 @@ from argus_kernels.core.triton_attention_backward import key_gradient_kernel, qu
 from argus_kernels.core.triton_attention_forward import forward_kernel
 from argus_kernels.core.triton_attention_tables import table_gradient_kernel
 from argus_kernels.core.triton_schedule import tile_schedules
-from argus_kernels.core.triton_support import launch, next_power_of_two
+from argus_kernels.core.triton_support import gpu_generation, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
 
 TABLE_BLOCK = 32
@@ -76,7 +76,7 @@ class Attention:
             width=self.q.shape[2],
             dtype=self.q.dtype,
             size=1,
-            default=default_config(part, self.block_width(), self.q.dtype, self.biased),
+            default=default_config(part, self.block_width(), self.q.dtype, self.biased, gpu_generation(self.q.device)),
             device=self.q.device,
         )
 
@@ -112,23 +112,31 @@ class Attention:
         }
 
 
-def default_config(part: str, width: int, dtype: torch.dtype, biased: bool) -> Config:
+def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, generation: int) -> Config:
     """The tile sizes of a kernel ("forward", "query_gradient", "key_gradient") where no table knows better.
 
-    float32 products are fused multiply-adds whose tiles live in registers; biases hold a tile of 64-bit differences.
+    generation: the first number of the GPU's compute capability. float32 products are fused multiply-adds whose tiles
+    live in registers; biases hold a tile of 64-bit differences. On sm_90 the tiles of plain 16-bit products are chosen
+    by what they are compiled to, none of it measured: wgmma of 32 columns and more (of 16 it is bound by shared
+    memory), three stages, so that a load is in flight during a product, and no spills. On sm_80 the gradients' tiles
+    are smaller, because those spill there.
     """
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
         warps = 8 if part == "query_gradient" or (part == "forward" and width <= 32) else 4
         return {"block_query": side, "block_key": side, "warps": warps, "stages": 1}
+    plain, narrow = width <= 128 and not biased, width <= 64
     if part == "forward":
-        rows = 64 if biased or width > 128 else 128
-        keys = 64 if width <= 128 and not biased else 32
-        return {"block_query": rows, "block_key": keys, "warps": 8, "stages": 2}
-    if part == "query_gradient":
-        keys = 16 if biased else 64 if width <= 64 else 32
-        return {"block_query": 64, "block_key": keys, "warps": 8 if width > 128 or biased else 4, "stages": 2}
-    return {"block_query": 16 if biased or width > 128 else 32, "block_key": 64, "warps": 8, "stages": 2}
+        tile = (128, 128 if narrow else 64, 8, 3) if plain else (64, 32, 8, 2)
+    elif part == "query_gradient" and (generation < 9 or not plain):
+        tile = (64, 16 if biased else 64 if narrow else 32, 4 if plain else 8, 2)
+    elif part == "query_gradient":
+        tile = (64, 64, 4, 3 if narrow else 2)
+    elif generation < 9 or not plain:
+        tile = (32 if plain else 16, 64, 8, 2)
+    else:
+        tile = (64, 64, 4, 3) if narrow else (32, 64, 4, 2)
+    return dict(zip(("block_query", "block_key", "warps", "stages"), tile, strict=True))
 
 
 @functools.lru_cache(maxsize=64)
@@ -277,9 +285,9 @@ def _rows(table: Tensor | None) -> Tensor | None:
 def tunables(op: str) -> tuple[Tunable, ...]:
     """What `python -m benchmarks tune` may choose from, for an op's three kernels."""
     tiles: dict[str, tuple[tuple[int, int, int, int], ...]] = {
-        "forward": ((128, 64, 8, 2), (128, 128, 8, 2), (64, 64, 4, 3), (128, 64, 4, 3)),
-        "query_gradient": ((64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)),
-        "key_gradient": ((64, 64, 4, 2), (64, 128, 8, 2), (32, 64, 4, 3)),
+        "forward": ((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3)),
+        "query_gradient": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)),
+        "key_gradient": ((64, 64, 4, 3), (32, 64, 4, 2), (64, 64, 8, 2), (32, 64, 8, 2)),
     }
     names = ("block_query", "block_key", "warps", "stages")
     return tuple(

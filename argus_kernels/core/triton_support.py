@@ -48,7 +48,8 @@ class CompileCase:
     twin: bool = False
 
 
-_without_gpu = False
+_architecture: int | None = None
+"""What a driver that runs nothing stands in for; see `served_without_gpu`."""
 
 
 def interpreted() -> bool:
@@ -60,7 +61,7 @@ def available() -> str | None:
     """Why no Triton kernel can serve anything here, or None."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not (interpreted() or _without_gpu or torch.cuda.is_available()):
+    if not (interpreted() or _architecture or torch.cuda.is_available()):
         return "torch sees no GPU, and TRITON_INTERPRET=1 does not ask for Triton's interpreter"
     return None
 
@@ -84,18 +85,21 @@ def problems(dtypes: Sequence[torch.dtype] = DTYPES, **tensors: Tensor | None) -
 
 def device_problems(**tensors: Tensor | None) -> list[str]:
     """One sentence for each tensor that is not on a GPU; the interpreter takes the CPU's."""
-    return [] if interpreted() or _without_gpu else needs_device("cuda", **tensors)
+    return [] if interpreted() or _architecture else needs_device("cuda", **tensors)
 
 
 @contextmanager
-def served_without_gpu() -> Iterator[None]:
-    """Inside the block tensors of any device are taken, for the whole process: a driver that runs nothing is active."""
-    global _without_gpu
-    before, _without_gpu = _without_gpu, True
+def served_without_gpu(architecture: int) -> Iterator[None]:
+    """Inside the block tensors of any device are taken, for the whole process: a driver that runs nothing is active.
+
+    architecture: 80, 90, 100: of the GPU that it stands in for.
+    """
+    global _architecture
+    before, _architecture = _architecture, architecture
     try:
         yield
     finally:
-        _without_gpu = before
+        _architecture = before
 
 
 def triton_backend(
@@ -136,6 +140,13 @@ def processors(device: torch.device, default: int = 132) -> int:
     if device.type != "cuda":
         return 1 if interpreted() and device.type == "cpu" else default
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def gpu_generation(device: torch.device) -> int:
+    """The first number of the device's compute capability: 8, 9, 10; without a GPU what is stood in for, or 9."""
+    if device.type != "cuda":
+        return (_architecture or 90) // 10
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

@@ -130,7 +130,7 @@ def mocked(compiles: bool = False, architecture: int = ARCHITECTURE) -> Iterator
     triton.runtime.driver.set_active(_Driver(architecture))
     runtime.jit_cache_hook = note
     try:
-        with triton_support.served_without_gpu():
+        with triton_support.served_without_gpu(architecture):
             yield launches
     finally:
         triton.runtime.driver._active = active

@@ -1,7 +1,8 @@
 """sampled_softmax_loss in Triton: the scores in both passes, tile by tile, and the launchers.
 
 Forward: a program computes rows × a part of the candidates and keeps the running maximum, sum and count of its rows;
-where rows are few the candidates are split among programs and the parts are joined afterwards. Every score is taken
+the candidates are split among programs so that all multiprocessors have about the same to do, and the parts are joined
+afterwards. Every score is taken
 relative to the row's positive. Backward: the gradients of the scores are computed again for a slab of rows at a time,
 in memory of a fixed size, and multiplied with candidates and queries (`triton_products`). d_candidates grows slab by
 slab in float32, in order: no atomics.
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
-from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, processors
+from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
@@ -30,6 +31,7 @@ from argus_kernels.ops.sampled_softmax_loss.triton_products import (
 _NAMES = ("block_rows", "block_candidates", "block_depth", "warps", "stages")
 _TILES = {
     "sampled_softmax_loss/forward": (
+        (128, 32, 256, 8, 3),
         (128, 32, 64, 8, 3),
         (128, 64, 64, 8, 3),
         (128, 128, 64, 8, 3),
@@ -45,6 +47,10 @@ TUNABLES = tuple(
 
 SLAB_BYTES = 128 << 20
 """Memory of the score gradients under way: fixed, however many rows and candidates there are."""
+MOST_SPLITS = 128
+"""Parts that a row's candidates are cut into at most: each has 12 bytes in memory."""
+START = 2
+"""What a program of the forward pass costs beside its blocks of candidates, in blocks; not measured."""
 LIFT = 4096.0
 """Shares are stored as 16-bit numbers times this, because float16 has few digits left below 2⁻¹⁴."""
 
@@ -52,29 +58,38 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _relative_scores(
-    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
-    row, candidate, rows, drawn, width, query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+def _load_rows(base, row, rows, begin, width, stride, column_stride, BLOCK_DEPTH: tl.constexpr):
+    """Columns begin … begin + BLOCK_DEPTH − 1 of some rows, zero past the last row and column."""
+    column = begin + tl.arange(0, BLOCK_DEPTH)
+    mask = (row < rows)[:, None] & (column < width)[None, :]
+    return tl.load(base + row[:, None] * stride + column[None, :] * column_stride, mask=mask, other=0.0)
+
+
+@triton.jit
+def _products(
+    query, candidates, row, candidate, rows, drawn, width,
+    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+):  # fmt: skip
+    """A tile's products of queries and candidates, float32, a part of the width at a time."""
+    product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
+    for begin in range(0, width, BLOCK_DEPTH):
+        left = _load_rows(query, row, rows, begin, width, query_stride, query_column_stride, BLOCK_DEPTH)
+        right = _load_rows(
+            candidates, candidate, drawn, begin, width, candidate_stride, candidate_column_stride, BLOCK_DEPTH
+        )
+        product = tl.dot(left, tl.trans(right), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def _relative_scores(
+    product, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
+    row, candidate, rows, drawn,
 ):  # fmt: skip
     """A tile's products and scores, both relative to the positive, and which of its candidates count."""
     real = row < rows
     there = candidate < drawn
-    product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
-    for begin in range(0, width, BLOCK_DEPTH):
-        column = begin + tl.arange(0, BLOCK_DEPTH)
-        inside = column < width
-        left = tl.load(
-            query + row[:, None] * query_stride + column[None, :] * query_column_stride,
-            mask=real[:, None] & inside[None, :],
-            other=0.0,
-        )
-        right = tl.load(
-            candidates + candidate[None, :] * candidate_stride + column[:, None] * candidate_column_stride,
-            mask=there[None, :] & inside[:, None],
-            other=0.0,
-        )
-        product = tl.dot(left, right, product, input_precision="ieee")
     product -= tl.load(positive_product + row, mask=real, other=0.0)[:, None]
     score = scale * product - tl.load(log_q + candidate, mask=there, other=0.0)[None, :]
     own = tl.load(positive_ids + row, mask=real, other=0)
@@ -92,20 +107,33 @@ def forward_kernel(
     query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
     largest, total, count, rows, drawn, width, split_candidates,
     query_stride, query_column_stride, candidate_stride, candidate_column_stride,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+    WHOLE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     factor = tl.load(scale)
     peak = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
     mass = tl.zeros([BLOCK_ROWS], tl.float32)
     counted = tl.zeros([BLOCK_ROWS], tl.int32)
+    # Where BLOCK_DEPTH holds the width the queries are read once, and candidates stream past them.
+    own_query = 0
+    if WHOLE:
+        own_query = _load_rows(query, row, rows, 0, width, query_stride, query_column_stride, BLOCK_DEPTH)
     first = tl.program_id(1) * split_candidates
     for begin in range(first, tl.minimum(first + split_candidates, drawn), BLOCK_CANDIDATES):
         candidate = begin + tl.arange(0, BLOCK_CANDIDATES).to(tl.int64)
+        if WHOLE:
+            right = _load_rows(
+                candidates, candidate, drawn, 0, width, candidate_stride, candidate_column_stride, BLOCK_DEPTH
+            )
+            product = tl.dot(own_query, tl.trans(right), input_precision="ieee")
+        else:
+            product = _products(
+                query, candidates, row, candidate, rows, drawn, width, query_stride, query_column_stride,
+                candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
+            )  # fmt: skip
         _, score, counts = _relative_scores(
-            query, candidates, positive_product, positive_ids, candidate_ids, log_q, factor, query_owner,
-            candidate_owner, row, candidate, rows, drawn, width, query_stride, query_column_stride,
-            candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
+            product, positive_product, positive_ids, candidate_ids, log_q, factor, query_owner, candidate_owner,
+            row, candidate, rows, drawn,
         )  # fmt: skip
         score = tl.where(counts, score, -float("inf"))
         higher = tl.maximum(peak, tl.max(score, axis=1))
@@ -132,10 +160,13 @@ def score_gradient_kernel(
     candidate = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
     end = tl.minimum(first_row + slab_rows, rows)
     row = first_row + line
-    product, score, counts = _relative_scores(
-        query, candidates, positive_product, positive_ids, candidate_ids, log_q, tl.load(scale), query_owner,
-        candidate_owner, row, candidate, end, drawn, width, query_stride, query_column_stride,
+    product = _products(
+        query, candidates, row, candidate, end, drawn, width, query_stride, query_column_stride,
         candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
+    )  # fmt: skip
+    product, score, counts = _relative_scores(
+        product, positive_product, positive_ids, candidate_ids, log_q, tl.load(scale), query_owner, candidate_owner,
+        row, candidate, end, drawn,
     )  # fmt: skip
     real = row < end
     whole = tl.load(statistics + rows + row, mask=real, other=0.0)
@@ -257,12 +288,12 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
     config = _config("forward", given)
     row_blocks = ceil_div(count, config["block_rows"])
     blocks = ceil_div(drawn, config["block_candidates"])
-    wanted = ceil_div(2 * processors(given.query.device), max(row_blocks, 1))
-    split = ceil_div(max(blocks, 1), max(1, min(wanted, blocks))) * config["block_candidates"]
+    split = split_blocks(row_blocks, blocks, processors(given.query.device)) * config["block_candidates"]
     splits = max(1, ceil_div(drawn, split))
     largest, total = (given.query.new_empty(splits, count, dtype=torch.float32) for _ in range(2))
     counted = given.query.new_empty(splits, count, dtype=torch.int32)
     arguments = _score_arguments(given, rows, config) | {
+        "WHOLE": given.query.shape[1] <= config["block_depth"],
         "largest": largest,
         "total": total,
         "count": counted,
@@ -274,6 +305,21 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
     # In units of log 2 the maximum would be rounded twice, an error of every share of the row.
     together = (total * (largest - shift).exp()).sum(0)
     return shift + together.log(), counted.sum(0).float()
+
+
+def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
+    """How many blocks of candidates a program takes, so that the fullest multiprocessor has the fewest to do.
+
+    slots: programs that run at once, one a multiprocessor. A program costs START blocks to start and to store, and a
+    grid of 2.2 rounds costs 3: more and shorter programs fill the last round better.
+    """
+
+    def cost(split: int) -> tuple[int, int]:
+        rounds = ceil_div(row_blocks * ceil_div(blocks, split), slots)
+        return rounds * (split + START), -split
+
+    shares = {ceil_div(blocks, splits) for splits in range(1, min(blocks, MOST_SPLITS) + 1)}
+    return min(shares or {1}, key=cost)
 
 
 def _negatives_share(given: Arguments, denominator: Tensor, whole: Tensor) -> Tensor:
@@ -340,6 +386,10 @@ def _through_scores(
 def _config(part: str, given: Arguments) -> Config:
     kernel = f"sampled_softmax_loss/{part}"
     default = _FLOAT32_CONFIG if given.query.dtype == torch.float32 else _CONFIGS[kernel][0]
+    if part == "forward" and default is not _FLOAT32_CONFIG:
+        depth = max(16, next_power_of_two(given.query.shape[1]))
+        # Queries of a wider model do not fit beside the candidates.
+        default = {**default, "block_depth": depth} if depth <= 256 else _CONFIGS[kernel][1]
     return configuration(
         kernel,
         width=given.query.shape[1],
