@@ -7,9 +7,12 @@ becomes another one silently.
 
 from __future__ import annotations
 
+import inspect
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -66,26 +69,49 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-_default = os.environ.get("ARGUS_BACKEND", "auto")
+_process_default = os.environ.get("ARGUS_BACKEND", "auto")
+_chosen: ContextVar[str] = ContextVar("argus_kernels_backend", default=_process_default)
+
+
+class _Traced(threading.local):
+    """The thread's default backend once more, where torch.compile can read and guard it.
+
+    Dynamo traces no ContextVar. It guards an attribute of a threading.local by its value in the calling thread, if the
+    attribute is set by `__init__`; a default on the class it would take for a constant.
+    """
+
+    def __init__(self) -> None:
+        self.backend = _process_default
+
+
+_traced = _Traced()
 
 
 def default_backend() -> str:
     """The backend used where a call names none: `use_backend`, else ARGUS_BACKEND, else "auto"."""
-    return _default
+    return _traced.backend if torch.compiler.is_compiling() else _chosen.get()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Makes `name` the default backend inside the block, for the whole process (all threads).
+    """Makes `name` the default backend inside the block, for the thread or asyncio task that is in it.
 
-    The backward pass of an op runs on the backend that was asked for at its forward call, wherever it happens.
+    Other threads, also those started inside the block, keep ARGUS_BACKEND or "auto"; give a new thread the caller's
+    context by `contextvars.copy_context().run`. The backward pass of an op runs on the backend that was asked for at
+    its forward call, wherever it happens. A graph of torch.compile is traced anew under another default; there the
+    default is that of the thread, whatever its tasks.
+
+    Raises ValueError for a name that is no string; what names there are, an op says at its call.
     """
-    global _default
-    before, _default = _default, name
+    if not isinstance(name, str):
+        raise ValueError(f"use_backend: name is {name!r}, expected a string")
+    token = _chosen.set(name)
+    _traced.backend = name
     try:
         yield
     finally:
-        _default = before
+        _chosen.reset(token)
+        _traced.backend = _chosen.get()
 
 
 def choose(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) -> Backend:
@@ -108,44 +134,48 @@ def _named(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) ->
             if reasons:
                 raise ValueError(f"{op}[{wanted}]: {'; '.join(reasons)}")
             return backend
+    raise ValueError(unknown_backend(op, backends, wanted))
+
+
+def unknown_backend(op: str, backends: Sequence[Backend], wanted: object) -> str:
+    """The sentence about a backend that the op does not have."""
     known = ", ".join(["auto", "eager", *(backend.name for backend in backends)])
-    raise ValueError(f"{op}: backend is {wanted!r}, expected one of {known}")
+    return f"{op}: backend is {wanted!r}, expected one of {known}"
 
 
-class _Captured(Exception):
-    """Carries an op's normalised arguments out of its public function; see `capture`."""
+class Probe(str):
+    """Takes the place of a backend's name to learn what a public function would compute with, and computes nothing.
 
-    def __init__(self, op: Any, arguments: tuple[Any, ...]) -> None:
-        self.op = op
-        self.arguments = arguments
+    `Op` notes itself and its arguments here, and returns outputs of the right shapes that nobody has filled.
+    """
 
-
-_capturing = False
-
-
-def is_capturing() -> bool:
-    """True inside `capture`: ops report their arguments instead of computing."""
-    return _capturing
+    op: Any = None
+    arguments: tuple[Any, ...] = ()
 
 
 def capture(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """Runs a public function up to the op boundary; returns the op and its arguments in schema order."""
-    global _capturing
-    _capturing = True
+    """The op behind a public function, and what the function makes of these arguments: the op's, in schema order."""
+    probe = Probe("probe")
+    if _names_a_backend(function):
+        function(*args, **{**kwargs, "backend": probe})
+    if probe.op is None:
+        raise TypeError(f"{getattr(function, '__name__', function)} is not an op of argus_kernels")
+    return probe.op, probe.arguments
+
+
+def _names_a_backend(function: Callable[..., Any]) -> bool:
     try:
-        function(*args, **kwargs)
-    except _Captured as captured:
-        return captured.op, captured.arguments
-    finally:
-        _capturing = False
-    raise TypeError(f"{getattr(function, '__name__', function)} is not an op of argus_kernels")
+        return "backend" in inspect.signature(function).parameters
+    except (TypeError, ValueError):  # not a callable, or a builtin without a signature
+        return False
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Verdict]:
     """Says for every backend of an op whether it would serve these inputs, and all reasons where it would not.
 
     `explain(argus_kernels.causal_attention, q, k, v, offsets)`: the arguments are those of the public function; the
-    first verdict that serves is the one "auto" takes. Nothing is computed.
+    first verdict that serves is the one "auto" takes. Nothing is computed. Raises ValueError as the op does for
+    arguments that it does not take, TypeError where `function` is no op.
     """
     op, arguments = capture(function, *args, **kwargs)
     inputs = op.inputs(arguments)

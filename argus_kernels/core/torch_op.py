@@ -13,11 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from argus_kernels.core.registry import Backend, Inputs, _Captured, choose, default_backend, is_capturing
+from argus_kernels.core.registry import Backend, Inputs, Probe, choose, default_backend, unknown_backend
 from argus_kernels.core.sample import Sample
 
 NAMESPACE = "argus"
+
+_functorch = torch._C._functorch
+_GRADIENT_TRANSFORMS = (_functorch.TransformType.Grad, _functorch.TransformType.Jvp)
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
@@ -25,12 +29,19 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
 
     Rooms call it on what feeds a matrix product, before they compare dtypes. float64 is left alone, as in torch.
     """
-    first = next((tensor for tensor in tensors if tensor is not None), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
+    first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
+    if first is None or not autocast_is_on(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     castable = (torch.float32, torch.float16, torch.bfloat16)
-    return tuple(t.to(dtype) if t is not None and t.dtype in castable else t for t in tensors)
+    return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; False for one that has none, such as "meta"."""
+    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+        return False
+    return torch.is_autocast_enabled(device)
 
 
 class Op:
@@ -71,7 +82,9 @@ class Op:
         self.mutates = tuple(mutates)
         self.samples = samples
         self.drawn = drawn
+        self._names = frozenset(("auto", "eager", *(backend.name for backend in backends)))
         self._takes_tensor_lists = "Tensor[]" in arguments
+        self._fake = fake
         self._check = check
         self._fake_backward = fake_backward
         self._assemble = assemble
@@ -82,15 +95,27 @@ class Op:
     def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
         """Computes the op on its arguments in schema order.
 
-        backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through
-        it. It is what the fast backends are judged against.
+        backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through it.
+        It is what the fast backends are judged against.
         """
-        if is_capturing():
-            raise _Captured(self, arguments)
-        wanted = backend if backend is not None else default_backend()
+        if isinstance(backend, Probe):
+            backend.op, backend.arguments = self, arguments
+            return self._fake(self.inputs(arguments))
+        wanted = default_backend() if backend is None else backend
+        if not isinstance(wanted, str) or wanted not in self._names:
+            raise ValueError(unknown_backend(self.name, self.backends, wanted))
         if wanted == "eager":
-            return self.backend("reference").forward(*arguments)
+            return self._eager(arguments)
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            refuse_transforms(self.name, arguments)
         return self.torch_op(*arguments, wanted)
+
+    def _eager(self, arguments: tuple[Any, ...]) -> Any:
+        if any(tensor.device.type == "meta" for tensor in _tensors(arguments)):
+            return self.torch_op(*arguments, "reference")
+        if self._check is not None and not torch.compiler.is_compiling():
+            self._check(self.inputs(arguments))
+        return self.backend("reference").forward(*arguments)
 
     def backend(self, name: str) -> Backend:
         """The backend of that name."""
@@ -147,9 +172,12 @@ class Op:
         schema = f"(Tensor[] gradients, Tensor[] outputs, bool[] needs, {arguments}, str backend) -> Tensor[]"
         definition = torch.library.custom_op(name, backward, mutates_args=(), schema=schema)
         definition.register_fake(fake)
+        definition.register_autograd(self._refuse_second_derivatives)
         self.backward_op = getattr(getattr(torch.ops, NAMESPACE), f"{self.name}_backward").default
 
     def _autograd_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        if forward_ad._current_level >= 0:
+            refuse_transforms(self.name, gradients)
         values, outputs = _restore(ctx)
         needs = dict(zip((*self.arguments, "backend"), ctx.needs_input_grad, strict=True))
         wanted = {name: _any(needs[name]) for name in self.differentiable}
@@ -167,6 +195,11 @@ class Op:
             for name, value in zip((*self.arguments, "backend"), values, strict=True)
         )
 
+    def _refuse_second_derivatives(self, ctx: Any, *gradients: Any) -> None:
+        raise RuntimeError(
+            f'{self.name}: its gradients have no gradients of their own; with backend="eager" autograd works them out'
+        )
+
     def _assemble_dense(self, inputs: Inputs, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
         remaining = iter(flat)
         gradients: list[Any] = []
@@ -181,10 +214,46 @@ class Op:
         return gradients
 
 
+def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
+    """RuntimeError where an argument carries what an op boundary would lose: a tangent, or a gradient of torch.func.
+
+    torch runs an op that it does not see through on the values alone: the tangent would come out as 0. torch.compile
+    cannot ask for the transforms at work; of those that would go wrong in silence it has the level of forward mode.
+    """
+    if torch.compiler.is_compiling():
+        lost = forward_ad._current_level >= 0
+    else:
+        by_func = any(
+            interpreter.key() in _GRADIENT_TRANSFORMS for interpreter in _functorch.get_interpreter_stack() or []
+        )
+        lost = any(
+            forward_ad.unpack_dual(tensor).tangent is not None
+            or (by_func and _functorch.is_functorch_wrapped_tensor(tensor))
+            for tensor in _tensors(arguments)
+        )
+    if lost:
+        raise RuntimeError(
+            f"{op}: forward-mode derivatives and torch.func's transforms of gradients (jvp, grad, vjp, jacrev, "
+            'hessian) do not reach through it, expected torch.autograd.grad or .backward(); backend="eager" takes '
+            "them all"
+        )
+
+
+def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
+    """All tensors among the arguments, those in lists too."""
+    found: list[Tensor] = []
+    for value in arguments:
+        if isinstance(value, (list, tuple)):
+            found += [one for one in value if isinstance(one, Tensor)]
+        elif isinstance(value, Tensor):
+            found.append(value)
+    return found
+
+
 def _without_autocast(values: Sequence[Any]) -> AbstractContextManager[Any]:
     """Backends choose their own precisions; autocast inside them would undo the float32 statistics."""
     device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocast_is_on(device) else nullcontext()
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
