@@ -255,8 +255,10 @@ def test_offsets_that_keep_it(offsets: Tensor) -> None:
 def test_offsets_of_the_wrong_kind() -> None:
     problems = Problems("op")
     varlen.offsets_problems(problems, torch.zeros(3, dtype=torch.int64), torch.device("cpu"))
+    assert not problems.found
+    varlen.offsets_problems(problems, torch.zeros(3, dtype=torch.int16), torch.device("cpu"))
     varlen.offsets_problems(problems, torch.zeros(0, dtype=torch.int32), torch.device("cpu"))
-    assert "torch.int64, expected torch.int32" in problems.found[0]
+    assert "torch.int16, expected torch.int32 or torch.int64" in problems.found[0]
     assert "offsets is empty" in problems.found[1]
 
 

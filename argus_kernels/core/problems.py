@@ -1,18 +1,23 @@
 """Argument checks that say everything that is wrong at once, in one sentence each.
 
-Only metadata is looked at here (shape, dtype, device), never values: the checks run before the op boundary, under
-torch.compile they are traced away into guards, and they never synchronise with a GPU. Values are checked inside the
-op, see `argus_kernels.core.varlen`.
+Only metadata is looked at here (type, layout, shape, dtype, device) and plain numbers, never a tensor's values: the
+checks run before the op boundary, under torch.compile they are traced away into guards, and they never synchronise
+with a GPU. Values are checked inside the op, see `argus_kernels.core.varlen`.
 """
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INT64_MAX = torch.iinfo(torch.int64).max
 
 
 class Problems:
@@ -42,9 +47,11 @@ class Problems:
         device: torch.device | None = None,
         like: str = "",
     ) -> bool:
-        """Checks one tensor. `None` in `shape` leaves that size free; `like` names where the expectation comes from."""
+        """Checks one dense tensor. `None` in `shape` leaves that size free; `like` names what it has to agree with."""
         if not isinstance(value, Tensor):
-            return self.require(False, f"{name} is {type(value).__name__}, expected a tensor")
+            return self.require(False, f"{name} is {said(value)}, expected a tensor")
+        if value.layout is not torch.strided or value.is_nested:
+            return self.require(False, f"{name} is {kind_of(value)}, expected a dense tensor")
         origin = f" like {like}" if like else ""
         before = len(self.found)
         if shape is not None:
@@ -61,10 +68,80 @@ class Problems:
             self.found.append(f"{name} is on {value.device}, expected {device}{origin}")
         return len(self.found) == before
 
+    def integer(self, name: str, value: Any, *, least: int, why: str = "", or_none: bool = False) -> Any:
+        """An integer from `least` to int64's largest; numpy's are taken. Returns it, or `least` where it is refused.
+
+        `why` explains the least one; `or_none` says that None is one of the answers.
+        """
+        otherwise = " or None" if or_none else ""
+        if not isinstance(value, (int, torch.SymInt, numbers.Integral)) or isinstance(value, bool):
+            self.require(False, lambda: f"{name} is {said(value)}, expected an integer{otherwise}")
+            return least
+        if not isinstance(value, (int, torch.SymInt)):
+            value = int(value)
+        if value < least:
+            self.require(False, lambda: f"{name} is {said(value)}, expected at least {least}{why}{otherwise}")
+            return least
+        if value > INT64_MAX:
+            self.require(False, lambda: f"{name} is {said(value)}, expected at most 2^63 - 1 (int64){otherwise}")
+            return least
+        return value
+
+    def number(self, name: str, value: Any, *, least: float | None = None, above: float | None = None) -> Any:
+        """A finite number, at least `least` or above `above`; numpy's are taken. Returns it as a float."""
+        bound = "" if least is None else f" of at least {least:g}"
+        bound = bound if above is None else f" above {above:g}"
+        if isinstance(value, (torch.SymInt, torch.SymFloat)):
+            return value
+        if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
+            self.require(False, f"{name} is {said(value)}, expected a finite number{bound}")
+            return 1.0
+        try:
+            given = float(value)
+        except OverflowError:
+            given = math.inf
+        holds = math.isfinite(given) and (least is None or given >= least) and (above is None or given > above)
+        self.require(holds, lambda: f"{name} is {said(value)}, expected a finite number{bound}")
+        return given
+
+    def flag(self, name: str, value: object) -> bool:
+        """True or False (numpy's too), and nothing that only counts as one of them. Returns it."""
+        self.require(isinstance(value, (bool, np.bool_)), lambda: f"{name} is {said(value)}, expected True or False")
+        return bool(value) if isinstance(value, (bool, np.bool_)) else False
+
+    def choice(self, name: str, value: object, options: Sequence[str]) -> None:
+        """One of some words."""
+        known = isinstance(value, str) and value in options
+        self.require(known, lambda: f"{name} is {said(value)}, expected one of {', '.join(options)}")
+
+    def sequence(self, name: str, value: Any, of: str) -> bool:
+        """A list or tuple (torch's ParameterList too): what can be gone through more than once, in one order."""
+        fits = isinstance(value, (list, tuple, range, torch.nn.ParameterList))
+        return self.require(fits, lambda: f"{name} is {said(value)}, expected a list of {of}")
+
     def raise_if_any(self) -> None:
         """Raises ValueError with every sentence noted so far."""
         if self.found:
             raise ValueError(f"{self.op}: " + "; ".join(self.found))
+
+
+def kind_of(tensor: Tensor) -> str:
+    """What sort of tensor it is, for sentences about one that is not dense."""
+    if tensor.is_nested:
+        return "a jagged NestedTensor" if tensor.layout is torch.jagged else "a NestedTensor that is not jagged"
+    return f"a tensor of layout {tensor.layout}"
+
+
+def said(value: object) -> str:
+    """A wrong value as a sentence has it: itself where it is short, else its type."""
+    if isinstance(value, int) and abs(value) > 2**256:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, numbers.Number):
+        return str(value)
+    if value is None or isinstance(value, str):
+        text = repr(value)
+        return text if len(text) <= 60 else f"{text[:60]}…"
+    return type(value).__name__
 
 
 def _pattern(shape: Sequence[int | None]) -> str:

@@ -38,14 +38,29 @@ def require_values(holds: Tensor, sentence: str) -> None:
         torch._assert_async(holds.all(), sentence)
 
 
+INDICES = (torch.int32, torch.int64)
+"""What offsets and other counts of a user's events may come in: int64 is what torch's cumsum gives."""
+
+_INT32 = torch.iinfo(torch.int32)
+
+
+def as_int32(counts: Tensor) -> Tensor:
+    """int64 counts in the int32 of the kernels. What does not fit becomes the nearest that does, for the checks of
+    values to refuse: no batch has so many rows.
+    """
+    return counts if counts.dtype == torch.int32 else counts.clamp(_INT32.min, _INT32.max).to(torch.int32)
+
+
 def offsets_problems(problems: Problems, offsets: Tensor, device: torch.device) -> None:
     """Notes what is wrong with the shape, dtype and device of `offsets`."""
-    if problems.tensor("offsets", offsets, shape=(None,), dtype=torch.int32, device=device):
+    if problems.tensor("offsets", offsets, shape=(None,), dtype=INDICES, device=device):
         problems.require(offsets.shape[0] >= 1, "offsets is empty, expected [B + 1] values, the first of them 0")
 
 
 def check_offsets(op: str, offsets: Tensor, total: int) -> None:
-    """Raises ValueError unless offsets start at 0, never fall and end at or before row `total`."""
+    """Raises ValueError unless offsets start at 0, never fall and end at or before row `total`, which int32 holds."""
+    if total > _INT32.max:
+        raise ValueError(f"{op}: {total} rows are given, expected at most 2^31 - 1, the largest offset")
     if offsets.device.type != "cpu":
         require_values(offsets[:1] == 0, f"{op}: offsets[0] is not 0")
         require_values(offsets[1:] >= offsets[:-1], f"{op}: offsets fall")
@@ -53,15 +68,22 @@ def check_offsets(op: str, offsets: Tensor, total: int) -> None:
         return
     values = offsets.tolist()
     if values[0] != 0:
-        raise ValueError(f"{op}: offsets[0] is {values[0]}, expected 0")
+        raise ValueError(f"{op}: offsets[0] is {_said(values[0])}, expected 0")
     for index in range(1, len(values)):
         if values[index] < values[index - 1]:
             raise ValueError(
-                f"{op}: offsets[{index}] is {values[index]}, expected at least offsets[{index - 1}] = "
-                f"{values[index - 1]}"
+                f"{op}: offsets[{index}] is {_said(values[index])}, expected at least offsets[{index - 1}] = "
+                f"{_said(values[index - 1])}"
             )
     if values[-1] > total:
-        raise ValueError(f"{op}: offsets[{len(values) - 1}] is {values[-1]}, expected at most the {total} rows given")
+        raise ValueError(
+            f"{op}: offsets[{len(values) - 1}] is {_said(values[-1])}, expected at most the {total} rows given"
+        )
+
+
+def _said(count: int) -> str:
+    """A count in a sentence; the outermost stand for what `as_int32` made of more."""
+    return {_INT32.min: f"{count} or less", _INT32.max: f"{count} or more"}.get(count, str(count))
 
 
 def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
@@ -85,7 +107,7 @@ def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
     elif bool(wrong.any()):
         row = int(wrong.nonzero()[0])
         raise ValueError(
-            f"{op}: visible[{row}] is {int(visible[row])}, expected 0 to {int(local[row])}, "
+            f"{op}: visible[{row}] is {_said(int(visible[row]))}, expected 0 to {int(local[row])}, "
             "the event's place in its user"
         )
 

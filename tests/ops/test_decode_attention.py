@@ -227,7 +227,7 @@ def test_every_disagreement_is_named_at_once() -> None:
         decode_attention(
             torch.randn(3, 2, 8),
             cache,
-            torch.tensor([1, 1, 1]),
+            torch.ones(3),
             k=torch.randn(3, 2, 4),
             position_bias=torch.randn(1, 3),
             time_bias=torch.randn(2, 3),
@@ -236,15 +236,15 @@ def test_every_disagreement_is_named_at_once() -> None:
         )
     message = str(raised.value)
     for part in (
-        "decode_attention: cache.key_pages has shape [2, 64, 2, 4], expected [any, any, 2, 8] like q",
+        "cache.key_pages has shape [2, 64, 2, 4], expected [any, any, 2, 8] like q",
         "cache.block_table has shape [2, 1], expected [3, any] like q's rows",
-        "lengths is torch.int64, expected torch.int32",
+        "lengths is torch.float32, expected torch.int32 or torch.int64",
         "one of k and v is given",
         "k has shape [3, 2, 4], expected [3, 2, 8] like q",
         "query_time has shape [2], expected [3]",
         "position_bias has shape [1, 3], expected [2, any]",
         "key_time is not given",
-        "window is 0",
+        "decode_attention: window is 0",
     ):
         assert part in message, message
     with pytest.raises(ValueError, match="cache is Tensor, expected a PagedCache"):

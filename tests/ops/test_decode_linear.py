@@ -173,7 +173,7 @@ def test_every_disagreement_is_named_at_once() -> None:
         "residual has shape [3, 8], expected [3, 4] like x",
         "norm_weight is torch.float64, expected torch.float32 like x",
         "one of norm_weight and norm_bias is given",
-        "eps is 0.0, expected a positive number",
+        "eps is 0.0, expected a finite number above 0",
         "activation is 'relu', expected one of none, gelu",
     ):
         assert part in message, message

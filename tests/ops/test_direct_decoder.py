@@ -45,8 +45,13 @@ def test_every_kind_of_arguments_is_validated() -> None:
             decoder(**{**given, "k": given["k"][:2], "v": given["v"].double()})
         with pytest.raises(ValueError, match="one of k and v is given"):
             decoder(**{**given, "k": None, "key_time": None})
-        with pytest.raises(ValueError, match=r"lengths is torch\.int64"):
-            decoder(**{**given, "lengths": given["lengths"].long()})
+        with pytest.raises(ValueError, match=r"lengths is torch\.float32"):
+            decoder(**{**given, "lengths": given["lengths"].float()})
+        with pytest.raises(ValueError, match="decode_attention: cache is list, expected a PagedCache"):
+            decoder(**{**given, "cache": []})
+        with pytest.raises(ValueError, match="decode_attention: q is list, expected a tensor"):
+            decoder(**{**given, "q": []})
+        assert torch.equal(decoder(**{**given, "lengths": given["lengths"].long()}), decoder(**given))
 
 
 @pytest.mark.parametrize("backend", ["cpp", "reference"])

@@ -220,7 +220,10 @@ def test_grades_of_any_integer_type(dtype: torch.dtype) -> None:
         ({"offsets": torch.tensor([0, 4, 2], dtype=torch.int32)}, r"offsets\[2\] is 2, expected at least offsets\[1\]"),
         ({"offsets": torch.tensor([0, 9], dtype=torch.int32)}, r"offsets\[1\] is 9, expected at most the 6 rows"),
         ({"offsets": torch.tensor([1, 6], dtype=torch.int32)}, r"offsets\[0\] is 1, expected 0"),
-        ({"offsets": torch.tensor([0, 6])}, r"offsets is torch\.int64, expected torch\.int32"),
+        (
+            {"offsets": torch.tensor([0, 6], dtype=torch.int16)},
+            r"offsets is torch\.int16, expected torch\.int32 or torch\.int64",
+        ),
         ({"grades": torch.zeros(6)}, r"grades is torch\.float32"),
         ({"grades": torch.zeros(5, dtype=torch.int64)}, r"grades has shape \[5\], expected \[6\] like scores"),
         ({"times": torch.zeros(6, dtype=torch.int32)}, r"times is torch\.int32, expected torch\.int64"),

@@ -158,7 +158,7 @@ def test_a_parameter_that_requires_grad() -> None:
         ({"row_gradients": torch.zeros(3, 2).double()}, r"row_gradients is torch\.float64"),
         ({"state": torch.zeros(4)}, r"state has shape \[4\], expected \[5\]"),
         ({"state": torch.zeros(5).half()}, r"state is torch\.float16, expected torch\.float32"),
-        ({"lr": -0.1}, r"lr is -0\.1, expected a finite value ≥ 0"),
+        ({"lr": -0.1}, r"lr is -0\.1, expected a finite number of at least 0"),
         ({"eps": math.nan}, r"eps is nan"),
         ({"weight_decay": math.inf}, r"weight_decay is inf"),
         ({"table": torch.zeros(5)}, r"table has shape \[5\], expected \[any, any\]"),

@@ -352,7 +352,7 @@ def with_value(tensor: Tensor, position: int, value: float) -> Tensor:
         ),
         ({"form": "refined"}, r"positive_log_q is None, expected \[N\] values"),
         ({"form": "full"}, r"form is 'full', expected one of standard, refined"),
-        ({"scale": 0.0}, r"scale is 0\.0, expected a finite value above 0"),
+        ({"scale": 0.0}, r"scale is 0\.0, expected a finite number above 0"),
         ({"scale": -1.0}, r"scale is -1\.0"),
         ({"scale": math.nan}, r"scale is nan"),
         ({"scale": torch.tensor(-2.0)}, r"scale is -2\.0, expected a finite value above 0"),

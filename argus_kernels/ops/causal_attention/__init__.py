@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op
+from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.core.history_cuda import available_cuda, why_not_cuda
 from argus_kernels.core.history_native import available_cpp, why_not_cpp
@@ -79,20 +79,21 @@ def causal_attention(
 
     Args:
         q: [T, H, Dh], float32, bfloat16, float16 or float64. Statistics and sums are float32 (float64 for float64).
-            Or torch's jagged NestedTensor [B, j, H, Dh], as then k and v are and the result will be; `offsets` is
-            left out then, and the other arguments over events may be packed or jagged.
+            Or torch's jagged NestedTensor, [B, j, H, Dh] or its transpose [B, H, j, Dh]; so are k and v then, and the
+            result has q's layout. `offsets` is left out then, and the other arguments over events may be packed or
+            jagged.
         k: like q.
         v: like q.
-        offsets: int32 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from offsets[B]
-            on are padding: their outputs and gradients are 0, whatever they hold.
+        offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
+            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold.
         max_length: an upper bound of the users' lengths, T where not given.
-        visible: int32 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
+        visible: int32 or int64 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
         position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column.
         time_bias: [H, N] in any floating dtype, or None; needs both times.
         query_time: int64 [T], seconds; times may run backwards, only |query_time − key_time| counts, which must fit
-            int64.
+            int64. Both times count only with time_bias.
         key_time: int64 [T], seconds.
-        scale: factor of q · k, 1/√Dh where not given.
+        scale: factor of q · k, finite; 1/√Dh where not given.
         window: how many events back a query looks, itself included; at least 1, or None for no limit.
         return_log_sum_exp: also return log_sum_exp.
         backend: a backend's name, "eager" or "auto"; None takes the default.
@@ -102,16 +103,22 @@ def causal_attention(
         0 on padding rows. Both are differentiable in q, k, v and the two tables.
 
     Raises:
-        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); offsets that do not start
-            at 0, fall or pass T; a user longer than max_length; visible outside [0, i].
+        ValueError: arguments that disagree in shape, dtype, layout or device, or numbers that are none (all reasons at
+            once); offsets that do not start at 0, fall or pass T; a user longer than max_length; visible outside
+            [0, i].
+        RuntimeError: forward-mode derivatives, and gradients of its gradients, which backend "eager" has.
 
     The tiling and the backward pass from log_sum_exp follow FlashAttention (arXiv 2205.14135, 2307.08691); the
     candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
     """
-    history = packed_history(
-        OP.name, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
+    problems = Problems(OP.name)
+    factor = None if scale is None else problems.number("scale", scale)
+    wants_statistic = problems.flag("return_log_sum_exp", return_log_sum_exp)
+    history, window = packed_history(
+        problems, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
     )
-    factor = history.q.shape[2] ** -0.5 if scale is None else float(scale)
+    if factor is None:
+        factor = history.q.shape[2] ** -0.5
     out, log_sum_exp = OP(*history, factor, window, backend=backend)
     out = like_query(out, q)
-    return (out, log_sum_exp) if return_log_sum_exp else out
+    return (out, log_sum_exp) if wants_statistic else out

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import bias_problems, window_problems
-from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.varlen import require_values
+from argus_kernels.core.problems import FLOATING, said
+from argus_kernels.core.torch_op import autocast_is_on
+from argus_kernels.core.varlen import INDICES, as_int32, require_values
 from argus_kernels.ops.decode_attention import native, reference, triton_backend
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
@@ -109,8 +110,8 @@ def decode_attention(
             k and v are cast to the cache's dtype.
         cache: the users' pages, in q's dtype; row b of its block table belongs to row b of q (`PagedCache.rows`
             picks users). Its pages are written in place where k and v are given.
-        lengths: int32 [B], events of each user, the new one counted. 0 is a user without events: its output is 0 and
-            nothing is written for it.
+        lengths: int32 or int64 [B], events of each user, the new one counted. 0 is a user without events: its output
+            is 0 and nothing is written for it.
         k: [B, H, Dh], the new events' keys, written to slot lengths − 1; None where the events are cached already.
         v: like k; both or neither.
         position_bias: [H, P] in any floating dtype, or None.
@@ -118,7 +119,7 @@ def decode_attention(
         query_time: int64 [B], seconds.
         key_time: int64 [B], seconds, written to the cache with k and v; wherever time_bias will ever be used, give it
             with every event.
-        scale: factor of q · k, 1/√Dh where not given.
+        scale: factor of q · k, finite; 1/√Dh where not given.
         window: how many events back the query looks, itself included; at least 1, or None for no limit.
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
@@ -126,44 +127,47 @@ def decode_attention(
         out, like q. It has no gradients: call it without grad mode, or on detached tensors.
 
     Raises:
-        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); a length below 0 or above
-            what the block table holds; an event in a page that its user does not own; two users appending to one page.
+        ValueError: arguments that disagree in shape, dtype, layout or device (all reasons at once); a length below 0 or
+            above what the block table holds; an event in a page that its user does not own; two users appending to one
+            page.
     """
     problems = Problems(OP.name)
-    if not isinstance(cache, PagedCache):
-        raise ValueError(f"{OP.name}: cache is {type(cache).__name__}, expected a PagedCache")
+    if not problems.require(isinstance(cache, PagedCache), lambda: f"cache is {said(cache)}, expected a PagedCache"):
+        problems.raise_if_any()
+    factor = None if scale is None else problems.number("scale", scale)
+    window = window_problems(problems, window)
     q, k, v = (_like_cache(tensor, cache) for tensor in (q, k, v))
-    _check_cache(problems, q, cache, lengths)
-    _check_events(problems, q, k, v, query_time, key_time)
-    if q.dim() == 3:
+    if problems.tensor("q", q, shape=(None, None, None), dtype=FLOATING):
+        _check_cache(problems, q, cache, lengths)
+        _check_events(problems, q, k, v, query_time, key_time)
         bias_problems(problems, q.shape[1], q.device, position_bias, time_bias)
     needed = {"query_time": query_time, **({"key_time": key_time} if k is not None else {})}
     for name, time in needed.items():
         missing = time_bias is not None and time is None
         problems.require(not missing, f"{name} is not given, expected int64 seconds with time_bias")
-    window_problems(problems, window)
     problems.raise_if_any()
-    factor = q.shape[2] ** -0.5 if scale is None else float(scale)
+    if factor is None:
+        factor = q.shape[2] ** -0.5
     pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
+    lengths = as_int32(lengths)
     return OP(q, *pages, lengths, k, v, position_bias, time_bias, query_time, key_time, factor, window, backend=backend)
 
 
 def _like_cache(tensor: Any, cache: PagedCache) -> Any:
     """Under autocast the cache, which outlives the call, decides the dtype."""
-    if isinstance(tensor, Tensor) and tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type):
+    if isinstance(tensor, Tensor) and tensor.is_floating_point() and autocast_is_on(tensor.device.type):
         return tensor.to(cache.key_pages.dtype)
     return tensor
 
 
 def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tensor) -> None:
-    if not problems.tensor("q", q, shape=(None, None, None), dtype=FLOATING):
-        return
     users, heads, width = q.shape
-    problems.require(width > 0, "q has head width 0")
+    problems.require(heads > 0, "q has 0 heads, expected at least 1")
+    problems.require(width > 0, "q has head width 0, expected at least 1")
     key_shape = (None, None, heads, width)
     if problems.tensor("cache.key_pages", cache.key_pages, shape=key_shape, dtype=q.dtype, device=q.device, like="q"):
         pages = cache.key_pages.shape
-        problems.require(pages[1] > 0, "cache.key_pages has page size 0")
+        problems.require(pages[1] > 0, "cache.key_pages has page size 0, expected at least 1")
         problems.tensor(
             "cache.value_pages", cache.value_pages, shape=pages, dtype=q.dtype, device=q.device, like="key_pages"
         )
@@ -173,7 +177,7 @@ def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tens
     problems.tensor(
         "cache.block_table", cache.block_table, shape=(users, None), dtype=torch.int32, device=q.device, like="q's rows"
     )
-    problems.tensor("lengths", lengths, shape=(users,), dtype=torch.int32, device=q.device, like="q's rows")
+    problems.tensor("lengths", lengths, shape=(users,), dtype=INDICES, device=q.device, like="q's rows")
 
 
 def _check_events(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.registry import capture, choose, default_backend
+from argus_kernels.core.varlen import as_int32
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
 CHECKS_VALUES = ("cpp", "cuda", "triton")
@@ -38,7 +39,7 @@ class DirectDecoder:
     ) -> None:
         self._biases = (position_bias, time_bias)
         self._scale, self._window, self._backend = scale, window, backend
-        self._known: dict[Any, tuple[Callable[..., Tensor], float]] = {}
+        self._known: dict[Any, tuple[Callable[..., Tensor], float, int | None]] = {}
 
     def __call__(
         self,
@@ -57,24 +58,30 @@ class DirectDecoder:
         """
         if torch.is_grad_enabled():
             raise RuntimeError("DirectDecoder: grad mode is on, expected torch.inference_mode() or torch.no_grad()")
-        given = (q, cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table, lengths, k, v)
         times = (query_time, key_time)
-        kind = (
-            self._backend or default_backend(),
-            *[None if one is None else (one.shape, one.dtype, one.device) for one in (*given, *times)],
-        )
+        try:
+            pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
+            if lengths.dtype is torch.int64:
+                lengths = as_int32(lengths)
+            given = (q, *pages, lengths, k, v)
+            kind = (
+                self._backend or default_backend(),
+                *[None if one is None else (one.shape, one.dtype, one.device) for one in (*given, *times)],
+            )
+        except AttributeError:  # no PagedCache or no tensor: `_validate` says which
+            kind = None
         found = self._known.get(kind)
         if found is None:
             found = self._known[kind] = self._validate(
                 q, cache, lengths, k=k, v=v, query_time=query_time, key_time=key_time
             )
-        forward, scale = found
-        return forward(*given, *self._biases, *times, scale, self._window)
+        forward, scale, window = found
+        return forward(*given, *self._biases, *times, scale, window)
 
     def _validate(
         self, q: Tensor, cache: PagedCache, lengths: Tensor, **given: Any
-    ) -> tuple[Callable[..., Tensor], float]:
-        """The backend's forward function, with the checks of values where its kernel has none, and the scale."""
+    ) -> tuple[Callable[..., Tensor], float, int | None]:
+        """The backend's forward function, with the checks of values where its kernel has none, scale and window."""
         from argus_kernels.ops.decode_attention import OP, check_values, decode_attention
 
         position_bias, time_bias = self._biases
@@ -87,11 +94,11 @@ class DirectDecoder:
         backend = choose(OP.name, OP.backends, "reference" if wanted == "eager" else wanted, inputs)
         forward = backend.forward
         if backend.name in CHECKS_VALUES:
-            return forward, inputs.scale
+            return forward, inputs.scale, inputs.window
 
         def checked(*values: Any) -> Tensor:
             check_values(op.inputs(values))
             out: Tensor = backend.forward(*values)
             return out
 
-        return checked, inputs.scale
+        return checked, inputs.scale, inputs.window

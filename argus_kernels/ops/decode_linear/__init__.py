@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.ops.decode_linear import native, reference
 from argus_kernels.ops.decode_linear.direct import DirectLinear
 from argus_kernels.ops.decode_linear.samples import drawn, samples
@@ -69,8 +69,8 @@ def decode_linear(
         out [n, O] in x's dtype. It has no gradients: call it without grad mode, or on detached tensors.
 
     Raises:
-        ValueError: arguments that disagree in shape, dtype or device, an activation there is not, an eps that is not
-            positive (all reasons at once).
+        ValueError: arguments that disagree in shape, dtype, layout or device, an activation there is not, an eps that
+            is not positive (all reasons at once).
     """
     problems = Problems(OP.name)
     if isinstance(weight, Tensor):
@@ -89,18 +89,15 @@ def decode_linear(
         (norm_weight is None) == (norm_bias is None),
         "one of norm_weight and norm_bias is given, expected both or neither",
     )
-    problems.require(eps > 0, lambda: f"eps is {eps}, expected a positive number")
-    problems.require(
-        activation in ACTIVATIONS, lambda: f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
-    )
+    eps = problems.number("eps", eps, above=0)
+    problems.choice("activation", activation, ACTIVATIONS)
     problems.raise_if_any()
-    return OP(x, weight, bias, norm_weight, norm_bias, residual, float(eps), activation, backend=backend)
+    return OP(x, weight, bias, norm_weight, norm_bias, residual, eps, activation, backend=backend)
 
 
 def _like_weight(tensor: Any, weight: Tensor) -> Any:
     """Under autocast the weight decides the dtype: casting it takes longer than the product."""
-    device = weight.device.type
-    if isinstance(tensor, Tensor) and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if isinstance(tensor, Tensor) and autocast_is_on(weight.device.type):
         return tensor.to(weight.dtype) if tensor.is_floating_point() else tensor
     return tensor
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.core.problems import Problems
 from argus_kernels.core.registry import capture, choose, default_backend
 
 
@@ -35,8 +36,13 @@ class DirectLinear:
         activation: str = "none",
         backend: str | None = None,
     ) -> None:
-        given = (weight, bias, norm_weight, norm_bias)
-        self._tensors = tuple(None if one is None else one.detach().contiguous() for one in given)
+        given = {"weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
+        problems = Problems("DirectLinear")
+        for name, one in given.items():
+            if one is not None or name == "weight":
+                problems.tensor(name, one)
+        problems.raise_if_any()
+        self._tensors = tuple(None if one is None else one.detach().contiguous() for one in given.values())
         self._eps, self._activation, self._backend = eps, activation, backend
         self._known: dict[Any, Callable[..., Tensor]] = {}
 
@@ -47,8 +53,11 @@ class DirectLinear:
         """
         if torch.is_grad_enabled():
             raise RuntimeError("DirectLinear: grad mode is on, expected torch.inference_mode() or torch.no_grad()")
-        added = None if residual is None else (residual.shape, residual.dtype, residual.device)
-        kind = (self._backend or default_backend(), x.shape, x.dtype, x.device, added)
+        try:
+            added = None if residual is None else (residual.shape, residual.dtype, residual.device)
+            kind = (self._backend or default_backend(), x.shape, x.dtype, x.device, added)
+        except AttributeError:  # no tensor: `_validate` says which
+            kind = None
         forward = self._known.get(kind)
         if forward is None:
             forward = self._known[kind] = self._validate(x, residual)

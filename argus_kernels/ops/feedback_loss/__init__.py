@@ -48,19 +48,19 @@ def feedback_loss(
         loss [F], float32 (float64 for float64 inputs), differentiable in hidden, weight and bias.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit; on the CPU also a target outside its task's classes or a
-            row weight that is negative or not finite, with its position. On a GPU these two are device-side
+        ValueError: a shape, dtype, layout or device does not fit; on the CPU also a target outside its task's classes
+            or a row weight that is negative or not finite, with its position. On a GPU these two are device-side
             assertions, see `argus_kernels.set_device_checks`.
 
     Under autocast hidden, weight and bias are cast to its dtype; losses stay float32. The task losses are those of
     ARGUS's feedback head (arXiv 2507.15994); the mean over observed rows and the weights are this package's choice.
     """
     hidden, weight, bias = autocast(hidden, weight, bias)
-    _check_arguments(hidden, weight, bias, targets, classes, task_weight, row_weight)
+    classes = _check_arguments(hidden, weight, bias, targets, classes, task_weight, row_weight)
     statistics = torch.promote_types(hidden.dtype, torch.float32)
     task_weight = task_weight if task_weight is None else task_weight.detach().to(statistics)
     row_weight = row_weight if row_weight is None else row_weight.detach().to(statistics)
-    return OP(hidden, weight, bias, targets, list(classes), task_weight, row_weight, backend=backend)
+    return OP(hidden, weight, bias, targets, classes, task_weight, row_weight, backend=backend)
 
 
 def _check_arguments(
@@ -71,15 +71,16 @@ def _check_arguments(
     classes: Sequence[int],
     task_weight: Tensor | None,
     row_weight: Tensor | None,
-) -> None:
+) -> list[int]:
+    """The classes as a list of integers; raises ValueError with all that is wrong."""
     problems = Problems("feedback_loss")
     if not problems.tensor("hidden", hidden, shape=(None, None), dtype=FLOATING):
         problems.raise_if_any()
     rows, width = hidden.shape
     device = hidden.device
-    for task, count in enumerate(classes):
-        if count < 1:
-            problems.found.append(f"classes[{task}] is {count}, expected at least 1")
+    if not problems.sequence("classes", classes, "integers"):
+        problems.raise_if_any()
+    classes = [problems.integer(f"classes[{task}]", count, least=1) for task, count in enumerate(classes)]
     problems.tensor("weight", weight, shape=(width, sum(classes)), dtype=hidden.dtype, device=device, like="hidden")
     problems.tensor("bias", bias, shape=(sum(classes),), dtype=hidden.dtype, device=device, like="hidden")
     problems.tensor("targets", targets, shape=(rows, len(classes)), dtype=torch.int64, device=device)
@@ -88,6 +89,7 @@ def _check_arguments(
     if row_weight is not None:
         problems.tensor("row_weight", row_weight, shape=(rows,), dtype=FLOATING, device=device)
     problems.raise_if_any()
+    return classes
 
 
 def _check_values(inputs: Inputs) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op
+from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.history_arguments import check_history, like_query, packed_history
 from argus_kernels.core.history_cuda import available_cuda, why_not_cuda
 from argus_kernels.core.history_native import available_cpp, why_not_cpp
@@ -70,16 +70,17 @@ def hstu_attention(
 
     Args:
         q: [T, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Or torch's
-            jagged NestedTensor [B, j, H, Dh], as then k and v are and the result will be; `offsets` is left out then.
+            jagged NestedTensor, [B, j, H, Dh] or its transpose [B, H, j, Dh]; so are k and v then, and the result has
+            q's layout. `offsets` is left out then.
         k: like q.
         v: like q.
-        offsets: int32 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from offsets[B]
-            on are padding: their outputs and gradients are 0, whatever they hold.
+        offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
+            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold.
         max_length: an upper bound of the users' lengths, T where not given.
         alpha: factor of q · k. HSTU's published code leaves the scores unscaled (1); later versions use 1/√Dh.
-        divisor: what the weights are divided by, above 0; max_length where not given. HSTU divides by the padded
-            length, the same for all batches: give one of the two, or numbers depend on the size of the batch.
-        visible: int32 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
+        divisor: what the weights are divided by, finite and above 0; max_length where not given. HSTU divides by the
+            padded length, the same for all batches: give one of the two, or numbers depend on the size of the batch.
+        visible: int32 or int64 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
         position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column. HSTU
             shares one table among the heads: expand it to H rows.
         time_bias: [H, N] in any floating dtype, or None; needs both times.
@@ -93,16 +94,19 @@ def hstu_attention(
         out, like q; differentiable in q, k, v and the two tables.
 
     Raises:
-        ValueError: arguments that disagree in shape, dtype or device (all reasons at once); offsets that do not start
-            at 0, fall or pass T; a user longer than max_length; visible outside [0, i]; a divisor of 0 or less.
+        ValueError: arguments that disagree in shape, dtype, layout or device, or numbers that are none (all reasons at
+            once); offsets that do not start at 0, fall or pass T; a user longer than max_length; visible outside
+            [0, i]; a divisor of 0 or less.
+        RuntimeError: forward-mode derivatives, and gradients of its gradients, which backend "eager" has.
 
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
-    history = packed_history(
-        OP.name, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
+    problems = Problems(OP.name)
+    factor = problems.number("alpha", alpha)
+    share = None if divisor is None else problems.number("divisor", divisor, above=0)
+    history, window = packed_history(
+        problems, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
     )
-    if divisor is None:
-        divisor = max(history.max_length, 1)
-    if not divisor > 0:
-        raise ValueError(f"hstu_attention: divisor is {divisor}, expected above 0")
-    return like_query(OP(*history, float(alpha), float(divisor), window, backend=backend), q)
+    if share is None:
+        share = float(max(history.max_length, 1))
+    return like_query(OP(*history, factor, share, window, backend=backend), q)

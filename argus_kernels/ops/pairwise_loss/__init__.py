@@ -7,7 +7,7 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.varlen import check_offsets, offsets_problems
+from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import native, reference, triton_backend
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples
 
@@ -33,8 +33,8 @@ def pairwise_loss(
     Args:
         scores: [T], float32, bfloat16, float16 or float64.
         grades: [T] integers: the order of preference. An event with a negative grade takes part in no pair.
-        offsets: [B + 1] int32: user b owns rows offsets[b] to offsets[b + 1] − 1; rows past offsets[B] are padding
-            and take part in nothing.
+        offsets: [B + 1] int32 or int64: user b owns rows offsets[b] to offsets[b + 1] − 1; rows past offsets[B] are
+            padding and take part in nothing.
         times: [T] int64, in any order, in the unit of `window`; those of one user less than 2⁶³ apart.
         window: the longest distance in time within a pair, at least 0; an event has distance 0 from one of its own
             time.
@@ -45,8 +45,9 @@ def pairwise_loss(
         differentiable in scores, not divided by the number of pairs; the counts int64.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, window is negative; on the CPU also offsets that fall or
-            pass the last row. On a GPU that is a device-side assertion.
+        ValueError: a shape, dtype, layout or device does not fit, window is negative or no integer; on the CPU also
+            offsets that fall or pass the last row. On a GPU that is a device-side assertion.
+        RuntimeError: forward-mode derivatives, and gradients of its gradients, which backend "eager" has.
 
     The pairwise stage of ARGUS is in arXiv 2507.15994; the loss is RankNet's (Burges et al. 2005). Pairs within a
     window of time are this package's choice.
@@ -58,9 +59,9 @@ def pairwise_loss(
     problems.tensor("grades", grades, shape=(total,), dtype=INTEGERS, device=scores.device, like="scores")
     problems.tensor("times", times, shape=(total,), dtype=torch.int64, device=scores.device, like="scores")
     offsets_problems(problems, offsets, scores.device)
-    problems.require(window >= 0, lambda: f"window is {window}, expected at least 0")
+    window = problems.integer("window", window, least=0)
     problems.raise_if_any()
-    return OP(scores, grades, offsets, times, window, backend=backend)
+    return OP(scores, grades, as_int32(offsets), times, window, backend=backend)
 
 
 def _check_values(inputs: Inputs) -> None:

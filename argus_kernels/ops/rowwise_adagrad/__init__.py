@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -39,15 +37,16 @@ def rowwise_adagrad_(
         state: [V] float32 (float64 also allowed for a float64 table), zero at the start; written in place.
         rows: [R] int64 in [−1, V), in any order, repetitions allowed; entries of −1 are skipped, so that a list of
             rows can be padded.
-        row_gradients: [R, d], dtype like table or float32.
+        row_gradients: [R, d], dtype like table or float32; no gradient reaches it.
         lr: learning rate, at least 0.
         eps: added to the root of the state, at least 0.
         weight_decay: L2 penalty, at least 0, on touched rows.
         backend: which backend computes; None for the default.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or a setting is negative or not finite; on the CPU also a
-            row outside the table, with its position. On a GPU that is a device-side assertion.
+        ValueError: a shape, dtype, layout or device does not fit, a setting is negative or not finite, table or state
+            is expanded or would need a gradient; on the CPU also a row outside the table, with its position. On a GPU
+            that is a device-side assertion.
 
     Sums, state and the step are computed in the state's dtype and rounded to the table's once. The formula is that of
     FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
@@ -67,11 +66,22 @@ def rowwise_adagrad_(
             dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
             device=device,
         )
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not 0 <= value < math.inf:
-            problems.found.append(f"{name} is {value}, expected a finite value ≥ 0")
+    settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
+    numbers = [problems.number(name, value, least=0) for name, value in settings.items()]
+    for name, written in (("table", table), ("state", state)):
+        _require_writable(problems, name, written)
     problems.raise_if_any()
-    OP(table, state, rows, row_gradients, float(lr), float(eps), float(weight_decay), backend=backend)
+    OP(table, state, rows, row_gradients, *numbers, backend=backend)
+
+
+def _require_writable(problems: Problems, name: str, written: object) -> None:
+    """What is written in place has a place for each of its elements, and autograd does not have to see it."""
+    if not isinstance(written, Tensor):
+        return
+    shared = any(size > 1 and stride == 0 for size, stride in zip(written.shape, written.stride(), strict=True))
+    problems.require(not shared, f"{name} is expanded, expected memory of its own for every element")
+    tracked = written.requires_grad and torch.is_grad_enabled()
+    problems.require(not tracked, f"{name} requires a gradient, expected a call under torch.no_grad()")
 
 
 def _check_values(inputs: Inputs) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -70,7 +68,7 @@ def sampled_softmax_loss(
         lse −∞, with zero gradients.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, one owner without the other, the refined form without
+        ValueError: a shape, dtype, layout or device does not fit, one owner without the other, the refined form without
             positive_log_q; on the CPU also log_q or positive_log_q that is not finite, a negative weight, a scale that
             is not positive, with position and value. On a GPU values are device-side assertions.
 
@@ -78,11 +76,12 @@ def sampled_softmax_loss(
     logQ correction, Bengio and Senécal 2008; the refined form, arXiv 2507.09331.
     """
     query, positive, candidates = autocast(query, positive, candidates)
+    problems = Problems("sampled_softmax_loss")
+    if not problems.tensor("query", query, shape=(None, None), dtype=FLOATING):
+        problems.raise_if_any()
     statistics = torch.promote_types(query.dtype, torch.float32)
     if not isinstance(scale, Tensor):
-        if not 0 < scale < math.inf:
-            raise ValueError(f"sampled_softmax_loss: scale is {scale}, expected a finite value above 0")
-        scale = torch.full((), scale, dtype=statistics, device=query.device)
+        scale = torch.full((), problems.number("scale", scale, above=0), dtype=statistics, device=query.device)
     given = Arguments(
         query,
         positive,
@@ -97,7 +96,7 @@ def sampled_softmax_loss(
         candidate_owner,
         form,
     )
-    _check_arguments(given)
+    _check_arguments(problems, given)
     given = given._replace(
         log_q=_constant(log_q, statistics),
         positive_log_q=None if positive_log_q is None else _constant(positive_log_q, statistics),
@@ -112,11 +111,8 @@ def _constant(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.detach().to(dtype)
 
 
-def _check_arguments(given: Arguments) -> None:
-    problems = Problems("sampled_softmax_loss")
+def _check_arguments(problems: Problems, given: Arguments) -> None:
     query, candidates = given.query, given.candidates
-    if not problems.tensor("query", query, shape=(None, None), dtype=FLOATING):
-        problems.raise_if_any()
     rows, width = query.shape
     device = query.device
     problems.tensor("positive", given.positive, shape=(rows, width), dtype=query.dtype, device=device, like="query")
@@ -142,9 +138,8 @@ def _check_arguments(given: Arguments) -> None:
         if value is not None:
             problems.tensor(name, value, shape=(size,), dtype=FLOATING, device=device)
     problems.tensor("scale", given.scale, shape=(), dtype=FLOATING, device=device)
-    if given.form not in FORMS:
-        problems.found.append(f"form is {given.form!r}, expected one of {', '.join(FORMS)}")
-    if given.form == "refined" and given.positive_log_q is None:
+    problems.choice("form", given.form, FORMS)
+    if isinstance(given.form, str) and given.form == "refined" and given.positive_log_q is None:
         problems.found.append("positive_log_q is None, expected [N] values: the refined form needs them")
     if (given.query_owner is None) != (given.candidate_owner is None):
         problems.found.append("one of query_owner and candidate_owner is None, expected both or neither")

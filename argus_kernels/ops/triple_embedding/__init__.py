@@ -51,8 +51,8 @@ def triple_embedding(
         that results repeat bit for bit.
 
     Raises:
-        ValueError: a shape, dtype or device does not fit, or a column names no table; on the CPU also an id outside
-            its table, with column, position and value. On a GPU that is a device-side assertion, see
+        ValueError: a shape, dtype, layout or device does not fit, or a column names no table; on the CPU also an id
+            outside its table, with column, position and value. On a GPU that is a device-side assertion, see
             `argus_kernels.set_device_checks`.
 
     Under autocast weight and bias are cast to its dtype, tables are not: their rows are cast as they are read. One
@@ -60,8 +60,10 @@ def triple_embedding(
     projection is this package's choice.
     """
     weight, bias = autocast(weight, bias)
-    _check_arguments(ids, tables, columns, weight, bias)
-    arguments = (ids, list(tables), list(columns), weight, bias, sparse, check_ids)
+    problems = Problems("triple_embedding")
+    sparse, check_ids = problems.flag("sparse", sparse), problems.flag("check_ids", check_ids)
+    tables, columns = _check_arguments(problems, ids, tables, columns, weight, bias)
+    arguments = (ids, tables, columns, weight, bias, sparse, check_ids)
     if sparse and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
         # Not a decorator at the module's level: torch.compiler.disable imports torch's compiler, two seconds of it.
@@ -70,24 +72,33 @@ def triple_embedding(
 
 
 def _check_arguments(
-    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, bias: Tensor | None
-) -> None:
-    problems = Problems("triple_embedding")
-    if not problems.tensor("weight", weight, shape=(None, None), dtype=FLOATING):
+    problems: Problems,
+    ids: Tensor,
+    tables: Sequence[Tensor],
+    columns: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+) -> tuple[list[Tensor], list[int]]:
+    """Tables and columns as lists; raises ValueError with all that is wrong."""
+    listed = problems.sequence("tables", tables, "tensors") & problems.sequence("columns", columns, "integers")
+    if not problems.tensor("weight", weight, shape=(None, None), dtype=FLOATING) or not listed:
         problems.raise_if_any()
     device = weight.device
+    columns = [problems.integer(f"columns[{k}]", column, least=0) for k, column in enumerate(columns)]
     problems.tensor("ids", ids, shape=(len(columns), None), dtype=torch.int64, device=device, like="columns")
-    for index, table in enumerate(tables):
-        problems.tensor(f"tables[{index}]", table, shape=(None, None), dtype=_table_dtypes(weight), device=device)
     known = True
+    for index, table in enumerate(tables):
+        known &= problems.tensor(
+            f"tables[{index}]", table, shape=(None, None), dtype=_table_dtypes(weight), device=device
+        )
     for k, column in enumerate(columns):
         if not 0 <= column < len(tables):
             known = False
             problems.found.append(f"columns[{k}] is {column}, expected an index into the {len(tables)} tables")
-    if any(table.dtype != tables[0].dtype for table in tables):
+    if known and any(table.dtype != tables[0].dtype for table in tables):
         dtypes = ", ".join(str(table.dtype) for table in tables)
         problems.found.append(f"tables have the dtypes {dtypes}, expected one dtype for all")
-    if known and all(table.dim() == 2 for table in tables):
+    if known:
         height = sum(tables[column].shape[1] for column in columns)
         if weight.shape[0] != height:
             problems.found.append(
@@ -96,6 +107,7 @@ def _check_arguments(
     if bias is not None:
         problems.tensor("bias", bias, shape=(weight.shape[1],), dtype=weight.dtype, device=device, like="weight")
     problems.raise_if_any()
+    return list(tables), columns
 
 
 def _table_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
