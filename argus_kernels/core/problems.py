@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-INT64_MAX = torch.iinfo(torch.int64).max
+INT64_MIN, INT64_MAX = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
 
 
 class Problems:
@@ -67,6 +67,16 @@ class Problems:
         if device is not None and value.device != device:
             self.found.append(f"{name} is on {value.device}, expected {device}{origin}")
         return len(self.found) == before
+
+    def writable(self, name: str, value: object) -> None:
+        """What is written in place has memory of its own for every element, and autograd need not see it."""
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
+            return
+        shared = any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True))
+        self.require(not shared, f"{name} is expanded, expected memory of its own for every element")
+        self.require(not value.is_neg(), f"{name} is a negated view, expected the tensor itself (resolve_neg)")
+        tracked = value.requires_grad and torch.is_grad_enabled()
+        self.require(not tracked, f"{name} requires a gradient, expected a call under torch.no_grad()")
 
     def integer(self, name: str, value: Any, *, least: int, why: str = "", or_none: bool = False) -> Any:
         """An integer from `least` to int64's largest; numpy's are taken. Returns it, or `least` where it is refused.

@@ -20,6 +20,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from argus_kernels.core.problems import said
+
 Inputs: TypeAlias = SimpleNamespace
 """An op's arguments by name, as its schema has them: `inputs.q`, `inputs.offsets` …"""
 
@@ -104,7 +106,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises ValueError for a name that is no string; what names there are, an op says at its call.
     """
     if not isinstance(name, str):
-        raise ValueError(f"use_backend: name is {name!r}, expected a string")
+        raise ValueError(f"use_backend: name is {said(name)}, expected a string")
     token = _chosen.set(name)
     _traced.backend = name
     try:
@@ -140,7 +142,7 @@ def _named(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) ->
 def unknown_backend(op: str, backends: Sequence[Backend], wanted: object) -> str:
     """The sentence about a backend that the op does not have."""
     known = ", ".join(["auto", "eager", *(backend.name for backend in backends)])
-    return f"{op}: backend is {wanted!r}, expected one of {known}"
+    return f"{op}: backend is {said(wanted)}, expected one of {known}"
 
 
 class Probe(str):

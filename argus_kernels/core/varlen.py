@@ -24,7 +24,10 @@ def set_device_checks(enabled: bool) -> None:
     always checked and the error names the position.
     """
     global _device_checks
-    _device_checks = enabled
+    problems = Problems("set_device_checks")
+    wanted = problems.flag("enabled", enabled)
+    problems.raise_if_any()
+    _device_checks = wanted
 
 
 def device_checks() -> bool:

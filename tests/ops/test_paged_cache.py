@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -316,7 +317,7 @@ def test_rows_are_not_the_cache() -> None:
     for name, arguments in calls:
         with pytest.raises(ValueError, match=f"{name}: these are rows of a cache, expected the whole cache"):
             getattr(view, name)(*arguments)
-    with pytest.raises(ValueError, match="on_full is 'swap', expected 'refuse' or 'offload'"):
+    with pytest.raises(ValueError, match="on_full is 'swap', expected one of refuse, offload"):
         PagedCache.allocate(1, 4, 1, 2, on_full="swap")
     with pytest.raises(ValueError, match="keep is -1, expected at least 0"):
         PagedCache.allocate(1, 4, 1, 2).evict_oldest([0], -1)
@@ -375,3 +376,46 @@ def test_copy_out_and_in_moves_a_user_to_another_cache() -> None:
     with pytest.raises(ValueError, match="2 pages are wanted and 1 of 3 are free"):
         other[0].copy_in(0, parts)
     assert other[0].lengths == [0, 0, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "sentence"),
+    [
+        ("reserve", ([1.7], [2]), r"reserve: users\[0\] is 1\.7, expected an integer"),
+        ("reserve", ([True], [2]), r"reserve: users\[0\] is True, expected an integer"),
+        ("reserve", (torch.tensor([0.0]), [2]), r"reserve: users\[0\] is 0\.0, expected an integer"),
+        ("reserve", ([0], [2**63]), r"reserve: lengths\[0\] is 9223372036854775808, expected at most 2\^63 - 1"),
+        ("reserve", (0, [2]), "reserve: users is 0, expected a list of integers"),
+        ("extend", ([0], 1.0), "extend: events is 1.0, expected an integer"),
+        ("extend", ([0], -1), "extend: events is -1, expected at least 0"),
+        ("evict_oldest", ([0], None), "evict_oldest: keep is None, expected an integer"),
+        ("fork", ("0", [1]), "fork: source is '0', expected an integer"),
+        ("copy_out", (0.5,), "copy_out: user is 0.5, expected an integer"),
+    ],
+)
+def test_what_is_no_integer_is_named(method: str, arguments: Any, sentence: str) -> None:
+    cache = PagedCache.allocate(2, 4, 1, 2, pages=2)
+    before = cache.state_dict()
+    with pytest.raises(ValueError, match="PagedCache." + sentence):
+        getattr(cache, method)(*arguments)
+    after = cache.state_dict()
+    assert {**after, "pages": 0} == {**before, "pages": 0}
+    users: Any = np.array([1], np.int32)
+    cache.reserve(users, torch.tensor([2]))
+    assert cache.lengths == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"page_size": 2.0}, "page_size is 2.0, expected an integer"),
+        ({"users": None, "heads": True}, "heads is True, expected an integer; users is None, expected an integer"),
+        ({"pages": 2**63}, r"pages is 9223372036854775808, expected at most 2\^63 - 1 \(int64\) or None"),
+        ({"dtype": torch.int64}, "dtype is torch.int64, expected one of torch.float32"),
+        ({"folder": 3}, "folder is 3, expected a path or None"),
+    ],
+)
+def test_a_cache_that_cannot_be_allocated(change: dict[str, Any], sentence: str) -> None:
+    sizes: dict[str, Any] = {"users": 2, "max_events": 4, "heads": 1, "head_width": 2}
+    with pytest.raises(ValueError, match="PagedCache.allocate: " + sentence):
+        PagedCache.allocate(**{**sizes, **change})

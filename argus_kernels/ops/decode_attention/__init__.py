@@ -174,6 +174,8 @@ def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tens
         problems.tensor(
             "cache.time_pages", cache.time_pages, shape=pages[:2], dtype=torch.int64, device=q.device, like="key_pages"
         )
+    for name in OP.mutates:
+        problems.writable(f"cache.{name}", getattr(cache, name))
     problems.tensor(
         "cache.block_table", cache.block_table, shape=(users, None), dtype=torch.int32, device=q.device, like="q's rows"
     )

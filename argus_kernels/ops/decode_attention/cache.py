@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from argus_kernels.core.huge_pages import prefer_huge_pages
+from argus_kernels.core.problems import FLOATING, INT64_MIN, Problems, said
 from argus_kernels.ops.decode_attention.page_book import PageBook
-from argus_kernels.ops.decode_attention.page_pool import PagePool
+from argus_kernels.ops.decode_attention.page_pool import ON_FULL, PagePool
 
 
 @dataclass
@@ -84,16 +86,21 @@ class PagedCache:
         folder: str | Path | None = None,
     ) -> list[PagedCache]:
         """One cache per layer as by `allocate`, with one block table, one time per event and one pool for all."""
-        sizes = {"layers": layers, "heads": heads, "head_width": head_width, "page_size": page_size}
-        wrong = [f"{name} is {size}, expected at least 1" for name, size in sizes.items() if size < 1]
-        if max_events < 1:
-            wrong.append(f"max_events is {max_events}, expected at least 1")
-        if users < 0:
-            wrong.append(f"users is {users}, expected at least 0")
-        if pages is not None and pages < 0:
-            wrong.append(f"pages is {pages}, expected at least 0 or None")
-        if wrong:
-            raise ValueError("PagedCache.allocate: " + "; ".join(wrong))
+        problems = Problems("PagedCache.allocate")
+        layers = problems.integer("layers", layers, least=1)
+        heads = problems.integer("heads", heads, least=1)
+        head_width = problems.integer("head_width", head_width, least=1)
+        page_size = problems.integer("page_size", page_size, least=1)
+        max_events = problems.integer("max_events", max_events, least=1)
+        users = problems.integer("users", users, least=0)
+        pages = None if pages is None else problems.integer("pages", pages, least=0, or_none=True)
+        problems.require(
+            dtype in FLOATING, lambda: f"dtype is {dtype}, expected one of {', '.join(map(str, FLOATING))}"
+        )
+        problems.choice("on_full", on_full, ON_FULL)
+        named = folder is None or isinstance(folder, (str, Path))
+        problems.require(named, lambda: f"folder is {said(folder)}, expected a path or None")
+        problems.raise_if_any()
         per_user = -(-max_events // page_size)
         count = users * per_user if pages is None else pages
         table = torch.full((users, per_user), -1, dtype=torch.int32, device=device)
@@ -143,7 +150,7 @@ class PagedCache:
         Raises ValueError, having changed nothing, for a user that the cache does not have or that is offloaded (where
         on_full is "refuse"), a length above `max_events`, or more pages than are free.
         """
-        chosen, wanted = _integers(users), _integers(lengths)
+        chosen, wanted = _integers("reserve", "users", users), _integers("reserve", "lengths", lengths)
         if len(chosen) != len(wanted):
             raise ValueError(f"PagedCache.reserve: {len(chosen)} users and {len(wanted)} lengths, expected as many")
         pool = self._pool("reserve")
@@ -155,7 +162,7 @@ class PagedCache:
 
         Raises ValueError as `reserve` does, and for a user named twice.
         """
-        chosen = _integers(users)
+        chosen, events = _integers("extend", "users", users), _integer("extend", "events", events, least=0)
         pool = self._pool("extend")
         pool.require_users("extend", chosen, once=True, present=pool.on_full == "refuse")
         known = [pool.away[user].length if user in pool.away else pool.book.lengths[user] for user in chosen]
@@ -165,7 +172,7 @@ class PagedCache:
 
     def evict(self, users: Tensor | Sequence[int]) -> None:
         """Forgets the users: their events are gone, pages that nobody shares are free."""
-        chosen = _integers(users)
+        chosen = _integers("evict", "users", users)
         pool = self._pool("evict")
         pool.require_users("evict", chosen)
         pool.drop(chosen)
@@ -177,9 +184,7 @@ class PagedCache:
         window = keep sees exactly `keep` of them. The user's length falls by the events dropped, and nothing else
         changes: positions count back from the newest event. Raises ValueError for a negative `keep`.
         """
-        chosen = _integers(users)
-        if keep < 0:
-            raise ValueError(f"PagedCache.evict_oldest: keep is {keep}, expected at least 0")
+        chosen, keep = _integers("evict_oldest", "users", users), _integer("evict_oldest", "keep", keep, least=0)
         pool = self._pool("evict_oldest")
         pool.require_users("evict_oldest", chosen, present=True)
         pool.apply(pool.book.drop_oldest(chosen, keep))
@@ -189,7 +194,7 @@ class PagedCache:
 
         Raises ValueError, having changed nothing, for a length that the user does not have or an offloaded user.
         """
-        chosen, wanted = _integers(users), _integers(lengths)
+        chosen, wanted = _integers("truncate", "users", users), _integers("truncate", "lengths", lengths)
         pool = self._pool("truncate")
         pool.require_users("truncate", chosen, once=True, present=True)
         if len(chosen) != len(wanted):
@@ -204,6 +209,7 @@ class PagedCache:
 
     def copy_out(self, user: int) -> list[Tensor]:
         """The user's events on the host: keys of every layer [events, H, Dh], values of every layer, times [events]."""
+        user = _integer("copy_out", "user", user)
         pool = self._pool("copy_out")
         pool.require_users("copy_out", [user], present=True)
         return pool.copy_out(user)
@@ -213,6 +219,7 @@ class PagedCache:
 
         Raises ValueError, having changed nothing, where the user has events, the tensors do not fit or pages run out.
         """
+        user = _integer("copy_in", "user", user)
         pool = self._pool("copy_in")
         pool.require_users("copy_in", [user])
         if pool.book.lengths[user] > 0 or user in pool.away:
@@ -230,7 +237,7 @@ class PagedCache:
         Pages are shared until somebody appends: `reserve` and `extend` copy the page that is then written to. Raises
         ValueError for a source without events, an offloaded one, or a target that has events of its own.
         """
-        chosen = _integers(targets)
+        chosen, source = _integers("fork", "targets", targets), _integer("fork", "source", source)
         pool = self._pool("fork")
         pool.require_users("fork", [source, *chosen], once=True, present=True)
         if pool.book.lengths[source] == 0:
@@ -245,7 +252,7 @@ class PagedCache:
 
     def offload(self, users: Tensor | Sequence[int]) -> None:
         """Moves the users' events to the cache's folder, or to host memory, and frees their pages."""
-        chosen = _integers(users)
+        chosen = _integers("offload", "users", users)
         pool = self._pool("offload")
         pool.require_users("offload", chosen, once=True, present=True)
         for user in chosen:
@@ -255,7 +262,7 @@ class PagedCache:
 
     def restore(self, users: Tensor | Sequence[int]) -> None:
         """Brings offloaded users back. Raises ValueError where one is not offloaded or too few pages are free."""
-        chosen = _integers(users)
+        chosen = _integers("restore", "users", users)
         pool = self._pool("restore")
         pool.require_users("restore", chosen, once=True)
         for user in chosen:
@@ -270,7 +277,7 @@ class PagedCache:
         on the whole cache, before. Raises ValueError for a user the cache does not have or that is offloaded, or one
         named twice.
         """
-        chosen = _integers(users)
+        chosen = _integers("rows", "users", users)
         pool = self._pool("rows")
         pool.require_users("rows", chosen, once=True, present=True)
         pool.book.touch(chosen)
@@ -316,5 +323,21 @@ class PagedCache:
         return self.pool
 
 
-def _integers(values: Tensor | Sequence[int]) -> list[int]:
-    return [int(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
+def _integer(method: str, name: str, value: int, least: int = INT64_MIN) -> int:
+    problems = Problems(f"PagedCache.{method}")
+    found: int = problems.integer(name, value, least=least)
+    problems.raise_if_any()
+    return found
+
+
+def _integers(method: str, name: str, values: Tensor | Sequence[int]) -> list[int]:
+    """A one-dimensional tensor or array of integers, or a sequence of them, as a list."""
+    listed: Any = values
+    if isinstance(values, (Tensor, np.ndarray)) and values.ndim == 1:
+        listed = values.tolist()
+    problems = Problems(f"PagedCache.{method}")
+    if not problems.sequence(name, listed, "integers"):
+        problems.raise_if_any()
+    found = [problems.integer(f"{name}[{i}]", value, least=INT64_MIN) for i, value in enumerate(listed)]
+    problems.raise_if_any()
+    return found

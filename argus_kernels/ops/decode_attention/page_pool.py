@@ -13,6 +13,8 @@ from torch import Tensor
 from argus_kernels.ops.decode_attention.page_book import Changes, NoFreePage, PageBook
 
 STATE_FORMAT = 1
+ON_FULL = ("refuse", "offload")
+"""What a pool does when no page is left."""
 
 
 @dataclass
@@ -50,7 +52,7 @@ class PagePool:
         on_full: str = "refuse",
         folder: Path | None = None,
     ) -> None:
-        if on_full not in ("refuse", "offload"):
+        if on_full not in ON_FULL:
             raise ValueError(f"PagedCache: on_full is {on_full!r}, expected 'refuse' or 'offload'")
         self.tensors, self.block_table, self.book = list(tensors), block_table, book
         self.on_full, self.folder = on_full, folder

@@ -68,20 +68,10 @@ def rowwise_adagrad_(
         )
     settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
     numbers = [problems.number(name, value, least=0) for name, value in settings.items()]
-    for name, written in (("table", table), ("state", state)):
-        _require_writable(problems, name, written)
+    problems.writable("table", table)
+    problems.writable("state", state)
     problems.raise_if_any()
     OP(table, state, rows, row_gradients, *numbers, backend=backend)
-
-
-def _require_writable(problems: Problems, name: str, written: object) -> None:
-    """What is written in place has a place for each of its elements, and autograd does not have to see it."""
-    if not isinstance(written, Tensor):
-        return
-    shared = any(size > 1 and stride == 0 for size, stride in zip(written.shape, written.stride(), strict=True))
-    problems.require(not shared, f"{name} is expanded, expected memory of its own for every element")
-    tracked = written.requires_grad and torch.is_grad_enabled()
-    problems.require(not tracked, f"{name} requires a gradient, expected a call under torch.no_grad()")
 
 
 def _check_values(inputs: Inputs) -> None:

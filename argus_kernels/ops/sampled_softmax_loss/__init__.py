@@ -128,14 +128,14 @@ def _check_arguments(problems: Problems, given: Arguments) -> None:
         ("query_owner", given.query_owner),
         ("candidate_owner", given.candidate_owner),
     ):
-        if value is not None:
+        if value is not None or name.endswith("ids"):
             problems.tensor(name, value, shape=(sizes[name.split("_")[0]],), dtype=torch.int64, device=device)
     for name, value, size in (
         ("log_q", given.log_q, drawn),
         ("positive_log_q", given.positive_log_q, rows),
         ("row_weight", given.row_weight, rows),
     ):
-        if value is not None:
+        if value is not None or name == "log_q":
             problems.tensor(name, value, shape=(size,), dtype=FLOATING, device=device)
     problems.tensor("scale", given.scale, shape=(), dtype=FLOATING, device=device)
     problems.choice("form", given.form, FORMS)
