@@ -81,7 +81,7 @@ def test_groups_have_their_own_settings() -> None:
     torch.testing.assert_close(slow, table() - 0.01)
     torch.testing.assert_close(fast, table() - 1.0)
     assert torch.equal(still, table())
-    assert still not in optimizer.state
+    assert optimizer.state[still]["sum"].tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -127,8 +127,11 @@ def test_closure_is_computed_with_gradients() -> None:
     ("parameters", "settings", "sentence"),
     [
         ([torch.nn.Parameter(torch.zeros(3))], {}, r"params\[0\] has shape \[3\], expected a table"),
-        ([table()], {"lr": -1.0}, r"lr is -1\.0, expected a finite value"),
+        ([table()], {"lr": -1.0}, r"lr is -1\.0, expected a finite number of at least 0"),
         ([table()], {"eps": float("nan")}, r"eps is nan"),
+        ([table()], {"lr": torch.tensor(0.1)}, "lr is Tensor, expected a finite number of at least 0"),
+        ([table()], {"weight_decay": "0"}, "weight_decay is '0', expected a finite number"),
+        ([torch.zeros(3, 2, dtype=torch.int64)], {}, r"params\[0\] is torch\.int64, expected floating point"),
         ([{"params": [table()], "weight_decay": -0.5}], {}, r"weight_decay is -0\.5"),
     ],
 )
