@@ -72,9 +72,11 @@ class Problems:
         """What is written in place has memory of its own for every element, and autograd need not see it."""
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
             return
-        shared = any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True))
-        self.require(not shared, f"{name} is expanded, expected memory of its own for every element")
-        self.require(not value.is_neg(), f"{name} is a negated view, expected the tensor itself (resolve_neg)")
+        shared = not value.is_contiguous() and _may_overlap(value)
+        self.require(not shared, f"{name} is expanded or overlaps itself, expected memory of its own for every element")
+        # torch.compile cannot ask for it, and has resolved it in what it hands to an op.
+        negated = not torch.compiler.is_compiling() and value.is_neg()
+        self.require(not negated, f"{name} is a negated view, expected the tensor itself (resolve_neg)")
         tracked = value.requires_grad and torch.is_grad_enabled()
         self.require(not tracked, f"{name} requires a gradient, expected a call under torch.no_grad()")
 
@@ -133,6 +135,16 @@ class Problems:
         """Raises ValueError with every sentence noted so far."""
         if self.found:
             raise ValueError(f"{self.op}: " + "; ".join(self.found))
+
+
+def _may_overlap(tensor: Tensor) -> bool:
+    """Whether elements may share memory; False where every stride steps over all that the smaller ones reach."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return tensor.numel() > 0
+        reach += stride * (size - 1)
+    return False
 
 
 def kind_of(tensor: Tensor) -> str:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.history_tiles import Tile, rows_first
+from argus_kernels.core.masked_products import over_seen
 from argus_kernels.core.relative_bias import position_buckets, seen_keys, time_buckets
 
 
@@ -47,12 +48,10 @@ class Pairs:
             total = by_time if total is None else total + by_time
         return total
 
-    def masked_bias(self, tile: Tile, buckets: Buckets, dtype: torch.dtype) -> Tensor:
-        """The sum of both biases, −inf where the mask hides the key; broadcasts to [H, G, Lq, Lk]."""
-        total = self.bias(buckets, dtype)
-        if total is None:
-            total = torch.zeros((), dtype=dtype, device=tile.query_place.device)
-        return torch.where(self.seen(tile), total, -torch.inf)
+    def scores(self, products: Tensor, buckets: Buckets) -> Tensor:
+        """The products of queries and keys [H, G, Lq, Lk] plus both biases."""
+        bias = self.bias(buckets, products.dtype)
+        return products if bias is None else products + bias
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Buckets:
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients under way, summed over the tiles; None where not wanted.
+    """The gradients under way, summed over the tiles; None where not wanted. finite: as `over_seen` takes it.
 
     Those of q, k and v are in the wide dtype. A bucket of a table sums as many as a million scores one after the other,
     where float32 loses four digits: the tables' sums are float64.
@@ -76,32 +75,36 @@ class Gradients:
     v: Tensor | None
     position_bias: Tensor | None
     time_bias: Tensor | None
+    finite: bool
 
     @classmethod
-    def zeros(cls, q: Tensor, pairs: Pairs, needs: dict[str, bool], wide: torch.dtype) -> Gradients:
+    def zeros(cls, q: Tensor, pairs: Pairs, needs: dict[str, bool], wide: torch.dtype, finite: bool) -> Gradients:
         """All zeros: what padding rows keep."""
         like = {"q": q, "k": q, "v": q, "position_bias": pairs.position_bias, "time_bias": pairs.time_bias}
         zeros: dict[str, Tensor | None] = {}
         for name, tensor in like.items():
             dtype = torch.float64 if name.endswith("_bias") else wide
             zeros[name] = None if tensor is None or not needs[name] else tensor.new_zeros(tensor.shape, dtype=dtype)
-        return cls(**zeros)
+        return cls(**zeros, finite=finite)
 
-    def add_value(self, tile: Tile, weights: Tensor, d_out: Tensor) -> None:
+    def add_value(self, tile: Tile, weights: Tensor, d_out: Tensor, seen: Tensor) -> None:
         """Adds one tile's share of the gradient of v: weights [H, G, Lq, Lk], d_out [H, G, Lq, Dh]."""
         if self.v is not None:
-            d_value = torch.matmul(weights.transpose(-1, -2), d_out)
+            d_value = over_seen(weights.transpose(-1, -2), d_out, seen.transpose(-1, -2), self.finite)
             self.v[tile.target_keys] += rows_first(d_value, tile.real_keys)
 
-    def add_scores(self, tile: Tile, buckets: Buckets, d_scores: Tensor, query: Tensor, key: Tensor) -> None:
+    def add_scores(
+        self, tile: Tile, buckets: Buckets, d_scores: Tensor, query: Tensor, key: Tensor, seen: Tensor
+    ) -> None:
         """Adds what reaches q, k and the tables through scores = query · key + bias, d_scores [H, G, Lq, Lk].
 
         `query` and `key` [H, G, L, Dh] both carry the factor in front of q · k.
         """
         if self.q is not None:
-            self.q[tile.target_queries] = rows_first(torch.matmul(d_scores, key), tile.real_queries)
+            d_query = over_seen(d_scores, key, seen, self.finite)
+            self.q[tile.target_queries] = rows_first(d_query, tile.real_queries)
         if self.k is not None:
-            d_key = torch.matmul(d_scores.transpose(-1, -2), query)
+            d_key = over_seen(d_scores.transpose(-1, -2), query, seen.transpose(-1, -2), self.finite)
             self.k[tile.target_keys] += rows_first(d_key, tile.real_keys)
         if self.position_bias is not None and buckets.position is not None:
             _add_at(self.position_bias, buckets.position, d_scores.sum(1))

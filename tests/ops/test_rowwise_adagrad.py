@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from argus_kernels import rowwise_adagrad_
 from argus_kernels.ops.rowwise_adagrad import OP
@@ -147,9 +148,52 @@ def test_a_parameter_that_requires_grad() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tables_and_states_of_any_strides(backend: str, dtype: torch.dtype) -> None:
+    """Bit for bit what dense ones give; what lies between their elements stays as it is."""
+    arguments = draw(9, 4, 14, dtype=dtype)
+    if backend == "cuda":
+        pytest.skip("the CUDA kernels say that they take dense rows")
+    transposed = torch.zeros(4, 9, dtype=dtype).T
+    every_other, spread = torch.full((9, 8), 7.0, dtype=dtype), torch.full((27,), 7.0, dtype=arguments["state"].dtype)
+    for table, state in ((transposed, spread[::3]), (every_other[:, ::2], spread[:9])):
+        dense = {name: value.clone() if isinstance(value, Tensor) else value for name, value in arguments.items()}
+        table.copy_(dense["table"]), state.copy_(dense["state"])
+        serve(backend, {**dense, "table": table, "state": state})
+        serve(backend, dense)
+        assert torch.equal(table, dense["table"]) and torch.equal(state, dense["state"])
+        assert bool((every_other[:, 1::2] == 7).all())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64])
+def test_a_learning_rate_of_zero_changes_no_table(backend: str, state_dtype: torch.dtype) -> None:
+    arguments = draw(9, 4, 14, dtype=torch.float64, lr=0.0, weight_decay=0.3)
+    arguments["state"] = arguments["state"].to(state_dtype)
+    table, state = arguments["table"].clone(), arguments["state"].clone()
+    serve(backend, arguments)
+    assert torch.equal(arguments["table"], table)
+    assert not torch.equal(arguments["state"], state)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_that_lie_in_the_table(backend: str) -> None:
+    """A row is read before it is written, whatever the order of the rows."""
+    arguments = draw(6, 3, 6, rows=torch.tensor([3, 0, 5, 3, 1, 2]))
+    apart = {**arguments, "table": arguments["table"].clone(), "state": arguments["state"].clone()}
+    serve(backend, {**apart, "row_gradients": arguments["table"].clone()})
+    serve(backend, {**arguments, "row_gradients": arguments["table"]})
+    assert torch.equal(arguments["table"], apart["table"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
+        ({"table": torch.zeros(1, 2).expand(5, 2)}, "table is expanded or overlaps itself"),
+        ({"table": torch.zeros(9).as_strided((5, 2), (1, 1))}, "table is expanded or overlaps itself"),
+        ({"state": torch.zeros(1).expand(5)}, "state is expanded or overlaps itself"),
+        ({"table": torch.zeros(5, 2, requires_grad=True)}, r"table requires a gradient, expected .*no_grad\(\)"),
         ({"rows": torch.tensor([0, 5, 1])}, r"rows\[1\] is 5, expected −1 \(skipped\) or 0 to 4"),
         ({"rows": torch.tensor([0, 1, -2])}, r"rows\[2\] is -2"),
         ({"rows": torch.tensor([0, 1, 2**40])}, rf"rows\[2\] is {2**40}"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.history_tiles import heads_first, rows_first, tiles
+from argus_kernels.core.masked_products import all_finite, over_seen
 from argus_kernels.core.tile_attention import Gradients, Pairs
 
 
@@ -30,14 +31,16 @@ def forward(
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]; arguments as in the public function."""
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    finite = all_finite(v)
     rows, outs, statistics = [], [], []
     for tile in tiles(offsets, q.shape[1], window):
         query = heads_first(q, tile.query_rows, wide)
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
 
-        bias = pairs.masked_bias(tile, pairs.buckets(tile), wide)
-        scores = torch.matmul(query * scale, key.transpose(-1, -2)) + bias
+        seen = pairs.seen(tile)
+        scores = pairs.scores(torch.matmul(query * scale, key.transpose(-1, -2)), pairs.buckets(tile))
+        scores = scores.masked_fill(~seen, -torch.inf)
         # Any number may be taken off a row's scores; the largest keeps exp in range for scores of any size.
         largest = scores.detach().amax(-1, keepdim=True)
         exponentials = torch.exp(scores - largest)
@@ -45,7 +48,7 @@ def forward(
         log_sum_exp = (largest + total.log())[..., 0]
 
         rows.append(tile.target_queries)
-        outs.append(rows_first(torch.matmul(exponentials, value) / total, tile.real_queries))
+        outs.append(rows_first(over_seen(exponentials, value, seen, finite) / total, tile.real_queries))
         statistics.append(log_sum_exp.flatten(1)[:, tile.real_queries])
 
     out, log_sum_exp = q.new_zeros(q.shape, dtype=wide), q.new_zeros(q.shape[1], q.shape[0], dtype=wide)
@@ -75,24 +78,25 @@ def backward(
     """Gradients of q, k, v, position_bias and time_bias, with the weights computed again."""
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
-    found = Gradients.zeros(q, pairs, needs, wide)
+    found = Gradients.zeros(q, pairs, needs, wide, all_finite(q, k, v, gradients[0]))
     for tile in tiles(offsets, q.shape[1], window):
         query = heads_first(q, tile.query_rows, wide) * scale
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
-        # The rows that pad the tile get no gradient from above, and so give none.
-        repeats = ~tile.query_is_real()
-        d_out = heads_first(gradients[0], tile.query_rows, wide).masked_fill(repeats[..., None], 0.0)
-        d_log_sum_exp = gradients[1][:, tile.query_rows].masked_fill(repeats, 0.0)
+        d_out = heads_first(gradients[0], tile.query_rows, wide)
+        d_log_sum_exp = gradients[1][:, tile.query_rows]
 
         buckets = pairs.buckets(tile)
-        scores = torch.matmul(query, key.transpose(-1, -2)) + pairs.masked_bias(tile, buckets, wide)
+        seen = pairs.seen(tile)
+        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), buckets).masked_fill(~seen, -torch.inf)
+        # The rows that pad the tile give no gradient.
+        seen = seen & tile.query_is_real()[..., None]
         # Not exp(scores − log_sum_exp): the statistic's own rounding would be an error of every weight in the row.
-        weights = torch.softmax(scores, -1)
-        found.add_value(tile, weights, d_out)
+        weights = torch.softmax(scores, -1).masked_fill(~seen, 0.0)
+        found.add_value(tile, weights, d_out, seen)
 
-        d_weights = torch.matmul(d_out, value.transpose(-1, -2))
+        d_weights = torch.matmul(d_out, value.transpose(-1, -2)).masked_fill(~seen, 0.0)
         delta = (weights * d_weights).sum(-1) - d_log_sum_exp
-        d_scores = weights * (d_weights - delta[..., None])
-        found.add_scores(tile, buckets, d_scores, query, key * scale)
+        d_scores = (weights * (d_weights - delta[..., None])).masked_fill(~seen, 0.0)
+        found.add_scores(tile, buckets, d_scores, query, key * scale, seen)
     return found.cast(q, pairs)

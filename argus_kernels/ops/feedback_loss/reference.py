@@ -26,7 +26,8 @@ def forward(
         seen = observed[:, task]
         target = torch.where(seen, targets[:, task], 0)
         if last - first == 1:
-            row_loss = F.binary_cross_entropy_with_logits(logits[:, first], target.to(logits), reduction="none")
+            # Not torch's binary cross-entropy, which is inf − inf for an infinite logit of the right class.
+            row_loss = -F.logsigmoid(torch.where(target > 0, logits[:, first], -logits[:, first]))
         else:
             row_loss = F.cross_entropy(logits[:, first:last], target, reduction="none")
         losses.append(torch.where(seen, row_loss * share[:, task], 0).sum())

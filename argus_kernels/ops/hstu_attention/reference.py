@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from argus_kernels.core.history_tiles import heads_first, rows_first, tiles
+from argus_kernels.core.masked_products import all_finite, over_seen
 from argus_kernels.core.tile_attention import Gradients, Pairs
 
 
@@ -32,19 +33,19 @@ def forward(
     """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    finite = all_finite(v)
     rows, outs = [], []
     for tile in tiles(offsets, q.shape[1], window):
         query = heads_first(q, tile.query_rows, wide)
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
 
-        scores = torch.matmul(query * alpha, key.transpose(-1, -2))
-        bias = pairs.bias(pairs.buckets(tile), wide)
-        scores = scores if bias is None else scores + bias
-        weights = silu(scores).masked_fill(~pairs.seen(tile), 0.0) / divisor
+        seen = pairs.seen(tile)
+        scores = pairs.scores(torch.matmul(query * alpha, key.transpose(-1, -2)), pairs.buckets(tile))
+        weights = silu(scores).masked_fill(~seen, 0.0) / divisor
 
         rows.append(tile.target_queries)
-        outs.append(rows_first(torch.matmul(weights, value), tile.real_queries))
+        outs.append(rows_first(over_seen(weights, value, seen, finite), tile.real_queries))
     out = q.new_zeros(q.shape, dtype=wide)
     return (out.index_copy(0, torch.cat(rows), torch.cat(outs)) if rows else out).to(q.dtype)
 
@@ -70,24 +71,22 @@ def backward(
     """Gradients of q, k, v, position_bias and time_bias, with the scores computed again."""
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
-    found = Gradients.zeros(q, pairs, needs, wide)
+    found = Gradients.zeros(q, pairs, needs, wide, all_finite(q, k, v, gradients[0]))
     for tile in tiles(offsets, q.shape[1], window):
         query = heads_first(q, tile.query_rows, wide) * alpha
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
         d_out = heads_first(gradients[0], tile.query_rows, wide)
         # The rows that pad the tile see nothing here, and so have no gradient.
-        hidden = ~(pairs.seen(tile) & tile.query_is_real()[..., None])
+        seen = pairs.seen(tile) & tile.query_is_real()[..., None]
 
         buckets = pairs.buckets(tile)
-        scores = torch.matmul(query, key.transpose(-1, -2))
-        bias = pairs.bias(buckets, wide)
-        scores = scores if bias is None else scores + bias
+        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), buckets)
         sigmoid = torch.sigmoid(scores)
-        found.add_value(tile, (scores * sigmoid).masked_fill(hidden, 0.0) / divisor, d_out)
+        found.add_value(tile, (scores * sigmoid).masked_fill(~seen, 0.0) / divisor, d_out, seen)
 
         slope = sigmoid * (1 + scores * (1 - sigmoid))
         d_weights = torch.matmul(d_out, value.transpose(-1, -2)) / divisor
-        d_scores = (d_weights * slope).masked_fill(hidden, 0.0)
-        found.add_scores(tile, buckets, d_scores, query, key * alpha)
+        d_scores = (d_weights * slope).masked_fill(~seen, 0.0)
+        found.add_scores(tile, buckets, d_scores, query, key * alpha, seen)
     return found.cast(q, pairs)

@@ -48,8 +48,10 @@ def rowwise_adagrad_(
             is expanded or would need a gradient; on the CPU also a row outside the table, with its position. On a GPU
             that is a device-side assertion.
 
-    Sums, state and the step are computed in the state's dtype and rounded to the table's once. The formula is that of
-    FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
+    Sums and the step are computed in float32 (float64 for a float64 table) and rounded to the table's dtype once; the
+    state is rounded to its own before its root is taken. With eps = 0 a row whose gradients were all 0 so far becomes
+    NaN, which is 0 / 0. Table and state may have any strides on the CPU, such as a transposed table's. The formula is
+    that of FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
     """
     problems = Problems("rowwise_adagrad_")
     if not problems.tensor("table", table, shape=(None, None), dtype=FLOATING):

@@ -31,11 +31,39 @@ def forward(
         ValueError: a row outside the table (CPU; on the GPU such a row is left out), or a shape or dtype that the
             kernels do not take.
     """
+    row_gradients = kept_apart(row_gradients, table, state)
     torch.ops.argus_native.rowwise_adagrad_(table, state, rows, row_gradients, lr, eps, weight_decay)
 
 
-forward_cpp = forward
+def kept_apart(read: Tensor, *written: Tensor) -> Tensor:
+    """A tensor that is read while others are written: a copy where it lies in the memory of one of them."""
+    own = read.untyped_storage().data_ptr()
+    return read.clone() if any(one.untyped_storage().data_ptr() == own for one in written) else read
+
+
 forward_cuda = forward
+
+
+def forward_cpp(
+    table: Tensor,
+    state: Tensor,
+    rows: Tensor,
+    row_gradients: Tensor,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """The same on the CPU, for tables and states of any strides: the touched rows of others are worked on in a copy."""
+    if not layout_problems(table, state):
+        forward(table, state, rows, row_gradients, lr, eps, weight_decay)
+        return
+    touched, place = rows.unique(return_inverse=True)
+    first = int((touched < 0).sum())
+    touched = touched[first:]
+    kept_table, kept_state = table[touched].contiguous(), state[touched].contiguous()
+    forward(kept_table, kept_state, place - first, row_gradients, lr, eps, weight_decay)
+    table.index_copy_(0, touched, kept_table)
+    state.index_copy_(0, touched, kept_state)
 
 
 def available_cpp() -> str | None:
@@ -50,12 +78,16 @@ def available_cuda() -> str | None:
 
 def why_not_cpp(inputs: Inputs) -> list[str]:
     """Every reason why the C++ backend cannot serve these inputs."""
-    return [*_tensors_on("cpu", inputs), *_dtype_problems(inputs, (*_STORED, torch.float64)), *_layout_problems(inputs)]
+    return [*_tensors_on("cpu", inputs), *_dtype_problems(inputs, (*_STORED, torch.float64))]
 
 
 def why_not_cuda(inputs: Inputs) -> list[str]:
     """Every reason why the CUDA backend cannot serve these inputs."""
-    return [*_tensors_on("cuda", inputs), *_dtype_problems(inputs, _STORED), *_layout_problems(inputs)]
+    return [
+        *_tensors_on("cuda", inputs),
+        *_dtype_problems(inputs, _STORED),
+        *layout_problems(inputs.table, inputs.state),
+    ]
 
 
 def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
@@ -75,11 +107,11 @@ def _dtype_problems(inputs: Inputs, stored: tuple[torch.dtype, ...]) -> list[str
     ]
 
 
-def _layout_problems(inputs: Inputs) -> list[str]:
+def layout_problems(table: Tensor, state: Tensor) -> list[str]:
+    """What the kernels cannot step through: rows that are not dense, a state that is not."""
     problems = []
-    table: Tensor = inputs.table
     if table.shape[1] > 1 and table.stride(1) != 1:
         problems.append(f"table has stride {table.stride(1)} within a row, expected 1")
-    if not inputs.state.is_contiguous():
+    if not state.is_contiguous():
         problems.append("state is not contiguous")
     return problems

@@ -6,6 +6,7 @@ from typing import Any
 
 from argus_kernels.core.registry import Inputs
 from argus_kernels.core.triton_support import DTYPES, device_problems, problems, triton_backend
+from argus_kernels.ops.rowwise_adagrad.native import kept_apart
 
 WIDEST = 4096
 """Columns of a row that one program holds in registers."""
@@ -25,7 +26,10 @@ def forward(*arguments: Any) -> None:
     """Updates table and state in place; arguments in schema order."""
     from argus_kernels.ops.rowwise_adagrad import triton_kernels
 
-    triton_kernels.forward(*arguments)
+    table, state, rows, row_gradients, *settings = arguments
+    if table.shape[1] == 0:
+        return  # no gradient, so nothing to add to the state
+    triton_kernels.forward(table, state, rows, kept_apart(row_gradients, table, state), *settings)
 
 
 BACKEND = triton_backend(forward, why_not)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from argus_kernels.core.masked_products import all_finite, over_seen
+
 
 class Arguments(NamedTuple):
     """The op's arguments, in the order of its schema."""
@@ -49,6 +51,8 @@ class Relative(NamedTuple):
     """[N]: log-sum-exp of the candidates' scores alone; −∞ where all are left out."""
     log_sum_exp: Tensor
     """[N]: log of the loss's denominator."""
+    left_out: Tensor
+    """[N, M] bool."""
 
 
 def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,19 +86,22 @@ def backward(
     if given.form == "refined":
         weight = weight * _negative_share(relative.log_sum_exp)
     share = _share(relative.score, relative.own)
-    d_score = share * (weight * gradients[0] + d_lse)[:, None]
+    counts = ~relative.left_out & (weight != 0)[:, None]
+    d_score = torch.where(counts, share * (weight * gradients[0] + d_lse)[:, None], 0)
     d_positive_score = d_lse - d_score.sum(1)
-    dtype = relative.query.dtype
+    candidates = given.candidates.to(relative.query.dtype)
+    finite = all_finite(candidates, relative.query)
     d_query = d_positive = d_candidates = d_scale = None
     if needs["query"]:
-        d_query = d_score @ given.candidates.to(dtype) + d_positive_score[:, None] * relative.positive
+        d_query = over_seen(d_score, candidates, counts, finite) + d_positive_score[:, None] * relative.positive
         d_query = (given.scale * d_query).to(given.query.dtype)
     if needs["positive"]:
         d_positive = (given.scale * d_positive_score[:, None] * relative.query).to(given.positive.dtype)
     if needs["candidates"]:
-        d_candidates = (given.scale * (d_score.T @ relative.query)).to(given.candidates.dtype)
+        d_candidates = over_seen(d_score.T, relative.query, counts.T, finite)
+        d_candidates = (given.scale * d_candidates).to(given.candidates.dtype)
     if needs["scale"]:
-        d_scale = (d_score * relative.product).sum() + (d_lse * relative.positive_product).sum()
+        d_scale = (d_score * relative.product.masked_fill(~counts, 0)).sum() + (d_lse * relative.positive_product).sum()
     return [d_query, d_positive, d_candidates, d_scale]
 
 
@@ -116,10 +123,10 @@ def _relative(given: Arguments) -> Relative:
         count = (~left_out).sum(1).clamp_min(1).to(dtype)
         # log Q'(m) = log Q(m) − log(1 − Q(positive)), and the mean over the negatives instead of their sum.
         denominator = negatives + (-positive_log_q.exp()).log1p() - count.log()
-        return Relative(query, positive, positive_product, product, score, None, negatives, denominator)
+        return Relative(query, positive, positive_product, product, score, None, negatives, denominator, left_out)
     own = torch.zeros_like(negatives) if positive_log_q is None else -positive_log_q
     denominator = torch.logaddexp(own, negatives)
-    return Relative(query, positive, positive_product, product, score, own, negatives, denominator)
+    return Relative(query, positive, positive_product, product, score, own, negatives, denominator, left_out)
 
 
 def _left_out(given: Arguments) -> Tensor:

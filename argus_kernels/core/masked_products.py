@@ -1,0 +1,28 @@
+"""Matrix products in which a mask is exact: what is not seen adds nothing, NaN and infinities neither."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def all_finite(*packed: Tensor) -> bool:
+    """Whether `over_seen` may leave the mask to the zeros among its weights."""
+    return all(bool(tensor.isfinite().all()) for tensor in packed)
+
+
+def over_seen(weights: Tensor, values: Tensor, seen: Tensor, finite: bool) -> Tensor:
+    """Σ_j weights[..., i, j] · values[..., j, :] over the pairs that are seen, elsewhere `weights` is 0.
+
+    Where values are not finite, 0 · NaN is NaN: a key that a query does not see must not reach it so. finite: that no
+    value is such, which is looked up once a call.
+    """
+    if finite:
+        return torch.matmul(weights, values)
+    wild = ~values.isfinite()
+    total = torch.matmul(weights, values.masked_fill(wild, 0.0))
+    seen = seen.expand(weights.shape)
+    for j in wild.nonzero()[:, -2].unique().tolist():
+        counts = seen[..., j, None] & wild[..., None, j, :]
+        total = total + torch.where(counts, weights[..., j, None] * values[..., None, j, :], 0.0)
+    return total
