@@ -149,26 +149,26 @@ def _packed(problems: Problems, offsets: Tensor | None, given: dict[str, Any]) -
         return list(given.values()), offsets
     problems.require(offsets is None, "offsets is given, expected None where q, k and v are jagged: they carry it")
     for name, tensor in given.items():
-        if _takes_jagged(problems, name, tensor):
-            problems.require(_ragged(tensor) == _ragged(q), f"{name} does not share q's offsets")
+        _check_jagged(problems, name, tensor)
+    problems.raise_if_any()
+    for name, tensor in given.items():
+        problems.require(_ragged(tensor) == _ragged(q), f"{name} does not share q's offsets")
     problems.raise_if_any()
     rows = [tensor.values().transpose(0, tensor._ragged_idx - 1) for tensor in given.values()]
     return rows, q.offsets()
 
 
-def _takes_jagged(problems: Problems, name: str, tensor: Any) -> bool:
-    layouts = f"{name} is [B, j, H, Dh] or its transpose(1, 2)"
+def _check_jagged(problems: Problems, name: str, tensor: Any) -> None:
     if not isinstance(tensor, Tensor):
-        return problems.require(False, f"{name} is {said(tensor)}, expected a tensor")
-    if not problems.require(
-        tensor.layout is torch.jagged, f"{name} is nested but not jagged, expected layout torch.jagged"
-    ):
-        return False
-    found: Any = tensor
-    fits = tensor.dim() == 4 and found._ragged_idx in (1, 2)
-    if not problems.require(fits, lambda: f"{name} is jagged of shape {list(tensor.shape)}, expected {layouts}"):
-        return False
-    return problems.require(found.lengths() is None, f"{name} is jagged with holes, expected contiguous rows")
+        problems.require(False, f"{name} is {said(tensor)}, expected a tensor")
+    elif tensor.layout is not torch.jagged:
+        problems.require(False, f"{name} is nested but not jagged, expected layout torch.jagged")
+    else:
+        jagged: Any = tensor
+        fits = tensor.dim() == 4 and jagged._ragged_idx in (1, 2)
+        layouts = "[B, j, H, Dh] or its transpose(1, 2)"
+        problems.require(fits, lambda: f"{name} is jagged of shape {list(tensor.shape)}, expected {layouts}")
+        problems.require(jagged.lengths() is None, f"{name} is jagged with holes, expected contiguous rows")
 
 
 def _ragged(tensor: Any) -> Any:

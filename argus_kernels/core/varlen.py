@@ -5,6 +5,7 @@ Rows past offsets[B] are padding. This is the one place where offsets are valida
 
 from __future__ import annotations
 
+import operator
 import os
 from itertools import pairwise
 
@@ -72,12 +73,12 @@ def check_offsets(op: str, offsets: Tensor, total: int) -> None:
     values = offsets.tolist()
     if values[0] != 0:
         raise ValueError(f"{op}: offsets[0] is {_said(values[0])}, expected 0")
-    for index in range(1, len(values)):
-        if values[index] < values[index - 1]:
-            raise ValueError(
-                f"{op}: offsets[{index}] is {_said(values[index])}, expected at least offsets[{index - 1}] = "
-                f"{_said(values[index - 1])}"
-            )
+    if any(map(operator.gt, values, values[1:])):
+        index = next(index for index in range(1, len(values)) if values[index] < values[index - 1])
+        raise ValueError(
+            f"{op}: offsets[{index}] is {_said(values[index])}, expected at least offsets[{index - 1}] = "
+            f"{_said(values[index - 1])}"
+        )
     if values[-1] > total:
         raise ValueError(
             f"{op}: offsets[{len(values) - 1}] is {_said(values[-1])}, expected at most the {total} rows given"
@@ -91,14 +92,14 @@ def _said(count: int) -> str:
 
 def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
     """Raises ValueError if a user is longer than `max_length`."""
-    lengths = offsets[1:] - offsets[:-1]
     if offsets.device.type != "cpu":
-        require_values(lengths <= max_length, f"{op}: a user is longer than max_length")
-    elif lengths.numel() and int(lengths.max()) > max_length:
-        user = int(lengths.argmax())
-        raise ValueError(
-            f"{op}: user {user} has {int(lengths[user])} events, expected at most max_length = {max_length}"
-        )
+        require_values(offsets[1:] - offsets[:-1] <= max_length, f"{op}: a user is longer than max_length")
+        return
+    values = offsets.tolist()
+    longest = max(map(operator.sub, values[1:], values), default=0)
+    if longest > max_length:
+        user = next(user for user, (first, last) in enumerate(pairwise(values)) if last - first == longest)
+        raise ValueError(f"{op}: user {user} has {longest} events, expected at most max_length = {max_length}")
 
 
 def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
