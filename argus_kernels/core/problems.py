@@ -112,7 +112,9 @@ class Problems:
             given = float(value)
         except OverflowError:
             given = math.inf
-        holds = math.isfinite(given) and (least is None or given >= least) and (above is None or given > above)
+        # Not math.isfinite, which torch.compile does not trace for a number that it leaves free.
+        holds = -math.inf < given < math.inf
+        holds = holds and (least is None or given >= least) and (above is None or given > above)
         self.require(holds, lambda: f"{name} is {said(value)}, expected a finite number{bound}")
         return given
 
