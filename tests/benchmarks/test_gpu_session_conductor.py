@@ -152,10 +152,23 @@ def test_refusals_are_one_sentence_and_make_nothing(arguments: list[str], senten
 
 
 def test_a_folder_with_results_is_refused(tmp_path: Path) -> None:
-    lines.append(tmp_path, "session")
+    lines.append(tmp_path, "mine")
     done = CliRunner().invoke(app, ["run", "--out", str(tmp_path)])
     assert done.exit_code == 2 and "holds the results of another session; name a new folder" in done.output
     assert len(lines.read(tmp_path).whole) == 1
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["run", "--out", str(tmp_path / "file")])
+    assert done.exit_code == 2 and "expected a folder, found something else there" in done.output
+
+
+def test_a_full_disk_ends_the_session_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "write", lambda descriptor, content: len(content) // 2)
+    done = CliRunner().invoke(app, ["run", "--out", str(tmp_path), "--device", "cpu", "--rehearse"])
+    assert done.exit_code == 1 and "gpu_session: cannot go on: " in done.output
+    assert "bytes of a line were written" in done.output
 
 
 def context(out: Path, device: str = "cuda", rehearse: bool = False) -> Context:
@@ -171,6 +184,15 @@ def test_the_plan_names_the_ops_and_cases_that_there_are() -> None:
     named = [*plan.TIMED["cuda"], *plan.TUNING_CASES.items(), *((op, case) for op, _, case, _ in plan.PROFILED)]
     assert not set(named) - cases
     assert len(plan.PROFILED) == 6
+
+
+def test_every_op_backend_and_dtype_is_judged_on_a_gpu(tmp_path: Path) -> None:
+    found = [task.arguments for task in plan.error_rule(context(tmp_path))]
+    assert len(set(found)) == len(found) == 4 * len(plan.OPS)
+    assert {(op, backend) for op, backend, *_ in found} == {
+        (op, name) for op in plan.OPS for name in ("cuda", "triton")
+    }
+    assert [one[2:] for one in found if one[:2] == ("causal_attention", "triton")] == [("bf16",), ("fp32",), ("fp16",)]
 
 
 def test_the_build_runs_only_where_the_libraries_do_not_load(tmp_path: Path) -> None:
