@@ -19,6 +19,8 @@ from benchmarks.results import Record, write_records, write_whole
 from benchmarks.summary import markdown
 from benchmarks.verify import first_line
 
+MAX_CONFIGS = 1000
+"""Of a kernel; more is a damaged line."""
 GOLDEN = REPOSITORY / "tests" / "simt" / "golden"
 """The golden vectors that the tests replay on the executor, a file for each GPU."""
 
@@ -90,9 +92,14 @@ def records_of(found: Lines) -> list[Record]:
 
 
 def choices_of(found: Lines) -> list[tune.Choice]:
-    """The best configuration of every kernel and key among those that were tried."""
+    """The best configuration of every kernel and key among those that were tried.
+
+    Raises:
+        ValueError, KeyError, TypeError: a trial holds something else than it should.
+    """
     by_kernel: dict[str, list[Line]] = defaultdict(list)
     for line in found.of("trial"):
+        _require_trial(line)
         by_kernel[line["kernel"]].append(line)
     choices = []
     for kernel, tried in by_kernel.items():
@@ -106,6 +113,18 @@ def choices_of(found: Lines) -> list[tune.Choice]:
             by_case[line["case"]].append(tune.Trial(tunable, line["index"], keys, line["ms"], line["dropped"]))
         choices += tune.choose(list(by_case.values()))
     return choices
+
+
+def _require_trial(line: Line) -> None:
+    """ValueError unless a tuning table can be made of it, which kernels read whatever wrote it."""
+    right = 0 <= line["index"] < MAX_CONFIGS and all(type(value) is int for value in line["config"].values())
+    right = right and (line["ms"] is None or 0 < line["ms"] < float("inf"))
+    for key in line["keys"]:
+        right = right and (key["kernel"], type(key["dtype"])) == (line["kernel"], str)
+        right = right and type(key["width"]) is type(key["size"]) is int
+        right = right and key["size"] == tuning.size_bucket(key["size"])
+    if not right:
+        raise ValueError(f"a trial of {line['kernel']!r} is none that a tuning table can be made of: {line['config']}")
 
 
 def page(found: Lines) -> str:

@@ -214,27 +214,9 @@ def test_tools_that_are_missing_are_named(tmp_path: Path, monkeypatch: pytest.Mo
     assert [task.arguments for task in plan.profile(context(tmp_path))] == list(plan.PROFILED)
 
 
-SANITIZER = """========= COMPUTE-SANITIZER
-========= Invalid __global__ read of size 4 bytes
-=========     at 0x10 in kernel
-========= ERROR SUMMARY: 1 error
-"""
-NCU = """==PROF== Connected to process 1
-"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
-"0","1","forward<64>","GPU Speed Of Light Throughput","Duration","us","1,234.5"
-"0","1","forward<64>","Launch Statistics","Registers Per Thread","register/thread","168"
-"1","1","sum","GPU Speed Of Light Throughput","Duration","us","7"
-"""
-
-
 def test_what_the_tools_say_is_read() -> None:
-    assert tools.sanitizer_errors(SANITIZER) == ["Invalid __global__ read of size 4 bytes"]
-    assert tools.sanitizer_summary(SANITIZER) == "ERROR SUMMARY: 1 error"
     assert tools.sanitizer_summary("=========     RACECHECK SUMMARY: 0 hazards displayed\n") is not None
     assert tools.sanitizer_summary("Killed") is None
-    first, second = tools.profiled_kernels(NCU)
-    assert first["kernel"] == "forward<64>" and second["kernel"] == "sum"
-    assert first["metrics"] == {
-        "Duration": ["1,234.5", "us"], "Registers Per Thread": ["168", "register/thread"],
-    }  # fmt: skip
     assert tools.profiled_kernels("==ERROR== no permission") == []
+    rows = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n"0","k","Registers Per Thread","","168"\n'
+    assert tools.profiled_kernels(rows) == [{"kernel": "k", "metrics": {"Registers Per Thread": ["168", ""]}}]
