@@ -27,7 +27,7 @@ from argus_kernels.core.tuning import Config, Key, Tunable
 from argus_kernels.ops import OPS
 from benchmarks import results
 from benchmarks.cases import Case, Spec, select
-from benchmarks.timing import Budget, Subject, measure, timer
+from benchmarks.timing import Budget, CudaTimer, Subject, measure, timer
 from benchmarks.verify import Judge, first_line
 
 DEFAULT_LEAD = 1.01
@@ -124,6 +124,8 @@ def trials(tunable: Tunable, spec: Spec, device: str, budget: Budget, start: int
             keys, wrong = _asked_keys(tunable, config, case, judge)
             names = [index] if default_ms is None else [0, index]
             timings = {} if wrong else measure([_configured(one, tunable, case) for one in names], clock, budget)
+            if isinstance(clock, CudaTimer):
+                clock.forget()
         except Exception as error:  # a configuration may fail in any way: the reason is the result
             keys, wrong, timings = (), first_line(error), {}
         if wrong:

@@ -51,8 +51,12 @@ def run(
         typer.echo(f"gpu_session: {error}", err=True)
         raise typer.Exit(2) from None
     out = out.resolve()
-    lines.append(out, "session", seconds=seconds, device=device, rehearse=rehearse, steps=step or names)
-    Conductor(out, device, rehearse, seconds).run([one for one in STEPS if not step or one.name in step])
+    try:
+        lines.append(out, "session", seconds=seconds, device=device, rehearse=rehearse, steps=step or names)
+        Conductor(out, device, rehearse, seconds).run([one for one in STEPS if not step or one.name in step])
+    except OSError as error:
+        typer.echo(f"gpu_session: cannot go on: {error}", err=True)
+        raise typer.Exit(1) from None
     for line in lines.read(out).of("step"):
         typer.echo(f"{line['step']:<16} {line['outcome']:<8} {line['seconds']:>7.1f} s  {line['tasks']}")
     typer.echo(f"written to {out}; next: python -m benchmarks.gpu_session report {out}")

@@ -181,11 +181,15 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def require_new(out: Path) -> None:
-    """Makes the folder of a session.
+    """Makes the folder of a session, which belongs to it from then on.
 
     Raises:
-        ValueError: it holds the results of another session.
+        ValueError: it is no folder, or holds the results of another session.
     """
-    if (out / lines.FILE).exists():
-        raise ValueError(f"out is {out}, which holds the results of another session; name a new folder")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out is {out}, expected a folder, found something else there")
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        (out / lines.FILE).touch(exist_ok=False)
+    except FileExistsError:
+        raise ValueError(f"out is {out}, which holds the results of another session; name a new folder") from None

@@ -18,6 +18,30 @@ from typing import Any
 FILE = "results.jsonl"
 
 Line = dict[str, Any]
+_NUMBER, _OPTIONAL_NUMBER = (int, float), (int, float, type(None))
+FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "session": {"seconds": _NUMBER, "device": str, "rehearse": bool},
+    "libraries": {"reasons": dict},
+    "machine": {
+        "machine": dict, "versions": dict, "commit": str, "copy_bytes_per_second": _NUMBER, "flops_per_second": dict,
+    },
+    "step_started": {"step": str, "budget": _NUMBER},
+    "step": {"step": str, "outcome": str, "seconds": _NUMBER, "budget": _NUMBER, "tasks": dict},
+    "task": {"step": str, "task": str, "outcome": str},
+    "left_out": {"step": str, "what": str, "reason": str},
+    "verdict": {"op": str, "backend": str, "case": str, "dtype": str, "outcome": str},
+    "fault": {"op": str, "backend": str, "case": str, "dtype": str, "reason": str},
+    "record": {"record": dict},
+    "trial": {
+        "kernel": str, "case": str, "index": int, "config": dict, "keys": list, "ms": _OPTIONAL_NUMBER,
+        "dropped": (str, type(None)),
+    },
+    "golden": {"instruction": str, "draw": str, "operands": dict, "result": dict},
+    "sanitizer": {"op": str, "check": str, "exit_status": int, "summary": (str, type(None)), "errors": list},
+    "profiled": {"op": str, "backend": str, "case": str, "kernel": str, "metrics": dict},
+    "training": {"preset": str, "backend": str, "precision": str, "ms": (dict, type(None))},
+}  # fmt: skip
+"""What readers take from the lines of a kind, and its JSON type; a line without it counts as damaged."""
 
 
 def append(folder: Path, kind: str, **values: Any) -> None:
@@ -76,8 +100,13 @@ def read(folder: Path) -> Lines:
             line = json.loads(content)
         except (ValueError, RecursionError):
             line = None
-        if isinstance(line, dict) and isinstance(line.get("kind"), str):
+        if isinstance(line, dict) and isinstance(line.get("kind"), str) and _has_fields(line):
             found.whole.append(line)
         else:
             found.damaged += 1
     return found
+
+
+def _has_fields(line: Line) -> bool:
+    wanted = FIELDS.get(line["kind"], {})
+    return all(name in line and isinstance(line[name], kind) for name, kind in wanted.items())

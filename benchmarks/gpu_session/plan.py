@@ -83,15 +83,22 @@ def machine(context: Context) -> list[Task]:
 
 
 def error_rule(context: Context) -> list[Task]:
-    """A process for each op and backend, so that a fault poisons no other; on a CPU one for every two ops."""
+    """A process for each op and backend, so that a fault poisons no other; on a CPU one for every two ops.
+
+    Triton compiles for seconds, once for each dtype: there each dtype has a process, bfloat16 before the others.
+    """
     backends = BACKENDS[context.device]
     if context.device == "cpu":
         # What a process imports takes longer than what it judges there.
-        return [
-            Task(", ".join(ops), (",".join(ops), ",".join(backends)))
-            for ops in (OPS[0::4], OPS[1::4], OPS[2::4], OPS[3::4])
-        ]
-    return [Task(f"{op} {backend}", (op, backend)) for op in OPS for backend in backends]
+        pairs = [OPS[part::4] for part in range(4)]
+        return [Task(", ".join(ops), (",".join(ops), ",".join(backends))) for ops in pairs]
+    found = []
+    for dtypes in ("bf16", "fp32", "fp16"):
+        for op in OPS:
+            if dtypes == "bf16":
+                found.append(Task(f"{op} cuda", (op, "cuda")))
+            found.append(Task(f"{op} triton {dtypes}", (op, "triton", dtypes)))
+    return found
 
 
 def binding(context: Context) -> list[Task]:
@@ -178,7 +185,7 @@ STEPS: Sequence[Step] = (
     Step("build", 0, 0, build),
     Step("machine", 8, 8, machine),
     Step("binding", 0, 20, binding),
-    Step("error_rule", 110, 50, error_rule, jobs=8, rehearsal_jobs=2),
+    Step("error_rule", 110, 50, error_rule, jobs=14, rehearsal_jobs=2),
     Step("golden", 28, 16, golden),
     Step("timing", 150, 16, timing),
     Step("tuning_compile", 25, 1, tuning_compile, jobs=COMPILERS),

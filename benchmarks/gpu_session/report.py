@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from benchmarks.gpu_session.golden import REPOSITORY
 from benchmarks.gpu_session.lines import Line, Lines
 from benchmarks.results import Record, write_records, write_whole
 from benchmarks.summary import markdown
+from benchmarks.verify import first_line
 
+MAX_CONFIGS = 1000
+"""Of a kernel; more is a damaged line."""
 GOLDEN = REPOSITORY / "tests" / "simt" / "golden"
 """The golden vectors that the tests replay on the executor, a file for each GPU."""
 
@@ -25,42 +29,77 @@ def write(folder: Path, out: Path, install: bool = False) -> list[Path]:
     """Writes what the session's folder tells into `out`, and into the tree where asked; the files written.
 
     Raises:
-        ValueError: there are no results, or those of a rehearsal are to go into the tree.
+        ValueError: there are no results, those of a rehearsal are to go into the tree, or a line holds something else
+            than its kind should. Nothing is written then.
     """
     found = lines.read(folder)
     session = next(found.of("session"), {})
     if install and (session.get("rehearse") or session.get("device") != "cuda"):
         raise ValueError(f"{folder} holds a rehearsal, and only what a GPU gave goes into the tree")
+    try:
+        text, records, choices = page(found), records_of(found), choices_of(found)
+        about = _about_machine(found)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{folder}: a line holds something else than its kind should: {first_line(error)}") from error
     out.mkdir(parents=True, exist_ok=True)
     written = [out / "report.md"]
-    write_whole(written[0], page(found))
-    records = records_of(found)
+    write_whole(written[0], text)
     if records:
         written.append(out / "records.jsonl")
         write_records(written[-1], records)
-    about = next(found.of("machine"), None)
-    gpu = _gpu(about)
-    choices = choices_of(found)
     vectors = [json.dumps(line) for line in found.of("golden")]
     for place in [out, *([None] if install else [])]:
         if choices:
-            written.append((place or tuning.FOLDER) / f"{gpu}.json")
-            _write_choices(written[-1], about, choices)
+            written.append((place or tuning.FOLDER) / f"{about.file}.json")
+            tune.write_table(written[-1], about.name, choices, about.versions, about.commit)
         if vectors:
-            written.append(place / f"golden_{gpu}.jsonl" if place else GOLDEN / f"{gpu}.jsonl")
+            written.append(place / f"golden_{about.file}.jsonl" if place else GOLDEN / f"{about.file}.jsonl")
             write_whole(written[-1], "\n".join(vectors) + "\n")
     return written
 
 
+@dataclass(frozen=True)
+class _Machine:
+    """What was measured on: the GPU's name, that of its files, versions and commit."""
+
+    name: str = "unknown"
+    file: str = "unknown"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    commit: str = ""
+
+
+def _about_machine(found: Lines) -> _Machine:
+    for line in found.of("machine"):
+        gpu, name = line["machine"].get("gpu"), str(line["machine"]["name"])
+        # A machine without a GPU has made its own name into that of a folder.
+        return _Machine(gpu or name, tuning.normalised_gpu_name(gpu or name), line["versions"], line["commit"])
+    return _Machine()
+
+
 def records_of(found: Lines) -> list[Record]:
-    """The measurements, as `python -m benchmarks compare` and `report` read them."""
-    return [Record.from_json(json.dumps(line["record"])) for line in found.of("record")]
+    """The measurements, as `python -m benchmarks compare` and `report` read them.
+
+    Raises:
+        ValueError: a line holds none, with its number among the records.
+    """
+    records = []
+    for number, line in enumerate(found.of("record"), 1):
+        try:
+            records.append(Record.from_json(json.dumps(line["record"])))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"record {number} is not a benchmark record: {error}") from None
+    return records
 
 
 def choices_of(found: Lines) -> list[tune.Choice]:
-    """The best configuration of every kernel and key among those that were tried."""
+    """The best configuration of every kernel and key among those that were tried.
+
+    Raises:
+        ValueError, KeyError, TypeError: a trial holds something else than it should.
+    """
     by_kernel: dict[str, list[Line]] = defaultdict(list)
     for line in found.of("trial"):
+        _require_trial(line)
         by_kernel[line["kernel"]].append(line)
     choices = []
     for kernel, tried in by_kernel.items():
@@ -76,20 +115,16 @@ def choices_of(found: Lines) -> list[tune.Choice]:
     return choices
 
 
-def _gpu(about: Line | None) -> str:
-    """The GPU's name as tuning tables have it; the machine's without one."""
-    if about is None:
-        return "unknown"
-    name = about["machine"].get("gpu")
-    return tuning.normalised_gpu_name(name) if name else str(about["machine"]["name"])
-
-
-def _write_choices(path: Path, about: Line | None, choices: Sequence[tune.Choice]) -> None:
-    if about is None:
-        tune.write_table(path, "unknown", choices, {}, "")
-        return
-    machine = about["machine"]
-    tune.write_table(path, machine.get("gpu") or machine["name"], choices, about["versions"], about["commit"])
+def _require_trial(line: Line) -> None:
+    """ValueError unless a tuning table can be made of it, which kernels read whatever wrote it."""
+    right = 0 <= line["index"] < MAX_CONFIGS and all(type(value) is int for value in line["config"].values())
+    right = right and (line["ms"] is None or 0 < line["ms"] < float("inf"))
+    for key in line["keys"]:
+        right = right and (key["kernel"], type(key["dtype"])) == (line["kernel"], str)
+        right = right and type(key["width"]) is type(key["size"]) is int
+        right = right and key["size"] == tuning.size_bucket(key["size"])
+    if not right:
+        raise ValueError(f"a trial of {line['kernel']!r} is none that a tuning table can be made of: {line['config']}")
 
 
 def page(found: Lines) -> str:
@@ -132,6 +167,10 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[s
         yield "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
 
 
+def _joined(sentences: Sequence[Any] | None) -> str:
+    return "; ".join(map(str, sentences or ()))
+
+
 def _timed(records: Sequence[Record]) -> Iterator[str]:
     rows = []
     for record in records:
@@ -153,7 +192,15 @@ def _error_rule(found: Lines) -> Iterator[str]:
     for line in found.of("verdict"):
         counts[line["op"], line["backend"]][line["outcome"]] += 1
         if line["outcome"] in ("wrong", "failed"):
-            bad.append((line["op"], line["backend"], line["case"], line["dtype"], "; ".join(line["sentences"])))
+            bad.append(
+                (
+                    line["op"],
+                    line["backend"],
+                    line["case"],
+                    line["dtype"],
+                    _joined(line.get("sentences")),
+                )
+            )
     names = ("passed", "wrong", "failed", "not served")
     rows = [(op, backend, *(count[name] for name in names)) for (op, backend), count in counts.items()]
     yield from _table(("op", "backend", *names), rows)
@@ -177,7 +224,13 @@ def _configurations(found: Lines) -> Iterator[str]:
 
 def _sanitizer(found: Lines) -> Iterator[str]:
     rows = [
-        (line["op"], line["check"], line["exit_status"], line["summary"] or "did not end", "; ".join(line["errors"]))
+        (
+            line["op"],
+            line["check"],
+            line["exit_status"],
+            line["summary"] or "did not end",
+            _joined(line["errors"]),
+        )
         for line in found.of("sanitizer")
     ]
     yield from _table(("op", "check", "exit status", "summary", "errors"), rows)
@@ -201,7 +254,7 @@ def _training(found: Lines) -> Iterator[str]:
     rows = []
     for line in found.of("training"):
         if line["ms"] is None:
-            rows.append((line["preset"], line["backend"], line["precision"], "", "", "", line["skipped"]))
+            rows.append((line["preset"], line["backend"], line["precision"], "", "", "", line.get("skipped", "")))
             continue
         peak = "" if line["peak_bytes"] is None else f"{line['peak_bytes'] / 2**20:,.0f}"
         rows.append(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,6 +102,7 @@ def session(tmp_path: Path, make_record: Any) -> Path:
         metrics={"Duration": ["12.3", "us"]},
     )  # fmt: skip
     lines.append(folder, "golden", instruction="expf", draw="numbers", operands={}, result={})
+    lines.append(folder, "left_out", step="golden", what="wgmma")
     with open(folder / lines.FILE, "a") as file:
         file.write('\n{"kind": "record", "record": {"op"')
     return folder
@@ -114,7 +116,7 @@ def test_the_report_of_a_session_that_was_cut_off(session: Path, tmp_path: Path)
     }  # fmt: skip
     page = (tmp_path / "out" / "report.md").read_text()
     for part in (
-        "1 lines were cut short", "| toy | cuda | 0 | 1 | 0 | 0 |", "d_q fails: max error 1 \\| allowed 2",
+        "2 lines were cut short", "| toy | cuda | 0 | 1 | 0 | 0 |", "d_q fails: max error 1 \\| allowed 2",
         "illegal access", "warps 5 | 1 ms |", "output 0 fails", "| toy | memcheck | 9 | 2 errors | Invalid |",
         "12.3 us", "| error_rule | cut off with the session |", "copy 4,000 GB/s", "eager 2.00×",
     ):  # fmt: skip
@@ -123,6 +125,32 @@ def test_the_report_of_a_session_that_was_cut_off(session: Path, tmp_path: Path)
     assert table == {Key("toy/forward", 64, "bfloat16", 256): {"warps": 5}}
     facts = json.loads((tmp_path / "out" / "toy-1.json").read_text())
     assert facts["gpu"] == "NVIDIA Toy 1" and facts["commit"] == "abc" and facts["versions"] == {"torch": "2.11"}
+
+
+def changed(value: Any, draw: random.Random) -> Any:
+    """The value with something of another type, or nothing, at one place in it."""
+    if isinstance(value, dict) and value and draw.random() < 0.8:
+        name = draw.choice(sorted(value))
+        if draw.random() < 0.2:
+            return {key: one for key, one in value.items() if key != name}
+        return {**value, name: changed(value[name], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.7:
+        return [changed(value[0], draw), *value[1:]]
+    return draw.choice([None, -1, 1e300, "x", [], {}, [1], {"kind": 3}, True])
+
+
+def test_lines_of_strangers_are_counted_or_refused(session: Path, tmp_path: Path) -> None:
+    whole, draw = lines.read(session).whole, random.Random(0)
+    for _ in range(60 * SCALE):
+        place = draw.randrange(len(whole))
+        given = [json.dumps(changed(line, draw) if number == place else line) for number, line in enumerate(whole)]
+        (session / lines.FILE).write_text("\n".join(given))
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        try:
+            report.write(session, out)
+        except ValueError as error:
+            assert "\n" not in str(error) and not out.exists()
 
 
 def test_install_puts_table_and_vectors_where_they_are_read(

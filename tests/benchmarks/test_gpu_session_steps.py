@@ -12,7 +12,7 @@ import torch
 from argus_kernels.testing import run_op
 from benchmarks.gpu_session import lines
 from benchmarks.gpu_session.context import RESUME, Context
-from benchmarks.gpu_session.steps import error_rule, machine
+from benchmarks.gpu_session.steps import error_rule, machine, profile, sanitizer, target
 
 OP, TASK = "pairwise_loss", ("pairwise_loss", "cpp")
 
@@ -107,3 +107,67 @@ def test_the_ceilings_are_those_of_their_step(tmp_path: Path) -> None:
     )  # fmt: skip
     found = machine.environment(context(tmp_path))
     assert found.ceilings.flops_per_second == {"fp32": 1e11} and found.machine == {"name": "toy"}
+
+
+SANITIZER = """========= COMPUTE-SANITIZER
+========= Invalid __global__ read of size 4 bytes
+=========     at 0x10 in kernel
+========= ERROR SUMMARY: 1 error
+"""
+NCU = """==PROF== Connected to process 1
+"ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
+"0","1","forward<64>","GPU Speed Of Light Throughput","Duration","us","1,234.5"
+"1","1","sum","GPU Speed Of Light Throughput","Duration","us","7"
+"""
+
+
+def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str, then: str) -> Path:
+    """A tool that writes down how it was called, says something, and goes on as told."""
+    path = folder / "tool"
+    path.write_text(f'#!/usr/bin/env bash\necho "$@" > {folder}/call\ncat <<"END"\n{says}END\n{then}\n')
+    path.chmod(0o755)
+    for module in (sanitizer, profile):
+        monkeypatch.setattr(module, "find_tool", lambda name: str(path))
+    return folder / "call"
+
+
+def test_what_the_sanitizer_finds_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = stand_in(tmp_path, monkeypatch, SANITIZER, "exit 9")
+    sanitizer.run(context(tmp_path), "pairwise_loss", "racecheck")
+    (line,) = lines.read(tmp_path).of("sanitizer")
+    assert (line["exit_status"], line["summary"]) == (9, "ERROR SUMMARY: 1 error")
+    assert line["errors"] == ["Invalid __global__ read of size 4 bytes"]
+    assert call.read_text().startswith("--tool racecheck --error-exitcode 9 --print-limit 20 ")
+    assert "step target pairwise_loss cuda tiles both" in call.read_text()
+
+
+def test_what_ncu_measures_is_a_line_for_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = stand_in(tmp_path, monkeypatch, NCU, "exit 0")
+    profile.run(context(tmp_path), "causal_attention", "triton", "uniform_8192_head_64", "forward")
+    found = list(lines.read(tmp_path).of("profiled"))
+    assert [line["kernel"] for line in found] == ["forward<64>", "sum"]
+    assert found[0]["metrics"] == {"Duration": ["1,234.5", "us"]}
+    assert "--clock-control none" in call.read_text() and "uniform_8192_head_64 forward" in call.read_text()
+    stand_in(tmp_path, monkeypatch, "==ERROR== no permission\n", "exit 1")
+    profile.run(context(tmp_path), "causal_attention", "triton", "uniform_8192_head_64", "forward")
+    assert [line["reason"] for line in lines.read(tmp_path).of("left_out")] == [
+        "ncu ended with 1 and told of 0 kernels"
+    ]
+
+
+def test_a_tool_that_does_not_end_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "", "exec sleep 60")
+    sanitizer.run(context(tmp_path, seconds=0.3), "pairwise_loss", "memcheck")
+    profile.run(context(tmp_path, seconds=0.3), "pairwise_loss", "cuda", "events_1048576", "forward")
+    left = [(line["what"], line["reason"]) for line in lines.read(tmp_path).of("left_out")]
+    assert [what for what, _ in left] == [
+        "memcheck of pairwise_loss",
+        "profile of pairwise_loss cuda events_1048576 forward",
+    ]
+    assert {reason for _, reason in left} == {"the step's time was over"}
+
+
+@pytest.mark.parametrize("op", ["causal_attention", "rowwise_adagrad_", "decode_attention"])
+@pytest.mark.parametrize("part", ["forward", "backward", "both"])
+def test_the_call_that_tools_watch_runs(op: str, part: str, tmp_path: Path) -> None:
+    target.run(context(tmp_path), op, "cpp", "tiles", part)

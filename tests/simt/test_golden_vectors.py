@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.gpu_session import golden
 from benchmarks.gpu_session.golden import Vector
 from benchmarks.gpu_session.report import GOLDEN
+from build_support import decide
 from tests.simt import host_executor
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
@@ -66,3 +69,15 @@ def test_a_result_that_is_off_is_named(twins: list[Vector]) -> None:
             wrong.reshape(-1)[5] *= np.float32(1 + 2.0**-9)
         found = golden.disagreement(Vector(vector.instruction, vector.draw, vector.operands, wrong), vector.result)
         assert found is not None and "1 of 2048 results differ" in found and vector.instruction in found
+
+
+@pytest.mark.skipif(
+    decide.find_toolkit(os.environ) is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda"
+)
+def test_the_same_source_compiles_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    made = golden.build("cuda", tmp_path)
+    assert b"sm_90a" in made.read_bytes()
+    monkeypatch.setattr(golden, "SOURCE", tmp_path / "nowhere.cu")
+    with pytest.raises(decide.BuildError, match=r"nvcc refuses nowhere\.cu"):
+        golden.build("cuda", tmp_path)

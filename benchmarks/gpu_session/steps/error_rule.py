@@ -23,8 +23,8 @@ POOLED, LEAST_DRAWS, MOST_DRAWS = 24, 3, 12
 Results = dict[str, list[Tensor]]
 
 
-def run(context: Context, ops: str, backends: str) -> None:
-    """Judges each backend of each op (names with commas between them) on one sample and dtype after the other."""
+def run(context: Context, ops: str, backends: str, dtypes: str = "bf16,fp32,fp16") -> None:
+    """Judges each backend of each op in each dtype (names with commas between them) on one sample after the other."""
     names = backends.split(",")
     if "triton" in names:
         prepare()
@@ -33,6 +33,7 @@ def run(context: Context, ops: str, backends: str) -> None:
         for op in map(op_of, ops.split(","))
         for backend in names
         for one in _work(op, backend, context.rehearse)
+        if one[1] in dtypes.split(",")
     ]
     for index, (op, backend, sample, dtype) in list(enumerate(work))[context.start :]:
         if context.left() < 0:
