@@ -408,6 +408,7 @@ def _latest(run: Path) -> Path | None:
 
 def _point(root: Path, name: str) -> None:
     partial = root / f".{LATEST}.partial"
+    partial.unlink(missing_ok=True)  # were it a link, what it names would be written
     partial.write_text(name + "\n", "utf-8")
     flush(partial)
     os.replace(partial, root / LATEST)

@@ -90,7 +90,9 @@ def _hold_current(file: Path, what: Path) -> IO[str]:
 
 
 def _hold(file: Path, what: Path) -> IO[str]:
-    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    # No link is followed: what a directory of somebody else's names must not be written to.
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    lock = os.fdopen(descriptor, "r+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

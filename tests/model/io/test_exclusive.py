@@ -98,3 +98,15 @@ def test_what_cannot_be_owned(tmp_path: Path) -> None:
     with owned(tmp_path / "link"), pytest.raises(InUseError, match="big is in use"):
         own(tmp_path / "big")
     assert sorted(os.listdir(tmp_path)) == ["big", "dangling", "file", "link"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for lock in (tmp_path / "run" / ".lock", tmp_path / ".out.lock"):
+        lock.parent.mkdir(exist_ok=True)
+        lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="run: cannot be written, too many levels of symbolic links"):
+        own(tmp_path / "run")
+    with pytest.raises(OSError, match="out: cannot be written, too many levels"), replacing(tmp_path / "out"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
