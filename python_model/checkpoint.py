@@ -31,7 +31,7 @@ from python_model.data.errors import DataError
 from python_model.disk import flush, writing
 from python_model.integrity import require_whole, seal
 from python_model.io.exclusive import replacing
-from python_model.io.json_text import read_object
+from python_model.io.json_text import kind_of, read_object
 from python_model.model import Argus
 from python_model.models import make_model
 from python_model.optim import Leaf
@@ -199,6 +199,9 @@ def read_description(path: str | Path) -> Description:
     raw = _json(file)
     if raw.get("format") != FORMAT:
         raise DataError(file, f"expected format {FORMAT}, found {raw.get('format')!r}", column="format")
+    for name in ("model_config", "train_config", "features"):
+        if not isinstance(raw.get(name, {}), dict):
+            raise DataError(file, f"expected an object, found {kind_of(raw[name])}", column=name)
     try:
         found = Description(
             stage=raw["stage"],
@@ -249,15 +252,31 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
     with _naming_the_one_before(directory):
         description = read_description(directory)
         require_whole(directory, (CONFIG,))
-    with torch.device("meta"):
-        columns = torch.empty(_item_columns_shape(description), dtype=torch.int32)
-        model = make_model(replace(description.model_config, **changes), description.features, columns)
     ranks.on_first(lambda: _require_weights(directory))
-    # Before memory is taken for shapes that somebody else wrote down.
-    _require_shapes(directory / MODEL, model, shapes_of(directory, MODEL))
+    model = outline(directory, description, **changes)
     _fill(model.to_empty(device=device), directory)
     model.stage = description.stage
     return model.eval()
+
+
+def outline(directory: Path, description: Description, **changes: Any) -> Recommender:
+    """The model of a checkpoint without memory behind it (meta tensors).
+
+    DataError where its weights are of other names or shapes: before memory is taken for what somebody else wrote down.
+    """
+    shapes = shapes_of(directory, MODEL)
+    if description.model_config.layers > len(shapes):
+        message = f"{description.model_config.layers} layers are more than the weights have tensors"
+        raise DataError(directory / CONFIG, message, column="model_config")
+    try:
+        with torch.device("meta"):
+            columns = torch.empty(_item_columns_shape(description), dtype=torch.int32)
+            model = make_model(replace(description.model_config, **changes), description.features, columns)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+        message = f"no model has these shapes ({type(error).__name__})"
+        raise DataError(directory / CONFIG, message, column="model_config") from error
+    _require_shapes(directory / MODEL, model, shapes)
+    return model
 
 
 def load_weights(model: Recommender, directory: Path) -> None:
@@ -390,6 +409,7 @@ def _latest(run: Path) -> Path | None:
 
 def _point(root: Path, name: str) -> None:
     partial = root / f".{LATEST}.partial"
+    partial.unlink(missing_ok=True)  # were it a link, what it names would be written
     partial.write_text(name + "\n", "utf-8")
     flush(partial)
     os.replace(partial, root / LATEST)

@@ -22,6 +22,7 @@ from python_model.data.batches import JaggedBatch
 from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.disk import WriteError, writing
+from python_model.io.json_text import parse
 
 SKIPPED = "skipped"
 KEPT_BATCHES = 20
@@ -119,9 +120,12 @@ def read_batch(file: str | Path) -> tuple[JaggedBatch, dict[str, Any]]:
     """The batch of a skipped step, and what `write_batch` was told about it; DataError where the file is none."""
     try:
         table = pq.read_table(file)
-        about = json.loads(table.schema.metadata[_ABOUT])
+        return _as_batch(table), parse(table.schema.metadata[_ABOUT])
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise DataError(file, f"expected the batch of a skipped step: {error}") from error
+
+
+def _as_batch(table: pa.Table) -> JaggedBatch:
     columns = {name: torch.from_numpy(table.column(name).to_numpy().copy()) for name in table.column_names[2:]}
     window = columns.pop("window").numpy()
     starts = np.flatnonzero(np.diff(window, prepend=-1))
@@ -135,4 +139,4 @@ def read_batch(file: str | Path) -> tuple[JaggedBatch, dict[str, Any]]:
         rows=columns["row"], items=columns["item"], time=columns["time"], organic=columns["organic"],
         grade=columns["grade"], context=torch.stack(context) if context else empty,
         feedback=torch.stack(feedback, dim=1) if feedback else empty.T, is_target=columns["is_target"],
-    ), about  # fmt: skip
+    )  # fmt: skip

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.data.stream import ShardStream
 from python_model.divergence import SkippedSteps, TrainingDiverged
-from python_model.io.exclusive import own
+from python_model.io.exclusive import owned
 from python_model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
 from python_model.model import Argus
 from python_model.models import model_for_dataset
@@ -103,14 +103,10 @@ def train(
 @contextmanager
 def _owned_by_first(run: Path) -> Iterator[None]:
     """Rank 0 owns the run for the length of a block; where another process does, every rank says so."""
-    held: list[IO[str]] = []
-    # The lock itself stays where it is: what `on_first` returns goes to every rank.
-    ranks.on_first(lambda: held.append(own(run)))
-    try:
+    with ExitStack() as held:
+        # The lock itself stays where it is: what `on_first` returns goes to every rank.
+        ranks.on_first(lambda: held.enter_context(owned(run)))
         yield
-    finally:
-        for lock in held:
-            lock.close()
 
 
 class Trainer:
@@ -405,6 +401,7 @@ def _make_model(
     if config is not None:
         free = () if resumed is not None else FREE_ON_FINETUNE
         resume_checks.require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
+    checkpoint.outline(source, found)
     kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
     model = model_for_dataset(kept, dataset, sharding)
     if model.features.to_json() != found.features.to_json():

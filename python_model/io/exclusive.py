@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from python_model.disk import writing
+from python_model.disk import followed, require_parent, writing
 from python_model.io.json_text import parse
 from python_model.io.names import hidden
 
@@ -31,22 +31,34 @@ class InUseError(ValueError):
 
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[None]:
-    """Own a directory, which is made where it is not there, for the length of a block; see `own`."""
+    """Own a directory, which is made where it is not there, for the length of a block; see `own`.
+
+    A directory that was made here and into which nothing was written is removed again.
+    """
+    made = not os.path.lexists(directory)
     lock = own(directory)
     try:
         yield
     finally:
+        if made and [path.name for path in directory.iterdir()] == [LOCK]:
+            with contextlib.suppress(OSError):
+                (directory / LOCK).unlink()
+                directory.rmdir()
         lock.close()
 
 
 def own(directory: Path) -> IO[str]:
     """Own a directory until the file that is returned is closed, or until this process ends.
 
-    Raises InUseError naming process, command and start where another process owns it, or this one already does.
+    Raises InUseError naming process, command and start where another process owns it, or this one already does;
+    FileExistsError where it is no directory, WriteError where it cannot be made.
     """
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        return _hold(directory / LOCK, directory)
+    target = followed(directory)
+    if os.path.lexists(target) and not target.is_dir():
+        raise FileExistsError(f"{directory} is a file, expected a directory")
+    if not target.is_dir():
+        require_parent(directory, target, make=True)
+    return _hold_current(target / LOCK, directory)
 
 
 @contextlib.contextmanager
@@ -57,15 +69,7 @@ def replacing(out: Path, named: Path | None = None) -> Iterator[None]:
     `out`.
     """
     file = hidden(out, LOCK)
-    while True:
-        with writing(named or out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            lock = _hold(file, named or out)
-        # Whoever held it before removes the file: a lock on a file that is gone keeps nobody out.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
-                break
-        lock.close()
+    lock = _hold_current(file, named or out)
     try:
         yield
     finally:
@@ -73,8 +77,22 @@ def replacing(out: Path, named: Path | None = None) -> Iterator[None]:
         lock.close()
 
 
+def _hold_current(file: Path, what: Path) -> IO[str]:
+    """The lock of the file that is there: whoever held it before may have removed theirs, which keeps nobody out."""
+    while True:
+        with writing(what):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = _hold(file, what)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), file.stat()):
+                return lock
+        lock.close()
+
+
 def _hold(file: Path, what: Path) -> IO[str]:
-    lock = open(file, "a+", encoding="utf-8")  # noqa: SIM115
+    # No link is followed: what a directory of somebody else's names must not be written to.
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    lock = os.fdopen(descriptor, "r+", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -1,10 +1,10 @@
 """Directories that appear under their name when they are complete, or not at all; the one place that does it.
 
-    NAME is not there      `.NAME.partial` beside it is written, flushed and renamed
-    NAME is empty          it stays (a mount point, a link's target, the current directory): `NAME/.partial` is written,
-                           flushed, renamed to `NAME/.complete` and its entries move up, the marker last
-    NAME is to be replaced `.NAME.partial` is written, flushed and exchanged with it in one step of the kernel; where
-                           the file system cannot, NAME steps aside as `.NAME.old` first
+    NAME is not there      `.NAME.argus-partial` beside it is written, flushed and renamed
+    NAME is empty          it stays (a mount point, a link's target, the current directory): `NAME/.argus-partial` is
+                           written, flushed, renamed to `NAME/.argus-complete` and its entries move up, the marker last
+    NAME is to be replaced `.NAME.argus-partial` is written, flushed and exchanged with it in one step of the kernel;
+                           where the file system cannot, NAME steps aside as `.NAME.old` first
 
 A kill at any moment leaves the old directory, the new one or, between two renames, what `recover` puts right. One
 process at a time owns a name (`io.exclusive`), so that hidden names found by it are of processes that are gone.
@@ -33,8 +33,8 @@ from python_model.disk import (
 from python_model.io.exclusive import InUseError, replacing
 from python_model.io.names import hidden
 
-PARTIAL, OLD, SCRATCH = ".partial", ".old", ".scratch"
-COMPLETE, CONTENTS = ".complete", "contents"
+PARTIAL, OLD, SCRATCH = ".argus-partial", ".old", ".argus-scratch"
+COMPLETE, CONTENTS = ".argus-complete", "argus-contents"
 _OURS = {PARTIAL, COMPLETE, SCRATCH, f".{CONTENTS}.lock", f".{SCRATCH}.lock"}
 """What a process that was killed may have left in a directory that counts as empty."""
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
@@ -141,34 +141,44 @@ def recover(path: Path, marker: str) -> None:
     Nothing happens while another process owns the path, or where this one may not write there.
     """
     target = Path(os.path.realpath(path))
-    if not _is_torn(target):
+    if not _is_torn(target, marker):
         return
     with contextlib.suppress(InUseError, OSError), _owned(path, target):
         _mend(target, marker)
 
 
-def _is_torn(target: Path) -> bool:
-    stands = os.path.lexists(target)
-    return (target / COMPLETE).is_dir() if stands else hidden(target, OLD).is_dir()
+def _is_torn(target: Path, marker: str) -> bool:
+    if os.path.lexists(target):
+        return _is_made_here(target / COMPLETE, marker, moved=True)
+    return _is_made_here(hidden(target, OLD), marker)
+
+
+def _is_made_here(directory: Path, marker: str, *, moved: bool = False) -> bool:
+    """Whether it is a directory with the marker (which moves last: or an empty one, where all has `moved`), no link."""
+    if directory.is_symlink() or not directory.is_dir():
+        return False
+    return (directory / marker).is_file() or (moved and not any(directory.iterdir()))
 
 
 def _mend(target: Path, marker: str) -> None:
-    aside = hidden(target, OLD)
-    if not os.path.lexists(target) and aside.is_dir():
-        os.rename(aside, target)
-        logger.warning("%s: put back; a command that was replacing it had been killed", target)
-    if (target / COMPLETE).is_dir():
+    if not _is_torn(target, marker):
+        return
+    if os.path.lexists(target):
         _move_up(target, marker)
         logger.warning("%s: completed; a command that was making it had been killed", target)
+    else:
+        os.rename(hidden(target, OLD), target)
+        logger.warning("%s: put back; a command that was replacing it had been killed", target)
 
 
 def _tidy(target: Path, marker: str) -> None:
     """Remove what processes that are gone have left; the caller owns the name."""
     _mend(target, marker)
-    for left in (hidden(target, PARTIAL), target / PARTIAL):
-        _remove(left)
-    if (target / marker).is_file():
-        _remove(hidden(target, OLD))
+    _remove(hidden(target, PARTIAL))
+    _remove(target / PARTIAL)
+    if (target / marker).is_file() and _is_made_here(hidden(target, OLD), marker):
+        os.rename(hidden(target, OLD), hidden(target, PARTIAL))
+        _remove(hidden(target, PARTIAL))
 
 
 def _remove(path: Path) -> None:
@@ -201,7 +211,7 @@ def _publish(partial: Path, target: Path, marker: str) -> None:
             os.rename(aside, target)
             raise
         flush(target.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(aside, partial)  # a name that may be removed at any moment
     flush(target.parent)
 
 

@@ -69,3 +69,44 @@ def test_many_threads_own_a_name_one_after_the_other(tmp_path: Path) -> None:
         thread.join()
     assert most[0] == 1
     assert refused[0] < 4 * 30
+
+
+def test_a_directory_that_stayed_empty_goes_and_one_that_was_there_stays(tmp_path: Path) -> None:
+    with owned(tmp_path / "made"):
+        pass
+    (tmp_path / "there").mkdir()
+    with owned(tmp_path / "there"):
+        pass
+    with owned(tmp_path / "filled"):
+        (tmp_path / "filled" / "x").write_text("x")
+    assert sorted(os.listdir(tmp_path)) == ["filled", "there"]
+
+
+def test_what_cannot_be_owned(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, sentence in (
+        ("file", "file is a file, expected a directory"),
+        ("file/x", "file is no directory; choose another place"),
+        ("dangling", "it is a link to nowhere, which is not there"),
+        ("n" * 256, "file name too long"),
+    ):
+        with pytest.raises(OSError, match=sentence):
+            own(tmp_path / name)
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to("big")
+    with owned(tmp_path / "link"), pytest.raises(InUseError, match="big is in use"):
+        own(tmp_path / "big")
+    assert sorted(os.listdir(tmp_path)) == ["big", "dangling", "file", "link"]
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    for lock in (tmp_path / "run" / ".lock", tmp_path / ".out.lock"):
+        lock.parent.mkdir(exist_ok=True)
+        lock.symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="run: cannot be written, too many levels of symbolic links"):
+        own(tmp_path / "run")
+    with pytest.raises(OSError, match="out: cannot be written, too many levels"), replacing(tmp_path / "out"):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"

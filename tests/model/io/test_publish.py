@@ -244,7 +244,7 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path, before: str, exchange:
 
 
 def test_advice_of_the_page_on_hidden_directories_never_removes_the_last_copy(tmp_path: Path) -> None:
-    """`.NAME.partial` may go at any moment: what is whole is NAME or, where NAME is not there, `.NAME.old`."""
+    """`.NAME.argus-partial` may go at any moment: what is whole is NAME or, where NAME is not there, `.NAME.old`."""
     for steps in range(1, 200):
         out = tmp_path / f"{steps}" / "out"
         make(out, "old")
@@ -297,3 +297,23 @@ def test_a_message_never_names_what_is_hidden(tmp_path: Path) -> None:
             == f"{tmp_path / 'out'}: cannot be written, no such file or directory; choose another place"
         )
     assert require_place(tmp_path / "out", MARKER) == tmp_path / "out"
+
+
+@pytest.mark.parametrize("name", [publish.COMPLETE, publish.PARTIAL, ".complete", ".partial"])
+def test_what_others_put_there_is_neither_moved_nor_removed(tmp_path: Path, name: str) -> None:
+    """A link that somebody sends, or a hidden directory of another program."""
+    mine = tmp_path / "mine"
+    make(mine)
+    make(tmp_path / "sent")
+    (tmp_path / "sent" / name).symlink_to(mine)
+    (tmp_path / ".gone.old").symlink_to(mine)
+    for path in (tmp_path / "sent", tmp_path / "gone"):
+        recover(path, MARKER)
+    assert content(mine) == "new" and (tmp_path / "sent" / name).is_symlink() and not (tmp_path / "gone").exists()
+    if not name.startswith(".argus"):
+        (tmp_path / "kept" / name).mkdir(parents=True)
+        (tmp_path / f".kept{name}").mkdir()
+        with pytest.raises(FileExistsError, match="not empty"):
+            make(tmp_path / "kept")
+        make(tmp_path / "kept2")
+        assert (tmp_path / "kept" / name).is_dir() and (tmp_path / f".kept{name}").is_dir()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
@@ -182,4 +183,19 @@ def test_batches_that_are_kept_do_not_fill_the_disk(
 def test_a_file_that_is_no_batch(tmp_path: Path, tiny_service: Dataset) -> None:
     for file in (tmp_path / "none.parquet", tiny_service.path / "events.parquet"):
         with pytest.raises(DataError, match="expected the batch of a skipped step"):
+            divergence.read_batch(file)
+
+
+def test_a_batch_with_a_hostile_description(tmp_path: Path, tiny_service: Dataset) -> None:
+    batch = next(iter(Trainer(tiny_service, tmp_path, Argus.for_dataset(MODEL, tiny_service), CONFIG)._batches()))[0]
+    file = tmp_path / "step.parquet"
+    divergence.write_batch(file, batch, tiny_service, {"step": 1})
+    table = pq.read_table(file)
+    for described in (b"[" * 200_000, b"{", b"\xff", b'{"a": 1, "a": 2}'):
+        pq.write_table(table.replace_schema_metadata({b"argus_skipped_step": described}), file)
+        with pytest.raises(DataError, match=r"step\.parquet: expected the batch of a skipped step"):
+            divergence.read_batch(file)
+    for missing in ("window", "user", "time"):
+        pq.write_table(table.drop_columns([missing]), file)
+        with pytest.raises(DataError, match=r"step\.parquet: expected the batch of a skipped step"):
             divergence.read_batch(file)
