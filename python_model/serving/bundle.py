@@ -41,6 +41,8 @@ INFO, MODEL, ITEMS, USERS, SCORES = "export.json", "model", "items.parquet", "us
 VECTORS, HISTORY, SEEN = "vectors", "history", "seen"
 LEAST = {"lag": 1, "width": 1, "items": 1, "window": 2}
 """Least whole numbers in export.json; 0 for the others."""
+PARTS = (".metadata", "parts.json")
+"""Where a checkpoint of several ranks says what lies where; an export has its weights in one file."""
 HISTORY_COLUMNS = ("items", "time", "organic", "context", "feedback")
 
 
@@ -112,7 +114,7 @@ class Export:
         """The model, in evaluation mode; DataError where model/ is damaged, or is not the one behind the vectors."""
         folder = self.path / MODEL
         # What several ranks wrote is described by a pickle, which can run a command: no export has it.
-        for name in (".metadata", checkpoint.PARTS):
+        for name in PARTS:
             if os.path.lexists(folder / name):
                 raise DataError(folder / name, "no file of an export, and not read: make the export again")
         for name in (checkpoint.CONFIG, checkpoint.MODEL):
