@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.lib.format import open_memmap
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from python_model import checkpoint
@@ -82,7 +83,11 @@ def write_model(source: Path, model: Argus, target: Path) -> None:
     target.mkdir()
     shutil.copyfile(source / checkpoint.CONFIG, target / checkpoint.CONFIG)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, target / checkpoint.MODEL)
+    try:
+        save_file(weights, target / checkpoint.MODEL)
+    except SafetensorError as error:
+        # safetensors' own error for a full disk; whoever writes the directory says it of the directory.
+        raise OSError(str(error)) from error
     seal(target)
 
 

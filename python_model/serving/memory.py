@@ -59,16 +59,18 @@ class Changes:
 class SessionMemory:
     """At most `resident` users of a model over `pages` pages of page_size events that they share.
 
-    pages: None gives every resident room for max_events. amendable: newest events that may be encoded again. archive:
-    where users are kept who made room; histories: of users whom it does not have, all users without an archive.
-    offloads: whether it gets keys and values too.
+    pages: None gives every resident room for max_events. amendable: newest events that may be encoded again. histories:
+    of users who are not in memory, where there is no archive. offloads: whether the archive gets keys and values too.
+
+    archive: where users are kept who made room; None forgets them.
     """
 
     def __init__(
-        self, model: Argus, archive: SessionArchive | None, histories: Histories, *, resident: int, max_events: int,
+        self, model: Argus, histories: Histories, *, resident: int, max_events: int,
         pages: int | None, page_size: int, amendable: int, dtype: torch.dtype | None, offloads: bool,
     ) -> None:  # fmt: skip
-        self.archive, self._histories = archive, histories
+        self.archive: SessionArchive | None = None
+        self._histories = histories
         self._max_events, self._offloads = max_events, offloads
         # One event more than stays, and a copy of those that are amended until it takes the place of the old ones.
         slots, spare = -(-(max_events + 1) // page_size), 2 + -(-min(amendable, max_events) // page_size)

@@ -19,7 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from python_model.data.errors import DataError
-from python_model.disk import replace_text, writing
+from python_model.disk import flush, replace_text, writing
 from python_model.io.exclusive import LOCK
 from python_model.io.json_text import parse, read_object
 from python_model.serving.bundle import HISTORY_COLUMNS
@@ -83,7 +83,9 @@ class SessionFiles:
             "crc32": _checksum(tensors),
         }  # fmt: skip
         with writing(file):
-            file.parent.mkdir(exist_ok=True)
+            if not file.parent.is_dir():
+                file.parent.mkdir()
+                flush(self.folder)
             with whole_file(file) as partial:
                 save_file(tensors, partial, metadata)
 

@@ -81,18 +81,18 @@ class SessionStore:
         self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self._vectors: np.ndarray | None = None
         self._is_closed = False
+        self.memory = SessionMemory(
+            model, histories, resident=resident, max_events=wanted, pages=pages, page_size=page_size,
+            amendable=amendable, dtype=dtype, offloads=on_full == "offload",
+        )  # fmt: skip
+        if export is not None and self.fingerprint != export.info.model:
+            raise DataError(export.path / INFO, "the vectors are of another model than model/ holds", column="model")
+        # Last: a store that cannot be made has not touched its folder.
         self._archive: SessionArchive | None = None
         if folder is not None:
             vocabulary = towers.vocabulary_fingerprint(model)
             self._archive = SessionArchive(Path(folder), vocabulary, self._reader, histories)
-        try:
-            self.memory = SessionMemory(
-                model, self._archive, histories, resident=resident, max_events=wanted, pages=pages, page_size=page_size,
-                amendable=amendable, dtype=dtype, offloads=on_full == "offload",
-            )  # fmt: skip
-        except BaseException:
-            self._give_back()
-            raise
+        self.memory.archive = self._archive
 
     @classmethod
     def open(cls, export: str | Path | Export, folder: str | Path | None = None, **options: Any) -> SessionStore:
@@ -118,14 +118,10 @@ class SessionStore:
         found.open_histories()
         has_index = any((found.path / name).is_file() for name in (INDEX, SETTINGS))
         index = CandidateIndex.open(found) if has_index else None
-        store = cls(
+        return cls(
             model, found.item_ids, folder=folder, histories=history, users=found.user_ids, index=index, export=found,
             **options,
         )  # fmt: skip
-        if store.fingerprint != found.info.model:
-            store.close()
-            raise DataError(found.path / INFO, "the vectors are of another model than model/ holds", column="model")
-        return store
 
     # ---- what a session asks for ----------------------------------------------------------------------------------
 
@@ -285,12 +281,9 @@ class SessionStore:
             if self._archive is not None:
                 self.save()
         finally:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        self._is_closed = True
-        if self._archive is not None:
-            self._archive.close()
+            self._is_closed = True
+            if self._archive is not None:
+                self._archive.close()
 
     def _require_open(self) -> None:
         if self._is_closed:

@@ -55,31 +55,29 @@ def test_state_is_that_without_the_refused_lines(exported: Export, tmp_path: Pat
         "save_every": 10_000,
     }
     with_all = SessionStore.open(exported, tmp_path / "all", **options)
-    accepted: list[bytes] = []
-    said: list[str] = []
-    refused, memory = 0, [resident_mb()]
+    refused, memory, log = 0, [resident_mb()], tmp_path / "accepted.txt"
     maker = LineMaker(5, with_all.model.features)
     count = LINES if on_full == "offload" else LINES // 5
-    for number, line in enumerate(maker.lines(count)):
-        found = answer(with_all, line)
-        text = json.dumps(found, allow_nan=False)
-        if "error" in found:
-            assert list(found) == ["error"] and 10 < len(found["error"]) < 1100 and "\n" not in found["error"], line
-            assert "internal error" not in found["error"], line
-            refused += 1
-        else:
-            accepted.append(line)
-            said.append(text)
-        if number % (count // 10) == count // 10 - 1:
-            memory.append(resident_mb())
+    with open(log, "wb") as accepted:  # not in memory, which is measured
+        for number, line in enumerate(maker.lines(count)):
+            found = answer(with_all, line)
+            text = json.dumps(found, allow_nan=False)
+            if "error" in found:
+                assert list(found) == ["error"] and 10 < len(found["error"]) < 1100 and "\n" not in found["error"], line
+                assert "internal error" not in found["error"], line
+                refused += 1
+            else:
+                accepted.write(line + b"\n" + text.encode("ascii") + b"\n")
+            if number % (count // 10) == count // 10 - 1:
+                memory.append(resident_mb())
     with_accepted = SessionStore.open(exported, tmp_path / "accepted", **options)
-    for line, text in zip(accepted, said, strict=True):
-        assert json.dumps(answer(with_accepted, line)) == text
+    with open(log, "rb") as accepted:
+        for line in accepted:
+            assert json.dumps(answer(with_accepted, line)).encode("ascii") + b"\n" == accepted.readline()
     assert state_of(with_all) == state_of(with_accepted)
     with_all.close()
     with_accepted.close()
     assert content_of(tmp_path / "all") == content_of(tmp_path / "accepted")
-    print(f"{count:,} lines, {len(accepted):,} answered, {refused:,} refused, MB {[round(one) for one in memory]}")
-    assert min(len(accepted), refused) > count // 4
-    # What was accepted is kept by this test: a tenth of a megabyte a thousand lines, and fragments.
-    assert memory[-1] - memory[2] < 10 + 0.4 * count / 1000
+    print(f"{count:,} lines, {refused:,} refused, MB {[round(one, 1) for one in memory]}")
+    assert count // 4 < refused < 3 * count // 4
+    assert memory[-1] - memory[2] < 4, "megabytes grown over the last eight tenths"

@@ -184,10 +184,10 @@ def test_a_folder_has_one_owner_who_is_named(fresh: Callable[..., SessionStore],
         fresh(tmp_path / "mine" / "file")
 
 
-def test_a_store_that_cannot_be_made_gives_the_folder_back(fresh: Callable[..., SessionStore]) -> None:
+def test_a_store_that_cannot_be_made_has_no_folder(fresh: Callable[..., SessionStore], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="SessionStore: pages is 1, expected a whole number of at least"):
         fresh(pages=1)
-    fresh().close()
+    assert not (tmp_path / "sessions").exists()
 
 
 @pytest.mark.parametrize(
