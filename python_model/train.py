@@ -86,7 +86,7 @@ def train(
         held = ranks.on_first(lambda: checkpoint.exists(run))
         resumed = ranks.on_first(lambda: checkpoint.recover(run)) if resume and held else None
         if resumed is None and held:
-            raise FileExistsError(f"{run} holds a training run: go on with it by --resume or choose another directory")
+            raise FileExistsError(f"{run} holds a training run: pass --resume or choose another directory")
         torch.manual_seed(config.seed)
         lagged = stage == "finetune" and config.lag_pairs
         least_lag = 1 + _pair_window(dataset, config) if lagged else 0

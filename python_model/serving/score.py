@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from python_model.io.json_text import read_object
 from python_model.serving import states
 from python_model.serving.files import whole_file
 from python_model.serving.rows import BATCH, Part, empty_table, files_of, input_parts, located, open_parquet, tables
-from python_model.serving.scorers import MISSING, HistoryScorer, RowScorer
+from python_model.serving.scorers import MISSING, REQUIRED, HistoryScorer, RowScorer
 
 FORMAT = 2
 """Of the folder; what another format left is another job."""
@@ -107,7 +107,7 @@ def needed_states(scorer: HistoryScorer, parts: Sequence[Part], progress: Progre
     done, total = 0, sum(part.rows for part in parts)
     for part in parts:
         before = 0
-        for table in tables(part, ["user_id", "item_id", "time"]):
+        for table in tables(part, list(REQUIRED)):
             with located(part, before):
                 found = scorer.state_rows(table)
             needed[found[found >= 0]] = True
@@ -142,20 +142,45 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
     """The parts of a job whose folder this process owns for the length of the block; see `score_parquet`."""
     parts = input_parts(rows)
     _require_apart(rows, out)
-    # What is wrong with the columns is said before anything is made.
+    # What is wrong with the columns is said before anything is made, what is wrong with the rows before any is lost.
     with located(parts[0]):
         scorer(empty_table(parts[0]))
     _require_scores(out)
+    if overwrite and (out / JOB).is_file():
+        _check_rows(scorer, parts)
     identity = {
         "format": FORMAT, "version": __version__, "rows": content_of_files(files_of(parts)),
         **scorer.identity,
     }  # fmt: skip
+    created = not out.exists()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         _require_scores(out)
-        _start(out, identity, overwrite)
-        yield parts
+        begins = _start(out, identity, overwrite)
+        try:
+            yield parts
+        except DataError:
+            # Rows that are mended are another job, which nothing that came of these is to keep out.
+            if begins and not any(out.glob("part-*.parquet")):
+                _empty(out)
+                if created:
+                    (out / LOCK).unlink(missing_ok=True)
+                    with suppress(OSError):
+                        out.rmdir()
+            raise
+
+
+def _check_rows(scorer: RowScorer, parts: Sequence[Part]) -> None:
+    """One pass over the columns that scoring reads; DataError for the first row that is wrong."""
+    names = empty_table(parts[0]).column_names
+    read = [name for name in names if name in REQUIRED or name == "organic" or name.startswith("context_")]
+    for part in parts:
+        before = 0
+        for table in tables(part, read):
+            with located(part, before):
+                scorer.check(table)
+            before += len(table)
 
 
 def _require_apart(rows: Path, out: Path) -> None:
@@ -172,13 +197,13 @@ def _require_scores(out: Path) -> None:
         raise ValueError(f"{out} is there and is no folder of scores: choose another")
 
 
-def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes the folder that of this job, or checks that it is."""
+def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
+    """Makes the folder that of this job, or checks that it is; whether the job begins here."""
     if overwrite:
         _empty(out)
     if not (out / JOB).is_file():
         replace_text(out / JOB, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-        return
+        return True
     before = read_object(out / JOB)
     differs = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
     if differs:
@@ -187,6 +212,7 @@ def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
             f"{out} holds the scores of another job ({', '.join(differs)} {verb}): choose another folder or pass "
             "--overwrite"
         )
+    return False
 
 
 def _empty(out: Path) -> None:
