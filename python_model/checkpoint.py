@@ -142,7 +142,8 @@ def find(path: str | Path) -> Path:
         return path
     steps = _complete(path / CHECKPOINTS)
     if not steps:
-        raise DataError(path, "no checkpoint: expected a run of `argus pretrain` or `argus finetune`")
+        what = "no checkpoint" if path.exists() else "not found"
+        raise DataError(path, f"{what}: expected a run of `argus pretrain` or `argus finetune`")
     named = _latest(path)
     if named is None or not (named / CONFIG).is_file():
         name = "nothing" if named is None else f"{named.name!r}, which is not there"

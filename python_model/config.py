@@ -8,10 +8,13 @@ holds settings that were tried on named data sets.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from python_model.data.times import LATEST
+from python_model.settings import Between, checked, settings_of
 
 Config = TypeVar("Config", bound="JsonConfig")
 
@@ -59,17 +62,27 @@ class JsonConfig:
         if not holds:
             raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, expected {expected}")
 
-    def _require_whole(self, least: int, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            self._require(name, whole and value >= least, f"a whole number of at least {least}")
+    def _require_kinds(self) -> None:
+        """ValueError naming the first field whose value is not what its annotation says."""
+        for name, kind in _kinds(type(self)).items():  # type: ignore[arg-type]
+            try:
+                checked(kind, name, getattr(self, name))
+            except ValueError as error:
+                raise ValueError(f"{type(self).__name__}: {error}") from None
 
-    def _require_real(self, least: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            real = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            self._require(name, real and value >= least, f"a finite number of at least {least}")
+
+@cache
+def _kinds(owner: Any) -> dict[str, Any]:
+    return settings_of(owner)
+
+
+Count = Annotated[int, Between(1, 10**15)]
+Amount = Annotated[int, Between(0, 10**15)]
+Width = Annotated[int, Between(1, 1 << 16)]
+Buckets = Annotated[int, Between(1, 1 << 24)]
+Share = Annotated[float, Between(0, 1)]
+Rate = Annotated[float, Between(0, 1_000_000)]
+Int32 = Annotated[int, Between(0, 2**31 - 1)]
 
 
 @dataclass(frozen=True)
@@ -79,18 +92,14 @@ class FeatureSpec(JsonConfig):
     items: catalogue size. context, item_features: name -> cardinality. feedback: name -> classes (1 = Bernoulli).
     """
 
-    items: int
-    context: Mapping[str, int] = field(default_factory=dict)
-    feedback: Mapping[str, int] = field(default_factory=dict)
-    item_features: Mapping[str, int] = field(default_factory=dict)
+    items: Count
+    context: Mapping[str, Count] = field(default_factory=dict)
+    feedback: Mapping[str, Count] = field(default_factory=dict)
+    item_features: Mapping[str, Count] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._require_whole(1, "items")
+        self._require_kinds()
         self._require("feedback", len(self.feedback) > 0, "at least one feedback component")
-        for name in ("context", "feedback", "item_features"):
-            counts = getattr(self, name)
-            fits = isinstance(counts, Mapping) and all(isinstance(n, int) and n >= 1 for n in counts.values())
-            self._require(name, fits, "a mapping from name to a count of at least 1")
 
     @classmethod
     def of(cls, info: Any) -> FeatureSpec:
@@ -110,12 +119,16 @@ class ModelConfig(JsonConfig):
     model: "argus", or a baseline over the sequence of items alone: "sasrec", "hstu" (`sequential`).
     form: "simplified" (one vector per interaction) or "full" (tokens context, item, feedback).
     encoder: "transformer" or "hstu", whose attention divides by max_events and which has no feed-forward network.
-    layers, width, heads, feed_forward: the transformer; width / heads is the head width.
+    layers: blocks of the encoder. width: of the encoder's states.
+    heads: attention heads, a divisor of width; width / heads is the head width.
+    feed_forward: hidden width of the feed-forward network, in widths.
     max_events: longest history in events. dropout: after embedding, attention and feed-forward.
-    item_width, feature_width: widths of the item table and of every other table.
+    item_width: width of the item table. feature_width: width of every other table.
     vector_width: width of the user, query and item vectors whose dot products are the scores.
     item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
-    position_buckets, time_buckets: lengths of the bias tables of each layer; time_bias false keeps the latter's at 0.
+    hash_rows: rows of the table of hashed items; 0 where item_hashes is.
+    position_buckets: length of each layer's bias table over positions. time_buckets: of that over time.
+    time_bias: false keeps the biases over time differences at 0.
     feedback_input: false hides from the encoder what the user did; the heads still predict it.
     lag: seconds by which user states are old in fine-tuning and ranking; fine-tuning raises it above the pair window.
     temperature: initial factor on the cosine of the next-item head; learned, clipped to [0.01, 100].
@@ -125,42 +138,32 @@ class ModelConfig(JsonConfig):
     model: str = "argus"
     form: str = "simplified"
     encoder: str = "transformer"
-    layers: int = 2
-    width: int = 64
-    heads: int = 2
-    feed_forward: int = 4
-    max_events: int = 8192
-    dropout: float = 0.0
-    item_width: int = 64
-    feature_width: int = 16
-    vector_width: int = 64
-    item_hashes: int = 0
-    hash_rows: int = 0
-    position_buckets: int = 256
-    time_buckets: int = 64
+    layers: Annotated[int, Between(1, 1024)] = 2
+    width: Width = 64
+    heads: Count = 2
+    feed_forward: Annotated[int, Between(1, 64)] = 4
+    max_events: Annotated[int, Between(1, 2**31 - 1)] = 8192
+    dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
+    item_width: Width = 64
+    feature_width: Width = 16
+    vector_width: Width = 64
+    item_hashes: Annotated[int, Between(0, 64)] = 0
+    hash_rows: Int32 = 0
+    position_buckets: Buckets = 256
+    time_buckets: Buckets = 64
     time_bias: bool = True
     feedback_input: bool = True
-    lag: int = 0
-    temperature: float = 10.0
+    lag: Annotated[int, Between(0, LATEST)] = 0
+    temperature: Annotated[float, Between(0.01, 100)] = 10.0
     sparse: bool = False
 
     def __post_init__(self) -> None:
+        self._require_kinds()
         self._require("model", self.model in MODELS, f"one of {', '.join(MODELS)}")
         self._require("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
         self._require("encoder", self.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
-        self._require_whole(
-            1, "layers", "width", "heads", "feed_forward", "max_events", "item_width", "feature_width",
-            "vector_width", "position_buckets", "time_buckets",
-        )  # fmt: skip
-        self._require_whole(0, "item_hashes", "hash_rows", "lag")
-        self._require_real(0.0, "dropout")
-        self._require_real(0.01, "temperature")
         self._require("heads", self.width % self.heads == 0, f"a divisor of width {self.width}")
-        self._require("dropout", self.dropout < 1, "a number in [0, 1)")
-        self._require("temperature", self.temperature <= 100, "a number in [0.01, 100]")
         self._require("hash_rows", (self.hash_rows > 0) == (self.item_hashes > 0), "set exactly when item_hashes is")
-        for name in ("time_bias", "feedback_input", "sparse"):
-            self._require(name, isinstance(getattr(self, name), bool), "true or false")
         if self.model != "argus":
             encoder = "hstu" if self.model == "hstu" else "transformer"
             self._require("form", self.form == "simplified", f"simplified with model={self.model!r}")
@@ -185,96 +188,85 @@ class TrainConfig(JsonConfig):
     steps: optimiser steps. batch_events: events in a batch at most. window: events of one user in a batch at most.
     batches_per_step: batches whose gradients make one step, dealt over the ranks that train together; a rank with
     several accumulates. None: one for every rank. It stays what it is when a run goes on with another number of ranks.
-    learning_rate: AdamW, dense parameters; table_learning_rate: embedding tables (row-wise Adagrad where the model's
-    gradients are sparse, AdamW otherwise). warmup_steps, final_fraction: linear warm-up, then a cosine down to
-    final_fraction of the rate. clip: largest gradient norm.
-    protocol: which split the training rows come from; under "yambda" only Listen+ events are next items to predict.
+    learning_rate: peak rate of AdamW for dense parameters.
+    table_learning_rate: peak rate of the embedding tables (row-wise Adagrad where the model's gradients are sparse,
+    AdamW otherwise). weight_decay: of AdamW, for dense parameters.
+    warmup_steps: steps of a linear warm-up, after which the rate falls along a cosine.
+    final_fraction: of the peak rate, at which the cosine ends.
+    clip: largest gradient norm. seed: of weights, batches and negatives.
+    protocol: which split the training rows come from, "temporal", "leave-last-out", "yambda" (only Listen+ events are
+    next items to predict) or "all".
     train_share: share of the users trained on, the same ones for every seed, those of a smaller share among those of a
     larger one.
-    negatives_in_batch, negatives_uniform: negatives of a step, at most; cut down to what the data has.
+    negatives_in_batch: negatives of a step from its batch, at most; cut down to what the data has.
+    negatives_uniform: negatives of a step from the whole catalogue, at most; cut down to what the data has.
     next_item_loss: "softmax" (sampled, with logQ) or "bce" (binary, one uniform negative an event, as SASRec has it).
+    softmax_form: logQ correction, "standard" or "refined".
+    log_q: false leaves the standard form uncorrected.
     merge_negatives: equal negatives become one candidate with its logQ, which the standard form alone can take.
-    softmax_form: logQ correction, "standard" or "refined"; log_q false leaves the standard form uncorrected.
-    sketch_width, sketch_depth: the frequency sketch.
-    next_item_weight, feedback_weights: the joint loss; components not named weigh 1.
-    pair_window: seconds, None takes the data set's. lag_pairs: false lets fine-tuning see the other event of a pair,
-    which inflates its own accuracy. pretrain_weight: joint loss kept as a regulariser in fine-tuning.
+    sketch_width, sketch_depth: the frequency sketch behind logQ, counters a row and rows.
+    next_item_weight: weight of the next item in the joint loss.
+    feedback_weights: component to its weight in the joint loss; components not named weigh 1.
+    pair_window: seconds between the events of a pair at most, None takes the data set's.
+    lag_pairs: false lets fine-tuning see the other event of a pair, which inflates its own accuracy.
+    pretrain_weight: joint loss kept as a regulariser in fine-tuning.
     precision: "float32" or "bfloat16" (autocast; weights and optimiser states stay float32).
     activation_checkpointing: keep only the inputs of the encoder's blocks and compute the rest anew for the gradients.
     shard_rows: on several ranks, tables of at least that many rows are cut into as many parts, the others copied.
-    checkpoint_every: steps between checkpoints; keep: how many stay. log_every: steps between logged losses.
+    checkpoint_every: steps between checkpoints. keep: how many checkpoints stay.
+    log_every: steps between logged losses.
     max_skipped_steps: steps in a row without an update because loss or gradient was not finite, before training stops.
     """
 
     stage: str = "pretrain"
-    steps: int = 1000
-    batch_events: int = 2048
-    batches_per_step: int | None = None
-    window: int = 128
-    learning_rate: float = 1e-3
-    table_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    final_fraction: float = 0.05
-    clip: float = 1.0
-    seed: int = 0
+    steps: Count = 1000
+    batch_events: Annotated[int, Between(1, 2**31 - 1)] = 2048
+    batches_per_step: Count | None = None
+    window: Annotated[int, Between(2, 2**31 - 1)] = 128
+    learning_rate: Rate = 1e-3
+    table_learning_rate: Rate = 1e-3
+    weight_decay: Rate = 0.01
+    warmup_steps: Amount = 50
+    final_fraction: Share = 0.05
+    clip: Annotated[float, Between(1e-12, 10**12)] = 1.0
+    seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     protocol: str = "temporal"
-    train_share: float = 1.0
-    negatives_in_batch: int = 8192
-    negatives_uniform: int = 8192
+    train_share: Share = 1.0
+    negatives_in_batch: Int32 = 8192
+    negatives_uniform: Int32 = 8192
     next_item_loss: str = "softmax"
     softmax_form: str = "standard"
     log_q: bool = True
     merge_negatives: bool = False
-    sketch_width: int = 1 << 16
-    sketch_depth: int = 4
-    next_item_weight: float = 1.0
-    feedback_weights: Mapping[str, float] = field(default_factory=dict)
-    pair_window: int | None = None
+    sketch_width: Annotated[int, Between(1, 1 << 26)] = 1 << 16
+    sketch_depth: Annotated[int, Between(1, 64)] = 4
+    next_item_weight: Rate = 1.0
+    feedback_weights: Mapping[str, Rate] = field(default_factory=dict)
+    pair_window: Annotated[int, Between(0, LATEST)] | None = None
     lag_pairs: bool = True
-    pretrain_weight: float = 0.0
+    pretrain_weight: Rate = 0.0
     precision: str = "float32"
     activation_checkpointing: bool = False
-    shard_rows: int = 8192
-    checkpoint_every: int = 200
-    keep: int = 2
-    log_every: int = 1
-    max_skipped_steps: int = 10
+    shard_rows: Count = 8192
+    checkpoint_every: Count = 200
+    keep: Count = 2
+    log_every: Count = 1
+    max_skipped_steps: Count = 10
 
     def __post_init__(self) -> None:
+        self._require_kinds()
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
         self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self._require("next_item_loss", self.next_item_loss in NEXT_ITEM_LOSSES, "softmax or bce")
         self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
-        for name in ("log_q", "merge_negatives", "lag_pairs"):
-            self._require(name, isinstance(getattr(self, name), bool), "true or false")
         self._require("log_q", self.log_q or self.softmax_form == "standard", 'true with softmax_form="refined"')
         allowed = not self.merge_negatives or self.softmax_form == "standard"
         self._require("merge_negatives", allowed, 'false with softmax_form="refined", which counts the candidates')
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
-        self._require_whole(
-            1, "steps", "batch_events", "sketch_width", "sketch_depth", "checkpoint_every", "keep", "log_every",
-            "max_skipped_steps", "shard_rows",
-        )  # fmt: skip
-        if self.batches_per_step is not None:
-            self._require_whole(1, "batches_per_step")
-        self._require("activation_checkpointing", isinstance(self.activation_checkpointing, bool), "true or false")
-        self._require_whole(2, "window")
-        self._require_whole(0, "warmup_steps", "seed", "negatives_in_batch", "negatives_uniform")
-        self._require_real(
-            0.0, "learning_rate", "table_learning_rate", "weight_decay", "final_fraction", "next_item_weight",
-            "pretrain_weight", "train_share",
-        )  # fmt: skip
-        self._require_real(1e-12, "clip")
         self._require("window", self.window <= self.batch_events, f"at most batch_events = {self.batch_events}")
-        self._require("final_fraction", self.final_fraction <= 1, "a number in [0, 1]")
-        self._require("train_share", 0 < self.train_share <= 1, "a number in (0, 1]")
+        self._require("train_share", self.train_share > 0, "a number in (0, 1]")
         negatives = self.negatives_in_batch + self.negatives_uniform
         self._require("negatives_uniform", negatives > 0, "above 0 where there are no in-batch negatives")
-        weights = self.feedback_weights.values() if isinstance(self.feedback_weights, Mapping) else [-1.0]
-        self._require("feedback_weights", all(w >= 0 for w in weights), "a mapping from name to a weight of at least 0")
-        if self.pair_window is not None:
-            self._require_whole(0, "pair_window")
 
 
 def _published(layers: int, width: int) -> ModelConfig:

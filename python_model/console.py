@@ -27,13 +27,18 @@ if TYPE_CHECKING:
 
 def stdout() -> Console:
     """Where tables go; wide enough for every column when the output is a file or a pipe."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = _plain_console()
+    return console if console.is_terminal else _plain_console(width=160)
 
 
 def stderr() -> Console:
     """Where progress, hints and errors go."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return _plain_console(stderr=True, soft_wrap=True)
+
+
+def _plain_console(**options: Any) -> Console:
+    """A console that prints ids and names as they are: "[red]" is no colour in them and ":tea:" no picture."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def say(text: str) -> None:
@@ -42,11 +47,8 @@ def say(text: str) -> None:
 
 
 def write_json(file: str | Path, values: Mapping[str, Any]) -> None:
-    """Write JSON, replacing the file as a whole; ValueError naming the file where its directory is not there."""
-    path = Path(file)
-    if not path.parent.is_dir():
-        raise ValueError(f"--json {path}: the directory {path.parent} is not there")
-    replace_text(path, json.dumps(values, indent=2) + "\n")
+    """Write JSON, replacing the file as a whole; WriteError naming the file where that cannot be."""
+    replace_text(Path(file), json.dumps(values, indent=2) + "\n")
 
 
 def format_metric(value: float | None) -> str:

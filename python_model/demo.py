@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from python_model import checkpoint, console
-from python_model.config import RECIPES
+from python_model.config import RECIPES, TrainConfig
 from python_model.data.description import INFO, DatasetInfo
 from python_model.data.schema import Dataset, load_dataset
-from python_model.data.synthetic import generate
+from python_model.data.synthetic import SyntheticConfig, generate
 from python_model.data.synthetic import preset as service_preset
 from python_model.evaluate import EvaluationResult
+from python_model.io.exclusive import owned
 from python_model.recommend import UserRecommendations, recommend
 from python_model.report import Recommendations, write_report
 from python_model.runs import evaluate_runs, open_runs, stages_of, use_threads
@@ -29,24 +30,40 @@ RECENT = 6
 def run_demo(
     out: Path, *, seed: int = 0, device: str = "cpu", threads: int | None = None, json_file: Path | None = None
 ) -> EvaluationResult:
-    """Run everything into `out` (data/, runs/, report.html), print the table, write its figures to json_file."""
+    """Run everything into `out` (data/, runs/, report.html), print the table, write its figures to json_file.
+
+    FileExistsError where `out` holds anything but an earlier demo; ValueError where another process writes to it.
+    """
     began = time.perf_counter()
+    pretraining, finetuning = replace(RECIPE.pretrain, seed=seed), replace(RECIPE.finetune, seed=seed)
     use_threads(threads, RECIPE.model.width)
-    _make_room(out)
+    _require_room(out)
+    with owned(out):
+        _require_room(out)
+        shutil.rmtree(out / "runs", ignore_errors=True)
+        result, report = _run(out, service_preset("demo", seed=seed), pretraining, finetuning, device)
+        if json_file is not None:
+            console.write_json(json_file, result.to_dict())
+    console.say(f"Report: {report}  ({time.perf_counter() - began:.0f} s in all)")
+    return result
+
+
+def _run(
+    out: Path, service: SyntheticConfig, pretraining: TrainConfig, finetuning: TrainConfig, device: str
+) -> tuple[EvaluationResult, Path]:
+    """All steps of the demo; what they came to and where the report is."""
     console.say("1/5 Generating a music service: users with drifting tastes, a recommender, and the truth behind both")
-    generate(out / "data", service_preset("demo", seed=seed), overwrite=True)
+    generate(out / "data", service, overwrite=True)
     dataset = load_dataset(out / "data")
     info = dataset.info
     console.say(f"    {info.events:,} events of {info.users:,} users on {info.items:,} tracks")
     console.say("2/5 Pre-training: what comes next, and how will it be received?")
     pretrained, finetuned = out / "runs" / "pretrain", out / "runs" / "finetune"
     with console.TrainingProgress("    Pre-training") as progress:
-        config = replace(RECIPE.pretrain, seed=seed)
-        train("pretrain", dataset, pretrained, RECIPE.model, config, progress=progress, device=device)
+        train("pretrain", dataset, pretrained, RECIPE.model, pretraining, progress=progress, device=device)
     console.say("3/5 Fine-tuning: which of two recommended tracks will be liked better?")
     with console.TrainingProgress("    Fine-tuning") as progress:
-        config = replace(RECIPE.finetune, seed=seed)
-        train("finetune", dataset, finetuned, None, config, init_from=pretrained, progress=progress, device=device)
+        train("finetune", dataset, finetuned, None, finetuning, init_from=pretrained, progress=progress, device=device)
     console.say("4/5 Evaluating on the last tenth of the events, which no model has seen")
     runs = open_runs([str(pretrained), str(finetuned)], dataset)
     result = evaluate_runs(runs, dataset, device=device, max_events=EVALUATED_EVENTS)
@@ -60,10 +77,7 @@ def run_demo(
         stages=stages_of(runs), recommendations=Recommendations(str(found.user_id), history, _lines(found)),
     )  # fmt: skip
     _print(result, found, history)
-    if json_file is not None:
-        console.write_json(json_file, result.to_dict())
-    console.say(f"Report: {report}  ({time.perf_counter() - began:.0f} s in all)")
-    return result
+    return result, report
 
 
 def typical_user(dataset: Dataset) -> int:
@@ -112,11 +126,12 @@ def _print(result: EvaluationResult, found: UserRecommendations, history: list[s
         out.print("The oracle knows the probabilities the data was drawn from: no model can do better.", markup=False)
 
 
-def _make_room(out: Path) -> None:
-    """Remove what an earlier demo left in `out`; refuse a directory that holds anything else."""
+def _require_room(out: Path) -> None:
+    """Refuse a directory that holds anything but an earlier demo, or hidden files, which one that was killed leaves."""
     data = out / "data"
-    if out.is_dir() and any(out.iterdir()):
-        if not (data / INFO).is_file() or DatasetInfo.load(data).source != "synthetic":
-            raise FileExistsError(f"{out} exists and is not an earlier demo: choose another directory with --out")
-        shutil.rmtree(out / "runs", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, expected a directory: choose another with --out")
+    if not out.is_dir() or all(entry.name.startswith(".") for entry in out.iterdir()):
+        return
+    if not (data / INFO).is_file() or DatasetInfo.load(data).source != "synthetic":
+        raise FileExistsError(f"{out} exists and is not an earlier demo: choose another directory with --out")

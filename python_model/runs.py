@@ -44,17 +44,16 @@ def use_threads(threads: int | None, width: int) -> None:
 def apply_settings(
     model: ModelConfig, train: TrainConfig, settings: Mapping[str, Any]
 ) -> tuple[ModelConfig, TrainConfig]:
-    """Change settings of the two configurations by name; None values are left out, unknown names are a ValueError."""
-    given = {name: value for name, value in settings.items() if value is not None}
+    """Change settings of the two configurations by name; unknown names are a ValueError that lists the known ones."""
     of_model = {f.name for f in fields(ModelConfig)}
     of_train = {f.name for f in fields(TrainConfig)} - {"stage"}
-    unknown = sorted(set(given) - of_model - of_train)
+    unknown = sorted(set(settings) - of_model - of_train)
     if unknown:
         known = ", ".join(sorted(of_model | of_train))
-        raise ValueError(f"unknown setting {', '.join(unknown)}; known: {known}")
+        raise ValueError(f"unknown setting {', '.join(unknown)}; `--set help` explains: {known}")
     return (
-        replace(model, **{name: value for name, value in given.items() if name in of_model}),
-        replace(train, **{name: value for name, value in given.items() if name in of_train}),
+        replace(model, **{name: value for name, value in settings.items() if name in of_model}),
+        replace(train, **{name: value for name, value in settings.items() if name in of_train}),
     )
 
 
@@ -72,6 +71,8 @@ def open_runs(runs: Sequence[str], dataset: Dataset) -> list[Run]:
     out: list[Run] = []
     for text in runs:
         name, equals, rest = text.partition("=")
+        # A path may have an equals sign of its own, as in runs/lr=0.1.
+        equals = "" if Path(text).exists() else equals
         path = Path(rest if equals else text)
         description = checkpoint.read_description(path)
         require_fit(path, description, dataset)

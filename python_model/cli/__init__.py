@@ -6,9 +6,12 @@ needs them, so that --help is quick.
 
 from __future__ import annotations
 
-# Importing a group registers its commands: --help lists them in this order.
-from python_model.cli.app import app, stop_on_sigterm
+import os
+import sys
 
+from python_model.cli.app import app, print_in_any_encoding, stop_on_sigterm
+
+# Importing a group registers its commands: --help lists them in this order.
 from python_model.cli import demo, data, training, plan, evaluation, compare, serving, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
 
@@ -21,4 +24,14 @@ __all__ = [
 def main() -> None:
     """Entry point of the `argus` script."""
     stop_on_sigterm()
-    app(prog_name="argus")
+    print_in_any_encoding()
+    try:
+        try:
+            app(prog_name="argus")
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has enough of it (`| head`); Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

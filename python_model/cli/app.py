@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from io import TextIOWrapper
 from types import FrameType
 from typing import Annotated, Any
 
@@ -34,24 +36,67 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, strike)
 
 
+def print_in_any_encoding() -> None:
+    """Let what stdout and stderr cannot encode come out as its escape: no id and no dash of a help text is an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+"""What typer raises for options and arguments that do not fit; its place differs between typer's versions."""
+
+
 class ArgusGroup(TyperGroup):
     """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into 130 and SIGTERM into 143."""
 
+    def make_context(self, *given: Any, **named: Any) -> Any:
+        """What a command line begins with; an option that does not fit becomes a message."""
+        try:
+            return super().make_context(*given, **named)
+        except UsageError as error:
+            raise _refusal(error) from None
+
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; ValueError (DataError among them), OSError and divergence become a message."""
+        """Run a command; ValueError (DataError among them), OSError, divergence and want of memory become a message."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
+        except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
+        except UsageError as error:
+            raise _refusal(error) from None
         except KeyboardInterrupt as stop:
             console.say("Stopped.")
             raise typer.Exit(exit_code(stop)) from None
-        except (ValueError, OSError, RuntimeError) as error:
-            expected = not isinstance(error, RuntimeError) or type(error).__name__ == "TrainingDiverged"
-            if ctx.params.get("debug") or not expected:
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            sentence = _sentence(error)
+            if ctx.params.get("debug") or sentence is None:
                 raise
-            console.say(f"argus{_which_rank()}: {error}")
+            console.say(f"argus{_which_rank()}: {sentence}")
             raise typer.Exit(2) from None
+
+
+def _sentence(error: Exception) -> str | None:
+    """What an error says to the user; None for one that is a fault of this package."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        return f"not enough memory: {' '.join(text.split())[:200] or 'the system gave none'}"
+    if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingDiverged":
+        return None
+    return " ".join(text.splitlines())
+
+
+def _refusal(error: Any) -> Exception:
+    """Says in one sentence what does not fit in a command line; what ends the command then."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return error
+    # Some versions of typer do not say what came; their cause does.
+    causes: list[Any] = getattr(error.__cause__, "errors", list)()
+    found = f", found {causes[0]['input']!r}" if causes else ""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
+    console.say(f"argus: {text}{found}{where}")
+    return typer.Exit(2)
 
 
 def _which_rank() -> str:

@@ -11,6 +11,8 @@ from python_model import console
 from python_model.cli.app import app
 from python_model.cli.options import Data, Device, Json, Part, Protocol, Ranking, Score, Threads, Window, check
 
+Cutoffs = Annotated[list[int], typer.Option("--k", min=1, help="Cut-off of recall and NDCG; repeat it for several.")]
+
 
 @app.command(
     epilog="Examples: `argus evaluate data/ml runs/pretrain runs/finetune --json table.json --report report.html`, "
@@ -25,9 +27,9 @@ def evaluate(
         Protocol | None, typer.Option(help="Held-out events; those the runs were trained for by default.")
     ] = None,
     part: Annotated[Part, typer.Option(help="Which held-out events.")] = Part.test,
-    k: Annotated[list[int], typer.Option("--k", help="Cut-off of recall and NDCG; repeat it for several.")] = [10],  # noqa: B006
+    k: Cutoffs = [10],  # noqa: B006
     max_events: Annotated[
-        int | None, typer.Option(help="Evaluate users drawn at random until there are this many events.")
+        int | None, typer.Option(min=1, help="Evaluate users drawn at random until there are this many events.")
     ] = None,
     window: Window = None,
     item_average: Annotated[
@@ -55,7 +57,7 @@ def evaluate(
     from python_model import runs as training_runs
     from python_model.data.schema import load_dataset
 
-    check(device, json_file)
+    check(device, json_file, report)
     dataset = load_dataset(data)
     opened = training_runs.open_runs(runs, dataset)
     training_runs.use_threads(threads, max(run.description.model_config.width for run in opened))
@@ -64,9 +66,7 @@ def evaluate(
         k=k, max_events=max_events, window=window, item_average=item_average, item_knn=item_knn,
         ranking_kind=ranking.value if ranking else None,
     )  # fmt: skip
-    console.stdout().print(console.metrics_table(result))
-    for note in result.notes:
-        console.say(f"Note: {note}")
+    # Files first: whoever reads the table through `| head` still gets them.
     if json_file is not None:
         console.write_json(json_file, result.to_dict())
     if report is not None:
@@ -74,6 +74,10 @@ def evaluate(
 
         title = f"ARGUS on {dataset.info.name}"
         write_report(report, title=title, dataset=dataset, result=result, stages=training_runs.stages_of(opened))
+    console.stdout().print(console.metrics_table(result))
+    for note in result.notes:
+        console.say(f"Note: {note}")
+    if report is not None:
         console.say(f"Report: {report}")
 
 
@@ -85,7 +89,7 @@ def recommend(
         list[str],
         typer.Option("--user", help="User id as in the source data; repeat it for several.", show_default=False),
     ],
-    k: Annotated[int, typer.Option("--k", help="How many items.")] = 10,
+    k: Annotated[int, typer.Option("--k", min=1, help="How many items.")] = 10,
     exclude_seen: Annotated[
         bool, typer.Option("--exclude-seen", help="Leave out items that the user's history already has.")
     ] = False,
@@ -118,6 +122,6 @@ def recommend(
         checkpoint.load_recommender(run, device), dataset, users, k=k, window=window or description.train_config.window,
         exclude_seen=exclude_seen, score=score.value, device=device,
     )  # fmt: skip
-    console.print_recommendations(found)
     if json_file is not None:
         console.write_json(json_file, {"users": [asdict(one) for one in found]})
+    console.print_recommendations(found)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from python_model.io.json_text import parse
+from python_model.settings_help import asked, listing
 
 
 class Source(str, Enum):
@@ -81,18 +84,34 @@ class Engines(str, Enum):
     ray = "ray"
 
 
+def _explain_settings(assignments: list[str] | None) -> list[str] | None:
+    """`--set help` prints what --set takes and leaves, whatever else is missing."""
+    if asked(assignments):
+        from python_model.config import ModelConfig, TrainConfig
+
+        typer.echo(listing(ModelConfig, TrainConfig, without=("stage",)))
+        raise typer.Exit
+    return assignments
+
+
+MAX_LAG = 4_102_444_800
+"""Seconds: no event is older, for times begin in 1970 and end in 2100."""
+MAX_THREADS = 1024
+"""More threads than any machine here has cores; the runtime would try to start as many as it is told."""
+
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; OMP_NUM_THREADS or one for a small model by default.")
+    int | None,
+    typer.Option(min=1, max=MAX_THREADS, help="CPU threads; OMP_NUM_THREADS or one for a small model by default."),
 ]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", help="Write the figures of the table as JSON.", show_default=False),
 ]
 Window = Annotated[
-    int | None, typer.Option(help="Events of a user that the model sees at once; the recipe's by default.")
+    int | None, typer.Option(min=2, help="Events of a user that the model sees at once; the recipe's by default.")
 ]
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
 BatchEvents = Annotated[int | None, typer.Option(help="Events in a batch at most; the recipe's by default.")]
@@ -101,7 +120,11 @@ Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and neg
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Any other setting of the model or the training; repeat it for several."
+        "--set",
+        metavar="NAME=VALUE",
+        callback=_explain_settings,
+        is_eager=True,
+        help="Any other setting of the model or the training; repeat it for several. `--set help` lists them.",
     ),
 ]
 Recipe = Annotated[
@@ -120,19 +143,27 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for text in assignments:
         name, equals, value = text.partition("=")
+        name = name.strip()
         if not equals or not name:
-            raise ValueError(f"--set {text!r}: expected NAME=VALUE")
+            raise ValueError(f"--set {text!r}: expected NAME=VALUE, or help for the list of settings")
+        if name in out:
+            raise ValueError(f"--set {name}: expected once, found again with {value!r}")
         try:
-            out[name.strip()] = json.loads(value)
-        except json.JSONDecodeError:
-            out[name.strip()] = value
+            out[name] = parse(value)
+        except ValueError:
+            out[name] = value
     return out
 
 
-def check(device: str, json_file: Path | None = None) -> None:
-    """Refuse a device that is not there and a --json that cannot be written before the work rather than after it."""
-    if json_file is not None and not json_file.parent.is_dir():
-        raise ValueError(f"--json {json_file}: the directory {json_file.parent} is not there")
+def check(device: str, *files: Path | None) -> None:
+    """Refuse, before the work rather than after it, a device that is not there and files that cannot be written."""
+    from python_model.disk import require_writable
+
+    for file in files:
+        if file is not None:
+            require_writable(file)
+    if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device, re.ASCII) is None:
+        raise ValueError(f"--device {device}: expected cpu, cuda, or cuda: and a number")
     import torch
 
     try:

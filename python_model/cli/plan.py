@@ -44,6 +44,6 @@ def plan(
 
 
 def _whole(rows: float) -> int:
-    if rows != int(rows):
-        raise ValueError(f"--rows {rows}: expected a whole number, as in 100000000 or 1e8")
+    if not (1 <= rows <= 1e15 and rows == int(rows)):
+        raise ValueError(f"--rows {rows}: expected a whole number from 1 to 1e15, as in 100000000 or 1e8")
     return int(rows)

@@ -15,7 +15,7 @@ import typer
 
 from python_model import console
 from python_model.cli.app import app, exit_code
-from python_model.cli.options import Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+from python_model.cli.options import MAX_LAG, Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
 
 if TYPE_CHECKING:
     from python_model.serving.scorers import RowScorer
@@ -143,12 +143,14 @@ def candidates(
     """Retrieve the best items of users from the index of an export, without seen or blocked ones."""
     import numpy as np
 
+    from python_model.io.exclusive import replacing
     from python_model.serving import candidates as retrieving
     from python_model.serving.bundle import Export
     from python_model.serving.id_files import read_ids
 
     if user is None and out is None:
         raise ValueError("name users with --user, or a file for the candidates of all users with --out")
+    check("cpu", out)
     if threads is not None:
         import torch
 
@@ -167,7 +169,7 @@ def candidates(
         ):
             console.print_candidates(found, part, items, scores)
         return
-    with console.counting_progress("Users") as advance:
+    with replacing(out), console.counting_progress("Users") as advance:
         rows = retrieving.write_candidates(
             out, found, users, k, search, exclude_seen=exclude_seen, blocked=left_out, progress=advance
         )
@@ -201,7 +203,8 @@ def score(
         typer.Option("--score", help="With a run: pair if it is fine-tuned, next_item otherwise by default."),
     ] = None,
     lag: Annotated[
-        int | None, typer.Option(min=1, help="With a run: seconds by which known events are older; the model's own.")
+        int | None,
+        typer.Option(min=1, max=MAX_LAG, help="With a run: seconds by which known events are older; the model's own."),
     ] = None,
     vectors: Annotated[bool, typer.Option("--vectors", help="Add the user and item vectors beside the score.")] = False,
     window: Window = None,
@@ -258,6 +261,8 @@ def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
             raise ValueError(f"{source} is an export: --data, --score, --lag and --window are for a run")
         use_threads(threads, 1 << 20)
         return recipe.make()
+    if not source.exists():
+        raise ValueError(f"{source}: not found: expected a run of `argus finetune`, or what `argus export` made")
     if data is None:
         raise ValueError(f"{source} is no export: give the histories behind a run with --data, or make an export first")
     description = checkpoint.read_description(source)

@@ -160,7 +160,7 @@ def _train(
         raise typer.Exit(exit_code(stop)) from None
     if ranks.is_first():
         say(f"{title} ends after {checkpoint.read_description(out).step:,} steps: {out}")
-        _say_next(stage, data, out)
+        _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
 
 
 def _progress(title: str) -> AbstractContextManager[Callable[[StepReport], None] | None]:
@@ -186,9 +186,12 @@ def _say_how_to_resume(stage: str, data: Path, out: Path) -> None:
     console.say(f"Stopped and saved after step {step:,}. Resume with: {command}")
 
 
-def _say_next(stage: str, data: Path, out: Path) -> None:
+def _say_next(stage: str, data: Path, out: Path, protocol: str) -> None:
     if stage == "pretrain":
         command = ["argus", "finetune", str(data), "runs/finetune", "--from", str(out)]
+    elif protocol == "all":
+        # Nothing is held out, so that there is nothing to evaluate on.
+        command = ["argus", "export", str(data), str(out), "exports/all"]
     else:
         command = ["argus", "evaluate", str(data), str(out)]
     console.say(f"Next: {shlex.join(command)}")

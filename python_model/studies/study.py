@@ -100,13 +100,18 @@ def open_data(data: str | Path | None, service: SyntheticConfig, out: str | Path
 def base_trial(dataset: Dataset, budget: Budget, *, finetune: bool = True) -> Trial:
     """The trial that a study varies: the recipe of the data's source under the budget."""
     recipe = RECIPES[RECIPE_OF_SOURCE.get(dataset.info.source, "demo")]
-    shared = {"batch_events": budget.batch_events, "window": budget.window}
-    model, pretrain = apply_settings(recipe.model, recipe.pretrain, {**shared, "steps": budget.steps, **budget.given})
-    _, second = apply_settings(model, recipe.finetune, {**shared, "steps": budget.finetune_steps, **budget.given})
+    model, pretrain = apply_settings(recipe.model, recipe.pretrain, _settings(budget, budget.steps))
+    _, second = apply_settings(model, recipe.finetune, _settings(budget, budget.finetune_steps))
     model = replace(model, max_events=max(model.max_events, pretrain.window))
     options = EvaluationOptions(max_events=budget.max_events)
     stages = [_fitted(config, budget) for config in (pretrain, second)]
     return Trial("base", model, stages[0], stages[1] if finetune else None, options)
+
+
+def _settings(budget: Budget, steps: int | None) -> dict[str, Any]:
+    """What the budget changes of a recipe."""
+    named = {"batch_events": budget.batch_events, "window": budget.window, "steps": steps}
+    return {name: value for name, value in named.items() if value is not None} | dict(budget.given)
 
 
 def _fitted(config: TrainConfig, budget: Budget) -> TrainConfig:

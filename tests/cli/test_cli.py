@@ -83,7 +83,7 @@ def test_prepare_names_a_missing_file(tmp_path: Path) -> None:
     [
         (["--set", "colour=red"], "unknown setting colour"),
         (["--set", "steps"], "expected NAME=VALUE"),
-        (["--set", "dropout=2"], "dropout is 2, expected a number in [0, 1)"),
+        (["--set", "dropout=2"], "dropout is 2, expected a finite number in [0, 1)"),
         (["--steps", "0"], "steps is 0"),
         (["--recipe", "netflix"], "recipe: expected one of default"),
         (["--device", "cuda:77"], "--device cuda:77"),
@@ -141,8 +141,8 @@ def test_settings_are_json_where_they_can_be() -> None:
 
 
 def test_settings_reach_the_configuration_that_has_them() -> None:
-    model, train = apply_settings(ModelConfig(), TrainConfig(), {"width": 128, "steps": 7, "seed": None})
-    assert (model.width, train.steps, train.seed) == (128, 7, 0)
+    model, train = apply_settings(ModelConfig(), TrainConfig(), {"width": 128, "steps": 7, "pair_window": None})
+    assert (model.width, train.steps, train.pair_window) == (128, 7, None)
     with pytest.raises(ValueError, match="unknown setting stage"):
         apply_settings(ModelConfig(), TrainConfig(), {"stage": "finetune"})
 

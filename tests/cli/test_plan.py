@@ -73,7 +73,7 @@ def test_refusals(tmp_path: Path) -> None:
     for arguments, message in (
         (["--size", "7b"], "size is '7b', expected one of"),
         (["--rows", "1.5"], "--rows 1.5: expected a whole number"),
-        (["--rows", "0"], "rows is 0, expected at least 1"),
+        (["--rows", "0"], "--rows 0.0: expected a whole number from 1 to 1e15"),
     ):
         result = CliRunner().invoke(app, ["plan", *arguments])
         assert result.exit_code == 2 and message in result.stderr
