@@ -6,6 +6,7 @@ Errors in what the user gave are one sentence on stderr and exit code 2; --debug
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from io import TextIOWrapper
@@ -17,9 +18,12 @@ from typer.core import TyperGroup
 
 from python_model import console
 from python_model.progress import Terminated
+from python_model.settings import shown
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells have them."""
+MAX_SENTENCE = 2000
+"""Longest message in characters."""
 
 
 def exit_code(stop: KeyboardInterrupt) -> int:
@@ -79,11 +83,20 @@ class ArgusGroup(TyperGroup):
 def _sentence(error: Exception) -> str | None:
     """What an error says to the user; None for one that is a fault of this package."""
     text = str(error)
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
-        return f"not enough memory: {' '.join(text.split())[:200] or 'the system gave none'}"
+    if isinstance(error, MemoryError) or re.search("not enough memory|out of memory|can't allocate memory", text):
+        return f"not enough memory: {_one_line(text)[:300] or 'the system gave none'}"
     if isinstance(error, RuntimeError) and type(error).__name__ != "TrainingDiverged":
         return None
-    return " ".join(text.splitlines())
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        text = f"{place}{error.strerror[0].lower()}{error.strerror[1:]}"
+    return _one_line(text)
+
+
+def _one_line(text: str) -> str:
+    """A message as one line, of at most some hundred words: it may hold what the user gave."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE // 2]} … {text[-MAX_SENTENCE // 4 :]}"
 
 
 def _refusal(error: Any) -> Exception:
@@ -92,8 +105,8 @@ def _refusal(error: Any) -> Exception:
         return error
     # Some versions of typer do not say what came; their cause does.
     causes: list[Any] = getattr(error.__cause__, "errors", list)()
-    found = f", found {causes[0]['input']!r}" if causes else ""
-    text = " ".join(error.format_message().split()).rstrip(".")
+    found = f", found {shown(causes[0]['input'])}" if causes else ""
+    text = _one_line(error.format_message()).rstrip(".")
     where = f" (see `{error.ctx.command_path} --help`)" if error.ctx is not None else ""
     console.say(f"argus: {text}{found}{where}")
     return typer.Exit(2)

@@ -77,6 +77,13 @@ class Ranking(str, Enum):
     feedback = "feedback"
 
 
+class Precision(str, Enum):
+    """Of the arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Engines(str, Enum):
     """Where the work runs."""
 

@@ -281,9 +281,10 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Where sessions are kept; without it they end with the command."),
     ] = None,
-    resident: Annotated[int, typer.Option(min=1, help="Users in memory at once.")] = 64,
+    resident: Annotated[int, typer.Option(min=1, max=1 << 20, help="Users in memory at once.")] = 64,
     max_events: Annotated[
-        int | None, typer.Option(help="Longest history of a user; the model's longest by default.")
+        int | None,
+        typer.Option(min=2, max=1 << 20, help="Longest history of a user; the model's longest by default."),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep keys and values in bfloat16.")] = False,
     replay: Annotated[

@@ -11,7 +11,8 @@ import typer
 
 from python_model import console
 from python_model.cli.app import INTERRUPTED, study
-from python_model.cli.options import BatchEvents, Device, Part, Set, Threads, Window, check, parse_settings
+from python_model.cli.options import BatchEvents, Device, Part, Precision, Set, Threads, Window, check, parse_settings
+from python_model.settings import Between, shown
 
 if TYPE_CHECKING:
     from python_model.data.schema import Dataset
@@ -28,7 +29,7 @@ StudyData = Annotated[
 ]
 StudySteps = Annotated[int | None, typer.Option(min=1, help="Steps of pre-training; the study's own by default.")]
 FinetuneSteps = Annotated[int | None, typer.Option(min=1, help="Steps of fine-tuning; the study's own by default.")]
-Seeds = Annotated[int | None, typer.Option(min=1, help="Models of each kind; the study's own by default.")]
+Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="Models of each kind; the study's own by default.")]
 MaxEvents = Annotated[
     int | None, typer.Option(min=1, help="Evaluate users drawn at random until there are this many events.")
 ]
@@ -38,7 +39,7 @@ MaxEvents = Annotated[
 def logq(
     out: StudyOut,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of each model.")] = 3000,
-    seeds: Annotated[int, typer.Option(min=1, help="Models of each loss.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Models of each loss.")] = 3,
     negatives: Annotated[int, typer.Option(min=2, help="Negatives of a step, half of the batch, half uniform.")] = 64,
     threads: Threads = 1,
 ) -> None:
@@ -114,7 +115,7 @@ def context(
     from python_model.studies.context import SERVICE
     from python_model.studies.context import context as study_of_context
 
-    chosen = _numbers("--windows", windows, int)
+    chosen = _numbers("--windows", windows, int, Between(2, 2**31 - 1))
     budget = budget_of(steps, None, batch_events, window, seeds, max_events, settings)
     make = partial(study_of_context, windows=chosen, budget=budget, train_each=train_each)
     _run(out, data, SERVICE, make, device, threads)
@@ -141,7 +142,7 @@ def data_share(
     from python_model.studies.data_share import SERVICE
     from python_model.studies.data_share import data_share as study_of_data
 
-    chosen = _numbers("--shares", shares, float)
+    chosen = _numbers("--shares", shares, float, Between(1e-6, 1))
     budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     _run(out, data, SERVICE, lambda dataset: study_of_data(dataset, chosen, budget), device, threads)
 
@@ -190,7 +191,7 @@ def one_pass(
     ] = None,
     batch_events: Annotated[int, typer.Option(min=1, help="Events in a batch of prefixes at most.")] = 8192,
     data: StudyData = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[Precision, typer.Option(help="Of the arithmetic; bfloat16 is autocast.")] = Precision.float32,
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
@@ -206,7 +207,7 @@ def one_pass(
     from python_model.studies.study import open_data, shapes_of
 
     check(device)
-    chosen = sorted(_numbers("--lengths", lengths, int))
+    chosen = sorted(_numbers("--lengths", lengths, int, Between(2, 2**31 - 1)))
     shapes = shapes_of(size)
     use_threads(threads, shapes.width)
     dataset = open_data(data, study_of_passes.SERVICE, out)
@@ -253,13 +254,19 @@ def as_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _numbers(option: str, text: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        found = [kind(part) for part in as_list(text)]
-    except ValueError:
-        found = []
+def _numbers(option: str, text: str, kind: Callable[[str], Number], bounds: Between) -> list[Number]:
+    """The numbers between the commas of an option, each within bounds; ValueError naming the first that is not."""
+    found = []
+    for part in as_list(text):
+        try:
+            number = kind(part)
+        except ValueError:
+            number = None
+        if number is None or number not in bounds:
+            raise ValueError(f"{option}: expected numbers {bounds} separated by commas, found {shown(part)}")
+        found.append(number)
     if not found:
-        raise ValueError(f"{option} {text}: expected numbers separated by commas")
+        raise ValueError(f"{option}: expected numbers separated by commas, found {text!r}")
     return found
 
 
@@ -268,10 +275,12 @@ def budget_of(
     max_events: int | None, settings: list[str] | None,
 ) -> Budget:  # fmt: skip
     """What the options of a study say."""
-    from python_model.studies.study import Budget
+    from python_model.studies.study import Budget, require_budget
 
     given = parse_settings(settings or [])
-    return Budget(steps, finetune_steps, batch_events, window, seeds, max_events, given)
+    budget = Budget(steps, finetune_steps, batch_events, window, seeds, max_events, given)
+    require_budget(budget)
+    return budget
 
 
 def _run(

@@ -60,7 +60,7 @@ class PassCost:
 
 
 def one_history(dataset: Dataset, events: int, device: str | torch.device = "cpu") -> JaggedBatch:
-    """The first `events` events of the user with the longest history, as a batch; ValueError where he has fewer."""
+    """The first `events` events of the user with the longest history, as a batch; ValueError where they have fewer."""
     lengths = np.diff(dataset.offsets)
     user = int(lengths.argmax())
     if lengths[user] < events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,6 +109,13 @@ def base_trial(dataset: Dataset, budget: Budget, *, finetune: bool = True) -> Tr
     return Trial("base", model, stages[0], stages[1] if finetune else None, options)
 
 
+def require_budget(budget: Budget) -> None:
+    """ValueError where a budget does not fit the recipe of the synthetic services, before any data is made or read."""
+    recipe = RECIPES["demo"]
+    apply_settings(recipe.model, recipe.pretrain, _settings(budget, budget.steps))
+    apply_settings(recipe.model, recipe.finetune, _settings(budget, budget.finetune_steps))
+
+
 def _settings(budget: Budget, steps: int | None) -> dict[str, Any]:
     """What the budget changes of a recipe."""
     named = {"batch_events": budget.batch_events, "window": budget.window, "steps": steps}
@@ -143,7 +151,7 @@ def shapes_of(size: str) -> ModelConfig:
     layers, cross, width = size.partition("x")
     if not cross:
         return preset(size)
-    if not (layers.isdigit() and width.isdigit()):
+    if re.fullmatch(r"[1-9][0-9]{0,5}x[1-9][0-9]{0,5}", size, re.ASCII) is None:
         raise ValueError(f"size is {size!r}, expected the name of a preset or LAYERSxWIDTH as in 2x64")
     wide = int(width)
     return ModelConfig(
