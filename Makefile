@@ -20,7 +20,7 @@ $(READY): pyproject.toml setup.py constraints.txt tools/setup.sh $(NATIVE_SOURCE
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash tools/setup.sh
 	@touch $@
 
-demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (about two minutes on two cores)
+demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (one to two minutes on two cores, after the set-up)
 	$(BIN)/argus demo --out $(DEMO_OUT)
 
 test: $(READY)  ## Run all tests, one process a core

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from python_model import checkpoint
 from python_model.data.errors import DataError
-from python_model.data.schema import Dataset
+from python_model.data.schema import Dataset, load_dataset
 from python_model.io.exclusive import owned
 from python_model.serving.bundle import Export
 from python_model.serving.score import prepare_states, score_parquet
@@ -222,12 +223,20 @@ def test_a_resumed_job_belongs_to_the_same_vectors_and_histories(
     for again, name in ((changed, "content"), (scorer(users=USERS + 1), "content"), (ExportScorer(exported), "kind")):
         with pytest.raises(ValueError, match=rf"another job \([a-z, ]*{name}[a-z, ]* differs?\)"):
             score_parquet(again, file, tmp_path / "out")
+    one = HistoryScorer(checkpoint.load_model(finetuned), service, None, window=WINDOW).identity
     model = checkpoint.load_model(finetuned)
-    one = HistoryScorer(model, service, None, window=WINDOW).identity
-    with np.errstate(all="ignore"):
-        model.start.data += 1
+    model.start.data += 1
     other = HistoryScorer(model, service, None, window=WINDOW).identity
     assert {name for name in one if one[name] != other[name]} == {"model"}
+    shutil.copytree(service.path, tmp_path / "data")
+    events = pq.read_table(tmp_path / "data" / "events.parquet")
+    organic = pa.array(~service.organic)
+    place = events.column_names.index("organic")
+    pq.write_table(events.set_column(place, events.schema.field(place), organic), tmp_path / "data" / "events.parquet")
+    flipped = load_dataset(tmp_path / "data")
+    assert flipped.info == service.info
+    other = HistoryScorer(checkpoint.load_model(finetuned), flipped, None, window=WINDOW).identity
+    assert {name for name in one if one[name] != other[name]} == {"data"}
 
 
 def test_a_damaged_part_or_record_is_named(tmp_path: Path) -> None:
