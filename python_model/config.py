@@ -14,7 +14,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from python_model.data.times import LATEST
-from python_model.settings import Between, checked, settings_of
+from python_model.settings import Between, checked, settings_of, shown
 
 Config = TypeVar("Config", bound="JsonConfig")
 
@@ -60,7 +60,7 @@ class JsonConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise ValueError(f"{type(self).__name__}: {name} is {getattr(self, name)!r}, expected {expected}")
+            raise ValueError(f"{type(self).__name__}: {name} is {shown(getattr(self, name))}, expected {expected}")
 
     def _require_kinds(self) -> None:
         """ValueError naming the first field whose value is not what its annotation says."""
@@ -79,7 +79,7 @@ def _kinds(owner: Any) -> dict[str, Any]:
 Count = Annotated[int, Between(1, 10**15)]
 Amount = Annotated[int, Between(0, 10**15)]
 Width = Annotated[int, Between(1, 1 << 16)]
-Buckets = Annotated[int, Between(1, 1 << 24)]
+Buckets = Annotated[int, Between(1, 1 << 16)]
 Share = Annotated[float, Between(0, 1)]
 Rate = Annotated[float, Between(0, 1_000_000)]
 Int32 = Annotated[int, Between(0, 2**31 - 1)]
@@ -147,10 +147,10 @@ class ModelConfig(JsonConfig):
     item_width: Width = 64
     feature_width: Width = 16
     vector_width: Width = 64
-    item_hashes: Annotated[int, Between(0, 64)] = 0
+    item_hashes: Annotated[int, Between(0, 32)] = 0
     hash_rows: Int32 = 0
     position_buckets: Buckets = 256
-    time_buckets: Buckets = 64
+    time_buckets: Annotated[int, Between(1, 1 << 12)] = 64
     time_bias: bool = True
     feedback_input: bool = True
     lag: Annotated[int, Between(0, LATEST)] = 0
@@ -239,10 +239,10 @@ class TrainConfig(JsonConfig):
     log_q: bool = True
     merge_negatives: bool = False
     sketch_width: Annotated[int, Between(1, 1 << 26)] = 1 << 16
-    sketch_depth: Annotated[int, Between(1, 64)] = 4
+    sketch_depth: Annotated[int, Between(1, 32)] = 4
     next_item_weight: Rate = 1.0
     feedback_weights: Mapping[str, Rate] = field(default_factory=dict)
-    pair_window: Annotated[int, Between(0, LATEST)] | None = None
+    pair_window: Annotated[int, Between(0, LATEST - 1)] | None = None
     lag_pairs: bool = True
     pretrain_weight: Rate = 0.0
     precision: str = "float32"

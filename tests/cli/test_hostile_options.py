@@ -59,7 +59,7 @@ COMMANDS = {path: command for path, command in commands(typer.main.get_command(a
 
 def right(path: tuple[str, ...], made: dict[str, str], out: str) -> list[str]:
     """Arguments with which a command begins its work."""
-    arguments = {
+    arguments: dict[tuple[str, ...], list[str]] = {
         ("demo",): ["--out", out],
         ("prepare",): ["movielens", "/nonexistent", out],
         ("shard",): [made["data"], out, "--shards", "2"],
