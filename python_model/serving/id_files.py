@@ -41,7 +41,7 @@ class IdsOfFile:
 
     def __str__(self) -> str:
         """A sentence: how many ids of the file are known, and which are not."""
-        text = f"{self.file}: {self.ids:,} ids, {len(self.numbers):,} of {self.what}"
+        text = f"{self.file}: {self.ids:,} {'id' if self.ids == 1 else 'ids'}, {len(self.numbers):,} of {self.what}"
         if not self.unknown:
             return text
         more = ", …" if self.unknown > len(self.examples) else ""
@@ -85,10 +85,18 @@ def _of_parquet(file: Path, content: bytes, table: IdTable, column: str) -> tupl
     if values is None:
         raise DataError(file, f"expected this column once, found it {names.count(column)} times", column=column)
     ids = ids_of(values, file, column)
+    return find_ids(table, values, file, column), ids.tolist()
+
+
+def find_ids(table: IdTable, values: pa.Array | pa.ChunkedArray, file: str | Path, column: str) -> np.ndarray:
+    """What `IdTable.find` gives; DataError about the column of the file where its ids are of another type."""
     try:
-        return table.find(values, column), ids.tolist()
+        return table.find(values, column)
     except DataError as error:
-        raise DataError(file, f"{error.file}: {error.message}", column=column) from error
+        kind = "integers" if table.are_integers else "text"
+        raise DataError(
+            file, f"expected {kind} like the ids of {table.what}, found {values.type}", column=column
+        ) from error
 
 
 def _of_text(file: Path, content: bytes, table: IdTable) -> tuple[np.ndarray, Sequence[Any]]:

@@ -85,8 +85,9 @@ def located(part: Part, before: int = 0) -> Iterator[None]:
     except DataError as error:
         row = None if error.row is None else part.first + before + error.row
         group = "" if row is None else f" (row group {part.group})"
-        said = error.message if error.file == Path(ROWS) else f"{error.file}: {error.message}"
-        raise DataError(part.file, said + group, column=error.column, row=row) from error
+        if error.file != Path(ROWS):
+            raise
+        raise DataError(part.file, error.message + group, column=error.column, row=row) from error
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:

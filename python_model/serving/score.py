@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -150,12 +150,23 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
         "format": FORMAT, "version": __version__, "rows": content_of_files(files_of(parts)),
         **scorer.identity,
     }  # fmt: skip
+    created = not out.exists()
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with owned(out):
         _require_scores(out)
-        _start(out, identity, overwrite)
-        yield parts
+        begins = _start(out, identity, overwrite)
+        try:
+            yield parts
+        except DataError:
+            # Rows that are mended are another job, which nothing that came of these is to keep out.
+            if begins and not any(out.glob("part-*.parquet")):
+                _empty(out)
+                if created:
+                    (out / LOCK).unlink(missing_ok=True)
+                    with suppress(OSError):
+                        out.rmdir()
+            raise
 
 
 def _require_apart(rows: Path, out: Path) -> None:
@@ -172,13 +183,13 @@ def _require_scores(out: Path) -> None:
         raise ValueError(f"{out} is there and is no folder of scores: choose another")
 
 
-def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
-    """Makes the folder that of this job, or checks that it is."""
+def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
+    """Makes the folder that of this job, or checks that it is; whether the job begins here."""
     if overwrite:
         _empty(out)
     if not (out / JOB).is_file():
         replace_text(out / JOB, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-        return
+        return True
     before = read_object(out / JOB)
     differs = sorted(name for name in before.keys() | identity.keys() if before.get(name) != identity.get(name))
     if differs:
@@ -187,6 +198,7 @@ def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> None:
             f"{out} holds the scores of another job ({', '.join(differs)} {verb}): choose another folder or pass "
             "--overwrite"
         )
+    return False
 
 
 def _empty(out: Path) -> None:

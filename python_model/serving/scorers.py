@@ -25,6 +25,7 @@ from python_model.layers import time_bucket
 from python_model.model import Argus
 from python_model.serving import towers
 from python_model.serving.bundle import Export
+from python_model.serving.id_files import find_ids
 from python_model.serving.ids import IdTable
 from python_model.serving.states import Progress, StateFiles, write_states
 
@@ -234,9 +235,10 @@ def read_rows(rows: pa.Table, users: IdTable, items: IdTable) -> tuple[np.ndarra
     for name in (SCORE, MISSING, USER_VECTOR, ITEM_VECTOR):
         if name in rows.column_names:
             raise DataError(ROWS, "this column is what scoring adds: leave it out or rename it", column=name)
-    return (
-        users.find(columns["user_id"], "user_id"), items.find(columns["item_id"], "item_id"), _times(columns["time"])
-    )  # fmt: skip
+    user, item = (
+        find_ids(table, columns[name], ROWS, name) for table, name in ((users, "user_id"), (items, "item_id"))
+    )
+    return user, item, _times(columns["time"])
 
 
 def _times(column: pa.Array) -> np.ndarray:

@@ -249,7 +249,7 @@ def test_garbage_is_one_sentence_and_leaves_no_part(
         "column 'time': expected a whole number of seconds .* or a timestamp, found double": good.set_column(
             2, "time", pa.array(np.zeros(10))
         ),
-        "column 'user_id': the users: its ids are integers, found string": good.set_column(
+        "column 'user_id': expected integers like the ids of the users, found string": good.set_column(
             0, "user_id", pa.array(["a"] * 10)
         ),
         "column 'score': this column is what scoring adds": good.append_column("score", pa.array(np.zeros(10))),

@@ -86,6 +86,19 @@ def test_a_time_that_is_none_names_file_row_and_row_group(tmp_path: Path, name: 
     assert expected in error.message and error.message.endswith("(row group 1)")
 
 
+def test_mended_rows_are_scored_where_wrong_ones_were_refused(tmp_path: Path) -> None:
+    """What has a part stays: its rows were right, and the same file would go on."""
+    wrong, right = table(time=[LATE * 1000] * 3), table()
+    with pytest.raises(DataError, match="in milliseconds"):
+        score_parquet(scorer(), written(tmp_path, wrong), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="in milliseconds"):
+        score_parquet(scorer(), written(tmp_path, wrong), tmp_path / "out")
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == [".lock"]
+    assert score_parquet(scorer(), written(tmp_path, right), tmp_path / "out").scored == 3
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -117,12 +130,12 @@ def test_ids_are_compared_as_what_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "users", "expected"),
     [
-        (["1", "2", "3"], USERS, "its ids are integers, found string"),
-        ([1, 2, 3], np.array(["1", "2"], object), "its ids are text, found int64"),
-        ([1.0, 2.0, 3.0], USERS, "its ids are integers, found double"),
-        ([True, True, False], USERS, "its ids are integers, found bool"),
-        ([[1], [2], [3]], USERS, "its ids are integers, found list"),
-        ([b"1", b"2", b"3"], np.array(["1", "2"], object), "its ids are text, found binary"),
+        (["1", "2", "3"], USERS, "expected integers like the ids of the users, found string"),
+        ([1, 2, 3], np.array(["1", "2"], object), "expected text like the ids of the users, found int64"),
+        ([1.0, 2.0, 3.0], USERS, "expected integers like the ids of the users, found double"),
+        ([True, True, False], USERS, "expected integers like the ids of the users, found bool"),
+        ([[1], [2], [3]], USERS, "expected integers like the ids of the users, found list"),
+        ([b"1", b"2", b"3"], np.array(["1", "2"], object), "expected text like the ids of the users, found binary"),
     ],
 )
 def test_ids_of_another_type_are_refused(tmp_path: Path, values: list[Any], users: np.ndarray, expected: str) -> None:
