@@ -30,7 +30,7 @@ from python_model.io.json_text import read_object
 from python_model.serving import states
 from python_model.serving.files import whole_file
 from python_model.serving.rows import BATCH, Part, empty_table, files_of, input_parts, located, open_parquet, tables
-from python_model.serving.scorers import MISSING, HistoryScorer, RowScorer
+from python_model.serving.scorers import MISSING, REQUIRED, HistoryScorer, RowScorer
 
 FORMAT = 2
 """Of the folder; what another format left is another job."""
@@ -107,7 +107,7 @@ def needed_states(scorer: HistoryScorer, parts: Sequence[Part], progress: Progre
     done, total = 0, sum(part.rows for part in parts)
     for part in parts:
         before = 0
-        for table in tables(part, ["user_id", "item_id", "time"]):
+        for table in tables(part, list(REQUIRED)):
             with located(part, before):
                 found = scorer.state_rows(table)
             needed[found[found >= 0]] = True
@@ -142,10 +142,12 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
     """The parts of a job whose folder this process owns for the length of the block; see `score_parquet`."""
     parts = input_parts(rows)
     _require_apart(rows, out)
-    # What is wrong with the columns is said before anything is made.
+    # What is wrong with the columns is said before anything is made, what is wrong with the rows before any is lost.
     with located(parts[0]):
         scorer(empty_table(parts[0]))
     _require_scores(out)
+    if overwrite and (out / JOB).is_file():
+        _check_rows(scorer, parts)
     identity = {
         "format": FORMAT, "version": __version__, "rows": content_of_files(files_of(parts)),
         **scorer.identity,
@@ -167,6 +169,18 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
                     with suppress(OSError):
                         out.rmdir()
             raise
+
+
+def _check_rows(scorer: RowScorer, parts: Sequence[Part]) -> None:
+    """One pass over the columns that scoring reads; DataError for the first row that is wrong."""
+    names = empty_table(parts[0]).column_names
+    read = [name for name in names if name in REQUIRED or name == "organic" or name.startswith("context_")]
+    for part in parts:
+        before = 0
+        for table in tables(part, read):
+            with located(part, before):
+                scorer.check(table)
+            before += len(table)
 
 
 def _require_apart(rows: Path, out: Path) -> None:

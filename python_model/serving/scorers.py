@@ -32,6 +32,7 @@ from python_model.serving.states import Progress, StateFiles, write_states
 REASONS = ("unknown user", "unknown item", "no time", "before the user's vector")
 """Why a row has no score, in the order in which they are looked for."""
 
+REQUIRED = ("user_id", "item_id", "time")
 SCORE, MISSING, USER_VECTOR, ITEM_VECTOR = "score", "score_missing", "user_vector", "item_vector"
 CHUNK = 1 << 13
 NO_TIME = -1
@@ -45,6 +46,10 @@ class RowScorer(Protocol):
     @property
     def identity(self) -> Mapping[str, Any]:
         """JSON values; computed when first asked for, since it reads all that the numbers depend on."""
+        ...
+
+    def check(self, rows: pa.Table) -> None:
+        """DataError where the rows break the contract; nothing is scored."""
         ...
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -77,6 +82,10 @@ class VectorScorer:
         users, items = self._user_vectors.numpy(), self._item_vectors.numpy()
         content = content_of_arrays(self._users.ids, users, self._newest, self._items.ids, items)
         return {"kind": "vectors", "content": content, "vectors": self._vectors, "lag": self._lag}
+
+    def check(self, rows: pa.Table) -> None:
+        """See `RowScorer`."""
+        read_rows(rows, self._users, self._items)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows in their order with their scores; see `RowScorer`."""
@@ -163,6 +172,12 @@ class HistoryScorer:
             self._model, self._dataset, rows, folder, window=self.window, lag=self.lag, progress=progress
         )
 
+    def check(self, rows: pa.Table) -> None:
+        """See `RowScorer`."""
+        read_rows(rows, self._users, self._items)
+        none = np.zeros(0, np.int64)
+        self._context(rows, none, none, none)
+
     def state_rows(self, rows: pa.Table) -> np.ndarray:
         """For each row the event whose state is behind it, int64; −1 for the start state or a row without a score."""
         user, item, time = read_rows(rows, self._users, self._items)
@@ -227,7 +242,7 @@ def read_rows(rows: pa.Table, users: IdTable, items: IdTable) -> tuple[np.ndarra
     DataError (of the file ROWS) for a column that is missing or of another type, and for a time that is none.
     """
     columns = {}
-    for name in ("user_id", "item_id", "time"):
+    for name in REQUIRED:
         if name not in rows.column_names:
             has = f"they have {', '.join(rows.column_names)}" if rows.column_names else "they have none"
             raise DataError(ROWS, f"this column is missing; {has}", column=name)

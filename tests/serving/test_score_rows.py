@@ -86,6 +86,22 @@ def test_a_time_that_is_none_names_file_row_and_row_group(tmp_path: Path, name: 
     assert expected in error.message and error.message.endswith("(row group 1)")
 
 
+def test_scores_outlive_an_overwrite_by_rows_that_are_refused(
+    service: Dataset, finetuned: Path, tmp_path: Path
+) -> None:
+    score_parquet(scorer(), written(tmp_path, table(6), row_group_size=2), tmp_path / "out")
+    before = pq.read_table(tmp_path / "out")
+    with pytest.raises(DataError, match=r"column 'time', data row 5: .*\(row group 2\)"):
+        late = table(6, time=[LATE] * 4 + [-1] * 2)
+        score_parquet(scorer(), written(tmp_path, late, row_group_size=2), tmp_path / "out", overwrite=True)
+    assert pq.read_table(tmp_path / "out").equals(before)
+    timed = HistoryScorer(checkpoint.load_model(finetuned), service, None, window=WINDOW)
+    with pytest.raises(DataError, match=r"column 'organic', data row 6: expected a value in \[-1, 1\], found 2"):
+        odd = table(6, organic=[0] * 5 + [2])
+        score_parquet(timed, written(tmp_path, odd), tmp_path / "out", overwrite=True)
+    assert pq.read_table(tmp_path / "out").equals(before)
+
+
 def test_mended_rows_are_scored_where_wrong_ones_were_refused(tmp_path: Path) -> None:
     """What has a part stays: its rows were right, and the same file would go on."""
     wrong, right = table(time=[LATE * 1000] * 3), table()
