@@ -134,7 +134,7 @@ def test_rowwise_adagrad_refuses_in_a_sentence(
     given = arguments()
     given = {**given, **change(given)}
     before = given["table"].clone(), given["state"].clone()
-    with pytest.raises(ValueError, match="^rowwise_adagrad_: " + message):
+    with pytest.raises(ValueError, match="^argus_native::rowwise_adagrad_: " + message):
         update(given)
     assert torch.equal(given["table"], before[0])
     assert torch.equal(given["state"], before[1])

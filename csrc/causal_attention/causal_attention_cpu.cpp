@@ -20,11 +20,14 @@ void forward(Tensor out, Tensor log_sum_exp, Tensor q, Tensor k, Tensor v, Tenso
              int64_t window) {
   const History history{kOp,       q,          k,        v,          offsets, visible, position_bias,
                         time_bias, query_time, key_time, time_edges, scale,   window};
+  attention::check(history);
+  attention::check_result(history, "out", out);
+  attention::check_statistic(history, "log_sum_exp", log_sum_exp);
   const TimeBuckets buckets = attention::time_buckets(history);
-  attention::with_stored(kOp, q, [&]<class T>() {
-    const auto problem = attention::make_problem<T>(history, buckets);
-    attention::forward(problem, SoftmaxRule<Arithmetic<T>>(), attention::result<T>(kOp, "out", out, q),
-                       attention::statistic<T>(kOp, "log_sum_exp", log_sum_exp, q));
+  attention::with_stored(q, [&]<class T>() {
+    attention::forward(attention::make_problem<T>(history, buckets), SoftmaxRule<Arithmetic<T>>(),
+                       static_cast<T*>(out.mutable_data_ptr()),
+                       static_cast<Arithmetic<T>*>(log_sum_exp.mutable_data_ptr()));
   });
 }
 
@@ -35,12 +38,14 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
               OptionalTensor time_edges, double scale, int64_t window) {
   const History history{kOp,       q,          k,        v,          offsets, visible, position_bias,
                         time_bias, query_time, key_time, time_edges, scale,   window};
-  const TimeBuckets buckets = attention::time_buckets(history);
   const attention::BackwardTensors given{d_out, out, log_sum_exp,     d_log_sum_exp, d_q,
                                          d_k,   d_v, d_position_bias, d_time_bias};
-  attention::with_stored(kOp, q, [&]<class T>() {
-    const auto problem = attention::make_problem<T>(history, buckets);
-    attention::backward(problem, SoftmaxRule<Arithmetic<T>>(), attention::make_gradients<T>(history, given));
+  attention::check(history);
+  attention::check(history, given);
+  const TimeBuckets buckets = attention::time_buckets(history);
+  attention::with_stored(q, [&]<class T>() {
+    attention::backward(attention::make_problem<T>(history, buckets), SoftmaxRule<Arithmetic<T>>(),
+                        attention::make_gradients<T>(given));
   });
 }
 

@@ -21,7 +21,8 @@ using attention::kQueries;
 template <class A>
 ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int64_t keys, int64_t columns,
                              A factor) {
-  alignas(64) A before[kQueries];
+  constexpr A kNothing = -std::numeric_limits<A>::infinity();
+  alignas(64) A before[kQueries], base[kQueries];
   for (int64_t c = 0; c < columns; ++c) before[c] = largest[c];
   for (int64_t j = 0; j < keys; ++j) {
     const A* line = scores + j * kQueries;
@@ -31,13 +32,15 @@ ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int
     }
   }
   for (int64_t c = 0; c < columns; ++c) {
-    correction[c] = fast_exp(before[c] - largest[c]);
+    // Scores that are all −∞ so far weigh nothing; −∞ − −∞ would be NaN.
+    base[c] = largest[c] == kNothing ? A{0} : largest[c];
+    correction[c] = fast_exp(before[c] - base[c]);
     total[c] *= correction[c];
   }
   for (int64_t j = 0; j < keys; ++j) {
     A* line = scores + j * kQueries;
     for (int64_t c = 0; c < columns; ++c) {
-      line[c] = fast_exp(fma(line[c], factor, -largest[c]));
+      line[c] = fast_exp(fma(line[c], factor, -base[c]));
       total[c] += line[c];
     }
   }
@@ -94,7 +97,10 @@ class SoftmaxRule {
     return correction_;
   }
 
-  A statistic(int64_t c) const { return largest_[c] + std::log(total_[c]); }
+  // NaN, as the output is, where all scores are −∞.
+  A statistic(int64_t c) const {
+    return total_[c] == A{0} ? std::numeric_limits<A>::quiet_NaN() : largest_[c] + std::log(total_[c]);
+  }
 
   // Columns past `count` get weights of 0.
   void begin_backward(const A* log_sum_exp, const A* delta, int64_t count) {

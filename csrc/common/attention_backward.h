@@ -8,7 +8,8 @@
 //   d_bias += sums of d_scores' by bucket
 //
 // Five products and no tile is turned: weights' and d_scores' are left operands as they lie, and d_scores' is
-// packed once for dQ'. dK and dV of one user and head are summed block after block by one thread; a long
+// packed once for dQ'. As in the forward pass, what became NaN is done again query by query, of the keys
+// alone that each one sees. dK and dV of one user and head are summed block after block by one thread; a long
 // user's queries are cut into a few pieces, whose sums are added in their order at the end.
 #pragma once
 
@@ -89,6 +90,15 @@ ARGUS_INLINE void row_products_body(A* to, const T* a, int64_t a_stride, const T
   }
 }
 
+// Columns of a tile that belong to no query: they would add their bias, whatever it is, to the tables.
+template <class A>
+ARGUS_INLINE void zero_columns_body(A* scores, A* d_scores, int64_t keys, int64_t first, int64_t last) {
+  for (int64_t j = 0; j < keys; ++j) {
+    for (int64_t c = first; c < last; ++c) scores[j * kQueries + c] = A{0};
+    for (int64_t c = first; c < last; ++c) d_scores[j * kQueries + c] = A{0};
+  }
+}
+
 template <class T, class P, class Rule>
 class BackwardWorker {
  public:
@@ -118,39 +128,85 @@ class BackwardWorker {
   // The sums of the task's bias gradients go to d_tables [positions + times], null where not wanted.
   void operator()(const Work& work, const Task& task, double* d_tables) {
     with_bias_gradient_ = d_tables != nullptr;
-    if (with_bias_gradient_) bias_gradient_.begin(d_tables, d_tables + problem_.positions);
     bias_.begin_head(work.pieces[task.first].head);
-    for (int64_t i = task.first; i < task.last; ++i) {
-      const Piece& piece = work.pieces[i];
-      EventSums<A>& sums = piece.parts > 1 ? (*parts_)[i] : own_sums_;
-      run(piece, sums);
-      if (piece.parts == 1) put_event_sums(problem_, gradients_, piece, sums);
+    alone_.assign(static_cast<size_t>(task.last - task.first), false);
+    // The pieces of a task share the sums of its tables: where one has to be done again, all are.
+    while (!run_pieces(work, task, d_tables)) {
     }
   }
 
  private:
-  void run(const Piece& piece, EventSums<A>& sums) {
+  // False, with `alone_` set, where a piece has to be done again query by query.
+  bool run_pieces(const Work& work, const Task& task, double* d_tables) {
+    if (with_bias_gradient_) bias_gradient_.begin(d_tables, d_tables + problem_.positions);
+    bool done = true;
+    for (int64_t i = task.first; i < task.last; ++i) {
+      const Piece& piece = work.pieces[i];
+      const size_t place = static_cast<size_t>(i - task.first);
+      EventSums<A>& sums = piece.parts > 1 ? (*parts_)[i] : own_sums_;
+      sums.zero(first_event(problem_, piece.begin), piece.end, problem_.width);
+      if (alone_[place]) {
+        run_alone(piece, sums);
+      } else if (!run(piece, sums)) {
+        alone_[place] = true;
+        done = false;
+      }
+      if (piece.parts == 1) put_event_sums(problem_, gradients_, piece, sums);
+    }
+    return done;
+  }
+
+  // Whether all gradients are numbers.
+  bool run(const Piece& piece, EventSums<A>& sums) {
     const Problem<T>& p = problem_;
-    const int64_t oldest = first_event(p, piece.begin);
+    const int64_t oldest = sums.begin;
+    bool numbers = true;
     const T* keys = p.k.at(piece.user_row, piece.head);
     keys_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
     key_columns_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
     values_.set(p.v.at(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
-    sums.zero(oldest, piece.end, p.width);
     const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
     for (int64_t first = piece.begin; first < piece.end; first += most) {
       const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
       begin_block(piece, block);
       bool accumulate = false;
       block.for_each_tile([&](const KeyTile& tile) {
-        differentiate(block, tile, sums, accumulate);
+        const TileOperands operands{keys_.from(tile.begin), values_.from(tile.begin),
+                                    key_columns_.from(tile.begin)};
+        differentiate(block, tile, operands, sums, accumulate);
         accumulate = true;
       });
-      const int64_t stride = p.heads * p.width;
-      T* to = gradients_.d_q + (piece.user_row + first) * stride + piece.head * p.width;
-      put_turned(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
-                 block.count, p.width, turned_.get());
+      put_query_gradient(piece, block);
+      numbers = numbers && !has_nan(turned_.get(), block.count * p.width);
     }
+    return numbers && !has_nan(sums.d_k, 2 * (sums.end - sums.begin) * p.width);
+  }
+
+  void run_alone(const Piece& piece, EventSums<A>& sums) {
+    const Problem<T>& p = problem_;
+    for (int64_t query = piece.begin; query < piece.end; ++query) {
+      const Block block(p, piece.user_row, query, 1);
+      begin_block(piece, block);
+      bool accumulate = false;
+      block.for_each_seen_tile([&](const KeyTile& tile) {
+        const T* keys = p.k.at(piece.user_row + tile.begin, piece.head);
+        const T* values = p.v.at(piece.user_row + tile.begin, piece.head);
+        seen_keys_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
+        seen_key_columns_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
+        seen_values_.set(values, p.v.row_stride, 0, tile.size(), p.width);
+        differentiate(block, tile, {seen_keys_.from(0), seen_values_.from(0), seen_key_columns_.from(0)},
+                      sums, accumulate);
+        accumulate = true;
+      });
+      put_query_gradient(piece, block);
+    }
+  }
+
+  void put_query_gradient(const Piece& piece, const Block& block) {
+    const int64_t stride = problem_.heads * problem_.width;
+    T* to = gradients_.d_q + (piece.user_row + block.first) * stride + piece.head * problem_.width;
+    put_turned(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
+               block.count, problem_.width, turned_.get());
   }
 
   void begin_block(const Piece& piece, const Block& block) {
@@ -173,27 +229,34 @@ class BackwardWorker {
     rule_.begin_backward(gradients_.statistic + statistic, delta, block.count);
   }
 
-  void differentiate(const Block& block, const KeyTile& tile, EventSums<A>& sums, bool accumulate) {
+  struct TileOperands {
+    LeftOperand<P> keys, values, key_columns;
+  };
+
+  void differentiate(const Block& block, const KeyTile& tile, const TileOperands& from, EventSums<A>& sums,
+                     bool accumulate) {
     const int64_t width = problem_.width, keys = tile.size(), columns = block.columns;
     A* scores = scores_.get();
     A* d_scores = d_scores_.get();
-    matmul::multiply(scores, kQueries, keys_.from(tile.begin), keys_.stride(), query_.get(), keys, columns,
-                     width, false);
+    matmul::multiply(scores, kQueries, from.keys.data, from.keys.stride, query_.get(), keys, columns, width,
+                     false);
     const A factor = make_scores<A>(scores, bias_, block, tile, problem_.scale, Rule::kHidden);
-    matmul::multiply(d_scores, kQueries, values_.from(tile.begin), values_.stride(), d_out_.get(), keys,
-                     columns, width, false);
+    matmul::multiply(d_scores, kQueries, from.values.data, from.values.stride, d_out_.get(), keys, columns,
+                     width, false);
     rule_.differentiate(scores, d_scores, keys, columns, factor);
+    if (block.count < columns)
+      ForEachIsa<&zero_columns_body<A>>::call(scores, d_scores, keys, block.count, columns);
     if (with_bias_gradient_) bias_gradient_.add(bias_.view(), d_scores, tile, columns);
 
     const int64_t place = (tile.begin - sums.begin) * width;
-    const P* weight_rows = rows_.set(scores, keys, columns);
-    matmul::multiply(sums.d_v + place, width, weight_rows, rows_.stride(), d_out_rows_.get(), keys, width,
-                     block.count, true);
-    const P* d_score_rows = rows_.set(d_scores, keys, columns);
-    matmul::multiply(sums.d_k + place, width, d_score_rows, rows_.stride(), query_rows_.get(), keys, width,
-                     block.count, true);
+    const LeftOperand<P> weight_rows = rows_.set(scores, keys, columns);
+    matmul::multiply(sums.d_v + place, width, weight_rows.data, weight_rows.stride, d_out_rows_.get(), keys,
+                     width, block.count, true);
+    const LeftOperand<P> d_score_rows = rows_.set(d_scores, keys, columns);
+    matmul::multiply(sums.d_k + place, width, d_score_rows.data, d_score_rows.stride, query_rows_.get(), keys,
+                     width, block.count, true);
     matmul::pack_right(d_scores_packed_.get(), d_scores, columns, keys, 1, kQueries);
-    matmul::multiply(d_query_.get(), kQueries, key_columns_.from(tile.begin), key_columns_.stride(tile.begin),
+    matmul::multiply(d_query_.get(), kQueries, from.key_columns.data, from.key_columns.stride,
                      d_scores_packed_.get(), width, columns, keys, accumulate);
   }
 
@@ -205,8 +268,9 @@ class BackwardWorker {
   const Gradients<T>& gradients_;
   std::vector<EventSums<A>>* parts_;
   EventSums<A> own_sums_;
-  EventRows<T, P> keys_, values_;
-  EventColumns<T, P> key_columns_;
+  std::vector<bool> alone_;  // by piece of the task
+  EventRows<T, P> keys_, values_, seen_keys_, seen_values_;
+  EventColumns<T, P> key_columns_, seen_key_columns_;
   TileRows<P> rows_;
   Scratch<P> query_, d_out_, query_rows_, d_out_rows_, d_scores_packed_;
   Scratch<A> scores_, d_scores_, d_query_, turned_;

@@ -40,11 +40,14 @@ struct BiasView {
   TimeBuckets::Cells cells;
   const int64_t* edges;      // [bucket], its smallest distance
   const int64_t* key_time;   // of the user's events
+  int64_t last_bucket;       // buckets - 1
   int64_t first;             // the block's first query
   int64_t earliest, latest;  // of the query times
   alignas(64) int64_t query_time[kQueries];
 
   ARGUS_INLINE BucketRange range(int64_t time_of_key) const {
+    // Distances that wrap around do not rise with the query's time.
+    if (time_wraps(earliest, time_of_key) || time_wraps(latest, time_of_key)) return {0, last_bucket};
     const int64_t a = time_distance(earliest, time_of_key), b = time_distance(latest, time_of_key);
     const bool between = time_of_key > earliest && time_of_key < latest;
     return {cells.bucket(between ? 1 : std::min(a, b)), cells.bucket(std::max(a, b))};
@@ -209,6 +212,7 @@ class TileBias {
       for (int64_t b = 0; b <= times_; ++b) edges_.push_back(buckets_->edge(b));
       view_.cells = buckets_->cells();
       view_.edges = edges_.data();
+      view_.last_bucket = times_ - 1;
     }
   }
 

@@ -6,7 +6,11 @@
 //   weights' = rule(scale · scores' + bias, −∞ where the mask hides)
 //   out' += V' · weights'
 //
-// and at the end out = out' turned, divided by what the rule says. ' is turned; K is read from the tensor, V
+// A hidden key of a tile has a weight of 0, which takes nothing from a value that is finite. Where a sum
+// became NaN the block is done again query by query, of the keys alone that each one sees: then NaN reaches
+// those who see it and nobody else.
+//
+// At the end out = out' turned, divided by what the rule says. ' is turned; K is read from the tensor, V
 // is turned once for a piece of work, Q once for a block, and a tile of weights is packed once.
 #pragma once
 
@@ -54,30 +58,53 @@ class ForwardWorker {
     const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
     for (int64_t first = piece.begin; first < piece.end; first += most) {
       const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
-      bias_.begin_block(piece.user_row, block);
-      attend(piece, block);
+      begin(piece, block);
+      bool accumulate = false;
+      block.for_each_tile([&](const KeyTile& tile) {
+        add_tile(block, tile, keys_.from(tile.begin), values_.from(tile.begin), accumulate);
+        accumulate = true;
+      });
       finish(piece, block);
+      if (!has_nan(turned_.get(), block.count * p.width)) continue;
+      for (int64_t query = first; query < first + block.count; ++query) attend_alone(piece, query);
     }
   }
 
-  void attend(const Piece& piece, const Block& block) {
+  void attend_alone(const Piece& piece, int64_t query) {
     const Problem<T>& p = problem_;
+    const Block block(p, piece.user_row, query, 1);
+    begin(piece, block);
+    bool accumulate = false;
+    block.for_each_seen_tile([&](const KeyTile& tile) {
+      const int64_t row = piece.user_row + tile.begin;
+      seen_keys_.set(p.k.at(row, piece.head), p.k.row_stride, 0, tile.size(), p.width);
+      seen_values_.set(p.v.at(row, piece.head), p.v.row_stride, 0, tile.size(), p.width);
+      add_tile(block, tile, seen_keys_.from(0), seen_values_.from(0), accumulate);
+      accumulate = true;
+    });
+    finish(piece, block);
+  }
+
+  void begin(const Piece& piece, const Block& block) {
+    const Problem<T>& p = problem_;
+    bias_.begin_block(piece.user_row, block);
     matmul::pack_right(query_.get(), p.q.at(piece.user_row + block.first, piece.head), block.count, p.width,
                        p.q.row_stride, 1);
     rule_.begin();
-    bool accumulate = false;
-    block.for_each_tile([&](const KeyTile& tile) {
-      A* scores = scores_.get();
-      matmul::multiply(scores, kQueries, keys_.from(tile.begin), keys_.stride(), query_.get(), tile.size(),
-                       block.columns, p.width, false);
-      const A factor = make_scores<A>(scores, bias_, block, tile, p.scale, Rule::kHidden);
-      rule_.weigh(scores, tile.size(), block.columns, factor);
-      matmul::pack_right(weights_.get(), scores, block.columns, tile.size(), 1, kQueries);
-      if (accumulate) rule_.correct(sums_.get(), p.width, block.columns);
-      matmul::multiply(sums_.get(), kQueries, values_.from(tile.begin), values_.stride(tile.begin),
-                       weights_.get(), p.width, block.columns, tile.size(), accumulate);
-      accumulate = true;
-    });
+  }
+
+  void add_tile(const Block& block, const KeyTile& tile, LeftOperand<P> keys, LeftOperand<P> values,
+                bool accumulate) {
+    const Problem<T>& p = problem_;
+    A* scores = scores_.get();
+    matmul::multiply(scores, kQueries, keys.data, keys.stride, query_.get(), tile.size(), block.columns,
+                     p.width, false);
+    const A factor = make_scores<A>(scores, bias_, block, tile, p.scale, Rule::kHidden);
+    rule_.weigh(scores, tile.size(), block.columns, factor);
+    matmul::pack_right(weights_.get(), scores, block.columns, tile.size(), 1, kQueries);
+    if (accumulate) rule_.correct(sums_.get(), p.width, block.columns);
+    matmul::multiply(sums_.get(), kQueries, values.data, values.stride, weights_.get(), p.width,
+                     block.columns, tile.size(), accumulate);
   }
 
   void finish(const Piece& piece, const Block& block) {
@@ -96,8 +123,8 @@ class ForwardWorker {
   TileBias<A> bias_;
   T* out_;
   A* statistics_;
-  EventRows<T, P> keys_;
-  EventColumns<T, P> values_;
+  EventRows<T, P> keys_, seen_keys_;
+  EventColumns<T, P> values_, seen_values_;
   Scratch<P> query_, weights_;
   Scratch<A> scores_, sums_, turned_;
 };

@@ -14,6 +14,13 @@
 
 namespace argus::attention {
 
+// A left operand of a product: rows of padded depth, `stride` apart.
+template <class P>
+struct LeftOperand {
+  const P* data;
+  int64_t stride;
+};
+
 // Events [begin, end) of one user and head as the left operand of a product: read from the tensor itself
 // where the product takes them as they are stored.
 template <class T, class P>
@@ -36,8 +43,7 @@ class EventRows {
     data_ = to;
   }
 
-  const P* from(int64_t event) const { return data_ + (event - begin_) * stride_; }
-  int64_t stride() const { return stride_; }
+  LeftOperand<P> from(int64_t event) const { return {data_ + (event - begin_) * stride_, stride_}; }
 
  private:
   Scratch<P> packed_;
@@ -62,10 +68,10 @@ class EventColumns {
     }
   }
 
-  const P* from(int64_t event) const {
-    return packed_.get() + (event - begin_) / kKeys * block_ + event % kKeys;
+  LeftOperand<P> from(int64_t event) const {
+    return {packed_.get() + (event - begin_) / kKeys * block_ + event % kKeys,
+            event >= last_event_ ? last_stride_ : kKeys};
   }
-  int64_t stride(int64_t event) const { return event >= last_event_ ? last_stride_ : kKeys; }
 
  private:
   Scratch<P> packed_;
@@ -76,24 +82,33 @@ class EventColumns {
 template <class P>
 class TileRows {
  public:
-  const P* set(const matmul::Sum<P>* tile, int64_t rows, int64_t columns) {
+  LeftOperand<P> set(const matmul::Sum<P>* tile, int64_t rows, int64_t columns) {
     if constexpr (std::is_same_v<P, matmul::Sum<P>>) {
-      stride_ = kQueries;
-      return tile;
+      return {tile, kQueries};
     } else {
-      stride_ = matmul::padded_depth<P>(columns);
       P* to = packed_.at_least(kKeys * kQueries);
       matmul::pack_left(to, tile, rows, columns, kQueries, 1);
-      return to;
+      return {to, matmul::padded_depth<P>(columns)};
     }
   }
 
-  int64_t stride() const { return stride_; }
-
  private:
   Scratch<P> packed_;
-  int64_t stride_ = 0;
 };
+
+template <class A>
+ARGUS_INLINE void find_nan_body(const A* x, int64_t count, bool* found) {
+  int any = 0;
+  for (int64_t i = 0; i < count; ++i) any |= x[i] != x[i] ? 1 : 0;
+  *found = any != 0;
+}
+
+template <class A>
+bool has_nan(const A* x, int64_t count) {
+  bool found = false;
+  ForEachIsa<&find_nan_body<A>>::call(x, count, &found);
+  return found;
+}
 
 // to[row, element] = factor[row] · sums[row, element].
 template <class T, class A>

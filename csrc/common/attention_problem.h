@@ -110,6 +110,15 @@ struct Block {
       from = to;
     }
   }
+
+  // The same for a block of one query: of keys that it sees alone.
+  template <class Visit>
+  void for_each_seen_tile(Visit&& visit) const {
+    visit(KeyTile{first, first + 1, false});
+    const int64_t last = std::min<int64_t>(limit[0], first);
+    for (int64_t from = oldest[0]; from < last; from += kKeys)
+      visit(KeyTile{from, std::min(last, from + kKeys), false});
+  }
 };
 
 // Queries [begin, end) of one user and head.

@@ -1,16 +1,22 @@
-// Argument checks of the native ops: "op: argument has X, expected Y", thrown as std::invalid_argument, which
-// arrives in Python as ValueError.
+// Checks of the native ops' arguments. Each registered function checks all that its kernels rely on before
+// the first of them runs: it may be called directly, past the public functions. What fails is told in one
+// sentence (fail.h).
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
+#include <limits>
 #include <sstream>
-#include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "common/dtype.h"
+#include "common/fail.h"
 
 namespace argus {
 
@@ -30,20 +36,25 @@ inline Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
-template <class... Parts>
-[[noreturn]] void fail(const char* op, const Parts&... parts) {
-  std::ostringstream text;
-  text << op << ": ";
-  (text << ... << parts);
-  throw std::invalid_argument(text.str());
-}
-
 inline std::string shape_text(const Tensor& tensor) {
   std::ostringstream text;
   text << '[';
   for (int64_t dim = 0; dim < tensor.dim(); ++dim) text << (dim > 0 ? ", " : "") << tensor.size(dim);
   text << ']';
   return text.str();
+}
+
+// A tensor whose storage was freed or shrunk under it, as torch lets one do.
+inline void check_memory(const char* op, const char* name, const Tensor& tensor) {
+  int64_t elements = tensor.numel() > 0 ? 1 : 0, bytes = 0;
+  for (int64_t dim = 0; elements > 0 && dim < tensor.dim(); ++dim)
+    elements += (tensor.size(dim) - 1) * tensor.stride(dim);
+  if (elements == 0) return;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  int64_t offset = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  const int64_t needed = (offset + elements) * static_cast<int64_t>(tensor.element_size());
+  if (bytes < needed) fail(op, name, " has a storage of ", bytes, " bytes, expected at least ", needed);
 }
 
 // `pattern` is what the message shows, "[R, d]"; a size of -1 is free.
@@ -55,7 +66,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
     fits = fits && (size < 0 || tensor.size(dim) == size);
     ++dim;
   }
-  if (fits) return;
+  if (fits) return check_memory(op, name, tensor);
   std::ostringstream expected;
   for (const int64_t size : sizes)
     expected << (expected.tellp() > 0 ? ", " : "") << (size < 0 ? "any" : std::to_string(size));
@@ -88,6 +99,39 @@ inline void check_dense_rows(const char* op, const char* name, const Tensor& ten
   if (tensor.size(1) > 1 && tensor.stride(1) != 1) {
     fail(op, name, " has stride ", tensor.stride(1), " within a row, expected 1");
   }
+}
+
+// A tensor that is written must not hold one piece of memory twice, as an expanded one does.
+inline void check_no_overlap(const char* op, const char* name, const Tensor& tensor) {
+  constexpr int64_t kMostDims = 4;
+  std::array<std::pair<int64_t, int64_t>, kMostDims> extents{};  // stride, size
+  int64_t count = 0;
+  if (tensor.numel() == 0) return;
+  for (int64_t dim = 0; dim < tensor.dim() && count < kMostDims; ++dim) {
+    if (tensor.size(dim) > 1) extents[static_cast<size_t>(count++)] = {tensor.stride(dim), tensor.size(dim)};
+  }
+  std::sort(extents.begin(), extents.begin() + count);
+  int64_t reached = 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto [stride, size] = extents[static_cast<size_t>(i)];
+    if (stride < reached)
+      fail(op, name, " has overlapping elements (stride ", stride,
+           "), expected memory of its own for each, since it is written");
+    reached += (size - 1) * stride;
+  }
+}
+
+// a · b of sizes that are not negative; the largest int64 where the product is beyond it.
+inline int64_t saturating_product(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<int64_t>::max() : product;
+}
+
+// Adds sizes that are not negative; refuses a sum beyond int64, where `name` is what is added.
+inline int64_t checked_sum(const char* op, const char* name, int64_t a, int64_t b) {
+  int64_t sum = 0;
+  if (__builtin_add_overflow(a, b, &sum)) fail(op, name, " is ", a, " + ", b, ", expected below 2^63");
+  return sum;
 }
 
 }  // namespace argus

@@ -8,6 +8,7 @@
 
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "common/check.h"
 #include "common/history.h"
@@ -73,13 +74,27 @@ const T* column_of(const Given& given, const char* name, const OptionalTensor& t
 inline const float* table_of(const Given& given, const char* name, const OptionalTensor& table) {
   if (!table.has_value()) return nullptr;
   check_like(given, name, *table, ScalarType::Float, "[H, any]", {given.q.size(1), -1});
+  if (table->size(1) < 1) fail(given.op, name, " has no entries, expected at least 1");
   return static_cast<const float*>(table->const_data_ptr());
 }
 
 inline void check_sizes(const Given& given) {
   const int64_t rows = given.q.size(0), heads = given.q.size(1), width = given.q.size(2);
-  if (width % 8 != 0 || width > kMostWidth)
-    fail(given.op, "head width is ", width, ", expected a multiple of 8 up to ", kMostWidth);
+  if (width < 8 || width % 8 != 0 || width > kMostWidth)
+    fail(given.op, "q has head width ", width, ", expected a multiple of 8 from 8 to ", kMostWidth);
+  if (given.offsets.size(0) < 1)
+    fail(given.op, "offsets is empty, expected [B + 1] values, the first of them 0");
+  if (given.window < 0)
+    fail(given.op, "window is ", given.window, ", expected at least 1, or 0 for no limit");
+  for (const auto& [name, time] :
+       {std::pair{"query_time", &given.query_time}, std::pair{"key_time", &given.key_time}}) {
+    if (given.time_bias && !*time) fail(given.op, name, " is not given, expected it beside time_bias");
+  }
+  for (const auto& [name, table] :
+       {std::pair{"position_bias", &given.position_bias}, std::pair{"time_bias", &given.time_bias}}) {
+    if (*table && (*table)->size(1) > std::numeric_limits<int32_t>::max())
+      fail(given.op, name, " has ", (*table)->size(1), " entries, expected below 2^31");
+  }
   if (heads > 65535) fail(given.op, "q has ", heads, " heads, expected at most 65535");
   if (rows > std::numeric_limits<int32_t>::max())
     fail(given.op, "q has ", rows, " rows, expected below 2^31");
@@ -90,8 +105,11 @@ inline void check_sizes(const Given& given) {
 
 inline Arguments arguments_of(const Given& given) {
   check_shape(given.op, "q", given.q, "[T, H, Dh]", {-1, -1, -1});
-  check_sizes(given);
   check_like(given, "offsets", given.offsets, ScalarType::Int, "[B + 1]", {-1});
+  for (const auto& [name, table] :
+       {std::pair{"position_bias", &given.position_bias}, std::pair{"time_bias", &given.time_bias}})
+    table_of(given, name, *table);
+  check_sizes(given);
   const auto columns = [](const OptionalTensor& table) {
     return table.has_value() ? static_cast<int32_t>(table->size(1)) : 0;
   };

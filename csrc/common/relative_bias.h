@@ -10,12 +10,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
+#include "common/fail.h"
 #include "common/simd.h"
 
 namespace argus {
@@ -26,6 +27,13 @@ ARGUS_INLINE int64_t time_distance(int64_t a, int64_t b) {
   const int64_t distance =
       difference < 0 ? static_cast<int64_t>(uint64_t{0} - static_cast<uint64_t>(difference)) : difference;
   return std::clamp<int64_t>(distance, 1, std::numeric_limits<int64_t>::max() - 1);
+}
+
+// Whether `time_distance` wraps around.
+ARGUS_INLINE bool time_wraps(int64_t a, int64_t b) {
+  int64_t difference = 0;
+  const bool overflows = __builtin_sub_overflow(a, b, &difference);
+  return overflows || difference == std::numeric_limits<int64_t>::min();
 }
 
 class TimeBuckets {
@@ -43,18 +51,21 @@ class TimeBuckets {
 
   TimeBuckets() = default;
 
-  // `edges` [count] rise from 0; int64's maximum stands for an edge that no distance reaches.
-  TimeBuckets(const int64_t* edges, int64_t count)
+  // `edges` [count] rise from 0; int64's maximum stands for an edge that no distance reaches. Refuses others
+  // by the name that the op has for them.
+  TimeBuckets(const char* op, const char* name, const int64_t* edges, int64_t count)
       : edges_(edges, edges + count), first_(kCells), edge_(kCells) {
+    check(op, name);
+    static const std::array<int64_t, kCells> smallest_of_cells = smallest_of_all();
     for (int64_t cell = 0; cell < kCells; ++cell) {
-      const int64_t smallest = smallest_of(cell);
-      const auto above = std::upper_bound(edges_.begin(), edges_.end(), smallest);
+      const auto above = std::upper_bound(edges_.begin(), edges_.end(), smallest_of_cells[cell]);
       first_[cell] = above - edges_.begin() - 1;
       edge_[cell] = above == edges_.end() ? kLargest : *above;
       const bool two_edges = edge_[cell] < kLargest && above + 1 != edges_.end() && above[1] < kLargest &&
                              cell_of(above[1]) == cell;
       if (two_edges)
-        throw std::invalid_argument("time bucket edges are closer than a quarter octave past one another");
+        fail(op, name, "[", above - edges_.begin() + 1, "] is ", above[1], " after ", *above,
+             ", expected edges at least a quarter octave apart");
     }
   }
 
@@ -74,6 +85,21 @@ class TimeBuckets {
   static ARGUS_INLINE int64_t cell_of(int64_t distance) {
     const int64_t bits = std::bit_cast<int64_t>(static_cast<double>(distance));
     return (bits >> (52 - kMantissaBits)) - (int64_t{1023} << kMantissaBits);
+  }
+
+  void check(const char* op, const char* name) const {
+    if (edges_.empty()) fail(op, name, " is empty, expected at least 1 edge");
+    if (edges_[0] != 0) fail(op, name, "[0] is ", edges_[0], ", expected 0");
+    for (size_t i = 1; i < edges_.size(); ++i) {
+      if (edges_[i] < edges_[i - 1])
+        fail(op, name, "[", i, "] is ", edges_[i], " after ", edges_[i - 1], ", expected no fall");
+    }
+  }
+
+  static std::array<int64_t, kCells> smallest_of_all() {
+    std::array<int64_t, kCells> found;
+    for (int64_t cell = 0; cell < kCells; ++cell) found[static_cast<size_t>(cell)] = smallest_of(cell);
+    return found;
   }
 
   static int64_t smallest_of(int64_t cell) {

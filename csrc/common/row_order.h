@@ -6,8 +6,9 @@
 #include <bit>
 #include <cstdint>
 #include <span>
-#include <stdexcept>
 #include <vector>
+
+#include "common/fail.h"
 
 namespace argus {
 
@@ -19,11 +20,13 @@ class RowOrder {
  public:
   RowOrder() = default;
 
-  RowOrder(std::span<const int64_t* const> lists, int64_t length, int64_t table_rows) {
+  RowOrder(const char* op, std::span<const int64_t* const> lists, int64_t length, int64_t table_rows) {
     const int64_t most = static_cast<int64_t>(lists.size()) * length;
     position_bits_ = std::bit_width(static_cast<uint64_t>(most));
     const int row_bits = std::bit_width(static_cast<uint64_t>(std::max<int64_t>(table_rows - 1, 0)));
-    if (row_bits + position_bits_ > 64) throw std::length_error("a table and a list of rows beyond 2^64");
+    if (row_bits + position_bits_ > 64)
+      fail(op, "a table has ", table_rows, " rows for a list of ", most,
+           ", expected that both numbers together take at most 64 bits");
     if (!pack(lists, length)) sort(row_bits);
     find_runs();
   }

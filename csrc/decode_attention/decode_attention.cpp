@@ -36,6 +36,7 @@ void check_pages(const char* name, const Tensor& pages, const Arguments& given) 
   const bool dense = (pages.size(3) <= 1 || pages.stride(3) == 1) &&
                      (pages.size(2) <= 1 || pages.stride(2) == pages.size(3));
   if (!dense) fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
+  if (given.k) check_no_overlap(kOp, name, pages);
 }
 
 void check_rows(const char* name, const Optional& tensor, const Arguments& given, bool vectors) {
@@ -56,6 +57,8 @@ void check_biases(const Arguments& given) {
        {std::pair{"position_bias", &given.position_bias}, std::pair{"time_bias", &given.time_bias}}) {
     if (!*table) continue;
     check_shape(kOp, name, **table, "[H, buckets]", {given.q.size(1), -1});
+    check_dtype(kOp, name, **table,
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
     check_same_device(kOp, name, **table, "q", given.q);
     if ((*table)->size(1) == 0) fail(kOp, name, " has no bucket, expected at least 1");
   }
@@ -65,10 +68,12 @@ void check_biases(const Arguments& given) {
   check_shape(kOp, "thresholds", *given.thresholds, "[N]", {given.time_bias->size(1)});
   check_dtype(kOp, "thresholds", *given.thresholds, {ScalarType::Long});
   check_contiguous(kOp, "thresholds", *given.thresholds);
+  check_same_device(kOp, "thresholds", *given.thresholds, "q", given.q);
 }
 
-void check(const Arguments& given) {
+void check(const Arguments& given, std::optional<int64_t> window) {
   const Tensor& q = given.q;
+  if (window && *window < 1) fail(kOp, "window is ", *window, ", expected at least 1, or none for no limit");
   check_shape(kOp, "q", q, "[B, H, Dh]", {-1, -1, -1});
   if (q.is_cpu()) {
     check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
@@ -86,8 +91,11 @@ void check(const Arguments& given) {
   check_dtype(kOp, "block_table", given.block_table, {ScalarType::Int});
   check_shape(kOp, "lengths", given.lengths, "[B]", {q.size(0)});
   check_dtype(kOp, "lengths", given.lengths, {ScalarType::Int});
-  for (const Tensor* tensor : {&given.time_pages, &given.block_table, &given.lengths})
-    check_same_device(kOp, "the cache", *tensor, "q", q);
+  for (const auto& [name, tensor] :
+       {std::pair{"time_pages", &given.time_pages}, std::pair{"block_table", &given.block_table},
+        std::pair{"lengths", &given.lengths}})
+    check_same_device(kOp, name, *tensor, "q", q);
+  if (given.k && given.key_time) check_no_overlap(kOp, "time_pages", given.time_pages);
   if (given.k.has_value() != given.v.has_value())
     fail(kOp, "one of k and v is given, expected both or neither");
   check_rows("k", given.k, given, true);
@@ -171,7 +179,8 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
 #ifndef ARGUS_CUDA_LIBRARY
 
 void check_history(const Params& params, int64_t user) {
-  const int64_t length = params.lengths[user], capacity = params.table_width * params.page_size;
+  const int64_t length = params.lengths[user];
+  const int64_t capacity = saturating_product(params.table_width, params.page_size);
   if (length < 0 || length > capacity)
     fail(kOp, "lengths[", user, "] is ", length, ", expected 0 to ", capacity);
   const int32_t* table = params.block_table + user * params.table_width;
@@ -197,17 +206,23 @@ void check_appended_pages(const Params& params) {
   }
 }
 
-// The cells of these edges, worked out once: that takes longer than decoding a short history.
-const TimeBuckets& time_buckets(const int64_t* edges, int64_t count) {
+using SharedBuckets = std::shared_ptr<const TimeBuckets>;
+
+// The cells of these edges. Working them out takes about as long as decoding a short history, so the last few
+// are kept.
+SharedBuckets time_buckets(const int64_t* edges, int64_t count) {
+  constexpr size_t kMostKept = 8;
   static std::mutex lock;
-  static std::list<TimeBuckets> known;
+  static std::list<SharedBuckets> known;
   const std::lock_guard<std::mutex> guard(lock);
-  for (const TimeBuckets& buckets : known) {
-    bool same = buckets.count() == count;
-    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets.edge(bucket) == edges[bucket];
+  for (const SharedBuckets& buckets : known) {
+    bool same = buckets->count() == count;
+    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets->edge(bucket) == edges[bucket];
     if (same) return buckets;
   }
-  return known.emplace_back(edges, count);
+  known.push_front(std::make_shared<const TimeBuckets>(kOp, "thresholds", edges, count));
+  if (known.size() > kMostKept) known.pop_back();
+  return known.front();
 }
 
 // Threads share the chunks one by one; small calls stay on the calling thread.
@@ -224,6 +239,7 @@ void run_on_cpu(Params& params) {
     torch::stable::parallel_for(0, params.users, grain,
                                 [&](int64_t first, int64_t last) { append_cpu(params, first, last); });
   }
+  if (params.heads == 0 || params.width == 0) return;
   const HistoryChunks histories(params);
   const auto results = std::make_unique_for_overwrite<double[]>(
       static_cast<size_t>(histories.count() * partial_elements(params)));
@@ -245,18 +261,19 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
                      std::optional<int64_t> window) {
   const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
                         v, position_bias, time_bias,   thresholds, query_time,  key_time};
-  check(given);
+  check(given, window);
   const Arguments ready = prepared(given);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
   if (params.k != nullptr) check_appended_pages(params);
+  SharedBuckets buckets;
   if (params.time_bias != nullptr) {
-    const TimeBuckets::Cells cells = time_buckets(params.thresholds, params.time_buckets).cells();
-    params.cell_bucket = cells.first;
-    params.cell_edge = cells.edge;
+    buckets = time_buckets(params.thresholds, params.time_buckets);
+    params.cell_bucket = buckets->cells().first;
+    params.cell_edge = buckets->cells().edge;
   }
-  if (params.users > 0 && params.heads > 0 && params.width > 0) run_on_cpu(params);
+  if (params.users > 0) run_on_cpu(params);
   return out;
 }
 
@@ -268,7 +285,7 @@ Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor tim
                       std::optional<int64_t> window) {
   const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
                         v, position_bias, time_bias,   thresholds, query_time,  key_time};
-  check(given);
+  check(given, window);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const Arguments ready = prepared(given);

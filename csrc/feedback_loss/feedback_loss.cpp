@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -67,11 +66,13 @@ struct Inputs {
 
 void check_arguments(const Inputs& inputs) {
   const int64_t rows = inputs.hidden.size(0), tasks = static_cast<int64_t>(inputs.classes.size());
-  const int64_t columns = std::accumulate(inputs.classes.begin(), inputs.classes.end(), int64_t{0});
+  int64_t columns = 0;
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t count = inputs.classes[static_cast<size_t>(task)];
     if (count < 1) fail(kOp, "classes[", task, "] is ", count, ", expected at least 1");
+    columns = checked_sum(kOp, "the sum of classes", columns, count);
   }
+  check_shape(kOp, "hidden", inputs.hidden, "[N, D]", {-1, -1});
   check_dtype(kOp, "hidden", inputs.hidden,
               {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
   check_shape(kOp, "weight", inputs.weight, "[D, C]", {inputs.hidden.size(1), columns});
@@ -98,17 +99,26 @@ std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
 Inputs checked(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const Tensor& targets,
                const std::vector<int64_t>& classes, const std::optional<Tensor>& task_weight,
                const std::optional<Tensor>& row_weight) {
-  check_shape(kOp, "hidden", hidden, "[N, D]", {-1, -1});
-  const bool dense_rows = hidden.size(1) <= 1 || hidden.stride(1) == 1;
-  Inputs inputs{dense_rows ? hidden : torch::stable::contiguous(hidden),
-                torch::stable::contiguous(weight),
-                torch::stable::contiguous(bias),
-                torch::stable::contiguous(targets),
-                dense(task_weight),
-                dense(row_weight),
-                classes};
+  Inputs inputs{hidden, weight, bias, targets, task_weight, row_weight, classes};
   check_arguments(inputs);
+  if (hidden.size(1) > 1 && hidden.stride(1) != 1) inputs.hidden = torch::stable::contiguous(hidden);
+  for (Tensor* tensor : {&inputs.weight, &inputs.bias, &inputs.targets})
+    *tensor = torch::stable::contiguous(*tensor);
+  inputs.task_weight = dense(task_weight);
+  inputs.row_weight = dense(row_weight);
   return inputs;
+}
+
+// Without a row or a task nothing reaches the gradients.
+bool no_losses(const Inputs& inputs) {
+  return inputs.classes.empty() || inputs.hidden.size(0) == 0;
+}
+
+std::tuple<Tensor, Tensor, Tensor> zero_gradients(const Inputs& inputs) {
+  const int64_t rows = inputs.hidden.size(0), width = inputs.hidden.size(1), columns = inputs.bias.size(0);
+  return {torch::stable::new_zeros(inputs.hidden, {rows, width}),
+          torch::stable::new_zeros(inputs.hidden, {width, columns}),
+          torch::stable::new_zeros(inputs.hidden, {columns})};
 }
 
 #ifndef ARGUS_CUDA_LIBRARY
@@ -211,6 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
   check_targets(params);
   check_shape(kOp, "d_loss", d_loss, "[F]", {params.tasks});
   check_dtype(kOp, "d_loss", d_loss, {inputs.statistics()});
+  if (no_losses(inputs)) return zero_gradients(inputs);
   const Tensor gradient = torch::stable::contiguous(d_loss);
   std::vector<double> factors = scales(inputs, params);
   for (int64_t task = 0; task < params.tasks; ++task) {
@@ -248,8 +259,13 @@ void check_limits(const Inputs& inputs) {
     fail(kOp, "weight has ", inputs.weight.size(1), " columns, expected at most ", kMostLogits);
   }
   check_dtype(kOp, "hidden", inputs.hidden, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  for (const Tensor* tensor : {&inputs.weight, &inputs.bias, &inputs.targets})
-    check_same_device(kOp, "weight, bias or targets", *tensor, "hidden", inputs.hidden);
+  for (const auto& [name, tensor] : {std::pair{"weight", &inputs.weight}, std::pair{"bias", &inputs.bias},
+                                     std::pair{"targets", &inputs.targets}})
+    check_same_device(kOp, name, *tensor, "hidden", inputs.hidden);
+  for (const auto& [name, tensor] :
+       {std::pair{"task_weight", &inputs.task_weight}, std::pair{"row_weight", &inputs.row_weight}}) {
+    if (*tensor) check_same_device(kOp, name, **tensor, "hidden", inputs.hidden);
+  }
 }
 
 const float* floats_or_null(const std::optional<Tensor>& tensor) {
@@ -286,8 +302,6 @@ struct Work {
       params.classes[task] = static_cast<int32_t>(inputs.classes[task]);
   }
 
-  bool empty() const { return params.rows == 0 || params.tasks == 0; }
-
  private:
   static int64_t tasks(const Inputs& inputs) { return static_cast<int64_t>(inputs.classes.size()); }
   static Tensor scratch(const Inputs& inputs, int64_t size, ScalarType dtype) {
@@ -308,7 +322,7 @@ Tensor forward_on_cuda(Tensor hidden, Tensor weight, Tensor bias, Tensor targets
   const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
   check_limits(inputs);
   Work work(inputs);
-  if (work.empty()) return torch::stable::new_zeros(hidden, {work.params.tasks}, ScalarType::Float);
+  if (no_losses(inputs)) return torch::stable::new_zeros(hidden, {work.params.tasks}, ScalarType::Float);
   const Tensor losses = torch::stable::new_empty(hidden, {work.params.tasks}, ScalarType::Float);
   work.params.loss = losses.mutable_data_ptr<float>();
   launch_forward_cuda(work.params, current_stream(hidden));
@@ -326,12 +340,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden
   CudaParams& params = work.params;
   check_shape(kOp, "d_loss", d_loss, "[F]", {params.tasks});
   check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
+  check_same_device(kOp, "d_loss", d_loss, "hidden", hidden);
+  if (no_losses(inputs)) return zero_gradients(inputs);
   const Tensor gradient = torch::stable::contiguous(d_loss);
-  if (work.empty()) {
-    return {torch::stable::new_zeros(hidden, {params.rows, params.width}),
-            torch::stable::new_zeros(hidden, {params.width, params.columns}),
-            torch::stable::new_zeros(hidden, {params.columns})};
-  }
   const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
   const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
   const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});

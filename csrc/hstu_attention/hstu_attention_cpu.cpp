@@ -20,11 +20,12 @@ void forward(Tensor out, Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalT
              int64_t window) {
   const History history{kOp,       q,          k,        v,          offsets, visible, position_bias,
                         time_bias, query_time, key_time, time_edges, alpha,   window};
+  attention::check(history);
+  attention::check_result(history, "out", out);
   const TimeBuckets buckets = attention::time_buckets(history);
-  attention::with_stored(kOp, q, [&]<class T>() {
-    const auto problem = attention::make_problem<T>(history, buckets);
-    attention::forward(problem, SiluRule<Arithmetic<T>>(divisor), attention::result<T>(kOp, "out", out, q),
-                       nullptr);
+  attention::with_stored(q, [&]<class T>() {
+    attention::forward(attention::make_problem<T>(history, buckets), SiluRule<Arithmetic<T>>(divisor),
+                       static_cast<T*>(out.mutable_data_ptr()), static_cast<Arithmetic<T>*>(nullptr));
   });
 }
 
@@ -35,13 +36,14 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
               int64_t window) {
   const History history{kOp,       q,          k,        v,          offsets, visible, position_bias,
                         time_bias, query_time, key_time, time_edges, alpha,   window};
-  const TimeBuckets buckets = attention::time_buckets(history);
   const attention::BackwardTensors given{d_out, std::nullopt, std::nullopt,    std::nullopt, d_q,
                                          d_k,   d_v,          d_position_bias, d_time_bias};
-  attention::with_stored(kOp, q, [&]<class T>() {
-    const auto problem = attention::make_problem<T>(history, buckets);
-    attention::backward(problem, SiluRule<Arithmetic<T>>(divisor),
-                        attention::make_gradients<T>(history, given));
+  attention::check(history);
+  attention::check(history, given);
+  const TimeBuckets buckets = attention::time_buckets(history);
+  attention::with_stored(q, [&]<class T>() {
+    attention::backward(attention::make_problem<T>(history, buckets), SiluRule<Arithmetic<T>>(divisor),
+                        attention::make_gradients<T>(given));
   });
 }
 

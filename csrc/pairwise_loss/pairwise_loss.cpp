@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -221,6 +222,10 @@ Work checked_work(const Tensor& scores, const Tensor& grades, const Tensor& orde
   check_row("users", users, scores, ScalarType::Int);
   check_row("times", times, scores, ScalarType::Long);
   if (window < 0) fail(kOp, "window is ", window, ", expected at least 0");
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  if (user_count < 0 || user_count > kMost)
+    fail(kOp, "user_count is ", user_count, ", expected 0 to ", kMost);
+  if (scores.size(0) > kMost) fail(kOp, "scores has ", scores.size(0), " events, expected at most ", kMost);
   return Work(scores, grades, order, users, times, user_count, window);
 }
 
@@ -233,10 +238,10 @@ void* current_stream(const Tensor& tensor) {
 std::tuple<Tensor, Tensor, Tensor> forward_on_cuda(Tensor scores, Tensor grades, Tensor order, Tensor users,
                                                    Tensor times, int64_t user_count, int64_t window) {
   const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  Work work = checked_work(scores, grades, order, users, times, user_count, window);
   const Tensor loss = torch::stable::new_zeros(scores, {}, ScalarType::Float);
   const Tensor pairs = torch::stable::new_zeros(times, {});
   const Tensor concordant = torch::stable::new_zeros(times, {});
-  Work work = checked_work(scores, grades, order, users, times, user_count, window);
   if (scores.size(0) == 0) return {loss, pairs, concordant};
   work.params.loss = loss.mutable_data_ptr<float>();
   work.params.pairs = pairs.mutable_data_ptr<int64_t>();
@@ -251,8 +256,9 @@ Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor orde
   check_shape(kOp, "d_loss", d_loss, "[]", {});
   check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
   check_same_device(kOp, "d_loss", d_loss, "scores", scores);
-  const Tensor d_scores = torch::stable::new_empty(scores, {scores.size(0)});
   Work work = checked_work(scores, grades, order, users, times, user_count, window);
+  // Zeros, for rows that an `order` which is no permutation leaves out.
+  const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
   if (scores.size(0) == 0) return d_scores;
   work.params.d_loss = d_loss.const_data_ptr<float>();
   work.params.d_scores = d_scores.mutable_data_ptr();

@@ -12,7 +12,7 @@ namespace argus::pairwise_loss {
 struct CudaParams {
   const void* scores;           // [count], in the user's order
   const int64_t* grades;        // [count], in the user's order
-  const int64_t* order;         // [count], the row of the k-th event: a permutation
+  const int64_t* order;         // [count], the row of the k-th event: a permutation; outside it, no event
   const int64_t* sorted_times;  // [count]
   const int32_t* sorted_users;  // [count]
   int64_t count;
@@ -36,7 +36,7 @@ struct CudaParams {
 
   // Backward.
   const float* d_loss;
-  void* d_scores;  // [count], every element is written
+  void* d_scores;  // [count], the elements that `order` names are written
 };
 
 // Events of one block, one a lane.

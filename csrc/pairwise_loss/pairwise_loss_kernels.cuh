@@ -57,11 +57,12 @@ __global__ void order_kernel(CudaParams params) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (k >= params.count) return;
   const int64_t row = params.order[k];
-  params.sorted_scores[k] = to_float(static_cast<const T*>(params.scores)[row]);
-  params.sorted_grades[k] = params.grades[row];
+  const bool inside = row >= 0 && row < params.count;
+  params.sorted_scores[k] = inside ? to_float(static_cast<const T*>(params.scores)[row]) : 0.0f;
+  params.sorted_grades[k] = inside ? params.grades[row] : -1;
   const int32_t user = params.sorted_users[k];
   int32_t begin = 0, end = 0;
-  if (user < params.users) {
+  if (inside && user < params.users) {
     constexpr int64_t kFirst = INT64_MIN, kLast = INT64_MAX;
     const int64_t time = params.sorted_times[k], window = params.window;
     begin = search(params, user, time < kFirst + window ? kFirst : time - window, false);
@@ -227,7 +228,9 @@ __global__ void backward_kernel(CudaParams params) {
   if (slice != 0 || own.place >= params.count) return;
   float gradient = 0.0f;
   for (int i = 0; i < kSlices; ++i) gradient += slices[i][lane];
-  from_float(static_cast<T*>(params.d_scores)[params.order[own.place]], gradient * *params.d_loss);
+  const int64_t row = params.order[own.place];
+  if (row < 0 || row >= params.count) return;
+  from_float(static_cast<T*>(params.d_scores)[row], gradient * *params.d_loss);
 }
 
 }  // namespace argus::pairwise_loss

@@ -39,6 +39,7 @@ void check(const Tensor& table, const Tensor& state, const Tensor& rows, const T
   check_same_device(kOp, "row_gradients", row_gradients, "table", table);
   check_dense_rows(kOp, "table", table);
   check_contiguous(kOp, "state", state);
+  check_no_overlap(kOp, "table", table);
 }
 
 Params make_params(const Tensor& table, const Tensor& state, const Tensor& gradients, double lr, double eps,
@@ -87,7 +88,7 @@ void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients
   check_values(given, params.count, params.table_rows);
   if (params.count == 0 || params.width == 0) return;
 
-  const RowOrder order({&given, 1}, params.count, params.table_rows);
+  const RowOrder order(kOp, {&given, 1}, params.count, params.table_rows);
   const int64_t grain = std::max<int64_t>(1, kGrain / params.width);
   torch::stable::parallel_for(0, order.runs(), grain, [&](int64_t first, int64_t last) {
     update_rows_cpu(params, order, first, last);

@@ -26,6 +26,8 @@ std::vector<int64_t> kept_rows(const Inputs& inputs) {
 template <class T>
 void gather_rows(T* to, const void* from, const int64_t* rows, int64_t count, int64_t width) {
   const size_t bytes = static_cast<size_t>(width) * sizeof(T);
+  // Rows of no width may have no memory, which memcpy must not be given.
+  if (bytes == 0) return;
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(to + i * width, static_cast<const T*>(from) + rows[i] * width, bytes);
 }

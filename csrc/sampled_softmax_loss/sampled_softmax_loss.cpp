@@ -248,6 +248,7 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   check_vector("d_lse", d_lse, rows, statistics_dtype, query);
   check_shape(kOp, "statistics", statistics, "[2, N]", {2, rows});
   check_dtype(kOp, "statistics", statistics, {statistics_dtype});
+  check_same_device(kOp, "statistics", statistics, "query", query);
   const Tensor dense_loss = torch::stable::contiguous(d_loss), dense_lse = torch::stable::contiguous(d_lse);
   const Tensor dense_statistics = torch::stable::contiguous(statistics);
   Found found{gradient_of(query, need_query, rows), gradient_of(positive, need_positive, rows),

@@ -125,7 +125,7 @@ class Backward {
   void clear_left_out_rows() {
     if (kept_count_ == in_.rows) return;
     for (void* gradient : {out_.d_query, out_.d_positive}) {
-      if (gradient != nullptr) std::memset(gradient, 0, static_cast<size_t>(in_.rows * width_) * sizeof(T));
+      if (gradient != nullptr) std::fill_n(static_cast<T*>(gradient), in_.rows * width_, T{});
     }
   }
 
@@ -291,7 +291,7 @@ class Backward {
     if (out_.d_candidates == nullptr) return;
     T* to = static_cast<T*>(out_.d_candidates);
     if (items_ == 0) {
-      std::memset(out_.d_candidates, 0, static_cast<size_t>(in_.drawn * width_) * sizeof(T));
+      std::fill_n(to, in_.drawn * width_, T{});
       return;
     }
     if (accumulates_in_place()) return;

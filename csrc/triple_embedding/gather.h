@@ -85,10 +85,12 @@ ARGUS_INLINE void gather_rows(const Table* table, const int64_t* ids, int64_t co
   for (int64_t i = 0; i < count; ++i, to += to_stride) {
     if (i + kRowsAhead < known && ids[i + kRowsAhead] >= 0)
       prefetch<false>(data + ids[i + kRowsAhead] * table->row_stride, width * sizeof(Stored));
-    const Stored* row = data + ids[i] * table->row_stride;
     if (ids[i] < 0) {
       for (int64_t j = 0; j < width; ++j) to[j] = Operand{};
-    } else if (step == 1) {
+      continue;
+    }
+    const Stored* row = data + ids[i] * table->row_stride;
+    if (step == 1) {
       for (int64_t j = 0; j < width; ++j) as_operand<Operand, Weight>(to[j], row[j]);
     } else {
       for (int64_t j = 0; j < width; ++j) as_operand<Operand, Weight>(to[j], row[j * step]);

@@ -42,7 +42,8 @@ inline void check(const Inputs& inputs) {
   for (const int64_t column : inputs.columns) {
     if (column < 0 || column >= static_cast<int64_t>(inputs.tables.size()))
       fail(kOp, "columns names table ", column, ", expected one of the ", inputs.tables.size(), " tables");
-    height += inputs.tables[static_cast<size_t>(column)].size(1);
+    const int64_t width = inputs.tables[static_cast<size_t>(column)].size(1);
+    height = checked_sum(kOp, "the sum of the columns' widths", height, width);
   }
   if (inputs.weight.size(0) != height)
     fail(kOp, "weight has ", inputs.weight.size(0), " rows, expected ", height);

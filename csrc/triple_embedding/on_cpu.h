@@ -59,15 +59,22 @@ inline Tensor forward_on_cpu(Tensor ids, std::vector<Tensor> tables, std::vector
   return output;
 }
 
+// Fresh memory for a gradient; zeros where no event or no column of the output will reach it.
+inline Tensor fresh_gradient(const Tensor& like, const Problem& problem,
+                             std::initializer_list<int64_t> size) {
+  const bool reached = problem.events > 0 && problem.width > 0;
+  return reached ? torch::stable::new_empty(like, size) : torch::stable::new_zeros(like, size);
+}
+
 // The rows that were read and a row of gradients for each, of every table.
-inline std::vector<Tensor> allocate_rows(const Inputs& inputs, Backward& backward) {
+inline std::vector<Tensor> allocate_rows(const Inputs& inputs, const Problem& problem, Backward& backward) {
   std::vector<Tensor> made;
   for (size_t index = 0; index < inputs.tables.size(); ++index) {
     RowGradients& rows = backward.rows[index];
     const int64_t count = rows.order.runs();
     Tensor numbers = torch::stable::new_empty(inputs.ids, {count});
     std::copy_n(rows.order.rows(), count, numbers.mutable_data_ptr<int64_t>());
-    Tensor values = torch::stable::new_empty(inputs.tables[index], {count, inputs.tables[index].size(1)});
+    Tensor values = fresh_gradient(inputs.tables[index], problem, {count, inputs.tables[index].size(1)});
     rows.values = values.mutable_data_ptr();
     made.push_back(numbers);
     made.push_back(values);
@@ -98,7 +105,7 @@ inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vec
   if (needs_tables) {
     order_all_rows(problem, backward);
     if (sparse) {
-      made = allocate_rows(inputs, backward);
+      made = allocate_rows(inputs, problem, backward);
     } else {
       check_zeros(inputs, d_tables);
       for (size_t index = 0; index < d_tables.size(); ++index) {
@@ -108,14 +115,14 @@ inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vec
     }
   }
   if (needs_weight) {
-    made.push_back(torch::stable::new_empty(inputs.weight, {problem.height, problem.width}));
+    made.push_back(fresh_gradient(inputs.weight, problem, {problem.height, problem.width}));
     backward.d_weight = made.back().mutable_data_ptr();
   }
   if (needs_bias) {
-    made.push_back(torch::stable::new_empty(inputs.weight, {problem.width}));
+    made.push_back(fresh_gradient(inputs.weight, problem, {problem.width}));
     backward.d_bias = made.back().mutable_data_ptr();
   }
-  backward_cpu(problem, backward);
+  if (problem.events > 0 && problem.width > 0) backward_cpu(problem, backward);
   return made;
 }
 

@@ -32,7 +32,7 @@ RowOrder order_rows(const Problem& problem, int table) {
   for (const Column& column : problem.columns) {
     if (column.table == table) lists.push_back(column.ids);
   }
-  return RowOrder(lists, problem.events, problem.tables[static_cast<size_t>(table)].rows);
+  return RowOrder("triple_embedding", lists, problem.events, problem.tables[static_cast<size_t>(table)].rows);
 }
 
 }  // namespace argus::triple_embedding

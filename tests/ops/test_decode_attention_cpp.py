@@ -148,7 +148,7 @@ def native_arguments(lengths: list[int], table: list[list[int]], append: bool = 
 def test_the_kernel_refuses_by_itself(lengths: list[int], table: list[list[int]], message: str) -> None:
     """In the words of the op's own checks, which the direct path leaves out; nothing is written."""
     arguments = native_arguments(lengths, table)
-    with pytest.raises(ValueError, match="^decode_attention: .*" + message):
+    with pytest.raises(ValueError, match="^argus_native::decode_attention: .*" + message):
         forward(*arguments)
     assert not arguments[1].count_nonzero() and not arguments[2].count_nonzero()
 
@@ -164,5 +164,5 @@ def test_shapes_and_dtypes_are_refused_by_the_kernel() -> None:
     ):
         changed = list(arguments)
         changed[place] = value
-        with pytest.raises(ValueError, match="^decode_attention: " + message):
+        with pytest.raises(ValueError, match="^argus_native::decode_attention: " + message):
             forward(*changed)

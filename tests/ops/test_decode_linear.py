@@ -204,7 +204,7 @@ def test_the_kernel_refuses_by_itself() -> None:
     ):
         changed = list(right)
         changed[place] = value
-        with pytest.raises(ValueError, match="^decode_linear: " + message):
+        with pytest.raises(ValueError, match="^argus_native::decode_linear: " + message):
             forward(*changed)
 
 
