@@ -12,6 +12,7 @@ non-negative int64; −1 means missing.
 from __future__ import annotations
 
 import importlib
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from argus_kernels import host_checks as checks
 from argus_kernels import host_reference
 from argus_kernels.core import native
 from argus_kernels.host_reference import MISSING, Float64Array, Int64Array
@@ -42,6 +44,7 @@ Float32Array = npt.NDArray[np.float32]
 
 MAX_SLOTS = 2**32 - 1
 MAX_HASHES = 32
+ROUNDING = 1e-6
 
 
 def backend() -> Literal["compiled", "numpy"]:
@@ -72,10 +75,10 @@ def hash_ids(ids: Int64Array, num_hashes: int, table_size: int, seed: int = 0) -
     Raises:
         ValueError: an argument out of range or of another dtype, or an id below −1 (named with its position).
     """
-    ids = _vector("hash_ids", "ids", ids, np.int64)
-    _in_range("hash_ids", "num_hashes", num_hashes, 1, MAX_HASHES)
-    _in_range("hash_ids", "table_size", table_size, 1, MAX_SLOTS)
-    _in_range("hash_ids", "seed", seed, -(2**63), 2**63 - 1)
+    ids = checks.vector("hash_ids", "ids", ids, np.int64)
+    checks.check_range("hash_ids", "num_hashes", num_hashes, 1, MAX_HASHES)
+    checks.check_range("hash_ids", "table_size", table_size, 1, MAX_SLOTS)
+    checks.check_range("hash_ids", "seed", seed, -(2**63), 2**63 - 1)
     if ids.size and ids.min() < MISSING:
         position = int((ids < MISSING).argmax())
         raise ValueError(f"hash_ids: ids[{position}] is {ids[position]}, expected -1 (missing) or more")
@@ -91,7 +94,8 @@ class FrequencySketch:
     depend on that order alone. An estimate is never below the true count; it exceeds it by more than e · total / width
     with probability at most exp(−depth) (Cormode and Muthukrishnan 2005; conservative update only lowers it).
 
-    Methods lock the sketch: a loader thread may update it while the training loop reads.
+    Methods lock the sketch: a loader thread may update it while the training loop reads. It pickles and copies as what
+    `state_dict` says.
 
     Args:
         width: counters in a row, 1 to 2³² − 1; memory is 8 · width · depth bytes.
@@ -99,18 +103,22 @@ class FrequencySketch:
         seed: chooses the hash functions. Sketches merge only with equal width, depth and seed.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or more counters than memory holds.
     """
 
     def __init__(self, width: int, depth: int = 4, seed: int = 0) -> None:
-        _in_range("FrequencySketch", "width", width, 1, MAX_SLOTS)
-        _in_range("FrequencySketch", "depth", depth, 1, MAX_HASHES)
-        _in_range("FrequencySketch", "seed", seed, -(2**63), 2**63 - 1)
-        self.width, self.depth, self.seed = width, depth, seed
+        checks.check_range("FrequencySketch", "width", width, 1, MAX_SLOTS)
+        checks.check_range("FrequencySketch", "depth", depth, 1, MAX_HASHES)
+        checks.check_range("FrequencySketch", "seed", seed, -(2**63), 2**63 - 1)
+        checks.require_memory("FrequencySketch", f"{depth} × {width} counters", 8 * depth * width)
+        self.width, self.depth, self.seed = int(width), int(depth), int(seed)
         self._keys = host_reference.hash_keys(seed, depth)
         self._table: Float64Array = np.zeros((depth, width), dtype=np.float64)
         self._total = 0.0
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_state_dict, (self.state_dict(),)
 
     @property
     def total(self) -> float:
@@ -121,11 +129,12 @@ class FrequencySketch:
         """Counts ids int64 [n], each by its weight (float64 [n], ≥ 0; default 1). Negative ids are passed over.
 
         Raises:
-            ValueError: another dtype or shape, or a weight that is negative or not finite (named with its position).
+            ValueError: another dtype or shape, a weight that is negative or not finite (named with its position), or
+                weights whose sum is beyond float64. Nothing is counted then.
         """
-        ids = _vector("FrequencySketch.update", "ids", ids, np.int64)
+        ids = checks.vector("FrequencySketch.update", "ids", ids, np.int64)
         if weights is not None:
-            weights = _vector("FrequencySketch.update", "weights", weights, np.float64)
+            weights = checks.vector("FrequencySketch.update", "weights", weights, np.float64)
             if len(weights) != len(ids):
                 raise ValueError(
                     f"FrequencySketch.update: weights has {len(weights)} values, expected {len(ids)} as ids"
@@ -136,12 +145,16 @@ class FrequencySketch:
                 raise ValueError(
                     f"FrequencySketch.update: weights[{at}] is {weights[at]}, expected a finite number ≥ 0"
                 )
+            with np.errstate(over="ignore"):
+                sum_of_weights = float(weights.sum())
+            if not math.isfinite(self._total + sum_of_weights):
+                raise ValueError("FrequencySketch.update: weights add up to infinity, expected a finite total")
         with self._lock:
             self._total = _implementation().sketch_update(self._table, self._keys, ids, weights, self._total)
 
     def estimate(self, ids: Int64Array) -> Float64Array:
         """The estimated count of each id, float64 [n]; 0 for a negative id."""
-        ids = _vector("FrequencySketch.estimate", "ids", ids, np.int64)
+        ids = checks.vector("FrequencySketch.estimate", "ids", ids, np.int64)
         with self._lock:
             estimates: Float64Array = _implementation().sketch_estimate(self._table, self._keys, ids)
         return estimates
@@ -179,8 +192,10 @@ class FrequencySketch:
         """Multiplies every count and the total by `factor` in [0, 1], so that old events weigh less than new ones.
 
         Raises:
-            ValueError: factor outside [0, 1].
+            ValueError: factor outside [0, 1], or no number.
         """
+        if isinstance(factor, bool) or not isinstance(factor, (int, float, np.floating, np.integer)):
+            raise ValueError(f"FrequencySketch.decay: factor is {factor!r}, expected a number from 0 to 1")
         if not 0.0 <= factor <= 1.0:
             raise ValueError(f"FrequencySketch.decay: factor is {factor}, expected 0 to 1")
         with self._lock:
@@ -202,33 +217,38 @@ class FrequencySketch:
         """Takes over what `state_dict` returned from a sketch of the same width, depth and seed.
 
         Raises:
-            ValueError: a missing entry, another width, depth or seed, or a table of another shape or dtype.
+            ValueError: a missing entry, another width, depth or seed, a table of another shape or dtype, a count or a
+                total that is negative or not finite, or a count above the total. Nothing is changed then.
         """
-        missing = {"width", "depth", "seed", "total", "table"} - set(state)
-        if missing:
-            raise ValueError(f"FrequencySketch.load_state_dict: no {', '.join(sorted(missing))} in the state")
+        where = "FrequencySketch.load_state_dict"
+        checks.require_entries(where, state, ("width", "depth", "seed", "total", "table"))
         for name in ("width", "depth", "seed"):
-            if int(state[name]) != getattr(self, name):
-                raise ValueError(
-                    f"FrequencySketch.load_state_dict: {name} is {state[name]}, expected {getattr(self, name)}"
-                )
+            if checks.integer(where, name, state[name]) != getattr(self, name):
+                raise ValueError(f"{where}: {name} is {state[name]}, expected {getattr(self, name)}")
         table = np.asarray(state["table"])
         if table.shape != self._table.shape or table.dtype != np.float64:
             raise ValueError(
-                f"FrequencySketch.load_state_dict: table is {table.dtype} {list(table.shape)}, "
-                f"expected float64 {list(self._table.shape)}"
+                f"{where}: table is {table.dtype} {list(table.shape)}, expected float64 {list(self._table.shape)}"
             )
+        total = checks.count(where, "total", state["total"])
+        lowest, highest = float(table.min()), float(table.max())
+        if not (lowest >= 0 and math.isfinite(highest)):
+            wrong = ~(np.isfinite(table) & (table >= 0))
+            row, column = np.unravel_index(int(wrong.argmax()), table.shape)
+            raise ValueError(f"{where}: table[{row}, {column}] is {table[row, column]}, expected a finite number ≥ 0")
+        # Counts and total are sums in different orders, of up to 2^53 terms each.
+        if highest > total * (1 + ROUNDING):
+            raise ValueError(f"{where}: table holds a count of {highest}, expected at most the total {total}")
         with self._lock:
             self._table[...] = table
-            self._total = float(state["total"])
+            self._total = total
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> FrequencySketch:
-        """The sketch that `state_dict` described."""
-        for name in ("width", "depth", "seed"):
-            if name not in state:
-                raise ValueError(f"FrequencySketch.from_state_dict: no {name} in the state")
-        sketch = cls(int(state["width"]), int(state["depth"]), int(state["seed"]))
+        """The sketch that `state_dict` described; ValueError as `load_state_dict`."""
+        where = "FrequencySketch.from_state_dict"
+        checks.require_entries(where, state, ("width", "depth", "seed"))
+        sketch = cls(*(checks.integer(where, name, state[name]) for name in ("width", "depth", "seed")))
         sketch.load_state_dict(state)
         return sketch
 
@@ -244,8 +264,11 @@ def user_offsets(users: Array, num_users: int | None = None) -> Int64Array:
         int64 [U + 1]: user u owns rows offsets[u] … offsets[u + 1] − 1.
 
     Raises:
-        ValueError: not integers, negative, not sorted (named with its position), or a user at or past num_users.
+        ValueError: not integers, negative, not sorted (named with its position), a user at or past num_users, or more
+            users than memory holds offsets of.
     """
+    if num_users is not None:
+        checks.check_range("user_offsets", "num_users", num_users, 0, 2**63 - 2)
     users = np.asarray(users)
     if users.ndim != 1 or users.dtype.kind not in "iu":
         raise ValueError(f"user_offsets: users is {users.dtype} {list(users.shape)}, expected integers [N]")
@@ -262,7 +285,8 @@ def user_offsets(users: Array, num_users: int | None = None) -> Int64Array:
         raise ValueError(
             f"user_offsets: users[{len(users) - 1}] is {users[-1]}, expected less than num_users = {count}"
         )
-    return np.searchsorted(users, np.arange(count + 1)).astype(np.int64)
+    checks.require_memory("user_offsets", f"{count} users", 8 * (count + 1))
+    return np.searchsorted(users.astype(np.int64), np.arange(count + 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -273,6 +297,10 @@ class Batch:
     starts, ends: int64 [B], rows of the event log: window b is starts[b] … ends[b] − 1.
     contexts: int64 [B], how many events at a window's beginning an older window of the user holds too.
     offsets: int32 [B + 1] into the batch's T events, what the ops take.
+
+    Raises:
+        ValueError: an array of another dtype or length, a window that begins before row 0 or after its end (named with
+            its position), or offsets that are not the running sum of the windows' lengths.
     """
 
     users: Int64Array
@@ -280,6 +308,13 @@ class Batch:
     ends: Int64Array
     contexts: Int64Array
     offsets: Int32Array
+
+    def __post_init__(self) -> None:
+        checks.check_windows("Batch", self.users, self.starts, self.ends, self.contexts)
+        offsets = checks.vector("Batch", "offsets", self.offsets, np.int32)
+        expected = np.concatenate([[0], np.cumsum(self.ends - self.starts)])
+        if not np.array_equal(offsets, expected):
+            raise ValueError("Batch: offsets are not 0 and the running sum of the windows' lengths, ends - starts")
 
     @property
     def rows(self) -> Int64Array:
@@ -314,6 +349,9 @@ class Plan:
 
     batch_offsets: int64 [batches + 1] into the E windows below.
     users, starts, ends, contexts: int64 [E], as in `Batch`.
+
+    Raises:
+        ValueError: as for `Batch`, or batch_offsets that do not rise from 0 to E.
     """
 
     batch_offsets: Int64Array
@@ -322,6 +360,13 @@ class Plan:
     ends: Int64Array
     contexts: Int64Array
     token_budget: int = field(repr=False)
+
+    def __post_init__(self) -> None:
+        checks.check_windows("Plan", self.users, self.starts, self.ends, self.contexts)
+        bounds = checks.vector("Plan", "batch_offsets", self.batch_offsets, np.int64)
+        if len(bounds) < 1 or bounds[0] != 0 or bounds[-1] != len(self.users) or (bounds[1:] <= bounds[:-1]).any():
+            raise ValueError(f"Plan: batch_offsets do not rise from 0 to the number of windows, {len(self.users)}")
+        checks.check_range("Plan", "token_budget", self.token_budget, 1, 2**31 - 1)
 
     def __len__(self) -> int:
         return len(self.batch_offsets) - 1
@@ -384,62 +429,24 @@ def pack_events(
 
     Raises:
         ValueError: an argument of another dtype or out of range, offsets that do not begin at 0 or fall (named with
-            the position), or a user in `order` that is unknown or given twice.
+            the position), a user in `order` that is unknown or given twice, or more windows than memory holds.
     """
-    offsets = _vector("pack_events", "offsets", offsets, np.int64)
-    _check_offsets(offsets)
-    _in_range("pack_events", "window", window, 1, 2**31 - 1)
-    _in_range("pack_events", "token_budget", token_budget, window, 2**31 - 1, note=" (window to 2**31 - 1)")
+    offsets = checks.vector("pack_events", "offsets", offsets, np.int64)
+    checks.check_offsets(offsets)
+    checks.check_range("pack_events", "window", window, 1, 2**31 - 1)
+    checks.check_range("pack_events", "token_budget", token_budget, window, 2**31 - 1, note=" (window to 2**31 - 1)")
     stride = window if stride is None else stride
-    _in_range("pack_events", "stride", stride, 1, window, note=" (1 to window)")
+    checks.check_range("pack_events", "stride", stride, 1, window, note=" (1 to window)")
     if max_users is not None:
-        _in_range("pack_events", "max_users", max_users, 1, 2**31 - 1)
-    _in_range("pack_events", "min_events", min_events, 0, 2**63 - 1)
+        checks.check_range("pack_events", "max_users", max_users, 1, 2**31 - 1)
+    checks.check_range("pack_events", "min_events", min_events, 0, 2**63 - 1)
     if mode not in ("all", "last"):
         raise ValueError(f"pack_events: mode is {mode!r}, expected 'all' or 'last'")
     max_users = 2**31 - 1 if max_users is None else max_users
     known = len(offsets) - 1
-    chosen = np.arange(known, dtype=np.int64) if order is None else _checked_order(order, known)
+    chosen = np.arange(known, dtype=np.int64) if order is None else checks.checked_order(order, known)
+    checks.check_plan_size(offsets, chosen, window, stride, min_events, mode)
     batch_offsets, users, starts, ends, contexts = _implementation().plan_batches(
         offsets, chosen, token_budget, window, stride, max_users, min_events, mode == "last"
     )
     return Plan(batch_offsets, users, starts, ends, contexts, token_budget)
-
-
-def _check_offsets(offsets: Int64Array) -> None:
-    if len(offsets) == 0:
-        raise ValueError("pack_events: offsets is empty, expected [U + 1] values, the first of them 0")
-    if offsets[0] != 0:
-        raise ValueError(f"pack_events: offsets[0] is {offsets[0]}, expected 0")
-    falls = offsets[1:] < offsets[:-1]
-    if falls.any():
-        at = int(falls.argmax()) + 1
-        raise ValueError(f"pack_events: offsets[{at}] is {offsets[at]} after {offsets[at - 1]}, expected no fall")
-
-
-def _checked_order(order: Int64Array, users: int) -> Int64Array:
-    order = _vector("pack_events", "order", order, np.int64)
-    outside = (order < 0) | (order >= users)
-    if outside.any():
-        at = int(outside.argmax())
-        raise ValueError(f"pack_events: order[{at}] is {order[at]}, expected 0 to {users - 1}, the users of offsets")
-    repeated = np.bincount(order, minlength=users) > 1
-    if repeated.any():
-        raise ValueError(f"pack_events: order names user {int(repeated.argmax())} more than once")
-    return order
-
-
-def _vector(where: str, name: str, value: Array, dtype: type[np.generic]) -> Array:
-    expected = np.dtype(dtype)
-    if not isinstance(value, np.ndarray):
-        raise ValueError(f"{where}: {name} is {type(value).__name__}, expected a numpy array of {expected} [n]")
-    if value.dtype != expected or value.ndim != 1:
-        raise ValueError(f"{where}: {name} is {value.dtype} {list(value.shape)}, expected {expected} [n]")
-    return np.ascontiguousarray(value)
-
-
-def _in_range(where: str, name: str, value: int, low: int, high: int, note: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ValueError(f"{where}: {name} is {value!r}, expected an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{where}: {name} is {value}, expected {low} to {high}{note}")

@@ -1,7 +1,8 @@
 """What the functions of `argus_kernels.host` compute, in numpy: the definition the compiled module is held to, bit
 for bit, and what runs where that module was not built.
 
-The functions have the names and arguments of `argus_kernels._host`; `argus_kernels.host` has checked them.
+The functions have the names and arguments of `argus_kernels._host`; `argus_kernels.host` has checked what the
+definitions do not check themselves.
 """
 
 from __future__ import annotations
@@ -124,6 +125,16 @@ def plan_batches(
 
 
 def gather_rows(column: npt.NDArray, starts: Int64Array, ends: Int64Array) -> npt.NDArray:
-    """Rows starts[e] … ends[e] − 1 of `column` for every entry e, one entry after the other."""
+    """Rows starts[e] … ends[e] − 1 of `column` for every entry e, one entry after the other.
+
+    Raises:
+        ValueError: an entry that does not lie in the column (named with its position).
+    """
+    outside = (ends < 0) | (ends > len(column)) | (starts < 0) | (starts > ends)
+    if outside.any():
+        at = int(outside.argmax())
+        if not 0 <= ends[at] <= len(column):
+            raise ValueError(f"gather_rows: ends[{at}] is {ends[at]}, expected 0 to {len(column)}")
+        raise ValueError(f"gather_rows: starts[{at}] is {starts[at]}, expected 0 to ends[{at}] = {ends[at]}")
     pieces = [column[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     return np.concatenate(pieces) if pieces else column[:0].copy()

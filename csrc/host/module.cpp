@@ -1,6 +1,6 @@
 // argus_kernels._host: the compiled half of argus_kernels.host. Its functions carry the names and the
-// arguments of argus_kernels.host_reference; argus_kernels.host has checked dtypes, shapes and values before
-// it calls them.
+// arguments of argus_kernels.host_reference. They check what they index with; what a weight or a seed may be,
+// argus_kernels.host has checked.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,17 +10,15 @@
 #include <utility>
 #include <vector>
 
+#include "host/checks.h"
 #include "host/hash.h"
 #include "host/pack.h"
 #include "host/sketch.h"
 
-namespace py = pybind11;
-
 namespace argus::host {
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
+constexpr int64_t kMostSlots = (int64_t{1} << 32) - 1;
 
 // Hands the vector's memory to numpy without a copy.
 Array<int64_t> to_numpy(std::vector<int64_t>&& values) {
@@ -33,11 +31,23 @@ Array<int64_t> to_numpy(std::vector<int64_t>&& values) {
 }
 
 Array<int64_t> py_hash_ids(const Array<int64_t>& ids, const Array<uint64_t>& keys, int64_t slots) {
+  check_vector("hash_ids", "ids", ids);
+  check_vector("hash_ids", "keys", keys);
+  check_range("hash_ids", "slots", slots, 1, kMostSlots);
   Array<int64_t> out({keys.size(), ids.size()});
   int64_t* to = out.mutable_data();
   py::gil_scoped_release released;
   hash_ids(ids.data(), ids.size(), keys.data(), keys.size(), static_cast<uint64_t>(slots), to);
   return out;
+}
+
+void check_sketch(const char* function, const Array<double>& table, const Array<uint64_t>& keys,
+                  const Array<int64_t>& ids) {
+  if (table.ndim() != 2) refuse(function, "table has shape ", shape_text(table), ", expected [depth, width]");
+  check_range(function, "the table's depth", table.shape(0), 1, kMaxDepth);
+  check_range(function, "the table's width", table.shape(1), 1, kMostSlots);
+  check_vector(function, "keys", keys, table.shape(0));
+  check_vector(function, "ids", ids);
 }
 
 Sketch sketch_of(double* table, const Array<double>& array, const Array<uint64_t>& keys) {
@@ -46,6 +56,9 @@ Sketch sketch_of(double* table, const Array<double>& array, const Array<uint64_t
 
 double py_sketch_update(Array<double>& table, const Array<uint64_t>& keys, const Array<int64_t>& ids,
                         const std::optional<Array<double>>& weights, double total) {
+  check_sketch("sketch_update", table, keys, ids);
+  if (weights.has_value()) check_vector("sketch_update", "weights", *weights, ids.size());
+  if (!table.writeable()) refuse("sketch_update", "table is read-only, expected one that can be written");
   const Sketch sketch = sketch_of(table.mutable_data(), table, keys);
   const double* weight = weights.has_value() ? weights->data() : nullptr;
   py::gil_scoped_release released;
@@ -54,6 +67,7 @@ double py_sketch_update(Array<double>& table, const Array<uint64_t>& keys, const
 
 Array<double> py_sketch_estimate(const Array<double>& table, const Array<uint64_t>& keys,
                                  const Array<int64_t>& ids) {
+  check_sketch("sketch_estimate", table, keys, ids);
   Array<double> out(ids.size());
   double* to = out.mutable_data();
   // sketch_estimate only reads the counters.
@@ -61,6 +75,33 @@ Array<double> py_sketch_estimate(const Array<double>& table, const Array<uint64_
   py::gil_scoped_release released;
   sketch_estimate(sketch, ids.data(), ids.size(), to);
   return out;
+}
+
+void check_plan(const Array<int64_t>& offsets, const Array<int64_t>& order, const PackOptions& options) {
+  constexpr const char* kFunction = "plan_batches";
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  check_vector(kFunction, "offsets", offsets);
+  check_vector(kFunction, "order", order);
+  if (offsets.size() < 1) refuse(kFunction, "offsets is empty, expected at least 1 value");
+  check_range(kFunction, "window", options.window, 1, kMost);
+  check_range(kFunction, "token_budget", options.token_budget, options.window, kMost);
+  check_range(kFunction, "stride", options.stride, 1, options.window);
+  check_range(kFunction, "max_users", options.max_users, 1, kMost);
+  check_range(kFunction, "min_events", options.min_events, 0, kMost);
+  const int64_t* offset = offsets.data();
+  check_range(kFunction, "offsets[0]", offset[0], 0, kMost);
+  for (int64_t i = 1; i < offsets.size(); ++i) {
+    if (offset[i] < offset[i - 1])
+      refuse(kFunction, "offsets[", i, "] is ", offset[i], " after ", offset[i - 1], ", expected no fall");
+  }
+  for (int64_t i = 0; i < order.size(); ++i) {
+    if (order.data()[i] < 0 || order.data()[i] >= offsets.size() - 1)
+      refuse(kFunction, "order[", i, "] is ", order.data()[i], ", expected 0 to ", offsets.size() - 2);
+  }
+  const int64_t windows = count_windows(offset, order.data(), order.size(), options);
+  if (windows > most_windows())
+    refuse(kFunction, "the histories have ", windows, " windows, more than memory holds; expected at most ",
+           most_windows());
 }
 
 py::tuple py_plan_batches(const Array<int64_t>& offsets, const Array<int64_t>& order, int64_t token_budget,
@@ -72,6 +113,7 @@ py::tuple py_plan_batches(const Array<int64_t>& offsets, const Array<int64_t>& o
                             .max_users = max_users,
                             .min_events = min_events,
                             .last_only = last_only};
+  check_plan(offsets, order, options);
   Plan plan;
   {
     py::gil_scoped_release released;
@@ -82,10 +124,30 @@ py::tuple py_plan_batches(const Array<int64_t>& offsets, const Array<int64_t>& o
                         to_numpy(std::move(plan.contexts)));
 }
 
-py::array py_gather_rows(const py::array& column, const Array<int64_t>& starts, const Array<int64_t>& ends) {
+// The rows that all entries have together.
+int64_t checked_rows(const py::array& column, const Array<int64_t>& starts, const Array<int64_t>& ends) {
+  constexpr const char* kFunction = "gather_rows";
+  if (column.ndim() < 1) refuse(kFunction, "column has shape [], expected [N, ...]");
+  if ((column.flags() & py::array::c_style) == 0)
+    refuse(kFunction, "column is not contiguous, expected a C-contiguous array");
+  if (column.dtype().attr("hasobject").cast<bool>())
+    refuse(kFunction, "column holds Python objects, expected plain numbers");
+  check_vector(kFunction, "starts", starts);
+  check_vector(kFunction, "ends", ends, starts.size());
   int64_t rows = 0;
-  for (py::ssize_t entry = 0; entry < starts.size(); ++entry)
-    rows += ends.data()[entry] - starts.data()[entry];
+  for (int64_t entry = 0; entry < starts.size(); ++entry) {
+    const int64_t start = starts.data()[entry], end = ends.data()[entry], most = column.shape(0);
+    if (end < 0 || end > most) refuse(kFunction, "ends[", entry, "] is ", end, ", expected 0 to ", most);
+    if (start < 0 || start > end)
+      refuse(kFunction, "starts[", entry, "] is ", start, ", expected 0 to ends[", entry, "] = ", end);
+    if (__builtin_add_overflow(rows, end - start, &rows))
+      refuse(kFunction, "the entries have 2^63 rows or more, expected fewer");
+  }
+  return rows;
+}
+
+py::array py_gather_rows(const py::array& column, const Array<int64_t>& starts, const Array<int64_t>& ends) {
+  const int64_t rows = checked_rows(column, starts, ends);
   std::vector<py::ssize_t> shape(column.shape(), column.shape() + column.ndim());
   shape[0] = rows;
   py::array out(column.dtype(), shape);

@@ -2,25 +2,30 @@
 // closed when the next window would pass its token budget or its number of entries.
 #include "host/pack.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 namespace argus::host {
 namespace {
+
+// Windows of a history, which end at its last event and every `stride` events before it, until one reaches
+// the first event.
+int64_t windows_of(int64_t length, const PackOptions& options) {
+  if (length < options.min_events || length == 0) return 0;
+  if (options.last_only || length <= options.window) return 1;
+  return (length - options.window - 1) / options.stride + 2;
+}
 
 class Packer {
  public:
   explicit Packer(const PackOptions& options) : options_(options) {}
 
-  // Windows end at the last event and every `stride` events before it, until one reaches the first event.
   void add_user(int64_t user, int64_t first_row, int64_t length) {
-    if (length < options_.min_events || length == 0) return;
-    int64_t older = 0;
-    if (!options_.last_only && length > options_.window) {
-      older = (length - options_.window + options_.stride - 1) / options_.stride;
-    }
     int64_t previous_end = 0;
-    for (int64_t step = older; step >= 0; --step) {
+    for (int64_t step = windows_of(length, options_) - 1; step >= 0; --step) {
       const int64_t end = length - step * options_.stride;
       const int64_t start = std::max<int64_t>(0, end - options_.window);
       add_entry(user, first_row + start, first_row + end, std::max<int64_t>(0, previous_end - start));
@@ -37,7 +42,7 @@ class Packer {
   int64_t entries() const { return static_cast<int64_t>(plan_.users.size()); }
 
   void add_entry(int64_t user, int64_t start, int64_t end, int64_t context) {
-    const bool full = tokens_ + (end - start) > options_.token_budget ||
+    const bool full = end - start > options_.token_budget - tokens_ ||
                       entries() - plan_.batch_offsets.back() == options_.max_users;
     if (full) {
       plan_.batch_offsets.push_back(entries());
@@ -57,6 +62,22 @@ class Packer {
 
 }  // namespace
 
+int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t order_count,
+                      const PackOptions& options) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < order_count; ++i) {
+    const int64_t length = offsets[order[i] + 1] - offsets[order[i]];
+    if (__builtin_add_overflow(count, windows_of(length, options), &count))
+      return std::numeric_limits<int64_t>::max();
+  }
+  return count;
+}
+
+int64_t most_windows() {
+  constexpr int64_t kWindowBytes = 4 * sizeof(int64_t);
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * (sysconf(_SC_PAGE_SIZE) / kWindowBytes);
+}
+
 Plan plan_batches(const int64_t* offsets, const int64_t* order, int64_t order_count,
                   const PackOptions& options) {
   Packer packer(options);
@@ -71,6 +92,8 @@ void gather_rows(const char* column, int64_t row_bytes, const int64_t* starts, c
                  int64_t entries, char* out) {
   for (int64_t entry = 0; entry < entries; ++entry) {
     const int64_t bytes = (ends[entry] - starts[entry]) * row_bytes;
+    // No bytes may have no memory, which memcpy must not be given.
+    if (bytes == 0) continue;
     std::memcpy(out, column + starts[entry] * row_bytes, static_cast<size_t>(bytes));
     out += bytes;
   }

@@ -20,6 +20,13 @@ struct Plan {
   std::vector<int64_t> users, starts, ends, contexts;  // one each per entry
 };
 
+// Windows of the users' histories together; int64's maximum where they are more.
+int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t order_count,
+                      const PackOptions& options);
+
+// As many as this machine's memory could hold a plan of.
+int64_t most_windows();
+
 // `offsets` [users + 1]: rows of each user; `order` [order_count]: the users to take, in that order.
 Plan plan_batches(const int64_t* offsets, const int64_t* order, int64_t order_count,
                   const PackOptions& options);

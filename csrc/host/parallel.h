@@ -22,12 +22,12 @@ inline int64_t max_threads() {
 template <class Work>
 void parallel_for(int64_t count, int64_t grain, const Work& work) {
   const int64_t workers = std::clamp<int64_t>(count / grain, 1, max_threads());
-  std::vector<std::thread> threads;
+  // They join where they end, also when the system refuses to start another.
+  std::vector<std::jthread> threads;
   for (int64_t worker = 1; worker < workers; ++worker) {
     threads.emplace_back(work, count * worker / workers, count * (worker + 1) / workers);
   }
   work(0, count / workers);
-  for (std::thread& thread : threads) thread.join();
 }
 
 }  // namespace argus::host
