@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard csrc/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench lint format wheel doctor clean
+.PHONY: help setup demo test test-all bench lint format wheel doctor clean
 
 help:  ## What there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Set up .venv: torch, the compiled package, what the model and the tests need
 
@@ -23,7 +23,10 @@ $(READY): pyproject.toml setup.py constraints.txt tools/setup.sh $(NATIVE_SOURCE
 demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (about two minutes on two cores)
 	$(BIN)/argus demo --out $(DEMO_OUT)
 
-test: $(READY)  ## Run all tests, one process a core
+test: $(READY)  ## Run the tests, one process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not sanitizer" $(PYTEST_ARGS)
+
+test-all: $(READY)  ## All tests, those too that build the native layer under sanitizers first
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
 bench: $(READY)  ## Every op, backend and peer on its production cases (under ten minutes on two cores)

@@ -4,13 +4,16 @@
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <initializer_list>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -60,6 +63,8 @@ inline void check_memory(const char* op, const char* name, const Tensor& tensor)
 // `pattern` is what the message shows, "[R, d]"; a size of -1 is free.
 inline void check_shape(const char* op, const char* name, const Tensor& tensor, const char* pattern,
                         std::initializer_list<int64_t> sizes) {
+  // torch takes None for a tensor that is not optional.
+  if (!tensor.defined()) fail(op, name, " is None, expected a tensor ", pattern);
   bool fits = tensor.dim() == static_cast<int64_t>(sizes.size());
   int64_t dim = 0;
   for (const int64_t size : sizes) {
@@ -92,6 +97,22 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
 
 inline void check_contiguous(const char* op, const char* name, const Tensor& tensor) {
   if (!tensor.is_contiguous()) fail(op, name, " is not contiguous, expected a contiguous tensor");
+}
+
+// A tensor that was checked, with its elements side by side; a view that repeats its memory may be larger
+// than memory is.
+inline Tensor dense(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return tensor;
+  try {
+    return torch::stable::contiguous(tensor);
+  } catch (const std::exception&) {
+    fail(op, name, " has shape ", shape_text(tensor),
+         ", expected one that memory holds a contiguous copy of");
+  }
+}
+
+inline std::optional<Tensor> dense(const char* op, const char* name, const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(dense(op, name, *tensor)) : std::nullopt;
 }
 
 // A matrix whose rows may lie apart but are dense in themselves.

@@ -33,9 +33,10 @@ void check_pages(const char* name, const Tensor& pages, const Arguments& given) 
               {given.key_pages.size(0), given.key_pages.size(1), given.q.size(1), given.q.size(2)});
   check_dtype(kOp, name, pages, {given.q.scalar_type()});
   check_same_device(kOp, name, pages, "q", given.q);
-  const bool dense = (pages.size(3) <= 1 || pages.stride(3) == 1) &&
-                     (pages.size(2) <= 1 || pages.stride(2) == pages.size(3));
-  if (!dense) fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
+  const bool dense_heads = pages.size(3) <= 1 || pages.stride(3) == 1;
+  const bool dense_events = pages.size(2) <= 1 || pages.stride(2) == pages.size(3);
+  if (pages.numel() > 0 && !(dense_heads && dense_events))
+    fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
   if (given.k) check_no_overlap(kOp, name, pages);
 }
 
@@ -105,29 +106,25 @@ void check(const Arguments& given, std::optional<int64_t> window) {
   check_biases(given);
 }
 
-Optional contiguous(const Optional& tensor) {
-  return tensor ? Optional(torch::stable::contiguous(*tensor)) : tensor;
-}
-
 // A bias table in the type that the kernels compute in.
-Optional arithmetic(const Optional& table, const Tensor& q) {
+Optional arithmetic(const char* name, const Optional& table, const Tensor& q) {
   if (!table) return table;
   const ScalarType wide = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (table->scalar_type() == wide) return contiguous(table);
-  return torch::stable::contiguous(torch::stable::to(*table, wide));
+  if (table->scalar_type() == wide) return dense(kOp, name, table);
+  return dense(kOp, name, torch::stable::to(*table, wide));
 }
 
 Arguments prepared(const Arguments& given) {
   Arguments ready = given;
-  ready.q = torch::stable::contiguous(given.q);
-  ready.block_table = torch::stable::contiguous(given.block_table);
-  ready.lengths = torch::stable::contiguous(given.lengths);
-  ready.k = contiguous(given.k);
-  ready.v = contiguous(given.v);
-  ready.query_time = contiguous(given.query_time);
-  ready.key_time = given.k ? contiguous(given.key_time) : std::nullopt;
-  ready.position_bias = arithmetic(given.position_bias, given.q);
-  ready.time_bias = arithmetic(given.time_bias, given.q);
+  ready.q = dense(kOp, "q", given.q);
+  ready.block_table = dense(kOp, "block_table", given.block_table);
+  ready.lengths = dense(kOp, "lengths", given.lengths);
+  ready.k = dense(kOp, "k", given.k);
+  ready.v = dense(kOp, "v", given.v);
+  ready.query_time = dense(kOp, "query_time", given.query_time);
+  ready.key_time = given.k ? dense(kOp, "key_time", given.key_time) : std::nullopt;
+  ready.position_bias = arithmetic("position_bias", given.position_bias, given.q);
+  ready.time_bias = arithmetic("time_bias", given.time_bias, given.q);
   return ready;
 }
 
@@ -228,13 +225,14 @@ SharedBuckets time_buckets(const int64_t* edges, int64_t count) {
 // Threads share the chunks one by one; small calls stay on the calling thread.
 constexpr int64_t kBytesWorthAThread = 1 << 17;
 
-void run_on_cpu(Params& params) {
+// `appends`: k and v are given; of no width they have no memory.
+void run_on_cpu(Params& params, bool appends) {
   const int64_t row_bytes = params.heads * params.width *
                             (params.dtype == Dtype::float64   ? 8
                              : params.dtype == Dtype::float32 ? 4
                                                               : 2);
   params.chunk = chunk_events(2 * row_bytes);
-  if (params.k != nullptr) {
+  if (appends) {
     const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(2 * row_bytes, 1));
     torch::stable::parallel_for(0, params.users, grain,
                                 [&](int64_t first, int64_t last) { append_cpu(params, first, last); });
@@ -266,14 +264,14 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
-  if (params.k != nullptr) check_appended_pages(params);
+  if (k) check_appended_pages(params);
   SharedBuckets buckets;
   if (params.time_bias != nullptr) {
     buckets = time_buckets(params.thresholds, params.time_buckets);
     params.cell_bucket = buckets->cells().first;
     params.cell_edge = buckets->cells().edge;
   }
-  if (params.users > 0) run_on_cpu(params);
+  if (params.users > 0) run_on_cpu(params, k.has_value());
   return out;
 }
 

@@ -52,14 +52,6 @@ void check(const Arguments& given) {
   check_same_device(kOp, "residual", *given.residual, "x", x);
 }
 
-Tensor dense(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-
-Optional dense(const Optional& tensor) {
-  return tensor ? Optional(dense(*tensor)) : tensor;
-}
-
 const void* data(const Optional& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
@@ -89,8 +81,12 @@ Tensor decode_linear(Tensor x, Tensor weight, Optional bias, Optional norm_weigh
                      Optional residual, double eps, bool gelu) {
   const Arguments given{x, weight, bias, norm_weight, norm_bias, residual};
   check(given);
-  const Arguments ready{dense(x),           dense(weight),    dense(bias),
-                        dense(norm_weight), dense(norm_bias), dense(residual)};
+  const Arguments ready{dense(kOp, "x", x),
+                        dense(kOp, "weight", weight),
+                        dense(kOp, "bias", bias),
+                        dense(kOp, "norm_weight", norm_weight),
+                        dense(kOp, "norm_bias", norm_bias),
+                        dense(kOp, "residual", residual)};
   Tensor out = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
   Params params{
       .x = ready.x.const_data_ptr(),

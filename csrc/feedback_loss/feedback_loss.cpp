@@ -65,6 +65,7 @@ struct Inputs {
 };
 
 void check_arguments(const Inputs& inputs) {
+  check_shape(kOp, "hidden", inputs.hidden, "[N, D]", {-1, -1});
   const int64_t rows = inputs.hidden.size(0), tasks = static_cast<int64_t>(inputs.classes.size());
   int64_t columns = 0;
   for (int64_t task = 0; task < tasks; ++task) {
@@ -72,7 +73,6 @@ void check_arguments(const Inputs& inputs) {
     if (count < 1) fail(kOp, "classes[", task, "] is ", count, ", expected at least 1");
     columns = checked_sum(kOp, "the sum of classes", columns, count);
   }
-  check_shape(kOp, "hidden", inputs.hidden, "[N, D]", {-1, -1});
   check_dtype(kOp, "hidden", inputs.hidden,
               {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
   check_shape(kOp, "weight", inputs.weight, "[D, C]", {inputs.hidden.size(1), columns});
@@ -91,21 +91,17 @@ void check_arguments(const Inputs& inputs) {
   }
 }
 
-std::optional<Tensor> dense(const std::optional<Tensor>& tensor) {
-  if (!tensor) return std::nullopt;
-  return torch::stable::contiguous(*tensor);
-}
-
 Inputs checked(const Tensor& hidden, const Tensor& weight, const Tensor& bias, const Tensor& targets,
                const std::vector<int64_t>& classes, const std::optional<Tensor>& task_weight,
                const std::optional<Tensor>& row_weight) {
   Inputs inputs{hidden, weight, bias, targets, task_weight, row_weight, classes};
   check_arguments(inputs);
-  if (hidden.size(1) > 1 && hidden.stride(1) != 1) inputs.hidden = torch::stable::contiguous(hidden);
-  for (Tensor* tensor : {&inputs.weight, &inputs.bias, &inputs.targets})
-    *tensor = torch::stable::contiguous(*tensor);
-  inputs.task_weight = dense(task_weight);
-  inputs.row_weight = dense(row_weight);
+  if (hidden.size(1) > 1 && hidden.stride(1) != 1) inputs.hidden = dense(kOp, "hidden", hidden);
+  inputs.weight = dense(kOp, "weight", weight);
+  inputs.bias = dense(kOp, "bias", bias);
+  inputs.targets = dense(kOp, "targets", targets);
+  inputs.task_weight = dense(kOp, "task_weight", task_weight);
+  inputs.row_weight = dense(kOp, "row_weight", row_weight);
   return inputs;
 }
 
@@ -222,7 +218,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
   check_shape(kOp, "d_loss", d_loss, "[F]", {params.tasks});
   check_dtype(kOp, "d_loss", d_loss, {inputs.statistics()});
   if (no_losses(inputs)) return zero_gradients(inputs);
-  const Tensor gradient = torch::stable::contiguous(d_loss);
+  const Tensor gradient = dense(kOp, "d_loss", d_loss);
   std::vector<double> factors = scales(inputs, params);
   for (int64_t task = 0; task < params.tasks; ++task) {
     factors[task] *= inputs.wide() ? gradient.const_data_ptr<double>()[task]
@@ -278,7 +274,7 @@ struct Work {
   CudaParams params;
 
   explicit Work(const Inputs& inputs)
-      : hidden(torch::stable::contiguous(inputs.hidden)),
+      : hidden(dense(kOp, "hidden", inputs.hidden)),
         part_loss(scratch(inputs, cuda_parts(hidden.size(0)) * tasks(inputs), ScalarType::Double)),
         part_weight(scratch(inputs, cuda_parts(hidden.size(0)) * tasks(inputs), ScalarType::Double)),
         scale(scratch(inputs, tasks(inputs), ScalarType::Float)),
@@ -342,7 +338,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden
   check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
   check_same_device(kOp, "d_loss", d_loss, "hidden", hidden);
   if (no_losses(inputs)) return zero_gradients(inputs);
-  const Tensor gradient = torch::stable::contiguous(d_loss);
+  const Tensor gradient = dense(kOp, "d_loss", d_loss);
   const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
   const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
   const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});

@@ -15,7 +15,7 @@ struct CudaParams {
   const void* hidden;        // [rows, width], contiguous
   const void* weight;        // [width, columns], contiguous
   const void* bias;          // [columns]
-  const int64_t* targets;    // [rows, tasks], contiguous
+  const int64_t* targets;    // [rows, tasks], contiguous; what is no class counts as not observed
   const float* task_weight;  // [tasks] or null for 1
   const float* row_weight;   // [rows] or null for 1
   int64_t rows;

@@ -57,10 +57,12 @@ ARGUS_DEVICE float weight_of_row(const CudaParams& params, int64_t row) {
   return params.row_weight == nullptr ? 1.0f : params.row_weight[row];
 }
 
-// w where (row, task) counts, else 0; `target` −1 there.
+// w where (row, task) counts, else 0; `target` −1 there. A target that is no class counts as not observed: it
+// would read another's logits.
 ARGUS_DEVICE float observe(const CudaParams& params, int64_t row, int task, int64_t& target) {
   target = row < params.rows ? params.targets[row * params.tasks + task] : -1;
-  const float weight = target >= 0 ? weight_of_row(params, row) : 0.0f;
+  const int64_t classes = params.classes[task] > 2 ? params.classes[task] : 2;
+  const float weight = target >= 0 && target < classes ? weight_of_row(params, row) : 0.0f;
   if (weight == 0.0f) target = -1;
   return weight;
 }

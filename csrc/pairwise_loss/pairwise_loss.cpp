@@ -56,8 +56,8 @@ Inputs checked(const Tensor& scores, const Tensor& grades, const Tensor& offsets
   check_dtype(kOp, "offsets", offsets, {ScalarType::Int});
   if (window < 0) fail(kOp, "window is ", window, ", expected at least 0");
   if (offsets.size(0) < 1) fail(kOp, "offsets is empty, expected [B + 1] values, the first of them 0");
-  Inputs inputs{torch::stable::contiguous(scores), torch::stable::contiguous(grades),
-                torch::stable::contiguous(offsets), torch::stable::contiguous(times), window};
+  Inputs inputs{dense(kOp, "scores", scores), dense(kOp, "grades", grades), dense(kOp, "offsets", offsets),
+                dense(kOp, "times", times), window};
   if (inputs.offset(0) != 0) fail(kOp, "offsets[0] is ", inputs.offset(0), ", expected 0");
   for (int64_t user = 0; user < inputs.users(); ++user) {
     if (inputs.offset(user + 1) < inputs.offset(user)) fail(kOp, "offsets fall at user ", user);

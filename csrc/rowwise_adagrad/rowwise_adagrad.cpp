@@ -81,8 +81,8 @@ constexpr int64_t kGrain = 1 << 14;
 void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,
                    double weight_decay) {
   check(table, state, rows, row_gradients);
-  const Tensor gradients = torch::stable::contiguous(row_gradients);
-  const Tensor dense_rows = torch::stable::contiguous(rows);
+  const Tensor gradients = dense(kOp, "row_gradients", row_gradients);
+  const Tensor dense_rows = dense(kOp, "rows", rows);
   const int64_t* given = dense_rows.const_data_ptr<int64_t>();
   Params params = make_params(table, state, gradients, lr, eps, weight_decay);
   check_values(given, params.count, params.table_rows);
@@ -101,7 +101,7 @@ void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradient
                     double weight_decay) {
   check(table, state, rows, row_gradients);
   const torch::stable::accelerator::DeviceGuard guard(table.get_device_index());
-  const Tensor gradients = torch::stable::contiguous(row_gradients);
+  const Tensor gradients = dense(kOp, "row_gradients", row_gradients);
   Params params = make_params(table, state, gradients, lr, eps, weight_decay);
   if (params.count == 0 || params.width == 0) return;
 

@@ -91,11 +91,16 @@ void Given::check() const {
 }
 
 void Given::make_dense() {
-  for (Tensor* tensor : {&query, &positive, &candidates, &positive_ids, &candidate_ids, &log_q})
-    *tensor = torch::stable::contiguous(*tensor);
-  for (MaybeTensor* tensor : {&positive_log_q, &row_weight, &query_owner, &candidate_owner}) {
-    if (*tensor) *tensor = torch::stable::contiguous(**tensor);
-  }
+  query = dense(kOp, "query", query);
+  positive = dense(kOp, "positive", positive);
+  candidates = dense(kOp, "candidates", candidates);
+  positive_ids = dense(kOp, "positive_ids", positive_ids);
+  candidate_ids = dense(kOp, "candidate_ids", candidate_ids);
+  log_q = dense(kOp, "log_q", log_q);
+  positive_log_q = dense(kOp, "positive_log_q", positive_log_q);
+  row_weight = dense(kOp, "row_weight", row_weight);
+  query_owner = dense(kOp, "query_owner", query_owner);
+  candidate_owner = dense(kOp, "candidate_owner", candidate_owner);
 }
 
 template <class T = void>
@@ -249,8 +254,8 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   check_shape(kOp, "statistics", statistics, "[2, N]", {2, rows});
   check_dtype(kOp, "statistics", statistics, {statistics_dtype});
   check_same_device(kOp, "statistics", statistics, "query", query);
-  const Tensor dense_loss = torch::stable::contiguous(d_loss), dense_lse = torch::stable::contiguous(d_lse);
-  const Tensor dense_statistics = torch::stable::contiguous(statistics);
+  const Tensor dense_loss = dense(kOp, "d_loss", d_loss), dense_lse = dense(kOp, "d_lse", d_lse);
+  const Tensor dense_statistics = dense(kOp, "statistics", statistics);
   Found found{gradient_of(query, need_query, rows), gradient_of(positive, need_positive, rows),
               gradient_of(candidates, need_candidates, rows), gradient_of(scale, need_scale, rows)};
   const auto place = [](bool needed, Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };

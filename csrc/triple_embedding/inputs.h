@@ -53,8 +53,8 @@ inline Inputs dense_inputs(const Tensor& ids, const std::vector<Tensor>& tables,
                            const std::vector<int64_t>& columns, const Tensor& weight) {
   Inputs inputs{ids, weight, tables, columns};
   check(inputs);
-  inputs.ids = torch::stable::contiguous(ids);
-  inputs.weight = torch::stable::contiguous(weight);
+  inputs.ids = dense(kOp, "ids", ids);
+  inputs.weight = dense(kOp, "weight", weight);
   return inputs;
 }
 
@@ -78,14 +78,14 @@ inline std::optional<Tensor> dense_bias(const Inputs& inputs, const std::optiona
   check_shape(kOp, "bias", *bias, "[D]", {inputs.weight.size(1)});
   check_dtype(kOp, "bias", *bias, {inputs.weight.scalar_type()});
   check_same_device(kOp, "bias", *bias, "weight", inputs.weight);
-  return torch::stable::contiguous(*bias);
+  return dense(kOp, "bias", *bias);
 }
 
 inline Tensor dense_gradient(const Inputs& inputs, const Tensor& gradient) {
   check_shape(kOp, "gradient", gradient, "[T, D]", {inputs.ids.size(1), inputs.weight.size(1)});
   check_dtype(kOp, "gradient", gradient, {inputs.weight.scalar_type()});
   check_same_device(kOp, "gradient", gradient, "weight", inputs.weight);
-  return torch::stable::contiguous(gradient);
+  return dense(kOp, "gradient", gradient);
 }
 
 }  // namespace argus::triple_embedding
