@@ -4,8 +4,9 @@
 // Rows are taken in steps. Within a step a work item is one group of candidates, which no other item shares,
 // so that d_candidates is added to without locks; each item has its own partial d_query of the step, and
 // these are added in the order of the groups. Where there are few candidates the rows are cut into sections
-// as well, each with its own d_candidates. All of this depends on the sizes alone: the bits are the same for
-// any number of threads.
+// as well, each with its own d_candidates. A pair that is left out has a dS of 0, which takes nothing from an
+// operand that is finite; where a gradient became NaN, tiles with such pairs are done again pair by pair
+// without them. All of this depends on the sizes alone: the bits are the same for any number of threads.
 #include <algorithm>
 #include <cmath>
 
@@ -69,6 +70,14 @@ class Backward {
         d_candidates_(accumulates_in_place() ? 0 : plan_.sections * inputs.drawn * width_) {}
 
   void run() {
+    run_once();
+    if (!became_nan()) return;
+    pair_by_pair_ = true;
+    run_once();
+  }
+
+ private:
+  void run_once() {
     clear_left_out_rows();
     parallel(kept_count_, kRowGrain, [&](int64_t i) { prepare_row(i); });
     for (int64_t step = 0; step < plan_.steps; ++step) {
@@ -86,18 +95,18 @@ class Backward {
     finish_scale();
   }
 
- private:
   static constexpr int64_t kRowGrain = 64;
 
   struct Scratch {
     Buffer<P> for_scores, for_queries, d_scores, turned;
-    Buffer<A> scores;
+    Buffer<A> scores, left_out;  // left_out: not 0 where a pair is
     explicit Scratch(const Backward& b)
         : for_scores(matmul::right_size<P>(kBlock, b.width_)),
           for_queries(matmul::right_size<P>(b.width_, kBlock)),
           d_scores(kTileRows * kBlock),
           turned(kBlock * matmul::padded_depth<P>(kTileRows)),
-          scores(kTileRows * kBlock) {}
+          scores(kTileRows * kBlock),
+          left_out(b.pair_by_pair_ ? kTileRows * kBlock : 0) {}
   };
 
   template <class F>
@@ -170,22 +179,71 @@ class Backward {
       for (int64_t tile = 0; tile * kTileRows < plan_.step_rows; ++tile) {
         const int64_t count = rows_in(step, section, tile);
         if (count == 0) break;
-        d_scores(first_row(step, section, tile), count, left(section, tile), block, columns,
-                 sums + tile * kTileRows, scratch);
-        if (out_.d_query != nullptr) {
-          A* to = d_query_.get() + (item * plan_.step_rows + tile * kTileRows) * width_;
-          matmul::multiply<P>(to, width_, scratch.d_scores.get(), kBlock, scratch.for_queries.get(), count,
-                              width_, columns, block > plan_.first_block(group));
+        const int64_t first = first_row(step, section, tile);
+        d_scores(first, count, left(section, tile), block, columns, sums + tile * kTileRows, scratch);
+        A* d_query = d_query_.get() + (item * plan_.step_rows + tile * kTileRows) * width_;
+        const bool first_block = block == plan_.first_block(group), first_tile = step == 0 && tile == 0;
+        if (pair_by_pair_ && mark_left_out(first, count, block, columns, scratch)) {
+          add_pairs(first, count, block, columns, first_block, d_query, first_tile, section, scratch);
+          continue;
         }
+        if (out_.d_query != nullptr)
+          matmul::multiply<P>(d_query, width_, scratch.d_scores.get(), kBlock, scratch.for_queries.get(),
+                              count, width_, columns, !first_block);
         if (out_.d_candidates != nullptr) {
           const int64_t turned_depth = matmul::padded_depth<P>(count);
           matmul::pack_left<P, P>(scratch.turned.get(), scratch.d_scores.get(), columns, count, 1, kBlock);
           matmul::multiply<P>(d_candidates(section) + block * kBlock * width_, width_, scratch.turned.get(),
-                              turned_depth, right(section, tile), columns, width_, count,
-                              step > 0 || tile > 0);
+                              turned_depth, right(section, tile), columns, width_, count, !first_tile);
         }
       }
     }
+  }
+
+  // Whether the tile has pairs that are left out; marks them in scratch.left_out.
+  bool mark_left_out(int64_t first, int64_t count, int64_t block, int64_t columns, Scratch& scratch) {
+    A* marks = scratch.left_out.get();
+    std::fill_n(marks, count * kBlock, A{0});
+    for (int64_t i = 0; i < count; ++i) {
+      left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
+          .cross_out(marks + i * kBlock, block * kBlock, block * kBlock + columns);
+    }
+    return std::any_of(marks, marks + count * kBlock, [](A mark) { return mark != A{0}; });
+  }
+
+  // The two products of a tile over the pairs that are not left out.
+  void add_pairs(int64_t first, int64_t count, int64_t block, int64_t columns, bool first_block, A* d_query,
+                 bool first_tile, int64_t section, Scratch& scratch) {
+    const T* queries = static_cast<const T*>(in_.query);
+    const T* candidates = static_cast<const T*>(in_.candidates) + block * kBlock * width_;
+    A* d_candidates =
+        out_.d_candidates == nullptr ? nullptr : this->d_candidates(section) + block * kBlock * width_;
+    if (first_block) std::fill_n(d_query, count * width_, A{0});
+    if (first_tile && d_candidates != nullptr) std::fill_n(d_candidates, columns * width_, A{0});
+    for (int64_t i = 0; i < count; ++i) {
+      const T* query = queries + kept_[static_cast<size_t>(first + i)] * width_;
+      for (int64_t c = 0; c < columns; ++c) {
+        if (scratch.left_out.get()[i * kBlock + c] != A{0}) continue;
+        const A d_score = static_cast<A>(load(scratch.d_scores.get()[i * kBlock + c]));
+        add_scaled<T>(d_query + i * width_, candidates + c * width_, d_score, width_);
+        if (d_candidates != nullptr) add_scaled<T>(d_candidates + c * width_, query, d_score, width_);
+      }
+    }
+  }
+
+  template <class Row>
+  static void add_scaled(A* to, const Row* row, A factor, int64_t width) {
+    for (int64_t d = 0; d < width; ++d) to[d] += factor * static_cast<A>(load(row[d]));
+  }
+
+  bool became_nan() const {
+    const auto any = [](const void* gradient, int64_t size) {
+      const T* values = static_cast<const T*>(gradient);
+      bool found = false;
+      for (int64_t i = 0; values != nullptr && i < size; ++i) found |= load(values[i]) != load(values[i]);
+      return found;
+    };
+    return any(out_.d_query, in_.rows * width_) || any(out_.d_candidates, in_.drawn * width_);
   }
 
   // scratch.d_scores: the gradients of the scores of `count` kept rows from `first` on, in one block.
@@ -324,6 +382,7 @@ class Backward {
   int64_t kept_count_, width_, depth_;
   Plan plan_;
   int64_t items_;
+  bool pair_by_pair_ = false;
   Buffer<A> product_, whole_, factor_;  // of the kept rows
   Buffer<A> row_scale_;                 // gradient of a row's log-sum-exp; in the end its part of d_scale
   Buffer<P> left_, right_;              // the step's queries, tile by tile
