@@ -103,7 +103,7 @@ class FrequencySketch:
         seed: chooses the hash functions. Sketches merge only with equal width, depth and seed.
 
     Raises:
-        ValueError: an argument out of range, or more counters than memory holds.
+        ValueError: an argument out of range, or more counters than half of memory holds.
     """
 
     def __init__(self, width: int, depth: int = 4, seed: int = 0) -> None:
@@ -265,7 +265,7 @@ def user_offsets(users: Array, num_users: int | None = None) -> Int64Array:
 
     Raises:
         ValueError: not integers, negative, not sorted (named with its position), a user at or past num_users, or more
-            users than memory holds offsets of.
+            users than half of memory holds offsets of.
     """
     if num_users is not None:
         checks.check_range("user_offsets", "num_users", num_users, 0, 2**63 - 2)
@@ -285,7 +285,7 @@ def user_offsets(users: Array, num_users: int | None = None) -> Int64Array:
         raise ValueError(
             f"user_offsets: users[{len(users) - 1}] is {users[-1]}, expected less than num_users = {count}"
         )
-    checks.require_memory("user_offsets", f"{count} users", 8 * (count + 1))
+    checks.require_memory("user_offsets", f"{count} users", 3 * 8 * (count + 1))
     return np.searchsorted(users.astype(np.int64), np.arange(count + 1)).astype(np.int64)
 
 
@@ -429,7 +429,7 @@ def pack_events(
 
     Raises:
         ValueError: an argument of another dtype or out of range, offsets that do not begin at 0 or fall (named with
-            the position), a user in `order` that is unknown or given twice, or more windows than memory holds.
+            the position), a user in `order` that is unknown or given twice, or more windows than 2²⁸ or than half of memory holds.
     """
     offsets = checks.vector("pack_events", "offsets", offsets, np.int64)
     checks.check_offsets(offsets)

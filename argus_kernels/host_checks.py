@@ -13,6 +13,9 @@ import numpy.typing as npt
 from argus_kernels.host_reference import Int64Array
 
 Array = npt.NDArray[Any]
+MAX_WINDOWS = 2**28
+WINDOW_BYTES = 64
+"""Of a plan: four numbers a window, their batch's, and as much again for what the caller makes of them."""
 
 
 def check_offsets(offsets: Int64Array) -> None:
@@ -37,7 +40,9 @@ def check_plan_size(
         older = (np.maximum(lengths - window, 0) + (stride - 1)) // stride
         # By halves: the sum of a few users may be beyond int64.
         windows += (int((older >> 32).sum()) << 32) + int((older & 0xFFFFFFFF).sum())
-    require_memory("pack_events", f"{windows} windows", 4 * 8 * windows)
+    if windows > MAX_WINDOWS:
+        raise ValueError(f"pack_events: the histories have {windows} windows, expected at most {MAX_WINDOWS}")
+    require_memory("pack_events", f"{windows} windows", WINDOW_BYTES * windows)
 
 
 def checked_order(order: Int64Array, users: int) -> Int64Array:
@@ -66,9 +71,9 @@ def check_windows(where: str, users: Int64Array, starts: Int64Array, ends: Int64
 
 def require_memory(where: str, what: str, size: int) -> None:
     """Before an array is made that the system would promise and then kill the process for."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     if size > memory:
-        raise ValueError(f"{where}: {what} take {size} bytes, expected at most the machine's {memory}")
+        raise ValueError(f"{where}: {what} take {size} bytes, expected at most half of the machine's memory, {memory}")
 
 
 def require_entries(where: str, state: Any, names: tuple[str, ...]) -> None:

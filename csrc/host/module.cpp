@@ -100,8 +100,7 @@ void check_plan(const Array<int64_t>& offsets, const Array<int64_t>& order, cons
   }
   const int64_t windows = count_windows(offset, order.data(), order.size(), options);
   if (windows > most_windows())
-    refuse(kFunction, "the histories have ", windows, " windows, more than memory holds; expected at most ",
-           most_windows());
+    refuse(kFunction, "the histories have ", windows, " windows, expected at most ", most_windows());
 }
 
 py::tuple py_plan_batches(const Array<int64_t>& offsets, const Array<int64_t>& order, int64_t token_budget,

@@ -21,7 +21,11 @@ int64_t windows_of(int64_t length, const PackOptions& options) {
 
 class Packer {
  public:
-  explicit Packer(const PackOptions& options) : options_(options) {}
+  Packer(const PackOptions& options, int64_t windows) : options_(options) {
+    // They grow to their size at once: doubling them would take twice the memory.
+    for (auto* list : {&plan_.users, &plan_.starts, &plan_.ends, &plan_.contexts})
+      list->reserve(static_cast<size_t>(windows));
+  }
 
   void add_user(int64_t user, int64_t first_row, int64_t length) {
     int64_t previous_end = 0;
@@ -74,13 +78,16 @@ int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t orde
 }
 
 int64_t most_windows() {
-  constexpr int64_t kWindowBytes = 4 * sizeof(int64_t);
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * (sysconf(_SC_PAGE_SIZE) / kWindowBytes);
+  // Four numbers, their batch's, and as much again for what the caller makes of them.
+  constexpr int64_t kWindowBytes = 64, kMost = int64_t{1} << 28;
+  const int64_t fitting =
+      static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) / 2 * (sysconf(_SC_PAGE_SIZE) / kWindowBytes);
+  return std::min(kMost, fitting);
 }
 
 Plan plan_batches(const int64_t* offsets, const int64_t* order, int64_t order_count,
                   const PackOptions& options) {
-  Packer packer(options);
+  Packer packer(options, count_windows(offsets, order, order_count, options));
   for (int64_t i = 0; i < order_count; ++i) {
     const int64_t user = order[i];
     packer.add_user(user, offsets[user], offsets[user + 1] - offsets[user]);

@@ -24,7 +24,7 @@ struct Plan {
 int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t order_count,
                       const PackOptions& options);
 
-// As many as this machine's memory could hold a plan of.
+// Of one plan: 2^28, or as many as half of this machine's memory holds.
 int64_t most_windows();
 
 // `offsets` [users + 1]: rows of each user; `order` [order_count]: the users to take, in that order.

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from argus_kernels.core import native
 from tests.native.fuzz_calls import NAMESPACE, Call, copied, host_calls, native_calls
 from tests.native.fuzz_mutations import mutated
 
@@ -42,6 +43,8 @@ def plan(library: str | None, host: str | None) -> list[Call]:
     calls: list[Call] = []
     if library is not None:
         torch.ops.load_library(library)
+        # The package would load its own beside it.
+        native._outcome["cpu"] = None
         calls += native_calls()
     if host is not None:
         sys.path.insert(0, host)
