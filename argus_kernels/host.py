@@ -429,7 +429,8 @@ def pack_events(
 
     Raises:
         ValueError: an argument of another dtype or out of range, offsets that do not begin at 0 or fall (named with
-            the position), a user in `order` that is unknown or given twice, or more windows than 2²⁸ or than half of memory holds.
+            the position), a user in `order` that is unknown or given twice, or more windows than 2²⁸ or than half of
+            memory holds.
     """
     offsets = checks.vector("pack_events", "offsets", offsets, np.int64)
     checks.check_offsets(offsets)

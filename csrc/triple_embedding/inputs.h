@@ -3,6 +3,8 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <exception>
+#include <initializer_list>
 #include <optional>
 #include <vector>
 
@@ -17,6 +19,16 @@ struct Inputs {
   std::vector<Tensor> tables;
   std::vector<int64_t> columns;
 };
+
+// Memory for a result. Its width comes from the weight, which has no elements where no column is given and
+// may claim any width.
+inline Tensor new_result(const Tensor& like, std::initializer_list<int64_t> sizes, bool zeros = false) {
+  try {
+    return zeros ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
+  } catch (const std::exception&) {
+    fail(kOp, "a result has ", *sizes.begin(), " rows of the weight's width, expected one that memory holds");
+  }
+}
 
 inline void check_table(const Tensor& table, const Tensor& weight, const Tensor& first) {
   check_shape(kOp, "a table", table, "[V, d]", {-1, -1});

@@ -54,7 +54,7 @@ inline Tensor forward_on_cpu(Tensor ids, std::vector<Tensor> tables, std::vector
   const Inputs inputs = dense_inputs(ids, tables, columns, weight);
   const Problem problem = make_problem(inputs, kForwardStack);
   const std::optional<Tensor> dense = dense_bias(inputs, bias);
-  Tensor output = torch::stable::new_empty(inputs.weight, {problem.events, problem.width});
+  Tensor output = new_result(inputs.weight, {problem.events, problem.width});
   forward_cpu(problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr());
   return output;
 }
@@ -62,8 +62,7 @@ inline Tensor forward_on_cpu(Tensor ids, std::vector<Tensor> tables, std::vector
 // Fresh memory for a gradient; zeros where no event or no column of the output will reach it.
 inline Tensor fresh_gradient(const Tensor& like, const Problem& problem,
                              std::initializer_list<int64_t> size) {
-  const bool reached = problem.events > 0 && problem.width > 0;
-  return reached ? torch::stable::new_empty(like, size) : torch::stable::new_zeros(like, size);
+  return new_result(like, size, problem.events == 0 || problem.width == 0);
 }
 
 // The rows that were read and a row of gradients for each, of every table.

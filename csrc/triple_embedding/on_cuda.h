@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -17,6 +18,9 @@
 namespace argus::triple_embedding {
 
 inline CudaProblem make_cuda_problem(const Inputs& inputs) {
+  constexpr int64_t kMostWidth = std::numeric_limits<int>::max();
+  if (inputs.weight.size(0) > kMostWidth || inputs.weight.size(1) > kMostWidth)
+    fail(kOp, "weight has shape ", shape_text(inputs.weight), ", expected sizes below 2^31");
   if (inputs.columns.size() > static_cast<size_t>(kMostColumns))
     fail(kOp, "ids has ", inputs.columns.size(), " columns, expected at most ", kMostColumns);
   CudaProblem problem{};
@@ -51,7 +55,7 @@ inline Tensor forward_on_cuda(Tensor ids, std::vector<Tensor> tables, std::vecto
   const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
   const CudaProblem problem = make_cuda_problem(inputs);
   const std::optional<Tensor> dense = dense_bias(inputs, bias);
-  Tensor output = torch::stable::new_empty(inputs.weight, {problem.events, problem.width});
+  Tensor output = new_result(inputs.weight, {problem.events, problem.width});
   launch_forward({problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr()},
                  current_stream(weight));
   return output;

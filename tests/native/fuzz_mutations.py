@@ -199,12 +199,12 @@ def through_torch(value: np.ndarray, rng: random.Random, others: list[Any]) -> n
     if value.dtype == np.uint64:
         return np.roll(value, 1)[: rng.randrange(len(value) + 1)]
     change = rng.choice((fewer, more, of_another_rank, transposed, with_gaps, shuffled, falling, shifted))
-    return change(torch.from_numpy(value), rng, []).numpy()  # type: ignore[no-any-return]
+    return change(torch.from_numpy(value), rng, []).numpy()
 
 
 def with_extremes(value: np.ndarray, rng: random.Random, others: list[Any]) -> np.ndarray:
     if value.size and value.dtype != np.uint64:
-        return with_an_extreme(torch.from_numpy(value), rng, []).numpy()  # type: ignore[no-any-return]
+        return with_an_extreme(torch.from_numpy(value), rng, []).numpy()
     return value
 
 

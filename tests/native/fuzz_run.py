@@ -79,7 +79,7 @@ def bits(value: Any) -> bytes:
     """What a tensor or an array holds."""
     if isinstance(value, Tensor):
         value = value.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy()
-    return value.tobytes()  # type: ignore[no-any-return]
+    return value.tobytes()
 
 
 def check_call(call: Call, arguments: dict[str, Any]) -> str:

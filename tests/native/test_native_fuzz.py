@@ -52,7 +52,7 @@ def test_no_registered_function_is_forgotten() -> None:
 
 def test_mutated_calls_are_computed_or_refused(tmp_path: Path) -> None:
     for library in ("cpu", "host"):
-        if (reason := native.why_not(library)) is not None:  # type: ignore[arg-type]
+        if (reason := native.why_not(library)) is not None:
             pytest.skip(reason)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     calls = CALLS * SCALE

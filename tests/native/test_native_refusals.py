@@ -1,0 +1,147 @@
+"""What the functions of torch.ops.argus_native refuse when they are called past the public functions, case by case."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from argus_kernels.core import native
+from argus_kernels.core.relative_bias import time_thresholds
+
+LARGEST, SMALLEST = 2**63 - 1, -(2**63)
+ROWS, HEADS, WIDTH, POSITIONS, TIMES = 6, 2, 4, 9, 32
+
+
+@pytest.fixture(autouse=True)
+def _library() -> None:
+    reason = native.why_not("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+def packed() -> Tensor:
+    return torch.randn(ROWS, HEADS, WIDTH)
+
+
+def history() -> dict[str, Any]:
+    return {
+        **{name: packed() for name in ("q", "k", "v")},
+        "offsets": torch.tensor([0, 4, 6], dtype=torch.int32),
+        "visible": torch.tensor([0, 1, 2, 3, 0, 1], dtype=torch.int32),
+        "position_bias": torch.randn(HEADS, POSITIONS),
+        "time_bias": torch.randn(HEADS, TIMES),
+        "query_time": torch.arange(ROWS),
+        "key_time": torch.arange(ROWS),
+        "time_edges": time_thresholds(TIMES),
+    }
+
+
+def backward_arguments(op: str) -> dict[str, Any]:
+    results = {name: packed() for name in ("d_q", "d_k", "d_v")}
+    tables = {"d_position_bias": torch.empty(HEADS, POSITIONS), "d_time_bias": torch.empty(HEADS, TIMES)}
+    given: dict[str, Any] = {**results, **tables, "d_out": packed()}
+    if op == "causal_attention":
+        statistics = {name: torch.randn(HEADS, ROWS) for name in ("d_log_sum_exp", "log_sum_exp")}
+        given |= {"d_log_sum_exp": statistics["d_log_sum_exp"], "out": packed(), **statistics}
+    given |= {**history(), "scale": 0.5}
+    return given | ({"divisor": 2.0} if op == "hstu_attention" else {}) | {"window": 0}
+
+
+def falling(*values: int) -> Tensor:
+    return torch.tensor(values + (LARGEST,) * (TIMES - len(values)))
+
+
+@pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"d_position_bias": torch.empty(2, 8)}, r"d_position_bias has shape \[2, 8\], expected .* = \[2, 9\]"),
+        ({"d_time_bias": torch.empty(2, 1)}, r"d_time_bias has shape \[2, 1\], expected .* = \[2, 32\]"),
+        ({"position_bias": torch.randn(2, 12)}, r"d_position_bias has shape \[2, 9\], expected .* = \[2, 12\]"),
+        ({"position_bias": None}, "d_position_bias is given without its table"),
+        ({"time_edges": falling(0, 7, 3)}, r"time_edges\[2\] is 3 after 7, expected no fall"),
+        ({"time_edges": falling(-4, 7)}, r"time_edges\[0\] is -4, expected 0"),
+        ({"time_edges": falling(0, 100, 101)}, "expected edges at least a quarter octave apart"),
+        ({"time_edges": None}, "time_edges is not given"),
+        ({"time_bias": torch.randn(2)}, r"time_bias has shape \[2\], expected \[H, any\]"),
+        ({"window": SMALLEST}, "window is -9223372036854775808, expected at least 1, or 0 for no limit"),
+        ({"window": -5}, "window is -5"),
+        ({"offsets": torch.tensor([0, 7, 6], dtype=torch.int32)}, r"offsets\[1\] is 7, expected 0 to 6"),
+        ({"offsets": None}, "offsets is None, expected a tensor"),
+        ({"visible": torch.tensor([0, 9, 0, 0, 0, 0], dtype=torch.int32)}, r"visible\[1\] is 9, expected 0 to 1"),
+        ({"d_k": packed()[:-1]}, r"d_k has shape \[5, 2, 4\]"),
+        ({"d_v": torch.zeros(1, 1, 1).expand(ROWS, HEADS, WIDTH)}, "d_v is not contiguous"),
+        ({"q": torch.zeros(ROWS, HEADS, 0)}, "q has head width 0, expected at least 1"),
+    ],
+)
+def test_attention(op: str, changed: dict[str, Any], message: str) -> None:
+    function = getattr(torch.ops.argus_native, f"{op}_cpu_backward_")
+    names = [argument.name for argument in function.default._schema.arguments]
+    given = backward_arguments(op)
+    given = {name: given.get(name, given["scale"]) for name in names}
+    function(*given.values())
+    with pytest.raises(ValueError, match=f"^argus_native::{op}: .*" + message):
+        function(*{**given, **changed}.values())
+
+
+@pytest.mark.parametrize("classes", [[1, 2, LARGEST], [LARGEST, LARGEST, 5], [1, 0, 2], [1, SMALLEST, 2]])
+def test_classes_beyond_int64(classes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"^argus_native::feedback_loss: (the sum of classes|classes)"):
+        torch.ops.argus_native.feedback_loss(
+            torch.randn(4, 3),
+            torch.randn(3, 3),
+            torch.randn(3),
+            torch.zeros(4, 3, dtype=torch.int64),
+            classes,
+            None,
+            None,
+        )
+
+
+@pytest.mark.parametrize("window", [-5, 0, SMALLEST])
+def test_a_window_that_hides_the_event_itself(window: int) -> None:
+    pages = torch.zeros(1, 2, HEADS, WIDTH)
+    integers = torch.zeros(1, 1, dtype=torch.int32)
+    with pytest.raises(ValueError, match=f"^argus_native::decode_attention: window is {window}, expected at least 1"):
+        torch.ops.argus_native.decode_attention(
+            torch.zeros(1, HEADS, WIDTH), pages, pages, torch.zeros(1, 2, dtype=torch.int64), integers,
+            torch.ones(1, dtype=torch.int32), None, None, None, None, None, None, None, 1.0, window,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("table", [torch.ones(1, 4).expand(5, 4), torch.ones(20).as_strided((5, 4), (2, 1))])
+def test_a_table_that_holds_its_memory_twice(table: Tensor) -> None:
+    before = table.clone()
+    with pytest.raises(ValueError, match=r"^argus_native::rowwise_adagrad_: table has overlapping elements"):
+        torch.ops.argus_native.rowwise_adagrad_(
+            table, torch.zeros(5), torch.arange(5), torch.ones(5, 4), 0.1, 1e-8, 0.0
+        )
+    assert torch.equal(table, before)
+
+
+def test_pages_that_hold_their_memory_twice() -> None:
+    pages, rows = torch.zeros(1, 2, HEADS, WIDTH).expand(3, 2, HEADS, WIDTH), torch.zeros(1, HEADS, WIDTH)
+    with pytest.raises(ValueError, match=r"^argus_native::decode_attention: key_pages has overlapping elements"):
+        torch.ops.argus_native.decode_attention(
+            rows, pages, pages, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int32),
+            torch.ones(1, dtype=torch.int32), rows, rows, None, None, None, None, None, 1.0, None,
+        )  # fmt: skip
+
+
+def test_what_memory_does_not_hold() -> None:
+    embed = torch.ops.argus_native.triple_embedding
+    ids = torch.zeros(0, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"^argus_native::triple_embedding: a result has 3 rows of the weight's width"):
+        embed(ids, [], [], torch.zeros(0, 2**61), None)
+    with pytest.raises(ValueError, match=r"^argus_native::triple_embedding: the sum of the columns' widths"):
+        embed(torch.zeros(2, 0, dtype=torch.int64), [torch.zeros(0, 2**62)], [0, 0], torch.zeros(0, 4), None)
+    huge = torch.zeros(1, dtype=torch.int32).expand(2**40)
+    with pytest.raises(ValueError, match=r"^argus_native::pairwise_loss: offsets has shape \[1099511627776\]"):
+        torch.ops.argus_native.pairwise_loss(torch.randn(3), torch.arange(3), huge, torch.arange(3), 1)
+    freed = torch.randn(4, 3)
+    freed.untyped_storage().resize_(8)
+    with pytest.raises(ValueError, match=r"^argus_native::decode_linear: weight has a storage of 8 bytes"):
+        torch.ops.argus_native.decode_linear(torch.randn(2, 3), freed, None, None, None, None, 1e-5, False)
