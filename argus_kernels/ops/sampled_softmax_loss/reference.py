@@ -81,12 +81,12 @@ def backward(
     given = Arguments(*arguments)  # type: ignore[arg-type]
     relative = _relative(given)
     weight = _row_weight(given, relative.product)
-    empty = relative.log_sum_exp == -torch.inf
-    d_lse = torch.where((weight != 0) & ~empty, gradients[1], 0)
+    kept, empty = weight != 0, relative.log_sum_exp == -torch.inf
+    d_lse = torch.where(kept & ~empty, gradients[1], 0)
     if given.form == "refined":
         weight = weight * _negative_share(relative.log_sum_exp)
     share = _share(relative.score, relative.own)
-    counts = ~relative.left_out & (weight != 0)[:, None]
+    counts = ~relative.left_out & kept[:, None]
     d_score = torch.where(counts, share * (weight * gradients[0] + d_lse)[:, None], 0)
     d_positive_score = d_lse - d_score.sum(1)
     candidates = given.candidates.to(relative.query.dtype)
