@@ -20,6 +20,7 @@ BATCH_SIZES = frozenset(
     {
         "base",
         "block_table_stride",
+        "block_table_width",
         "capacity",
         "chunk",
         "chunks",
@@ -38,15 +39,15 @@ BATCH_SIZES = frozenset(
         "split_events",
         "split_rows",
         "steps",
-        "table_width",
-        "tiles",
-        "total",
         "user_count",
         "users",
         "window",
     }
 )
-"""Integer arguments whose value changes with the batch, or that no address is computed from."""
+"""Integer arguments whose value changes with the batch, or that no address is computed from, in every kernel.
+
+A width that a model fixes has another name, because vector loads come of knowing it.
+"""
 
 
 def kernel(function: Callable[..., Any]) -> Any:

@@ -70,7 +70,7 @@ def chunk_kernel(
     width,
     pages,
     page_size,
-    table_width,
+    block_table_width,
     chunk,
     window,
     position_buckets,
@@ -95,7 +95,7 @@ def chunk_kernel(
     seen = tl.maximum(length - window, 0)
     begin = (seen // chunk + tl.program_id(1)) * chunk
     end = tl.minimum(begin + chunk, length)
-    possible = (length >= 0) & (length <= table_width * page_size)
+    possible = (length >= 0) & (length <= block_table_width * page_size)
     if (begin < end) & possible:
         column = tl.arange(0, WIDTH)
         inside = column < width
@@ -274,7 +274,7 @@ def forward(
         "scale": scale,
         "pages": pages,
         "page_size": page_size,
-        "table_width": block_table.shape[1],
+        "block_table_width": block_table.shape[1],
         "position_buckets": 0 if position_bias is None else position_bias.shape[1],
         "time_buckets": time_buckets,
         "q_strides": q.stride(),

@@ -169,11 +169,12 @@ def weight_gradient_kernel(
     inside = column < width
     real_line = line < table_width
     total = tl.zeros([BLOCK_WIDTH, BLOCK_HEIGHT], tl.float32)
+    own_ids = ids + reader.to(tl.int64) * ids_stride
     end = min((split + 1) * split_events, events)
     for begin in range(split * split_events, end, BLOCK_EVENTS):
         event = begin + tl.arange(0, BLOCK_EVENTS).to(tl.int64)
         real = event < end
-        row = tl.load(ids + reader.to(tl.int64) * ids_stride + event * ids_event_stride, mask=real, other=-1)
+        row = tl.load(own_ids + event * ids_event_stride, mask=real, other=-1)
         present = (row >= 0) & (row < table_rows)
         rows = tl.load(
             table + row[:, None] * table_stride + line[None, :] * table_column_stride,
