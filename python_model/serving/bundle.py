@@ -93,9 +93,7 @@ class Export:
         if raw.get("format") != FORMAT:
             raise DataError(file, f"expected format {FORMAT}, found {raw.get('format')!r}", column="format")
         found = cls(path, _info(file, raw))
-        if not (path / CHECKSUMS).is_file():
-            message = "not found: the export is incomplete or of an earlier version, make it again with `argus export`"
-            raise DataError(path / CHECKSUMS, message)
+        read_object(path / CHECKSUMS, "the sums of a whole export; make one of an earlier version again")
         found.require_whole(INFO)
         return found
 
