@@ -81,7 +81,8 @@ Amount = Annotated[int, Between(0, 10**15)]
 Width = Annotated[int, Between(1, 1 << 16)]
 Buckets = Annotated[int, Between(1, 1 << 16)]
 Share = Annotated[float, Between(0, 1)]
-Rate = Annotated[float, Between(0, 1_000_000)]
+Rate = Annotated[float, Between(0, 1e30)]
+"""AdamW divides a rate by its bias correction, which float32 must hold; one that diverges is found in training."""
 Int32 = Annotated[int, Between(0, 2**31 - 1)]
 
 
