@@ -48,7 +48,7 @@ def listing(*owners: Callable[..., Any], without: Collection[str] = ()) -> str:
             given = f"{name}={_shown(defaults[name])}" if name in defaults else name
             sort = _kind(kind)
             lines.append((given, f"{said[name]} ({sort})" if sort else said[name]))
-    width = min(34, max(len(given) for given, _ in lines))
+    width = min(34, max((len(given) for given, _ in lines), default=0))
     return "\n".join(f"{given:<{width}}  {text}" for given, text in lines)
 
 

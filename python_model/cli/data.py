@@ -11,6 +11,7 @@ import typer
 from python_model import console
 from python_model.cli.app import app
 from python_model.cli.options import Data, EngineName, Engines, Out, Source, parse_settings
+from python_model.settings_help import asked
 
 
 @app.command(
@@ -30,7 +31,9 @@ def prepare(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prepared data set in OUT.")] = False,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="An option of the source; repeat for several."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="An option of the source; repeat for several; help lists all."
+        ),
     ] = None,
     engine: EngineName = Engines.local,
 ) -> None:
@@ -39,9 +42,12 @@ def prepare(
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
     from python_model.data.prepare import prepare as prepare_data
-    from python_model.data.prepare import require_options
+    from python_model.data.prepare import describe_options, require_options
     from python_model.engines import open_engine
 
+    if asked(settings):
+        console.say(describe_options(source.value))
+        return
     options = parse_settings(settings or [])
     require_options(source.value, options)
     if "preset" in options:

@@ -14,6 +14,7 @@ from python_model.data.tables import Progress
 from python_model.data.yambda import read_yambda
 from python_model.engines import LOCAL, Engine
 from python_model.settings import settings_of
+from python_model.settings_help import listing
 
 READERS: dict[str, Callable[..., DatasetInfo]] = {
     "yambda": read_yambda,
@@ -57,6 +58,13 @@ def options_of(source: str) -> tuple[str, ...]:
     if source not in READERS:
         raise ValueError(f"source: expected one of {', '.join(SOURCES)}, found {source!r}")
     return tuple(name for name in settings_of(READERS[source]) if name not in _COMMON)
+
+
+def describe_options(source: str) -> str:
+    """One line for each option of a source: default, range and meaning."""
+    if source == "synthetic":
+        return listing(generate, SyntheticConfig, without=(*_COMMON, "config", "name", "out"))
+    return listing(READERS[source], without=_COMMON) or f"source {source!r} has no options"
 
 
 def require_options(source: str, options: Iterable[str]) -> None:

@@ -88,3 +88,11 @@ def test_the_ends_of_every_range_make_a_data_set(tmp_path: Path, changes: dict[s
     )
     assert info.users == 20
     json.loads((tmp_path / "out" / "dataset.json").read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("source", [*READERS, "synthetic"])
+def test_help_lists_every_option_of_a_source_and_makes_nothing(source: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["prepare", source, "demo", str(tmp_path / "out"), "--set", "help"])
+    assert done.exit_code == 0 and not (tmp_path / "out").exists()
+    listed = {line.split("=")[0] for line in done.output.splitlines() if "=" in line}
+    assert listed == {name for owner, name, _ in SETTINGS if owner == source}
