@@ -41,8 +41,8 @@ def prepare(
 
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
-    from python_model.data.prepare import prepare as prepare_data
     from python_model.data.prepare import describe_options, require_options
+    from python_model.data.prepare import prepare as prepare_data
     from python_model.engines import open_engine
 
     if asked(settings):
