@@ -44,6 +44,9 @@ def owned(directory: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (directory / LOCK).unlink()
                 directory.rmdir()
+        # A folder that nobody owns says nothing of who made it.
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock.fileno(), 0)
         lock.close()
 
 

@@ -218,10 +218,12 @@ def test_a_session_that_is_loaded_leaks_nothing(fresh: Callable[..., SessionStor
     filled(store)
     archive = fresh().memory.archive
     assert archive is not None
-    for _ in range(500):
-        archive.files.load("one")
-    before = resident_bytes()
-    for _ in range(2000):
-        archive.files.load("one")
-    assert resident_bytes() - before < 2000 * 200
+    grown = []
+    for _ in range(4):
+        before = resident_bytes()
+        for _ in range(1000):
+            archive.files.load("one")
+        grown.append(resident_bytes() - before)
+    # Memory that the process needs once comes in some of the rounds, a leak in all of them.
+    assert min(grown) < 1000 * 200, grown
     archive.close()

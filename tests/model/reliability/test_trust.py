@@ -141,7 +141,7 @@ def test_an_export_with_a_pickle_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint.find(run), model)
     (model / PICKLE).write_bytes(attacks(flag)["os.system"])
     seal(model)
-    with pytest.raises(DataError, match=r"model/\.metadata: a pickle"):
+    with pytest.raises(DataError, match=r"model/\.metadata: no file of an export, and not read"):
         Export(tmp_path / "export", None).model()  # type: ignore[arg-type]
     assert not flag.exists()
 
