@@ -216,7 +216,7 @@ def test_two_users_may_not_append_to_one_page() -> None:
     cache = PagedCache.allocate(2, 2, 1, 2, page_size=2)
     cache.block_table[1] = cache.block_table[0]
     q = torch.randn(2, 1, 2)
-    with pytest.raises(ValueError, match=r"users \[0, 1\] would all append to page 0"):
+    with pytest.raises(ValueError, match=r"users \[0, 1\] of cache would all append to page 0"):
         decode_attention(q, cache, ints(1, 2), k=q, v=q)
     decode_attention(q, cache, ints(1, 2))
 

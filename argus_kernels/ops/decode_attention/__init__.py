@@ -50,8 +50,8 @@ def check_values(inputs: Inputs) -> None:
         user, slot = unowned.nonzero()[0].tolist()
         raise ValueError(
             f"decode_attention: user {user} has length {int(lengths[user])} but no page for its events from "
-            f"{slot * page_size} on: block_table[{user}, {slot}] is {int(block_table[user, slot])}, expected 0 to "
-            f"{pages - 1}; reserve it first"
+            f"{slot * page_size} on: cache.block_table[{user}, {slot}] is {int(block_table[user, slot])}, expected 0 "
+            f"to {pages - 1}; reserve it first"
         )
     if inputs.k is not None:
         _require_own_pages(block_table, lengths, page_size)
@@ -66,7 +66,8 @@ def _require_own_pages(block_table: Tensor, lengths: Tensor, page_size: int) -> 
         shared = int(page[counts > 1][0])
         both = users[written == shared].tolist()
         raise ValueError(
-            f"decode_attention: users {both} would all append to page {shared}, expected a page of its own for each"
+            f"decode_attention: users {both} of cache would all append to page {shared}, expected a page of its own "
+            "for each"
         )
 
 

@@ -42,7 +42,8 @@ def triple_embedding(
         sparse: table gradients are row-sparse: coalesced `torch.sparse_coo` tensors with the rows that were read,
             ascending, each once, for `argus_kernels.optim.RowwiseAdagrad`. Memory of a table's size is then never
             touched. torch.compile leaves such a call to eager execution, and refuses it under fullgraph=True.
-        check_ids: check that ids lie in [−1, V).
+        check_ids: check that ids lie in [−1, V). Where False leaves it out, a GPU reads ids outside as missing; `cpp`
+            and the reference refuse them all the same.
         backend: which backend computes; None for the default.
 
     Returns:
@@ -126,19 +127,8 @@ def _check_values(inputs: Inputs) -> None:
         for k, rows in enumerate(heights):
             inside = (ids[k] >= -1) & (ids[k] < rows)
             require_values(inside, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
-    elif ids.numel():
-        bounds = ids.aminmax(dim=1)
-        for k, (lowest, highest) in enumerate(zip(bounds.min.tolist(), bounds.max.tolist(), strict=True)):
-            if lowest < -1 or highest >= heights[k]:
-                _refuse_column(ids[k], k, inputs.columns[k], heights[k])
-
-
-def _refuse_column(ids: Tensor, k: int, column: int, rows: int) -> None:
-    position = int(((ids < -1) | (ids >= rows)).nonzero()[0])
-    raise ValueError(
-        f"triple_embedding: ids[{k}, {position}] is {int(ids[position])}, expected −1 (missing) or a row of "
-        f"tables[{column}], 0 to {rows - 1}"
-    )
+    else:
+        reference.check_ids_on_cpu(ids, inputs.tables, inputs.columns)
 
 
 def _fake(inputs: Inputs) -> Tensor:

@@ -19,6 +19,8 @@ def forward(
     check_ids: bool,
 ) -> Tensor:
     """Ids [K, T], tables [V_j, d_j], weight [Σ d, D], bias [D] → [T, D]."""
+    if not check_ids and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_ids_on_cpu(ids, tables, columns)
     return F.linear(_gather(ids, tables, columns, weight, sparse), weight.T, bias)
 
 
@@ -49,6 +51,21 @@ def backward(
     if needs["weight"]:
         d_weight = (_gather(ids, tables, columns, weight, False).to(dtype).T @ gradient).to(weight.dtype)
     return [d_tables, d_weight, gradient.sum(0).to(weight.dtype) if needs["bias"] and bias is not None else None]
+
+
+def check_ids_on_cpu(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int]) -> None:
+    """Raises ValueError with column, position and value of an id [K, T] that is neither −1 nor a row of its table."""
+    if not ids.numel():
+        return
+    bounds = ids.aminmax(dim=1)
+    for k, (lowest, highest) in enumerate(zip(bounds.min.tolist(), bounds.max.tolist(), strict=True)):
+        rows = tables[columns[k]].shape[0]
+        if lowest < -1 or highest >= rows:
+            position = int(((ids[k] < -1) | (ids[k] >= rows)).nonzero()[0])
+            raise ValueError(
+                f"triple_embedding: ids[{k}, {position}] is {int(ids[k, position])}, expected −1 (missing) or a row of "
+                f"tables[{columns[k]}], 0 to {rows - 1}"
+            )
 
 
 def _gather(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, sparse: bool) -> Tensor:
