@@ -67,6 +67,8 @@ ARGUS_DEVICE float gradient_at(const Params& params, const T* row, const Run& ru
   for (int64_t piece = 0; piece < run.pieces; ++piece)
     sum += params.piece_sums[(run.first_end / kPiece + piece) * params.width + column];
   sum += sum_of_positions<G>(params, run.first_end + run.pieces * kPiece, run.end, column);
+  // A decay of 0 leaves the table out of the sum, infinities too.
+  if (params.weight_decay == 0.0) return sum;
   return sum + static_cast<float>(params.weight_decay) * to_float(row[column]);
 }
 

@@ -118,6 +118,14 @@ def test_a_row_repeated_50_000_times() -> None:
     torch.testing.assert_close(table.double(), truth, rtol=1e-5, atol=1e-6)
 
 
+def test_a_weight_decay_of_zero_leaves_the_table_out_of_the_sum() -> None:
+    given = arguments()
+    given["table"][3, 5] = float("inf")
+    table, state = updated(given, NAME)
+    assert state.isfinite().all() and table[3, 5] == float("inf")
+    assert table.isfinite().sum() == table.numel() - 1
+
+
 def test_a_table_within_a_wider_matrix() -> None:
     given = arguments()
     whole = torch.full((20, 50), float("nan"))

@@ -51,7 +51,8 @@ def _update_row(
     inside = column < width
     place = table + row * table_stride + column * table_column_stride
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    gradient += weight_decay * value
+    # A decay of 0 leaves the table out of the sum, infinities too.
+    gradient += tl.where(weight_decay == 0, 0.0, weight_decay * value)
     second_moment = tl.load(state + row * state_stride) + tl.sum(gradient * gradient) / width
     step = lr * gradient / (tl.sqrt_rn(second_moment) + eps)
     tl.store(place, (value - step).to(table.dtype.element_ty), mask=inside)
