@@ -82,7 +82,6 @@ class Op:
         self.mutates = tuple(mutates)
         self.samples = samples
         self.drawn = drawn
-        self._names = frozenset(("auto", "eager", *(backend.name for backend in backends)))
         self._takes_tensor_lists = "Tensor[]" in arguments
         self._fake = fake
         self._check = check
@@ -102,13 +101,16 @@ class Op:
             backend.op, backend.arguments = self, arguments
             return self._fake(self.inputs(arguments))
         wanted = default_backend() if backend is None else backend
-        if not isinstance(wanted, str) or wanted not in self._names:
+        if not isinstance(wanted, str) or not self._has(wanted):
             raise ValueError(unknown_backend(self.name, self.backends, wanted))
         if wanted == "eager":
             return self._eager(arguments)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, arguments)
         return self.torch_op(*arguments, wanted)
+
+    def _has(self, name: str) -> bool:
+        return name in ("auto", "eager") or any(backend.name == name for backend in self.backends)
 
     def _eager(self, arguments: tuple[Any, ...]) -> Any:
         if any(tensor.device.type == "meta" for tensor in _tensors(arguments)):
