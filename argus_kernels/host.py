@@ -174,7 +174,8 @@ class FrequencySketch:
         """Adds what `other` counted, as from another worker; an estimate stays at or above the true count.
 
         Raises:
-            ValueError: the sketches differ in width, depth or seed.
+            ValueError: the sketches differ in width, depth or seed, or their totals add up to infinity. Nothing is
+                added then.
         """
         if not isinstance(other, FrequencySketch):
             raise ValueError(f"FrequencySketch.merge: other is {type(other).__name__}, expected a FrequencySketch")
@@ -185,8 +186,11 @@ class FrequencySketch:
         # The other's state is copied under its own lock first: holding both could deadlock two merging threads.
         state = other.state_dict()
         with self._lock:
+            total = self._total + state["total"]
+            if not math.isfinite(total):
+                raise ValueError("FrequencySketch.merge: the totals add up to infinity, expected a finite total")
             self._table += state["table"]
-            self._total += state["total"]
+            self._total = total
 
     def decay(self, factor: float) -> None:
         """Multiplies every count and the total by `factor` in [0, 1], so that old events weigh less than new ones.
@@ -335,7 +339,8 @@ class Batch:
         if column.dtype.hasobject:
             raise ValueError(f"Batch.gather: column is {column.dtype}, expected plain numbers")
         dense = column if column.flags.c_contiguous else np.ascontiguousarray(column)
-        gathered: Array = _implementation().gather_rows(dense, self.starts, self.ends)
+        starts, ends = np.ascontiguousarray(self.starts), np.ascontiguousarray(self.ends)
+        gathered: Array = _implementation().gather_rows(dense, starts, ends)
         return gathered
 
     def gather_columns(self, columns: Mapping[str, Array]) -> dict[str, Array]:

@@ -165,7 +165,12 @@ def _sums_of(state_dict: Any, sizes: list[int], tables: list[Tensor]) -> list[Te
     ):
         problems.raise_if_any()
     state, groups = state_dict["state"], state_dict["param_groups"]
-    found = [list(group.get("params", [])) if isinstance(group, Mapping) else [] for group in groups]
+    for index, group in enumerate(groups):
+        ids = group.get("params") if isinstance(group, Mapping) else None
+        named = isinstance(ids, (list, tuple)) and all(isinstance(one, (int, str)) for one in ids)
+        problems.require(named, f"param_groups[{index}] params are {said(ids)}, expected a list of the tables' numbers")
+    problems.raise_if_any()
+    found = [list(group["params"]) for group in groups]
     if not problems.require(
         [len(ids) for ids in found] == sizes,
         f"param_groups have {[len(ids) for ids in found]} tables, expected {sizes} as this optimiser",
@@ -190,9 +195,9 @@ def _check_group(problems: Problems, index: int, group: Mapping[str, Any]) -> No
 
 
 def _sum_of(problems: Problems, index: Any, entry: Any, table: Tensor) -> Tensor | None:
-    """The accumulator in a table's entry. Flattened states of DCP have {} for one that was not saved."""
+    """The accumulator in a table's entry; None where it has none."""
     name = f"state[{said(index)}]"
-    if entry is None or (isinstance(entry, Mapping) and entry.get("sum", {}) == {} and set(entry) <= {"sum"}):
+    if _is_missing(entry):
         return None
     if not isinstance(entry, Mapping) or set(entry) != {"sum"}:
         has = ", ".join(sorted(map(str, entry))) if isinstance(entry, Mapping) else said(entry)
@@ -200,11 +205,19 @@ def _sum_of(problems: Problems, index: Any, entry: Any, table: Tensor) -> Tensor
         return None
     given: Tensor = entry["sum"]
     dtypes = (torch.float32, torch.float64) if table.dtype == torch.float64 else (torch.float32,)
-    if problems.tensor(f"{name} sum", given, shape=(table.shape[0],), dtype=dtypes):
+    if problems.tensor(f"{name} sum", given, shape=(table.shape[0],), dtype=dtypes) and problems.require(
+        not given.is_meta, f"{name} sum is on meta, expected numbers"
+    ):
         problems.require(
             bool((given >= 0).all()), f"{name} sum holds a negative number or NaN, expected sums of squares"
         )
     return given
+
+
+def _is_missing(entry: Any) -> bool:
+    """None, or what a flattened state of DCP has for an accumulator that was not saved: {} or {"sum": {}}."""
+    inner = entry["sum"] if isinstance(entry, Mapping) and set(entry) == {"sum"} else entry
+    return entry is None or (isinstance(inner, Mapping) and not inner)
 
 
 def _rows_and_gradients(gradient: Tensor, decayed: bool) -> tuple[Tensor, Tensor]:

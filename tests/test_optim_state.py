@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +91,16 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: of_torch(torch.optim.Adam, steps=0), "has betas: it is another optimiser's"),
     (lambda: of_torch(torch.optim.Adagrad), r"has lr_decay: .*state\[0\] has step, sum, expected sum alone"),
     (lambda: of_torch(torch.optim.SGD), "has momentum: .*has no eps"),
+    (
+        lambda: changed(lambda s: s["state"].update({0: {"sum": np.zeros(4)}})),
+        r"state\[0\] sum is ndarray, expected a tensor",
+    ),
+    (
+        lambda: changed(lambda s: s["state"].update({0: {"sum": torch.zeros(4, device="meta")}})),
+        r"state\[0\] sum is on meta, expected numbers",
+    ),
+    (lambda: changed(lambda s: s["param_groups"][0].update(params=None)), r"params are None, expected a list of"),
+    (lambda: changed(lambda s: s["param_groups"][0].update(params=[[], []])), r"params are list, expected a list of"),
     (lambda: None, "state_dict is None, expected what state_dict\\(\\) gave"),
     (lambda: {"state": {}}, "state_dict is dict, expected"),
     (

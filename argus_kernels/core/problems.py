@@ -141,8 +141,15 @@ class Problems:
 
 def _may_overlap(tensor: Tensor) -> bool:
     """Whether elements may share memory; False where every stride steps over all that the smaller ones reach."""
+    # By position, not by the pairs: torch.compile with free sizes cannot sort tuples of symbols, and guards the order.
     reach = 0
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    strides, sizes = list(tensor.stride()), list(tensor.shape)
+    while strides:
+        smallest = 0
+        for place in range(1, len(strides)):
+            if strides[place] < strides[smallest]:
+                smallest = place
+        stride, size = strides.pop(smallest), sizes.pop(smallest)
         if size > 1 and stride <= reach:
             return tensor.numel() > 0
         reach += stride * (size - 1)

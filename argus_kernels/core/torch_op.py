@@ -117,7 +117,24 @@ class Op:
             return self.torch_op(*arguments, "reference")
         if self._check is not None and not torch.compiler.is_compiling():
             self._check(self.inputs(arguments))
-        return self.backend("reference").forward(*arguments)
+        return self._attached(self.backend("reference").forward(*arguments), arguments)
+
+    def _attached(self, outputs: Any, arguments: tuple[Any, ...]) -> Any:
+        """The outputs, as functions of the differentiable arguments where autograd has found none.
+
+        Without users, rows or classes the definition multiplies nothing; gradients are zeros then, not missing.
+        """
+        inputs = self.inputs(arguments)
+        given = _tensors([getattr(inputs, name) for name in self.differentiable])
+        wanted = [tensor for tensor in given if tensor.requires_grad]
+        every = outputs if isinstance(outputs, tuple) else (outputs,)
+        if not wanted or not torch.is_grad_enabled() or any(output.requires_grad for output in every):
+            return outputs
+        nothing = sum((tensor.flatten()[:0].sum() for tensor in wanted), wanted[0].new_zeros(()))
+        attached = tuple(
+            output + nothing.to(output.dtype) if output.is_floating_point() else output for output in every
+        )
+        return attached if isinstance(outputs, tuple) else attached[0]
 
     def backend(self, name: str) -> Backend:
         """The backend of that name."""

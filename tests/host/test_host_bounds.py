@@ -242,6 +242,11 @@ def test_sums_and_sizes_without_end_are_refused() -> None:
     with pytest.raises(ValueError, match=r"weights add up to infinity"):
         sketch.update(rows(1, 2), np.array([1e308, 1e308]))
     assert sketch.total == 7.5
+    heavy = FrequencySketch(16)
+    heavy.update(rows(1), np.array([1.7e308]))
+    with pytest.raises(ValueError, match=r"^FrequencySketch.merge: the totals add up to infinity"):
+        heavy.merge(copy.copy(heavy))
+    assert heavy.total == 1.7e308 and heavy.estimate(rows(1))[0] == 1.7e308
     with pytest.raises(ValueError, match=r"^FrequencySketch: 32 × 4294967295 counters take .* bytes"):
         FrequencySketch(2**32 - 1, 32)
     for factor in (NAN, -0.1, 1.1, "1", True):
@@ -276,3 +281,9 @@ def test_gathering_nothing_and_rows_of_no_bytes(module: ModuleType) -> None:
     assert module.gather_rows(np.zeros((5, 0)), rows(1, 2), rows(3, 2)).shape == (2, 0)
     assert module.gather_rows(np.arange(5), rows(), rows()).shape == (0,)
     assert host.backend() in ("compiled", "numpy")
+
+
+def test_windows_in_strided_arrays(module: ModuleType) -> None:
+    starts, ends = np.array([0, 9, 2, 9])[::2], np.array([2, 9, 3, 9])[::2]
+    batch = Batch(rows(0, 1), starts, ends, rows(0, 0), np.array([0, 2, 3], np.int32))
+    assert batch.gather(np.arange(10)).tolist() == [0, 1, 2]

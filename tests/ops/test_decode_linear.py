@@ -280,3 +280,12 @@ def test_direct_linear_refuses_grad_mode_and_asks_for_the_default_backend() -> N
         with use_backend("eager"):
             expected = decode_linear(**{**given, "residual": None, "backend": "reference"})
             assert torch.equal(prepared(given["x"]), expected)
+
+
+@pytest.mark.parametrize("backend", ["cpp", "reference", "eager"])
+def test_gelu_of_infinities_is_what_float64_gives(backend: str) -> None:
+    """torch's vectorised gelu makes NaN of +∞ in float32, from the second element on."""
+    for value in (torch.inf, -torch.inf, torch.nan):
+        x, weight = torch.full((3, 8), value), torch.ones(4, 8)
+        found = decode_linear(x, weight, activation="gelu", backend=backend)
+        torch.testing.assert_close(found.double(), F.gelu(x.double() @ weight.double().T), equal_nan=True)

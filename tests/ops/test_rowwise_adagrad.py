@@ -217,3 +217,17 @@ def test_bad_input_changes_nothing(backend: str, change: dict[str, Any], sentenc
         rowwise_adagrad_(**arguments, backend=backend)
     assert torch.equal(arguments["table"], table)
     assert torch.equal(arguments["state"], state)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiled_tables_of_any_strides_and_heights() -> None:
+    step = torch.compile(
+        lambda table, state, rows, gradients: rowwise_adagrad_(table, state, rows, gradients, lr=0.1, backend="cpp"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    rows, gradients = torch.tensor([0, 2]), torch.ones(2, 2)
+    for height in (4, 5, 7):
+        for table in (torch.zeros(2, height).T, torch.zeros(height, 4)[:, ::2], torch.zeros(height, 2)):
+            step(table, torch.zeros(height), rows, gradients)
+            assert table[:3].tolist() == [pytest.approx([-0.1] * 2), [0.0] * 2, pytest.approx([-0.1] * 2)]

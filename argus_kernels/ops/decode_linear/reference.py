@@ -26,7 +26,8 @@ def forward(
         h = F.layer_norm(h, h.shape[-1:], scale, shift, eps)
     out = F.linear(h, w, b)
     if activation == "gelu":
-        out = F.gelu(out)
+        # torch's vectorised gelu makes +∞ NaN in float32; it is +∞, as in float64.
+        out = torch.where(out == torch.inf, out, F.gelu(out))
     if added is not None:
         out = added + out
     return out.to(x.dtype)
