@@ -7,6 +7,7 @@ belong to: any number of ranks reads them, one process (`checkpoint.load_model`)
 
 from __future__ import annotations
 
+import pickle
 import shutil
 import warnings
 from collections import ChainMap
@@ -135,9 +136,9 @@ def read(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]]) -> di
             load(wanted, storage_reader=_Reader(directory, stored), no_dist=True)
     except CheckpointException as error:
         cause = next((cause for cause, _ in error.failures.values()), error)
-        raise DataError(directory, f"damaged or incomplete: {_first_line(cause)}") from error
+        raise DataError(directory, f"damaged or incomplete: {_reason(cause)}") from error
     except (OSError, EOFError, ValueError, RuntimeError) as error:
-        raise DataError(directory, f"damaged or incomplete: {_first_line(error)}") from error
+        raise DataError(directory, f"damaged or incomplete: {_reason(error)}") from error
     return out
 
 
@@ -181,5 +182,8 @@ class _Reader(FileSystemReader):
         return Metadata(entries, storage_data=places, storage_meta=StorageMeta())
 
 
-def _first_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's own sentence advises to load the file with weights_only=False, which would run what is in it.
+        return "expected parts that hold tensors alone, found a pickle of something else, which is not read"
     return (str(error).splitlines() or [type(error).__name__])[0]
