@@ -142,7 +142,7 @@ def test_ids(tmp_path: Path, file: str, values: Any, row: int | None, says: str 
         if file == USERS:
             write(tmp_path / "out", users=values)
         else:
-            artists = [0] * (len(values) if hasattr(values, "__len__") and getattr(values, "ndim", 1) else 2)
+            artists = [0] * (len(values) if hasattr(values, "__len__") and getattr(values, "shape", None) != () else 2)
             write(tmp_path / "out", items=values, artist=artists)
     assert (caught.value.file.name, caught.value.row) == (file, row), str(caught.value)
     assert (says or "expected 2 users as in the events, found 3") in caught.value.message
