@@ -61,7 +61,7 @@ def _array(values: Values, file: Path, column: str) -> np.ndarray:
         raise DataError(file, "expected values of one type, found booleans among others", column=column)
     try:
         array = np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise DataError(file, f"expected a column of values: {one_line(error)}", column=column) from error
     if array.ndim != 1:
         raise DataError(file, f"expected one dimension, found the shape {array.shape}", column=column)

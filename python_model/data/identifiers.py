@@ -62,7 +62,8 @@ def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> 
 
     DataError where they are of mixed or other types, or not in one dimension.
     """
-    if isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__len__"):
+    scalar = isinstance(values, (str, bytes, Mapping, Set)) or not hasattr(values, "__len__")
+    if scalar or getattr(values, "ndim", 1) == 0:
         raise DataError(file, f"expected a column of {_EXPECTED}, found {type(values).__name__}", column=column)
     if len(values) == 0:
         return np.zeros(0, np.int64)

@@ -133,6 +133,7 @@ def shard_dataset(
     FileExistsError where `out` is not an empty place, WriteError where the disk is full; nothing stays behind then.
     """
     data, out = Path(data), Path(out)
+    checked(Annotated[int, Between(1)], "row_group", row_group)
     info = DatasetInfo.load(data)
     if not 1 <= shards <= info.users:
         raise ValueError(f"shards is {shards}, expected 1 to the {info.users:,} users of {data}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInf
 from python_model.data.errors import DataError
 from python_model.data.identifiers import ids_from, joined, require_distinct
 from python_model.io.publish import require_place, whole_directory
+from python_model.settings import Between, checked
 
 ROW_GROUP = 1 << 17
 
@@ -41,7 +42,8 @@ class DatasetWriter:
             writer.write_items(item_ids, {"artist": ...})
 
     Raises FileExistsError where `out` exists and is not an empty directory, unless overwrite=True; DataError where
-    rows break the contract or there are none; WriteError where the disk is full.
+    rows break the contract or there are none; ValueError for settings of other types or ranges; WriteError where the
+    disk is full.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class DatasetWriter:
             has_oracle=has_oracle,
             params=params or {},
         )
+        checked(Annotated[int, Between(1)], "row_group", row_group)
         refuse_existing(self.out, self.overwrite)
         self._directory: Path | None = None
 

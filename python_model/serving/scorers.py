@@ -34,6 +34,7 @@ REASONS = ("unknown user", "unknown item", "no time", "before the user's vector"
 
 REQUIRED = ("user_id", "item_id", "time")
 SCORE, MISSING, USER_VECTOR, ITEM_VECTOR = "score", "score_missing", "user_vector", "item_vector"
+CONTEXT = "context_"
 CHUNK = 1 << 13
 NO_TIME = -1
 ROWS = "rows"
@@ -209,12 +210,13 @@ class HistoryScorer:
     def _context(self, rows: pa.Table, known: np.ndarray, newest: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Context columns int64 [K, n] as the model reads them: organic, gap, the data's own."""
         data, config = self._dataset, self._model.config
+        _require_known_context(rows, data.info.context)
         there = newest >= 0
         gap = time_bucket(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
         given = _given(rows, "organic", 2, known)
         columns = [np.where(there, data.organic[newest], 0) if given is None else given, np.where(there, gap, -1)]
         for name, count in data.info.context.items():
-            given = _given(rows, f"context_{name}", count, known)
+            given = _given(rows, CONTEXT + name, count, known)
             columns.append(np.where(there, data.context(name)[newest], -1) if given is None else given)
         return np.stack(columns).astype(np.int64)
 
@@ -318,6 +320,14 @@ def _vector_column(vectors: np.ndarray, known: np.ndarray, rows: int) -> pa.Arra
     unknown = np.ones(rows, bool)
     unknown[known] = False
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), width, mask=pa.array(unknown))
+
+
+def _require_known_context(rows: pa.Table, known: Mapping[str, int]) -> None:
+    """DataError for a context column that the data set does not have: left out in silence, it would change scores."""
+    for name in rows.column_names:
+        if name.startswith(CONTEXT) and name.removeprefix(CONTEXT) not in known:
+            has = ", ".join(CONTEXT + one for one in known) or "none"
+            raise DataError(ROWS, f"expected a context column of the data set ({has}): rename or drop it", column=name)
 
 
 def _given(rows: pa.Table, name: str, count: int, known: np.ndarray) -> np.ndarray | None:

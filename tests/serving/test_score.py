@@ -267,6 +267,9 @@ def test_garbage_is_one_sentence_and_leaves_no_part(
     far = good.set_column(good.column_names.index(f"context_{context}"), f"context_{context}", pa.array([99999] * 10))
     with pytest.raises(ValueError, match=f"column 'context_{context}', data row 1: expected a value in"):
         HistoryScorer(model, service, None, window=8)(far)
+    unknown = good.append_column("context_hours", pa.array(np.zeros(10, np.int64)))
+    with pytest.raises(ValueError, match=f"column 'context_hours': expected a context .* data set .*context_{context}"):
+        HistoryScorer(model, service, None, window=8)(unknown)
     with pytest.raises(ValueError, match="needs the simplified form"):
         HistoryScorer(random_model(service, "finetune", form="full"), service, None, window=8)
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from python_model.data.columns import typed
 from python_model.data.errors import DataError
 from python_model.data.schema import EVENTS, ITEMS, USERS, DatasetWriter, load_dataset, validate
+from python_model.data.shards import shard_dataset
 from python_model.data.times import LATEST
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
@@ -63,6 +65,7 @@ WRONG: list[tuple[str, Any, int | None, str]] = [
     ("item", [[1], [0], [1]], None, "expected one dimension, found the shape (3, 1)"),
     ("item", [[1], [0, 2], [1]], None, "expected a column of values: "),
     ("item", 1, None, "expected one dimension, found the shape ()"),
+    ("item", torch.ones(3, requires_grad=True), None, "expected a column of values: Can't call numpy()"),
     ("item", np.ma.array([1, 0, 1], mask=[False, True, False]), None, "found a masked array"),
     ("item", [1, 2**31, 0], 2, "(int32) in [-2147483648, 2147483647], found 2147483648"),
     ("item", [1, 2**64, 0], 1, "found 1 of a column of object"),
@@ -124,6 +127,7 @@ IDS: list[tuple[Any, int | None, str | None]] = [
     (np.ma.array([1, 2], mask=[False, True]), 2, "expected an id, found nothing"),
     ("ab", None, "expected a column of integers or text, found str"),
     (7, None, "expected a column of integers or text, found int"),
+    (np.array(7), None, "expected a column of integers or text, found ndarray"),
     ([7], None, "found 1"),
     ([7, 8, 9], None, None),
 ]
@@ -138,7 +142,7 @@ def test_ids(tmp_path: Path, file: str, values: Any, row: int | None, says: str 
         if file == USERS:
             write(tmp_path / "out", users=values)
         else:
-            artists = [0] * (len(values) if hasattr(values, "__len__") else 2)
+            artists = [0] * (len(values) if hasattr(values, "__len__") and getattr(values, "shape", None) != () else 2)
             write(tmp_path / "out", items=values, artist=artists)
     assert (caught.value.file.name, caught.value.row) == (file, row), str(caught.value)
     assert (says or "expected 2 users as in the events, found 3") in caught.value.message
@@ -291,3 +295,15 @@ def test_random_columns_are_exact_or_refused() -> None:
             assert came == expected or (came != came and expected != expected), (column, kind)
             assert isinstance(came, bool) == isinstance(went, (bool, np.bool_))
     assert min(outcomes.values()) > 300 * SCALE, outcomes
+
+
+@pytest.mark.parametrize("row_group", [0, -1, 1.5, True, "1"])
+def test_row_groups_hold_at_least_a_row(tmp_path: Path, row_group: Any) -> None:
+    with pytest.raises(ValueError, match=r"^row_group is .*, expected a whole number of at least 1$"):
+        DatasetWriter(
+            tmp_path / "out", name="toy", source="test", context={}, feedback={}, item_features={}, grades="",
+            pair_window=60, row_group=row_group,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"^row_group is .*, expected a whole number of at least 1$"):
+        shard_dataset(tmp_path, tmp_path / "shards", 1, row_group=row_group)
+    assert list(tmp_path.iterdir()) == []
