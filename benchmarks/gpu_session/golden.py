@@ -162,6 +162,10 @@ def _loaded(library: str) -> ctypes.CDLL:
     return ctypes.CDLL(library)
 
 
+UNSEEN = ("-DARGUS_WRITES_ARE_SEEN=false",)
+"""Compiled without instrumentation: the executor does not know what device code has written."""
+
+
 def build(device: str, folder: Path) -> Path:
     """Compiles golden_kernels.cu: by nvcc for the GPU here, or with the executor by the host compiler.
 
@@ -178,7 +182,7 @@ def build(device: str, folder: Path) -> Path:
         name = f"{major}{minor}" + ("a" if major >= 9 else "")
         command = [str(toolkit.nvcc), *native.nvcc_flags([name]), "-shared", str(SOURCE)]
     else:
-        flags = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-Icsrc")
+        flags = ("-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-Icsrc", *UNSEEN)
         executor = sorted(str(path) for path in (REPOSITORY / "csrc/simt").glob("*.cpp"))
         compiler = shlex.split(decide.find_compiler(os.environ).command)
         command = [*compiler, *flags, "-Wno-unknown-pragmas", *executor, "-x", "c++", str(SOURCE)]

@@ -19,9 +19,11 @@
 // Nor are plain writes seen there, so that nobody knows what was written.
 #define ARGUS_WRITES_ARE_SEEN false
 #else
-#define ARGUS_WRITES_ARE_SEEN true
 #define ARGUS_POISON(address, bytes) static_cast<void>(0)
 #define ARGUS_UNPOISON(address, bytes) static_cast<void>(0)
+#if !defined(ARGUS_WRITES_ARE_SEEN)
+#define ARGUS_WRITES_ARE_SEEN true
+#endif
 #endif
 
 namespace argus::simt {

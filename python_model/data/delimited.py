@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from io import BytesIO, StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import polars as pl
 
 from python_model.data.errors import DataError, one_line
 from python_model.data.files import reading, require_file
 from python_model.data.identifiers import CANONICAL
 from python_model.settings import shown
+
+if TYPE_CHECKING:
+    # Only readers of text need it: training, evaluation and serving do without.
+    import polars as pl
 
 MISSING = int(np.iinfo(np.int64).min)
 """What stands for an empty cell in a column of `optional` integers."""
@@ -209,6 +212,8 @@ def _place(piece: Piece, name: str) -> int:
 
 def _cells(piece: Piece, places: list[int]) -> dict[int, pl.Series]:
     """The text of some columns, "" where empty; every row has been found to have as many cells as there are names."""
+    import polars as pl
+
     content, separator = piece.content(), piece.form.separator.encode()
     if len(separator) > 1:
         # No columnar reader takes a separator of two characters.
@@ -284,6 +289,8 @@ def _check_quotes(
 
 
 def _numbers(file: Path, name: str, cells: pl.Series) -> np.ndarray:
+    import polars as pl
+
     empty = cells == ""
     values = cells.cast(pl.Float64, strict=False)
     wrong = ~empty & ~(cells.str.contains(_NUMBER) & values.is_finite().fill_null(False))
@@ -292,6 +299,8 @@ def _numbers(file: Path, name: str, cells: pl.Series) -> np.ndarray:
 
 
 def _integers(file: Path, name: str, cells: pl.Series, optional: bool) -> np.ndarray:
+    import polars as pl
+
     empty = cells == ""
     if optional:
         cells = cells.str.strip_suffix(".0")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 
 from python_model.data.errors import DataError, one_line
@@ -109,9 +108,11 @@ def joined(parts: Sequence[np.ndarray], file: str | Path, column: str) -> np.nda
 
 def require_distinct(ids: np.ndarray, file: str | Path, column: str) -> None:
     """DataError at the first id that stands a second time."""
-    again = ~pl.Series(ids.tolist() if ids.dtype.kind == "O" else ids).is_first_distinct()
+    # Numbered by their first places: an id that comes again has no number above all before it.
+    numbers = pa.array(ids).dictionary_encode().indices.to_numpy()
+    again = np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0
     if again.any():
-        row = int(np.argmax(again.to_numpy()))
+        row = int(np.argmax(again))
         found = ids[row].item() if isinstance(ids[row], np.generic) else ids[row]
         raise DataError(file, f"expected every id once, found {shown(found)} again", column=column, row=row + 1)
 
