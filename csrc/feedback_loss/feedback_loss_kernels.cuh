@@ -266,7 +266,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CudaParams params) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) weights_kernel(CudaParams params) {
+// Four blocks a multiprocessor: for eight, ptxas keeps to 32 registers and spills on sm_80.
+__global__ void __launch_bounds__(kThreads, 4) weights_kernel(CudaParams params) {
   clear_sums(params);
   for (int64_t index = blockIdx.x; index < tiles_of(params); index += gridDim.x) {
     for (int task = 0; task < params.tasks; ++task) add_task(params, nullptr, index * kRows, task, 0);
