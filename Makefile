@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO_OUT ?= demo_out
 BENCH_OUT ?= runs/bench.jsonl
 READY := $(VENV)/.ready
-NATIVE_SOURCES := $(wildcard csrc/*/*) $(wildcard build_support/*.py)
+NATIVE_SOURCES := $(wildcard csrc/*/* csrc/*/*/* csrc/*/*/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all bench lint format wheel doctor clean

@@ -1,11 +1,12 @@
 """Compiles the native libraries: writes one ninja file for all of them and runs it.
 
-    _ops_cpu.so          LibTorch stable ABI; csrc/common/*.cpp and csrc/<op>/*.cpp
+    _ops_cpu.so          LibTorch stable ABI; csrc/common/cpu/*.cpp and csrc/<op>/*.cpp
     _ops_cuda.so         LibTorch stable ABI; csrc/<op>/*.cu and csrc/<op>/<op>.cpp
     _host.<abi>.so       pybind11; csrc/host/*.cpp
 
 An op's <op>.cpp (checks, allocation, registration) goes into both op libraries; with ARGUS_CUDA_LIBRARY defined
-it registers the CUDA kernels, without it the schema and the CPU kernels.
+it registers the CUDA kernels, without it the schema and the CPU kernels. The folders csrc/attention and csrc/common
+are headers that ops include; what is for one processor or architecture stands in .../cpu, .../cuda and .../cuda/sm90.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from build_support.decide import BuildError, Compiler, CudaDecision, Toolkit
 TORCH_FLOOR = "0x020a000000000000"
 """TORCH_TARGET_VERSION: the libraries use what torch 2.10 has and run under it and everything after."""
 
-NOT_OPS = ("common", "host", "simt")
+NOT_OPS = ("attention", "common", "host", "simt")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _sources(root: Path, pattern: str) -> list[str]:
 
 def op_sources(root: Path) -> tuple[list[str], list[str]]:
     """The sources of _ops_cpu and of _ops_cuda."""
-    cpu, cuda = _sources(root, "csrc/common/*.cpp"), []
+    cpu, cuda = _sources(root, "csrc/common/cpu/*.cpp"), []
     for folder in sorted(path for path in (root / "csrc").iterdir() if path.is_dir()):
         if folder.name in NOT_OPS:
             continue

@@ -17,7 +17,7 @@ MOST_HEADS = 65_535
 MOST_POSITIONS = 512
 """Columns of position_bias that a block's shared memory has room for, beside its tiles."""
 _LEAST_ROWS = 32
-"""Query rows of a block of the backward pass, at least; as csrc/common/history.h has it."""
+"""Query rows of a block of the backward pass, at least; as csrc/attention/cuda/arguments.h has it."""
 
 HistoryArguments = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None

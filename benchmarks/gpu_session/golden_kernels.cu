@@ -4,7 +4,7 @@
 #include <exception>
 #include <string>
 
-#include "common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace golden {
 

@@ -4,14 +4,14 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "attention/cuda/call.h"
 #include "causal_attention/causal_attention_cuda.h"
-#include "common/history_call.h"
 
 namespace argus::causal_attention {
 namespace {
 
-using history::Given;
-using history::OptionalTensor;
+using attention::Given;
+using attention::OptionalTensor;
 
 constexpr const char* kOp = "causal_attention";
 
@@ -20,9 +20,9 @@ void forward(Tensor out, Tensor log_sum_exp, Tensor q, Tensor k, Tensor v, Tenso
              OptionalTensor query_time, OptionalTensor key_time, double scale, int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, scale, 1.0,     window};
-  const history::Forward call{history::arguments_of(given), history::result_of(given, "out", out),
-                              history::statistic_of(given, "log_sum_exp", log_sum_exp)};
-  history::on_current_stream(given, [&](void* stream) { launch_forward(call, stream); });
+  const attention::Forward call{attention::arguments_of(given), attention::result_of(given, "out", out),
+                                attention::statistic_of(given, "log_sum_exp", log_sum_exp)};
+  attention::on_current_stream(given, [&](void* stream) { launch_forward(call, stream); });
 }
 
 void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias, OptionalTensor d_time_bias,
@@ -32,11 +32,11 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
               OptionalTensor query_time, OptionalTensor key_time, double scale, int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, scale, 1.0,     window};
-  const history::BackwardTensors tensors{
+  const attention::BackwardTensors tensors{
       d_q,   d_k,   d_v,        d_position_bias, d_time_bias, visible_bounds, table_parts,
       d_out, delta, correction, d_log_sum_exp,   out,         log_sum_exp};
-  const history::Backward call = history::backward_of(given, tensors);
-  history::on_current_stream(given, [&](void* stream) { launch_backward(call, stream); });
+  const attention::Backward call = attention::backward_of(given, tensors);
+  attention::on_current_stream(given, [&](void* stream) { launch_backward(call, stream); });
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
 // argus_native::causal_attention_cpu_ and its backward: softmax attention over packed histories on the CPU.
-// The blocks and their walk are common/attention_*.h, the softmax is softmax_rule.h.
+// The blocks and their walk are attention/cpu/, the softmax is softmax_rule.h.
 #include <torch/csrc/stable/library.h>
 
+#include "attention/cpu/arguments.h"
+#include "attention/cpu/launch.h"
 #include "causal_attention/softmax_rule.h"
-#include "common/attention_arguments.h"
-#include "common/attention_launch.h"
 
 namespace argus::causal_attention {
 namespace {

@@ -3,8 +3,8 @@
 // weights run along, and what was summed before is scaled down whenever the largest grows.
 #pragma once
 
-#include "common/history_backward.cuh"
-#include "common/history_forward.cuh"
+#include "attention/cuda/backward.cuh"
+#include "attention/cuda/forward.cuh"
 
 namespace argus::causal_attention {
 
@@ -13,7 +13,7 @@ struct Softmax {
   static constexpr float kHidden = -INFINITY;
   static constexpr bool kNormalised = true;
 
-  ARGUS_DEVICE explicit Softmax(const history::Arguments&) {}
+  ARGUS_DEVICE explicit Softmax(const attention::Arguments&) {}
 
   // A row's running maximum and a lane's share of its sum; the four lanes of a row hold the rest.
   template <class T, int kRowTiles>
@@ -95,13 +95,14 @@ struct Softmax {
   }
 
   template <class T>
-  static ARGUS_DEVICE float weight(float score, const history::RowStatistics& row, T) {
+  static ARGUS_DEVICE float weight(float score, const attention::RowStatistics& row, T) {
     return exponential(fmaf(row.log_sum_exp, -kFactor, score), T{});
   }
 
   // The weight of a score and, from that of the weight, the gradient of the score.
   template <class T>
-  ARGUS_DEVICE void differentiate(float& score, float& gradient, const history::RowStatistics& row, T) const {
+  ARGUS_DEVICE void differentiate(float& score, float& gradient, const attention::RowStatistics& row,
+                                  T) const {
     float weight = Softmax::weight(score, row, T{});
     if constexpr (sizeof(T) == 4) weight *= row.correction;
     score = weight;

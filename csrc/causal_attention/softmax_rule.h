@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "common/attention_problem.h"
-#include "common/simd.h"
-#include "common/vector_math.h"
+#include "attention/cpu/problem.h"
+#include "common/cpu/simd.h"
+#include "common/cpu/vector_math.h"
 
 namespace argus::causal_attention {
 

@@ -11,8 +11,8 @@
 #include <optional>
 #include <unordered_map>
 
-#include "common/check.h"
-#include "common/relative_bias.h"
+#include "attention/relative_bias.h"
+#include "common/torch/check.h"
 #include "decode_attention/history_chunks.h"
 
 namespace argus::decode_attention {

@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus::decode_attention {
 

@@ -8,10 +8,10 @@
 #include <limits>
 #include <vector>
 
-#include "common/column_blocks.h"
-#include "common/relative_bias.h"
-#include "common/stored_type.h"
-#include "common/vector_math.h"
+#include "attention/relative_bias.h"
+#include "common/cpu/column_blocks.h"
+#include "common/cpu/stored_type.h"
+#include "common/cpu/vector_math.h"
 #include "decode_attention/decode_attention.h"
 
 namespace argus::decode_attention {

@@ -9,8 +9,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/device.cuh"
-#include "common/reduce.cuh"
+#include "common/cuda/device.cuh"
+#include "common/cuda/reduce.cuh"
 #include "decode_attention/decode_attention.h"
 
 namespace argus::decode_attention {

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <optional>
 
-#include "common/check.h"
-#include "common/scratch.h"
+#include "common/cpu/scratch.h"
+#include "common/torch/check.h"
 
 namespace argus::decode_linear {
 namespace {

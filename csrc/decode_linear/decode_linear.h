@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus::decode_linear {
 

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/column_blocks.h"
-#include "common/stored_type.h"
-#include "common/vector_math.h"
+#include "common/cpu/column_blocks.h"
+#include "common/cpu/stored_type.h"
+#include "common/cpu/vector_math.h"
 #include "decode_linear/decode_linear.h"
 
 namespace argus::decode_linear {

@@ -9,9 +9,9 @@
 #include <tuple>
 #include <vector>
 
-#include "common/check.h"
-#include "common/element.h"
-#include "common/huge_pages.h"
+#include "common/cpu/element.h"
+#include "common/cpu/huge_pages.h"
+#include "common/torch/check.h"
 #include "feedback_loss/feedback_loss_cuda.h"
 
 namespace argus::feedback_loss {

@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 #include "feedback_loss/products.h"
 
 namespace argus::feedback_loss {

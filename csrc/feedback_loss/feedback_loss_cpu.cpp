@@ -11,9 +11,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/element.h"
-#include "common/lanes.h"
-#include "common/simd.h"
+#include "common/cpu/element.h"
+#include "common/cpu/lanes.h"
+#include "common/cpu/simd.h"
 #include "feedback_loss/feedback_loss.h"
 #include "feedback_loss/products.h"
 

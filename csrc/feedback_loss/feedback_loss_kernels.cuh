@@ -9,7 +9,7 @@
 // atomics.
 #pragma once
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 #include "feedback_loss/feedback_loss_cuda.h"
 
 namespace argus::feedback_loss {

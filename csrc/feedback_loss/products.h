@@ -1,11 +1,11 @@
 // The two matrix products of a tile of rows with a weight of few columns, shapes too thin for
-// common/matmul.h: its panels are 32 columns wide, a like, a dislike, a skip and eight bins of a share
+// common/cpu/matmul.h: its panels are 32 columns wide, a like, a dislike, a skip and eight bins of a share
 // are 11.
 #pragma once
 
 #include <cstdint>
 
-#include "common/matmul.h"
+#include "common/cpu/matmul.h"
 
 namespace argus::feedback_loss {
 

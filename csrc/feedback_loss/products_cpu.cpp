@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstring>
 
-#include "common/simd.h"
-#include "common/vector_math.h"
+#include "common/cpu/simd.h"
+#include "common/cpu/vector_math.h"
 
 #if ARGUS_X86
 // GCC 12 warns of its own headers' undefined vectors.

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "common/simd.h"
+#include "common/cpu/simd.h"
 
 namespace argus::host {
 

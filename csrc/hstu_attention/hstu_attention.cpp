@@ -4,14 +4,14 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "common/history_call.h"
+#include "attention/cuda/call.h"
 #include "hstu_attention/hstu_attention_cuda.h"
 
 namespace argus::hstu_attention {
 namespace {
 
-using history::Given;
-using history::OptionalTensor;
+using attention::Given;
+using attention::OptionalTensor;
 
 constexpr const char* kOp = "hstu_attention";
 
@@ -20,8 +20,9 @@ void forward(Tensor out, Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalT
              OptionalTensor key_time, double alpha, double divisor, int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, alpha, divisor, window};
-  const history::Forward call{history::arguments_of(given), history::result_of(given, "out", out), nullptr};
-  history::on_current_stream(given, [&](void* stream) { launch_forward(call, stream); });
+  const attention::Forward call{attention::arguments_of(given), attention::result_of(given, "out", out),
+                                nullptr};
+  attention::on_current_stream(given, [&](void* stream) { launch_forward(call, stream); });
 }
 
 void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias, OptionalTensor d_time_bias,
@@ -31,10 +32,10 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
               int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, alpha, divisor, window};
-  const history::BackwardTensors tensors{
+  const attention::BackwardTensors tensors{
       d_q, d_k, d_v, d_position_bias, d_time_bias, visible_bounds, table_parts, d_out, {}, {}, {}, {}, {}};
-  const history::Backward call = history::backward_of(given, tensors);
-  history::on_current_stream(given, [&](void* stream) { launch_backward(call, stream); });
+  const attention::Backward call = attention::backward_of(given, tensors);
+  attention::on_current_stream(given, [&](void* stream) { launch_backward(call, stream); });
 }
 
 }  // namespace

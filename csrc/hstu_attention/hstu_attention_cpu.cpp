@@ -1,9 +1,9 @@
 // argus_native::hstu_attention_cpu_ and its backward: HSTU's pointwise attention over packed histories on the
-// CPU. The blocks and their walk are common/attention_*.h, the SiLU is silu_rule.h.
+// CPU. The blocks and their walk are attention/cpu/, the SiLU is silu_rule.h.
 #include <torch/csrc/stable/library.h>
 
-#include "common/attention_arguments.h"
-#include "common/attention_launch.h"
+#include "attention/cpu/arguments.h"
+#include "attention/cpu/launch.h"
 #include "hstu_attention/silu_rule.h"
 
 namespace argus::hstu_attention {

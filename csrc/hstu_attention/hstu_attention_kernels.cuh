@@ -2,8 +2,8 @@
 // itself.
 #pragma once
 
-#include "common/history_backward.cuh"
-#include "common/history_forward.cuh"
+#include "attention/cuda/backward.cuh"
+#include "attention/cuda/forward.cuh"
 
 namespace argus::hstu_attention {
 
@@ -15,7 +15,7 @@ struct Silu {
 
   float inverse;  // of the divisor
 
-  ARGUS_DEVICE explicit Silu(const history::Arguments& given) : inverse(1.0f / given.divisor) {}
+  ARGUS_DEVICE explicit Silu(const attention::Arguments& given) : inverse(1.0f / given.divisor) {}
 
   // Nothing runs along.
   template <class T, int kRowTiles>
@@ -31,7 +31,7 @@ struct Silu {
   template <class T, int kRowTiles, int kTiles, int kOut>
   ARGUS_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>&,
                           float (&)[kRowTiles][kOut][4]) const {
-    history::for_each(scores, [](float& score, int, int, int) { score *= sigmoid(score, T{}); });
+    attention::for_each(scores, [](float& score, int, int, int) { score *= sigmoid(score, T{}); });
   }
 
   template <class T, int kRowTiles>
@@ -41,7 +41,7 @@ struct Silu {
 
   // The weight of a score and, from that of the weight, the gradient of the score.
   template <class T>
-  ARGUS_DEVICE void differentiate(float& score, float& gradient, const history::RowStatistics&, T) const {
+  ARGUS_DEVICE void differentiate(float& score, float& gradient, const attention::RowStatistics&, T) const {
     const float share = sigmoid(score, T{});
     gradient *= inverse * share * fmaf(score, 1.0f - share, 1.0f);
     score *= share * inverse;

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-#include "common/attention_problem.h"
-#include "common/simd.h"
-#include "common/vector_math.h"
+#include "attention/cpu/problem.h"
+#include "common/cpu/simd.h"
+#include "common/cpu/vector_math.h"
 
 namespace argus::hstu_attention {
 

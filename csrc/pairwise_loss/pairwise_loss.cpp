@@ -9,8 +9,8 @@
 #include <tuple>
 #include <vector>
 
-#include "common/check.h"
-#include "common/element.h"
+#include "common/cpu/element.h"
+#include "common/torch/check.h"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 
 namespace argus::pairwise_loss {

@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "common/lanes.h"
-#include "common/simd.h"
+#include "common/cpu/lanes.h"
+#include "common/cpu/simd.h"
 #include "pairwise_loss/pairwise_loss.h"
 
 namespace argus::pairwise_loss {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus::pairwise_loss {
 

@@ -6,7 +6,7 @@
 // accuracy, and 60 factors of at most 2 fit a float.
 #pragma once
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 
 namespace argus::pairwise_loss {

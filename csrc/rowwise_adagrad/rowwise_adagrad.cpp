@@ -7,9 +7,9 @@
 
 #include <algorithm>
 
-#include "common/check.h"
-#include "common/row_order.h"
-#include "common/torch_sort.h"
+#include "common/cpu/row_order.h"
+#include "common/torch/check.h"
+#include "common/torch/sort.h"
 
 namespace argus::rowwise_adagrad {
 namespace {

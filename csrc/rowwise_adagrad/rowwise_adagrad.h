@@ -10,7 +10,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus {
 class RowOrder;

@@ -6,9 +6,9 @@
 #include <cstddef>
 #include <vector>
 
-#include "common/element.h"
-#include "common/row_order.h"
-#include "common/simd.h"
+#include "common/cpu/element.h"
+#include "common/cpu/row_order.h"
+#include "common/cpu/simd.h"
 #include "rowwise_adagrad/rowwise_adagrad.h"
 
 namespace argus::rowwise_adagrad {

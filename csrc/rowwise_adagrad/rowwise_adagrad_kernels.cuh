@@ -9,8 +9,8 @@
 // update, so that no width needs a buffer.
 #pragma once
 
-#include "common/device.cuh"
-#include "common/reduce.cuh"
+#include "common/cuda/device.cuh"
+#include "common/cuda/reduce.cuh"
 #include "rowwise_adagrad/rowwise_adagrad.h"
 
 namespace argus::rowwise_adagrad {

@@ -5,8 +5,8 @@
 #include <cstring>
 #include <vector>
 
-#include "common/element.h"
-#include "common/vector_math.h"
+#include "common/cpu/element.h"
+#include "common/cpu/vector_math.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"
 
 namespace argus::sampled_softmax_loss {

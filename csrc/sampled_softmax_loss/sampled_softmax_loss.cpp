@@ -9,7 +9,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/check.h"
+#include "common/torch/check.h"
 #include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
 
 namespace argus::sampled_softmax_loss {

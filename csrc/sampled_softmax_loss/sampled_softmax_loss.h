@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus::sampled_softmax_loss {
 

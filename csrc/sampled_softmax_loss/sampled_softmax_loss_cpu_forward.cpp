@@ -6,7 +6,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include "common/matmul.h"
+#include "common/cpu/matmul.h"
 #include "sampled_softmax_loss/kept_rows.h"
 #include "sampled_softmax_loss/left_out.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"

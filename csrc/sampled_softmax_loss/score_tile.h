@@ -6,8 +6,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "common/element.h"
-#include "common/vector_math.h"
+#include "common/cpu/element.h"
+#include "common/cpu/vector_math.h"
 #include "sampled_softmax_loss/workspace.h"
 
 namespace argus::sampled_softmax_loss {

@@ -1,8 +1,8 @@
 // What every sampled softmax kernel gets, and what a tile of scores needs of its rows and candidates.
 #pragma once
 
-#include "common/reduce.cuh"
-#include "common/tile_product.cuh"
+#include "common/cuda/reduce.cuh"
+#include "common/cuda/tile_product.cuh"
 #include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
 
 namespace argus::sampled_softmax_loss {

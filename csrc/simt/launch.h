@@ -1,4 +1,4 @@
-// Launches and shared memory for common/device.cuh under the host compiler.
+// Launches and shared memory for common/cuda/device.cuh under the host compiler.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Host twins of the PTX instructions in common/ptx.cuh.
+// Host twins of the PTX instructions in common/cuda/ptx.cuh.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "common/element.h"
+#include "common/cpu/element.h"
 #include "triple_embedding/triple_embedding.h"
 
 namespace argus::triple_embedding {

@@ -1,8 +1,8 @@
 // From the dtypes of a problem to the types of a pass.
 #pragma once
 
-#include "common/element.h"
-#include "common/matmul.h"
+#include "common/cpu/element.h"
+#include "common/cpu/matmul.h"
 #include "triple_embedding/triple_embedding.h"
 
 namespace argus::triple_embedding {

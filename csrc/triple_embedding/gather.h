@@ -5,8 +5,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/element.h"
-#include "common/simd.h"
+#include "common/cpu/element.h"
+#include "common/cpu/simd.h"
 #include "triple_embedding/triple_embedding.h"
 
 namespace argus::triple_embedding {

@@ -8,7 +8,7 @@
 #include <optional>
 #include <vector>
 
-#include "common/check.h"
+#include "common/torch/check.h"
 
 namespace argus::triple_embedding {
 

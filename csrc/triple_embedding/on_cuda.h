@@ -12,7 +12,7 @@
 #include <tuple>
 #include <vector>
 
-#include "common/torch_sort.h"
+#include "common/torch/sort.h"
 #include "triple_embedding/inputs.h"
 #include "triple_embedding/triple_embedding_cuda.h"
 

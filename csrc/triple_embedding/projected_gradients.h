@@ -7,7 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "common/matmul.h"
+#include "common/cpu/matmul.h"
 #include "triple_embedding/gather.h"
 
 namespace argus::triple_embedding {

@@ -2,7 +2,7 @@
 // weight. Each copies one 16-byte chunk of itself into shared memory, with zeros for what is not there.
 #pragma once
 
-#include "common/tile_product.cuh"
+#include "common/cuda/tile_product.cuh"
 #include "triple_embedding/triple_embedding_cuda.h"
 
 namespace argus::triple_embedding {

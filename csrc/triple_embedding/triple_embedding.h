@@ -12,8 +12,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "common/dtype.h"
-#include "common/row_order.h"
+#include "common/cpu/row_order.h"
+#include "common/torch/dtype.h"
 
 namespace argus::triple_embedding {
 

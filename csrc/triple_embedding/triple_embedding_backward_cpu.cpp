@@ -9,7 +9,7 @@
 #include <memory>
 #include <optional>
 
-#include "common/matmul.h"
+#include "common/cpu/matmul.h"
 #include "triple_embedding/destinations.h"
 #include "triple_embedding/dispatch.h"
 #include "triple_embedding/gather.h"

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "common/dtype.h"
+#include "common/torch/dtype.h"
 
 namespace argus::triple_embedding {
 

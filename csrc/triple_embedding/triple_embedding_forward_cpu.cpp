@@ -7,7 +7,7 @@
 #include <memory>
 #include <numeric>
 
-#include "common/matmul.h"
+#include "common/cpu/matmul.h"
 #include "triple_embedding/dispatch.h"
 #include "triple_embedding/gather.h"
 

@@ -9,7 +9,7 @@
 //   repeat.
 #pragma once
 
-#include "common/reduce.cuh"
+#include "common/cuda/reduce.cuh"
 #include "triple_embedding/sources.cuh"
 
 namespace argus::triple_embedding {

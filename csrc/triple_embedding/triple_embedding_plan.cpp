@@ -1,6 +1,6 @@
 // What the passes agree on before they begin: which tables are projected, and the rows of each table in
 // order.
-#include "common/row_order.h"
+#include "common/cpu/row_order.h"
 #include "triple_embedding/triple_embedding.h"
 
 namespace argus::triple_embedding {

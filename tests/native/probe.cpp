@@ -1,8 +1,8 @@
-// csrc/common/matmul.h and vector_math.h for ctypes.
+// csrc/common/cpu/matmul.h and vector_math.h for ctypes.
 #include <cstdint>
 
-#include "common/matmul.h"
-#include "common/vector_math.h"
+#include "common/cpu/matmul.h"
+#include "common/cpu/vector_math.h"
 
 #define ARGUS_EXPORT extern "C" __attribute__((visibility("default")))
 

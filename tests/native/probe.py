@@ -14,7 +14,7 @@ from build_support import compile as native
 from build_support import decide
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = ("csrc/common/matmul.cpp", "csrc/common/matmul_pack.cpp", "tests/native/probe.cpp")
+SOURCES = ("csrc/common/cpu/matmul.cpp", "csrc/common/cpu/matmul_pack.cpp", "tests/native/probe.cpp")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""csrc/common/matmul.h: packing of every layout and products of every shape, on every instruction set of this CPU."""
+"""csrc/common/cpu/matmul.h: packing and products of every layout and shape, on every instruction set of this CPU."""
 
 from __future__ import annotations
 

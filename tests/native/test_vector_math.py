@@ -1,4 +1,4 @@
-"""csrc/common/vector_math.h: the errors that its comments state, over the whole range of float32."""
+"""csrc/common/cpu/vector_math.h: the errors that its comments state, over the whole range of float32."""
 
 from __future__ import annotations
 

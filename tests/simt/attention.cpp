@@ -2,17 +2,17 @@
 #include <algorithm>
 
 #include "causal_attention/causal_attention_cuda.h"
-#include "common/history_launch.cuh"
+#include "attention/cuda/launch.cuh"
 #include "hstu_attention/hstu_attention_cuda.h"
 #include "on_host.h"
 
 namespace {
 
-using argus::history::Arguments;
-using argus::history::Backward;
-using argus::history::Dtype;
-using argus::history::Forward;
-using argus::history::Heads;
+using argus::attention::Arguments;
+using argus::attention::Backward;
+using argus::attention::Dtype;
+using argus::attention::Forward;
+using argus::attention::Heads;
 
 size_t bytes_of(const Arguments& given, int64_t elements) {
   return static_cast<size_t>(elements) * (given.dtype == Dtype::float32 ? 4 : 2);
@@ -71,7 +71,7 @@ void backward(Backward call, BackwardLauncher launch) {
   Device device;
   const Arguments given = call.given;
   const int64_t statistics = given.rows * given.heads;
-  const int64_t blocks = argus::history::most_blocks(given.rows, given.users);
+  const int64_t blocks = argus::attention::most_blocks(given.rows, given.users);
   device.heads("d_out", call.d_out, given);
   device.dense("out", call.out, given);
   device.numbers("log_sum_exp", call.log_sum_exp, statistics);
@@ -112,7 +112,7 @@ ARGUS_EXPORT uint64_t time_edge(int bucket) {
   return bucket < argus::kTimeBuckets ? argus::kTimeEdges[bucket] : 0;
 }
 ARGUS_EXPORT int64_t most_blocks(int64_t rows, int64_t users) {
-  return argus::history::most_blocks(rows, users);
+  return argus::attention::most_blocks(rows, users);
 }
 
 // Dynamic shared memory of the hungriest kernel for heads of `width`, with tables as large as they may be.
@@ -122,15 +122,15 @@ ARGUS_EXPORT int64_t most_shared_bytes(int dtype, int width) {
   call.given.dtype = static_cast<Dtype>(dtype);
   call.given.width = width;
   call.given.position_bias = call.given.time_bias = &table;
-  call.given.positions = argus::history::kMostPositions;
+  call.given.positions = argus::attention::kMostPositions;
   call.given.times = argus::kTimeBuckets;
   float gradient = 0.0f;
   call.d_time_bias = &gradient;
   size_t most = 0;
-  argus::history::with_kernel(call.given, [&]<class T, int kWidth>() {
-    most = std::max({argus::history::ForwardRoom<T, kWidth>::bytes(call.given),
-                     argus::history::QueryRoom<T, kWidth>::bytes(call),
-                     argus::history::KeyRoom<T, kWidth>::bytes(call)});
+  argus::attention::with_kernel(call.given, [&]<class T, int kWidth>() {
+    most = std::max({argus::attention::ForwardRoom<T, kWidth>::bytes(call.given),
+                     argus::attention::QueryRoom<T, kWidth>::bytes(call),
+                     argus::attention::KeyRoom<T, kWidth>::bytes(call)});
   });
   return static_cast<int64_t>(most);
 }

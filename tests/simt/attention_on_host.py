@@ -29,13 +29,13 @@ SEEDS = count()
 
 
 class Heads(ctypes.Structure):
-    """argus::history::Heads."""
+    """argus::attention::Heads."""
 
     _fields_ = (("data", ctypes.c_void_p), ("row_stride", ctypes.c_int64), ("head_stride", ctypes.c_int64))
 
 
 class Arguments(ctypes.Structure):
-    """argus::history::Arguments."""
+    """argus::attention::Arguments."""
 
     _fields_ = (
         *((name, Heads) for name in ("q", "k", "v")),
@@ -51,13 +51,13 @@ class Arguments(ctypes.Structure):
 
 
 class Forward(ctypes.Structure):
-    """argus::history::Forward."""
+    """argus::attention::Forward."""
 
     _fields_ = (("given", Arguments), ("out", ctypes.c_void_p), ("log_sum_exp", ctypes.c_void_p))
 
 
 class Backward(ctypes.Structure):
-    """argus::history::Backward."""
+    """argus::attention::Backward."""
 
     _fields_ = (
         ("given", Arguments),

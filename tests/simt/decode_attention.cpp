@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Kernels with a planted fault each, beside the same kernel without it.
 #include "cases.h"
-#include "common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // The language: indices, barriers with votes, shuffles, votes, reductions, atomics, narrow numbers.
 #include "cases.h"
-#include "common/reduce.cuh"
+#include "common/cuda/reduce.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // A launch that asks for more shared memory than there is, and one after it, on a runtime of stubs.
 #include <cstdio>
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 
 __global__ void nothing() {}
 

@@ -1,7 +1,7 @@
 // ldmatrix and mma.sync against a plain matrix product, loaded through the fragment layouts of the PTX
 // manual.
 #include "cases.h"
-#include "common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 #include "matrix_kernels.cuh"
 
 namespace {

@@ -2,7 +2,7 @@
 // matrix_kernels.cu.
 #pragma once
 
-#include "common/ptx.cuh"
+#include "common/cuda/ptx.cuh"
 
 namespace matrix_kernels {
 

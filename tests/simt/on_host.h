@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 
 #define ARGUS_EXPORT extern "C" __attribute__((visibility("default")))
 

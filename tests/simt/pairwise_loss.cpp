@@ -2,7 +2,7 @@
 #include <cstring>
 #include <string>
 
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // A kernel that cannot fit its registers: the compile gates must see its spills.
-#include "common/device.cuh"
+#include "common/cuda/device.cuh"
 
 __global__ __launch_bounds__(1024, 2) void spilling(const float* in, float* out) {
   float held[64];

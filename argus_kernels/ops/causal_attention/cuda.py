@@ -1,4 +1,4 @@
-"""The backend `cuda` of causal_attention: CUDA C++, csrc/causal_attention/ over csrc/common/history_*.
+"""The backend `cuda` of causal_attention: CUDA C++, csrc/causal_attention/ over csrc/attention/cuda/.
 
 Bitwise the same in every run, safe in a CUDA graph; a user's results do not depend on who shares the batch.
 """

@@ -1,0 +1,328 @@
+// The biases of a tile of scores, and their gradients, on the CPU.
+//
+// A row of a tile is one key against up to kQueries queries. Its position bias is a run of neighbouring
+// entries of the table. Its time bias is seldom more than a few: the distances of a row lie between two that
+// are found from the block's earliest and latest query, and where few buckets lie between those, a comparison
+// with each edge replaces the look-up of each pair. That is exact for times in any order; it is only fast
+// where they rise.
+//
+// Gradients are summed per tile, 16 lanes side by side in the scores' arithmetic, and then in float64: a
+// bucket may collect millions of pairs, for which float32 sums would lose four digits.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "attention/cpu/problem.h"
+#include "attention/relative_bias.h"
+#include "common/cpu/scratch.h"
+#include "common/cpu/simd.h"
+#include "common/cpu/vector_math.h"
+
+namespace argus::attention {
+
+constexpr int64_t kLanes = 16;
+// Up to so many edges are compared with one by one.
+constexpr int64_t kFewEdges = 6;
+
+// The time buckets that the pairs of a row may fall into.
+struct BucketRange {
+  int64_t first, last;
+};
+
+// What the loops over a tile's rows read; set up for one head, one user and one block of its queries.
+template <class A>
+struct BiasView {
+  const A* position;  // [distance] for -kQueries < distance < positions + kQueries, or null
+  int64_t last_position;
+  const A* time;  // [bucket], or null
+  TimeBuckets::Cells cells;
+  const int64_t* edges;      // [bucket], its smallest distance
+  const int64_t* key_time;   // of the user's events
+  int64_t last_bucket;       // buckets - 1
+  int64_t first;             // the block's first query
+  int64_t earliest, latest;  // of the query times
+  alignas(64) int64_t query_time[kQueries];
+
+  ARGUS_INLINE BucketRange range(int64_t time_of_key) const {
+    // Distances that wrap around do not rise with the query's time.
+    if (time_wraps(earliest, time_of_key) || time_wraps(latest, time_of_key)) return {0, last_bucket};
+    const int64_t a = time_distance(earliest, time_of_key), b = time_distance(latest, time_of_key);
+    const bool between = time_of_key > earliest && time_of_key < latest;
+    return {cells.bucket(between ? 1 : std::min(a, b)), cells.bucket(std::max(a, b))};
+  }
+};
+
+// Adds to `row` where the buckets of `range` are not all one.
+template <class A>
+ARGUS_INLINE void add_time_row(const BiasView<A>& view, BucketRange range, int64_t time_of_key, A* row,
+                               int64_t columns) {
+  if (range.last - range.first > kFewEdges) {
+    for (int64_t c = 0; c < columns; ++c) {
+      row[c] += view.time[view.cells.bucket(time_distance(view.query_time[c], time_of_key))];
+    }
+    return;
+  }
+  alignas(64) int64_t distance[kQueries];
+  alignas(64) A found[kQueries];
+  for (int64_t c = 0; c < columns; ++c) {
+    distance[c] = time_distance(view.query_time[c], time_of_key);
+    found[c] = view.time[range.first];
+  }
+  for (int64_t bucket = range.first + 1; bucket <= range.last; ++bucket) {
+    const int64_t edge = view.edges[bucket];
+    const A entry = view.time[bucket];
+    for (int64_t c = 0; c < columns; ++c) found[c] = distance[c] >= edge ? entry : found[c];
+  }
+  for (int64_t c = 0; c < columns; ++c) row[c] += found[c];
+}
+
+// scores[key, query] = factor · scores + bias, for a tile whose first key is `begin`. In most rows all pairs
+// have one bias: far behind the queries, between two edges.
+template <class A>
+ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begin, int64_t keys,
+                                int64_t columns, A factor) {
+  alignas(64) A row[kQueries];
+  for (int64_t j = 0; j < keys; ++j) {
+    A* line = scores + j * kQueries;
+    const int64_t distance = view->first - begin - j;
+    const bool near = view->position != nullptr && distance < view->last_position;
+    A common = view->position != nullptr && !near ? view->position[view->last_position] : A{0};
+    BucketRange range{0, 0};
+    if (view->time != nullptr) {
+      range = view->range(view->key_time[begin + j]);
+      if (range.first == range.last) common += view->time[range.first];
+    }
+    if (!near && range.first == range.last) {
+      for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, common);
+      continue;
+    }
+    for (int64_t c = 0; c < columns; ++c) row[c] = common;
+    if (near) {
+      const A* entries = view->position + distance;
+      for (int64_t c = 0; c < columns; ++c) row[c] += entries[c];
+    }
+    if (range.first != range.last) add_time_row(*view, range, view->key_time[begin + j], row, columns);
+    for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, row[c]);
+  }
+}
+
+// The sums of one tile. Rows that are `distance` events from the block's first query add to the run of
+// position entries from there on; 16 copies of the run, by the distance's remainder, keep every addition on
+// whole vectors.
+template <class A>
+struct BiasSums {
+  static constexpr int64_t kRun = kKeys + kQueries + 2 * kLanes;
+
+  alignas(64) A position[kLanes][kRun];
+  alignas(64) A far[kLanes];
+  int64_t run_begin;  // distance of the run's first entry, a multiple of kLanes
+  bool near;          // some row has added to the run
+  A* time;            // [buckets, kLanes]
+  int64_t first_bucket, last_bucket;
+};
+
+template <class A>
+ARGUS_INLINE void add_time_sums(const BiasView<A>& view, BiasSums<A>* sums, int64_t time_of_key,
+                                const A* line, const A* folded, int64_t columns) {
+  const BucketRange range = view.range(time_of_key);
+  sums->first_bucket = std::min(sums->first_bucket, range.first);
+  sums->last_bucket = std::max(sums->last_bucket, range.last);
+  if (range.first == range.last) {
+    A* to = sums->time + range.first * kLanes;
+    for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] += folded[lane];
+    return;
+  }
+  if (range.last - range.first > kFewEdges) {
+    alignas(64) int64_t bucket[kQueries];
+    for (int64_t c = 0; c < columns; ++c) {
+      bucket[c] = view.cells.bucket(time_distance(view.query_time[c], time_of_key));
+    }
+    for (int64_t c = 0; c < columns; ++c) sums->time[bucket[c] * kLanes + c % kLanes] += line[c];
+    return;
+  }
+  alignas(64) int64_t distance[kQueries];
+  for (int64_t c = 0; c < columns; ++c) distance[c] = time_distance(view.query_time[c], time_of_key);
+  for (int64_t bucket = range.first; bucket <= range.last; ++bucket) {
+    const int64_t low = view.edges[bucket], high = view.edges[bucket + 1];
+    A* to = sums->time + bucket * kLanes;
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const bool inside = distance[c + lane] >= low && distance[c + lane] < high;
+        to[lane] += inside ? line[c + lane] : A{0};
+      }
+    }
+  }
+}
+
+// sums[i] += the entries of the copies that lie `i` after the run's first distance; the copies are zero
+// afterwards.
+template <class A>
+ARGUS_INLINE void join_runs_body(BiasSums<A>* from, double* sums, int64_t used) {
+  for (int64_t copy = 0; copy < kLanes; ++copy) {
+    A* run = from->position[copy];
+    double* to = sums + copy;
+    for (int64_t i = 0; i < used; ++i) to[i] += run[i];
+    for (int64_t i = 0; i < used; ++i) run[i] = A{0};
+  }
+}
+
+template <class A>
+ARGUS_INLINE void add_bias_sums_body(const BiasView<A>* view, BiasSums<A>* sums, const A* d_scores,
+                                     int64_t begin, int64_t keys, int64_t columns) {
+  for (int64_t j = 0; j < keys; ++j) {
+    const A* line = d_scores + j * kQueries;
+    alignas(64) A folded[kLanes] = {};
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) folded[lane] += line[c + lane];
+    }
+    const int64_t distance = view->first - begin - j;
+    if (view->position != nullptr && distance >= view->last_position) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) sums->far[lane] += folded[lane];
+    } else if (view->position != nullptr) {
+      const int64_t copy = distance & (kLanes - 1);
+      A* run = sums->position[copy] + (distance - copy - sums->run_begin);
+      for (int64_t c = 0; c < columns; ++c) run[c] += line[c];
+      sums->near = true;
+    }
+    if (view->time != nullptr) {
+      add_time_sums(*view, sums, view->key_time[begin + j], line, folded, columns);
+    }
+  }
+}
+
+// Both tables of one problem, walked through head by head, user by user, block by block.
+template <class A>
+class TileBias {
+ public:
+  template <class T>
+  explicit TileBias(const Problem<T>& problem)
+      : present_(problem.has_bias()),
+        position_table_(problem.position_bias),
+        positions_(problem.positions),
+        time_table_(problem.time_bias),
+        times_(problem.times),
+        query_time_(problem.query_time),
+        key_time_(problem.key_time),
+        buckets_(problem.buckets) {
+    view_.position = view_.time = nullptr;
+    if (position_table_ != nullptr) run_.at_least(positions_ + 2 * kQueries);
+    if (time_table_ != nullptr) {
+      for (int64_t b = 0; b <= times_; ++b) edges_.push_back(buckets_->edge(b));
+      view_.cells = buckets_->cells();
+      view_.edges = edges_.data();
+      view_.last_bucket = times_ - 1;
+    }
+  }
+
+  bool present() const { return present_; }
+  const BiasView<A>& view() const { return view_; }
+
+  void begin_head(int64_t head) {
+    if (position_table_ != nullptr) {
+      const A* table = position_table_ + head * positions_;
+      A* run = run_.get();
+      std::fill(run, run + kQueries, A{0});
+      std::copy(table, table + positions_, run + kQueries);
+      std::fill(run + kQueries + positions_, run + positions_ + 2 * kQueries, table[positions_ - 1]);
+      view_.position = run + kQueries;
+      view_.last_position = positions_ - 1;
+    }
+    if (time_table_ != nullptr) view_.time = time_table_ + head * times_;
+  }
+
+  void begin_block(int64_t user_row, const Block& block) {
+    view_.first = block.first;
+    if (time_table_ == nullptr) return;
+    view_.key_time = key_time_ + user_row;
+    const int64_t* times = query_time_ + user_row + block.first;
+    const auto [earliest, latest] = std::minmax_element(times, times + block.count);
+    view_.earliest = *earliest;
+    view_.latest = *latest;
+    for (int64_t c = 0; c < kQueries; ++c) view_.query_time[c] = times[std::min(c, block.count - 1)];
+  }
+
+  void add(A* scores, const KeyTile& tile, int64_t columns, A factor) const {
+    ForEachIsa<&add_bias_body<A>>::call(&view_, scores, tile.begin, tile.size(), columns, factor);
+  }
+
+ private:
+  bool present_;
+  const A* position_table_;
+  int64_t positions_;
+  const A* time_table_;
+  int64_t times_;
+  const int64_t* query_time_;
+  const int64_t* key_time_;
+  const TimeBuckets* buckets_;
+  std::vector<int64_t> edges_;
+  Scratch<A> run_;
+  BiasView<A> view_;
+};
+
+// Gradients of both tables, of one head, summed in float64 over all tiles that are added.
+template <class A>
+class TileBiasGradient {
+ public:
+  template <class T>
+  explicit TileBiasGradient(const Problem<T>& problem)
+      : positions_(problem.positions), times_(problem.times) {
+    std::fill(&sums_.position[0][0], &sums_.position[0][0] + kLanes * BiasSums<A>::kRun, A{0});
+    std::fill(sums_.far, sums_.far + kLanes, A{0});
+    lanes_.assign(static_cast<size_t>(times_ * kLanes), A{0});
+    sums_.time = lanes_.data();
+  }
+
+  // From here on sums go to position[positions] and time[times], which are zeroed.
+  void begin(double* position, double* time) {
+    position_ = position;
+    time_ = time;
+    std::fill(position, position + positions_, 0.0);
+    std::fill(time, time + times_, 0.0);
+  }
+
+  void add(const BiasView<A>& view, const A* d_scores, const KeyTile& tile, int64_t columns) {
+    sums_.run_begin = (view.first - tile.end + 1) & ~(kLanes - 1);
+    sums_.near = false;
+    sums_.first_bucket = times_;
+    sums_.last_bucket = -1;
+    ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums_, d_scores, tile.begin, tile.size(), columns);
+    if (view.position != nullptr) flush_position(tile.size() + columns + kLanes);
+    if (view.time != nullptr) flush_time();
+  }
+
+ private:
+  static double take(A* lanes) {
+    double sum = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      sum += lanes[lane];
+      lanes[lane] = A{0};
+    }
+    return sum;
+  }
+
+  void flush_time() {
+    for (int64_t b = sums_.first_bucket; b <= sums_.last_bucket; ++b)
+      time_[b] += take(sums_.time + b * kLanes);
+  }
+
+  // Entries before distance 0 belong to hidden pairs and are zero.
+  void flush_position(int64_t used) {
+    position_[positions_ - 1] += take(sums_.far);
+    if (!sums_.near) return;
+    alignas(64) double whole[BiasSums<A>::kRun + kLanes] = {};
+    ForEachIsa<&join_runs_body<A>>::call(&sums_, static_cast<double*>(whole), used);
+    for (int64_t i = std::max<int64_t>(0, -sums_.run_begin); i < used + kLanes; ++i) {
+      position_[std::min(sums_.run_begin + i, positions_ - 1)] += whole[i];
+    }
+  }
+
+  int64_t positions_, times_;
+  double* position_ = nullptr;
+  double* time_ = nullptr;
+  std::vector<A> lanes_;
+  BiasSums<A> sums_;
+};
+
+}  // namespace argus::attention

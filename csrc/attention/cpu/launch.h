@@ -1,0 +1,116 @@
+// Runs attention over packed histories on torch's threads, forward and backward, and sums what several tasks
+// share in an order that no thread decides.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "attention/cpu/backward.h"
+#include "attention/cpu/forward.h"
+#include "attention/cpu/problem.h"
+#include "common/cpu/matmul.h"
+#include "common/cpu/work_queue.h"
+
+namespace argus::attention {
+
+// Queries of a piece: enough that packing the keys before them costs little beside them.
+constexpr int64_t kForwardRows = 1024, kForwardPieces = 1 << 20;
+// A piece of the backward pass has its own sums of dK and dV: few, so that memory stays linear in the length.
+constexpr int64_t kBackwardRows = 2048, kBackwardPieces = 4;
+
+// Rows past the last user: zero.
+template <class T>
+void zero_padding(const Problem<T>& p, T* packed) {
+  const int64_t used = p.offsets[p.users], row = p.heads * p.width;
+  std::fill(packed + used * row, packed + p.rows * row, T{});
+}
+
+template <class T, class Rule>
+void forward(const Problem<T>& p, const Rule& rule, T* out, Arithmetic<T>* statistics) {
+  zero_padding(p, out);
+  for (int64_t head = 0; statistics != nullptr && head < p.heads; ++head) {
+    std::fill(statistics + head * p.rows + p.offsets[p.users], statistics + (head + 1) * p.rows, 0);
+  }
+  const Work work = cut_work(p, kForwardRows, kForwardPieces);
+  matmul::with_operand<T>([&]<class P>() {
+    share_out(work.tasks, [&] {
+      auto worker = std::make_unique<ForwardWorker<T, P, Rule>>(p, rule, out, statistics);
+      return [&work, worker = std::move(worker)](const Task& task) { (*worker)(work, task); };
+    });
+  });
+}
+
+// Adds up the sums of the pieces that one user and head were cut into, and writes them.
+template <class T>
+void join_parts(const Problem<T>& p, const Gradients<T>& gradients, const Work& work,
+                std::vector<EventSums<Arithmetic<T>>>& parts) {
+  using A = Arithmetic<T>;
+  std::vector<Task> joins;
+  const int64_t count = static_cast<int64_t>(work.pieces.size());
+  for (int64_t i = 0; i < count; i += work.pieces[i].parts) {
+    const Piece& piece = work.pieces[i];
+    if (piece.parts > 1) joins.push_back({i, i, i + piece.parts, static_cast<double>(piece.length)});
+  }
+  share_out(joins, [&] {
+    return [&](const Task& join) {
+      // The last piece reaches over the events of all.
+      const Piece& piece = work.pieces[join.first];
+      EventSums<A> whole;
+      whole.zero(0, piece.length, p.width);
+      for (int64_t i = join.first; i < join.last; ++i) {
+        const int64_t size = (parts[i].end - parts[i].begin) * p.width, shift = parts[i].begin * p.width;
+        for (int64_t j = 0; j < size; ++j) whole.d_k[shift + j] += parts[i].d_k[j];
+        for (int64_t j = 0; j < size; ++j) whole.d_v[shift + j] += parts[i].d_v[j];
+        parts[i] = {};
+      }
+      put_event_sums(p, gradients, piece, whole);
+    };
+  });
+}
+
+// Sums of the tasks' bias gradients: `sums` [tasks, positions + times] to two tables, null where not wanted.
+template <class A>
+void join_tables(const Work& work, const std::vector<double>& sums, int64_t heads, int64_t positions,
+                 int64_t times, A* d_position, A* d_time) {
+  std::vector<double> whole(static_cast<size_t>(heads * (positions + times)), 0.0);
+  for (const Task& task : work.tasks) {
+    double* to = whole.data() + work.pieces[task.first].head * (positions + times);
+    const double* from = sums.data() + task.index * (positions + times);
+    for (int64_t i = 0; i < positions + times; ++i) to[i] += from[i];
+  }
+  for (int64_t head = 0; head < heads; ++head) {
+    const double* from = whole.data() + head * (positions + times);
+    for (int64_t i = 0; d_position != nullptr && i < positions; ++i)
+      d_position[head * positions + i] = static_cast<A>(from[i]);
+    for (int64_t i = 0; d_time != nullptr && i < times; ++i)
+      d_time[head * times + i] = static_cast<A>(from[positions + i]);
+  }
+}
+
+template <class T, class Rule>
+void backward(const Problem<T>& p, const Rule& rule, const Gradients<T>& gradients) {
+  using A = Arithmetic<T>;
+  zero_padding(p, gradients.d_q);
+  zero_padding(p, gradients.d_k);
+  zero_padding(p, gradients.d_v);
+  const Work work = cut_work(p, kBackwardRows, kBackwardPieces);
+  std::vector<EventSums<A>> parts(work.pieces.size());
+  const bool tables = gradients.d_position_bias != nullptr || gradients.d_time_bias != nullptr;
+  const int64_t entries = tables ? p.positions + p.times : 0;
+  std::vector<double> sums(work.tasks.size() * static_cast<size_t>(entries));
+  matmul::with_operand<T>([&]<class P>() {
+    share_out(work.tasks, [&] {
+      auto worker = std::make_unique<BackwardWorker<T, P, Rule>>(p, rule, gradients, &parts);
+      return [&, worker = std::move(worker)](const Task& task) {
+        (*worker)(work, task, tables ? sums.data() + task.index * entries : nullptr);
+      };
+    });
+  });
+  join_parts(p, gradients, work, parts);
+  if (!tables) return;
+  join_tables(work, sums, p.heads, p.positions, p.times, gradients.d_position_bias, gradients.d_time_bias);
+}
+
+}  // namespace argus::attention

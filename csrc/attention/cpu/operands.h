@@ -1,0 +1,178 @@
+// What the products of attention over one user and head take from its keys and values, packed once for all
+// blocks of queries, and how sums go back to the packed tensors.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "attention/cpu/bias.h"
+#include "attention/cpu/problem.h"
+#include "common/cpu/matmul.h"
+#include "common/cpu/scratch.h"
+#include "common/cpu/simd.h"
+
+namespace argus::attention {
+
+// A left operand of a product: rows of padded depth, `stride` apart.
+template <class P>
+struct LeftOperand {
+  const P* data;
+  int64_t stride;
+};
+
+// Events [begin, end) of one user and head as the left operand of a product: read from the tensor itself
+// where the product takes them as they are stored.
+template <class T, class P>
+class EventRows {
+ public:
+  // `from` is the user's first event.
+  void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width) {
+    stride_ = matmul::padded_depth<P>(width);
+    if constexpr (std::is_same_v<T, P>) {
+      if (stride_ == width) {
+        begin_ = 0;
+        data_ = from;
+        stride_ = row_stride;
+        return;
+      }
+    }
+    begin_ = begin;
+    P* to = packed_.at_least((end - begin) * stride_);
+    matmul::pack_left(to, from + begin * row_stride, end - begin, width, row_stride, 1);
+    data_ = to;
+  }
+
+  LeftOperand<P> from(int64_t event) const { return {data_ + (event - begin_) * stride_, stride_}; }
+
+ private:
+  Scratch<P> packed_;
+  const P* data_ = nullptr;
+  int64_t begin_ = 0, stride_ = 0;
+};
+
+// The same events turned: a left operand with a row for each element of the head and events along its depth,
+// in blocks of kKeys events; `begin` is a multiple of that.
+template <class T, class P>
+class EventColumns {
+ public:
+  void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width) {
+    begin_ = begin;
+    block_ = width * kKeys;
+    last_event_ = (end - 1) / kKeys * kKeys;
+    last_stride_ = matmul::padded_depth<P>(end - last_event_);
+    P* to = packed_.at_least(((last_event_ - begin) / kKeys + 1) * block_);
+    for (int64_t first = begin; first < end; first += kKeys, to += block_) {
+      const int64_t count = std::min(kKeys, end - first);
+      matmul::pack_left(to, from + first * row_stride, width, count, 1, row_stride);
+    }
+  }
+
+  LeftOperand<P> from(int64_t event) const {
+    return {packed_.get() + (event - begin_) / kKeys * block_ + event % kKeys,
+            event >= last_event_ ? last_stride_ : kKeys};
+  }
+
+ private:
+  Scratch<P> packed_;
+  int64_t begin_ = 0, block_ = 0, last_event_ = 0, last_stride_ = 0;
+};
+
+// A tile of sums, kQueries apart, as the left operand of a product along its columns.
+template <class P>
+class TileRows {
+ public:
+  LeftOperand<P> set(const matmul::Sum<P>* tile, int64_t rows, int64_t columns) {
+    if constexpr (std::is_same_v<P, matmul::Sum<P>>) {
+      return {tile, kQueries};
+    } else {
+      P* to = packed_.at_least(kKeys * kQueries);
+      matmul::pack_left(to, tile, rows, columns, kQueries, 1);
+      return {to, matmul::padded_depth<P>(columns)};
+    }
+  }
+
+ private:
+  Scratch<P> packed_;
+};
+
+template <class A>
+ARGUS_INLINE void find_nan_body(const A* x, int64_t count, bool* found) {
+  int any = 0;
+  for (int64_t i = 0; i < count; ++i) any |= x[i] != x[i] ? 1 : 0;
+  *found = any != 0;
+}
+
+template <class A>
+bool has_nan(const A* x, int64_t count) {
+  bool found = false;
+  ForEachIsa<&find_nan_body<A>>::call(x, count, &found);
+  return found;
+}
+
+// to[row, element] = factor[row] · sums[row, element].
+template <class T, class A>
+ARGUS_INLINE void put_scaled_rows_body(T* to, int64_t row_stride, const A* sums, const A* factor,
+                                       int64_t rows, int64_t width) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const A* line = sums + row * width;
+    for (int64_t d = 0; d < width; ++d) store(to[row * row_stride + d], line[d] * factor[row]);
+  }
+}
+
+// Writes sums [width, kQueries], turned and each column multiplied with its factor; `turned` has room for
+// them.
+template <class T, class A>
+void put_turned(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows, int64_t width,
+                A* turned) {
+  matmul::pack_left(turned, sums, rows, width, 1, kQueries);
+  ForEachIsa<&put_scaled_rows_body<T, A>>::call(to, row_stride, static_cast<const A*>(turned), factor, rows,
+                                                width);
+}
+
+// to[row, element] = factor · sums[row, element].
+template <class T, class A>
+ARGUS_INLINE void put_rows_body(T* to, int64_t row_stride, const A* sums, A factor, int64_t rows,
+                                int64_t width) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t d = 0; d < width; ++d) store(to[row * row_stride + d], sums[row * width + d] * factor);
+  }
+}
+
+// scores = factor · scores where the mask shows the pair, else `hidden`; the tile's first key is `begin`.
+template <class A>
+ARGUS_INLINE void hide_body(A* scores, const Block* block, int64_t begin, int64_t keys, A factor, A hidden) {
+  for (int64_t j = 0; j < keys; ++j) {
+    const int32_t key = static_cast<int32_t>(begin + j);
+    A* line = scores + j * kQueries;
+    for (int64_t c = 0; c < block->columns; ++c) {
+      const bool seen = ((key < block->limit[c]) | (key == block->own[c])) & (key >= block->oldest[c]);
+      line[c] = seen ? line[c] * factor : hidden;
+    }
+  }
+}
+
+// Adds the biases to a tile of products and hides what the mask hides; what the result is still to be
+// multiplied with is returned.
+template <class A>
+A make_scores(A* products, const TileBias<A>& bias, const Block& block, const KeyTile& tile, A scale,
+              A hidden) {
+  A factor = scale;
+  if (bias.present()) {
+    bias.add(products, tile, block.columns, factor);
+    factor = A{1};
+  }
+  if (tile.masked) {
+    ForEachIsa<&hide_body<A>>::call(products, &block, tile.begin, tile.size(), factor, hidden);
+    factor = A{1};
+  }
+  return factor;
+}
+
+// The first event that queries from `begin` on may see, at a multiple of kKeys.
+template <class T>
+int64_t first_event(const Problem<T>& problem, int64_t begin) {
+  return std::max<int64_t>(0, begin + 1 - problem.window) / kKeys * kKeys;
+}
+
+}  // namespace argus::attention

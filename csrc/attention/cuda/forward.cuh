@@ -1,0 +1,129 @@
+// The forward pass of attention over packed histories: a block of threads takes a block of one user's queries
+// and one head, and walks over the blocks of keys that the mask shows it.
+//
+// Queries stay in shared memory, keys and values go through two stages there, the next under way by cp.async
+// while the warps work on this one. Each warp owns 16 or 32 queries: their scores, weights and sums never
+// leave its registers, the scores' fragments being those of the weights' product with the values. The grid's
+// first blocks are the last of every user, which have most keys before them.
+#pragma once
+
+#include "attention/cuda/rows.cuh"
+#include "attention/cuda/scores.cuh"
+#include "attention/cuda/shapes.h"
+
+namespace argus::attention {
+
+// Places in a block's shared memory, in bytes.
+template <class T, int kWidth>
+struct ForwardRoom {
+  static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
+  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
+  static constexpr int kPart = forward_part(sizeof(T), kWidth);
+  static constexpr int kStage = kShape.columns * kWidth * static_cast<int>(sizeof(T));
+  static constexpr int kQ = 0;
+  static constexpr int kK = kQ + kShape.rows * kWidth * static_cast<int>(sizeof(T));
+  static constexpr int kV = kK + 2 * kStage;
+  static constexpr int kTime = kV + 2 * kStage;
+  static constexpr int kRows = kTime + 2 * kShape.columns * 8;
+  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
+  static constexpr int kBias = kReach + kShape.warps * static_cast<int>(sizeof(Reach));
+
+  static size_t bytes(const Arguments& given) { return static_cast<size_t>(kBias + BiasRoom(given).bytes); }
+};
+
+template <class Weights, class T, int kWidth>
+__global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) forward_kernel(Forward call) {
+  using Room = ForwardRoom<T, kWidth>;
+  constexpr Shape kShape = Room::kShape;
+  constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
+  ARGUS_DYNAMIC_SHARED(unsigned char, room);
+  const Arguments& given = call.given;
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
+  const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
+  if (block.rows == 0) return;
+  // Pointers to the results are made where they are used: before the walk they would take registers all
+  // along.
+  const auto log_sum_exp = [&] { return call.log_sum_exp + head * given.rows + block.begin; };
+  if (block.padding) {
+    if (part > 0) return;
+    zero_rows<T, kThreads>(target_of<T>(call.out, given, block.begin, head), block);
+    if constexpr (Weights::kNormalised) {
+      for (int i = static_cast<int>(threadIdx.x); i < block.rows; i += kThreads)
+        log_sum_exp()[block.first + i] = 0.0f;
+    }
+    return;
+  }
+
+  const int warp = warp_index();
+  T* q_tile = reinterpret_cast<T*>(room + Room::kQ);
+  const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
+  const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
+  const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
+  const auto stage_of = [&](int base, int stage) {
+    return reinterpret_cast<T*>(room + base + stage * Room::kStage);
+  };
+  const auto times_of = [&](int stage) {
+    return reinterpret_cast<int64_t*>(room + Room::kTime) + stage * kKeys;
+  };
+  const auto load = [&](int stage, int index) {
+    const int first = index * kKeys;
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Room::kK, stage), k, first, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Room::kV, stage), v, first, block.length);
+    if (given.time_bias != nullptr)
+      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, first, block.length);
+    ptx::cp_async_commit();
+  };
+
+  tile::copy_async<T, kWidth, kShape.rows, kThreads>(q_tile, q, block.first, block.length);
+  const int first = block.first + warp * kWarpRows;
+  const auto rows = load_rows<true, kShape.warps, kShape.row_tiles>(
+      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
+  const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
+  const int none_sees =
+      block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach)).none_sees;
+  const KeyBlocks<kKeys> blocks(given, block, none_sees);
+  load(0, blocks.begin);
+  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
+  const float scale = given.scale * Weights::kFactor;
+
+  const Weights weights(given);
+  typename Weights::template Sums<T, kShape.row_tiles> sums;
+  float out[kShape.row_tiles][Room::kPart / 8][4];
+  tile::clear(out);
+  int stage = 0;
+  for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
+    next = blocks.next(index);
+    ptx::cp_async_wait<0>();
+    __syncthreads();
+    if (next < blocks.end) load(stage ^ 1, next);
+    const ColumnSide columns{index * kKeys, block.length, nullptr, times_of(stage)};
+    const Cover cover = cover_of<kWarpRows, kKeys>(reach, first, columns.first, given.window);
+    if (cover.none) continue;
+
+    float scores[kShape.row_tiles][kKeys / 8][4];
+    tile::clear(scores);
+    tile::add_rows_product<T, kWidth>(scores, q_tile + warp * kWarpRows * kWidth, stage_of(Room::kK, stage));
+    add_bias<true>(scores, scale, bias, rows, columns, KeepNothing{});
+    if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
+    weights.weigh(scores, sums, out);
+    tile::add_columns_product<T, kWidth>(out, scores, stage_of(Room::kV, stage) + part);
+  }
+
+  float factor[kShape.row_tiles][2];
+#pragma unroll
+  for (int r = 0; r < kShape.row_tiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      factor[r][half] = weights.finish(sums, r, half);
+      const int place = first + row_within(r, 2 * half);
+      if constexpr (Weights::kNormalised) {
+        if (place < block.length && part == 0 && lane_index() % 4 == 0)
+          log_sum_exp()[place] = weights.log_sum_exp(sums, r, half);
+      }
+    }
+  }
+  store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
+             factor, first, block.length, part);
+}
+
+}  // namespace argus::attention

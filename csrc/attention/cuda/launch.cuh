@@ -1,0 +1,70 @@
+// Launches the kernels of attention over histories, of the weights and for the element type and head width at
+// hand. Only how many rows and users there are decides on the grids: nothing waits for the GPU.
+#pragma once
+
+#include "attention/cuda/backward.cuh"
+#include "attention/cuda/forward.cuh"
+
+namespace argus::attention {
+
+// Calls run.template operator()<T, kWidth>() for the arguments' type and the narrowest kernel that holds
+// their heads.
+template <class T, class Run>
+void with_width(const Arguments& given, Run run) {
+  if (given.width <= 64) return run.template operator()<T, 64>();
+  if (given.width <= 128) return run.template operator()<T, 128>();
+  run.template operator()<T, 256>();
+}
+
+template <class Run>
+void with_kernel(const Arguments& given, Run run) {
+  switch (given.dtype) {
+    case Dtype::float32:
+      return with_width<float>(given, run);
+    case Dtype::bfloat16:
+      return with_width<__nv_bfloat16>(given, run);
+    case Dtype::float16:
+      return with_width<__half>(given, run);
+  }
+}
+
+template <int kRows>
+LaunchShape shape_of(const Arguments& given, Shape shape, size_t shared_bytes, int parts) {
+  return {dim3(static_cast<unsigned>(block_count<kRows>(given)), static_cast<unsigned>(given.heads),
+               static_cast<unsigned>(parts)),
+          dim3(static_cast<unsigned>(shape.threads)), shared_bytes};
+}
+
+template <class Weights>
+void launch_forward(const char* op, const Forward& call, void* stream) {
+  if (call.given.heads == 0) return;
+  with_kernel(call.given, [&]<class T, int kWidth>() {
+    using Room = ForwardRoom<T, kWidth>;
+    const LaunchShape shape =
+        shape_of<Room::kShape.rows>(call.given, Room::kShape, Room::bytes(call.given), kWidth / Room::kPart);
+    launch(op, forward_kernel<Weights, T, kWidth>, shape, stream, call);
+  });
+}
+
+template <class Weights>
+void launch_backward(const char* op, const Backward& call, void* stream) {
+  const Arguments& given = call.given;
+  if (given.heads == 0) return;
+  with_kernel(given, [&]<class T, int kWidth>() {
+    using Query = QueryRoom<T, kWidth>;
+    using Key = KeyRoom<T, kWidth>;
+    launch(op, query_gradient_kernel<Weights, T, kWidth>,
+           shape_of<Query::kShape.rows>(given, Query::kShape, Query::bytes(call), kWidth / Query::kPart),
+           stream, call);
+    launch(op, key_gradient_kernel<Weights, T, kWidth>,
+           shape_of<Key::kShape.rows>(given, Key::kShape, Key::bytes(call), kWidth / Key::kPart), stream,
+           call);
+    if (!wants_tables(call)) return;
+    const unsigned pieces =
+        static_cast<unsigned>((given.positions + given.times + kWarpSize - 1) / kWarpSize);
+    const LaunchShape shape{dim3(pieces, static_cast<unsigned>(given.heads)), dim3(kSumWarps * kWarpSize)};
+    launch(op, sum_tables_kernel<Weights>, shape, stream, call, block_count<Query::kShape.rows>(given));
+  });
+}
+
+}  // namespace argus::attention

@@ -1,0 +1,233 @@
+// The first kernel of the backward pass: a block of threads takes a block of one user's queries and one head,
+// and walks over the blocks of keys that the mask shows it, as the forward pass does. It computes the weights
+// again and writes d_q, its part of the bias tables' gradients, and what the second kernel needs of each
+// query: delta, and how far the block's queries reach.
+//
+// delta is d_out · out, and weights are exp(score − log_sum_exp), where that is exact enough. In float32 the
+// rounding of log_sum_exp would be an error of every weight in the row, and sums of a table's gradients add
+// up what the rounding of 16-bit outputs does to delta. There, a walk of its own comes first: what the
+// weights' sum misses to 1 corrects them in float32, and delta comes of the same walk.
+#pragma once
+
+#include "attention/cuda/rows.cuh"
+#include "attention/cuda/shapes.h"
+#include "attention/cuda/tables.cuh"
+
+namespace argus::attention {
+
+// Places in a block's shared memory, in bytes.
+template <class T, int kWidth>
+struct QueryRoom {
+  static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
+  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
+  static constexpr int kPart = query_part(sizeof(T), kWidth);
+  static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
+  static constexpr int kStage = kShape.columns * kRowBytes;
+  static constexpr int kQ = 0;
+  static constexpr int kDOut = kQ + kShape.rows * kRowBytes;
+  static constexpr int kK = kDOut + kShape.rows * kRowBytes;
+  static constexpr int kV = kK + 2 * kStage;
+  static constexpr int kTime = kV + 2 * kStage;
+  static constexpr int kRows = kTime + 2 * kShape.columns * 8;
+  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
+  static constexpr int kBias = (kReach + kShape.warps * static_cast<int>(sizeof(Reach)) + 15) / 16 * 16;
+
+  using Tables = TableGradients<kShape.row_tiles, kShape.columns / 8>;
+
+  static size_t bytes(const Backward& call) {
+    const int tables = wants_tables(call) ? kShape.warps * Tables::room_bytes(call.given) : 0;
+    return static_cast<size_t>(kBias + BiasRoom(call.given).bytes + tables);
+  }
+};
+
+// d_out · out − d_log_sum_exp of the lane's rows, written for the second kernel; the four lanes of a row
+// share its width.
+template <class T, int kRowTiles>
+ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backward& call, const Block& block,
+                                int head, int first) {
+  constexpr int kChunk = argus::kChunk<T>;
+  const Arguments& given = call.given;
+  const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
+  const T* out = static_cast<const T*>(call.out) + dense_offset(given, block.begin, head);
+  const int64_t statistics = head * given.rows + block.begin;
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int place = first + row_within(r, 2 * half);
+      float sum = 0.0f;
+      for (int column = lane_index() % 4 * kChunk; place < block.length && column < given.width;
+           column += 4 * kChunk) {
+        const uint4 left = *reinterpret_cast<const uint4*>(d_out.data + place * d_out.stride + column);
+        const uint4 right = *reinterpret_cast<const uint4*>(out + dense_offset(given, place, 0) + column);
+        T x[kChunk], y[kChunk];
+        memcpy(x, &left, sizeof(x));
+        memcpy(y, &right, sizeof(y));
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sum = fmaf(to_float(x[i]), to_float(y[i]), sum);
+      }
+      sum += __shfl_xor_sync(kFullWarp, sum, 1);
+      sum += __shfl_xor_sync(kFullWarp, sum, 2);
+      if (place >= block.length) continue;
+      rows[r][half].delta = sum - call.d_log_sum_exp[statistics + place];
+      if (lane_index() % 4 == 0) call.delta[statistics + place] = rows[r][half].delta;
+    }
+  }
+}
+
+template <class Weights, class T, int kWidth>
+__global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
+    query_gradient_kernel(Backward call) {
+  using Room = QueryRoom<T, kWidth>;
+  constexpr Shape kShape = Room::kShape;
+  constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
+  constexpr int kRowTiles = kShape.row_tiles, kTiles = kKeys / 8;
+  ARGUS_DYNAMIC_SHARED(unsigned char, room);
+  const Arguments& given = call.given;
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
+  const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
+  const Block block = find_block<kShape.rows>(given, block_index);
+  // Whoever has the first part of the head's width does what is done once a row.
+  const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
+  const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
+  const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);
+  if (block.rows == 0 || block.padding) {
+    if (!leads) return;
+    if (tables_wanted) store_table_part<kShape.warps>(call, nullptr, 0, 0, block_index, head);
+    if (block.rows > 0) zero_rows<T, kThreads>(target, block);
+    return;
+  }
+
+  const int warp = warp_index(), first = block.first + warp * kWarpRows;
+  const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
+  const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
+  const auto tile_of = [&](int base, int stage) {
+    return reinterpret_cast<T*>(room + base + stage * Room::kStage);
+  };
+  const auto times_of = [&](int stage) {
+    return reinterpret_cast<int64_t*>(room + Room::kTime) + stage * kKeys;
+  };
+  const auto load = [&](int stage, int index) {
+    const int begin = index * kKeys;
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Room::kK, stage), k, begin, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Room::kV, stage), v, begin, block.length);
+    if (given.time_bias != nullptr)
+      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, begin, block.length);
+    ptx::cp_async_commit();
+  };
+
+  tile::copy_async<T, kWidth, kShape.rows, kThreads>(
+      tile_of(Room::kQ, 0), source_of<T>(given.q, given, block.begin, head), block.first, block.length);
+  tile::copy_async<T, kWidth, kShape.rows, kThreads>(
+      tile_of(Room::kDOut, 0), source_of<T>(call.d_out, given, block.begin, head), block.first, block.length);
+  const auto rows = load_rows<true, kShape.warps, kRowTiles>(
+      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
+  const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
+  const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach));
+  if (given.visible != nullptr && head == 0 && leads && threadIdx.x == 0) {
+    call.visible_bounds[2 * static_cast<int64_t>(block_index)] = all.all_see;
+    call.visible_bounds[2 * static_cast<int64_t>(block_index) + 1] = all.none_sees;
+  }
+  const KeyBlocks<kKeys> blocks(given, block, all.none_sees);
+  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
+  const float scale = given.scale * Weights::kFactor;
+  const int room_floats = Room::Tables::room_bytes(given) / 4;
+  float* const table_rooms = reinterpret_cast<float*>(room + Room::kBias + BiasRoom(given).bytes);
+  typename Room::Tables tables(given, bias, tables_wanted ? table_rooms + warp * room_floats : nullptr);
+
+  // A row past the history has weights of 0.
+  RowStatistics statistics[kRowTiles][2];
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int place = first + row_within(r, 2 * half);
+      statistics[r][half] = {INFINITY, 0.0f, 1.0f};
+      if (Weights::kNormalised && place < block.length)
+        statistics[r][half].log_sum_exp = call.log_sum_exp[head * given.rows + block.begin + place];
+    }
+  }
+  if constexpr (Weights::kNormalised && sizeof(T) == 2) {
+    if (!two_walks) compute_delta<T>(statistics, call, block, head, first);
+  }
+
+  const Weights weights(given);
+  // visit(scores, gradients of weights, …) for every block of keys.
+  const auto walk = [&](auto visit) {
+    load(0, blocks.begin);
+    int stage = 0;
+    for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
+      next = blocks.next(index);
+      ptx::cp_async_wait<0>();
+      __syncthreads();
+      if (next < blocks.end) load(stage ^ 1, next);
+      const ColumnSide columns{index * kKeys, block.length, nullptr, times_of(stage)};
+      const Cover cover = cover_of<kWarpRows, kKeys>(reach, first, columns.first, given.window);
+      if (cover.none) continue;
+
+      float scores[kRowTiles][kTiles][4], gradients[kRowTiles][kTiles][4];
+      tile::clear(scores);
+      tile::clear(gradients);
+      const int own = warp * kWarpRows * kWidth;
+      tile::add_rows_product<T, kWidth>(scores, tile_of(Room::kQ, 0) + own, tile_of(Room::kK, stage));
+      const SharedEntries shared =
+          add_bias<true>(scores, scale, bias, rows, columns,
+                         [&](int r, int n, int i, int bucket) { tables.keep(r, n, i, bucket); });
+      if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
+      tile::add_rows_product<T, kWidth>(gradients, tile_of(Room::kDOut, 0) + own, tile_of(Room::kV, stage));
+      visit(scores, gradients, shared, columns, stage);
+    }
+  };
+
+  if constexpr (Weights::kNormalised) {
+    if (two_walks) {
+      float total[kRowTiles][2] = {}, product[kRowTiles][2] = {};
+      walk([&](auto& scores, auto& gradients, const SharedEntries&, const ColumnSide&, int) {
+        for_each(scores, [&](float& score, int r, int n, int i) {
+          const float weight = Weights::weight(score, statistics[r][i / 2], T{});
+          total[r][i / 2] += weight;
+          product[r][i / 2] = fmaf(weight, gradients[r][n][i], product[r][i / 2]);
+        });
+      });
+      __syncthreads();
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float sum = Weights::row_sum(total[r][half]), dot = Weights::row_sum(product[r][half]);
+          const int place = first + row_within(r, 2 * half);
+          if (place >= block.length) continue;
+          const int64_t at = head * given.rows + block.begin + place;
+          RowStatistics& row = statistics[r][half];
+          row.correction = 1.0f / sum;
+          row.delta = dot * row.correction - call.d_log_sum_exp[at];
+          if (!leads || lane_index() % 4 > 0) continue;
+          if constexpr (sizeof(T) == 4) call.correction[at] = row.correction;
+          call.delta[at] = row.delta;
+        }
+      }
+    }
+  }
+
+  float d_q[kRowTiles][Room::kPart / 8][4];
+  tile::clear(d_q);
+  walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide& columns, int stage) {
+    for_each(scores, [&](float& score, int r, int n, int i) {
+      weights.differentiate(score, gradients[r][n][i], statistics[r][i / 2], T{});
+    });
+    if (sums_tables) tables.add(gradients, shared, rows, columns);
+    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Room::kK, stage) + part);
+  });
+
+  float factor[kRowTiles][2];
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = given.scale;
+  store_rows(target, tile_of(Room::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
+             part);
+  if (!sums_tables) return;
+  tables.finish();
+  __syncthreads();
+  store_table_part<kShape.warps>(call, table_rooms, room_floats, Room::Tables::kPairs, block_index, head);
+}
+
+}  // namespace argus::attention

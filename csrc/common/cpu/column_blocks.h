@@ -1,0 +1,107 @@
+// A row's columns in blocks of vectors of sixteen lanes of the arithmetic type, and the sum of four vectors
+// at once. The order of every sum is fixed, so the bits are the same at every level of ForEachIsa.
+#pragma once
+
+#include <bit>
+#include <cstring>
+
+#include "common/cpu/element.h"
+#include "common/cpu/simd.h"
+
+namespace argus::column_blocks {
+
+constexpr int64_t kLanes = 16;
+
+template <class A>
+using Lanes __attribute__((vector_size(kLanes * sizeof(A)))) = A;
+template <class A>
+using Quad __attribute__((vector_size(4 * sizeof(A)))) = A;
+
+template <class A>
+ARGUS_INLINE Lanes<A> load_lanes(const A* from) {
+  Lanes<A> lanes;
+  std::memcpy(&lanes, from, sizeof(lanes));
+  return lanes;
+}
+
+// How a block of a row's columns lies in vectors: column c of the block in lane lane(c), counted over all of
+// them.
+template <class T>
+struct Block {
+  static constexpr int64_t kVectors = 1, kColumns = kLanes;
+  static constexpr int64_t lane(int64_t column) { return column; }
+  static ARGUS_INLINE void load(const T* from, Lanes<Arithmetic<T>> (&x)[kVectors]) {
+    x[0] = load_lanes(from);
+  }
+};
+
+// Two columns to a word: the even ones lie in one vector and the odd ones in the other, which takes a shift
+// and a mask. Widening sixteen of them to one vector takes longer.
+template <>
+struct Block<BFloat16> {
+  static constexpr int64_t kVectors = 2, kColumns = 2 * kLanes;
+  static constexpr int64_t lane(int64_t column) { return column % 2 * kLanes + column / 2; }
+  static ARGUS_INLINE void load(const BFloat16* from, Lanes<float> (&x)[kVectors]) {
+    uint32_t words[kLanes];
+    float even[kLanes], odd[kLanes];
+    std::memcpy(words, from, sizeof(words));
+    // Plain loops, which become one instruction of the level they are compiled for: operators of vector types
+    // are taken apart before they get there.
+#pragma GCC unroll 1
+    for (int64_t lane = 0; lane < kLanes; ++lane) even[lane] = std::bit_cast<float>(words[lane] << 16);
+#pragma GCC unroll 1
+    for (int64_t lane = 0; lane < kLanes; ++lane) odd[lane] = std::bit_cast<float>(words[lane] & 0xffff0000u);
+    x[0] = load_lanes(even);
+    x[1] = load_lanes(odd);
+  }
+};
+
+// In integers, exact for every bit pattern: GCC 12 makes no vector code of its own conversion.
+template <>
+ARGUS_INLINE void Block<Float16>::load(const Float16* from, Lanes<float> (&x)[kVectors]) {
+  constexpr uint32_t kSmallest = 0x38800000u;  // 2⁻¹⁴, float16's smallest normal number
+  uint16_t bits[kLanes];
+  std::memcpy(bits, from, sizeof(bits));
+  float converted[kLanes];
+#pragma GCC unroll 1
+  for (int64_t lane = 0; lane < kLanes; ++lane) {
+    const uint32_t half = bits[lane];
+    const uint32_t magnitude = (half & 0x7fffu) << 13;
+    const uint32_t normal = magnitude + (magnitude >= 0x0f800000u ? 0x70000000u : 0x38000000u);
+    const float subnormal = std::bit_cast<float>(magnitude + kSmallest) - std::bit_cast<float>(kSmallest);
+    const uint32_t found = magnitude < 0x00800000u ? std::bit_cast<uint32_t>(subnormal) : normal;
+    converted[lane] = std::bit_cast<float>(found | ((half & 0x8000u) << 16));
+  }
+  x[0] = load_lanes(converted);
+}
+
+// The first `count` columns of a block, the others zero.
+template <class T>
+ARGUS_INLINE void load_part(const T* from, int64_t count, Lanes<Arithmetic<T>> (&x)[Block<T>::kVectors]) {
+  T part[Block<T>::kColumns] = {};
+  for (int64_t column = 0; column < count; ++column) part[column] = from[column];
+  Block<T>::load(part, x);
+}
+
+template <class A>
+ARGUS_INLINE Quad<A> fold_to_quad(Lanes<A> x) {
+  const auto low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
+  const auto high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  const auto eight = low + high;
+  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+         __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+}
+
+// The sums of the lanes of four vectors, x [4, kLanes]: each adds lane i and i + 8, then i and i + 4, i and i
+// + 2, i and i + 1.
+template <class A>
+ARGUS_INLINE Quad<A> sums_of_four(const A* x) {
+  const Quad<A> a = fold_to_quad<A>(load_lanes(x)), b = fold_to_quad<A>(load_lanes(x + kLanes));
+  const Quad<A> c = fold_to_quad<A>(load_lanes(x + 2 * kLanes)),
+                d = fold_to_quad<A>(load_lanes(x + 3 * kLanes));
+  const Quad<A> ab = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  const Quad<A> cd = __builtin_shufflevector(c, d, 0, 1, 4, 5) + __builtin_shufflevector(c, d, 2, 3, 6, 7);
+  return __builtin_shufflevector(ab, cd, 0, 2, 4, 6) + __builtin_shufflevector(ab, cd, 1, 3, 5, 7);
+}
+
+}  // namespace argus::column_blocks
