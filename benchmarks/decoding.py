@@ -18,9 +18,9 @@ from argus_kernels import DirectDecoder, PagedCache
 from benchmarks.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
-from python_model.incremental import DenseLayer, blocks_of, encode_newest
-from python_model.layers import time_bucket
-from python_model.model import Argus
+from python_model.model.argus import Argus
+from python_model.model.incremental import DenseLayer, blocks_of, encode_newest
+from python_model.model.layers import time_bucket
 
 
 @dataclass

@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 
 from python_model.config import FeatureSpec, preset
-from python_model.model import Argus
+from python_model.model.argus import Argus
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog
 from python_model.serving.index import CandidateIndex, IndexSettings, check_index, require_faiss, sample_users

@@ -18,11 +18,11 @@ from argus_kernels.core.varlen import user_of_row
 from benchmarks.workload import PretrainStep, Size, make_model
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
-from python_model.layers import Block, Encoder, Layout, TripleEmbedding, time_bucket
-from python_model.model import Argus
-from python_model.negatives import NegativeSampler
-from python_model.optim import clip_gradients
-from python_model.recommender import Readings
+from python_model.model.argus import Argus
+from python_model.model.base import Readings
+from python_model.model.layers import Block, Encoder, Layout, TripleEmbedding, time_bucket
+from python_model.model.negatives import NegativeSampler
+from python_model.model.optim import clip_gradients
 
 PADDED_PAIRS = 1 << 27
 """Most (query, key) pairs, padding included, in one group of users; more is a group of one user."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from python_model.config import FeatureSpec, TrainConfig, preset
 from python_model.data.batches import JaggedBatch
-from python_model.losses import PretrainLoss
-from python_model.model import Argus
-from python_model.optim import Optimisers
+from python_model.model.argus import Argus
+from python_model.model.losses import PretrainLoss
+from python_model.model.optim import Optimisers
 
 SIGMA = 1.394
 """Spread of the logarithm of history lengths, as in the attention samples."""

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from python_model.data.times import LATEST
-from python_model.settings import Between, checked, settings_of, shown
+from python_model.io.settings import Between, checked, settings_of, shown
 
 Config = TypeVar("Config", bound="JsonConfig")
 

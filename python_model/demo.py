@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from python_model import checkpoint, console
 from python_model.config import RECIPES, TrainConfig
 from python_model.data.description import INFO, DatasetInfo
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
 from python_model.data.synthetic import preset as service_preset
-from python_model.evaluate import EvaluationResult
+from python_model.evaluation.evaluate import EvaluationResult
+from python_model.evaluation.recommend import UserRecommendations, recommend
 from python_model.io.exclusive import owned
-from python_model.recommend import UserRecommendations, recommend
-from python_model.report import Recommendations, write_report
-from python_model.runs import evaluate_runs, open_runs, stages_of, use_threads
+from python_model.reporting import console
+from python_model.reporting.report import Recommendations, write_report
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.runs import evaluate_runs, open_runs, stages_of, use_threads
 
 RECIPE = RECIPES["demo"]
 EVALUATED_EVENTS = 8000

@@ -19,30 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_model import checkpoint, ranks
-from python_model import resume as resume_checks
-from python_model.checkpoint import Description, TrainerState
 from python_model.config import ModelConfig, TrainConfig, preset
 from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefetch
-from python_model.data.errors import DataError
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.data.stream import ShardStream
-from python_model.divergence import SkippedSteps, TrainingDiverged
+from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
-from python_model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
-from python_model.model import Argus
-from python_model.models import model_for_dataset
-from python_model.optim import Optimisers, rate_factor
-from python_model.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
-from python_model.recommender import Recommender
-from python_model.resume import SKETCH, Position
-from python_model.sharding import RowSharding, row_sharding
+from python_model.model.argus import Argus
+from python_model.model.base import Recommender
+from python_model.model.factory import model_for_dataset
+from python_model.model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
+from python_model.model.optim import Optimisers, rate_factor
+from python_model.training import checkpoint, process_group
+from python_model.training import resume as resume_checks
+from python_model.training.checkpoint import Description, TrainerState
+from python_model.training.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
+from python_model.training.resume import SKETCH, Position
+from python_model.training.row_sharding import RowSharding, row_sharding
+from python_model.training.skipped_steps import SkippedSteps, TrainingDiverged
 
 if TYPE_CHECKING:
-    from python_model.distributed import DistributedModel
-    from python_model.sharded_checkpoint import BackgroundSaver
+    from python_model.training.checkpoint.sharded import BackgroundSaver
+    from python_model.training.distributed import DistributedModel
 
 __all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
 FREE_ON_RESUME = (
@@ -83,8 +83,8 @@ def train(
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
     with _owned_by_first(run):
-        held = ranks.on_first(lambda: checkpoint.exists(run))
-        resumed = ranks.on_first(lambda: checkpoint.recover(run)) if resume and held else None
+        held = process_group.on_first(lambda: checkpoint.exists(run))
+        resumed = process_group.on_first(lambda: checkpoint.recover(run)) if resume and held else None
         if resumed is None and held:
             raise FileExistsError(f"{run} holds a training run: pass --resume or choose another directory")
         torch.manual_seed(config.seed)
@@ -96,7 +96,9 @@ def train(
         if resumed is not None:
             trainer.restore(resumed, init_from)
         elif init_from is not None:
-            trainer.origin = ranks.on_first(lambda: resume_checks.identity_of_weights(checkpoint.find(init_from)))
+            trainer.origin = process_group.on_first(
+                lambda: resume_checks.identity_of_weights(checkpoint.find(init_from))
+            )
         return trainer.run()
 
 
@@ -105,7 +107,7 @@ def _owned_by_first(run: Path) -> Iterator[None]:
     """Rank 0 owns the run for the length of a block; where another process does, every rank says so."""
     with ExitStack() as held:
         # The lock itself stays where it is: what `on_first` returns goes to every rank.
-        ranks.on_first(lambda: held.enter_context(owned(run)))
+        process_group.on_first(lambda: held.enter_context(owned(run)))
         yield
 
 
@@ -136,10 +138,10 @@ class Trainer:
         self.objective = Objective(model, self.loss)
         self.distributed: DistributedModel | None = None
         self.saver: BackgroundSaver | None = None
-        if ranks.size() > 1:
+        if process_group.size() > 1:
             # torch's distributed engines take a second to import, which only runs on several ranks wait for.
-            from python_model.distributed import DistributedModel
-            from python_model.sharded_checkpoint import BackgroundSaver
+            from python_model.training.checkpoint.sharded import BackgroundSaver
+            from python_model.training.distributed import DistributedModel
 
             self.distributed = DistributedModel(self.objective, config)
             self.saver = BackgroundSaver(run, config.keep)
@@ -154,7 +156,7 @@ class Trainer:
         """From the current step to the last one."""
         self.model.train()
         pace, earlier = Throughput(), self.seconds
-        with InterruptGuard(ranks.size() > 1) as interrupt, self._log() as log:
+        with InterruptGuard(process_group.size() > 1) as interrupt, self._log() as log:
             steps = self._batches()
             while self.step < self.config.steps:
                 before = self.events
@@ -163,7 +165,7 @@ class Trainer:
                 self.seconds = earlier + pace.seconds
                 self._report(log, factor, losses, rate, left)
                 unsaved = self.saver is not None and self.saver.failed
-                if ranks.any_rank(interrupt.asked is not None or unsaved):
+                if process_group.any_rank(interrupt.asked is not None or unsaved):
                     self.save()  # where a checkpoint could not be written, this says so on every rank
                     raise interrupt.asked or KeyboardInterrupt
                 if self._due():
@@ -171,7 +173,7 @@ class Trainer:
         return self.save()
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:
-        if ranks.rank() > 0:
+        if process_group.rank() > 0:
             return nullcontext()
         self.run_dir.mkdir(parents=True, exist_ok=True)
         return MetricsLog(self.run_dir, self.step)
@@ -185,18 +187,18 @@ class Trainer:
             batches = next(steps)
         except DataError as error:
             lost = error
-        if ranks.any_rank(lost is not None):
+        if process_group.any_rank(lost is not None):
             # This rank may have its batches of the step that is not done.
             self.place = before
             saved = self.save()
-            first = next(one for one in ranks.gathered(lost) if one is not None)
+            first = next(one for one in process_group.gathered(lost) if one is not None)
             message = f"{first.message}; training is saved at {saved}: put the file back, then resume"
             raise DataError(first.file, message, column=first.column, row=first.row) from first
         return batches
 
     def _batches(self) -> Iterator[list[JaggedBatch]]:
         """This rank's batches of every step, from the run's place on, without end; moves the place."""
-        for taken in prefetch(self.plan.walk(self.place, ranks.numbers_of(self._of), self._of)):
+        for taken in prefetch(self.plan.walk(self.place, process_group.numbers_of(self._of), self._of)):
             self.place = taken.place
             yield taken.batches
 
@@ -227,8 +229,8 @@ class Trainer:
 
     def _gradients(self, batches: Sequence[JaggedBatch]) -> list[dict[str, Tensor]]:
         """Gradients of the whole step; returns the losses of this rank's batches and their parts."""
-        numbers = ranks.numbers_of(self._of)
-        alone = self._of == 1 and ranks.size() == 1
+        numbers = process_group.numbers_of(self._of)
+        alone = self._of == 1 and process_group.size() == 1
         shares: Sequence[StepShare | None] = [None] if alone else self.loss.shares(batches, self.step)
         found = []
         for number, batch, share in zip(numbers, batches, shares, strict=True):
@@ -243,7 +245,7 @@ class Trainer:
         return found
 
     def _skip(self, numbers: Mapping[str, float], batches: Sequence[JaggedBatch]) -> None:
-        names = [f"-batch-{number}" for number in ranks.numbers_of(self._of)] if self._of > 1 else [""]
+        names = [f"-batch-{number}" for number in process_group.numbers_of(self._of)] if self._of > 1 else [""]
         try:
             self.skipped.note(self.step + 1, numbers, dict(zip(names, batches, strict=True)))
         except TrainingDiverged as error:
@@ -287,7 +289,7 @@ class Trainer:
         """Write a checkpoint of this step: on one rank at once, on several in the background; returns where."""
         sketch = self.sampler.sketch.state_dict()
         numbers = {
-            "step": self.step, "place": self.plan.merge(ranks.gathered(self.place)), "events": self.events,
+            "step": self.step, "place": self.plan.merge(process_group.gathered(self.place)), "events": self.events,
             "seconds": self.seconds, "sketch_total": sketch["total"], "origin": self.origin, **self.skipped.state(),
         }  # fmt: skip
         tensors = self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
@@ -324,7 +326,7 @@ class Trainer:
         state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
         position = Position.of(directory, state.numbers, found.step)
         self._require_known(directory, position.place)
-        ranks.on_first(lambda: resume_checks.require_same_origin(directory, state.numbers, init_from))
+        process_group.on_first(lambda: resume_checks.require_same_origin(directory, state.numbers, init_from))
         resume_checks.require_fitting(directory, state, self.optimisers)
         self.step, self.place, self.origin = position.step, position.place, position.origin
         self.events, self.seconds = position.events, position.seconds
@@ -361,7 +363,7 @@ def over_batches(found: Sequence[Mapping[str, Tensor]], norm: Tensor, events: in
     """
     summed = torch.stack([torch.stack([value.double() for value in parts.values()]) for parts in found]).sum(0)
     *values, gradient_norm = torch.cat([summed, norm.double()[None]]).tolist()
-    total = ranks.sum_over_ranks(torch.tensor([*values, events], dtype=torch.float64)).tolist()
+    total = process_group.sum_over_ranks(torch.tensor([*values, events], dtype=torch.float64)).tolist()
     losses = dict(zip(found[0], total, strict=False))
     return {**losses, "gradient_norm": gradient_norm}, int(total[-1])
 
@@ -380,7 +382,7 @@ def _with_batches_per_step(config: TrainConfig, resumed: Path | None) -> TrainCo
     if config.batches_per_step is not None:
         return config
     found = None if resumed is None else checkpoint.read_description(resumed).train_config.batches_per_step
-    return replace(config, batches_per_step=found or ranks.size())
+    return replace(config, batches_per_step=found or process_group.size())
 
 
 def _pair_window(dataset: Dataset, config: TrainConfig) -> int:

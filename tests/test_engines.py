@@ -15,11 +15,11 @@ import pytest
 from typer.testing import CliRunner
 
 from python_model.cli import app
-from python_model.data import kuairand, logs, movielens, yambda_files
-from python_model.data.errors import DataError
+from python_model.data.engines import LOCAL, Engine, open_engine
 from python_model.data.prepare import prepare
+from python_model.data.readers import kuairand, logs, movielens, yambda_files
 from python_model.data.schema import Dataset
-from python_model.engines import LOCAL, Engine, open_engine
+from python_model.io.errors import DataError
 from python_model.serving.bundle import Export
 from tests.model.data.test_logs import assert_same_files, write_log, write_ratings
 from tests.model.data.test_yambda import tree as yambda_tree

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from python_model import console
-from python_model.progress import Terminated
-from python_model.settings import shown
+from python_model.io.settings import shown
+from python_model.reporting import console
+from python_model.training.progress import Terminated
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and after SIGTERM, as shells have them."""

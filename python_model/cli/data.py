@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from python_model import console
 from python_model.cli.app import app
 from python_model.cli.options import Data, EngineName, Engines, Out, Source, parse_settings
-from python_model.settings_help import asked
+from python_model.io.settings_help import asked
+from python_model.reporting import console
 
 
 @app.command(
@@ -41,9 +41,9 @@ def prepare(
 
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
+    from python_model.data.engines import open_engine
     from python_model.data.prepare import describe_options, require_options
     from python_model.data.prepare import prepare as prepare_data
-    from python_model.engines import open_engine
 
     if asked(settings):
         console.say(describe_options(source.value))

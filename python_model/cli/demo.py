@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from python_model import console
 from python_model.cli.app import app, exit_code
 from python_model.cli.options import Device, Json, Threads, check
+from python_model.reporting import console
 
 
 @app.command(epilog="Example: `argus demo --out demo`, then open `demo/report.html`.")

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from python_model import console
 from python_model.cli.app import app
 from python_model.cli.options import Data, Device, Json, Part, Protocol, Ranking, Score, Threads, Window, check
+from python_model.reporting import console
 
 Cutoffs = Annotated[list[int], typer.Option("--k", min=1, help="Cut-off of recall and NDCG; repeat it for several.")]
 
@@ -54,8 +54,8 @@ def evaluate(
     NDCG and recall rank the whole catalogue for the next item; pairwise accuracy orders impressions of different
     feedback; normalised entropies (ne) are log losses relative to knowing frequencies only, below 1 is better.
     """
-    from python_model import runs as training_runs
     from python_model.data.schema import load_dataset
+    from python_model.training import runs as training_runs
 
     check(device, json_file, report)
     dataset = load_dataset(data)
@@ -70,7 +70,7 @@ def evaluate(
     if json_file is not None:
         console.write_json(json_file, result.to_dict())
     if report is not None:
-        from python_model.report import write_report
+        from python_model.reporting.report import write_report
 
         title = f"ARGUS on {dataset.info.name}"
         write_report(report, title=title, dataset=dataset, result=result, stages=training_runs.stages_of(opened))
@@ -104,11 +104,11 @@ def recommend(
     """Recommend items to users: the best of the whole catalogue after their last event, and why."""
     from dataclasses import asdict
 
-    from python_model import checkpoint
     from python_model.data.schema import load_dataset
-    from python_model.recommend import find_users
-    from python_model.recommend import recommend as best_items
-    from python_model.runs import require_fit, use_threads
+    from python_model.evaluation.recommend import find_users
+    from python_model.evaluation.recommend import recommend as best_items
+    from python_model.training import checkpoint
+    from python_model.training.runs import require_fit, use_threads
 
     check(device, json_file)
     dataset = load_dataset(data)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from python_model.io.json_text import parse
-from python_model.settings_help import asked, listing
+from python_model.io.settings_help import asked, listing
 
 
 class Source(str, Enum):
@@ -164,7 +164,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 def check(device: str, *files: Path | None) -> None:
     """Refuse, before the work rather than after it, a device that is not there and files that cannot be written."""
-    from python_model.disk import require_writable
+    from python_model.io.disk import require_writable
 
     for file in files:
         if file is not None:

@@ -33,7 +33,7 @@ def plan(
 
     The formulas are in docs/scale.md.
     """
-    from python_model import plan as plans
+    from python_model.training import memory_plan as plans
 
     settings = [
         plans.Setting(one, _whole(count), ranks, batch_events, batches, negatives, activation_checkpointing)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from python_model import console
 from python_model.cli.app import app, exit_code
 from python_model.cli.options import MAX_LAG, Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+from python_model.reporting import console
 
 if TYPE_CHECKING:
     from python_model.serving.scorers import RowScorer
@@ -45,10 +45,10 @@ def export(
 
     Item and user vectors in float32, bfloat16 and int8, as Parquet and as .npy; the data set is not needed afterwards.
     """
-    from python_model import checkpoint
     from python_model.data.schema import load_dataset
-    from python_model.runs import require_fit, use_threads
     from python_model.serving.export import export as write_export
+    from python_model.training import checkpoint
+    from python_model.training.runs import require_fit, use_threads
 
     check(device)
     dataset = load_dataset(data)
@@ -218,7 +218,7 @@ def score(
     With a run and --data a row's score knows what was known at its time; from an export it knows the user's newest
     state, and rows before that have none. Unknown users and items have none either; the reasons are counted.
     """
-    from python_model.engines import open_engine
+    from python_model.data.engines import open_engine
     from python_model.serving import score as scoring
     from python_model.serving.spread import Recipe, workers
 
@@ -249,10 +249,10 @@ def score(
 
 def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
     """What scores the rows."""
-    from python_model import checkpoint
     from python_model.data.schema import load_dataset
-    from python_model.runs import require_fit, use_threads
     from python_model.serving.bundle import Export
+    from python_model.training import checkpoint
+    from python_model.training.runs import require_fit, use_threads
 
     source, data = recipe.source, recipe.data
     if Export.is_at(source):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from python_model import console
 from python_model.cli.app import INTERRUPTED, study
 from python_model.cli.options import BatchEvents, Device, Part, Precision, Set, Threads, Window, check, parse_settings
-from python_model.disk import replace_text
+from python_model.io.disk import replace_text
 from python_model.io.exclusive import owned
-from python_model.settings import Between, shown
+from python_model.io.settings import Between, shown
+from python_model.reporting import console
 
 if TYPE_CHECKING:
     from python_model.data.schema import Dataset
@@ -204,10 +204,10 @@ def one_pass(
     import torch
 
     from python_model.data.identity import identity_of
-    from python_model.model import Argus
-    from python_model.runs import use_threads
+    from python_model.model.argus import Argus
     from python_model.studies import one_pass as study_of_passes
     from python_model.studies.study import open_data, shapes_of
+    from python_model.training.runs import use_threads
 
     check(device)
     chosen = sorted(_numbers("--lengths", lengths, int, Between(2, 2**31 - 1)))
@@ -304,8 +304,8 @@ def run(
     out: Path, dataset: Dataset, make: Callable[[Dataset], Study], device: str, threads: int | None, width: int = 0
 ) -> None:
     """Run a study, say what was written or how to go on."""
-    from python_model.runs import use_threads
     from python_model.studies.study import run_study
+    from python_model.training.runs import use_threads
 
     check(device)
     use_threads(threads, width)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from python_model import console
 from python_model.cli.app import app, exit_code
 from python_model.cli.options import (
     BatchEvents,
@@ -30,9 +29,10 @@ from python_model.cli.options import (
     check,
     parse_settings,
 )
+from python_model.reporting import console
 
 if TYPE_CHECKING:
-    from python_model.progress import StepReport
+    from python_model.training.progress import StepReport
 
 
 @app.command(
@@ -103,7 +103,7 @@ def finetune(
 
     The loss is pairwise, over the impressions of each user, in one pass over the history. Ctrl-C saves and leaves.
     """
-    from python_model import checkpoint
+    from python_model.training import checkpoint
 
     if (source is None) == (not from_scratch) and not (resume and checkpoint.exists(out)):
         raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
@@ -131,14 +131,14 @@ def _train(
     stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
     source: Path | None = None, device: str, threads: int | None, resume: bool,
 ) -> None:  # fmt: skip
-    from python_model import checkpoint, ranks, runs
     from python_model.data.schema import load_dataset
     from python_model.train import train
+    from python_model.training import checkpoint, process_group, runs
 
     check(device)
     # The elastic agent starts the same command line again: what it began is then there to go on with.
-    resume = resume or (ranks.restarted() and checkpoint.exists(out))
-    say = console.say if ranks.is_first() else _say_nothing
+    resume = resume or (process_group.restarted() and checkpoint.exists(out))
+    say = console.say if process_group.is_first() else _say_nothing
     dataset = load_dataset(data)
     resumed = resume and checkpoint.exists(out)
     if resume and not resumed:
@@ -149,25 +149,25 @@ def _train(
     runs.use_threads(threads, model_config.width)
     title = runs.TITLE_OF_STAGE[stage].capitalize()
     try:
-        with ranks.process_group(device) as own_device, _progress(title) as progress:
+        with process_group.process_group(device) as own_device, _progress(title) as progress:
             train(
                 stage, dataset, out, model_config, train_config, resume=resume, init_from=source, progress=progress,
                 device=own_device,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
-        if ranks.is_first():
+        if process_group.is_first():
             _say_how_to_resume(stage, data, out)
         raise typer.Exit(exit_code(stop)) from None
-    if ranks.is_first():
+    if process_group.is_first():
         say(f"{title} ends after {checkpoint.read_description(out).step:,} steps: {out}")
         _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
 
 
 def _progress(title: str) -> AbstractContextManager[Callable[[StepReport], None] | None]:
     """The progress bar; of several ranks the first has one."""
-    from python_model import ranks
+    from python_model.training import process_group
 
-    return console.TrainingProgress(title) if ranks.is_first() else nullcontext()
+    return console.TrainingProgress(title) if process_group.is_first() else nullcontext()
 
 
 def _say_nothing(text: str) -> None:
@@ -175,13 +175,13 @@ def _say_nothing(text: str) -> None:
 
 
 def _say_how_to_resume(stage: str, data: Path, out: Path) -> None:
-    from python_model import checkpoint, ranks
+    from python_model.training import checkpoint, process_group
 
     if not checkpoint.exists(out):
         console.say("Stopped before the first step was saved; nothing to resume.")
         return
     step = checkpoint.read_description(out).step
-    program = ["argus"] if ranks.launched() == 1 else ["torchrun", "…", "-m", "python_model"]
+    program = ["argus"] if process_group.launched() == 1 else ["torchrun", "…", "-m", "python_model"]
     command = " ".join([*program, shlex.join([stage, str(data), str(out), "--resume"])])
     console.say(f"Stopped and saved after step {step:,}. Resume with: {command}")
 

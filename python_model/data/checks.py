@@ -9,8 +9,8 @@ import numpy as np
 
 from python_model.data.columns import require_range
 from python_model.data.description import ITEMS, DatasetInfo
-from python_model.data.errors import DataError
 from python_model.data.times import SECONDS, times_of
+from python_model.io.errors import DataError
 
 
 def event_ranges(info: DatasetInfo, items: int | None) -> dict[str, tuple[int, int | None]]:

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError, one_line
-from python_model.settings import shown
+from python_model.io.errors import DataError, one_line
+from python_model.io.settings import shown
 
 Values = np.ndarray | Sequence[Any]
 

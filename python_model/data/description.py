@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.io.json_text import read_object
-from python_model.settings import Between, checked_settings, shown
+from python_model.io.settings import Between, checked_settings, shown
 
 FORMAT = 1
 EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError, one_line
-from python_model.settings import shown
+from python_model.io.errors import DataError, one_line
+from python_model.io.settings import shown
 
 CANONICAL = r"^(0|-?[1-9][0-9]*)$"
 """An integer as text in its one spelling: ASCII digits, no sign before 0 or a positive one, no leading zeros."""

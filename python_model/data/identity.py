@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyarrow as pa
 
-from python_model import ranks
 from python_model.data.description import EVENTS, INFO
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, fingerprint_of_events
 from python_model.data.shards import MANIFEST, SHARDS
-from python_model.integrity import checksum
+from python_model.io.errors import DataError
+from python_model.io.integrity import checksum
+from python_model.training import process_group
 
 _known: WeakKeyDictionary[Dataset, dict[str, Any]] = WeakKeyDictionary()
 
@@ -29,7 +29,7 @@ def identity_of(dataset: Dataset) -> dict[str, Any]:
     """
     if dataset not in _known:
         _require_shards(dataset)
-        _known[dataset] = ranks.on_first(lambda: _identity(dataset))
+        _known[dataset] = process_group.on_first(lambda: _identity(dataset))
     return dict(_known[dataset])
 
 
@@ -68,12 +68,12 @@ def _require_shards(dataset: Dataset) -> None:
     if dataset.manifest is None:
         return
     failed: DataError | None = None
-    for shard in dataset.manifest.shards[ranks.rank() :: ranks.size()]:
+    for shard in dataset.manifest.shards[process_group.rank() :: process_group.size()]:
         try:
             _require_shard(dataset.path / shard.file, shard.crc32)
         except DataError as error:
             failed = failed or error
-    first = next((error for error in ranks.gathered(failed) if error is not None), None)
+    first = next((error for error in process_group.gathered(failed) if error is not None), None)
     if first is not None:
         raise first
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from python_model.data.description import DatasetInfo
-from python_model.data.kuairand import read_kuairand
-from python_model.data.movielens import read_movielens
+from python_model.data.engines import LOCAL, Engine
+from python_model.data.readers.kuairand import read_kuairand
+from python_model.data.readers.movielens import read_movielens
+from python_model.data.readers.tables import Progress
+from python_model.data.readers.yambda import read_yambda
 from python_model.data.synthetic import SyntheticConfig, generate, preset
-from python_model.data.tables import Progress
-from python_model.data.yambda import read_yambda
-from python_model.engines import LOCAL, Engine
-from python_model.settings import settings_of
-from python_model.settings_help import listing
+from python_model.io.settings import settings_of
+from python_model.io.settings_help import listing
 
 READERS: dict[str, Callable[..., DatasetInfo]] = {
     "yambda": read_yambda,
@@ -38,7 +38,7 @@ def prepare(
     """Prepare the data at `path` (None for the synthetic service) into the new directory `out`.
 
     options: those of the source's reader (`options_of`); for the synthetic service `preset`, `chunk_users` and any
-    setting of `SyntheticConfig`. engine: where the work runs (`python_model.engines`); every engine gives the same
+    setting of `SyntheticConfig`. engine: where the work runs (`python_model.data.engines`); every engine gives the same
     rows. progress(done, total) is called as the work goes on, in rows or users.
     Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` is taken and
     overwrite is not set. Nothing stays behind in `out` on any of them.

@@ -24,12 +24,12 @@ import pyarrow as pa
 from python_model.data.checks import EventChecker, event_ranges
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
-from python_model.data.errors import DataError
-from python_model.data.files import open_parquet, reading_parquet, require_column, require_schema, require_values
 from python_model.data.identifiers import ids_of, require_distinct
 from python_model.data.shards import Manifest, read_manifest
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter
+from python_model.io.errors import DataError
+from python_model.io.files import open_parquet, reading_parquet, require_column, require_schema, require_values
 from python_model.io.publish import recover
 
 __all__ = [

@@ -23,13 +23,13 @@ import pyarrow.parquet as pq
 
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
-from python_model.data.errors import DataError, printable
-from python_model.data.files import open_parquet, present, reading_parquet, require_schema, require_values
 from python_model.data.times import SECONDS
-from python_model.integrity import checksum
+from python_model.io.errors import DataError, printable
+from python_model.io.files import open_parquet, present, reading_parquet, require_schema, require_values
+from python_model.io.integrity import checksum
 from python_model.io.json_text import kind_of, read_object
 from python_model.io.publish import require_place, whole_directory
-from python_model.settings import Between, checked, settings_of, shown
+from python_model.io.settings import Between, checked, settings_of, shown
 
 SHARDS, MANIFEST = "shards", "shards.json"
 ROW_GROUP = 1 << 17

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from python_model.data.readers.yambda import LISTEN_PLUS_PCT, LISTEN_PLUS_SHARE, SHARE_EDGES_PCT
 from python_model.data.schema import Dataset
-from python_model.data.yambda import LISTEN_PLUS_PCT, LISTEN_PLUS_SHARE, SHARE_EDGES_PCT
 
 PROTOCOLS = ("temporal", "leave-last-out", "yambda")
 YAMBDA_GAP, YAMBDA_SPAN = 1_800, 86_400

@@ -24,11 +24,11 @@ import torch
 
 from python_model.config import TrainConfig
 from python_model.data.batches import NOBODY, BatchPlan, JaggedBatch, Step, empty_batch
-from python_model.data.errors import DataError
-from python_model.data.files import open_parquet, reading_parquet, require_values
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
 from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, listen_plus
+from python_model.io.errors import DataError
+from python_model.io.files import open_parquet, reading_parquet, require_values
 
 BLOCK_BATCHES = 16
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 
 LATEST = 4_102_444_800
 """2100-01-01 00:00 UTC in seconds; a column of later seconds is one of milliseconds or finer."""

@@ -21,10 +21,10 @@ from typing_extensions import Self
 from python_model.data.checks import EventChecker
 from python_model.data.columns import Values, require_range, typed
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
-from python_model.data.errors import DataError
 from python_model.data.identifiers import ids_from, joined, require_distinct
+from python_model.io.errors import DataError
 from python_model.io.publish import require_place, whole_directory
-from python_model.settings import Between, checked
+from python_model.io.settings import Between, checked
 
 ROW_GROUP = 1 << 17
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 
 _BLOCK = 1 << 22
 

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from python_model.disk import followed, require_parent, writing
+from python_model.io.disk import followed, require_parent, writing
 from python_model.io.json_text import parse
 from python_model.io.names import hidden
 

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 
 MAX_DEPTH = 64
 """Deepest nesting of arrays and objects; nothing here needs ten."""

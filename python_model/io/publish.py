@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from python_model.disk import (
+from python_model.io.disk import (
     ELSEWHERE,
     WriteError,
     as_write_error,

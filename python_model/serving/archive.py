@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.io.exclusive import own
 from python_model.serving.events import EventLog, EventReader
 from python_model.serving.journal import JOURNAL, Entry, Journal, replay

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 
 
 class ArrayFile:

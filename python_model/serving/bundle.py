@@ -25,18 +25,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from python_model import checkpoint
-from python_model.data.errors import DataError
 from python_model.data.identifiers import ids_of
 from python_model.data.times import seconds_of
-from python_model.integrity import CHECKSUMS, require_whole
+from python_model.io.errors import DataError
+from python_model.io.integrity import CHECKSUMS, require_whole
 from python_model.io.json_text import read_object
 from python_model.io.publish import recover
-from python_model.model import Argus
-from python_model.parts import PARTS, PICKLE
+from python_model.model.argus import Argus
 from python_model.serving.arrays import ArrayFile, require_offsets
 from python_model.serving.ids import IdTable
 from python_model.serving.towers import KINDS
+from python_model.training import checkpoint
+from python_model.training.checkpoint.parts import PARTS, PICKLE
 
 FORMAT = 1
 INFO, MODEL, ITEMS, USERS, SCORES = "export.json", "model", "items.parquet", "users.parquet", "scores.parquet"

@@ -12,9 +12,9 @@ import torch
 
 from python_model.config import FeatureSpec
 from python_model.data.batches import JaggedBatch
-from python_model.data.errors import DataError
 from python_model.data.identifiers import id_of
 from python_model.data.times import SECONDS, second_of, times_of
+from python_model.io.errors import DataError
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY_COLUMNS
 from python_model.serving.ids import IdTable

@@ -20,18 +20,18 @@ from numpy.lib.format import open_memmap
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from python_model import checkpoint
 from python_model.data.batches import BatchBuilder, history_windows, pack
 from python_model.data.schema import Dataset
-from python_model.integrity import seal
-from python_model.model import Argus
-from python_model.recommend import append_next_event
+from python_model.evaluation.recommend import append_next_event
+from python_model.io.integrity import seal
+from python_model.model.argus import Argus
 from python_model.serving import bundle, towers
 from python_model.serving.arguments import whole_number
 from python_model.serving.bundle import ExportInfo
 from python_model.serving.exact import best_items
 from python_model.serving.files import whole_directory
 from python_model.serving.quantize import ErrorMeter, from_bfloat16, from_int8, to_bfloat16, to_int8
+from python_model.training import checkpoint
 
 BLOCK = 1 << 15
 """Rows of vectors that are computed and written at once; a row group of the Parquet files."""

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from python_model.data.errors import DataError
 from python_model.data.identifiers import ids_of, integer_of
+from python_model.io.errors import DataError
 from python_model.serving.ids import IdTable
 
 EXAMPLES = 3

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.errors import DataError
 from python_model.data.identifiers import integer_of, is_text, narrowed
+from python_model.io.errors import DataError
 
 
 class IdTable:

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from python_model.data.errors import DataError
-from python_model.disk import replace_text
-from python_model.integrity import sums_of
+from python_model.io.disk import replace_text
+from python_model.io.errors import DataError
+from python_model.io.integrity import sums_of
 from python_model.io.json_text import read_object
 from python_model.serving.arguments import whole_number
 from python_model.serving.bundle import Export

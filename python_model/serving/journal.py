@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from python_model.data.identifiers import id_of
-from python_model.disk import replace_text, writing
+from python_model.io.disk import replace_text, writing
 from python_model.io.json_text import parse
 from python_model.serving.arguments import whole_number
 from python_model.serving.events import EventLog, EventReader, EventRow

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from python_model.disk import writing
+from python_model.io.disk import writing
 from python_model.io.json_text import kind_of, parse
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.events import Event

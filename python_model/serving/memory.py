@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from python_model.data.errors import DataError
-from python_model.incremental import IncrementalEncoder
-from python_model.model import Argus
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
+from python_model.model.incremental import IncrementalEncoder
 from python_model.serving import towers
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import whole_number

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.serving.scorers import ROWS
 
 BATCH = 1 << 17

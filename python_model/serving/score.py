@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from argus_kernels import __version__
 from python_model.data.batches import prefetch
-from python_model.data.errors import DataError
-from python_model.disk import replace_text, writing
 from python_model.io.content import content_of_files
+from python_model.io.disk import replace_text, writing
+from python_model.io.errors import DataError
 from python_model.io.exclusive import LOCK, owned
 from python_model.io.json_text import read_object
 from python_model.serving import states

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from python_model.data.description import INFO, ITEMS, USERS
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
 from python_model.data.times import LATEST, seconds_of
 from python_model.io.content import content_of_arrays, content_of_files
-from python_model.layers import time_bucket
-from python_model.model import Argus
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
+from python_model.model.layers import time_bucket
 from python_model.serving import towers
 from python_model.serving.bundle import Export
 from python_model.serving.id_files import find_ids

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from python_model.data.errors import DataError
-from python_model.disk import flush, replace_text, writing
+from python_model.io.disk import flush, replace_text, writing
+from python_model.io.errors import DataError
 from python_model.io.exclusive import LOCK
 from python_model.io.json_text import parse, read_object
 from python_model.serving.bundle import HISTORY_COLUMNS

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from python_model import checkpoint
+from python_model.data.engines import LOCAL, Engine
 from python_model.data.schema import load_dataset
-from python_model.engines import LOCAL, Engine
 from python_model.serving.bundle import Export
 from python_model.serving.rows import Part
 from python_model.serving.score import Workers, score_part
 from python_model.serving.scorers import ExportScorer, HistoryScorer, RowScorer
 from python_model.serving.states import StateFiles
+from python_model.training import checkpoint
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import torch
 from numpy.lib.format import open_memmap
 
 from python_model.data.batches import evaluation_batches
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.disk import replace_text
+from python_model.io.disk import replace_text
+from python_model.io.errors import DataError
 from python_model.io.json_text import read_object
-from python_model.model import Argus
+from python_model.model.argus import Argus
 from python_model.serving.files import whole_file
 
 BLOCK = 1 << 18

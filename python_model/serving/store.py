@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_model.data.errors import DataError
 from python_model.data.identifiers import id_of, integer_of
 from python_model.data.times import second_of
-from python_model.incremental import direct_head
-from python_model.layers import time_bucket
-from python_model.model import Argus
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
+from python_model.model.incremental import direct_head
+from python_model.model.layers import time_bucket
 from python_model.serving import towers
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number

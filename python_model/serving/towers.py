@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from python_model.data.batches import JaggedBatch
-from python_model.layers import Head
-from python_model.model import Argus
+from python_model.model.argus import Argus
+from python_model.model.layers import Head
 
 KINDS = ("pair", "next_item")
 

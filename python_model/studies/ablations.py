@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from python_model.charts import range_chart
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
+from python_model.reporting.charts import range_chart
 from python_model.studies.study import Budget, Report, Study, base_trial
 from python_model.studies.summary import COLUMNS, LABELS, by_name, cell, table
 from python_model.studies.trials import Trial, TrialResult

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from python_model import metrics
-from python_model.baselines import ItemAverage, Popularity
 from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
 from python_model.data.synthetic import OracleScores
 from python_model.data.synthetic.behaviour import DEVICE_EFFECT
-from python_model.predictions import Predictor
+from python_model.evaluation import metrics
+from python_model.evaluation.baselines import ItemAverage, Popularity
+from python_model.evaluation.predictions import Predictor
 
 BASE, SLOW, MOOD = 0.5, 0.25, 0.25
 """Shares of a taste's variance (docs/data.md)."""

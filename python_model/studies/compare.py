@@ -13,13 +13,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from python_model.charts import range_chart
 from python_model.config import ModelConfig
 from python_model.data.schema import Dataset
 from python_model.data.splits import listen_plus, make_split
-from python_model.evaluate import PROTOCOLS
-from python_model.item_knn import ItemKnn
-from python_model.predictions import Predictor
+from python_model.evaluation.evaluate import PROTOCOLS
+from python_model.evaluation.item_knn import ItemKnn
+from python_model.evaluation.predictions import Predictor
+from python_model.reporting.charts import range_chart
 from python_model.studies.ablations import differences
 from python_model.studies.study import Budget, Report, Study, base_trial
 from python_model.studies.summary import LABELS, by_name, cell, table, values

@@ -11,9 +11,9 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from python_model.charts import point_chart
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
+from python_model.reporting.charts import point_chart
 from python_model.studies.study import Budget, Report, Study, base_trial
 from python_model.studies.summary import LABELS, by_name, table, values
 from python_model.studies.trials import Trial, TrialResult, over_seeds

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from argus_kernels import sampled_softmax_loss
-from python_model import charts
 from python_model.config import TrainConfig
-from python_model.disk import replace_text
-from python_model.negatives import NegativeSampler
+from python_model.io.disk import replace_text
+from python_model.model.negatives import NegativeSampler
+from python_model.reporting import charts
 from python_model.studies.trials import read_study
 
 LOSSES = ("full", "standard", "refined", "biased")

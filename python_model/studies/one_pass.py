@@ -23,8 +23,8 @@ from argus_kernels.core.varlen import local_positions
 from python_model.data.batches import BatchBuilder, JaggedBatch, Windows
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
-from python_model.disk import replace_text
-from python_model.model import Argus
+from python_model.io.disk import replace_text
+from python_model.model.argus import Argus
 from python_model.studies.trials import read_study, write_json
 
 SERVICE = SyntheticConfig(users=16, events_per_user=2600.0, days=365)
@@ -188,7 +188,7 @@ def read(file: Path, settings: dict[str, Any]) -> list[PassCost]:
 def write(folder: Path, settings: dict[str, Any], costs: Sequence[PassCost]) -> None:
     """`one_pass.json`, `one_pass.md` with the table, and `one_pass_ratio.svg`."""
     # Matplotlib takes a second to import, which the benchmarks that share the passes need not wait for.
-    from python_model import charts
+    from python_model.reporting import charts
 
     ratios = {one.events: one.ratio for one in costs}
     write_json(

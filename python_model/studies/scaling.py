@@ -11,9 +11,9 @@ from dataclasses import asdict
 
 import numpy as np
 
-from python_model.charts import point_chart
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
+from python_model.reporting.charts import point_chart
 from python_model.studies.study import Budget, Report, Study, base_trial, resized, shapes_of
 from python_model.studies.summary import LABELS, Fit, by_name, fit_line, signed, table, values
 from python_model.studies.trials import TrialResult, over_seeds

@@ -11,9 +11,8 @@ from typing import Any
 from python_model.config import RECIPES, ModelConfig, TrainConfig, preset
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
+from python_model.evaluation.predictions import Predictor
 from python_model.io.exclusive import owned
-from python_model.predictions import Predictor
-from python_model.runs import RECIPE_OF_SOURCE, apply_settings
 from python_model.studies.summary import write_study
 from python_model.studies.trials import (
     RESULT,
@@ -25,6 +24,7 @@ from python_model.studies.trials import (
     references,
     run_trials,
 )
+from python_model.training.runs import RECIPE_OF_SOURCE, apply_settings
 
 REFERENCE_WIDTH = 64
 """Width that a learning rate is stated for; see `rate_for`."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from python_model import charts
-from python_model.disk import replace_text
+from python_model.io.disk import replace_text
+from python_model.reporting import charts
 from python_model.studies.trials import TrialResult, write_json
 
 LABELS = {

@@ -18,20 +18,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
-from python_model.data.errors import DataError
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
-from python_model.disk import replace_text
-from python_model.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
-from python_model.inference import ModelPredictor
+from python_model.evaluation.evaluate import PROTOCOLS, EvaluationResult, Metrics, evaluate
+from python_model.evaluation.inference import ModelPredictor
+from python_model.evaluation.predictions import Predictor
+from python_model.io.disk import replace_text
+from python_model.io.errors import DataError
 from python_model.io.json_text import kind_of, read_object
-from python_model.predictions import Predictor
-from python_model.progress import Progress, read_metrics
-from python_model.recommender import Recommender
-from python_model.settings import checked_settings
+from python_model.io.settings import checked_settings
+from python_model.model.base import Recommender
 from python_model.train import FREE_ON_RESUME, train
+from python_model.training import checkpoint
+from python_model.training.progress import Progress, read_metrics
 
 TRIAL, RESULT, REFERENCES = "trial.json", "result.json", "references.json"
 MADE_AGAIN = "remove it to have it made again"

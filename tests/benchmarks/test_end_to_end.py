@@ -17,8 +17,8 @@ from benchmarks.ceilings import measure_ceilings
 from benchmarks.report_sections import end_to_end as report_section
 from benchmarks.workload import SIZES, lognormal_lengths, make_batch, make_model
 from python_model.data.batches import JaggedBatch
-from python_model.layers import Block, Layout
-from python_model.model import Argus
+from python_model.model.argus import Argus
+from python_model.model.layers import Block, Layout
 from python_model.studies import one_pass
 
 SIZE = SIZES["rehearsal"]

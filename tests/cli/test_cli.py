@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from python_model import console
 from python_model.cli import app, parse_settings
 from python_model.config import ModelConfig, TrainConfig
-from python_model.progress import StepReport
-from python_model.runs import apply_settings
+from python_model.reporting import console
+from python_model.training.progress import StepReport
+from python_model.training.runs import apply_settings
 
 COMMANDS = ["demo", "prepare", "pretrain", "finetune", "evaluate", "recommend"]
 runner = CliRunner()

@@ -21,7 +21,8 @@ from python_model.cli import app
 BEGINS = "the work begins"
 SLOW = [
     "python_model.train.train", "python_model.demo.generate", "python_model.data.shards.shard_dataset",
-    "python_model.runs.evaluate_runs", "python_model.studies.study.run_study", "python_model.studies.study.generate",
+    "python_model.training.runs.evaluate_runs", "python_model.studies.study.run_study",
+    "python_model.studies.study.generate",
     "python_model.studies.logq.outcomes", "python_model.studies.one_pass.measure",
     "python_model.serving.export.export", "python_model.serving.index.CandidateIndex.build",
 ]  # fmt: skip

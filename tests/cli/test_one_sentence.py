@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from python_model import console
 from python_model.cli import app, training
 from python_model.config import ModelConfig, TrainConfig
+from python_model.evaluation.recommend import Recommended, UserRecommendations
 from python_model.io.exclusive import owned, replacing
-from python_model.recommend import Recommended, UserRecommendations
+from python_model.reporting import console
 from tests.cli.test_hostile_options import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[2]

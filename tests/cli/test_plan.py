@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.config import PRESETS, ModelConfig
-from python_model.layers import Block, Layout
-from python_model.plan import SAVED, SIZES, Parameters, Setting, communication, memory
+from python_model.model.layers import Block, Layout
+from python_model.training.memory_plan import SAVED, SIZES, Parameters, Setting, communication, memory
 from tests.conftest import REPOSITORY
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from python_model import checkpoint
 from python_model.cli import app
 from python_model.data.batches import BatchPlan
 from python_model.data.schema import load_dataset
-from python_model.progress import read_metrics
 from python_model.serving.bundle import Export
 from python_model.train import training_rows
+from python_model.training import checkpoint
+from python_model.training.progress import read_metrics
 from tests.cli.elastic_worker import DEADLY_STEP
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.model import Argus
+from python_model.model.argus import Argus
 
 FEATURES = FeatureSpec(
     items=40,

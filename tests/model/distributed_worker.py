@@ -14,16 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from python_model import checkpoint, ranks
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.batches import Step
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset
-from python_model.disk import WriteError
+from python_model.io.disk import WriteError
+from python_model.io.errors import DataError
 from python_model.io.exclusive import InUseError, own
-from python_model.model import Argus
-from python_model.sharding import row_sharding
+from python_model.model.argus import Argus
 from python_model.train import Trainer, TrainingDiverged, train
+from python_model.training import checkpoint, process_group
+from python_model.training.row_sharding import row_sharding
 
 MODEL = ModelConfig(
     layers=2, width=16, heads=2, item_width=8, feature_width=4, vector_width=8, position_buckets=8, time_buckets=40,
@@ -82,17 +82,17 @@ def train_on_four(folder: Path) -> None:
 
 def train_one(folder: Path, name: str) -> None:
     model, config = cases()[name]
-    train(config.stage, load_dataset(folder / "data"), folder / f"{name}-{ranks.size()}", model, config)
+    train(config.stage, load_dataset(folder / "data"), folder / f"{name}-{process_group.size()}", model, config)
 
 
 def go_on(folder: Path, written_by: int) -> None:
     """Resumes a copy of the run that so many ranks wrote, from its third step."""
-    run = folder / f"from-{written_by}-on-{ranks.size()}"
-    if ranks.rank() == 0:
+    run = folder / f"from-{written_by}-on-{process_group.size()}"
+    if process_group.rank() == 0:
         shutil.copytree(folder / f"rowwise-{written_by}", run)
         shutil.rmtree(run / checkpoint.CHECKPOINTS / "step-00000006")
         (run / checkpoint.CHECKPOINTS / checkpoint.LATEST).write_text("step-00000003\n")
-    dist.barrier() if ranks.size() > 1 else None
+    dist.barrier() if process_group.size() > 1 else None
     train("pretrain", load_dataset(folder / "data"), run, MODEL, PRETRAIN, resume=True)
 
 
@@ -106,7 +106,7 @@ def write_how_runs_end(folder: Path) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
     found["disk"] = end_of_run(folder / "full", dataset, replace(PRETRAIN, steps=60, checkpoint_every=6))
-    (folder / f"ends-{ranks.rank()}.json").write_text(json.dumps(found))
+    (folder / f"ends-{process_group.rank()}.json").write_text(json.dumps(found))
 
 
 def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | None = None) -> list[str]:
@@ -117,7 +117,7 @@ def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | 
 
     def losing(*arguments: Any) -> Iterator[Step]:
         for number, step in enumerate(sound(*arguments)):
-            if number == 2 and ranks.rank() == lost_on:
+            if number == 2 and process_group.rank() == lost_on:
                 raise DataError("part-7.parquet", "cannot be read")
             yield step
 
@@ -131,7 +131,7 @@ def end_of_run(run: Path, dataset: Dataset, config: TrainConfig, lost_on: int | 
 
 def end_of_a_second_run(run: Path, dataset: Dataset) -> list[str]:
     """The error of this rank where rank 0 finds the run owned by another."""
-    lock = own(run) if ranks.rank() == 0 else None
+    lock = own(run) if process_group.rank() == 0 else None
     dist.barrier()
     try:
         train("pretrain", dataset, run, MODEL, PRETRAIN)
@@ -150,4 +150,4 @@ def write_what_is_held(folder: Path) -> None:
     trainer = Trainer(dataset, folder / "none", model, PRETRAIN)
     assert trainer.distributed is not None
     held = {name: list(leaf.value.shape) for name, leaf in trainer.distributed.leaves.items()}
-    (folder / f"held-{ranks.rank()}.json").write_text(json.dumps(held))
+    (folder / f"held-{process_group.rank()}.json").write_text(json.dumps(held))

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from python_model import metrics
-from python_model.baselines import ItemAverage, Oracle, Popularity
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.splits import temporal_split
 from python_model.data.synthetic import generate, preset
+from python_model.evaluation import metrics
+from python_model.evaluation.baselines import ItemAverage, Oracle, Popularity
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from python_model import checkpoint
 from python_model.config import TrainConfig
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.model import Argus
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
 from python_model.train import train
+from python_model.training import checkpoint
 from tests.model.conftest import SMALL, random_batch, small_model
 
 CONFIG = TrainConfig(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from python_model.config import PRESETS, RECIPES, FeatureSpec, ModelConfig, TrainConfig, preset
-from python_model.model import Argus
+from python_model.model.argus import Argus
 from tests.model.conftest import FEATURES
 
 PUBLISHED = {"3m": 3.16e6, "19m": 18.9e6, "126m": 126.0e6, "1b": 1.0072e9}

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
 
-from python_model import checkpoint
-from python_model.data.errors import DataError
 from python_model.data.schema import load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.model import Argus
-from python_model.progress import read_metrics
-from python_model.sharding import BLOCK, RowSharding, initial_rows, span
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
+from python_model.training import checkpoint
+from python_model.training.progress import read_metrics
+from python_model.training.row_sharding import BLOCK, RowSharding, initial_rows, span
 from tests.model import distributed_worker as worker
 
 LOSSES_OF = {"float32": 2e-6, "bfloat16": 5e-3}
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in worker.cases():
         worker.train_one(folder, name)
     # One process imports torch and the model, all ranks are forked from it.
-    multiprocessing.set_forkserver_preload(["python_model.sharded_checkpoint", worker.__name__])
+    multiprocessing.set_forkserver_preload(["python_model.training.checkpoint.sharded", worker.__name__])
     for size, work in ((2, worker.train_all), (4, worker.train_on_four)):
         start_processes(worker.in_ranks, (size, str(folder), work), nprocs=size, start_method="forkserver")
     worker.go_on(folder, 2)

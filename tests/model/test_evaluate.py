@@ -14,11 +14,11 @@ from python_model.data.checks import EventChecker
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, temporal_split
 from python_model.data.synthetic import generate, preset
-from python_model.evaluate import evaluate, make_split, sample_users
-from python_model.inference import ModelPredictor, feedback_log_probabilities
-from python_model.metrics import Ranking
-from python_model.model import Argus
-from python_model.predictions import Predictions
+from python_model.evaluation.evaluate import evaluate, make_split, sample_users
+from python_model.evaluation.inference import ModelPredictor, feedback_log_probabilities
+from python_model.evaluation.metrics import Ranking
+from python_model.evaluation.predictions import Predictions
+from python_model.model.argus import Argus
 
 KEYS = ["ndcg@10", "recall@10", "pairwise_accuracy", "next_item_ne", "feedback_ne", "feedback_auc"]
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_model.checkpoint import load_model
 from python_model.config import TrainConfig
 from python_model.data.schema import Dataset
-from python_model.hstu import HstuBlock, HstuEncoder
-from python_model.inference import ModelPredictor
-from python_model.layers import Layout, next_times
-from python_model.progress import read_metrics
+from python_model.evaluation.inference import ModelPredictor
+from python_model.model.hstu import HstuBlock, HstuEncoder
+from python_model.model.layers import Layout, next_times
 from python_model.train import train
+from python_model.training.checkpoint import load_model
+from python_model.training.progress import read_metrics
 from tests.model.conftest import SMALL, random_batch
 
 CONFIG = replace(SMALL, encoder="hstu", max_events=20, position_buckets=20, time_buckets=129)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from python_model.data.batches import JaggedBatch
-from python_model.incremental import IncrementalEncoder
+from python_model.model.incremental import IncrementalEncoder
 from tests.model.conftest import random_batch, small_model
 
 LENGTHS = [7, 0, 11, 1, 4]

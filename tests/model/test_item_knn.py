@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_model import item_knn
 from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
-from python_model.evaluate import evaluate
-from python_model.item_knn import ItemKnn, most_similar
+from python_model.evaluation import item_knn
+from python_model.evaluation.evaluate import evaluate
+from python_model.evaluation.item_knn import ItemKnn, most_similar
 
 
 def slow_similarity(pairs: set[tuple[int, int]], items: int, shrinkage: float) -> np.ndarray:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from python_model.layers import (
+from python_model.model.layers import (
     Block,
     Encoder,
     Layout,

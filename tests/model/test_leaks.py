@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from python_model.data.batches import JaggedBatch
-from python_model.layers import events_before
-from python_model.model import RANKING_KINDS, Argus
+from python_model.model.argus import RANKING_KINDS, Argus
+from python_model.model.layers import events_before
 from tests.model.conftest import random_batch, small_model
 
 FORMS = ("simplified", "full", "simplified hstu", "full hstu")
@@ -214,7 +214,7 @@ def test_a_planted_leak_is_seen(monkeypatch: pytest.MonkeyPatch, changed: Change
         return events_before(times, offsets, lag) + 1
 
     batch, model = random_batch([12]), small_model("simplified")
-    monkeypatch.setattr("python_model.model.events_before", one_too_many)
+    monkeypatch.setattr("python_model.model.argus.events_before", one_too_many)
     before, after = readings(model, batch), readings(model, changed(batch, 5, "feedback"))
     for name in before:
         assert moved(before[name], after[name])[5], name

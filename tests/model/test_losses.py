@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from python_model.config import FORMS, TrainConfig
 from python_model.data.batches import JaggedBatch
-from python_model.losses import FinetuneLoss, PretrainLoss, rated_rows
-from python_model.model import Argus
+from python_model.model.argus import Argus
+from python_model.model.losses import FinetuneLoss, PretrainLoss, rated_rows
 from tests.model.conftest import FEATURES, random_batch, small_model
 
 CATALOGUE = TrainConfig(negatives_in_batch=0, negatives_uniform=FEATURES.items)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from python_model import metrics
+from python_model.evaluation import metrics
 
 
 def rank_by_loop(scores: np.ndarray, target: int) -> int:

@@ -10,8 +10,8 @@ import torch
 
 from python_model.config import FORMS, FeatureSpec, preset
 from python_model.data.schema import Dataset
-from python_model.losses import PretrainLoss
-from python_model.model import Argus, item_columns_of
+from python_model.model.argus import Argus, item_columns_of
+from python_model.model.losses import PretrainLoss
 from tests.model.conftest import FEATURES, SMALL, random_batch, small_model
 from tests.model.test_losses import CATALOGUE
 

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from argus_kernels import sampled_softmax_loss
 from python_model.config import TrainConfig
-from python_model.negatives import UNIFORM_OWNER, Negatives, NegativeSampler, gather_across_ranks, merge_repeated
+from python_model.model.negatives import UNIFORM_OWNER, Negatives, NegativeSampler, gather_across_ranks, merge_repeated
 
 
 class TestNegatives:

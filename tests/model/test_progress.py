@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from python_model.data.errors import DataError
-from python_model.progress import METRICS, TENSORBOARD, MetricsLog, StepReport, read_metrics
+from python_model.io.errors import DataError
+from python_model.training.progress import METRICS, TENSORBOARD, MetricsLog, StepReport, read_metrics
 
 
 def report(step: int) -> StepReport:

@@ -10,8 +10,8 @@ from python_model.config import preset as model_preset
 from python_model.data.batches import BatchBuilder, history_windows
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.model import Argus
-from python_model.recommend import append_next_event, find_users, recommend
+from python_model.evaluation.recommend import append_next_event, find_users, recommend
+from python_model.model.argus import Argus
 
 
 @pytest.fixture(scope="module")

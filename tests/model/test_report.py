@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.charts import running_mean
-from python_model.console import format_metric
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.evaluate import EvaluationResult, evaluate
-from python_model.report import Recommendations, Stage, best_rows, write_report
+from python_model.evaluation.evaluate import EvaluationResult, evaluate
+from python_model.reporting.charts import running_mean
+from python_model.reporting.console import format_metric
+from python_model.reporting.report import Recommendations, Stage, best_rows, write_report
 
 
 @pytest.fixture(scope="module")

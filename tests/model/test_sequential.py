@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.data.schema import Dataset
-from python_model.inference import ModelPredictor
-from python_model.losses import PretrainLoss
-from python_model.negatives import NegativeSampler
-from python_model.progress import read_metrics
-from python_model.recommend import recommend
-from python_model.runs import evaluate_runs, open_runs
-from python_model.sequential import SequenceModel
+from python_model.evaluation.inference import ModelPredictor
+from python_model.evaluation.recommend import recommend
+from python_model.model.losses import PretrainLoss
+from python_model.model.negatives import NegativeSampler
+from python_model.model.sequential import SequenceModel
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.progress import read_metrics
+from python_model.training.runs import evaluate_runs, open_runs
 from tests.model.conftest import FEATURES, SMALL, random_batch
 
 Change = Callable[[JaggedBatch, int, str], JaggedBatch]

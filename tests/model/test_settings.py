@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from python_model.settings import Between, OneOf, checked, checked_settings, settings_of
+from python_model.io.settings import Between, OneOf, checked, checked_settings, settings_of
 
 FORM = Literal["flat", "sequential"]
 RIGHT = [

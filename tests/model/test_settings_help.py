@@ -8,8 +8,8 @@ from typing import Annotated
 import pytest
 
 from python_model.config import ModelConfig, TrainConfig
-from python_model.settings import Between
-from python_model.settings_help import asked, listing, meanings
+from python_model.io.settings import Between
+from python_model.io.settings_help import asked, listing, meanings
 
 
 @pytest.mark.parametrize("owner", [ModelConfig, TrainConfig])

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.data.schema import Dataset
-from python_model.negatives import NegativeSampler
+from python_model.model.negatives import NegativeSampler
 from python_model.train import train, training_rows
+from python_model.training import checkpoint
 from tests.model.conftest import SMALL, random_batch, small_model
 
 SHORT = {"steps": 2, "batch_events": 256, "window": 32, "negatives_in_batch": 16, "negatives_uniform": 16}

@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 import torch
 
-from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.batches import BatchPlan
 from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
-from python_model.model import Argus
-from python_model.optim import clip_gradients, rate_factor
-from python_model.progress import StepReport, Throughput, read_metrics
+from python_model.model.argus import Argus
+from python_model.model.optim import clip_gradients, rate_factor
 from python_model.train import Trainer, TrainingDiverged, train
+from python_model.training import checkpoint
+from python_model.training.progress import StepReport, Throughput, read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.conftest import SMALL
 

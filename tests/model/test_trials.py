@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from python_model.config import ModelConfig, TrainConfig
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.progress import Progress, StepReport
+from python_model.io.errors import DataError
 from python_model.studies import trials
 from python_model.studies.summary import cell, fit_line, student_quantile, table, write_study
 from python_model.studies.trials import EvaluationOptions, Trial, TrialResult, over_seeds, run_trial, run_trials
+from python_model.training.progress import Progress, StepReport
 
 SHORT = {
     "batch_events": 256, "window": 32, "negatives_in_batch": 16, "negatives_uniform": 16, "sketch_width": 256,
@@ -188,7 +188,7 @@ def test_the_table_has_means_and_ranges(whole: tuple[Path, TrialResult]) -> None
 
 
 def test_a_study_is_written_with_figures(whole: tuple[Path, TrialResult], tmp_path: Path) -> None:
-    from python_model.charts import point_chart, range_chart
+    from python_model.reporting.charts import point_chart, range_chart
 
     points = point_chart({"a": (np.array([1.0, 10.0]), [np.array([0.1, 0.2]), np.array([0.3])])}, "x", "y")
     ranges = range_chart({"a": np.array([0.1, -0.2])}, "difference", zero=True)

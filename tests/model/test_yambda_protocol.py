@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_model.baselines import Popularity
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch, evaluation_batches
+from python_model.data.readers.yambda import read_yambda
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.splits import listen_plus, make_split, yambda_starts
-from python_model.data.yambda import read_yambda
-from python_model.evaluate import evaluate
-from python_model.inference import ModelPredictor
-from python_model.losses import PretrainLoss
-from python_model.model import Argus
-from python_model.predictions import Predictions
-from python_model.runs import evaluate_runs, open_runs
+from python_model.evaluation.baselines import Popularity
+from python_model.evaluation.evaluate import evaluate
+from python_model.evaluation.inference import ModelPredictor
+from python_model.evaluation.predictions import Predictions
+from python_model.evaluation.user_lists import Requests, UserLists
+from python_model.model.argus import Argus
+from python_model.model.losses import PretrainLoss
 from python_model.train import train
-from python_model.user_lists import Requests, UserLists
+from python_model.training.runs import evaluate_runs, open_runs
 from tests.model.conftest import SMALL
 from tests.model.data.test_yambda import LISTENS, table, write_flat
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from python_model import checkpoint
-from python_model.checkpoint import Description, TrainerState
 from python_model.config import FeatureSpec, ModelConfig, TrainConfig
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.model import Argus
+from python_model.model.argus import Argus
 from python_model.serving.bundle import Export
 from python_model.serving.export import export
+from python_model.training import checkpoint
+from python_model.training.checkpoint import Description, TrainerState
 
 SHAPE = ModelConfig(
     layers=2, width=16, heads=2, item_width=8, feature_width=4, vector_width=8, position_buckets=8, time_buckets=40

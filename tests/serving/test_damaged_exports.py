@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from python_model.data.errors import DataError
-from python_model.integrity import seal
+from python_model.io.errors import DataError
+from python_model.io.integrity import seal
 from python_model.serving.bundle import Export
 from python_model.serving.index import CandidateIndex
 from python_model.serving.scorers import ExportScorer

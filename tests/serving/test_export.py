@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from python_model import checkpoint
 from python_model.data.schema import Dataset
-from python_model.integrity import seal
-from python_model.recommend import recommend
+from python_model.evaluation.recommend import recommend
+from python_model.io.integrity import seal
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
 from python_model.serving.export import export
 from python_model.serving.ids import IdTable
 from python_model.serving.quantize import from_bfloat16, from_int8, to_bfloat16, to_int8
-from python_model.sharded_checkpoint import BackgroundSaver
+from python_model.training import checkpoint
+from python_model.training.checkpoint.sharded import BackgroundSaver
 from tests.serving.conftest import WINDOW
 
 VECTORS = arrays.arrays(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.serving.id_files import IdsOfFile, read_ids
 from python_model.serving.ids import IdTable
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from python_model.disk import WriteError
+from python_model.io.disk import WriteError
 from python_model.serving import towers
 from python_model.serving.archive import SessionArchive
 from python_model.serving.bundle import Export

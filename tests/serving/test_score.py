@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from python_model import checkpoint
 from python_model.data.batches import BatchBuilder, Windows
 from python_model.data.schema import Dataset
 from python_model.serving.bundle import Export
 from python_model.serving.rows import input_parts, tables
 from python_model.serving.score import prepare_states, score_parquet
 from python_model.serving.scorers import ExportScorer, HistoryScorer, distinct
+from python_model.training import checkpoint
 from tests.serving.conftest import LAG, WINDOW, assert_close, random_model
 
 
@@ -98,7 +98,7 @@ def test_a_score_knows_nothing_at_or_after_its_time(service: Dataset, finetuned:
         batch = BatchBuilder(service).build(
             Windows(service.offsets[user : user + 1], service.offsets[user : user + 1], service.offsets[user + 1 :][:1])
         )
-        from python_model.recommend import append_next_event
+        from python_model.evaluation.recommend import append_next_event
 
         expected = scorer._model.user_vectors(append_next_event(batch, LAG))[-1].numpy()
     assert_close(vectors[0][2], expected)

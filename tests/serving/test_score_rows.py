@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from python_model import checkpoint
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset
+from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
 from python_model.serving.bundle import Export
 from python_model.serving.score import prepare_states, score_parquet
 from python_model.serving.scorers import ExportScorer, HistoryScorer, VectorScorer
+from python_model.training import checkpoint
 from tests.serving.conftest import WINDOW
 
 LATE = 1_762_061_400

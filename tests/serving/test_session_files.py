@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.io.exclusive import InUseError
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event

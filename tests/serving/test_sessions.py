@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from python_model.data.schema import Dataset
-from python_model.recommend import append_next_event, recommend
+from python_model.evaluation.recommend import append_next_event, recommend
 from python_model.serving import towers
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog, jagged

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
-from python_model.settings import Between, OneOf, checked, checked_settings
+from python_model.io.settings import Between, OneOf, checked, checked_settings
 
 SOURCES = ("library", "search", "radio", "feed")
 DEVICES = ("phone", "speaker", "desktop")

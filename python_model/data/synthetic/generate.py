@@ -12,13 +12,13 @@ import numpy as np
 from typing_extensions import Self
 
 from python_model.data.description import DatasetInfo, event_schema
+from python_model.data.engines import LOCAL, Engine
 from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
 from python_model.data.synthetic.catalogue import build_catalogue
 from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
 from python_model.data.synthetic.simulation import Chunk, ChunkSimulation
 from python_model.data.writer import DatasetWriter
-from python_model.engines import LOCAL, Engine
-from python_model.settings import Between, checked
+from python_model.io.settings import Between, checked
 
 ORACLE = "oracle"
 # One session: what ranks its impressions is the state from before it (docs/data.md, "Pairs").

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from python_model.data.columns import require_range
-from python_model.data.errors import DataError, one_line
-from python_model.data.files import require_file
 from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic.behaviour import (
     LIKED,
@@ -29,6 +27,8 @@ from python_model.data.synthetic.behaviour import (
 from python_model.data.synthetic.catalogue import Catalogue, build_catalogue
 from python_model.data.synthetic.config import ALBUM, ARTIST, ESTIMATE, POPULAR, REPEAT, TASTE, SyntheticConfig
 from python_model.data.synthetic.generate import ORACLE
+from python_model.io.errors import DataError, one_line
+from python_model.io.files import require_file
 
 _ROWS_AT_ONCE = 4096
 

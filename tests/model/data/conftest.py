@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
+from python_model.io.errors import DataError
 
 Refusal = Callable[..., object]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.data import delimited
-from python_model.data.delimited import MISSING, Form, pieces, read_delimited, read_piece
-from python_model.data.errors import DataError
+from python_model.data.readers import delimited
+from python_model.data.readers.delimited import MISSING, Form, pieces, read_delimited, read_piece
+from python_model.io.errors import DataError
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 HEADER = "id,text,value\n"

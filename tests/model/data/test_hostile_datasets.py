@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from python_model.config import TrainConfig
-from python_model.data.errors import DataError
 from python_model.data.schema import EVENTS, INFO, ITEMS, USERS, DatasetWriter, load_dataset, validate
 from python_model.data.shards import read_manifest, shard_dataset
 from python_model.data.stream import ShardStream
+from python_model.io.errors import DataError
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 SHARDS = "shards/shards.json"

@@ -17,10 +17,10 @@ import pytest
 from typer.testing import CliRunner
 
 from python_model.cli import app
-from python_model.data import kuairand, movielens
-from python_model.data.errors import DataError
 from python_model.data.prepare import prepare
+from python_model.data.readers import kuairand, movielens
 from python_model.data.schema import Dataset, load_dataset
+from python_model.io.errors import DataError
 from tests.model.data.test_kuairand import T, write_log
 from tests.model.data.test_yambda import FILES
 from tests.model.data.test_yambda import tree as yambda_tree

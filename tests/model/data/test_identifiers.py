@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_model.data.errors import DataError
 from python_model.data.identifiers import id_of, ids_from, ids_of, integer_of, joined, require_distinct
+from python_model.io.errors import DataError
 from python_model.serving.ids import IdTable
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.data.kuairand import read_kuairand
+from python_model.data.readers.kuairand import read_kuairand
 from python_model.data.schema import DataError, Dataset, load_dataset, validate
 
 HEADER = (

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.data import kuairand, logs, movielens, yambda_files
-from python_model.data.delimited import Form, pieces, read_piece
-from python_model.data.errors import DataError
 from python_model.data.prepare import prepare
+from python_model.data.readers import kuairand, logs, movielens, yambda_files
+from python_model.data.readers.delimited import Form, pieces, read_piece
 from python_model.data.schema import load_dataset
+from python_model.io.errors import DataError
 from tests.model.data.test_yambda import tree as yambda_tree
 
 __all__ = ["yambda_tree"]

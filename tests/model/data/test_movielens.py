@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from python_model.data.movielens import read_movielens
+from python_model.data.readers.movielens import read_movielens
 from python_model.data.schema import DataError, Dataset, load_dataset, validate
 
 RATINGS = [  # user, item, rating, time; user 7's last two are a tie in time

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from python_model.cli import app
 from python_model.data.prepare import READERS, prepare
 from python_model.data.synthetic import SyntheticConfig, generate
-from python_model.settings import checked, settings_of
+from python_model.io.settings import checked, settings_of
 
 COMMON = {"overwrite", "progress", "engine", "name"}
 SETTINGS = [("synthetic", name, kind) for name, kind in settings_of(SyntheticConfig).items()]

@@ -13,16 +13,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from python_model import checkpoint
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch, Step
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.shards import kth_smallest, shard_dataset
 from python_model.data.splits import split_at, temporal_split
 from python_model.data.stream import Block, ShardStream
-from python_model.progress import read_metrics
+from python_model.io.errors import DataError
 from python_model.train import batch_source, train, training_rows
+from python_model.training import checkpoint
+from python_model.training.progress import read_metrics
 from tests.model.test_train import MODEL, PRETRAIN
 
 CONFIG = TrainConfig(batch_events=64, window=16, seed=5)

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from python_model.data.errors import DataError
-from python_model.data.tables import gap_bucket, hour_and_day
+from python_model.data.readers.tables import gap_bucket, hour_and_day
 from python_model.data.times import LATEST, MILLISECONDS, SECONDS, second_of, seconds_of, times_of
+from python_model.io.errors import DataError
 
 
 def test_an_ambiguous_local_hour_is_the_moment_that_is_stored() -> None:

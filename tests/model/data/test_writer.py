@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from python_model.data.columns import typed
-from python_model.data.errors import DataError
 from python_model.data.schema import EVENTS, ITEMS, USERS, DatasetWriter, load_dataset, validate
 from python_model.data.shards import shard_dataset
 from python_model.data.times import LATEST
+from python_model.io.errors import DataError
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 GOOD: Mapping[str, Any] = {

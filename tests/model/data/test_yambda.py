@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_model.data import yambda_files
+from python_model.data.readers import yambda_files
+from python_model.data.readers.yambda import nearest_listen, read_yambda, uncancelled
+from python_model.data.readers.yambda_files import EVENT_TYPES
 from python_model.data.schema import DataError, Dataset, load_dataset, validate
-from python_model.data.yambda import nearest_listen, read_yambda, uncancelled
-from python_model.data.yambda_files import EVENT_TYPES
 
 TYPES = {
     "uid": pa.uint32(), "item_id": pa.uint32(), "timestamp": pa.uint32(), "is_organic": pa.uint8(),

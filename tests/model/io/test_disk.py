@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from python_model.disk import WriteError, replace_text, require_writable, whole_file, writing
+from python_model.io.disk import WriteError, replace_text, require_writable, whole_file, writing
 
 REFUSED = {
     "a directory": (lambda file: file.mkdir(), "it is a directory; name a file"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from python_model.data.errors import DataError
+from python_model.io.errors import DataError
 from python_model.io.json_text import parse, read_object
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from python_model.disk import WriteError
 from python_model.io import publish
+from python_model.io.disk import WriteError
 from python_model.io.exclusive import InUseError, replacing
 from python_model.io.names import hidden
 from python_model.io.publish import recover, require_place, scratch, whole_directory

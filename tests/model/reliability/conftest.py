@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from python_model import checkpoint
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.schema import Dataset
 from python_model.train import train
+from python_model.training import checkpoint
 from tests.model.conftest import SMALL
 from tests.model.test_train import PRETRAIN
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from python_model import checkpoint
 from python_model.cli import app
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset, DatasetWriter, event_schema, load_dataset
 from python_model.data.synthetic import generate, preset
-from python_model.integrity import CHECKSUMS
+from python_model.io.errors import DataError
+from python_model.io.integrity import CHECKSUMS
 from python_model.train import train
+from python_model.training import checkpoint
 from tests.model.reliability.conftest import CONFIG, MODEL, flip_bit, steps, truncate
 from tests.model.test_train import assert_same_run
 

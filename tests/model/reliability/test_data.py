@@ -17,17 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from python_model import checkpoint
 from python_model.cli import app
 from python_model.data.batches import BatchPlan, Step
-from python_model.data.errors import DataError
+from python_model.data.readers.yambda import read_yambda
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.shards import SHARDS, shard_dataset
-from python_model.data.yambda import read_yambda
-from python_model.evaluate import sample_users
-from python_model.progress import StepReport
-from python_model.recommend import find_users
+from python_model.evaluation.evaluate import sample_users
+from python_model.evaluation.recommend import find_users
+from python_model.io.errors import DataError
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.progress import StepReport
 from tests.conftest import REPOSITORY
 from tests.model.reliability.conftest import CONFIG, MODEL, flip_bit, truncate
 from tests.model.test_train import assert_same_run
@@ -171,9 +171,9 @@ from pathlib import Path
 from typing import Any
 from python_model.config import preset
 from python_model.data.schema import load_dataset, validate
-from python_model.data.yambda import read_yambda
-from python_model.recommend import find_users, recommend
-from python_model import checkpoint, runs
+from python_model.data.readers.yambda import read_yambda
+from python_model.evaluation.recommend import find_users, recommend
+from python_model.training import checkpoint, runs
 from python_model.train import train
 from tests.model.reliability.conftest import CONFIG, MODEL
 

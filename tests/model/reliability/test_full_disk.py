@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from python_model import checkpoint, console
 from python_model.cli import app
-from python_model.data.errors import DataError
 from python_model.data.prepare import prepare
 from python_model.data.schema import Dataset, load_dataset, validate
 from python_model.data.synthetic import generate, preset
-from python_model.disk import WriteError, reason_of, replace_text
-from python_model.divergence import write_batch
-from python_model.evaluate import EvaluationResult
-from python_model.progress import StepReport, read_metrics
-from python_model.report import write_report
+from python_model.evaluation.evaluate import EvaluationResult
+from python_model.io.disk import WriteError, reason_of, replace_text
+from python_model.io.errors import DataError
+from python_model.reporting import console
+from python_model.reporting.report import write_report
 from python_model.serving.export import export
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.progress import StepReport, read_metrics
+from python_model.training.skipped_steps import write_batch
 from tests.model.conftest import FEATURES, random_batch
 from tests.model.data.test_logs import write_ratings
 from tests.model.reliability.conftest import CONFIG, MODEL, Disk, steps

@@ -19,13 +19,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_model import checkpoint
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.integrity import CHECKSUMS, seal
-from python_model.model import Argus
-from python_model.parts import PARTS
+from python_model.io.errors import DataError
+from python_model.io.integrity import CHECKSUMS, seal
+from python_model.model.argus import Argus
 from python_model.train import Trainer
+from python_model.training import checkpoint
+from python_model.training.checkpoint.parts import PARTS
 from tests.model.reliability.conftest import CONFIG, MODEL, flip_bit
 from tests.model.reliability.test_trust import as_sharded
 

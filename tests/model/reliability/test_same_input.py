@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from python_model import checkpoint
 from python_model.cli import app
 from python_model.config import TrainConfig
-from python_model.data.errors import DataError
 from python_model.data.identity import identity_of
 from python_model.data.schema import EVENTS, ITEMS, USERS, Dataset, load_dataset
 from python_model.data.shards import SHARDS, shard_dataset
+from python_model.io.errors import DataError
 from python_model.studies.trials import REFERENCES, EvaluationOptions, Trial, references, run_trial
 from python_model.train import train
+from python_model.training import checkpoint
 from tests.model.reliability.conftest import CONFIG, MODEL
 from tests.model.reliability.test_damage import rewritten
 from tests.model.test_train import assert_same_run
@@ -140,7 +140,7 @@ class TestWhereFineTuningBegan:
 
     def test_a_checkpoint_that_does_not_say_goes_on(self, tiny_service: Dataset, run: Path) -> None:
         """An earlier version wrote down fewer things: what it did write down is compared."""
-        from python_model.integrity import seal
+        from python_model.io.integrity import seal
 
         directory = checkpoint.find(run)
         state, config = (json.loads((directory / name).read_text()) for name in (checkpoint.STATE, checkpoint.CONFIG))

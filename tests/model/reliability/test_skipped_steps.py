@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from python_model import checkpoint, divergence
 from python_model.data.batches import JaggedBatch
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.losses import PretrainLoss
-from python_model.model import Argus
-from python_model.progress import StepReport, read_metrics
-from python_model.recommender import Recommender
+from python_model.io.errors import DataError
+from python_model.model.argus import Argus
+from python_model.model.base import Recommender
+from python_model.model.losses import PretrainLoss
 from python_model.train import Trainer, TrainingDiverged, step_seed, train
+from python_model.training import checkpoint, skipped_steps
+from python_model.training.progress import StepReport, read_metrics
 from tests.model.reliability.conftest import CONFIG, MODEL
 from tests.model.test_train import assert_same_run, weights
 
@@ -153,7 +153,7 @@ def test_the_batch_that_was_kept_is_the_batch(
     (batch,) = next(batches)
     weights_then = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer._update([batch])
-    found, about = divergence.read_batch(tmp_path / "skipped" / "step-00000002.parquet")
+    found, about = skipped_steps.read_batch(tmp_path / "skipped" / "step-00000002.parquet")
     assert about["step"] == 2 and about["loss"] == "nan"
     for one in fields(JaggedBatch):
         kept, meant = getattr(found, one.name), getattr(batch, one.name)
@@ -173,7 +173,7 @@ def test_the_batch_that_was_kept_is_the_batch(
 def test_batches_that_are_kept_do_not_fill_the_disk(
     tiny_service: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(divergence, "KEPT_BATCHES", 2)
+    monkeypatch.setattr(skipped_steps, "KEPT_BATCHES", 2)
     plant(monkeypatch, nan_loss, 2, 4, 5, 9)
     train("pretrain", tiny_service, tmp_path, MODEL, CONFIG)
     kept = sorted(path.name for path in (tmp_path / "skipped").iterdir())
@@ -183,19 +183,19 @@ def test_batches_that_are_kept_do_not_fill_the_disk(
 def test_a_file_that_is_no_batch(tmp_path: Path, tiny_service: Dataset) -> None:
     for file in (tmp_path / "none.parquet", tiny_service.path / "events.parquet"):
         with pytest.raises(DataError, match="expected the batch of a skipped step"):
-            divergence.read_batch(file)
+            skipped_steps.read_batch(file)
 
 
 def test_a_batch_with_a_hostile_description(tmp_path: Path, tiny_service: Dataset) -> None:
     batch = next(iter(Trainer(tiny_service, tmp_path, Argus.for_dataset(MODEL, tiny_service), CONFIG)._batches()))[0]
     file = tmp_path / "step.parquet"
-    divergence.write_batch(file, batch, tiny_service, {"step": 1})
+    skipped_steps.write_batch(file, batch, tiny_service, {"step": 1})
     table = pq.read_table(file)
     for described in (b"[" * 200_000, b"{", b"\xff", b'{"a": 1, "a": 2}'):
         pq.write_table(table.replace_schema_metadata({b"argus_skipped_step": described}), file)
         with pytest.raises(DataError, match=r"step\.parquet: expected the batch of a skipped step"):
-            divergence.read_batch(file)
+            skipped_steps.read_batch(file)
     for missing in ("window", "user", "time"):
         pq.write_table(table.drop_columns([missing]), file)
         with pytest.raises(DataError, match=r"step\.parquet: expected the batch of a skipped step"):
-            divergence.read_batch(file)
+            skipped_steps.read_batch(file)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from python_model import checkpoint
 from python_model.data.schema import Dataset
-from python_model.progress import InterruptGuard, StepReport, Terminated, read_metrics
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.progress import InterruptGuard, StepReport, Terminated, read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.reliability.conftest import CONFIG, MODEL
 from tests.model.test_train import assert_same_run

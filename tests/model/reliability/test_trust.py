@@ -21,15 +21,15 @@ import torch
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from typer.testing import CliRunner
 
-from python_model import checkpoint
 from python_model.cli import app
-from python_model.data.errors import DataError
 from python_model.data.schema import Dataset
-from python_model.integrity import CHECKSUMS, seal
-from python_model.parts import PARTS, PICKLE
+from python_model.io.errors import DataError
+from python_model.io.integrity import CHECKSUMS, seal
 from python_model.serving.bundle import Export
-from python_model.sharded_checkpoint import _Writer
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.checkpoint.parts import PARTS, PICKLE
+from python_model.training.checkpoint.sharded import _Writer
 from tests.model.reliability.conftest import CONFIG
 
 
@@ -333,4 +333,4 @@ def test_nothing_else_here_reads_pickles() -> None:
                 loads = "torch.load(" in code and "weights_only=True" not in code
                 if loads or "allow_pickle=True" in code or "pickle.load" in code or "yaml." in code:
                     found.append(f"{file.relative_to(REPOSITORY)}:{number}")
-    assert [place.partition(":")[0] for place in found] == ["python_model/engines.py"] * 2, found
+    assert [place.partition(":")[0] for place in found] == ["python_model/data/engines.py"] * 2, found

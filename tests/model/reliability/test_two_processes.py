@@ -17,15 +17,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from python_model import checkpoint
-from python_model.checkpoint import Description, TrainerState
 from python_model.cli import app
 from python_model.data.schema import Dataset
 from python_model.io.exclusive import InUseError, owned, replacing
 from python_model.io.publish import whole_directory
-from python_model.progress import read_metrics
 from python_model.studies.study import Study, run_study
 from python_model.train import train
+from python_model.training import checkpoint
+from python_model.training.checkpoint import Description, TrainerState
+from python_model.training.progress import read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.conftest import small_model
 from tests.model.reliability.conftest import CONFIG, MODEL

@@ -1,0 +1,1 @@
+"""Readers: public data sets and what they share, into the prepared format."""

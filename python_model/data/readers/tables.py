@@ -1,0 +1,62 @@
+"""What the readers share: categories, features joined by id, what a time says, the order of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from python_model.io.errors import DataError
+
+DAY, HOUR = 86_400, 3_600
+# Upper edges in seconds of the time since the user's event before: the same page, minute, sitting, hour, day, week.
+GAP_EDGES = np.array([1, 10, 60, 600, 3_600, DAY, 7 * DAY])
+GAP_BUCKETS = len(GAP_EDGES) + 1
+
+Progress = Callable[[int, int], None]
+
+
+def event_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Order by (user, time); ties keep the order of the file."""
+    return np.lexsort((time, user))
+
+
+def codes(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, int]:
+    """Categories numbered by their sorted values, -1 where missing: (int32 [n], cardinality, at least 1)."""
+    numbers = np.full(len(values), -1, np.int32)
+    present = ~missing
+    unique, numbers[present] = np.unique(values[present], return_inverse=True)
+    return numbers, max(len(unique), 1)
+
+
+def align(
+    keys: np.ndarray, values: Mapping[str, np.ndarray], wanted: np.ndarray, file: Path, column: str
+) -> dict[str, np.ndarray]:
+    """Rows of a table of int32 columns for the ids `wanted`; -1 where `keys` lacks an id.
+
+    DataError with file, the column of the keys and row where an id stands twice and not with the same values.
+    """
+    unique, first, place_of = np.unique(keys, return_index=True, return_inverse=True)
+    for name, of_row in values.items():
+        other = of_row[first][place_of] != of_row
+        if other.any():
+            row = int(np.argmax(other))
+            message = f"expected every id once, found {keys[row]} again with another {name}"
+            raise DataError(file, message, column=column, row=row + 1)
+    place = np.minimum(np.searchsorted(unique, wanted), len(unique) - 1)
+    found = unique[place] == wanted
+    return {name: np.where(found, of_row[first[place]], -1).astype(np.int32) for name, of_row in values.items()}
+
+
+def hour_and_day(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hour of day and day of week (Monday = 0) in UTC of unix seconds, int32."""
+    return (time // HOUR % 24).astype(np.int32), ((time // DAY + 3) % 7).astype(np.int32)
+
+
+def gap_bucket(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """int32: bucket (GAP_EDGES) of the time since the user's event before, -1 for their first; rows in event order."""
+    gap = np.diff(time, prepend=time[:1])
+    bucket = np.searchsorted(GAP_EDGES, gap, side="right").astype(np.int32)
+    bucket[np.diff(user.astype(np.int64), prepend=-1) != 0] = -1
+    return bucket

@@ -1,0 +1,100 @@
+"""Files that somebody else wrote, opened: one sentence for what is not there, is no file or cannot be read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from python_model.io.errors import DataError, one_line
+
+
+def require_file(file: Path) -> None:
+    """DataError where a path is missing, a directory or anything else that is no regular file."""
+    with reading(file):
+        mode = file.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise DataError(file, "is a directory, expected a file")
+    if not stat.S_ISREG(mode):
+        raise DataError(file, "is no regular file")
+
+
+def require_path(path: Path) -> None:
+    """DataError where neither a file nor a directory is there."""
+    with reading(path):
+        path.stat()
+
+
+def present(path: Path) -> bool:
+    """Whether something of this name is there; a link to nothing is, so that it is refused and not passed over."""
+    return os.path.lexists(path)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns what the system says of a file into a DataError that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(file, "not found") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(file, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """A Parquet file; DataError where it is not there or is none.
+
+    Its pages are verified where they have checksums. It is not memory-mapped: a file that another process truncates
+    would end this one instead of raising.
+    """
+    require_file(file)
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(file, f"not a readable Parquet file: {one_line(error)}") from error
+
+
+@contextmanager
+def reading_parquet(file: Path, column: str | None = None) -> Iterator[None]:
+    """Turns what the library says of damaged pages into a DataError that names file and column."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(file, f"cannot be read: {one_line(error)}", column=column) from error
+
+
+def require_column(file: Path, schema: pa.Schema, name: str) -> pa.DataType:
+    """The type of a column; DataError where it is missing or stands twice."""
+    count = schema.names.count(name)
+    if count == 0:
+        raise DataError(file, f"this column is missing; the file has {', '.join(schema.names)}", column=name)
+    if count > 1:
+        raise DataError(file, f"expected this column once, found it {count} times", column=name)
+    return schema.field(name).type
+
+
+def require_schema(file: Path, schema: pa.Schema) -> None:
+    """DataError where a Parquet file lacks a column of a schema or has it in another type."""
+    found = open_parquet(file).schema_arrow
+    for expected in schema:
+        kind = require_column(file, found, expected.name)
+        if kind != expected.type:
+            raise DataError(file, f"expected type {expected.type}, found {kind}", column=expected.name)
+
+
+def require_values(
+    file: Path, name: str, values: pa.Array | pa.ChunkedArray, first_row: int = 1, rows: np.ndarray | None = None
+) -> None:
+    """DataError at the first null of a column; rows: the 1-based row of each value, from `first_row` on by default."""
+    if values.null_count:
+        at = int(np.argmax(np.asarray(values.is_null())))
+        row = first_row + at if rows is None else int(rows[at])
+        raise DataError(file, "a value is null", column=name, row=row)

@@ -1,0 +1,160 @@
+"""What every model here offers to losses, evaluation and serving, and what follows from its states and vectors alone.
+
+A model encodes histories into states, `read`s from them what may be known of each event, and has two heads: query
+vectors whose products with item vectors order the catalogue, and the feedback head. `Argus` and the baselines of
+`sequential` say how; the rest stands here, the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from python_model.config import FeatureSpec, ModelConfig
+from python_model.data.batches import JaggedBatch
+from python_model.model.layers import Encoder, Tables
+from python_model.training.row_sharding import RowExchange
+
+NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
+"""Components that count against an item in the expected-feedback score; every other one counts for it."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What the heads read at each event: `item` [T, ·] knows the context, `feedback` [T, ·] the item as well."""
+
+    item: Tensor
+    feedback: Tensor
+
+
+class Recommender(nn.Module):
+    """A model of what comes next and of how it is received. `stage` says how far it is trained.
+
+    stage: "new", "pretrain" or "finetune". item_columns: int [C, items], the rows of the item tables of each item.
+    feedback_width: what `Readings.feedback` is wide.
+    """
+
+    encoder: Encoder
+    tables: Tables
+    item_columns: Tensor
+
+    def __init__(self, config: ModelConfig, features: FeatureSpec, item_columns: Tensor) -> None:
+        super().__init__()
+        self.config, self.features, self.stage = config, features, "new"
+        self.exchange: RowExchange | None = None
+        self.register_buffer("item_columns", item_columns.to(torch.int32))
+
+    def _make_feedback_head(self, feedback_width: int) -> None:
+        width, logits = self.config.width, sum(self.features.classes)
+        self.feedback_hidden = nn.Linear(feedback_width, width)
+        self.feedback_weight = nn.Parameter(torch.randn(width, logits) * width**-0.5)
+        self.feedback_bias = nn.Parameter(torch.zeros(logits))
+
+    # ---- what each model says for itself ------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, batch: JaggedBatch, *, lag: int | None = None) -> Tensor:
+        """States of the encoder; lag: for readings at least `lag` seconds old."""
+
+    @abstractmethod
+    def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
+        """What the heads read from `encode(batch)`: nothing of the event itself but its context, and its item."""
+
+    @abstractmethod
+    def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
+        """The same, knowing nothing of an event younger than `lag` seconds (None: the model's own lag)."""
+
+    @abstractmethod
+    def queries(self, readings: Readings) -> Tensor:
+        """Query vectors of the next-item head: float32 [T, D]."""
+
+    @abstractmethod
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """Vectors of the items [n] int64: float32 [n, D]."""
+
+    @property
+    @abstractmethod
+    def temperature(self) -> Tensor:
+        """Factor on the product of query and item."""
+
+    def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
+        """On several ranks, reads the rows of cut tables that a batch and these items [n] need, for the block.
+
+        A collective call; here nothing happens: a model whose tables are cut says what it reads of them.
+        """
+        return nullcontext()
+
+    # ---- what follows -------------------------------------------------------------------------------------------
+
+    def feedback_features(self, readings: Readings) -> Tensor:
+        """Hidden layer of the feedback head [T, d], which `feedback_loss` projects to logits."""
+        return gelu(self.feedback_hidden(readings.feedback))
+
+    def feedback_logits_of(self, readings: Readings) -> Tensor:
+        """Logits of every feedback component [T, C] from what the heads read."""
+        hidden = self.feedback_features(readings)
+        return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
+
+    def feedback_logits(self, batch: JaggedBatch) -> Tensor:
+        """Logits of every feedback component at every event: [T, C]; `features.classes` says which are whose."""
+        return self.feedback_logits_of(self.read(batch, self.encode(batch)))
+
+    def feedback_probabilities(self, batch: JaggedBatch) -> dict[str, Tensor]:
+        """p(component) per event: [T] for a Bernoulli component, [T, classes] for the others."""
+        return self._probabilities(self.feedback_logits(batch))
+
+    def next_item_queries(self, batch: JaggedBatch) -> Tensor:
+        """Query vectors for the item of every event: [T, D]."""
+        return self.queries(self.read(batch, self.encode(batch)))
+
+    def next_item_scores(self, queries: Tensor, items: Tensor) -> Tensor:
+        """Logits [n, V] of item vectors [V, D] for queries [n, D]; their softmax is p(item | past, context)."""
+        return self.temperature * (queries @ items.T)
+
+    def ranking_scores(
+        self, batch: JaggedBatch, kind: str | None = None, states: Tensor | None = None, lag: int | None = None
+    ) -> Tensor:
+        """Score of every event's own item for ordering what a user was shown: [T].
+
+        kind: "next_item" (logit of the next-item head, None) or "feedback" (expected feedback: NEGATIVE_FEEDBACK).
+        states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
+        takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
+        """
+        kind = kind or "next_item"
+        if kind not in ("next_item", "feedback"):
+            raise ValueError(
+                f"kind is {kind!r}, expected next_item or feedback: {self.config.model} has no other score"
+            )
+        readings = self.read_lagged(batch, states, lag)
+        if kind == "feedback":
+            return self._expected_feedback(self.feedback_logits_of(readings))
+        return self.temperature * (self.queries(readings) * self.item_vectors(batch.items)).sum(-1)
+
+    def item_matrix(self, chunk: int = 1 << 16) -> Tensor:
+        """Vectors of the whole catalogue: [V, D]."""
+        items = torch.arange(self.features.items, device=self.device)
+        return torch.cat([self.item_vectors(part) for part in items.split(chunk)])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.item_columns.device
+
+    def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
+        parts = logits.split(self.features.classes, dim=-1)
+        return {
+            name: part.sigmoid().squeeze(-1) if classes == 1 else part.softmax(-1)
+            for (name, classes), part in zip(self.features.feedback.items(), parts, strict=True)
+        }
+
+    def _expected_feedback(self, logits: Tensor) -> Tensor:
+        total = logits.new_zeros(logits.shape[0])
+        for name, p in self._probabilities(logits).items():
+            level = p if p.dim() == 1 else p @ torch.linspace(0, 1, p.shape[1], device=p.device)
+            total = total - level if name in NEGATIVE_FEEDBACK else total + level
+        return total

@@ -1,0 +1,68 @@
+"""The HSTU encoder (arXiv 2402.17152) as its published research code has it, on the op `hstu_attention`.
+
+    U, V, Q, K = split(SiLU(LayerNorm(X) W))
+    A          = SiLU(Q Kᵀ + rab) / n,  causal,  rab_ij = position_weight[i − j] + time_weight[bucket(Δt_ij)]
+    Y          = Linear(dropout(U ⊙ LayerNorm(A V))) + X
+
+No 1/√d and no feed-forward network; both LayerNorms without parameters, eps 1e-6; n the maximum length, here
+`max_events`, so that a user's numbers do not depend on who shares the batch; one pair of bias tables a layer for all
+heads. Δt runs from the key to the event *after* the query. That is no leak: what is read from state h_t concerns event
+t + 1, whose time is part of its context. Where states are read with a lag it would be one, and Δt runs to the query.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, silu
+
+from argus_kernels import hstu_attention
+from python_model.config import ModelConfig
+from python_model.model.layers import Encoder, Layout
+
+EPS = 1e-6
+BIAS_STD = 0.02
+
+
+class HstuBlock(nn.Module):
+    """One layer: 5·d² + d parameters, the bias tables not counted."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.head_width = config.heads, width // config.heads
+        tokens = 3 if config.form == "full" else 1
+        self.longest = tokens * config.max_events
+        self.gate_value_query_key = nn.Linear(width, 4 * width, bias=False)
+        self.output = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.normal_(self.gate_value_query_key.weight, std=width**-0.5)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, layout: Layout, position_weight: Tensor, time_weight: Tensor) -> Tensor:
+        """One layer on x [T, d] → [T, d]; position_weight [1, P], time_weight [1, N]."""
+        normed = layer_norm(x, x.shape[-1:], eps=EPS)
+        gate, *projected = silu(self.gate_value_query_key(normed)).chunk(4, dim=-1)
+        v, q, k = (part.reshape(-1, self.heads, self.head_width) for part in projected)
+        attended = hstu_attention(
+            q, k, v, layout.offsets, layout.max_length, divisor=self.longest, visible=layout.visible,
+            position_bias=position_weight.expand(self.heads, -1), time_bias=time_weight.expand(self.heads, -1),
+            query_time=layout.times if layout.query_times is None else layout.query_times, key_time=layout.times,
+        )  # fmt: skip
+        gated = gate * layer_norm(attended.reshape(x.shape), x.shape[-1:], eps=EPS)
+        return x + self.output(self.dropout(gated))
+
+
+class HstuEncoder(Encoder):
+    """A stack of such blocks in the place of the transformer's.
+
+    The last norm is ours: ARGUS' heads are perceptrons over states of unit scale. norm=False leaves it out, for outputs
+    that are scaled to unit length as in the research code.
+    """
+
+    def __init__(self, config: ModelConfig, *, norm: bool = True) -> None:
+        super().__init__(config, HstuBlock, bias_heads=1)
+        nn.init.normal_(self.position_bias, std=BIAS_STD)
+        nn.init.normal_(self.time_bias, std=BIAS_STD if config.time_bias else 0.0)
+        if not norm:
+            self.norm = nn.Identity()  # type: ignore[assignment]

@@ -1,0 +1,220 @@
+"""Incremental inference: the encoder's state after one more event of some users, from what is cached of the others.
+
+The states are those of `Argus.encode` over the whole histories. A layer's keys, values and times lie in a paged cache
+that all layers' caches share a table with, so that users are evicted, forked and offloaded in all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from argus_kernels import DirectDecoder, DirectLinear, PagedCache
+from python_model.data.batches import JaggedBatch
+from python_model.model.argus import Argus
+from python_model.model.layers import Block, Head, time_bucket
+
+
+class Attend(Protocol):
+    """Attention of the newest events of some users over their cached ones, in one layer."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
+        """q, k, v [B, H, Dh] → [B, H, Dh]; position_bias [H, P], time_bias [H, N]."""
+        ...
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A transformer block without its attention, for a few rows: x [B, d] → [B, 3d]; attended, x → x; x → hidden; …"""
+
+    query_key_value: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor, Tensor], Tensor]
+    up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor], Tensor]
+
+    @classmethod
+    def of(cls, block: Block, backend: str | None = None) -> DenseLayer:
+        """On the CPU through decode_linear, which reads the weights as they are at each call; elsewhere stock torch."""
+        if block.output.weight.device.type != "cpu":
+            return cls.stock(block)
+        return cls(
+            _direct(block.query_key_value, norm=block.attention_norm, backend=backend),
+            _direct(block.output, backend=backend),
+            _direct(block.up, norm=block.feed_norm, activation="gelu", backend=backend),
+            _direct(block.down, backend=backend),
+        )
+
+    @classmethod
+    def stock(cls, block: Block) -> DenseLayer:
+        """As the block's modules compute them."""
+        return cls(
+            lambda x: block.query_key_value(block.attention_norm(x)),
+            lambda attended, x: x + block.output(attended),
+            lambda x: F.gelu(block.up(block.feed_norm(x))),
+            lambda hidden, x: x + block.down(hidden),
+        )
+
+
+def direct_head(head: Head, backend: str | None = None) -> Callable[[Tensor], Tensor]:
+    """A head of the model for what a few rows read, [B, ·] → [B, fan_out]; on the CPU through decode_linear."""
+    if head.output.weight.device.type != "cpu":
+        return head
+    hidden = _direct(head.hidden, activation="gelu", backend=backend)
+    output = _direct(head.output, backend=backend)
+    return lambda readings: output(hidden(readings))
+
+
+def _direct(linear: nn.Linear, norm: nn.LayerNorm | None = None, **settings: Any) -> DirectLinear:
+    if norm is not None:
+        settings.update(norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+    return DirectLinear(linear.weight, linear.bias, **settings)
+
+
+def blocks_of(model: Argus) -> list[Block]:
+    """The encoder's transformer blocks."""
+    return [block for block in model.encoder.blocks if isinstance(block, Block)]
+
+
+def encode_newest(model: Argus, layers: Sequence[DenseLayer], tokens: Tensor, attend: Attend) -> Tensor:
+    """States [B, d] of the newest event of B users from their tokens [B, d], everything before them being cached."""
+    encoder, x = model.encoder, tokens
+    heads = model.config.heads
+    for number, layer in enumerate(layers):
+        q, k, v = layer.query_key_value(x).view(len(x), 3, heads, -1).unbind(1)
+        attended = attend(number, q, k, v, encoder.position_bias[number], encoder.time_bias[number])
+        x = layer.output(attended.reshape(x.shape), x)
+        x = layer.down(layer.up(x), x)
+    return encoder.norm(x)
+
+
+class IncrementalEncoder:
+    """The states of `users` users of a simplified model, kept up to date event by event.
+
+    users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. A user without events is there
+    from the start. dtype: of the cached keys and values, the weights' own by default; half of it halves the memory and
+    nearly the time of a long history. backend: of decode_attention and decode_linear. `caches` holds one cache per
+    layer, for all that concerns pages alone.
+    """
+
+    def __init__(
+        self, model: Argus, users: int, max_events: int, *, page_size: int = 64, pages: int | None = None,
+        on_full: str = "refuse", folder: str | Path | None = None, dtype: torch.dtype | None = None,
+        backend: str | None = None,
+    ) -> None:  # fmt: skip
+        config = model.config
+        if config.form != "simplified":
+            raise ValueError(f"IncrementalEncoder: the model's form is {config.form!r}, expected 'simplified'")
+        if config.encoder != "transformer":
+            raise ValueError(
+                f"IncrementalEncoder: the model's encoder is {config.encoder!r}, expected 'transformer': a state of "
+                "HSTU counts time from the event after it, so that no state is final when its event comes"
+            )
+        self.model = model.eval()
+        self._dtype = dtype or model.encoder.norm.weight.dtype
+        self.caches = PagedCache.allocate_layers(
+            config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,
+            pages=pages, dtype=self._dtype, device=model.device, on_full=on_full, folder=folder,
+        )  # fmt: skip
+        # Seconds of each user's newest event, which the next one's gap is counted from.
+        self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
+        with torch.no_grad():
+            biases = zip(model.encoder.position_bias, model.encoder.time_bias, strict=True)
+            self._decoders = [
+                DirectDecoder(position_bias=one, time_bias=other, backend=backend) for one, other in biases
+            ]
+        self._layers = [DenseLayer.of(block, backend) for block in blocks_of(model)]
+
+    @torch.no_grad()
+    def append(self, users: Sequence[int], events: JaggedBatch) -> Tensor:
+        """States [n, d] of n users after one more event each; `events` holds one event of each, in the same order.
+
+        Raises ValueError, having changed nothing, where pages run out or a user is not there: see `PagedCache`.
+        """
+        if len(events.items) != len(users) or events.max_length > 1:
+            raise ValueError(
+                f"IncrementalEncoder.append: {len(users)} users and {len(events.items)} events, of one user up to "
+                f"{events.max_length}, expected one each"
+            )
+        lengths = self.caches[0].extend(users)
+        rows = self.caches[0].rows(users)
+        views = [replace(rows, key_pages=one.key_pages, value_pages=one.value_pages) for one in self.caches]
+        index = torch.tensor(list(users), device=self._newest.device)
+        gap = time_bucket(events.time - self._newest[index], self.model.config.time_buckets)
+        tokens = self._tokens(events, torch.where(lengths > 1, gap, -1))
+        self._newest[index] = events.time
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
+            attended = self._decoders[layer](
+                q.to(self._dtype), views[layer], lengths, k=k.to(self._dtype), v=v.to(self._dtype),
+                query_time=events.time, key_time=events.time,
+            )  # fmt: skip
+            return attended.to(q.dtype)
+
+        return encode_newest(self.model, self._layers, tokens, attend)
+
+    @torch.no_grad()
+    def prefill(self, user: int, events: JaggedBatch) -> Tensor:
+        """The state [d] after the whole history of a user who has none yet, in one pass; `events` holds one user.
+
+        Raises ValueError, having changed nothing, where the user has events or pages run out.
+        """
+        if len(events.offsets) != 2 or len(events) == 0:
+            raise ValueError(
+                f"IncrementalEncoder.prefill: {len(events.offsets) - 1} users and {len(events)} events, expected one "
+                "user with events"
+            )
+        projected: list[Tensor] = []
+
+        def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
+            projected.append(output)
+
+        handles = [one.query_key_value.register_forward_hook(keep) for one in blocks_of(self.model)]
+        try:
+            states = self.model.encode(events)
+        finally:
+            for handle in handles:
+                handle.remove()
+        heads = self.model.config.heads
+        split = [one.to(self._dtype).view(len(events), 3, heads, -1) for one in projected]
+        self.caches[0].copy_in(user, [*(one[:, 1] for one in split), *(one[:, 2] for one in split), events.time])
+        self._newest[user] = events.time[-1]
+        return states[-1]
+
+    def truncate(self, user: int, length: int) -> None:
+        """Takes back a user's newest events, so that `length` are left; see `PagedCache.truncate`."""
+        cache = self.caches[0]
+        cache.truncate([user], [length])
+        if length > 0:
+            page, slot = divmod(length - 1, cache.page_size)
+            self._newest[user] = cache.time_pages[cache.block_table[user, page], slot]
+
+    def copy_out(self, user: int) -> list[Tensor]:
+        """The user's events of all layers on the host; see `PagedCache.copy_out`."""
+        return self.caches[0].copy_out(user)
+
+    def copy_in(self, user: int, parts: Sequence[Tensor]) -> None:
+        """Gives them to a user without events, of this encoder or of another of the same model and dtype."""
+        self.caches[0].copy_in(user, parts)
+        if len(parts[-1]):
+            self._newest[user] = parts[-1][-1]
+
+    def fork(self, source: int, targets: Sequence[int]) -> None:
+        """Lets the targets go on from the source's history; see `PagedCache.fork`."""
+        self.caches[0].fork(source, targets)
+        self._newest[torch.tensor(list(targets), device=self._newest.device)] = self._newest[source].clone()
+
+    def evict(self, users: Sequence[int]) -> None:
+        """Forgets the users."""
+        self.caches[0].evict(users)
+
+    def _tokens(self, events: JaggedBatch, gap: Tensor) -> Tensor:
+        model = self.model
+        context = torch.cat([events.organic.long()[None], gap[None], events.context])
+        items = torch.where(events.items >= 0, model.item_columns[:, events.items.clamp(min=0)].long(), -1)
+        return model.event_embedding.of_few(model.tables, torch.cat([context, items, model.feedback_ids(events)]))

@@ -1,0 +1,253 @@
+"""The layers of the model: embeddings of an interaction, the causal encoder, heads.
+
+Shapes: T packed events of B users with `offsets` int32 [B + 1]; rows past offsets[B] are padding, whatever they hold.
+A "state" is the encoder's output at an event; `states_after` picks, for every event, the state that an earlier moment
+left behind, which is how the heads are kept from reading the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from argus_kernels import causal_attention, triple_embedding
+from argus_kernels.core.varlen import local_positions, user_of_row
+from python_model.config import ModelConfig
+from python_model.training.row_sharding import ReadRows, RowSharding, initial_rows
+
+TIME_BUCKET = 0.301
+"""Width of a time bucket on the scale of natural logarithms, as in HSTU."""
+MAY_BE_LARGE = ("item", "context_")
+"""How the names of tables begin that may be cut over ranks: those of the catalogue and of the data's own context."""
+
+
+FEW = 8
+"""Events up to which plain lookups beat the fused op."""
+
+
+class Tables(nn.Module):
+    """Embedding tables by name, shared by every `TripleEmbedding` of a model.
+
+    sharding: on several ranks, cuts the large tables; `weights` then holds this rank's rows of them (`spans`), and what
+    is read of them must be `at_hand`. row_sparse: whether gradients may be row-sparse where a lookup asks for it.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], sharding: RowSharding | None = None) -> None:
+        super().__init__()
+        self.rows = {name: rows for name, (rows, _) in shapes.items()}
+        self.spans = _spans(self.rows, sharding) if sharding is not None else {}
+        self.row_sparse = sharding is None
+        self.weights = nn.ParameterDict(
+            {
+                name: nn.Parameter(initial_rows(rows, width, number, self.spans.get(name)))
+                for number, (name, (rows, width)) in enumerate(shapes.items())
+            }
+        )
+        self._at_hand: Mapping[str, ReadRows] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._at_hand[name].rows if name in self._at_hand else self.weights[name]
+
+    @contextmanager
+    def at_hand(self, read: Mapping[str, ReadRows]) -> Iterator[None]:
+        """Within the block, lookups in sharded tables find these rows."""
+        self._at_hand = read
+        try:
+            yield
+        finally:
+            self._at_hand = {}
+
+    def places(self, names: Sequence[str], ids: Tensor) -> Tensor:
+        """Ids [K, T] of the columns' tables, renumbered where the rows at hand are a part of the table."""
+        if not self._at_hand:
+            return ids
+        columns = zip(names, ids, strict=True)
+        return torch.stack([self._at_hand[n].places(one) if n in self._at_hand else one for n, one in columns])
+
+
+def _spans(rows: Mapping[str, int], sharding: RowSharding) -> dict[str, tuple[int, int]]:
+    spans = {name: sharding.span(count) for name, count in rows.items() if name.startswith(MAY_BE_LARGE)}
+    return {name: held for name, held in spans.items() if held is not None}
+
+
+class TripleEmbedding(nn.Module):
+    """Looks up K columns in shared tables, concatenates and projects to `width`: one fused op.
+
+    columns: the table of each column; several columns may read one table (hashed items).
+    """
+
+    def __init__(self, tables: Tables, columns: Sequence[str], width: int, *, sparse: bool = False) -> None:
+        super().__init__()
+        self.names = list(dict.fromkeys(columns))
+        self.columns = [self.names.index(name) for name in columns]
+        self.column_names = tuple(columns)
+        self.sparse = sparse
+        fan_in = sum(tables[name].shape[1] for name in columns)
+        # A column contributes unit variance per unit of its share, so that many columns do not drown the item.
+        self.weight = nn.Parameter(torch.randn(fan_in, width) * len(columns) ** -0.5)
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, tables: Tables, ids: Tensor) -> Tensor:
+        """Vectors [T, width] of ids [K, T] int64, −1 = missing."""
+        used = [tables[name] for name in self.names]
+        ids = tables.places(self.column_names, ids)
+        sparse = self.sparse and tables.row_sparse
+        return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=sparse)
+
+    def of_few(self, tables: Tables, ids: Tensor) -> Tensor:
+        """The same of a few events, on the CPU by plain lookups: the op's boundary would cost more than they do."""
+        if ids.is_cuda or ids.shape[1] > FEW:
+            vectors: Tensor = self(tables, ids)
+            return vectors
+        used = [tables[name] for name in self.names]
+        columns = [used[column] for column in self.columns]
+        events = tables.places(self.column_names, ids).T.tolist()
+        rows = [
+            table[row] if row >= 0 else table.new_zeros(table.shape[1])
+            for event in events
+            for table, row in zip(columns, event, strict=True)
+        ]
+        return torch.addmm(self.bias, torch.cat(rows).view(len(events), -1), self.weight)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How packed tokens lie: users, times, and how much of its user's past each token may see.
+
+    offsets int32 [B + 1]; times int64 [T] seconds; max_length: tokens of the longest user at most;
+    visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all before it).
+    query_times int64 [T] or None: when each token is read, for an encoder whose time bias counts from then (HSTU);
+    None: at its own time.
+    """
+
+    offsets: Tensor
+    times: Tensor
+    max_length: int
+    visible: Tensor | None = None
+    query_times: Tensor | None = None
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: 12·d² + 13·d parameters at a feed-forward ratio of 4."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, config.feed_forward * config.width
+        self.heads, self.head_width = config.heads, width // config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.feed_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(config.dropout)
+        for residual in (self.output, self.down):
+            nn.init.normal_(residual.weight, std=(2 * config.layers * residual.in_features) ** -0.5)
+            nn.init.zeros_(residual.bias)
+
+    def forward(self, x: Tensor, layout: Layout, position_bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
+        """One layer on x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N], or none."""
+        projected = self.query_key_value(self.attention_norm(x)).view(-1, 3, self.heads, self.head_width)
+        q, k, v = projected.unbind(1)
+        attended = causal_attention(
+            q, k, v, layout.offsets, layout.max_length, visible=layout.visible,
+            position_bias=position_bias, time_bias=time_bias, query_time=layout.times, key_time=layout.times,
+        )  # fmt: skip
+        x = x + self.dropout(self.output(attended.reshape(x.shape)))
+        hidden = nn.functional.gelu(self.up(self.feed_norm(x)))
+        return x + self.dropout(self.down(hidden))
+
+
+class Encoder(nn.Module):
+    """Causal transformer over packed tokens, with learned biases for relative position and elapsed time.
+
+    The bias tables and the final norm lie beside `blocks`: the published parameter counts are those of the blocks.
+    block: makes one of them. bias_heads: heads with tables of their own, all of them by default. recompute: activation
+    checkpointing.
+    """
+
+    def __init__(
+        self, config: ModelConfig, block: Callable[[ModelConfig], nn.Module] = Block, bias_heads: int | None = None
+    ) -> None:
+        super().__init__()
+        heads = bias_heads or config.heads
+        self.recompute = False
+        self.blocks = nn.ModuleList(block(config) for _ in range(config.layers))
+        self.position_bias = nn.Parameter(torch.zeros(config.layers, heads, config.position_buckets))
+        time_bias = torch.zeros(config.layers, heads, config.time_buckets)
+        self.time_bias = nn.Parameter(time_bias, requires_grad=config.time_bias)
+        self.norm = nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def layer(self, block: nn.Module, x: Tensor, *inputs: Layout | Tensor | None) -> Tensor:
+        """One block; under `recompute` it keeps only its inputs for the backward pass and computes the rest anew."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, x, *inputs, use_reentrant=False)
+        return block(x, *inputs)
+
+    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """States [T, d] of tokens [T, d]; a state holds its own token and those before it that it may see."""
+        x = self.dropout(tokens)
+        for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):
+            x = self.layer(block, x, layout, position_bias, time_bias)
+        return self.norm(x)
+
+
+class Head(nn.Module):
+    """Two-layer perceptron over the concatenation of its inputs."""
+
+    def __init__(self, fan_in: int, hidden: int, fan_out: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(fan_in, hidden)
+        self.output = nn.Linear(hidden, fan_out)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Outputs [T, fan_out] of inputs [T, …] that are together fan_in wide."""
+        return self.output(nn.functional.gelu(self.hidden(torch.cat(inputs, dim=-1))))
+
+
+def next_times(times: Tensor, offsets: Tensor) -> Tensor:
+    """The time of the event after each one of its user, int64 [T]; of a user's last event its own."""
+    total = times.shape[0]
+    later = torch.arange(1, total + 1, device=times.device).clamp(max=max(total - 1, 0))
+    user = user_of_row(offsets, total)
+    return torch.where(user[later] == user, times[later], times)
+
+
+def events_before(times: Tensor, offsets: Tensor, lag: int | None) -> Tensor:
+    """How many events of its user each event may know of, int64 [T]: those before it and at least `lag` s older.
+
+    lag None: every event before it, whatever its time. Times rise within a user; padding rows get 0.
+    """
+    total = times.shape[0]
+    local = local_positions(offsets, total).clamp(min=0)
+    if lag is None or total == 0:
+        return local
+    user = user_of_row(offsets, total)
+    real = user < offsets.shape[0] - 1
+    first = torch.where(real, times, times.new_full((), torch.iinfo(torch.int64).max)).min()
+    since = torch.where(real, times - first, 0)
+    # Users laid end to end on one rising scale, far enough apart that no lag reaches into the user before.
+    key = user * (since.max() + lag + 1) + since
+    old = torch.searchsorted(key, key - lag, right=True)
+    starts = torch.cat([offsets, offsets[-1:]]).long()[user]
+    return torch.where(real, torch.minimum(old - starts, local), 0)
+
+
+def states_after(states: Tensor, start: Tensor, offsets: Tensor, seen: Tensor) -> Tensor:
+    """For each event the state after the first `seen` events of its user: [T, d]; `start` [d] where seen is 0."""
+    user = user_of_row(offsets, seen.shape[0])
+    starts = torch.cat([offsets, offsets[-1:]]).long()[user]
+    rows = torch.where(seen > 0, starts + seen, 0)
+    return torch.cat([start[None].to(states.dtype), states]).index_select(0, rows)
+
+
+def time_bucket(seconds: Tensor, buckets: int) -> Tensor:
+    """floor(ln(max(|seconds|, 1)) / 0.301), at most buckets − 1: int64."""
+    elapsed = seconds.abs().clamp(min=1).double()
+    return (elapsed.log() / TIME_BUCKET).long().clamp(max=buckets - 1)

@@ -1,0 +1,1 @@
+"""What a person reads: the console, charts and the HTML report."""

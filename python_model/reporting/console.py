@@ -1,0 +1,193 @@
+"""What the commands print: tables, progress and errors. Tables go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from python_model.io.disk import replace_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from python_model.evaluation.evaluate import EvaluationResult
+    from python_model.evaluation.recommend import UserRecommendations
+    from python_model.serving.bundle import Export
+    from python_model.training.progress import StepReport
+
+
+def stdout() -> Console:
+    """Where tables go; wide enough for every column when the output is a file or a pipe."""
+    console = _plain_console()
+    return console if console.is_terminal else _plain_console(width=160)
+
+
+def stderr() -> Console:
+    """Where progress, hints and errors go."""
+    return _plain_console(stderr=True, soft_wrap=True)
+
+
+def _plain_console(**options: Any) -> Console:
+    """A console that prints ids and names as they are: "[red]" is no colour in them and ":tea:" no picture."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
+def say(text: str) -> None:
+    """A sentence on stderr."""
+    stderr().print(text, markup=False)
+
+
+def write_json(file: str | Path, values: Mapping[str, Any]) -> None:
+    """Write JSON, replacing the file as a whole; WriteError naming the file where that cannot be."""
+    replace_text(Path(file), json.dumps(values, indent=2) + "\n")
+
+
+def format_metric(value: float | None) -> str:
+    """Four decimals, a dash where the metric is not defined."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def metrics_table(result: EvaluationResult) -> Table:
+    """One line a predictor, one column a metric, as keyed in the JSON."""
+    counts = result.counts
+    table = Table(
+        title=f"{result.dataset}, {result.protocol} split",
+        caption=f"{counts['events']:,} events of {counts['users']:,} users, {counts['pairs']:,} pairs; "
+        "normalised entropy (ne): lower is better",
+        caption_justify="left",
+    )
+    table.add_column("")
+    names = list(next(iter(result.rows.values())))
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, values in result.rows.items():
+        style = "dim" if row == "oracle" else "bold" if row == "finetuned" else ""
+        table.add_row(row, *(format_metric(values[name]) for name in names), style=style)
+    return table
+
+
+def recommendations_table(found: UserRecommendations) -> Table:
+    """The items of one user with what speaks for them."""
+    table = Table(title=f"User {found.user_id}, {found.events:,} events of history", caption_justify="left")
+    table.add_column("", justify="right")
+    table.add_column("item", no_wrap=True)
+    table.add_column("score", justify="right")
+    for name in found.items[0].features if found.items else {}:
+        table.add_column(name, justify="right")
+    table.add_column("why")
+    for place, item in enumerate(found.items, 1):
+        features = ("–" if value < 0 else str(value) for value in item.features.values())
+        table.add_row(str(place), str(item.item_id), f"{item.score:.3f}", *features, item.why)
+    return table
+
+
+class TrainingProgress:
+    """A progress bar with throughput, time left and losses; plain lines where stderr is not a terminal.
+
+    A context manager; call it with every `StepReport`.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._console = stderr()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[left]}"), TextColumn("[dim]{task.fields[losses]}"), console=self._console,
+        )  # fmt: skip
+        self._task: Any = None
+        self._printed = time.perf_counter()
+
+    def __enter__(self) -> TrainingProgress:
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._bar.stop()
+
+    def __call__(self, report: StepReport) -> None:
+        fields: dict[str, Any] = {
+            "speed": f"{report.events_per_second:,.0f} events/s",
+            "left": f"{_duration(report.seconds_left)} left",
+            "losses": _losses(report.losses),
+        }
+        if self._console.is_terminal:
+            if self._task is None:
+                self._task = self._bar.add_task(self._title, total=report.steps, **fields)
+            self._bar.update(self._task, completed=report.step, **fields)
+            return
+        if report.step == report.steps or time.perf_counter() - self._printed > 10.0:
+            self._printed = time.perf_counter()
+            line = f"{self._title}: step {report.step}/{report.steps}, {fields['speed']}, {fields['left']}, "
+            self._console.print(line + fields["losses"], markup=False)
+
+
+@contextmanager
+def counting_progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that counts up to a total, called with (done, total); silent where stderr is not a terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def print_recommendations(found: Sequence[UserRecommendations]) -> None:
+    """One table a user."""
+    console = stdout()
+    for user in found:
+        console.print(recommendations_table(user))
+
+
+@contextmanager
+def working(title: str) -> Iterator[None]:
+    """A spinner for work that cannot be counted; silent where stderr is not a terminal."""
+    console = stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(title):
+        yield
+
+
+def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
+    """One table a user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
+    for user, row, values in zip(users, items, scores, strict=True):
+        table = Table(title=f"User {export.user_ids.original(user)}")
+        table.add_column("", justify="right")
+        table.add_column("item", no_wrap=True)
+        table.add_column("score", justify="right")
+        for place, (item, score) in enumerate(zip(row, values, strict=True), 1):
+            if item >= 0:
+                table.add_row(str(place), str(export.item_ids.original(item)), f"{score:.3f}")
+        stdout().print(table)
+
+
+def _losses(losses: Mapping[str, float]) -> str:
+    shown = [name for name in ("next_item", "pair", "pairwise_accuracy") if name in losses] or ["loss"]
+    feedback = [value for name, value in losses.items() if name.startswith("feedback_")]
+    parts = [f"{name.replace('_', ' ')} {losses[name]:.3f}" for name in shown if name in losses]
+    if feedback and "pair" not in losses:
+        parts.append(f"feedback {sum(feedback):.3f}")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

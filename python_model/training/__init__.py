@@ -1,0 +1,1 @@
+"""Training: processes, checkpoints, progress, and runs that go on."""
