@@ -21,22 +21,22 @@ from rich.progress import (
 )
 from typer.core import TyperGroup
 
-from benchmarks import compare as comparing
-from benchmarks import table
-from benchmarks.cases import Spec, select
+from benchmarks.harness import compare as comparing
+from benchmarks.harness.cases import Spec, select
+from benchmarks.harness.results import Key, Record, read_records, write_records
+from benchmarks.harness.runner import SUITES, Environment, Run, Settings
 from benchmarks.peers import PEERS
-from benchmarks.results import Key, Record, read_records, write_records
-from benchmarks.runner import SUITES, Environment, Run, Settings
+from benchmarks.report import table
 
 OTHER_COMMANDS = {
-    "scaling": "scaling",
-    "dense": "dense",
-    "end-to-end": "end_to_end",
-    "report": "report",
+    "scaling": "scenarios.scaling",
+    "dense": "scenarios.dense",
+    "end-to-end": "scenarios.end_to_end",
+    "report": "report.page",
     "tune": "tune",
-    "host": "host",
-    "serving": "serving",
-    "prepare": "preparing",
+    "host": "scenarios.host",
+    "serving": "scenarios.serving",
+    "prepare": "scenarios.preparing",
 }
 """Commands of other modules, which are imported when asked for: some need the model, and what the model reads with."""
 

@@ -25,10 +25,10 @@ import typer
 from argus_kernels.core import tuning
 from argus_kernels.core.tuning import Config, Key, Tunable
 from argus_kernels.ops import OPS
-from benchmarks import results
-from benchmarks.cases import Case, Spec, select
-from benchmarks.timing import Budget, CudaTimer, Subject, measure, timer
-from benchmarks.verify import Judge, first_line
+from benchmarks.harness import results
+from benchmarks.harness.cases import Case, Spec, select
+from benchmarks.harness.timing import Budget, CudaTimer, Subject, measure, timer
+from benchmarks.harness.verify import Judge, first_line
 
 DEFAULT_LEAD = 1.01
 """A configuration must be this many times faster than the default to take its place."""

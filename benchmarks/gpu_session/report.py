@@ -15,9 +15,9 @@ from benchmarks import tune
 from benchmarks.gpu_session import lines
 from benchmarks.gpu_session.golden import REPOSITORY
 from benchmarks.gpu_session.lines import Line, Lines
-from benchmarks.results import Record, write_records, write_whole
-from benchmarks.summary import markdown
-from benchmarks.verify import first_line
+from benchmarks.harness.results import Record, write_records, write_whole
+from benchmarks.harness.verify import first_line
+from benchmarks.report.summary import markdown
 
 MAX_CONFIGS = 1000
 """Of a kernel; more is a damaged line."""

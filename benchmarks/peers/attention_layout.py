@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.relative_bias import position_buckets, time_buckets
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 
 MAX_DENSE_BYTES = 1 << 29
 """A dense bias of this size is not built: with its gradient and the scores it would take several times as much."""

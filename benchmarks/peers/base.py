@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 
 CUDA_ONLY = "runs on CUDA only"
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import softmax_by_matrix
 from benchmarks.peers.base import Peer, first_reason, not_installed
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from argus_kernels.ops import OPS
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import eager
 from benchmarks.peers.base import Peer
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from argus_kernels.ops import OPS
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers.base import Peer
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers.base import Peer, no_missing_ids
 
 

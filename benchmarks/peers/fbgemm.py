@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers.base import Peer, first_reason, no_missing_ids, not_installed
 
 _MODULE = "fbgemm_gpu.split_table_batched_embeddings_ops_training"

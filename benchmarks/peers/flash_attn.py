@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import attention_layout as layout
 from benchmarks.peers.base import Peer, first_reason, needs_cuda, not_installed
 

@@ -16,7 +16,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from argus_kernels.core.relative_bias import LOG_STEP
 from argus_kernels.core.varlen import user_of_row
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import attention_layout as layout
 from benchmarks.peers.base import Peer
 

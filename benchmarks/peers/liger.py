@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import softmax_by_matrix
 from benchmarks.peers.base import Peer, first_reason, needs_cuda, not_installed
 

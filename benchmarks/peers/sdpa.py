@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from argus_kernels.core.relative_bias import position_buckets, time_buckets
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers import attention_layout as layout
 from benchmarks.peers.base import Peer, first_reason, needs_cuda
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 
 MatrixLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(inputs [N, D], matrix [M, D], targets [N], bias [M] or None) → negative log-likelihood [N]."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 from benchmarks.peers.base import Peer, no_missing_ids
 
 

@@ -9,11 +9,11 @@ import pytest
 
 from argus_kernels.core import Sample
 from argus_kernels.ops import feedback_loss
-from benchmarks.cases import Spec
-from benchmarks.ceilings import Ceilings
-from benchmarks.results import PeerResult, Quantiles, Record
-from benchmarks.runner import Environment
-from benchmarks.timing import Budget
+from benchmarks.harness.cases import Spec
+from benchmarks.harness.ceilings import Ceilings
+from benchmarks.harness.results import PeerResult, Quantiles, Record
+from benchmarks.harness.runner import Environment
+from benchmarks.harness.timing import Budget
 
 
 @pytest.fixture

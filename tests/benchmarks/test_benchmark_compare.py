@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.compare import compare
-from benchmarks.results import PeerResult, Quantiles, Record, write_records
+from benchmarks.harness.compare import compare
+from benchmarks.harness.results import PeerResult, Quantiles, Record, write_records
 
 MakeRecord = Callable[..., Record]
 

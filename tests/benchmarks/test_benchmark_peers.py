@@ -12,8 +12,8 @@ from argus_kernels import PagedCache
 from argus_kernels.core import Sample
 from argus_kernels.core.history_samples import HistoryCase
 from argus_kernels.ops import OPS, causal_attention
-from benchmarks.cases import Case, Spec
-from benchmarks.memory import PeakMemory, peak_extra_bytes
+from benchmarks.harness.cases import Case, Spec
+from benchmarks.harness.memory import PeakMemory, peak_extra_bytes
 from benchmarks.peers import PEERS, peers_of
 from benchmarks.peers.base import not_installed
 

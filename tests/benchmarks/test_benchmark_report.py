@@ -13,9 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import report, summary
-from benchmarks.results import PeerResult, Quantiles, Record, write_records
-from benchmarks.scaling import Point, Scaling, Series, fit_power, to_json
+from benchmarks.harness.results import PeerResult, Quantiles, Record, write_records
+from benchmarks.report import page, summary
+from benchmarks.scenarios.scaling import Point, Scaling, Series, fit_power, to_json
 
 MACHINE = {"cpu": "Toy CPU", "cores": 2, "threads": 2}
 CEILINGS = {"copy_gb_per_s": 10.0, "fp32_tflop_per_s": 0.2, "bf16_tflop_per_s": 0.4}
@@ -132,7 +132,7 @@ class Outside(HTMLParser):
 
 
 def test_the_page_stands_alone(results: Path) -> None:
-    text = report.page(report.load(results))
+    text = page.page(page.load(results))
     parser = Outside()
     parser.feed(text)
     assert parser.open == []
@@ -144,12 +144,12 @@ def test_the_page_stands_alone(results: Path) -> None:
 
 
 def test_the_same_results_give_the_same_page(results: Path) -> None:
-    assert report.page(report.load(results)) == report.page(report.load(results))
+    assert page.page(page.load(results)) == page.page(page.load(results))
 
 
 def run_command(*arguments: str) -> Any:
     app = typer.Typer()
-    report.register(app)
+    page.register(app)
     return CliRunner().invoke(app, list(arguments))
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results import PeerResult, Quantiles, Record, commit, machine, read_records, versions, write_records
+from benchmarks.harness.results import (
+    PeerResult,
+    Quantiles,
+    Record,
+    commit,
+    machine,
+    read_records,
+    versions,
+    write_records,
+)
 
 MakeRecord = Callable[..., Record]
 

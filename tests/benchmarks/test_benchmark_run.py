@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from argus_kernels.core import Backend, Op, Sample
 from argus_kernels.ops import feedback_loss
 from benchmarks import cli
-from benchmarks.cases import Spec
-from benchmarks.compare import compare
+from benchmarks.harness.cases import Spec
+from benchmarks.harness.compare import compare
+from benchmarks.harness.results import Key, Record, read_records
+from benchmarks.harness.runner import Environment, Run, Settings
+from benchmarks.harness.timing import Budget
+from benchmarks.harness.verify import Judge
 from benchmarks.peers import Peer, peers_of
-from benchmarks.results import Key, Record, read_records
-from benchmarks.runner import Environment, Run, Settings
-from benchmarks.timing import Budget
-from benchmarks.verify import Judge
 
 REFERENCE = feedback_loss.OP.backend("reference")
 
@@ -61,7 +61,7 @@ def with_backend(monkeypatch: pytest.MonkeyPatch) -> Callable[[Backend], None]:
 def plain_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only `eager`: compiling takes longer than everything else here."""
     only = [peer for peer in peers_of("feedback_loss") if peer.name == "eager"]
-    monkeypatch.setattr("benchmarks.runner.peers_of", lambda op: only)
+    monkeypatch.setattr("benchmarks.harness.runner.peers_of", lambda op: only)
 
 
 def records_of(spec: Spec, environment: Environment, budget: Budget, **settings: Any) -> list[Record]:
@@ -154,7 +154,7 @@ def test_peers_that_cannot_or_must_not_be_timed_say_why(
         Peer("broken", ops, build_broken),
         Peer("serving_only", ops, lambda case: case.call("eager"), why_no_gradients=lambda case: "has no backward"),
     ]
-    monkeypatch.setattr("benchmarks.runner.peers_of", lambda op: peers)
+    monkeypatch.setattr("benchmarks.harness.runner.peers_of", lambda op: peers)
     found = {record.pass_: record.peers for record in records_of(small_spec, environment, short)}
     assert found["forward"]["missing"].skipped == "missing is not installed"
     assert "another result on the full case: relative RMS difference 5.00e-01" in str(found["forward"]["wrong"].skipped)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.serving import clustered_vectors
+from benchmarks.scenarios.serving import clustered_vectors
 
 pytest.importorskip("faiss")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.timing import Budget, CpuTimer, Subject, measure
+from benchmarks.harness.timing import Budget, CpuTimer, Subject, measure
 
 
 class DriftingTimer:

@@ -14,16 +14,17 @@ from typer.testing import CliRunner
 
 from argus_kernels.core import Backend, Sample
 from argus_kernels.ops import feedback_loss
-from benchmarks import cli, visits
-from benchmarks.cases import Spec
-from benchmarks.compare import compare
-from benchmarks.contest import Pass
+from benchmarks import cli
+from benchmarks.harness import visits
+from benchmarks.harness.cases import Spec
+from benchmarks.harness.compare import compare
+from benchmarks.harness.contest import Pass
+from benchmarks.harness.results import Key, Record, read_records
+from benchmarks.harness.runner import Environment, Run, Settings
+from benchmarks.harness.timing import Budget
+from benchmarks.harness.verify import Judge
+from benchmarks.harness.visits import OthersTime
 from benchmarks.peers import Peer
-from benchmarks.results import Key, Record, read_records
-from benchmarks.runner import Environment, Run, Settings
-from benchmarks.timing import Budget
-from benchmarks.verify import Judge
-from benchmarks.visits import OthersTime
 
 REFERENCE = feedback_loss.OP.backend("reference")
 OPS = ("feedback_loss",)
@@ -37,7 +38,7 @@ Register = Callable[..., None]
 
 @pytest.fixture(autouse=True)
 def peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.runner.peers_of", lambda op: PEERS)
+    monkeypatch.setattr("benchmarks.harness.runner.peers_of", lambda op: PEERS)
 
 
 @pytest.fixture
@@ -111,7 +112,7 @@ def test_all_cases_come_between_two_visits(run: Run, small_spec: Spec, monkeypat
             judged.append(case.spec.dtype)
             super().__init__(case, seed)
 
-    monkeypatch.setattr("benchmarks.runner.Judge", Counting)
+    monkeypatch.setattr("benchmarks.harness.runner.Judge", Counting)
     told: list[tuple[str, int]] = []
     for _ in run.records(lambda spec, visit: told.append((spec.dtype, visit))):
         pass

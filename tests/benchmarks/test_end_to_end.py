@@ -12,10 +12,10 @@ import typer
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from benchmarks import decoding, end_to_end, impressions, stock, workload
-from benchmarks.ceilings import measure_ceilings
-from benchmarks.report_sections import end_to_end as report_section
-from benchmarks.workload import SIZES, lognormal_lengths, make_batch, make_model
+from benchmarks.harness.ceilings import measure_ceilings
+from benchmarks.report.sections import end_to_end as report_section
+from benchmarks.scenarios import decoding, end_to_end, impressions, stock, workload
+from benchmarks.scenarios.workload import SIZES, lognormal_lengths, make_batch, make_model
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
 from python_model.model.layers import Block, Layout

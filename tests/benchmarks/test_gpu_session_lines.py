@@ -19,7 +19,7 @@ from argus_kernels.core import tuning
 from argus_kernels.core.tuning import Key
 from benchmarks.gpu_session import lines, report
 from benchmarks.gpu_session.cli import app
-from benchmarks.results import Record
+from benchmarks.harness.results import Record
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))

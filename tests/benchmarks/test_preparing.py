@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import preparing
+from benchmarks.scenarios import preparing
 from python_model.data.prepare import prepare
 from python_model.data.schema import validate
 

@@ -13,9 +13,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import plots, scaling
-from benchmarks.curves import Curve, curves
-from benchmarks.scaling import Point, Series, fit_power, foreseen
+from benchmarks.report import plots
+from benchmarks.scenarios import scaling
+from benchmarks.scenarios.curves import Curve, curves
+from benchmarks.scenarios.scaling import Point, Series, fit_power, foreseen
 
 SIZES = (10, 20, 40, 80)
 

@@ -17,8 +17,9 @@ from typer.testing import CliRunner
 import argus_kernels
 from argus_kernels.core import Backend, Op, Sample, tuning
 from argus_kernels.core.tuning import Key, Tunable
-from benchmarks import cases, tune
-from benchmarks.timing import Budget
+from benchmarks import tune
+from benchmarks.harness import cases
+from benchmarks.harness.timing import Budget
 
 KERNEL = "doubled/forward"
 CONFIGS = ({"sleep_us": 3000, "wrong": 0}, {"sleep_us": 0, "wrong": 1}, {"sleep_us": 500, "wrong": 0}, {"crash": 1})

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from argus_kernels import sampled_softmax_loss
 from argus_kernels.ops.sampled_softmax_loss import OP
-from benchmarks.memory import peak_extra_bytes
+from benchmarks.harness.memory import peak_extra_bytes
 from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, require_right, results
 
 BACKEND = "cpp"

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from argus_kernels.core import Op, Sample
 from argus_kernels.testing import captured_arguments, compare, run_op, small_samples
-from benchmarks.cases import draw_on
-from benchmarks.ceilings import DTYPES
 from benchmarks.gpu_session.cases import op_of, tile_samples, with_nan_padding
 from benchmarks.gpu_session.context import Context, poisoned, resume_at
 from benchmarks.gpu_session.interpreter import prepare
-from benchmarks.verify import first_line, in_float64
+from benchmarks.harness.cases import draw_on
+from benchmarks.harness.ceilings import DTYPES
+from benchmarks.harness.verify import first_line, in_float64
 
 POOLED, LEAST_DRAWS, MOST_DRAWS = 24, 3, 12
 """Draws of a sample are pooled until each result has that many elements; how many draws at least and at most."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import results
-from benchmarks.ceilings import Ceilings, measure_ceilings
 from benchmarks.gpu_session.context import Context
-from benchmarks.runner import Environment
+from benchmarks.harness import results
+from benchmarks.harness.ceilings import Ceilings, measure_ceilings
+from benchmarks.harness.runner import Environment
 
 DTYPES = ("fp32", "bf16")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case
 from benchmarks.gpu_session.context import Context
 from benchmarks.gpu_session.steps.timing import spec_of
+from benchmarks.harness.cases import Case
 
 
 def run(context: Context, op: str, backend: str, sample: str, part: str) -> None:

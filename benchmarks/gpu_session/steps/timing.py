@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.cases import Spec, select
 from benchmarks.gpu_session.cases import op_of, tile_samples
 from benchmarks.gpu_session.context import Context
 from benchmarks.gpu_session.plan import BACKENDS
 from benchmarks.gpu_session.steps.machine import environment
-from benchmarks.results import Record
-from benchmarks.runner import Run, Settings
-from benchmarks.timing import Budget
+from benchmarks.harness.cases import Spec, select
+from benchmarks.harness.results import Record
+from benchmarks.harness.runner import Run, Settings
+from benchmarks.harness.timing import Budget
 
 PEERS = (
     "sdpa_cudnn",

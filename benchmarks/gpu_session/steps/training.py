@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from benchmarks import end_to_end
 from benchmarks.gpu_session.context import Context
 from benchmarks.gpu_session.plan import PRESETS
 from benchmarks.gpu_session.steps.machine import environment
+from benchmarks.scenarios import end_to_end
 
 
 def run(context: Context, backend: str) -> None:

@@ -7,12 +7,12 @@ from dataclasses import asdict
 
 from argus_kernels.core.tuning import Tunable
 from benchmarks import tune
-from benchmarks.cases import Spec
 from benchmarks.gpu_session.context import Context, poisoned, resume_at
 from benchmarks.gpu_session.interpreter import prepare
 from benchmarks.gpu_session.plan import TUNING_CASES
 from benchmarks.gpu_session.steps import timing
-from benchmarks.timing import Budget
+from benchmarks.harness.cases import Spec
+from benchmarks.harness.timing import Budget
 
 BUDGET = Budget(seconds=0.3, min_repeats=5, max_repeats=30)
 REHEARSAL = Budget(seconds=0.0, min_repeats=1, max_repeats=1)

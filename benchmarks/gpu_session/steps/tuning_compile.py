@@ -6,8 +6,8 @@ from argus_kernels.core import tuning
 from benchmarks.gpu_session.context import Context
 from benchmarks.gpu_session.plan import parts_of_compiling
 from benchmarks.gpu_session.steps.tuning import spec_of, tunables
+from benchmarks.harness.verify import Judge
 from benchmarks.tune import run_once
-from benchmarks.verify import Judge
 
 
 def run(context: Context, op: str, part: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.results import PASSES, Record
+from benchmarks.harness.results import PASSES, Record
 
 HEADLINE = ("step", "forward_backward", "forward")
 """The pass that stands for a case: the first of these that was measured."""

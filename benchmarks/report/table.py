@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.results import NOT_WANTED, Record
+from benchmarks.harness.results import NOT_WANTED, Record
 
 WIDTH = 140
 """Columns where there is no terminal to ask."""

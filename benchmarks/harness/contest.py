@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case
-from benchmarks.memory import PeakMemory
+from benchmarks.harness.cases import Case
+from benchmarks.harness.memory import PeakMemory
+from benchmarks.harness.results import Quantiles
+from benchmarks.harness.timing import SLOW_SECONDS, Budget, Stage, Subject, Timer, Timing, measure
+from benchmarks.harness.verify import Verdict, first_line
 from benchmarks.peers import Peer
-from benchmarks.results import Quantiles
-from benchmarks.timing import SLOW_SECONDS, Budget, Stage, Subject, Timer, Timing, measure
-from benchmarks.verify import Verdict, first_line
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 """Relative RMS difference within which two full-size results in a dtype pass for the same computation."""

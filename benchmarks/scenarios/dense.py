@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from argus_kernels import DirectLinear
-from benchmarks.ceilings import DTYPES
+from benchmarks.harness.ceilings import DTYPES
 
 
 @dataclass(frozen=True)

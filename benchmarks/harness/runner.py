@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from argus_kernels.testing.harness import captured_arguments
-from benchmarks import results
-from benchmarks.cases import Case, Spec
-from benchmarks.ceilings import Ceilings, measure_ceilings
-from benchmarks.contest import Contest, Pass
+from benchmarks.harness import results
+from benchmarks.harness.cases import Case, Spec
+from benchmarks.harness.ceilings import Ceilings, measure_ceilings
+from benchmarks.harness.contest import Contest, Pass
+from benchmarks.harness.results import NOT_WANTED, PeerResult, Record
+from benchmarks.harness.timing import Budget, CudaTimer, timer
+from benchmarks.harness.verify import Judge
+from benchmarks.harness.visits import OthersTime, Visited
 from benchmarks.peers import peers_of
-from benchmarks.results import NOT_WANTED, PeerResult, Record
-from benchmarks.timing import Budget, CudaTimer, timer
-from benchmarks.verify import Judge
-from benchmarks.visits import OthersTime, Visited
 
 SUITES = {
     "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=0.5),

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.results import Quantiles
-from benchmarks.timing import Budget, Subject, measure, timer
+from benchmarks.harness.results import Quantiles
+from benchmarks.harness.timing import Budget, Subject, measure, timer
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
 from python_model.studies.one_pass import impression_ends, prefix_chunks, train_states

@@ -10,11 +10,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import plots
-from benchmarks.plots import DARK, LIGHT, Theme
-from benchmarks.results import PeerResult, Record
-from benchmarks.scaling import Scaling, summary
-from benchmarks.summary import (
+from benchmarks.harness.results import PeerResult, Record
+from benchmarks.report import plots
+from benchmarks.report.plots import DARK, LIGHT, Theme
+from benchmarks.report.summary import (
     best_backends,
     best_peer,
     headline,
@@ -25,6 +24,7 @@ from benchmarks.summary import (
     provenance,
     times,
 )  # fmt: skip
+from benchmarks.scenarios.scaling import Scaling, summary
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -18,11 +18,11 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.results import RESULTS, Record, read_records, write_whole
-from benchmarks.scaling import Scaling, from_json
-from benchmarks.summary import markdown
+from benchmarks.harness.results import RESULTS, Record, read_records, write_whole
+from benchmarks.report.summary import markdown
+from benchmarks.scenarios.scaling import Scaling, from_json
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
+TEMPLATE = Path(__file__).with_name("template.html")
 LEAD = (
     "Every figure was timed after its results had passed the error rule against float64 truth; peers ran interleaved "
     "with our kernels in the same process, and the ceilings were measured in the same run."
@@ -82,7 +82,7 @@ def _read(path: Path, parse: Any) -> Any:
 
 def page(machines: Sequence[MachineResults], title: str = "argus-kernels: benchmarks") -> str:
     """The HTML page."""
-    from benchmarks import report_sections as sections
+    from benchmarks.report import sections
 
     parts = []
     for machine in machines:

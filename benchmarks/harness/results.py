@@ -24,8 +24,8 @@ Key = tuple[str, str, str, str, str]
 PASSES = ("forward", "backward", "forward_backward", "step")
 NOT_WANTED = "was not asked for"
 """Why a peer is missing that the command line left out."""
-RESULTS = Path(__file__).resolve().parent / "results"
-_REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+_REPOSITORY = Path(__file__).resolve().parents[2]
 _LIBRARIES = (
     "torch",
     "numpy",

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.results import Quantiles
+from benchmarks.harness.results import Quantiles
 
 Stage = Callable[[Any], Any]
 """Takes what the stage before it returned (None for the first) and returns what the next one needs."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from argus_kernels.core import Op, Sample
 from argus_kernels.ops import OPS
 from argus_kernels.testing.harness import public_function
-from benchmarks.ceilings import DTYPES
+from benchmarks.harness.ceilings import DTYPES
 
 LONGEST = ("single_8192", "single_8192_biases")
 

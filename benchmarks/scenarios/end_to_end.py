@@ -21,12 +21,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import decoding, impressions, results, stock, workload
-from benchmarks.ceilings import Ceilings, measure_ceilings
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.results import Quantiles
-from benchmarks.timing import Budget, Subject, measure, timer
-from benchmarks.workload import SIZES, Size
+from benchmarks.harness import results
+from benchmarks.harness.ceilings import Ceilings, measure_ceilings
+from benchmarks.harness.memory import peak_extra_bytes
+from benchmarks.harness.results import Quantiles
+from benchmarks.harness.timing import Budget, Subject, measure, timer
+from benchmarks.scenarios import decoding, impressions, stock, workload
+from benchmarks.scenarios.workload import SIZES, Size
 
 PRESETS = {"cpu": ("tiny", "3m"), "cuda": ("tiny", "3m", "19m", "126m", "1b"), "rehearsal": ("tiny",)}
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16"}

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from benchmarks import results
-from benchmarks.ceilings import DTYPES
-from benchmarks.curves import Call, Curve, curves
-from benchmarks.memory import peak_extra_bytes
-from benchmarks.results import Quantiles
-from benchmarks.timing import Budget, Subject, measure, timer
+from benchmarks.harness import results
+from benchmarks.harness.ceilings import DTYPES
+from benchmarks.harness.memory import peak_extra_bytes
+from benchmarks.harness.results import Quantiles
+from benchmarks.harness.timing import Budget, Subject, measure, timer
+from benchmarks.scenarios.curves import Call, Curve, curves
 
 MEMORY_SHARE = 0.7
 """Of the memory that is free before a point, how much it may take."""
@@ -289,7 +289,7 @@ def command(
     found = run(wanted, device, dtype, time_budget, backend or (), lambda sentence: typer.echo(sentence))
     out.mkdir(parents=True, exist_ok=True)
     (out / "scaling.json").write_text(to_json(found))
-    from benchmarks import plots
+    from benchmarks.report import plots
 
     for curve in wanted:
         figure = plots.cost_against_size([one for one in found.series if one.op == curve.op])

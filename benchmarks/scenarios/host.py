@@ -1,4 +1,4 @@
-"""`python -m benchmarks.host`: the compiled form of argus_kernels.host against its numpy definition.
+"""`python -m benchmarks host`: the compiled form of argus_kernels.host against its numpy definition.
 
 Both run on the same inputs and their results are compared before a time is reported. The definition of the sketch
 counts one event after the other in Python; it is timed on the first `--definition-events` events and scaled to the
@@ -169,7 +169,3 @@ def main(
 def register(app: typer.Typer) -> None:
     """Adds `host` to the commands of `python -m benchmarks`."""
     app.command("host")(main)
-
-
-if __name__ == "__main__":
-    typer.run(main)

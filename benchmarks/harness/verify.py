@@ -19,7 +19,7 @@ from torch import Tensor
 
 from argus_kernels.testing import compare, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from benchmarks.cases import Case
+from benchmarks.harness.cases import Case
 
 Arguments = dict[str, Any]
 

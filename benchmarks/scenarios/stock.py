@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer
 
 from argus_kernels.core.varlen import user_of_row
-from benchmarks.workload import PretrainStep, Size, make_model
+from benchmarks.scenarios.workload import PretrainStep, Size, make_model
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus

@@ -18,7 +18,7 @@ from typing import Any
 
 from rich.table import Table
 
-from benchmarks.results import Key, PeerResult, Quantiles, Record
+from benchmarks.harness.results import Key, PeerResult, Quantiles, Record
 
 BEYOND_USUAL = 4 / 3
 """How far visits of two files must lie apart, in units of what nine in ten records disagree by within their file."""

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.contest import Pass
+from benchmarks.harness.contest import Pass
+from benchmarks.harness.verify import Verdict
 from benchmarks.peers import Peer
-from benchmarks.verify import Verdict
 
 REFERENCE_SECONDS = 2.0
 """The definition returns where it takes less; our other backends always do."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from argus_kernels import DirectDecoder, PagedCache
-from benchmarks.results import Quantiles
+from benchmarks.harness.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
