@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core import Op, Sample
-from argus_kernels.core.history_samples import HistoryCase
 from argus_kernels.ops import OPS
 from argus_kernels.ops.causal_attention.samples import _of as causal_samples
 from argus_kernels.ops.decode_attention.samples import _Case as DecodeCase

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.relative_bias import position_buckets, time_buckets
+from argus_kernels.attention.relative_bias import position_buckets, time_buckets
 from benchmarks.harness.cases import Case
 
 MAX_DENSE_BYTES = 1 << 29

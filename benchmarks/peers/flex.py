@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from argus_kernels.core.relative_bias import LOG_STEP
+from argus_kernels.attention.relative_bias import LOG_STEP
 from argus_kernels.core.varlen import user_of_row
 from benchmarks.harness.cases import Case
 from benchmarks.peers import attention_layout as layout

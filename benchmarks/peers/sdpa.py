@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from argus_kernels.core.relative_bias import position_buckets, time_buckets
+from argus_kernels.attention.relative_bias import position_buckets, time_buckets
 from benchmarks.harness.cases import Case
 from benchmarks.peers import attention_layout as layout
 from benchmarks.peers.base import Peer, first_reason, needs_cuda

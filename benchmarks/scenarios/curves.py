@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import argus_kernels
-from argus_kernels.core.history_samples import HistoryCase
+from argus_kernels.attention.samples import HistoryCase
 
 HEADS, HEAD_WIDTH, BIAS_BUCKETS = 4, 64, 128
 TABLE_WIDTH, OUT_WIDTH = 64, 256

@@ -3,7 +3,7 @@
 //   position   table[min(i - j, count - 1)], i - j the events between query and key
 //   time       table[bucket(query_time - key_time)], bucket b holds edges[b] <= |x| < edges[b + 1]
 //
-// The edges of the time buckets are integers and come from core/relative_bias.py, so that every backend
+// The edges of the time buckets are integers and come from attention/relative_bias.py, so that every backend
 // agrees at each of them. No logarithm is taken: the exponent and the first two mantissa bits of |x| name a
 // cell, narrower than any bucket, and so a cell holds at most one edge: an entry gives the bucket at the
 // cell's start, one integer comparison the rest.

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from argus_kernels import PagedCache
+from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core import Sample
-from argus_kernels.core.history_samples import HistoryCase
 from argus_kernels.ops import OPS, causal_attention
 from benchmarks.harness.cases import Case, Spec
 from benchmarks.harness.memory import PeakMemory, peak_extra_bytes

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
-from argus_kernels.core.relative_bias import time_thresholds
 
 LARGEST, SMALLEST = 2**63 - 1, -(2**63)
 ROWS, HEADS, WIDTH, POSITIONS, TIMES = 6, 2, 4, 9, 32

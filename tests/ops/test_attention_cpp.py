@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from argus_kernels import causal_attention, hstu_attention
+from argus_kernels.attention.relative_bias import threshold_values
 from argus_kernels.core import native
-from argus_kernels.core.relative_bias import threshold_values
 from tests.ops.attention_truth import packed_offsets
 
 OPS = [causal_attention, hstu_attention]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from argus_kernels import causal_attention, explain, hstu_attention
-from argus_kernels.core.history_samples import HistoryCase
-from argus_kernels.core.relative_bias import threshold_values
+from argus_kernels.attention.relative_bias import threshold_values
+from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core.triton_support import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from argus_kernels.core.history_tiles import tiles
-from argus_kernels.core.relative_bias import (
+from argus_kernels.attention.query_tiles import tiles
+from argus_kernels.attention.relative_bias import (
     position_buckets,
     seen_keys,
     threshold_values,

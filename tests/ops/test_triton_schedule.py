@@ -27,7 +27,7 @@ def expected(lengths: list[int], rows: int, block: int, of_keys: bool) -> list[l
 
 
 def check(lengths: list[int], padding: int, wanted: list[tuple[int, bool]]) -> None:
-    from argus_kernels.core.triton_schedule import tile_schedules
+    from argus_kernels.attention.triton.schedule import tile_schedules
 
     offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(DEVICE)
     rows = sum(lengths) + padding
@@ -52,7 +52,7 @@ def test_drawn_lengths() -> None:
 
 
 def test_offsets_changed_in_place_are_read_again() -> None:
-    from argus_kernels.core.triton_schedule import tile_schedules
+    from argus_kernels.attention.triton.schedule import tile_schedules
 
     offsets = torch.tensor([0, 20, 20], dtype=torch.int32, device=DEVICE)
     before = tile_schedules(offsets, 20, [(16, False)])[0].tolist()

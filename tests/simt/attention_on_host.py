@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.cuda import why_not_cuda
 from argus_kernels.core import Backend
-from argus_kernels.core.history_cuda import why_not_cuda
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.causal_attention import cuda as causal
 from argus_kernels.ops.hstu_attention import cuda as hstu

@@ -8,9 +8,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.relative_bias import time_thresholds
 from argus_kernels.ops.decode_attention import native
 from tests.simt import host_executor
 

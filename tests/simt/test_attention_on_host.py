@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argus_kernels import causal_attention, hstu_attention
+from argus_kernels.attention.cuda import MOST_POSITIONS, available_cuda
+from argus_kernels.attention.relative_bias import threshold_values
+from argus_kernels.attention.samples import HistoryCase, history_samples
 from argus_kernels.core import Op, Sample
-from argus_kernels.core.history_cuda import MOST_POSITIONS, available_cuda
-from argus_kernels.core.history_samples import HistoryCase, history_samples
-from argus_kernels.core.relative_bias import threshold_values
 from argus_kernels.ops.causal_attention import OP as CAUSAL
 from argus_kernels.ops.hstu_attention import OP as HSTU
 from argus_kernels.testing import require_close, run_op

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core import Op, Sample
-from argus_kernels.core.history_samples import HistoryCase
 from argus_kernels.ops.causal_attention import OP as CAUSAL
 from argus_kernels.ops.decode_attention import OP as DECODE
 from argus_kernels.ops.hstu_attention import OP as HSTU

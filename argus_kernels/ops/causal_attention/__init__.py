@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import check_history, like_query, packed_history
+from argus_kernels.attention.cuda import available_cuda, why_not_cuda
+from argus_kernels.attention.native import available_cpp, why_not_cpp
 from argus_kernels.core import Backend, Inputs, Op, Problems
-from argus_kernels.core.history_arguments import check_history, like_query, packed_history
-from argus_kernels.core.history_cuda import available_cuda, why_not_cuda
-from argus_kernels.core.history_native import available_cpp, why_not_cpp
 from argus_kernels.ops.causal_attention import cuda, native, reference, triton_backend
 from argus_kernels.ops.causal_attention.samples import drawn, samples
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from argus_kernels.core.history_cuda import (
+from argus_kernels.attention.cuda import (
     aligned_heads,
     cuda_arguments,
     in_dtype_of,

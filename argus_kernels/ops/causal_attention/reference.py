@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core.history_tiles import heads_first, rows_first, tiles
+from argus_kernels.attention.query_tiles import heads_first, rows_first, tiles
+from argus_kernels.attention.reference_tiles import Gradients, Pairs
 from argus_kernels.core.masked_products import all_finite, over_seen
-from argus_kernels.core.tile_attention import Gradients, Pairs
 
 
 def forward(

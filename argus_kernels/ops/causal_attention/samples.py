@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from argus_kernels.attention.samples import SMALL_CASES, HistoryCase, drawn_case, history_samples, production_cases
 from argus_kernels.core import Sample
-from argus_kernels.core.history_samples import SMALL_CASES, HistoryCase, drawn_case, history_samples, production_cases
 
 
 def samples() -> list[Sample]:

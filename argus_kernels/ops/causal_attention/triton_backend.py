@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from argus_kernels.core.triton_history import why_not
+from argus_kernels.attention.triton.limits import why_not
 from argus_kernels.core.triton_support import triton_backend
 
 

@@ -1,4 +1,4 @@
-"""causal_attention in Triton: the launchers of the kernels in `argus_kernels.core.triton_attention`, with softmax."""
+"""causal_attention in Triton: the launchers of the kernels in `argus_kernels.attention.triton.launch`, with softmax."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import triton_attention
-from argus_kernels.core.history_arguments import History
-from argus_kernels.core.triton_attention import Attention
+from argus_kernels.attention.arguments import History
+from argus_kernels.attention.triton import launch
+from argus_kernels.attention.triton.launch import Attention
 from argus_kernels.core.triton_support import CompileCase
 
-TUNABLES = triton_attention.tunables("causal_attention")
+TUNABLES = launch.tunables("causal_attention")
 
 
 def forward(*arguments: object) -> tuple[Tensor, Tensor]:
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T] in float32; arguments in schema order."""
-    out, log_sum_exp = triton_attention.forward(_given(*arguments))
+    out, log_sum_exp = launch.forward(_given(*arguments))
     assert log_sum_exp is not None
     return out, log_sum_exp
 
@@ -26,7 +26,7 @@ def backward(
     gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias."""
-    return triton_attention.backward(_given(*arguments), needs, gradients[0], outputs[0], outputs[1], gradients[1])
+    return launch.backward(_given(*arguments), needs, gradients[0], outputs[0], outputs[1], gradients[1])
 
 
 def _given(*arguments: object) -> Attention:
@@ -54,7 +54,7 @@ def compile_cases() -> list[CompileCase]:
 
     def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
         def call() -> None:
-            arguments = triton_attention.meta_arguments(width, dtype, biased)
+            arguments = launch.meta_arguments(width, dtype, biased)
             window = 1024 if biased else None
             out = forward(*arguments, width**-0.5, window)
             needs = {"position_bias": biased, "time_bias": biased}

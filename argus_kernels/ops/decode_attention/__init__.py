@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import bias_problems, window_problems
 from argus_kernels.core import Backend, Inputs, Op, Problems
-from argus_kernels.core.history_arguments import bias_problems, window_problems
 from argus_kernels.core.problems import FLOATING, said
 from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.core.varlen import INDICES, as_int32, require_values

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
-from argus_kernels.core.relative_bias import time_thresholds
 
 WIDEST = 256
 """Head width that the CUDA kernels hold in registers."""

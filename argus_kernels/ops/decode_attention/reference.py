@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core.relative_bias import position_buckets, time_buckets
+from argus_kernels.attention.relative_bias import position_buckets, time_buckets
 
 
 def forward(

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from argus_kernels.core.relative_bias import time_thresholds
+from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from argus_kernels.attention.arguments import check_history, like_query, packed_history
+from argus_kernels.attention.cuda import available_cuda, why_not_cuda
+from argus_kernels.attention.native import available_cpp, why_not_cpp
 from argus_kernels.core import Backend, Inputs, Op, Problems
-from argus_kernels.core.history_arguments import check_history, like_query, packed_history
-from argus_kernels.core.history_cuda import available_cuda, why_not_cuda
-from argus_kernels.core.history_native import available_cpp, why_not_cpp
 from argus_kernels.ops.hstu_attention import cuda, native, reference, triton_backend
 from argus_kernels.ops.hstu_attention.samples import drawn, samples
 

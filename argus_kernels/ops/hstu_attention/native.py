@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core.history_native import as_table, cpp_arguments, dense_heads, empty_table
+from argus_kernels.attention.native import as_table, cpp_arguments, dense_heads, empty_table
 
 
 def forward_cpp(

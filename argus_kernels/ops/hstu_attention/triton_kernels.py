@@ -1,4 +1,4 @@
-"""hstu_attention in Triton: the launchers of the kernels in `argus_kernels.core.triton_attention`, with SiLU."""
+"""hstu_attention in Triton: the launchers of the kernels in `argus_kernels.attention.triton.launch`, with SiLU."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import triton_attention
-from argus_kernels.core.history_arguments import History
-from argus_kernels.core.triton_attention import Attention
+from argus_kernels.attention.arguments import History
+from argus_kernels.attention.triton import launch
+from argus_kernels.attention.triton.launch import Attention
 from argus_kernels.core.triton_support import CompileCase
 
-TUNABLES = triton_attention.tunables("hstu_attention")
+TUNABLES = launch.tunables("hstu_attention")
 
 
 def forward(*arguments: object) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype; arguments in schema order."""
-    return triton_attention.forward(_given(*arguments))[0]
+    return launch.forward(_given(*arguments))[0]
 
 
 def backward(
     gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias."""
-    return triton_attention.backward(_given(*arguments), needs, gradients[0])
+    return launch.backward(_given(*arguments), needs, gradients[0])
 
 
 def _given(*arguments: object) -> Attention:
@@ -52,7 +52,7 @@ def compile_cases() -> list[CompileCase]:
 
     def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
         def call() -> None:
-            arguments = triton_attention.meta_arguments(width, dtype, biased)
+            arguments = launch.meta_arguments(width, dtype, biased)
             window = 1024 if biased else None
             out = forward(*arguments, 1.0, 8192.0, window)
             needs = {"position_bias": biased, "time_bias": biased}

@@ -18,7 +18,7 @@ namespace argus::attention {
 using OptionalTensor = std::optional<Tensor>;
 
 // The arguments as the op's schema has them. Tables and edges are contiguous, the tables in float32 (float64
-// for float64), as core/relative_bias.py and the room's native.py hand them over.
+// for float64), as attention/relative_bias.py and the room's native.py hand them over.
 struct History {
   const char* op;
   Tensor q, k, v, offsets;

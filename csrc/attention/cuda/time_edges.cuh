@@ -1,6 +1,6 @@
 // The lower edges of the time buckets as constants of the device code: a table handed in would have to be
 // copied to the GPU first, which waits for it. They are threshold_values of
-// argus_kernels/core/relative_bias.py, which defines them; a test holds the two together.
+// argus_kernels/attention/relative_bias.py, which defines them; a test holds the two together.
 #pragma once
 
 #include "common/cuda/device.cuh"

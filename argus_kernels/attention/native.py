@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
-from argus_kernels.core.relative_bias import time_thresholds
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

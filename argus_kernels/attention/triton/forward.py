@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from argus_kernels.core.triton_attention_tiles import (
+from argus_kernels.attention.triton.tiles import (
     LN_2,
     LOG2_E,
     add_biases,

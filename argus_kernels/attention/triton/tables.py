@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from argus_kernels.core.triton_attention_backward import score_gradients
-from argus_kernels.core.triton_attention_tiles import LOG2_E, add_to_histogram, load_rows
+from argus_kernels.attention.triton.backward import score_gradients
+from argus_kernels.attention.triton.tiles import LOG2_E, add_to_histogram, load_rows
 from argus_kernels.core.triton_jit import kernel
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from argus_kernels.core.history_tiles import Tile, rows_first
+from argus_kernels.attention.query_tiles import Tile, rows_first
+from argus_kernels.attention.relative_bias import position_buckets, seen_keys, time_buckets
 from argus_kernels.core.masked_products import over_seen
-from argus_kernels.core.relative_bias import position_buckets, seen_keys, time_buckets
 
 
 @dataclass(frozen=True)

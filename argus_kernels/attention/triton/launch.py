@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.relative_bias import time_thresholds
-from argus_kernels.core.triton_attention_backward import key_gradient_kernel, query_gradient_kernel
-from argus_kernels.core.triton_attention_forward import forward_kernel
-from argus_kernels.core.triton_attention_tables import table_gradient_kernel
-from argus_kernels.core.triton_schedule import tile_schedules
+from argus_kernels.attention.relative_bias import time_thresholds
+from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
+from argus_kernels.attention.triton.forward import forward_kernel
+from argus_kernels.attention.triton.schedule import tile_schedules
+from argus_kernels.attention.triton.tables import table_gradient_kernel
 from argus_kernels.core.triton_support import gpu_generation, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.relative_bias import visible_pairs
+from argus_kernels.attention.relative_bias import visible_pairs
 from argus_kernels.core.sample import Sample, tensor_bytes
 
 
