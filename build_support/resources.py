@@ -3,7 +3,8 @@
     python -m build_support.resources [folder]
 
 compiles csrc/<op>/*.cu and writes the figures as cuda.json and cuda.md into the folder, which is
-benchmarks/results/static/ where none is given. No GPU is needed; tests/test_compile_targets.py holds the limits.
+benchmarks/results/static/ where none is given. No GPU is needed;
+tests/build_support/test_compile_targets.py holds the limits.
 """
 
 from __future__ import annotations

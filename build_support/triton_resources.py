@@ -5,8 +5,8 @@
     python -m build_support.triton_resources --room NAME         the default configurations of one room, as JSON lines
 
 The cases are those of the rooms' `compile_cases()`, recorded from their own launchers. Run it in a process without
-TRITON_INTERPRET; tests/test_compile_targets.py does and holds the limits. Triton caches what it compiles, so a second
-run takes seconds.
+TRITON_INTERPRET; tests/build_support/test_compile_targets.py does and holds the limits. Triton caches what it compiles,
+so a second run takes seconds.
 """
 
 from __future__ import annotations

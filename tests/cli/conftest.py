@@ -10,7 +10,7 @@ import pytest
 from python_model.data.schema import load_dataset
 from python_model.data.synthetic import generate, preset
 from python_model.serving.export import export
-from tests.serving.conftest import random_model, save_run
+from tests.model.serving.conftest import random_model, save_run
 
 
 @pytest.fixture(scope="session")

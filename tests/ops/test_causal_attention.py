@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from argus_kernels import causal_attention
 from argus_kernels.ops.causal_attention import BACKENDS
-from tests.ops.attention_truth import (
+from tests.attention.attention_truth import (
     dense_bias,
     dense_mask,
     drawn,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from argus_kernels import hstu_attention
 from argus_kernels.ops.hstu_attention import BACKENDS
-from tests.ops.attention_truth import (
+from tests.attention.attention_truth import (
     dense_bias,
     dense_mask,
     drawn,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from build_support import decide
-from tests.test_compile_targets import TOOLKIT
+from tests.build_support.test_compile_targets import TOOLKIT
 
 HERE = Path(__file__).parent
 

@@ -23,7 +23,7 @@ from python_model.io.errors import DataError
 from python_model.train import batch_source, train, training_rows
 from python_model.training import checkpoint
 from python_model.training.progress import read_metrics
-from tests.model.test_train import MODEL, PRETRAIN
+from tests.model.training.test_train import MODEL, PRETRAIN
 
 CONFIG = TrainConfig(batch_events=64, window=16, seed=5)
 SHARDS, OF = 5, 3

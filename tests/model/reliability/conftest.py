@@ -18,7 +18,7 @@ from python_model.data.schema import Dataset
 from python_model.train import train
 from python_model.training import checkpoint
 from tests.model.conftest import SMALL
-from tests.model.test_train import PRETRAIN
+from tests.model.training.test_train import PRETRAIN
 
 MODEL: ModelConfig = replace(SMALL, dropout=0.1)
 CONFIG: TrainConfig = replace(PRETRAIN, steps=12, checkpoint_every=4, keep=2)

@@ -21,7 +21,7 @@ from python_model.io.integrity import CHECKSUMS
 from python_model.train import train
 from python_model.training import checkpoint
 from tests.model.reliability.conftest import CONFIG, MODEL, flip_bit, steps, truncate
-from tests.model.test_train import assert_same_run
+from tests.model.training.test_train import assert_same_run
 
 FILES = (checkpoint.MODEL, checkpoint.TRAINER, checkpoint.CONFIG, checkpoint.STATE, CHECKSUMS)
 

@@ -30,7 +30,7 @@ from python_model.training import checkpoint
 from python_model.training.progress import StepReport
 from tests.conftest import REPOSITORY
 from tests.model.reliability.conftest import CONFIG, MODEL, flip_bit, truncate
-from tests.model.test_train import assert_same_run
+from tests.model.training.test_train import assert_same_run
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ from python_model.training.skipped_steps import write_batch
 from tests.model.conftest import FEATURES, random_batch
 from tests.model.data.test_logs import write_ratings
 from tests.model.reliability.conftest import CONFIG, MODEL, Disk, steps
-from tests.model.test_train import assert_same_run
-from tests.serving.conftest import finetuned, service
+from tests.model.serving.conftest import finetuned, service
+from tests.model.training.test_train import assert_same_run
 
 __all__ = ["finetuned", "service"]
 SERVICE = preset("small", users=40)

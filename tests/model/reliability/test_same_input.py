@@ -25,7 +25,7 @@ from python_model.train import train
 from python_model.training import checkpoint
 from tests.model.reliability.conftest import CONFIG, MODEL
 from tests.model.reliability.test_damage import rewritten
-from tests.model.test_train import assert_same_run
+from tests.model.training.test_train import assert_same_run
 
 LONGER = replace(CONFIG, steps=12)
 

@@ -22,7 +22,7 @@ from python_model.train import Trainer, TrainingDiverged, step_seed, train
 from python_model.training import checkpoint, skipped_steps
 from python_model.training.progress import StepReport, read_metrics
 from tests.model.reliability.conftest import CONFIG, MODEL
-from tests.model.test_train import assert_same_run, weights
+from tests.model.training.test_train import assert_same_run, weights
 
 Plant = Callable[[Recommender, Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from python_model.training import checkpoint
 from python_model.training.progress import InterruptGuard, StepReport, Terminated, read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.reliability.conftest import CONFIG, MODEL
-from tests.model.test_train import assert_same_run
+from tests.model.training.test_train import assert_same_run
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

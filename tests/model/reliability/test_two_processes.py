@@ -29,7 +29,7 @@ from python_model.training.progress import read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.conftest import small_model
 from tests.model.reliability.conftest import CONFIG, MODEL
-from tests.model.test_train import assert_same_run
+from tests.model.training.test_train import assert_same_run
 
 
 def wait_for(holds: Callable[[], object], child: subprocess.Popen[str]) -> None:

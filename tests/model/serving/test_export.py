@@ -26,7 +26,7 @@ from python_model.serving.ids import IdTable
 from python_model.serving.quantize import from_bfloat16, from_int8, to_bfloat16, to_int8
 from python_model.training import checkpoint
 from python_model.training.checkpoint.sharded import BackgroundSaver
-from tests.serving.conftest import WINDOW
+from tests.model.serving.conftest import WINDOW
 
 VECTORS = arrays.arrays(
     np.float32, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=6),

@@ -84,7 +84,7 @@ def test_equal_seeds_give_equal_runs_and_others_do_not(tiny_service: Dataset, tm
 
 CHILD = """
 import sys, torch
-from tests.model.test_train import MODEL, PRETRAIN, FINETUNE
+from tests.model.training.test_train import MODEL, PRETRAIN, FINETUNE
 from python_model.data.schema import load_dataset
 from python_model.train import train
 from dataclasses import replace

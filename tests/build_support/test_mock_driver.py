@@ -15,7 +15,7 @@ import pytest
 from argus_kernels.ops import OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 WITH_TRITON = {op.name for op in OPS if any(backend.name == "triton" for backend in op.backends)}
 
@@ -67,7 +67,7 @@ def test_every_small_sample_binds() -> None:
 
 
 def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
-    (found,) = lines("tests/planted/second_compile.py")
+    (found,) = lines("tests/build_support/planted/second_compile.py")
     assert found["sized"] == []
     assert found["specialised"] == [
         "specialised_kernel compiles again for one: rows",
@@ -84,7 +84,7 @@ def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
 
 
 def test_ids_are_checked_in_one_launch() -> None:
-    (found,) = lines("tests/planted/check_ids.py")
+    (found,) = lines("tests/build_support/planted/check_ids.py")
     assert found["triton"] == ["check_kernel"] and found["torch"] == []
     assert found["assertions"] == 5 and found["stack"] == 0 and found["registers"] <= 32
     assert found["turned off"] == []

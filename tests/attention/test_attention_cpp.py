@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from argus_kernels import causal_attention, hstu_attention
 from argus_kernels.attention.relative_bias import threshold_values
 from argus_kernels.core import native
-from tests.ops.attention_truth import packed_offsets
+from tests.attention.attention_truth import packed_offsets
 
 OPS = [causal_attention, hstu_attention]
 LENGTHS = [1100, 0, 1, 64, 65, 4100]
@@ -150,7 +150,7 @@ def test_time_buckets_at_every_edge(together: int) -> None:
 
 SCRIPT = """
 import torch
-from tests.ops.test_attention_cpp import OPS, batch, results
+from tests.attention.test_attention_cpp import OPS, batch, results
 for op in OPS:
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         arguments = batch([200, 3, 0, 70], dtype, width=24)

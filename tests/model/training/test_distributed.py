@@ -20,7 +20,7 @@ from python_model.model.argus import Argus
 from python_model.training import checkpoint
 from python_model.training.progress import read_metrics
 from python_model.training.row_sharding import BLOCK, RowSharding, initial_rows, span
-from tests.model import distributed_worker as worker
+from tests.model.training import distributed_worker as worker
 
 LOSSES_OF = {"float32": 2e-6, "bfloat16": 5e-3}
 """How far losses may be apart, relative: sums are taken in another order, and bfloat16 rounds what differs."""

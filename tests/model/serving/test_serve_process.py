@@ -16,9 +16,9 @@ import pytest
 
 from python_model.serving.bundle import Export
 from python_model.serving.store import SessionStore
-from tests.serving.hostile_lines import LineMaker
+from tests.model.serving.hostile_lines import LineMaker
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 TIME = 1_700_000_000
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 LINES = 300 * SCALE

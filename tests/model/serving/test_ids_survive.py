@@ -16,7 +16,7 @@ from python_model.data.shards import shard_dataset
 from python_model.serving.bundle import Export
 from python_model.serving.export import export
 from python_model.serving.ids import IdTable
-from tests.serving.conftest import random_model, save_run
+from tests.model.serving.conftest import random_model, save_run
 
 ITEMS = 12
 KINDS: dict[str, tuple[list[Any], pa.DataType]] = {

@@ -18,7 +18,7 @@ from argus_kernels.attention.relative_bias import (
     time_thresholds,
     visible_pairs,
 )
-from tests.ops.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
+from tests.attention.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
 
 LARGEST = torch.iinfo(torch.int64).max
 REACHED = [value for value in threshold_values(200) if value <= 2**62]

@@ -273,7 +273,9 @@ def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> N
 
 @needs_triton
 def test_the_triton_gates_see_spills_and_matrix_instructions() -> None:
-    found = {(one.case, one.target): one for one in triton_resources.of_room("tests.planted.triton_kernels")}
+    found = {
+        (one.case, one.target): one for one in triton_resources.of_room("tests.build_support.planted.triton_kernels")
+    }
     for target, instruction in triton_resources.MATRIX.items():
         large, small = found["large", target], found["small", target]
         assert large.expected == instruction and set(large.instructions) == {instruction}

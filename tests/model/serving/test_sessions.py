@@ -23,7 +23,7 @@ from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog, jagged
 from python_model.serving.session import Reading
 from python_model.serving.store import SessionStore
-from tests.serving.conftest import WINDOW, assert_close, random_model
+from tests.model.serving.conftest import WINDOW, assert_close, random_model
 
 
 def events_of(dataset: Dataset, user: int) -> list[Event]:
@@ -223,7 +223,7 @@ import sys
 from pathlib import Path
 from python_model.serving.bundle import Export
 from python_model.serving.store import SessionStore
-from tests.serving.test_sessions import events_of
+from tests.model.serving.test_sessions import events_of
 from python_model.data.schema import load_dataset
 
 data, out, folder = sys.argv[1:]
@@ -243,7 +243,7 @@ def test_a_killed_server_loses_no_event_it_answered(
     service: Dataset, exported: Export, fresh: Callable[..., SessionStore], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-c", KILLED, str(service.path), str(exported.path), str(tmp_path / "sessions")]
-    repository = Path(__file__).resolve().parents[2]
+    repository = Path(__file__).resolve().parents[3]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None

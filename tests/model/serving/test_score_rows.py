@@ -21,7 +21,7 @@ from python_model.serving.bundle import Export
 from python_model.serving.score import prepare_states, score_parquet
 from python_model.serving.scorers import ExportScorer, HistoryScorer, VectorScorer
 from python_model.training import checkpoint
-from tests.serving.conftest import WINDOW
+from tests.model.serving.conftest import WINDOW
 
 LATE = 1_762_061_400
 USERS, ITEMS = np.arange(5) * 10, np.array([7, 8, 9])

@@ -23,8 +23,8 @@ from python_model.io.errors import DataError
 from python_model.serving.bundle import Export
 from tests.model.data.test_logs import assert_same_files, write_log, write_ratings
 from tests.model.data.test_yambda import tree as yambda_tree
-from tests.serving.conftest import exported, finetuned, service
-from tests.serving.test_score import hostile_rows, rows_of
+from tests.model.serving.conftest import exported, finetuned, service
+from tests.model.serving.test_score import hostile_rows, rows_of
 
 __all__ = ["exported", "finetuned", "service", "yambda_tree"]
 

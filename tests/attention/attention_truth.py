@@ -16,7 +16,7 @@ jagged_lengths = st.lists(st.sampled_from([0, 0, 1, 2, 3, 7, 15, 16, 17, 33]), m
 
 
 def exact_backends(backends: Sequence[Backend]) -> list[str]:
-    """Those that compute in float64 here; the others are held to the definition by tests/test_ops.py."""
+    """Those that compute in float64 here; the others are held to the definition by tests/core/test_ops.py."""
     return [backend.name for backend in backends if backend.name in ("cpp", "reference") and not backend.available()]
 
 

@@ -1,4 +1,4 @@
-"""What the ranks of tests/model/test_distributed.py run: several training runs in one process group."""
+"""What the ranks of tests/model/training/test_distributed.py run: several training runs in one process group."""
 
 from __future__ import annotations
 

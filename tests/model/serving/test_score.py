@@ -27,7 +27,7 @@ from python_model.serving.rows import input_parts, tables
 from python_model.serving.score import prepare_states, score_parquet
 from python_model.serving.scorers import ExportScorer, HistoryScorer, distinct
 from python_model.training import checkpoint
-from tests.serving.conftest import LAG, WINDOW, assert_close, random_model
+from tests.model.serving.conftest import LAG, WINDOW, assert_close, random_model
 
 
 def rows_of(dataset: Dataset, rows: np.ndarray) -> pa.Table:
@@ -178,7 +178,7 @@ def test_a_killed_job_goes_on_and_has_every_row_once(service: Dataset, exported:
     rows = rows.append_column("number", pa.array(np.arange(4000)))
     pq.write_table(rows, tmp_path / "rows.parquet", row_group_size=100)
     command = [sys.executable, "-c", KILLED, *map(str, (exported.path, tmp_path / "rows.parquet", tmp_path / "out"))]
-    repository = str(Path(__file__).resolve().parents[2])
+    repository = str(Path(__file__).resolve().parents[3])
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": repository})
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and len(list((tmp_path / "out").glob("part-*.parquet"))) < 5:

@@ -12,7 +12,7 @@ import pytest
 from python_model.serving.bundle import Export
 from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
-from tests.serving.hostile_lines import LineMaker
+from tests.model.serving.hostile_lines import LineMaker
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 LINES = 2000 * SCALE
