@@ -21,7 +21,7 @@ from benchmarks.report.summary import markdown
 
 MAX_CONFIGS = 1000
 """Of a kernel; more is a damaged line."""
-GOLDEN = REPOSITORY / "tests" / "simt" / "golden"
+GOLDEN = REPOSITORY / "tests" / "csrc" / "simt" / "golden"
 """The golden vectors that the tests replay on the executor, a file for each GPU."""
 
 

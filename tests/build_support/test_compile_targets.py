@@ -25,7 +25,7 @@ from build_support import decide, resources, triton_resources
 from build_support.resources import Figures
 
 TOOLKIT = decide.find_toolkit(os.environ)
-PLANTED = resources.ROOT / "tests" / "simt"
+PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
 MATRIX_KERNELS = PLANTED / "matrix_kernels.cu"
 ATTENTION = ("causal_attention", "hstu_attention")
 KERNELS = [*resources.op_kernels(), MATRIX_KERNELS]

@@ -10,7 +10,7 @@ from pathlib import Path
 from build_support import compile as native
 from build_support import decide
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 FLAGS = ("-g1", "-DARGUS_ONE_CLONE", "-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all")
 
 

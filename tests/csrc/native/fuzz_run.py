@@ -1,4 +1,4 @@
-"""Runs mutated native calls in a process of its own: `python -m tests.native.fuzz_run --seed 0 --calls 3000 --log F`.
+"""Runs mutated native calls in a process of its own: `python -m tests.csrc.native.fuzz_run --seed 0 --calls 3000 --log F`.
 
 Each call is either computed or refused by an exception, which for our own refusals is one sentence and leaves the
 arguments as they were. The number of the call under way stands in the log, so that after a crash `--only NUMBER` makes
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
-from tests.native.fuzz_calls import NAMESPACE, Call, copied, host_calls, native_calls
-from tests.native.fuzz_mutations import mutated
+from tests.csrc.native.fuzz_calls import NAMESPACE, Call, copied, host_calls, native_calls
+from tests.csrc.native.fuzz_mutations import mutated
 
 TORCH_REFUSALS = {
     TypeError: "incompatible function arguments",

@@ -21,15 +21,15 @@ from argus_kernels.ops.sampled_softmax_loss import OP as SOFTMAX
 from argus_kernels.ops.triple_embedding import OP as EMBEDDING
 from argus_kernels.testing import compare, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.ops import softmax_draws
-from tests.simt import (
+from tests.csrc.simt import (
     attention_on_host,
     decode_attention_on_host,
     host_executor,
     sampled_softmax_loss_on_host,
     triple_embedding_on_host,
 )
-from tests.simt.test_attention_on_host import sample as attention_sample
+from tests.csrc.simt.test_attention_on_host import sample as attention_sample
+from tests.ops import softmax_draws
 
 NAME = host_executor.BACKEND
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -17,7 +17,7 @@ from argus_kernels.ops.pairwise_loss import OP
 from argus_kernels.ops.pairwise_loss.samples import drawn
 from argus_kernels.testing import require_close, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.simt.pairwise_loss_on_host import PAIRWISE_LOSS
+from tests.csrc.simt.pairwise_loss_on_host import PAIRWISE_LOSS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAME = PAIRWISE_LOSS.name

@@ -13,7 +13,7 @@ from torch import Tensor
 from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.pairwise_loss import native
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 SOURCES = (

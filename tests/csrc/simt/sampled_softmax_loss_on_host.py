@@ -12,7 +12,7 @@ from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.sampled_softmax_loss import native
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 SOURCES = (

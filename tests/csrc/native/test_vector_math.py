@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.native.probe import library
+from tests.csrc.native.probe import library
 
 EXP, LOG1P, SOFTPLUS, SIGMOID, SUM, MAX, ERF, GELU = range(8)
 
@@ -92,7 +92,7 @@ def test_lanes(count: int) -> None:
 
 def test_the_same_bits_on_every_instruction_set() -> None:
     program = (
-        "import zlib, torch\nfrom tests.native.test_vector_math import apply\n"
+        "import zlib, torch\nfrom tests.csrc.native.test_vector_math import apply\n"
         "x = torch.randn(40000, generator=torch.Generator().manual_seed(0)) * 10\n"
         "print([zlib.crc32(apply(w, x.sigmoid() if w == 1 else x)[:1 if w in (4, 5) else None].numpy().tobytes())"
         " for w in range(8)])"

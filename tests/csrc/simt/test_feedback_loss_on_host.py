@@ -15,7 +15,7 @@ from argus_kernels.ops.feedback_loss import OP
 from argus_kernels.ops.feedback_loss.samples import drawn
 from argus_kernels.testing import require_close, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.simt.feedback_loss_on_host import FEEDBACK_LOSS
+from tests.csrc.simt.feedback_loss_on_host import FEEDBACK_LOSS
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAME = FEEDBACK_LOSS.name

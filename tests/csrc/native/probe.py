@@ -13,8 +13,8 @@ import pytest
 from build_support import compile as native
 from build_support import decide
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCES = ("csrc/common/cpu/matmul.cpp", "csrc/common/cpu/matmul_pack.cpp", "tests/native/probe.cpp")
+REPOSITORY = Path(__file__).resolve().parents[3]
+SOURCES = ("csrc/common/cpu/matmul.cpp", "csrc/common/cpu/matmul_pack.cpp", "tests/csrc/native/probe.cpp")
 
 
 @cache

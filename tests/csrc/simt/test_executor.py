@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 HERE = Path(__file__).parent
 SOURCES = tuple(HERE / name for name in ("registry.cpp", "faults.cpp", "language.cpp", "matrix.cpp"))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.native.fuzz_calls import Call, copied
+from tests.csrc.native.fuzz_calls import Call, copied
 
 INTEGERS = (0, 1, -1, 2, 7, -5, 2**31 - 1, 2**31, -(2**31), 2**32, 2**62, 2**63 - 1, -(2**63))
 NUMBERS = (0.0, -1.0, 1e-45, 1e300, -1e300, float("nan"), float("inf"), -float("inf"))

@@ -15,7 +15,7 @@ from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.causal_attention import cuda as causal
 from argus_kernels.ops.hstu_attention import cuda as hstu
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 SOURCES = (

@@ -15,7 +15,7 @@ from argus_kernels.ops.triple_embedding import OP
 from argus_kernels.ops.triple_embedding.samples import drawn
 from argus_kernels.testing import require_close, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.simt import triple_embedding_on_host
+from tests.csrc.simt import triple_embedding_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAME = triple_embedding_on_host.BACKEND.name

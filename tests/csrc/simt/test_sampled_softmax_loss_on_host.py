@@ -14,8 +14,8 @@ from argus_kernels.core import Sample
 from argus_kernels.ops.sampled_softmax_loss import OP
 from argus_kernels.ops.sampled_softmax_loss.samples import drawn
 from argus_kernels.testing import harness, require_close, run_op, small_samples
+from tests.csrc.simt import sampled_softmax_loss_on_host as on_host
 from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, require_right, results
-from tests.simt import sampled_softmax_loss_on_host as on_host
 
 NAME = on_host.BACKEND.name
 # Rows, candidates and columns past a tile, several chunks, splits and strips; widths that 16-byte copies take, one not.

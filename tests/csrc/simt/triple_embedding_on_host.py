@@ -14,7 +14,7 @@ from torch import Tensor
 from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.triple_embedding import native
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 LIBRARY = "triple_embedding"

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from argus_kernels.core import native
-from tests.native import sanitized
-from tests.native.fuzz_calls import native_calls, registered
+from tests.csrc.native import sanitized
+from tests.csrc.native.fuzz_calls import native_calls, registered
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 CALLS, SANITIZED_CALLS = 3000, 14_000
@@ -27,7 +27,7 @@ PACKAGE = Path(native.__file__).parents[1]
 
 def fuzz(log: Path, cpu: Path, host: Path, seed: int, calls: int, environment: dict[str, str]) -> dict[str, Any]:
     """Runs the calls in a process of its own; where it ends otherwise than it should, fails with the call under way."""
-    command = [sys.executable, "-m", "tests.native.fuzz_run", "--library", str(cpu), "--host", str(host.parent)]
+    command = [sys.executable, "-m", "tests.csrc.native.fuzz_run", "--library", str(cpu), "--host", str(host.parent)]
     command += ["--seed", str(seed), "--calls", str(calls), "--log", str(log)]
     done = subprocess.run(command, cwd=sanitized.REPOSITORY, env=environment, capture_output=True, text=True)
     if done.returncode != 0:

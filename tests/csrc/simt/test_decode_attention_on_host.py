@@ -15,7 +15,7 @@ from argus_kernels.ops.decode_attention import OP
 from argus_kernels.ops.decode_attention.samples import drawn
 from argus_kernels.testing import require_close, run_op, small_samples
 from argus_kernels.testing.harness import draw
-from tests.simt import decode_attention_on_host
+from tests.csrc.simt import decode_attention_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BACKEND = decode_attention_on_host.DECODE_ATTENTION

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.native.probe import library, sizes
+from tests.csrc.native.probe import library, sizes
 
 COLUMNS = 32
 DTYPES = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16, "d": torch.float64}

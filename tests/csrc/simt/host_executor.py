@@ -1,7 +1,7 @@
 """Builds and runs the test libraries of device code on the CPU: the executor as it is, device code instrumented.
 
-An op's CUDA kernels become its backend "cuda_on_host" in tests/simt/<op>_on_host.py, which fills the launchers'
-parameters and calls them through `run`; tests/simt/<op>.cpp puts device buffers in the place of host pointers.
+An op's CUDA kernels become its backend "cuda_on_host" in tests/csrc/simt/<op>_on_host.py, which fills the launchers'
+parameters and calls them through `run`; tests/csrc/simt/<op>.cpp puts device buffers in the place of host pointers.
 
 What was compiled is kept in build/simt under a digest of its sources, so that it is compiled once, not once a process.
 """
@@ -22,11 +22,20 @@ from pathlib import Path
 
 from build_support import decide
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
 EXECUTOR = tuple(sorted((REPOSITORY / "csrc/simt").glob("*.cpp")))
 WARNINGS = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
-FLAGS = ("-std=c++20", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", *WARNINGS, "-Icsrc", "-Itests/simt")
+FLAGS = (
+    "-std=c++20",
+    "-g1",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    *WARNINGS,
+    "-Icsrc",
+    "-Itests/csrc/simt",
+)
 PLAIN = ("-O2",)
 # The thread sanitizer's instrumentation, without its runtime, shows every load and store to the executor.
 INSTRUMENTED = ("-O1", "-fsanitize=thread,undefined", "-fno-sanitize=vptr", "-x", "c++")

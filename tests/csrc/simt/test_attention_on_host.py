@@ -25,7 +25,7 @@ from argus_kernels.ops.hstu_attention import OP as HSTU
 from argus_kernels.testing import require_close, run_op
 from argus_kernels.testing.harness import draw
 from build_support.resources import SHARED_LIMIT
-from tests.simt import attention_on_host
+from tests.csrc.simt import attention_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = [CAUSAL, HSTU]

@@ -14,7 +14,7 @@ from benchmarks.gpu_session import golden
 from benchmarks.gpu_session.golden import Vector
 from benchmarks.gpu_session.report import GOLDEN
 from build_support import decide
-from tests.simt import host_executor
+from tests.csrc.simt import host_executor
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
 
