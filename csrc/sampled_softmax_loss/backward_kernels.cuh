@@ -26,7 +26,9 @@ __global__ void row_gradients_kernel(Kernel<T> k) {
   const float d_loss = static_cast<const float*>(k.gradients.d_loss)[row];
   const float d_lse = static_cast<const float*>(k.gradients.d_lse)[row];
   k.work.row_scale[row] = counts ? weight * d_loss + d_lse : 0.0f;
-  k.work.whole[row] = counts ? k.statistic(1, row) : kInfinity;
+  // Shares of an infinite sum are NaN, as ∞ / ∞ is.
+  const float whole = k.statistic(1, row);
+  k.work.whole[row] = !counts ? kInfinity : whole == kInfinity ? NAN : whole;
 }
 
 // One block: the power of two that takes the largest gradient of a row to between 2⁷ and 2⁸, and its inverse.

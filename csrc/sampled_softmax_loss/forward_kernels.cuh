@@ -11,6 +11,12 @@
 
 namespace argus::sampled_softmax_loss {
 
+// What the terms of a log-sum-exp are taken relative to: its peak, or 0 where that is infinite, since ∞ − ∞
+// is NaN.
+ARGUS_DEVICE float shift_of(float peak) {
+  return fabsf(peak) == kInfinity ? 0.0f : peak;
+}
+
 // A row's log-sum-exp so far, and how many candidates it holds.
 struct Online {
   float peak, total;
@@ -18,7 +24,7 @@ struct Online {
 
   ARGUS_DEVICE void add(const Online& other) {
     const float highest = fmaxf(peak, other.peak);
-    const float shift = highest == -kInfinity ? 0.0f : highest;
+    const float shift = shift_of(highest);
     total = total * expf(peak - shift) + other.total * expf(other.peak - shift);
     peak = highest;
     kept += other.kept;
@@ -40,7 +46,7 @@ ARGUS_DEVICE void add_scores(Online (&online)[kHeld], Sums& sums, const TileKeys
       tile.peak = fmaxf(tile.peak, sums.at(i, j));
       tile.kept += here ? 1 : 0;
     }
-    const float shift = tile.peak == -kInfinity ? 0.0f : tile.peak;
+    const float shift = shift_of(tile.peak);
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) tile.total += expf(sums.at(i, j) - shift);
     online[i].add(tile);
@@ -100,10 +106,10 @@ __global__ void __launch_bounds__(tile::kThreads) log_sum_exp_kernel(Kernel<T> k
   }
 }
 
-// log(e^a + e^b); either may be −∞.
+// log(e^a + e^b); either may be infinite.
 ARGUS_DEVICE float log_add(float a, float b) {
   const float high = fmaxf(a, b), low = fminf(a, b);
-  return high == -kInfinity ? high : high + log1pf(expf(low - high));
+  return fabsf(high) == kInfinity ? high : high + log1pf(expf(low - high));
 }
 
 template <class T>

@@ -5,8 +5,9 @@
 // so that d_candidates is added to without locks; each item has its own partial d_query of the step, and
 // these are added in the order of the groups. Where there are few candidates the rows are cut into sections
 // as well, each with its own d_candidates. A pair that is left out has a dS of 0, which takes nothing from an
-// operand that is finite; where a gradient became NaN, tiles with such pairs are done again pair by pair
-// without them. All of this depends on the sizes alone: the bits are the same for any number of threads.
+// operand that is finite; where a gradient became NaN, or an operand of d_scale is not finite, tiles with
+// such pairs are done again pair by pair without them. All of this depends on the sizes alone: the bits are
+// the same for any number of threads.
 #include <algorithm>
 #include <cmath>
 
@@ -71,7 +72,7 @@ class Backward {
 
   void run() {
     run_once();
-    if (!became_nan()) return;
+    if (!became_nan() && !d_scale_may_be_nan()) return;
     pair_by_pair_ = true;
     run_once();
   }
@@ -147,7 +148,9 @@ class Backward {
     if (in_.refined) weight /= A{1} + std::exp(-denominator);
     row_scale_.get()[i] = empty ? A{0} : weight * at(out_.d_loss, row) + at(out_.d_lse, row);
     factor_.get()[i] = scale() * row_scale_.get()[i];
-    whole_.get()[i] = empty ? -kMinusInfinity<A> : whole;
+    // Shares of an infinite sum are NaN, as ∞ / ∞ is.
+    constexpr A kNan = std::numeric_limits<A>::quiet_NaN();
+    whole_.get()[i] = empty ? -kMinusInfinity<A> : whole == -kMinusInfinity<A> ? kNan : whole;
   }
 
   // A tile of queries as the left operand of the scores and as the right operand of dSᵀ · Q.
@@ -180,10 +183,11 @@ class Backward {
         const int64_t count = rows_in(step, section, tile);
         if (count == 0) break;
         const int64_t first = first_row(step, section, tile);
+        const bool some_left_out = pair_by_pair_ && mark_left_out(first, count, block, columns, scratch);
         d_scores(first, count, left(section, tile), block, columns, sums + tile * kTileRows, scratch);
         A* d_query = d_query_.get() + (item * plan_.step_rows + tile * kTileRows) * width_;
         const bool first_block = block == plan_.first_block(group), first_tile = step == 0 && tile == 0;
-        if (pair_by_pair_ && mark_left_out(first, count, block, columns, scratch)) {
+        if (some_left_out) {
           add_pairs(first, count, block, columns, first_block, d_query, first_tile, section, scratch);
           continue;
         }
@@ -236,6 +240,33 @@ class Backward {
     for (int64_t d = 0; d < width; ++d) to[d] += factor * static_cast<A>(load(row[d]));
   }
 
+  // A share of 0 times a product of −∞ is NaN in d_scale alone, which no other gradient shows.
+  bool d_scale_may_be_nan() const {
+    if (out_.d_scale == nullptr) return false;
+    const auto is_finite = [](const T* values, int64_t size) {
+      bool found = true;
+      for (int64_t i = 0; i < size; ++i) found &= load(values[i]) - load(values[i]) == A{0};
+      return found;
+    };
+    const T* query = static_cast<const T*>(in_.query);
+    return !is_finite(static_cast<const T*>(in_.candidates), in_.drawn * width_) ||
+           !std::all_of(kept_.begin(), kept_.end(),
+                        [&](int64_t row) { return is_finite(query + row * width_, width_); });
+  }
+
+  // Makes the moment of a row NaN where a candidate that it counts has a product of −∞.
+  void add_infinite_products(int64_t first, int64_t count, int64_t columns, A* moment,
+                             const Scratch& scratch) const {
+    for (int64_t i = 0; i < count; ++i) {
+      const A* row = scratch.scores.get() + i * kBlock;
+      const A* left_out = scratch.left_out.get() + i * kBlock;
+      for (int64_t c = 0; c < columns; ++c) {
+        const bool infinite = row[c] - product_.get()[first + i] == kMinusInfinity<A>;
+        if (infinite && left_out[c] == A{0}) moment[i] = std::numeric_limits<A>::quiet_NaN();
+      }
+    }
+  }
+
   bool became_nan() const {
     const auto any = [](const void* gradient, int64_t size) {
       const T* values = static_cast<const T*>(gradient);
@@ -252,6 +283,7 @@ class Backward {
     A* scores = scratch.scores.get();
     matmul::multiply<P>(scores, kBlock, left, depth_, scratch.for_scores.get(), count, columns, width_,
                         false);
+    if (pair_by_pair_) add_infinite_products(first, count, columns, sums + plan_.step_rows, scratch);
     for (int64_t i = 0; i < count; ++i) {
       left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
           .cross_out(scores + i * kBlock, block * kBlock, block * kBlock + columns);
@@ -285,7 +317,7 @@ class Backward {
       d_score += sums[2 * plan_.step_rows];
     }
     const int64_t row = kept_[static_cast<size_t>(i)];
-    const A whole = whole_.get()[i];
+    const A whole = whole_.get()[i];  // +∞ where every candidate is left out
     A own{0};
     if (!in_.refined) {
       const A log_q = in_.positive_log_q == nullptr ? A{0} : at(in_.positive_log_q, row);

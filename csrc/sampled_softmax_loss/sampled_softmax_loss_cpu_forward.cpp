@@ -18,6 +18,13 @@ namespace {
 
 constexpr int64_t kWorkItems = 16;  // at least, where the sizes allow it
 
+// log(e^a + e^b); either may be infinite.
+double log_add(double a, double b) {
+  if (std::isnan(a) || std::isnan(b)) return a + b;
+  const double high = std::fmax(a, b);
+  return std::isinf(high) ? high : high + std::log1p(std::exp(std::fmin(a, b) - high));
+}
+
 template <class T, class P>
 class Forward {
  public:
@@ -106,7 +113,7 @@ class Forward {
     double peak = -std::numeric_limits<double>::infinity(), total = 0.0;
     for (int64_t chunk = 0; chunk < chunks_; ++chunk)
       peak = std::fmax(peak, static_cast<double>(peak_.get()[chunk * kept_count_ + i]));
-    const double shift = std::isinf(peak) && peak < 0 ? 0.0 : peak;
+    const double shift = shift_of(peak);
     for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
       const int64_t at = chunk * kept_count_ + i;
       total += static_cast<double>(total_.get()[at]) * std::exp(static_cast<double>(peak_.get()[at]) - shift);
@@ -124,8 +131,7 @@ class Forward {
       denominator = negatives + std::log1p(-std::exp(log_q)) - std::log(count);
       loss = std::isinf(denominator) && denominator < 0 ? 0.0 : denominator / (1.0 + std::exp(-denominator));
     } else {
-      const double high = std::fmax(-log_q, negatives), low = std::fmin(-log_q, negatives);
-      loss = denominator = std::isnan(negatives) ? negatives : high + std::log1p(std::exp(low - high));
+      loss = denominator = log_add(-log_q, negatives);
     }
     const double weight = in_.row_weight == nullptr ? 1.0 : value(in_.row_weight, row);
     const double positive_score = static_cast<double>(scale()) * static_cast<double>(product_.get()[i]);

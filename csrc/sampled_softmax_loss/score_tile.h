@@ -36,6 +36,14 @@ ARGUS_INLINE void close_row(A* row, int64_t columns, int64_t end) {
   for (int64_t c = columns; c < end; ++c) row[c] = kMinusInfinity<A>;
 }
 
+// What the terms of a log-sum-exp are taken relative to: its peak, or 0 where that is infinite, since
+// ∞ − ∞ is NaN. A score of +∞ then gives an infinite sum, scores of −∞ alone a sum of 0.
+template <class A>
+ARGUS_INLINE A shift_of(A peak) {
+  constexpr A kMost = std::numeric_limits<A>::max();
+  return peak >= -kMost && peak <= kMost ? peak : A{0};
+}
+
 // Adds the tile's candidates to each row's log-sum-exp, kept as a peak and a sum relative to it.
 template <class A>
 ARGUS_INLINE void add_to_log_sum_exp_body(ScoreTile<A> tile, A* peak, A* total) {
@@ -54,7 +62,7 @@ ARGUS_INLINE void add_to_log_sum_exp_body(ScoreTile<A> tile, A* peak, A* total) 
       }
     }
     const A highest = lane_max(lanes, kLanes, peak[i]);
-    const A shift = highest == kMinusInfinity<A> ? A{0} : highest;
+    const A shift = shift_of(highest);
     A sums[kLanes] = {};
     for (int64_t c = 0; c < end; c += kLanes) {
       for (int64_t lane = 0; lane < kLanes; ++lane) sums[lane] += fast_exp(row[c + lane] - shift);
@@ -67,7 +75,7 @@ ARGUS_INLINE void add_to_log_sum_exp_body(ScoreTile<A> tile, A* peak, A* total) 
 // What the backward pass wants of each row, and what it sums up over the candidates.
 template <class A>
 struct RowShares {
-  const A* whole;   // log of the sum that the shares are shares of; +∞ where there is none
+  const A* whole;   // log of the sum that the shares are shares of; +∞ where it is of nothing
   const A* factor;  // gradient of a score = factor · share
   A* share;         // Σ share
   A* moment;        // Σ share · (⟨query, candidate⟩ − ⟨query, positive⟩)

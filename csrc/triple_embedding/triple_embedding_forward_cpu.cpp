@@ -1,5 +1,7 @@
-// The forward pass on the CPU. The projected tables come first. Then each tile of events is gathered,
-// multiplied by the packed weight, and finished: bias and rows of the projected tables added, rounded once.
+// The forward pass on the CPU. The projected tables come first, each with a row of zeros for missing ids
+// after its own: zero times an infinite weight is NaN, as it is where rows are gathered. Then each tile of
+// events is gathered, multiplied by the packed weight, and finished: bias and rows of the projected tables
+// added, rounded once.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -52,7 +54,6 @@ class ForwardPass {
     const Weight* given = static_cast<const Weight*>(bias);
     if (given != nullptr)
       std::transform(given, given + problem.width, bias_.begin(), [](Weight x) { return load(x); });
-    nothing_.assign(static_cast<size_t>(problem.width), A{0});
   }
 
   void run() {
@@ -98,27 +99,33 @@ class ForwardPass {
   }
 
   void project_tables() {
-    stack_.reset(new A[static_cast<size_t>(layout_.height * problem_.width)]);
-    torch::stable::parallel_for(0, static_cast<int64_t>(layout_.projected.size()), 1,
-                                [&](int64_t first, int64_t last) {
-                                  for (int64_t part = first; part < last; ++part)
-                                    project(layout_.projected[static_cast<size_t>(part)]);
-                                });
+    const int64_t parts = static_cast<int64_t>(layout_.projected.size());
+    stack_.reset(new A[static_cast<size_t>((layout_.height + parts) * problem_.width)]);
+    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+      for (int64_t index = first; index < last; ++index) project(index);
+    });
   }
 
-  void project(const Part& part) {
+  // The projected rows of a part: those of its table, then that of a missing id.
+  A* projected(int64_t index) const {
+    return stack_.get() + (layout_.projected[static_cast<size_t>(index)].place + index) * problem_.width;
+  }
+
+  void project(int64_t index) {
+    const Part& part = layout_.projected[static_cast<size_t>(index)];
     const Table& table = *part.table;
     const int64_t width = problem_.width, stride = matmul::padded_depth<Operand>(table.width);
-    std::vector<int64_t> ids(static_cast<size_t>(table.rows));
+    const int64_t count = table.rows + 1;
+    std::vector<int64_t> ids(static_cast<size_t>(count));
     std::iota(ids.begin(), ids.end(), int64_t{0});
-    std::vector<Operand> rows(static_cast<size_t>(table.rows * stride));
+    ids.back() = kSkippedRow;
+    std::vector<Operand> rows(static_cast<size_t>(count * stride));
     ForEachIsa<&gather_rows<Operand, Weight, Stored>>::call(
-        part.table, static_cast<const int64_t*>(ids.data()), table.rows, table.rows, rows.data(), stride);
+        part.table, static_cast<const int64_t*>(ids.data()), count, count, rows.data(), stride);
     std::vector<Operand> right(static_cast<size_t>(matmul::right_size<Operand>(width, table.width)));
     matmul::pack_right(right.data(), weight_rows(part.offset), width, table.width, int64_t{1}, width);
-    matmul::multiply(stack_.get() + part.place * width, width, static_cast<const Operand*>(rows.data()),
-                     stride, static_cast<const Operand*>(right.data()), table.rows, width, table.width,
-                     false);
+    matmul::multiply(projected(index), width, static_cast<const Operand*>(rows.data()), stride,
+                     static_cast<const Operand*>(right.data()), count, width, table.width, false);
   }
 
   void finish_tile(int64_t first, int64_t count, Scratch& scratch) const {
@@ -132,10 +139,11 @@ class ForwardPass {
     const int64_t parts = static_cast<int64_t>(layout_.projected.size());
     for (int64_t index = 0; index < parts; ++index) {
       const Part& part = layout_.projected[static_cast<size_t>(index)];
+      const A* rows = projected(index);
       for (int64_t i = 0; i < count; ++i) {
         const int64_t id = part.ids[first + i];
         scratch.addends[static_cast<size_t>(i * parts + index)] =
-            id < 0 ? nothing_.data() : stack_.get() + (part.place + id) * width;
+            rows + (id < 0 ? part.table->rows : id) * width;
       }
     }
     ForEachIsa<&finish_rows<Weight>>::call(static_cast<const A*>(scratch.sums.data()), bias_.data(),
@@ -146,7 +154,7 @@ class ForwardPass {
   const Problem& problem_;
   const Layout layout_;
   Weight* const output_;
-  std::vector<A> bias_, nothing_;
+  std::vector<A> bias_;
   std::unique_ptr<Operand[]> packed_;
   std::unique_ptr<A[]> stack_;
 };

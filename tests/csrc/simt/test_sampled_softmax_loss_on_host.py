@@ -146,6 +146,20 @@ def test_log_q_of_fifty(form: str) -> None:
         torch.testing.assert_close(ours[name].double(), value, rtol=1e-4, atol=1e-4 * float(value.abs().max()))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_score_of_infinity_gives_an_infinite_loss(form: str) -> None:
+    arguments = draw(20, 150, 8, torch.bfloat16, form)
+    for name in ("query", "positive", "candidates"):
+        arguments[name] = arguments[name].abs() + 0.5
+    arguments["query"][::2, 3] *= -1.0
+    arguments["candidates"][140, 3] = math.inf
+    ours, truth = results(arguments, NAME, both=False), results(in_float64(arguments), "eager", both=False)
+    assert bool(truth["loss"].isposinf().any()) and bool(truth["loss"].isfinite().any())
+    for name in ("loss", "lse", "d_query", "d_positive"):
+        for is_one in (torch.isnan, torch.isposinf, torch.isneginf):
+            assert torch.equal(is_one(ours[name]), is_one(truth[name])), name
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e4])
 def test_half_precision_score_gradients_stay_in_range(size: float) -> None:
     """Gradients of 10⁻⁶ or 10⁴ a row would leave float16 unless dS is scaled."""
