@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,11 @@ class HistoryCase:
             arguments["window"] = self.window
         arguments.update(self.extra)
         return arguments
+
+    def scaled(self, scale: int) -> HistoryCase:
+        """The same users with `scale` times as many events."""
+        lengths = tuple(scale * length for length in self.lengths)
+        return replace(self, lengths=lengths, window=None if self.window is None else scale * self.window)
 
     def grad(self) -> tuple[str, ...]:
         """The arguments that get gradients."""
@@ -122,9 +127,9 @@ SMALL_CASES = (
     HistoryCase(
         "everything", (0, 5, 1), width=3, padding=2, mask="lagged", position_buckets=3, time_buckets=50, window=3
     ),
-    HistoryCase("no_users", ()),
-    HistoryCase("no_users_padding", (), padding=3),
-    HistoryCase("all_empty", (0, 0, 0), padding=2),
+    HistoryCase("no_users", (), width=8),
+    HistoryCase("no_users_padding", (), width=8, padding=3, position_buckets=4, time_buckets=2),
+    HistoryCase("all_empty", (0, 0, 0), width=8, padding=2),
     HistoryCase("one_event", (1,)),
     HistoryCase("jagged_padded", (0, 3, 1, 0, 2, 0), width=3, padding=2),
     HistoryCase("biases", (3, 0, 2), width=2, padding=1, position_buckets=2, time_buckets=20),
@@ -137,6 +142,37 @@ SMALL_CASES = (
     ),
 )
 """For tests: every differentiable input has few elements, because gradcheck runs over each of them."""
+
+
+def tile_cases(scale: int = 1) -> tuple[HistoryCase, ...]:
+    """Histories that end inside a tile, on its edge and beyond it; widths that fill their tile and that do not.
+
+    `scale` multiplies lengths and windows. A kernel has tiles of 128 queries or keys at most.
+    """
+    cases = (
+        HistoryCase("tiles_16", (0, 37, 1, 0, 130, 64), width=16, heads=1, padding=3),
+        HistoryCase("tiles_64", (130, 0, 2), width=64, heads=1, padding=1),
+        HistoryCase(
+            "tiles_64_lagged", (5, 150, 33), width=64, padding=70, mask="lagged", position_buckets=9, time_buckets=50
+        ),
+        HistoryCase("tiles_40_far", (170, 3), width=40, heads=1, mask="lagged", position_buckets=90, window=100),
+        HistoryCase("tiles_24_candidates", (70, 150), width=24, padding=1, mask="candidates", time_buckets=200),
+        HistoryCase(
+            "tiles_32_candidates_window", (200,), width=32, heads=1, mask="candidates", position_buckets=1, window=20
+        ),
+        HistoryCase("tiles_104", (140, 2), width=104, heads=1, position_buckets=60, time_buckets=60, window=70),
+        HistoryCase("tiles_128", (70, 129), width=128, heads=1, mask="lagged"),
+        HistoryCase(
+            "tiles_128_biases", (70, 66), width=128, heads=1, mask="candidates", position_buckets=40, time_buckets=50
+        ),
+        HistoryCase("tiles_256", (70, 65), width=256, heads=1),
+        HistoryCase(
+            "tiles_256_lagged", (70, 3), width=256, heads=1, mask="lagged", time_buckets=70, position_buckets=20
+        ),
+        HistoryCase("tiles_136", (33,), width=136, heads=1),
+    )
+    return tuple(case.scaled(scale) for case in cases)
+
 
 MASKS = ("causal", "lagged", "candidates")
 

@@ -14,10 +14,10 @@ from torch import Tensor
 class Sample:
     """One case of an op: a way to draw its arguments, and what computing them costs at least.
 
-    `make(generator, dtype)` draws the keyword arguments of the public function on the CPU (the caller moves them to
-    a device). `grad` names the tensor arguments that get gradients. `flops()` and `bytes(dtype)` count the useful
-    arithmetic and the unavoidable memory traffic (each input read once, each output written once) of the forward
-    pass; `backward_flops` and `backward_bytes` those of the backward pass.
+    `make(generator, dtype)` draws the keyword arguments of the public function on the generator's device, which the
+    caller has made torch's default. `grad` names the tensor arguments that get gradients. `flops()` and `bytes(dtype)`
+    count the useful arithmetic and the unavoidable memory traffic (each input read once, each output written once) of
+    the forward pass; `backward_flops` and `backward_bytes` those of the backward pass.
     """
 
     name: str
@@ -35,15 +35,9 @@ class Sample:
     backward_bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
 
     def draw(self, dtype: torch.dtype, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
-        """The arguments of this sample, drawn from `seed`, on `device`."""
-        generator = torch.Generator().manual_seed(seed)
-        return {name: _to(value, device) for name, value in self.make(generator, dtype).items()}
-
-
-def _to(value: Any, device: str | torch.device) -> Any:
-    if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [tensor.to(device) for tensor in value]
-    return value.to(device) if hasattr(value, "to") else value
+        """The arguments of this sample, drawn from `seed` on `device` itself: a CPU takes seconds to fill a GPU."""
+        with torch.device(device):
+            return self.make(torch.Generator(device).manual_seed(seed), dtype)
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:

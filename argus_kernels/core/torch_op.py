@@ -54,8 +54,9 @@ class Op:
     differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
     check: validates values on the real tensors, behind the boundary, once for every backend.
     fake_backward: shapes of the gradients where they are not simply those of the arguments.
-    samples: the cases of tests and benchmarks. drawn: a further case for any lengths of users, rows of padding and
-    variant (a number that picks the optional arguments), so that tests can draw jagged shapes.
+    samples: the cases of tests and benchmarks. tiles: cases of several tiles in every direction at the widths 64, 128
+    and 256, the smallest first; its argument multiplies the number of events. drawn: a further case for any lengths of
+    users, rows of padding and variant (a number that picks the optional arguments), so that tests draw jagged shapes.
     assemble: turns what a backend's backward returned, flattened, into one gradient per differentiable argument.
     """
 
@@ -73,6 +74,7 @@ class Op:
         fake_backward: Callable[[list[Tensor], dict[str, bool], Inputs], list[Tensor]] | None = None,
         assemble: Callable[[Inputs, dict[str, bool], list[Tensor]], list[Any]] | None = None,
         samples: Callable[[], list[Sample]] = list,
+        tiles: Callable[[int], list[Sample]] = lambda scale: [],
         drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
     ) -> None:
         self.name = name
@@ -81,6 +83,7 @@ class Op:
         self.differentiable = tuple(differentiable)
         self.mutates = tuple(mutates)
         self.samples = samples
+        self.tiles = tiles
         self.drawn = drawn
         self._takes_tensor_lists = "Tensor[]" in arguments
         self._fake = fake

@@ -52,8 +52,10 @@ def compare(
     candidate: Tensor | Sequence[Tensor],
     truth: Tensor | Sequence[Tensor],
     torch_result: Tensor | Sequence[Tensor],
+    *,
+    slack: float = 1.0,
 ) -> Comparison:
-    """Judges `candidate` by the error rule. Sequences are draws of the same quantity, pooled."""
+    """Judges `candidate` by the error rule, both bounds `slack` times; sequences are draws of one quantity, pooled."""
     candidates, truths, peers = (_sequence(value) for value in (candidate, truth, torch_result))
     problem = _mismatch(candidates, truths, peers)
     if problem:
@@ -73,8 +75,8 @@ def compare(
         return Comparison(name, False, float("nan"), 0.0, float("nan"), 0.0, f"{count} elements are not finite")
     if not theirs.isfinite().all():
         return Comparison(name, False, float("nan"), 0.0, float("nan"), 0.0, "PyTorch's own result is not finite")
-    max_allowed = MAX_FACTOR * _max(theirs - exact) + epsilon * _max(exact)
-    rms_allowed = RMS_FACTOR * _rms(theirs - exact) + 0.5 * epsilon * _rms(exact)
+    max_allowed = slack * (MAX_FACTOR * _max(theirs - exact) + epsilon * _max(exact))
+    rms_allowed = slack * (RMS_FACTOR * _rms(theirs - exact) + 0.5 * epsilon * _rms(exact))
     max_error, rms_error = _max(ours - exact), _rms(ours - exact)
     passed = max_error <= max_allowed and rms_error <= rms_allowed
     return Comparison(name, passed, max_error, max_allowed, rms_error, rms_allowed)

@@ -18,8 +18,11 @@ from torch import Tensor
 import argus_kernels
 from argus_kernels.core import Op, Sample
 from argus_kernels.core.registry import capture
+from argus_kernels.testing.compare import Comparison, compare
 
 Transform = Callable[[str, Tensor], Tensor]
+FEW_FACTOR = 8.0
+"""How many times the bounds hold for a result of too few elements to tell chance from error."""
 
 
 @dataclass
@@ -93,6 +96,43 @@ def run_op(
         _backward(run, leaves, outputs, dtype, seed)
     run.results = {name: value.detach().clone() for name, value in run.results.items()}
     return run
+
+
+def judged(
+    op: Op,
+    sample: Sample,
+    backend: str,
+    dtype: torch.dtype,
+    *,
+    device: str = "cpu",
+    enough: int = 64,
+    least: int = 3,
+    most: int = 64,
+) -> dict[str, Comparison]:
+    """The error rule's verdict on every result of a sample, by its name.
+
+    Draws are pooled, `least` to `most` of them, until each result has `enough` elements, so that no lucky scalar
+    decides; an empty result needs no more draws. Where `most` draws do not give so many, errors may be `FEW_FACTOR`
+    times as large: several tiles cost too much to draw them often, and a tile left out errs more than that.
+    """
+    ours: dict[str, list[Tensor]] = {}
+    truth: dict[str, list[Tensor]] = {}
+    theirs: dict[str, list[Tensor]] = {}
+    for seed in range(most):
+        if seed >= least and min(_elements(found) or enough for found in ours.values()) >= enough:
+            break
+        given, exact = draw(sample, dtype, seed, device), draw(sample, dtype, seed, device, exact=True)
+        for found, values, name in ((ours, given, backend), (truth, exact, "eager"), (theirs, given, "eager")):
+            for result, value in run_op(op, sample, values, name, dtype=dtype, seed=seed).results.items():
+                found.setdefault(result, []).append(value)
+    if not ours.keys() == truth.keys() == theirs.keys():
+        raise AssertionError(f"results are {sorted(ours)}, expected {sorted(truth)} (PyTorch: {sorted(theirs)})")
+    slack = {name: 1.0 if (_elements(one) or enough) >= enough else FEW_FACTOR for name, one in ours.items()}
+    return {name: compare(name, ours[name], truth[name], theirs[name], slack=slack[name]) for name in ours}
+
+
+def _elements(draws: list[Tensor]) -> int:
+    return sum(map(Tensor.numel, draws))
 
 
 def _prepare(

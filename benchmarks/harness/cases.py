@@ -28,7 +28,7 @@ class Spec:
 
     def draw(self, seed: int, device: str) -> Case:
         """Draws the arguments on `device`; those that get gradients are leaves that ask for them."""
-        arguments = draw_on(self.sample, DTYPES[self.dtype], seed, device)
+        arguments = self.sample.draw(DTYPES[self.dtype], seed, device)
         case = Case(self, arguments, device)
         for leaf in case.leaves:
             leaf.requires_grad_()
@@ -91,12 +91,6 @@ class Case:
             return updated
         first: Tensor = returned[0] if isinstance(returned, (tuple, list)) else returned
         return first
-
-
-def draw_on(sample: Sample, dtype: torch.dtype, seed: int, device: str) -> dict[str, Any]:
-    """The arguments of a sample, drawn on `device` itself: a processor takes seconds over what fills a large GPU."""
-    with torch.device(device):
-        return sample.make(torch.Generator(device).manual_seed(seed), dtype)
 
 
 def select(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from argus_kernels.core import Op, Sample
 from argus_kernels.ops import OPS
-from argus_kernels.testing import captured_arguments, poisoned_memory, require_close, run_op, small_samples
+from argus_kernels.testing import captured_arguments, judged, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -64,30 +64,11 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 def test_error_rule(case: Case, dtype: torch.dtype) -> None:
     """Outputs, in-place results and every gradient are as close to float64 truth as plain PyTorch is."""
     op, backend, sample, device = case
-    ours: dict[str, list[Tensor]] = {}
-    truth: dict[str, list[Tensor]] = {}
-    theirs: dict[str, list[Tensor]] = {}
+    arguments_for(case, dtype)
     interpreted = backend == "triton" and device == "cpu"
     enough, most = (POOLED_INTERPRETED, MOST_INTERPRETED_DRAWS) if interpreted else (POOLED, MOST_DRAWS)
-    for seed in range(most):
-        if seed >= 3 and min(_pooled(values, enough) for values in ours.values()) >= enough:
-            break
-        arguments = arguments_for(case, dtype, seed)
-        exact = draw(sample, dtype, seed, device, exact=True)
-        for name, value in run_op(op, sample, arguments, backend, dtype=dtype, seed=seed).results.items():
-            ours.setdefault(name, []).append(value)
-        for name, value in run_op(op, sample, exact, "eager", dtype=dtype, seed=seed).results.items():
-            truth.setdefault(name, []).append(value)
-        for name, value in run_op(op, sample, arguments, "eager", dtype=dtype, seed=seed).results.items():
-            theirs.setdefault(name, []).append(value)
-    assert ours.keys() == truth.keys() == theirs.keys()
-    for name in ours:
-        require_close(name, ours[name], truth[name], theirs[name])
-
-
-def _pooled(values: list[Tensor], enough: int) -> int:
-    """Elements drawn so far; an empty result needs no more draws."""
-    return sum(value.numel() for value in values) or enough
+    for verdict in judged(op, sample, backend, dtype, device=device, enough=enough, most=most).values():
+        assert verdict.passed, verdict.sentence
 
 
 DIFFERENTIABLE = [c for c in CASES if c.values[0][2].grad and c.values[0][2].gradcheck]  # type: ignore[index]

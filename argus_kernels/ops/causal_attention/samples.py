@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from argus_kernels.attention.samples import SMALL_CASES, HistoryCase, drawn_case, history_samples, production_cases
+from argus_kernels.attention.samples import (
+    SMALL_CASES,
+    HistoryCase,
+    drawn_case,
+    history_samples,
+    production_cases,
+    tile_cases,
+)
 from argus_kernels.core import Sample
 
 
@@ -15,6 +22,11 @@ def samples() -> list[Sample]:
     """All samples of the op: 2 matrix products forward, 5 backward (the scores are computed again)."""
     small = [replace(case, extra=(("return_log_sum_exp", True),)) for case in SMALL_CASES]
     return _of(*small, *production_cases())
+
+
+def tiles(scale: int = 1) -> list[Sample]:
+    """Several tiles in every direction; `scale` multiplies the users' lengths."""
+    return _of(*(replace(case, extra=(("return_log_sum_exp", True),)) for case in tile_cases(scale)))
 
 
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:

@@ -15,7 +15,7 @@ from argus_kernels.core.varlen import INDICES, as_int32, require_values
 from argus_kernels.ops.decode_attention import native, reference, triton_backend
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
-from argus_kernels.ops.decode_attention.samples import drawn, samples
+from argus_kernels.ops.decode_attention.samples import drawn, samples, tiles
 
 __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "decode_attention"]
 
@@ -82,6 +82,7 @@ OP = Op(
     mutates=("key_pages", "value_pages", "time_pages"),
     check=check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )
 

@@ -128,6 +128,28 @@ def samples() -> list[Sample]:
     return [_sample(case) for case in _CASES]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Several tiles of cached events, without and with biases, at each width; `scale` multiplies the users' lengths."""
+    lengths = tuple(scale * length for length in (150, 0, 129, 4))
+    kinds: tuple[tuple[str, int, int | None], ...] = (("", 0, None), ("_biases", 40, 100 * scale))
+    return [
+        _sample(
+            _Case(
+                f"tiles_{width}{end}",
+                lengths,
+                heads=1,
+                width=width,
+                page_size=16,
+                position_buckets=buckets,
+                time_buckets=buckets,
+                window=window,
+            )
+        )
+        for width in (64, 128, 256)
+        for end, buckets, window in kinds
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case for any users; `variant` picks the optional arguments (a cache has no rows of padding)."""
     case = _Case(

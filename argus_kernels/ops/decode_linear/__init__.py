@@ -11,7 +11,7 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.ops.decode_linear import native, reference
 from argus_kernels.ops.decode_linear.direct import DirectLinear
-from argus_kernels.ops.decode_linear.samples import drawn, samples
+from argus_kernels.ops.decode_linear.samples import drawn, samples, tiles
 
 __all__ = ["ACTIVATIONS", "BACKENDS", "OP", "DirectLinear", "decode_linear"]
 
@@ -35,6 +35,7 @@ OP = Op(
     fake=_fake,
     backends=BACKENDS,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )
 

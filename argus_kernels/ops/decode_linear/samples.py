@@ -83,6 +83,14 @@ def samples() -> list[Sample]:
     return [_sample(case) for case in _CASES]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Several blocks of outputs at each width; rows are few by contract, so `scale` multiplies the outputs."""
+    return [
+        _sample(_Case(f"tiles_{width}", 5, width, 70 * scale, norm=True, gelu=True, residual=True))
+        for width in (64, 128, 256)
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case of a row for each of `lengths`; their sum gives the columns, `variant` the optional arguments."""
     case = _Case(

@@ -11,7 +11,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.feedback_loss import native, reference, triton_backend
-from argus_kernels.ops.feedback_loss.samples import drawn, samples
+from argus_kernels.ops.feedback_loss.samples import drawn, samples, tiles
 
 
 def feedback_loss(
@@ -142,5 +142,6 @@ OP = Op(
     differentiable=("hidden", "weight", "bias"),
     check=_check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )

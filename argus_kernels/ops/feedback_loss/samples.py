@@ -27,6 +27,14 @@ def samples() -> list[Sample]:
     ]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Several tiles of rows at each width, and one of many classes; `scale` multiplies the rows."""
+    shapes = ((45, (1, 20, 5)), (64, (1, 1, 1, 8)), (128, (12,)), (256, (1, 1, 1, 8)))
+    return [
+        _case(f"tiles_{width}", 150 * scale, width, classes, weights=True, garbage=True) for width, classes in shapes
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case of as many rows as the users have events; `variant` picks the optional arguments."""
     classes = ((1,), (3, 1), (1, 2, 4))[variant % 3]

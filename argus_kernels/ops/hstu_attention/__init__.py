@@ -9,7 +9,7 @@ from argus_kernels.attention.cuda import available_cuda, why_not_cuda
 from argus_kernels.attention.native import available_cpp, why_not_cpp
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.ops.hstu_attention import cuda, native, reference, triton_backend
-from argus_kernels.ops.hstu_attention.samples import drawn, samples
+from argus_kernels.ops.hstu_attention.samples import drawn, samples, tiles
 
 BACKENDS = (
     Backend("cuda", cuda.forward, cuda.backward, why_not_cuda, available_cuda),
@@ -38,6 +38,7 @@ OP = Op(
     differentiable=("q", "k", "v", "position_bias", "time_bias"),
     check=_check,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )
 

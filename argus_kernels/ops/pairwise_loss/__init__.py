@@ -9,7 +9,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import native, reference, triton_backend
-from argus_kernels.ops.pairwise_loss.samples import drawn, samples
+from argus_kernels.ops.pairwise_loss.samples import drawn, samples, tiles
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -92,5 +92,6 @@ OP = Op(
     differentiable=("scores",),
     check=_check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )

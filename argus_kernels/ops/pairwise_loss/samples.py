@@ -30,6 +30,16 @@ def samples() -> list[Sample]:
     ]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Windows over several blocks of events; `scale` multiplies the users' lengths."""
+    lengths = [length * scale for length in (180, 0, 65, 4)]
+    return [
+        _case("tiles", lengths, 250, padding=3),
+        _case("tiles_out_of_order", lengths, 250, padding=3, shuffled=True),
+        _case("tiles_in_one_window", lengths, 10**9),
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case for any users; `variant` picks window, grades and the order of times."""
     window = (0, 25, 200)[variant % 3]

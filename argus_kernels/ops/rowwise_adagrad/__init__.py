@@ -9,7 +9,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.rowwise_adagrad import native, reference, triton_backend
-from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples
+from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples, tiles
 
 
 def rowwise_adagrad_(
@@ -112,5 +112,6 @@ OP = Op(
     mutates=("table", "state"),
     check=_check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )

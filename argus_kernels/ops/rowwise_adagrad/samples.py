@@ -23,6 +23,14 @@ def samples() -> list[Sample]:
     ]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Rows wider than a warp, runs over several pieces; `scale` multiplies the gradient rows."""
+    return [
+        *(_case(f"tiles_{width}", 40, width, 150 * scale, weight_decay=0.1, skipped=True) for width in (64, 128, 256)),
+        _case("tiles_hot_rows", 3, 64, 1_000 * scale**2),
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case of as many gradient rows as the users have events; `variant` picks table and settings."""
     size = 1 + variant % 11

@@ -10,7 +10,7 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_backend
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
-from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples
+from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples, tiles
 
 FORMS = ("standard", "refined")
 
@@ -205,5 +205,6 @@ OP = Op(
     differentiable=("query", "positive", "candidates", "scale"),
     check=_check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )

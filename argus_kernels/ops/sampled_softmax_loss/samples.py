@@ -31,6 +31,21 @@ def samples() -> list[Sample]:
     ]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Rows, candidates and columns past a tile, several splits; `scale` multiplies rows and candidates."""
+    every: dict[str, Any] = {"positive_log_q": True, "row_weight": True, "owners": True}
+    sizes = ((150, 140, 37), (1, 300, 8), (130, 270, 64), (130, 140, 128), (20, 140, 136), (66, 140, 256))
+    return [
+        _case(f"tiles_{width}{end}", rows * scale, drawn * scale, width, catalogue=40, **given)
+        for rows, drawn, width in sizes
+        for end, given in (
+            ("", {}),
+            ("_everything", {**every, "garbage": True}),
+            ("_refined", {**every, "form": "refined"}),
+        )
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case of as many rows as the users have events; `variant` picks the optional arguments."""
     refined = variant // 4 % 2 == 1

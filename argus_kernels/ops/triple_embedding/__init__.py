@@ -12,7 +12,7 @@ from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.triple_embedding import native, reference, triton_backend
-from argus_kernels.ops.triple_embedding.samples import drawn, samples
+from argus_kernels.ops.triple_embedding.samples import drawn, samples, tiles
 
 
 def triple_embedding(
@@ -193,5 +193,6 @@ OP = Op(
     differentiable=("tables", "weight", "bias"),
     check=_check_values,
     samples=samples,
+    tiles=tiles,
     drawn=drawn,
 )

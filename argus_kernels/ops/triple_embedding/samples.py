@@ -57,6 +57,24 @@ def samples() -> list[Sample]:
     ]
 
 
+def tiles(scale: int = 1) -> list[Sample]:
+    """Several tiles of events and outputs, rows of whole chunks and of odd widths; `scale` multiplies the events.
+
+    Tables are the model's, not the batch's: their heights are compiled in.
+    """
+    tables = ((40, 24), (3, 5), (2_000, 8), (24, 20))
+    # torch adds no sparse gradients of float16 on a CPU, so that a table of sparse gradients is read once.
+    kinds: tuple[tuple[str, tuple[int, ...], dict[str, Any]], ...] = (
+        ("", (0, 1, 0, 2, 3), {}),
+        ("_sparse_no_bias", (3, 2, 1, 0), {"sparse": True, "bias": False}),
+    )
+    return [
+        _case(f"tiles_{width}{end}", 150 * scale, tables, columns, width, **given)
+        for width in (64, 128, 136, 256)
+        for end, columns, given in kinds
+    ]
+
+
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case of as many rows as the users have events; `variant` picks the optional arguments."""
     tables = ((7, 3), (4, 2), (1, 1))

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Op, Sample
-from argus_kernels.testing import captured_arguments, compare, run_op, small_samples
+from argus_kernels.testing import captured_arguments, judged, run_op, small_samples
 from benchmarks.gpu_session.cases import op_of, tile_samples, with_nan_padding
 from benchmarks.gpu_session.context import Context, poisoned, resume_at
 from benchmarks.gpu_session.interpreter import prepare
-from benchmarks.harness.cases import draw_on
 from benchmarks.harness.ceilings import DTYPES
-from benchmarks.harness.verify import first_line, in_float64
+from benchmarks.harness.verify import first_line
 
-POOLED, LEAST_DRAWS, MOST_DRAWS = 24, 3, 12
-"""Draws of a sample are pooled until each result has that many elements; how many draws at least and at most."""
-
-Results = dict[str, list[Tensor]]
+POOLED, MOST_DRAWS = 12, 12
+"""Draws of a sample are pooled until each result has that many elements; how many draws at most."""
 
 
 def run(context: Context, ops: str, backends: str, dtypes: str = "bf16,fp32,fp16") -> None:
@@ -62,36 +59,16 @@ def _work(op: Op, backend: str, rehearse: bool) -> list[tuple[Sample, str]]:
 def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """How it went: an outcome, and the sentences of what did not pass."""
     try:
-        arguments = draw_on(sample, dtype, 0, device)
+        arguments = sample.draw(dtype, 0, device)
         reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
         if reasons:
             return {"outcome": "not served", "sentences": reasons}
-        wrong = _against_truth(op, backend, sample, dtype, device) + _repeated(op, backend, sample, dtype, arguments)
+        verdicts = judged(op, sample, backend, dtype, device=device, enough=POOLED, most=MOST_DRAWS).values()
+        wrong = [verdict.sentence for verdict in verdicts if not verdict.passed]
+        wrong += _repeated(op, backend, sample, dtype, arguments)
     except Exception as error:  # a kernel may fail in any way: the reason is the result
         return {"outcome": "failed", "sentences": [first_line(error)]}
     return {"outcome": "wrong", "sentences": wrong} if wrong else {"outcome": "passed"}
-
-
-def _against_truth(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: str) -> list[str]:
-    ours: Results = {}
-    truth: Results = {}
-    theirs: Results = {}
-    for seed in range(MOST_DRAWS):
-        if seed >= LEAST_DRAWS and min(_elements(values) for values in ours.values()) >= POOLED:
-            break
-        arguments = draw_on(sample, dtype, seed, device)
-        for found, name, given in (
-            (ours, backend, arguments), (truth, "eager", in_float64(arguments)), (theirs, "eager", arguments),
-        ):  # fmt: skip
-            for result, value in run_op(op, sample, given, name, dtype=dtype, seed=seed).results.items():
-                found.setdefault(result, []).append(value)
-    verdicts = [compare(name, ours[name], truth[name], theirs[name]) for name in ours]
-    return [verdict.sentence for verdict in verdicts if not verdict.passed]
-
-
-def _elements(values: list[Tensor]) -> int:
-    """Elements drawn so far; an empty result needs no more draws."""
-    return sum(value.numel() for value in values) or POOLED
 
 
 def _repeated(op: Op, backend: str, sample: Sample, dtype: torch.dtype, arguments: dict[str, Any]) -> list[str]:

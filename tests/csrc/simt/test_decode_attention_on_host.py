@@ -10,11 +10,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels import PagedCache, decode_attention
-from argus_kernels.core import Sample
 from argus_kernels.ops.decode_attention import OP
-from argus_kernels.ops.decode_attention.samples import drawn
-from argus_kernels.testing import require_close, run_op, small_samples
-from argus_kernels.testing.harness import draw
 from tests.csrc.simt import decode_attention_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -63,22 +59,6 @@ def decoded(given: dict[str, Any], backend: str) -> tuple[Tensor, ...]:
     keys, values, times = (one.clone() for one in (cache.key_pages, cache.value_pages, cache.time_pages))
     out = decode_attention(**{**given, "cache": PagedCache(keys, values, times, cache.block_table)}, backend=backend)
     return out, keys, values, times
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "sample", [*small_samples(OP), drawn([5, 0, 90, 33], 0, 21)], ids=lambda sample: str(sample.name)
-)
-def test_error_rule(sample: Sample, dtype: torch.dtype) -> None:
-    results: dict[str, list[list[Tensor]]] = {}
-    for seed in range(4):
-        given, exact = draw(sample, dtype, seed), draw(sample, dtype, seed, exact=True)
-        for place, (values, backend) in enumerate(((given, NAME), (exact, "eager"), (given, "eager"))):
-            for name, value in run_op(OP, sample, values, backend, dtype=dtype, seed=seed).results.items():
-                results.setdefault(name, [[], [], []])[place].append(value)
-    assert set(results) == {"output 0", "key_pages", "value_pages", "time_pages"}
-    for name, (ours, truth, theirs) in results.items():
-        require_close(name, ours, truth, theirs)
 
 
 @pytest.mark.parametrize("width", [16, 32, 64, 128, 256, 24, 40, 200])
