@@ -16,6 +16,7 @@ from python_model.data.synthetic import SyntheticConfig, generate
 from python_model.data.synthetic import preset as service_preset
 from python_model.evaluation.evaluate import EvaluationResult
 from python_model.evaluation.recommend import UserRecommendations, recommend
+from python_model.io.errors import counted
 from python_model.io.exclusive import owned
 from python_model.reporting import console
 from python_model.reporting.report import Recommendations, write_report
@@ -57,7 +58,9 @@ def _run(
     generate(out / "data", service, overwrite=True)
     dataset = load_dataset(out / "data")
     info = dataset.info
-    console.say(f"    {info.events:,} events of {info.users:,} users on {info.items:,} tracks")
+    console.say(
+        f"    {counted(info.events, 'event')} of {counted(info.users, 'user')} on {counted(info.items, 'track')}"
+    )
     console.say("2/5 Pre-training: what comes next, and how will it be received?")
     pretrained, finetuned = out / "runs" / "pretrain", out / "runs" / "finetune"
     with console.TrainingProgress("    Pre-training") as progress:

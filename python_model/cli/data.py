@@ -10,6 +10,7 @@ import typer
 
 from python_model.cli.app import app
 from python_model.cli.options import Data, EngineName, Engines, Out, Source, parse_settings
+from python_model.io.errors import counted
 from python_model.io.settings_help import asked
 from python_model.reporting import console
 
@@ -59,7 +60,9 @@ def prepare(
         info = prepare_data(
             source.value, given, out, overwrite=overwrite, progress=advance, engine=runner, **options
         )  # fmt: skip
-    console.say(f"{out}: {info.events:,} events of {info.users:,} users on {info.items:,} items")
+    console.say(
+        f"{out}: {counted(info.events, 'event')} of {counted(info.users, 'user')} on {counted(info.items, 'item')}"
+    )
     console.say(f"Next: argus pretrain {shlex.quote(str(out))} runs/pretrain")
 
 
@@ -80,5 +83,5 @@ def shard(
     with console.counting_progress("Cutting into shards") as advance:
         manifest = shard_dataset(data, out, shards, progress=advance)
     events = [one.events for one in manifest.shards]
-    console.say(f"{out}: {len(events)} shards of {min(events):,} to {max(events):,} events")
+    console.say(f"{out}: {counted(len(events), 'shard')} of {min(events):,} to {counted(max(events), 'event')}")
     console.say(f"Next: torchrun --nproc-per-node 8 -m python_model pretrain {shlex.quote(str(out))} runs/pretrain")

@@ -14,6 +14,7 @@ import typer
 
 from python_model.cli.app import app, exit_code
 from python_model.cli.options import MAX_LAG, Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+from python_model.io.errors import counted
 from python_model.reporting import console
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def export(
             overwrite=overwrite, progress=advance,
         )  # fmt: skip
     console.say(
-        f"{out}: {info.items:,} items, {info.users:,} users, vectors of {info.width} for the score {info.score}"
+        f"{out}: {counted(info.items, 'item')}, {counted(info.users, 'user')}, vectors of {info.width} for the score "
+        f"{info.score}"
     )
     for side, forms in info.errors.items():
         errors = ", ".join(f"{form} {100 * error['relative_rms']:.2f} %" for form, error in forms.items())
@@ -93,11 +95,11 @@ def index(
         faiss.omp_set_num_threads(threads)
     settings = indexing.IndexSettings(links, build_breadth, search_breadth)
     began = time.perf_counter()
-    with console.working(f"Building the index of {found.info.items:,} items"):
+    with console.working(f"Building the index of {counted(found.info.items, 'item')}"):
         built = indexing.CandidateIndex.build(found.item_vectors(), settings)
         built.save(path, found.info.model)
     seconds = time.perf_counter() - began
-    console.say(f"{path / indexing.INDEX}: {len(built):,} items in {seconds:.1f} s")
+    console.say(f"{path / indexing.INDEX}: {counted(len(built), 'item')} in {seconds:.1f} s")
     figures: dict[str, Any] = {"items": len(built), "build_seconds": seconds, **asdict(settings)}
     if queries > 0:
         with console.working("Comparing with exact search"):
@@ -105,7 +107,8 @@ def index(
         figures |= asdict(checked)
         console.say(
             f"recall@{checked.k} {checked.recall:.4f} against exact search, {checked.p50_ms:.2f} ms a query on one "
-            f"thread (99 %: {checked.p99_ms:.2f} ms; exact: {checked.exact_ms:.2f} ms), over {checked.queries:,} users"
+            f"thread (99 %: {checked.p99_ms:.2f} ms; exact: {checked.exact_ms:.2f} ms), over "
+            f"{counted(checked.queries, 'user')}"
         )
     if json_file is not None:
         console.write_json(json_file, figures)
@@ -172,7 +175,7 @@ def candidates(
         rows = retrieving.write_candidates(
             out, found, users, k, search, exclude_seen=exclude_seen, blocked=left_out, progress=advance
         )
-    console.say(f"{out}: {rows:,} candidates of {len(users):,} users")
+    console.say(f"{out}: {counted(rows, 'candidate')} of {counted(len(users), 'user')}")
 
 
 @app.command(
@@ -238,9 +241,9 @@ def score(
         raise typer.Exit(exit_code(stop)) from None
     seconds = time.perf_counter() - started
     rate = f", {report.scored_now / seconds:,.0f} rows/s" if report.scored_now else ", all of them before"
-    console.say(f"{out}: {report.scored:,} of {report.rows:,} rows scored{rate}")
+    console.say(f"{out}: {report.scored:,} of {counted(report.rows, 'row')} scored{rate}")
     for reason, count in sorted(report.missing.items()):
-        console.say(f"Without a score: {count:,} rows ({reason})")
+        console.say(f"Without a score: {counted(count, 'row')} ({reason})")
     if json_file is not None:
         console.write_json(
             json_file, {**asdict(report), "seconds": seconds, "seconds_in_all": time.perf_counter() - began}

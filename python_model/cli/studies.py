@@ -12,6 +12,7 @@ import typer
 from python_model.cli.app import INTERRUPTED, study
 from python_model.cli.options import BatchEvents, Device, Part, Precision, Set, Threads, Window, check, parse_settings
 from python_model.io.disk import replace_text
+from python_model.io.errors import counted
 from python_model.io.exclusive import owned
 from python_model.io.settings import Between, shown
 from python_model.reporting import console
@@ -231,7 +232,7 @@ def one_pass(
             )
             study_of_passes.write(out, settings, costs)
             ratio = f"{costs[-1].ratio:.0f} times as long as one pass"
-            console.say(f"{events:,} events: a pass per impression takes {ratio}")
+            console.say(f"{counted(events, 'event')}: a pass per impression takes {ratio}")
     console.say(study_of_passes.table(costs))
     console.say(f"Written: {out}/one_pass.md, one_pass_ratio.svg, one_pass.json")
 

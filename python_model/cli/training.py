@@ -29,6 +29,7 @@ from python_model.cli.options import (
     check,
     parse_settings,
 )
+from python_model.io.errors import counted
 from python_model.reporting import console
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _train(
             _say_how_to_resume(stage, data, out)
         raise typer.Exit(exit_code(stop)) from None
     if process_group.is_first():
-        say(f"{title} ends after {checkpoint.read_description(out).step:,} steps: {out}")
+        say(f"{title} ends after {counted(checkpoint.read_description(out).step, 'step')}: {out}")
         _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
 
 

@@ -41,3 +41,8 @@ def printable(text: str) -> str:
 def one_line(error: Exception) -> str:
     """What a library says, without line breaks and at most 200 characters of it."""
     return " ".join(str(error).split())[:200]
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 row", "2,000 rows"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

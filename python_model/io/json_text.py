@@ -46,6 +46,9 @@ def read_object(file: Path, what: str = "a JSON object") -> dict[str, Any]:
         content = file.read_bytes()
     except FileNotFoundError as error:
         raise DataError(file, f"not found: expected {what}") from error
+    except NotADirectoryError as error:
+        above = next(one for one in file.parents if one.exists())
+        raise DataError(above, "is a file, expected a directory") from error
     except OSError as error:
         raise DataError(file, f"cannot be read: {error.strerror}") from error
     try:

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from python_model.io.disk import replace_text
+from python_model.io.errors import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +62,8 @@ def metrics_table(result: EvaluationResult) -> Table:
     counts = result.counts
     table = Table(
         title=f"{result.dataset}, {result.protocol} split",
-        caption=f"{counts['events']:,} events of {counts['users']:,} users, {counts['pairs']:,} pairs; "
+        caption=f"{counted(counts['events'], 'event')} of {counted(counts['users'], 'user')}, "
+        f"{counted(counts['pairs'], 'pair')}; "
         "normalised entropy (ne): lower is better",
         caption_justify="left",
     )
@@ -77,7 +79,7 @@ def metrics_table(result: EvaluationResult) -> Table:
 
 def recommendations_table(found: UserRecommendations) -> Table:
     """The items of one user with what speaks for them."""
-    table = Table(title=f"User {found.user_id}, {found.events:,} events of history", caption_justify="left")
+    table = Table(title=f"User {found.user_id}, {counted(found.events, 'event')} of history", caption_justify="left")
     table.add_column("", justify="right")
     table.add_column("item", no_wrap=True)
     table.add_column("score", justify="right")

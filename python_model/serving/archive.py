@@ -6,7 +6,6 @@ when its user's file is whole on the disk.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from python_model.io.exclusive import own
 from python_model.serving.events import EventLog, EventReader
 from python_model.serving.journal import JOURNAL, Entry, Journal, replay
 from python_model.serving.session_files import SavedSession, SessionFiles, require_folder_of_sessions
-
-logger = logging.getLogger(__name__)
 
 Histories = Callable[[int | str], EventLog | None]
 
@@ -68,7 +65,7 @@ class SessionArchive:
             try:
                 log, _ = self.log_of(user)
             except DataError as error:
-                logger.warning("%s; %d lines of the journal wait for it", error, len(self._pending[user]))
+                self.journal.warn("%s; %d lines of the journal wait for it", error, len(self._pending[user]))
                 continue
             # Their events are put where they belong, the state can wait until somebody asks for them.
             self.files.save(user, SavedSession(log, model, None, None))

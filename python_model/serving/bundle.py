@@ -34,7 +34,7 @@ from python_model.io.publish import recover
 from python_model.model.argus import Argus
 from python_model.serving.arrays import ArrayFile, require_offsets
 from python_model.serving.ids import IdTable
-from python_model.serving.towers import KINDS
+from python_model.serving.towers import KINDS, first_without_length
 from python_model.training import checkpoint
 from python_model.training.checkpoint.parts import PARTS, PICKLE
 
@@ -199,11 +199,19 @@ class Export:
 
     @cached_property
     def _item_vectors(self) -> np.ndarray:
-        return self._array(f"{VECTORS}/items.float32.npy", np.float32, self.info.items, self.info.width).read()
+        return self._read_vectors("items", self.info.items)
 
     @cached_property
     def _user_vectors(self) -> np.ndarray:
-        return self._array(f"{VECTORS}/users.float32.npy", np.float32, self.info.users, self.info.width).read()
+        return self._read_vectors("users", self.info.users)
+
+    def _read_vectors(self, side: str, rows: int) -> np.ndarray:
+        file = self._array(f"{VECTORS}/{side}.float32.npy", np.float32, rows, self.info.width)
+        found = file.read()
+        row = first_without_length(found)
+        if row is not None:
+            raise DataError(file.file, "expected finite numbers of a finite length, found others", row=row + 1)
+        return found
 
     @cached_property
     def _seen(self) -> tuple[np.ndarray, ArrayFile]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from python_model.data.identifiers import ids_of, integer_of
-from python_model.io.errors import DataError
+from python_model.io.errors import DataError, counted
 from python_model.serving.ids import IdTable
 
 EXAMPLES = 3
@@ -41,7 +41,7 @@ class IdsOfFile:
 
     def __str__(self) -> str:
         """A sentence: how many ids of the file are known, and which are not."""
-        text = f"{self.file}: {self.ids:,} {'id' if self.ids == 1 else 'ids'}, {len(self.numbers):,} of {self.what}"
+        text = f"{self.file}: {counted(self.ids, 'id')}, {len(self.numbers):,} of {self.what}"
         if not self.unknown:
             return text
         more = ", …" if self.unknown > len(self.examples) else ""

@@ -25,9 +25,11 @@ from python_model.serving.arguments import whole_number
 from python_model.serving.events import EventLog, EventReader, EventRow
 
 JOURNAL = "journal.jsonl"
+MAX_LOST = 100_000
+"""Events of one user that may be gone between two lines: so many lines the journal has before it is emptied."""
+MAX_WARNINGS = 5
+"""Warnings of one kind that are said; of the others their number."""
 _BLOCK = 1 << 20
-_SHORTEST = 60
-"""Bytes of the shortest line of an event."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +73,33 @@ class Entry:
         return entry
 
 
+class FirstWarnings:
+    """Says the first few warnings about a file, and at `finish` how many more there were."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._count = file, 0
+
+    def __call__(self, text: str, *values: object) -> None:
+        """One warning."""
+        self._count += 1
+        if self._count <= MAX_WARNINGS:
+            logger.warning(text, *values)
+
+    def finish(self) -> None:
+        """Says how many were not said, and begins anew."""
+        if self._count > MAX_WARNINGS:
+            logger.warning("%s: %d more such warnings", self._file, self._count - MAX_WARNINGS)
+        self._count = 0
+
+
 class Journal:
     """The file, opened for adding lines; what a crash left of a last line counts as not written.
 
-    lines: written since it was last emptied. damaged: at most so many lines `entries` has left out.
+    lines: written since it was last emptied. warn: says what of it does not fit, up to the next `keep` or `close`.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.lines, self.damaged = file, 0, 0
+        self.file, self.lines, self.warn = file, 0, FirstWarnings(file)
         with writing(file):
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             self._end = self._whole_lines()
@@ -109,18 +130,19 @@ class Journal:
 
     def entries(self, reader: EventReader) -> Iterator[Entry]:
         """All entries; a line that is none is left out, with a warning that names it."""
+        warn = FirstWarnings(self.file)
         with open(self.file, "rb") as opened:
             for number, line in enumerate(opened, 1):
                 try:
                     yield Entry.of(line.removesuffix(b"\n"), number, reader)
                 except ValueError as error:
-                    # As many as may have become one line where their ends were damaged.
-                    self.damaged += 1 + len(line) // _SHORTEST
-                    logger.warning("%s, line %d: damaged and left out, the others are kept: %s", self.file, number,
-                                   str(error)[:300])  # fmt: skip
+                    text = "%s, line %d: damaged and left out, the others are kept: %s"
+                    warn(text, self.file, number, str(error)[:300])
+        warn.finish()
 
     def keep(self, entries: list[Entry]) -> None:
         """Forgets all entries but these, once what the others say is saved."""
+        self.warn.finish()
         if not entries:
             with writing(self.file):
                 self._end, self._is_torn, self.lines = 0, True, 0
@@ -128,12 +150,13 @@ class Journal:
                 os.fsync(self._descriptor)
             return
         replace_text(self.file, "".join(one.to_json() + "\n" for one in entries))
-        self.close()
+        os.close(self._descriptor)
         self._descriptor = os.open(self.file, os.O_RDWR)
         self._end, self._is_torn, self.lines = os.fstat(self._descriptor).st_size, False, 0
 
     def close(self) -> None:
         """Closes the file."""
+        self.warn.finish()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -161,7 +184,8 @@ def replay(log: EventLog, entries: list[Entry], journal: Journal, *, is_saved: b
 
     is_saved: whether the log was saved by a store; its numbers are then those that were answered. A log of an export
     is numbered as the first entry says. An event that the log has already was saved before the journal was emptied.
-    Events whose lines are damaged count as events with an unknown item, so that the numbers of the later ones stay.
+    Up to MAX_LOST events whose lines are gone, damaged or removed, count as events with an unknown item, so that the
+    numbers of the later ones stay.
     """
     events = [one for one in entries if one.row is not None]
     if events and not is_saved:
@@ -176,15 +200,17 @@ def replay(log: EventLog, entries: list[Entry], journal: Journal, *, is_saved: b
                 log.set_feedback(place, entry.feedback)
                 changed = True
             elif missing >= 0:
-                logger.warning("%s is not there: its late feedback is left out", name)
+                journal.warn("%s is not there: its late feedback is left out", name)
         elif missing < 0:
             if place >= 0 and not _same(log.row(place), entry.row):
-                logger.warning("%s is another event than the one that is there, and is left out", name)
-        elif missing > journal.damaged:
-            logger.warning("%s comes after event %d: it is left out", name, log.total - 1)
+                journal.warn("%s is another event than the one that is there, and is left out", name)
+        elif missing > MAX_LOST:
+            journal.warn(
+                "%s comes after event %d, expected at most %d more: it is left out", name, log.total - 1, MAX_LOST
+            )
         else:
             if missing:
-                logger.warning("%s comes after event %d: what is missing counts as unknown items", name, log.total - 1)
+                journal.warn("%s comes after event %d: what is missing counts as unknown items", name, log.total - 1)
             unknown = EventRow(
                 -1, entry.row.time, False, (-1,) * len(entry.row.context), (-1,) * len(entry.row.feedback)
             )

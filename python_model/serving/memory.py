@@ -199,11 +199,16 @@ class SessionMemory:
         kind = saved.cache[0].dtype
         part = [cached, config.heads, config.width // config.heads]
         expected = [(part, kind)] * (2 * config.layers) + [([cached], torch.int64), (list(start.shape), start.dtype)]
+        wrong = None
         if [(list(one.shape), one.dtype) for one in (*saved.cache, saved.state)] != expected:
+            wrong = "keys, values or state are of other shapes"
+        elif not all(bool(one.isfinite().all()) for one in (*saved.cache, saved.state)):
+            wrong = "keys, values or state have numbers that are not finite"
+        elif saved.cache[-1].tolist() != saved.log.columns()["time"].tolist():
+            wrong = "the times of its keys are not those of its events"
+        if wrong is not None:
             assert self.archive is not None and not isinstance(user, WhatIf)
-            raise DataError(
-                self.archive.files.path(user), "a damaged session: keys, values or state are of other shapes"
-            )
+            raise DataError(self.archive.files.path(user), f"a damaged session: {wrong}")
         return kind == self.encoder.caches[0].key_pages.dtype
 
     def log_of(self, user: User) -> tuple[EventLog, SavedSession | None]:

@@ -52,10 +52,20 @@ def vectors_of(model: Argus, readings: Tensor, kind: str, head: Callable[[Tensor
     return found if kind == "pair" else model.temperature * normalize(found, dim=-1)
 
 
+def first_without_length(vectors: np.ndarray) -> int | None:
+    """The first row of float32 [n, D] whose squared length is not finite: one that is NaN, infinite or of 10¹⁹.
+
+    Where all rows have one, no dot product of two of them overflows (Cauchy-Schwarz), so that every score is a number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        fits = np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
+    return None if fits.all() else int(np.argmin(fits))
+
+
 def require_finite(vectors: np.ndarray, what: str) -> np.ndarray:
-    """The vectors [n, D]; ValueError where a number of them is NaN or infinite."""
-    if not np.isfinite(vectors).all():
-        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+    """The vectors [n, D]; ValueError where one of them is not of finite length."""
+    row = first_without_length(vectors)
+    if row is not None:
         raise ValueError(f"the model gives {what} that are not finite, first in row {row}: its training has diverged")
     return vectors
 

@@ -132,6 +132,7 @@ def require_fitting(directory: Path, state: TrainerState, optimisers: Optimisers
         allowed = ((), tuple(parameter.shape), tuple(parameter.shape[:1]))
         if tuple(value.shape) not in allowed:
             raise DataError(file, f"expected shape {list(parameter.shape)}, found {list(value.shape)}", column=name)
+        checkpoint.require_finite(file, name, value)
 
 
 def _is_count(value: Any) -> bool:

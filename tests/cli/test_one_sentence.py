@@ -136,6 +136,37 @@ def test_a_path_that_is_missing_is_said_to_be(made: dict[str, str], tmp_path: Pa
     assert f"{tmp_path / 'nope'}" in message and "not found" in message and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["serve", "FILE"], "is a file, expected a directory"), (["index", "FILE"], "is a file, expected a directory"),
+        (["candidates", "FILE", "--user", "1"], "is a file, expected a directory"),
+        (["export", "FILE", "finetune", "OUT"], "is a file, expected a directory"),
+        (["evaluate", "FILE", "finetune"], "is a file, expected a directory"),
+        (["evaluate", "data", "FILE"], "is a file: expected a run of"),
+        (["recommend", "data", "FILE", "--user", "1"], "is a file: expected a run of"),
+        (["score", "FILE", "rows.parquet", "OUT", "--data", "data"], "is a file: expected a run of"),
+        (["serve", "export", "--state", "FILE"], "is a file, expected a directory of sessions"),
+    ],
+    ids=lambda one: "-".join(one) if isinstance(one, list) else "",
+)  # fmt: skip
+def test_a_file_in_the_place_of_a_directory(
+    made: dict[str, str], tmp_path: Path, command: list[str], what: str
+) -> None:
+    file = tmp_path / "blocked.txt"
+    file.write_text("50\n")
+    places = {**made, "OUT": str(tmp_path / "out"), "FILE": str(file)}
+    message = said([command[0], *(places.get(one, one) for one in command[1:])])
+    assert message.startswith(str(file)) and what in message and not (tmp_path / "out").exists()
+
+
+def test_one_of_a_kind_is_said_in_the_singular(made: dict[str, str], tmp_path: Path) -> None:
+    rows = pq.read_table(made["rows.parquet"])
+    pq.write_table(rows.slice(0, 1), tmp_path / "one.parquet")
+    result = CliRunner().invoke(app, ["score", made["export"], str(tmp_path / "one.parquet"), str(tmp_path / "out")])
+    assert result.exit_code == 0 and " of 1 row scored" in result.stderr and "1 rows" not in result.stderr
+
+
 def test_a_folder_that_is_neither_run_nor_export(made: dict[str, str], tmp_path: Path) -> None:
     for command in (["evaluate", made["data"], tmp_path], ["recommend", made["data"], tmp_path, "--user", "1"]):
         assert "no checkpoint: expected a run" in said([*command])

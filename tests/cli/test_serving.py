@@ -67,7 +67,7 @@ def test_candidates(folder: Path) -> None:
 def test_score_from_a_run_and_from_an_export(folder: Path) -> None:
     arguments = ["score", folder / "finetune", folder / "rows.parquet", folder / "scores", "--data", folder / "data"]
     said = argus(*arguments, "--json", folder / "score.json").stderr
-    assert re.search(r"rows scored, [\d,]+ rows/s", said) and "Without a score: 1 rows (unknown user)" in said
+    assert re.search(r"rows scored, [\d,]+ rows/s", said) and "Without a score: 1 row (unknown user)" in said
     rows = pq.read_metadata(folder / "rows.parquet").num_rows
     assert json.loads((folder / "score.json").read_text())["scored"] == rows - 1
     assert pq.read_table(folder / "scores").num_rows == rows

@@ -146,7 +146,7 @@ def find(path: str | Path) -> Path:
         return path
     steps = _complete(path / CHECKPOINTS)
     if not steps:
-        what = "no checkpoint" if path.exists() else "not found"
+        what = "is a file" if path.is_file() else "no checkpoint" if path.exists() else "not found"
         raise DataError(path, f"{what}: expected a run of `argus pretrain` or `argus finetune`")
     named = _latest(path)
     if named is None or not (named / CONFIG).is_file():
@@ -292,7 +292,19 @@ def _fill(model: Recommender, directory: Path) -> None:
     spans = {f"tables.weights.{name}": held for name, held in model.tables.spans.items()}
     found = read_tensors(directory, MODEL, spans)
     _require_shapes(directory / MODEL, model, {name: tuple(value.shape) for name, value in found.items()})
+    for name, value in found.items():
+        require_finite(directory / MODEL, name, value)
     model.load_state_dict(found)
+
+
+def require_finite(file: Path, name: str, value: Tensor) -> None:
+    """DataError where a number of a tensor of a file is NaN or infinite; takes no memory of its size."""
+    if value.numel() and value.is_floating_point():
+        low, high = torch.aminmax(value)
+        if not (low.isfinite() and high.isfinite()):
+            raise DataError(
+                file, f"expected finite numbers, found {(high if low.isfinite() else low).item()}", column=name
+            )
 
 
 def _require_shapes(file: Path, model: Recommender, found: Mapping[str, tuple[int, ...]]) -> None:

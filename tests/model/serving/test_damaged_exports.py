@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from python_model.io.errors import DataError
 from python_model.io.integrity import seal
 from python_model.serving.bundle import Export
+from python_model.serving.candidates import search_of
 from python_model.serving.index import CandidateIndex
 from python_model.serving.scorers import ExportScorer
 from python_model.serving.store import SessionStore
@@ -124,6 +126,45 @@ def test_an_array_of_another_kind_is_refused(
     with pytest.raises(DataError, match=sentence) as caught:
         use(copy)
     assert caught.value.file == file
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, -2e19])
+@pytest.mark.parametrize("side", ["items", "users"])
+def test_a_vector_without_a_finite_length_is_named(copy: Path, side: str, value: float) -> None:
+    """One number of one vector: its item would be missing from the best ones of everybody, with nothing said."""
+    file = copy / "vectors" / f"{side}.float32.npy"
+    vectors = np.load(file)
+    vectors[3, 2] = value
+    np.save(file, vectors)
+    resealed(copy)
+    with pytest.raises(
+        DataError, match=rf"{side}\.float32\.npy, data row 4: expected finite numbers of a finite length"
+    ):
+        search_of(Export.open(copy), exact=True)(Export.open(copy).user_vectors(), 80, None)
+
+
+def test_vectors_as_long_as_they_may_be_have_finite_scores(copy: Path) -> None:
+    for side in ("items", "users"):
+        vectors = np.load(copy / "vectors" / f"{side}.float32.npy")
+        vectors[3] = (-1) ** np.arange(8) * (1.8e19 / np.sqrt(8))
+        np.save(copy / "vectors" / f"{side}.float32.npy", vectors)
+    resealed(copy)
+    items, scores = search_of(Export.open(copy), exact=True)(Export.open(copy).user_vectors(), 80, None)
+    assert np.isfinite(scores).all() and (np.sort(items, axis=1) == np.arange(80)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_named(copy: Path, value: float) -> None:
+    file = copy / "model" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name, one in weights.items() if one.is_floating_point() and one.dim() == 2)
+    weights[name][0, 1] = value
+    save_file(weights, file)
+    seal(copy / "model")
+    resealed(copy)
+    with pytest.raises(DataError, match=r"model\.safetensors, column .*: expected finite numbers, found ") as caught:
+        SessionStore.open(copy, resident=2, max_events=64, page_size=8)
+    assert caught.value.column == name
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,8 @@ def test_a_run_of_several_ranks_is_exported_like_any_other(
 def test_a_model_that_has_diverged_is_not_exported(service: Dataset, finetuned: Path, tmp_path: Path) -> None:
     description, model = checkpoint.read_description(finetuned), checkpoint.load_model(finetuned)
     with torch.no_grad():
-        next(model.user_head.parameters()).fill_(float("nan"))
+        for parameter in model.user_head.parameters():
+            parameter.fill_(1e30)
     checkpoint.save(tmp_path / "run", model, description, checkpoint.TrainerState({}, {}), keep=1)
     with pytest.raises(ValueError, match="the model gives users' vectors that are not finite, first in row 0"):
         export(service, tmp_path / "run", tmp_path / "out")

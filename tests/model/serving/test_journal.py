@@ -176,7 +176,55 @@ def test_numbers_that_were_answered_stay_when_a_line_is_damaged(
     assert folder.items_of("one") == [0, -1, 2, 3, 9]
 
 
-@pytest.mark.parametrize("number", [5, 2**53, 10**6])
+@pytest.mark.parametrize("line", range(8))
+def test_a_line_that_is_removed_is_a_line_that_is_damaged(
+    folder: Folder, killed: list[dict[str, Any]], line: int
+) -> None:
+    """Both cost the event of that line alone: the others are there under the numbers that were answered."""
+    lines = folder.journal.read_bytes().splitlines(keepends=True)
+    found = []
+    for left in (lines[:line] + lines[line + 1 :], [*lines[:line], b"damaged\n", *lines[line + 1 :]]):
+        folder.journal.write_bytes(b"".join(left))
+        archive = folder.archive()
+        logs = [archive.log_of(user)[0] for user in ("one", 2)]
+        found.append([dict(enumerate(log.columns()["items"].tolist(), log.first)) for log in logs])
+        archive.close()
+    assert found[0] == found[1]
+    expected: list[dict[int, int]] = [{}, {}]
+    for number in range(8):
+        expected[number % 2][number // 2] = -1 if number == line else number // 2 + 30 * (number % 2)
+    for one in (0, 1):
+        # A first event that is gone is not known of, a last one neither.
+        gone = {line // 2} if one == line % 2 and line // 2 in (0, 3) else set()
+        # Late feedback for the last event of "one" tells nothing of it: it was for event 1.
+        assert found[0][one] == {number: item for number, item in expected[one].items() if number not in gone}
+
+
+def test_many_events_that_are_gone_keep_the_numbers(folder: Folder, killed: list[dict[str, Any]]) -> None:
+    with open(folder.journal, "a") as opened:
+        opened.write(Entry("one", 504, folder.reader.row(event(9))).to_json() + "\n")
+    assert folder.items_of("one") == [0, 1, 2, 3, *[-1] * 500, 9]
+    with folder.store() as store:
+        assert store.session("one").add(event(10)).number == 505
+
+
+def test_warnings_are_the_first_few_and_a_count(
+    folder: Folder, killed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with open(folder.journal, "ab") as opened:
+        opened.write(b"damaged\n" * 200)
+        row = folder.reader.row(event(8))
+        opened.write("".join(Entry("one", 2, row).to_json() + "\n" for _ in range(300)).encode())
+    assert folder.items_of("one") == [0, 1, 2, 3]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 12
+    assert said[0].startswith(f"{folder.journal}, line 10: damaged and left out")
+    assert said[5] == f"{folder.journal}: 195 more such warnings"
+    assert said[6].startswith(f"{folder.journal}, line 210: event 2 of user 'one' is another event")
+    assert said[11] == f"{folder.journal}: 295 more such warnings"
+
+
+@pytest.mark.parametrize("number", [100_005, 2**53, 10**6])
 def test_an_event_of_another_numbering_is_named(
     folder: Folder, killed: list[dict[str, Any]], caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
@@ -184,7 +232,10 @@ def test_an_event_of_another_numbering_is_named(
     with open(folder.journal, "a") as opened:
         opened.write(entry.to_json() + "\n" + Entry("one", 2, folder.reader.row(event(8))).to_json() + "\n")
     assert folder.items_of("one") == [0, 1, 2, 3]
-    assert f"line 10: event {number} of user 'one' comes after event 3: it is left out" in caplog.text
+    assert (
+        f"line 10: event {number} of user 'one' comes after event 3, expected at most 100000 more: it is left out"
+        in caplog.text
+    )
     assert "line 11: event 2 of user 'one' is another event than the one that is there, and is left out" in caplog.text
 
 
