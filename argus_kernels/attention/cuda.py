@@ -1,8 +1,6 @@
-"""What the CUDA backends of the attention ops over packed histories take: tensors as the kernels want them, scratch."""
+"""What the CUDA backends of the attention ops over packed histories take: tensors as the kernels want them."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +14,6 @@ MOST_WIDTH = 256
 MOST_HEADS = 65_535
 MOST_POSITIONS = 512
 """Columns of position_bias that a block's shared memory has room for, beside its tiles."""
-_LEAST_ROWS = 32
-"""Query rows of a block of the backward pass, at least; as csrc/attention/cuda/arguments.h has it."""
 
 HistoryArguments = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None
@@ -82,22 +78,6 @@ def aligned_heads(packed: Tensor) -> Tensor:
         packed
         if fits and packed.data_ptr() % _PIECE_BYTES == 0
         else packed.clone(memory_format=torch.contiguous_format)
-    )
-
-
-class Scratch(NamedTuple):
-    """Memory that the kernels of the backward pass hand on to one another."""
-
-    visible_bounds: Tensor
-    table_parts: Tensor
-
-
-def scratch(q: Tensor, offsets: Tensor, tables: list[Tensor | None]) -> Scratch:
-    """Scratch for a batch; that of the tables, which get gradients where they are not None, grows with the rows."""
-    blocks = q.shape[0] // _LEAST_ROWS + offsets.shape[0]
-    entries = sum(table.shape[1] for table in tables if table is not None)
-    return Scratch(
-        q.new_empty(blocks, 2, dtype=torch.int32), q.new_empty(blocks, q.shape[1], entries, dtype=torch.float32)
     )
 
 

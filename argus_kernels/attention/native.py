@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
@@ -13,7 +12,6 @@ _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 HistoryArguments = tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
-    Tensor | None,
 ]  # fmt: skip
 
 
@@ -39,13 +37,12 @@ def cpp_arguments(
     query_time: Tensor | None,
     key_time: Tensor | None,
 ) -> HistoryArguments:
-    """The tensors of a history and the edges of the time buckets, in the order of the native ops.
+    """The tensors of a history in the order of the native ops.
 
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
     projection to all three; the tables come in the dtype of the sums.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    edges = None if time_bias is None else time_thresholds(time_bias.shape[1])
     return (
         dense_heads(q),
         dense_heads(k),
@@ -56,7 +53,6 @@ def cpp_arguments(
         _wide(time_bias, wide),
         _contiguous(query_time),
         _contiguous(key_time),
-        edges,
     )
 
 

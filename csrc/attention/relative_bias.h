@@ -14,10 +14,10 @@
 #include <bit>
 #include <cstdint>
 #include <limits>
-#include <vector>
+#include <utility>
 
+#include "attention/time_edges.h"
 #include "common/cpu/simd.h"
-#include "common/torch/fail.h"
 
 namespace argus {
 
@@ -36,6 +36,7 @@ ARGUS_INLINE bool time_wraps(int64_t a, int64_t b) {
   return overflows || difference == std::numeric_limits<int64_t>::min();
 }
 
+// The first `count` time buckets, the last of them without an end.
 class TimeBuckets {
  public:
   // What the kernels' loops read: two tables by cell.
@@ -49,37 +50,23 @@ class TimeBuckets {
     }
   };
 
-  TimeBuckets() = default;
-
-  // `edges` [count] rise from 0; int64's maximum stands for an edge that no distance reaches. Refuses others
-  // by the name that the op has for them.
-  TimeBuckets(const char* op, const char* name, const int64_t* edges, int64_t count)
-      : edges_(edges, edges + count), first_(kCells), edge_(kCells) {
-    check(op, name);
-    static const std::array<int64_t, kCells> smallest_of_cells = smallest_of_all();
-    for (int64_t cell = 0; cell < kCells; ++cell) {
-      const auto above = std::upper_bound(edges_.begin(), edges_.end(), smallest_of_cells[cell]);
-      first_[cell] = above - edges_.begin() - 1;
-      edge_[cell] = above == edges_.end() ? kLargest : *above;
-      const bool two_edges = edge_[cell] < kLargest && above + 1 != edges_.end() && above[1] < kLargest &&
-                             cell_of(above[1]) == cell;
-      if (two_edges)
-        fail(op, name, "[", above - edges_.begin() + 1, "] is ", above[1], " after ", *above,
-             ", expected edges at least a quarter octave apart");
+  explicit TimeBuckets(int64_t count) : count_(count) {
+    const auto& [first, edge] = cells_of_all();
+    for (size_t cell = 0; cell < kCells; ++cell) {
+      first_[cell] = std::min(first[cell], count - 1);
+      edge_[cell] = first[cell] < count - 1 ? edge[cell] : kLargest;
     }
   }
 
-  int64_t count() const { return static_cast<int64_t>(edges_.size()); }
   Cells cells() const { return {first_.data(), edge_.data()}; }
-  // The bucket of a `time_distance`.
-  int64_t bucket(int64_t distance) const { return cells().bucket(distance); }
-  // The smallest distance of bucket b, int64's maximum past the last bucket.
-  int64_t edge(int64_t b) const { return b < count() ? edges_[b] : kLargest; }
+  // The smallest distance of bucket b, int64's maximum past the last bucket that a distance reaches.
+  int64_t edge(int64_t b) const { return b < std::min<int64_t>(count_, kTimeBuckets) ? kEdges[b] : kLargest; }
 
  private:
   static constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
   static constexpr int kMantissaBits = 2;
-  static constexpr int64_t kCells = int64_t{64} << kMantissaBits;
+  static constexpr size_t kCells = size_t{64} << kMantissaBits;
+  static constexpr std::array<int64_t, kTimeBuckets> kEdges = {ARGUS_TIME_EDGES};
 
   // Rises with the distance, as rounding to double does.
   static ARGUS_INLINE int64_t cell_of(int64_t distance) {
@@ -87,18 +74,21 @@ class TimeBuckets {
     return (bits >> (52 - kMantissaBits)) - (int64_t{1023} << kMantissaBits);
   }
 
-  void check(const char* op, const char* name) const {
-    if (edges_.empty()) fail(op, name, " is empty, expected at least 1 edge");
-    if (edges_[0] != 0) fail(op, name, "[0] is ", edges_[0], ", expected 0");
-    for (size_t i = 1; i < edges_.size(); ++i) {
-      if (edges_[i] < edges_[i - 1])
-        fail(op, name, "[", i, "] is ", edges_[i], " after ", edges_[i - 1], ", expected no fall");
-    }
-  }
+  using CellTable = std::array<int64_t, kCells>;
 
-  static std::array<int64_t, kCells> smallest_of_all() {
-    std::array<int64_t, kCells> found;
-    for (int64_t cell = 0; cell < kCells; ++cell) found[static_cast<size_t>(cell)] = smallest_of(cell);
+  // Cells by bucket and edge, of all buckets. Cells are narrower than buckets but for the first few, whose
+  // integers are each a cell's smallest.
+  static const std::pair<CellTable, CellTable>& cells_of_all() {
+    static const std::pair<CellTable, CellTable> found = [] {
+      std::pair<CellTable, CellTable> tables;
+      for (size_t cell = 0; cell < kCells; ++cell) {
+        const auto above =
+            std::upper_bound(kEdges.begin(), kEdges.end(), smallest_of(static_cast<int64_t>(cell)));
+        tables.first[cell] = above - kEdges.begin() - 1;
+        tables.second[cell] = above == kEdges.end() ? kLargest : *above;
+      }
+      return tables;
+    }();
     return found;
   }
 
@@ -111,7 +101,8 @@ class TimeBuckets {
     return reached;
   }
 
-  std::vector<int64_t> edges_, first_, edge_;
+  int64_t count_;
+  CellTable first_, edge_;
 };
 
 // scores[j] += table[bucket(query_time - key_time[j])] for one query over `count` keys.

@@ -1,5 +1,5 @@
 // Launches the kernels of causal_attention.
-#include "causal_attention/causal_attention_cuda.h"
+#include "causal_attention/causal_attention.h"
 
 #include "attention/cuda/launch.cuh"
 #include "causal_attention/causal_attention_kernels.cuh"

@@ -5,9 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <limits>
-#include <list>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <unordered_map>
 
@@ -25,7 +23,7 @@ using Optional = std::optional<Tensor>;
 // The arguments as the schema has them, contiguous where the kernels want it.
 struct Arguments {
   Tensor q, key_pages, value_pages, time_pages, block_table, lengths;
-  Optional k, v, position_bias, time_bias, thresholds, query_time, key_time;
+  Optional k, v, position_bias, time_bias, query_time, key_time;
 };
 
 void check_pages(const char* name, const Tensor& pages, const Arguments& given) {
@@ -63,13 +61,8 @@ void check_biases(const Arguments& given) {
     check_same_device(kOp, name, **table, "q", given.q);
     if ((*table)->size(1) == 0) fail(kOp, name, " has no bucket, expected at least 1");
   }
-  if (!given.time_bias) return;
-  if (!given.query_time || !given.thresholds)
-    fail(kOp, "time_bias is given without query_time or thresholds");
-  check_shape(kOp, "thresholds", *given.thresholds, "[N]", {given.time_bias->size(1)});
-  check_dtype(kOp, "thresholds", *given.thresholds, {ScalarType::Long});
-  check_contiguous(kOp, "thresholds", *given.thresholds);
-  check_same_device(kOp, "thresholds", *given.thresholds, "q", given.q);
+  if (given.time_bias && !given.query_time)
+    fail(kOp, "query_time is not given, expected it beside time_bias");
 }
 
 void check(const Arguments& given, std::optional<int64_t> window) {
@@ -145,7 +138,6 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
       .v = data(given.v),
       .position_bias = data(given.position_bias),
       .time_bias = data(given.time_bias),
-      .thresholds = times(given.thresholds),
       .cell_bucket = nullptr,
       .cell_edge = nullptr,
       .query_time = times(given.query_time),
@@ -203,25 +195,6 @@ void check_appended_pages(const Params& params) {
   }
 }
 
-using SharedBuckets = std::shared_ptr<const TimeBuckets>;
-
-// The cells of these edges. Working them out takes about as long as decoding a short history, so the last few
-// are kept.
-SharedBuckets time_buckets(const int64_t* edges, int64_t count) {
-  constexpr size_t kMostKept = 8;
-  static std::mutex lock;
-  static std::list<SharedBuckets> known;
-  const std::lock_guard<std::mutex> guard(lock);
-  for (const SharedBuckets& buckets : known) {
-    bool same = buckets->count() == count;
-    for (int64_t bucket = 0; same && bucket < count; ++bucket) same = buckets->edge(bucket) == edges[bucket];
-    if (same) return buckets;
-  }
-  known.push_front(std::make_shared<const TimeBuckets>(kOp, "thresholds", edges, count));
-  if (known.size() > kMostKept) known.pop_back();
-  return known.front();
-}
-
 // Threads share the chunks one by one; small calls stay on the calling thread.
 constexpr int64_t kBytesWorthAThread = 1 << 17;
 
@@ -255,22 +228,18 @@ void run_on_cpu(Params& params, bool appends) {
 
 Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                      Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
-                     Optional thresholds, Optional query_time, Optional key_time, double scale,
-                     std::optional<int64_t> window) {
-  const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
-                        v, position_bias, time_bias,   thresholds, query_time,  key_time};
+                     Optional query_time, Optional key_time, double scale, std::optional<int64_t> window) {
+  const Arguments given{q, key_pages, value_pages,   time_pages, block_table, lengths,
+                        k, v,         position_bias, time_bias,  query_time,  key_time};
   check(given, window);
   const Arguments ready = prepared(given);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
   if (k) check_appended_pages(params);
-  SharedBuckets buckets;
-  if (params.time_bias != nullptr) {
-    buckets = time_buckets(params.thresholds, params.time_buckets);
-    params.cell_bucket = buckets->cells().first;
-    params.cell_edge = buckets->cells().edge;
-  }
+  const TimeBuckets buckets(params.time_buckets);
+  params.cell_bucket = buckets.cells().first;
+  params.cell_edge = buckets.cells().edge;
   if (params.users > 0) run_on_cpu(params, k.has_value());
   return out;
 }
@@ -279,10 +248,9 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
 
 Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                       Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
-                      Optional thresholds, Optional query_time, Optional key_time, double scale,
-                      std::optional<int64_t> window) {
-  const Arguments given{q, key_pages,     value_pages, time_pages, block_table, lengths, k,
-                        v, position_bias, time_bias,   thresholds, query_time,  key_time};
+                      Optional query_time, Optional key_time, double scale, std::optional<int64_t> window) {
+  const Arguments given{q, key_pages, value_pages,   time_pages, block_table, lengths,
+                        k, v,         position_bias, time_bias,  query_time,  key_time};
   check(given, window);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
@@ -311,7 +279,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def(
       "decode_attention(Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, "
       "Tensor block_table, Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, "
-      "Tensor? thresholds, Tensor? query_time, Tensor? key_time, float scale, int? window) -> Tensor");
+      "Tensor? query_time, Tensor? key_time, float scale, int? window) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {

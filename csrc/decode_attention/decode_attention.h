@@ -31,7 +31,6 @@ struct Params {
   const void* v;
   const void* position_bias;   // [heads, position_buckets] in the arithmetic type, or null
   const void* time_bias;       // [heads, time_buckets]
-  const int64_t* thresholds;   // [time_buckets], the lower edges of the time buckets, rising from 0
   const int64_t* cell_bucket;  // TimeBuckets::Cells, on the CPU
   const int64_t* cell_edge;
   const int64_t* query_time;  // [users]

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention/time_edges.h"
 #include "common/cuda/device.cuh"
 #include "common/cuda/reduce.cuh"
 #include "decode_attention/decode_attention.h"
@@ -116,6 +117,9 @@ struct Tile {
   float* bias;
 };
 
+// In global memory: each lane reads another edge, which constant memory would serve one by one.
+static __device__ const uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
+
 ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time, int head) {
   const unsigned long long raw =
       static_cast<unsigned long long>(params.query_time[user]) - static_cast<unsigned long long>(time);
@@ -124,10 +128,11 @@ ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time
   const long long distance =
       static_cast<long long>(magnitude < 1 ? 1ull : (magnitude > kLargest ? kLargest : magnitude));
   // The logarithm, lowered a little, is the bucket or the one below; the integer edge above decides.
-  const float estimate = logf(static_cast<float>(distance)) * (1.0f / 0.301f) - 1e-3f;
-  const int last = static_cast<int>(params.time_buckets) - 1;
+  const float estimate = logf(static_cast<float>(distance)) * (1.0f / kTimeLogStep) - 1e-3f;
+  // No distance reaches a later bucket than the edges have.
+  const int last = static_cast<int>(min(params.time_buckets, int64_t{kTimeBuckets})) - 1;
   int bucket = min(max(static_cast<int>(estimate), 0), last);
-  if (bucket < last && distance >= params.thresholds[bucket + 1]) ++bucket;
+  if (bucket < last && static_cast<uint64_t>(distance) >= kTimeEdges[bucket + 1]) ++bucket;
   return static_cast<const float*>(params.time_bias)[head * params.time_buckets + bucket];
 }
 

@@ -1,5 +1,5 @@
 // Launches the kernels of hstu_attention.
-#include "hstu_attention/hstu_attention_cuda.h"
+#include "hstu_attention/hstu_attention.h"
 
 #include "attention/cuda/launch.cuh"
 #include "hstu_attention/hstu_attention_kernels.cuh"

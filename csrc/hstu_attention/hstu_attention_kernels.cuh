@@ -15,7 +15,8 @@ struct Silu {
 
   float inverse;  // of the divisor
 
-  ARGUS_DEVICE explicit Silu(const attention::Arguments& given) : inverse(1.0f / given.divisor) {}
+  ARGUS_DEVICE explicit Silu(const attention::Arguments& given)
+      : inverse(1.0f / static_cast<float>(given.divisor)) {}
 
   // Nothing runs along.
   template <class T, int kRowTiles>

@@ -18,6 +18,7 @@ from argus_kernels.attention.relative_bias import (
     time_thresholds,
     visible_pairs,
 )
+from build_support.time_edges import HEADER, header_text
 from tests.attention.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
 
 LARGEST = torch.iinfo(torch.int64).max
@@ -67,6 +68,10 @@ def test_thresholds_past_int64_hold_its_maximum() -> None:
     assert bool((thresholds[1:] >= thresholds[:-1]).all())
     assert int(thresholds[-1]) == LARGEST
     assert time_thresholds(1).tolist() == [0]
+
+
+def test_the_edges_in_c_plus_plus_are_those_of_the_definition() -> None:
+    assert HEADER.read_text() == header_text(), "run python -m build_support.time_edges"
 
 
 def test_position_buckets_count_events_back() -> None:

@@ -180,7 +180,7 @@ def test_decoding_of_nothing(users: int, heads: int, width: int) -> None:
     with poisoned_memory():
         out = torch.ops.argus_native.decode_attention(
             rows, pages, pages.clone(), times, integers(0, 1, dtype=torch.int32)[:users, None], lengths, rows, rows,
-            None, None, None, now, now, 1.0, None,
+            None, None, now, now, 1.0, None,
         )  # fmt: skip
     assert out.shape == (users, heads, width) and out.isfinite().all()
     if users:

@@ -14,7 +14,6 @@ from argus_kernels.attention.cuda import (
     aligned_heads,
     cuda_arguments,
     in_dtype_of,
-    scratch,
     statistic,
     table_gradient,
 )
@@ -42,7 +41,7 @@ def forward(
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]; arguments as in the public function."""
     history = cuda_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     out, log_sum_exp = q.new_empty(q.shape), statistic(q)
-    launch = launch or torch.ops.argus_native.causal_attention_cuda_
+    launch = launch or torch.ops.argus_native.causal_attention_
     launch(out, log_sum_exp, *history, scale, window or 0)
     return out, log_sum_exp
 
@@ -70,16 +69,12 @@ def backward(
     history = cuda_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     d_position = table_gradient(position_bias, needs["position_bias"])
     d_time = table_gradient(time_bias, needs["time_bias"])
-    wanted = d_position is not None or d_time is not None
     found = [q.new_empty(q.shape) for _ in range(3)]
-    launch = launch or torch.ops.argus_native.causal_attention_cuda_backward_
+    launch = launch or torch.ops.argus_native.causal_attention_backward_
     launch(
         *found,
         d_position,
         d_time,
-        *scratch(q, offsets, [position_bias, time_bias] if wanted else []),
-        statistic(q),
-        statistic(q),
         aligned_heads(gradients[0]),
         gradients[1].contiguous(),
         *(output.contiguous() for output in outputs),

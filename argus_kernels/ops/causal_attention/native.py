@@ -29,7 +29,7 @@ def forward_cpp(
     history = cpp_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     out = q.new_empty(q.shape)
     log_sum_exp = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
-    torch.ops.argus_native.causal_attention_cpu_(out, log_sum_exp, *history, scale, window or 0)
+    torch.ops.argus_native.causal_attention_(out, log_sum_exp, *history, scale, window or 0)
     return out, log_sum_exp
 
 
@@ -58,7 +58,7 @@ def backward_cpp(
         empty_table(time_bias, needs["time_bias"], q),
     ]
     out, log_sum_exp = outputs
-    torch.ops.argus_native.causal_attention_cpu_backward_(
+    torch.ops.argus_native.causal_attention_backward_(
         *found,
         *tables,
         dense_heads(gradients[0]),

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
@@ -39,10 +38,9 @@ def forward(
     having changed nothing, for shapes and dtypes that the kernels do not take, and on the CPU for a length or a page
     out of bounds and for two users that append to one page.
     """
-    thresholds = None if time_bias is None else _thresholds(time_bias.shape[1], q.device)
     out: Tensor = _op()(
-        q, key_pages, value_pages, time_pages, block_table, lengths, k, v, position_bias, time_bias, thresholds,
-        query_time, key_time, scale, window,
+        q, key_pages, value_pages, time_pages, block_table, lengths, k, v, position_bias, time_bias, query_time,
+        key_time, scale, window,
     )  # fmt: skip
     return out
 
@@ -51,12 +49,6 @@ def forward(
 def _op() -> Any:
     """Looked up once: the way through torch.ops takes longer than the call."""
     return torch.ops.argus_native.decode_attention.default
-
-
-@functools.lru_cache(maxsize=64)
-def _thresholds(buckets: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return time_thresholds(buckets, device)
 
 
 def available_cpp() -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.cuda import aligned_heads, cuda_arguments, in_dtype_of, scratch, table_gradient
+from argus_kernels.attention.cuda import aligned_heads, cuda_arguments, in_dtype_of, table_gradient
 
 Launch = Callable[..., None]
 """The native op; tests put the same kernels on the CPU in its place."""
@@ -36,7 +36,7 @@ def forward(
     """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
     history = cuda_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     out = q.new_empty(q.shape)
-    launch = launch or torch.ops.argus_native.hstu_attention_cuda_
+    launch = launch or torch.ops.argus_native.hstu_attention_
     launch(out, *history, alpha, divisor, window or 0)
     return out
 
@@ -65,14 +65,12 @@ def backward(
     history = cuda_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     d_position = table_gradient(position_bias, needs["position_bias"])
     d_time = table_gradient(time_bias, needs["time_bias"])
-    wanted = d_position is not None or d_time is not None
     found = [q.new_empty(q.shape) for _ in range(3)]
-    launch = launch or torch.ops.argus_native.hstu_attention_cuda_backward_
+    launch = launch or torch.ops.argus_native.hstu_attention_backward_
     launch(
         *found,
         d_position,
         d_time,
-        *scratch(q, offsets, [position_bias, time_bias] if wanted else []),
         aligned_heads(gradients[0]),
         *history,
         alpha,

@@ -29,7 +29,7 @@ def forward_cpp(
     """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
     history = cpp_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
     out = q.new_empty(q.shape)
-    torch.ops.argus_native.hstu_attention_cpu_(out, *history, alpha, divisor, window or 0)
+    torch.ops.argus_native.hstu_attention_(out, *history, alpha, divisor, window or 0)
     return out
 
 
@@ -58,7 +58,7 @@ def backward_cpp(
         empty_table(position_bias, needs["position_bias"], q),
         empty_table(time_bias, needs["time_bias"], q),
     ]
-    torch.ops.argus_native.hstu_attention_cpu_backward_(
+    torch.ops.argus_native.hstu_attention_backward_(
         *found, *tables, dense_heads(gradients[0]), *history, alpha, divisor, window or 0
     )
     return [*found, as_table(tables[0], position_bias), as_table(tables[1], time_bias)]

@@ -1,6 +1,6 @@
 // The backward pass of attention over packed histories on the CPU, for any rule from scores to weights.
 //
-// For each block of queries, tile by tile (attention_problem.h), with the scores computed again:
+// For each block of queries, tile by tile (problem.h), with the scores computed again:
 //
 //   scores' = K · Q',  d_weights' = V · dO'                 keys by queries
 //   weights', d_scores' = rule(scale · scores' + bias, d_weights')
@@ -25,21 +25,6 @@
 
 namespace argus::attention {
 
-template <class T>
-struct Gradients {
-  using A = Arithmetic<T>;
-
-  Packed<const T> d_out;
-  const T* out;  // [rows, heads, width] contiguous; null where the rule keeps no statistic, like the next two
-  const A* statistic;    // [heads, rows]
-  const A* d_statistic;  // [heads, rows]
-  T* d_q;                // [rows, heads, width] contiguous, as the next two
-  T* d_k;
-  T* d_v;
-  A* d_position_bias;  // [heads, positions], null where not wanted
-  A* d_time_bias;      // [heads, times], null where not wanted
-};
-
 // Sums of dK and dV over one piece's queries, for the events [begin, end).
 template <class A>
 struct EventSums {
@@ -59,15 +44,16 @@ struct EventSums {
 };
 
 template <class T, class A>
-void put_event_sums(const Problem<T>& p, const Gradients<T>& to, const Piece& piece,
-                    const EventSums<A>& sums) {
-  const int64_t stride = p.heads * p.width;
+void put_event_sums(const Backward& to, const Piece& piece, const EventSums<A>& sums) {
+  const Arguments& p = to.given;
+  const int64_t stride = p.row_elements();
   const int64_t place = (piece.user_row + sums.begin) * stride + piece.head * p.width;
   const int64_t rows = sums.end - sums.begin;
-  const auto put = [&](T* gradient, const A* from, A factor) {
-    ForEachIsa<&put_rows_body<T, A>>::call(gradient + place, stride, from, factor, rows, p.width);
+  const auto put = [&](void* gradient, const A* from, A factor) {
+    ForEachIsa<&put_rows_body<T, A>>::call(static_cast<T*>(gradient) + place, stride, from, factor, rows,
+                                           p.width);
   };
-  put(to.d_k, sums.d_k, p.scale);
+  put(to.d_k, sums.d_k, static_cast<A>(p.scale));
   put(to.d_v, sums.d_v, A{1});
 }
 
@@ -105,24 +91,23 @@ class BackwardWorker {
   using A = Arithmetic<T>;
 
   // `parts`: by piece, where the sums of a piece go that is not its user's only one.
-  BackwardWorker(const Problem<T>& problem, const Rule& rule, const Gradients<T>& gradients,
-                 std::vector<EventSums<A>>* parts)
-      : problem_(problem),
+  BackwardWorker(const Backward& call, const Rule& rule, std::vector<EventSums<A>>* parts)
+      : call_(call),
+        problem_(call.given),
         rule_(rule),
-        bias_(problem),
-        bias_gradient_(problem),
-        gradients_(gradients),
+        bias_(problem_),
+        bias_gradient_(problem_),
         parts_(parts),
-        query_(matmul::right_size<P>(kQueries, problem.width)),
-        d_out_(matmul::right_size<P>(kQueries, problem.width)),
-        query_rows_(matmul::right_size<P>(problem.width, kQueries)),
-        d_out_rows_(matmul::right_size<P>(problem.width, kQueries)),
+        query_(matmul::right_size<P>(kQueries, problem_.width)),
+        d_out_(matmul::right_size<P>(kQueries, problem_.width)),
+        query_rows_(matmul::right_size<P>(problem_.width, kQueries)),
+        d_out_rows_(matmul::right_size<P>(problem_.width, kQueries)),
         d_scores_packed_(matmul::right_size<P>(kQueries, kKeys)),
         scores_(kKeys * kQueries),
         d_scores_(kKeys * kQueries),
-        d_query_(problem.width * kQueries),
-        turned_(problem.width * kQueries) {
-    std::fill(factors_, factors_ + kQueries, problem.scale);
+        d_query_(problem_.width * kQueries),
+        turned_(problem_.width * kQueries) {
+    std::fill(factors_, factors_ + kQueries, static_cast<A>(problem_.scale));
   }
 
   // The sums of the task's bias gradients go to d_tables [positions + times], null where not wanted.
@@ -151,20 +136,20 @@ class BackwardWorker {
         alone_[place] = true;
         done = false;
       }
-      if (piece.parts == 1) put_event_sums(problem_, gradients_, piece, sums);
+      if (piece.parts == 1) put_event_sums<T>(call_, piece, sums);
     }
     return done;
   }
 
   // Whether all gradients are numbers.
   bool run(const Piece& piece, EventSums<A>& sums) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     const int64_t oldest = sums.begin;
     bool numbers = true;
-    const T* keys = p.k.at(piece.user_row, piece.head);
+    const T* keys = p.k.at<T>(piece.user_row, piece.head);
     keys_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
     key_columns_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
-    values_.set(p.v.at(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
+    values_.set(p.v.at<T>(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
     const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
     for (int64_t first = piece.begin; first < piece.end; first += most) {
       const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
@@ -183,14 +168,14 @@ class BackwardWorker {
   }
 
   void run_alone(const Piece& piece, EventSums<A>& sums) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     for (int64_t query = piece.begin; query < piece.end; ++query) {
       const Block block(p, piece.user_row, query, 1);
       begin_block(piece, block);
       bool accumulate = false;
       block.for_each_seen_tile([&](const KeyTile& tile) {
-        const T* keys = p.k.at(piece.user_row + tile.begin, piece.head);
-        const T* values = p.v.at(piece.user_row + tile.begin, piece.head);
+        const T* keys = p.k.at<T>(piece.user_row + tile.begin, piece.head);
+        const T* values = p.v.at<T>(piece.user_row + tile.begin, piece.head);
         seen_keys_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
         seen_key_columns_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
         seen_values_.set(values, p.v.row_stride, 0, tile.size(), p.width);
@@ -203,30 +188,32 @@ class BackwardWorker {
   }
 
   void put_query_gradient(const Piece& piece, const Block& block) {
-    const int64_t stride = problem_.heads * problem_.width;
-    T* to = gradients_.d_q + (piece.user_row + block.first) * stride + piece.head * problem_.width;
+    const int64_t stride = problem_.row_elements();
+    T* to =
+        static_cast<T*>(call_.d_q) + (piece.user_row + block.first) * stride + piece.head * problem_.width;
     put_turned(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
                block.count, problem_.width, turned_.get());
   }
 
   void begin_block(const Piece& piece, const Block& block) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     const int64_t row = piece.user_row + block.first;
-    const T* query = p.q.at(row, piece.head);
-    const T* d_out = gradients_.d_out.at(row, piece.head);
-    const int64_t q_stride = p.q.row_stride, d_stride = gradients_.d_out.row_stride;
+    const T* query = p.q.at<T>(row, piece.head);
+    const T* d_out = call_.d_out.at<T>(row, piece.head);
+    const int64_t q_stride = p.q.row_stride, d_stride = call_.d_out.row_stride;
     matmul::pack_right(query_.get(), query, block.count, p.width, q_stride, 1);
     matmul::pack_right(d_out_.get(), d_out, block.count, p.width, d_stride, 1);
     matmul::pack_right(query_rows_.get(), query, p.width, block.count, 1, q_stride);
     matmul::pack_right(d_out_rows_.get(), d_out, p.width, block.count, 1, d_stride);
     bias_.begin_block(piece.user_row, block);
-    if (gradients_.statistic == nullptr) return;
-    const int64_t stride = p.heads * p.width, statistic = piece.head * p.rows + row;
+    if (call_.log_sum_exp == nullptr) return;
+    const int64_t stride = p.row_elements(), statistic = piece.head * p.rows + row;
     alignas(64) A delta[kQueries];
-    ForEachIsa<&row_products_body<T, A>>::call(static_cast<A*>(delta), d_out, d_stride,
-                                               gradients_.out + row * stride + piece.head * p.width, stride,
-                                               gradients_.d_statistic + statistic, block.count, p.width);
-    rule_.begin_backward(gradients_.statistic + statistic, delta, block.count);
+    ForEachIsa<&row_products_body<T, A>>::call(
+        static_cast<A*>(delta), d_out, d_stride,
+        static_cast<const T*>(call_.out) + row * stride + piece.head * p.width, stride,
+        static_cast<const A*>(call_.d_log_sum_exp) + statistic, block.count, p.width);
+    rule_.begin_backward(static_cast<const A*>(call_.log_sum_exp) + statistic, delta, block.count);
   }
 
   struct TileOperands {
@@ -240,7 +227,8 @@ class BackwardWorker {
     A* d_scores = d_scores_.get();
     matmul::multiply(scores, kQueries, from.keys.data, from.keys.stride, query_.get(), keys, columns, width,
                      false);
-    const A factor = make_scores<A>(scores, bias_, block, tile, problem_.scale, Rule::kHidden);
+    const A factor =
+        make_scores<A>(scores, bias_, block, tile, static_cast<A>(problem_.scale), Rule::kHidden);
     matmul::multiply(d_scores, kQueries, from.values.data, from.values.stride, d_out_.get(), keys, columns,
                      width, false);
     rule_.differentiate(scores, d_scores, keys, columns, factor);
@@ -260,12 +248,12 @@ class BackwardWorker {
                      d_scores_packed_.get(), width, columns, keys, accumulate);
   }
 
-  const Problem<T>& problem_;
+  const Backward& call_;
+  const Arguments& problem_;
   Rule rule_;
   TileBias<A> bias_;
   TileBiasGradient<A> bias_gradient_;
   bool with_bias_gradient_ = false;
-  const Gradients<T>& gradients_;
   std::vector<EventSums<A>>* parts_;
   EventSums<A> own_sums_;
   std::vector<bool> alone_;  // by piece of the task

@@ -196,21 +196,20 @@ ARGUS_INLINE void add_bias_sums_body(const BiasView<A>* view, BiasSums<A>* sums,
 template <class A>
 class TileBias {
  public:
-  template <class T>
-  explicit TileBias(const Problem<T>& problem)
-      : present_(problem.has_bias()),
-        position_table_(problem.position_bias),
+  explicit TileBias(const Arguments& problem)
+      : present_(problem.position_bias != nullptr || problem.time_bias != nullptr),
+        position_table_(static_cast<const A*>(problem.position_bias)),
         positions_(problem.positions),
-        time_table_(problem.time_bias),
+        time_table_(static_cast<const A*>(problem.time_bias)),
         times_(problem.times),
         query_time_(problem.query_time),
         key_time_(problem.key_time),
-        buckets_(problem.buckets) {
+        buckets_(problem.times) {
     view_.position = view_.time = nullptr;
     if (position_table_ != nullptr) run_.at_least(positions_ + 2 * kQueries);
     if (time_table_ != nullptr) {
-      for (int64_t b = 0; b <= times_; ++b) edges_.push_back(buckets_->edge(b));
-      view_.cells = buckets_->cells();
+      for (int64_t b = 0; b <= times_; ++b) edges_.push_back(buckets_.edge(b));
+      view_.cells = buckets_.cells();
       view_.edges = edges_.data();
       view_.last_bucket = times_ - 1;
     }
@@ -255,7 +254,7 @@ class TileBias {
   int64_t times_;
   const int64_t* query_time_;
   const int64_t* key_time_;
-  const TimeBuckets* buckets_;
+  TimeBuckets buckets_;
   std::vector<int64_t> edges_;
   Scratch<A> run_;
   BiasView<A> view_;
@@ -265,9 +264,7 @@ class TileBias {
 template <class A>
 class TileBiasGradient {
  public:
-  template <class T>
-  explicit TileBiasGradient(const Problem<T>& problem)
-      : positions_(problem.positions), times_(problem.times) {
+  explicit TileBiasGradient(const Arguments& problem) : positions_(problem.positions), times_(problem.times) {
     std::fill(&sums_.position[0][0], &sums_.position[0][0] + kLanes * BiasSums<A>::kRun, A{0});
     std::fill(sums_.far, sums_.far + kLanes, A{0});
     lanes_.assign(static_cast<size_t>(times_ * kLanes), A{0});

@@ -1,6 +1,6 @@
 // The forward pass of attention over packed histories on the CPU, for any rule from scores to weights.
 //
-// For each block of queries: out' = 0, then tile by tile (attention_problem.h)
+// For each block of queries: out' = 0, then tile by tile (problem.h)
 //
 //   scores' = K · Q'          keys by queries: a query's statistics run down a lane, no sum across lanes
 //   weights' = rule(scale · scores' + bias, −∞ where the mask hides)
@@ -32,7 +32,7 @@ class ForwardWorker {
   using A = Arithmetic<T>;
 
   // `statistics` [heads, rows], or null.
-  ForwardWorker(const Problem<T>& problem, const Rule& rule, T* out, A* statistics)
+  ForwardWorker(const Arguments& problem, const Rule& rule, T* out, A* statistics)
       : problem_(problem),
         rule_(rule),
         bias_(problem),
@@ -51,10 +51,10 @@ class ForwardWorker {
 
  private:
   void run(const Piece& piece) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     const int64_t oldest = first_event(p, piece.begin);
-    keys_.set(p.k.at(piece.user_row, piece.head), p.k.row_stride, oldest, piece.end, p.width);
-    values_.set(p.v.at(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
+    keys_.set(p.k.at<T>(piece.user_row, piece.head), p.k.row_stride, oldest, piece.end, p.width);
+    values_.set(p.v.at<T>(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
     const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
     for (int64_t first = piece.begin; first < piece.end; first += most) {
       const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
@@ -71,14 +71,14 @@ class ForwardWorker {
   }
 
   void attend_alone(const Piece& piece, int64_t query) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     const Block block(p, piece.user_row, query, 1);
     begin(piece, block);
     bool accumulate = false;
     block.for_each_seen_tile([&](const KeyTile& tile) {
       const int64_t row = piece.user_row + tile.begin;
-      seen_keys_.set(p.k.at(row, piece.head), p.k.row_stride, 0, tile.size(), p.width);
-      seen_values_.set(p.v.at(row, piece.head), p.v.row_stride, 0, tile.size(), p.width);
+      seen_keys_.set(p.k.at<T>(row, piece.head), p.k.row_stride, 0, tile.size(), p.width);
+      seen_values_.set(p.v.at<T>(row, piece.head), p.v.row_stride, 0, tile.size(), p.width);
       add_tile(block, tile, seen_keys_.from(0), seen_values_.from(0), accumulate);
       accumulate = true;
     });
@@ -86,20 +86,20 @@ class ForwardWorker {
   }
 
   void begin(const Piece& piece, const Block& block) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     bias_.begin_block(piece.user_row, block);
-    matmul::pack_right(query_.get(), p.q.at(piece.user_row + block.first, piece.head), block.count, p.width,
-                       p.q.row_stride, 1);
+    matmul::pack_right(query_.get(), p.q.at<T>(piece.user_row + block.first, piece.head), block.count,
+                       p.width, p.q.row_stride, 1);
     rule_.begin();
   }
 
   void add_tile(const Block& block, const KeyTile& tile, LeftOperand<P> keys, LeftOperand<P> values,
                 bool accumulate) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     A* scores = scores_.get();
     matmul::multiply(scores, kQueries, keys.data, keys.stride, query_.get(), tile.size(), block.columns,
                      p.width, false);
-    const A factor = make_scores<A>(scores, bias_, block, tile, p.scale, Rule::kHidden);
+    const A factor = make_scores<A>(scores, bias_, block, tile, static_cast<A>(p.scale), Rule::kHidden);
     rule_.weigh(scores, tile.size(), block.columns, factor);
     matmul::pack_right(weights_.get(), scores, block.columns, tile.size(), 1, kQueries);
     if (accumulate) rule_.correct(sums_.get(), p.width, block.columns);
@@ -108,9 +108,9 @@ class ForwardWorker {
   }
 
   void finish(const Piece& piece, const Block& block) {
-    const Problem<T>& p = problem_;
+    const Arguments& p = problem_;
     const int64_t row = piece.user_row + block.first;
-    const int64_t stride = p.heads * p.width;
+    const int64_t stride = p.row_elements();
     T* to = out_ + row * stride + piece.head * p.width;
     put_turned(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(), block.count, p.width,
                turned_.get());
@@ -118,7 +118,7 @@ class ForwardWorker {
     for (int64_t c = 0; c < block.count; ++c) statistics_[piece.head * p.rows + row + c] = rule_.statistic(c);
   }
 
-  const Problem<T>& problem_;
+  const Arguments& problem_;
   Rule rule_;
   TileBias<A> bias_;
   T* out_;

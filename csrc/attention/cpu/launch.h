@@ -22,14 +22,17 @@ constexpr int64_t kBackwardRows = 2048, kBackwardPieces = 4;
 
 // Rows past the last user: zero.
 template <class T>
-void zero_padding(const Problem<T>& p, T* packed) {
-  const int64_t used = p.offsets[p.users], row = p.heads * p.width;
-  std::fill(packed + used * row, packed + p.rows * row, T{});
+void zero_padding(const Arguments& p, void* packed) {
+  const int64_t used = p.offsets[p.users], row = p.row_elements();
+  std::fill(static_cast<T*>(packed) + used * row, static_cast<T*>(packed) + p.rows * row, T{});
 }
 
 template <class T, class Rule>
-void forward(const Problem<T>& p, const Rule& rule, T* out, Arithmetic<T>* statistics) {
-  zero_padding(p, out);
+void forward(const Forward& call, const Rule& rule) {
+  const Arguments& p = call.given;
+  T* out = static_cast<T*>(call.out);
+  auto* statistics = static_cast<Arithmetic<T>*>(call.log_sum_exp);
+  zero_padding<T>(p, out);
   for (int64_t head = 0; statistics != nullptr && head < p.heads; ++head) {
     std::fill(statistics + head * p.rows + p.offsets[p.users], statistics + (head + 1) * p.rows, 0);
   }
@@ -44,9 +47,9 @@ void forward(const Problem<T>& p, const Rule& rule, T* out, Arithmetic<T>* stati
 
 // Adds up the sums of the pieces that one user and head were cut into, and writes them.
 template <class T>
-void join_parts(const Problem<T>& p, const Gradients<T>& gradients, const Work& work,
-                std::vector<EventSums<Arithmetic<T>>>& parts) {
+void join_parts(const Backward& call, const Work& work, std::vector<EventSums<Arithmetic<T>>>& parts) {
   using A = Arithmetic<T>;
+  const Arguments& p = call.given;
   std::vector<Task> joins;
   const int64_t count = static_cast<int64_t>(work.pieces.size());
   for (int64_t i = 0; i < count; i += work.pieces[i].parts) {
@@ -65,15 +68,17 @@ void join_parts(const Problem<T>& p, const Gradients<T>& gradients, const Work& 
         for (int64_t j = 0; j < size; ++j) whole.d_v[shift + j] += parts[i].d_v[j];
         parts[i] = {};
       }
-      put_event_sums(p, gradients, piece, whole);
+      put_event_sums<T>(call, piece, whole);
     };
   });
 }
 
 // Sums of the tasks' bias gradients: `sums` [tasks, positions + times] to two tables, null where not wanted.
 template <class A>
-void join_tables(const Work& work, const std::vector<double>& sums, int64_t heads, int64_t positions,
-                 int64_t times, A* d_position, A* d_time) {
+void join_tables(const Backward& call, const Work& work, const std::vector<double>& sums) {
+  const int64_t heads = call.given.heads, positions = call.given.positions, times = call.given.times;
+  A* d_position = static_cast<A*>(call.d_position_bias);
+  A* d_time = static_cast<A*>(call.d_time_bias);
   std::vector<double> whole(static_cast<size_t>(heads * (positions + times)), 0.0);
   for (const Task& task : work.tasks) {
     double* to = whole.data() + work.pieces[task.first].head * (positions + times);
@@ -90,27 +95,25 @@ void join_tables(const Work& work, const std::vector<double>& sums, int64_t head
 }
 
 template <class T, class Rule>
-void backward(const Problem<T>& p, const Rule& rule, const Gradients<T>& gradients) {
+void backward(const Backward& call, const Rule& rule) {
   using A = Arithmetic<T>;
-  zero_padding(p, gradients.d_q);
-  zero_padding(p, gradients.d_k);
-  zero_padding(p, gradients.d_v);
+  const Arguments& p = call.given;
+  for (void* gradient : {call.d_q, call.d_k, call.d_v}) zero_padding<T>(p, gradient);
   const Work work = cut_work(p, kBackwardRows, kBackwardPieces);
   std::vector<EventSums<A>> parts(work.pieces.size());
-  const bool tables = gradients.d_position_bias != nullptr || gradients.d_time_bias != nullptr;
-  const int64_t entries = tables ? p.positions + p.times : 0;
+  const bool tables = call.d_position_bias != nullptr || call.d_time_bias != nullptr;
+  const int64_t entries = tables ? int64_t{p.positions} + p.times : 0;
   std::vector<double> sums(work.tasks.size() * static_cast<size_t>(entries));
   matmul::with_operand<T>([&]<class P>() {
     share_out(work.tasks, [&] {
-      auto worker = std::make_unique<BackwardWorker<T, P, Rule>>(p, rule, gradients, &parts);
+      auto worker = std::make_unique<BackwardWorker<T, P, Rule>>(call, rule, &parts);
       return [&, worker = std::move(worker)](const Task& task) {
         (*worker)(work, task, tables ? sums.data() + task.index * entries : nullptr);
       };
     });
   });
-  join_parts(p, gradients, work, parts);
-  if (!tables) return;
-  join_tables(work, sums, p.heads, p.positions, p.times, gradients.d_position_bias, gradients.d_time_bias);
+  join_parts<T>(call, work, parts);
+  if (tables) join_tables<A>(call, work, sums);
 }
 
 }  // namespace argus::attention

@@ -170,8 +170,7 @@ A make_scores(A* products, const TileBias<A>& bias, const Block& block, const Ke
 }
 
 // The first event that queries from `begin` on may see, at a multiple of kKeys.
-template <class T>
-int64_t first_event(const Problem<T>& problem, int64_t begin) {
+inline int64_t first_event(const Arguments& problem, int64_t begin) {
   return std::max<int64_t>(0, begin + 1 - problem.window) / kKeys * kKeys;
 }
 

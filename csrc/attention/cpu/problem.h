@@ -1,5 +1,4 @@
-// The arguments of attention over packed user histories on the CPU, and how its work is cut: causal_attention
-// and hstu_attention share everything but the rule from scores to weights.
+// How the work of attention over packed user histories is cut on the CPU.
 //
 // A query i of a user sees its event j where j = i or j < visible[i], and i - j < window; places count from
 // the user's first event. The score matrix of a user and head is cut into blocks of at most kQueries queries,
@@ -13,8 +12,7 @@
 #include <limits>
 #include <vector>
 
-#include "attention/relative_bias.h"
-#include "common/cpu/element.h"
+#include "attention/arguments.h"
 
 namespace argus::attention {
 
@@ -28,37 +26,6 @@ static_assert(kKeys % kQueries == 0 && kQueries % 64 == 0);
 inline int64_t block_queries(int64_t bytes) {
   return bytes < (int64_t{1} << 20) ? kQueries / 2 : kQueries;
 }
-
-// [rows, heads, width], the elements of a head side by side.
-template <class T>
-struct Packed {
-  T* data;
-  int64_t row_stride;
-  int64_t head_stride;
-
-  T* at(int64_t row, int64_t head) const { return data + row * row_stride + head * head_stride; }
-};
-
-template <class T>
-struct Problem {
-  using A = Arithmetic<T>;
-
-  Packed<const T> q, k, v;
-  const int32_t* offsets;  // [users + 1]
-  int64_t users, rows, heads, width;
-  const int32_t* visible;  // [rows], or null: every event before the query
-  int64_t window;
-  const A* position_bias;  // [heads, positions], or null
-  int64_t positions;
-  const A* time_bias;  // [heads, times], or null
-  int64_t times;
-  const int64_t* query_time;  // [rows], beside time_bias
-  const int64_t* key_time;    // [rows]
-  const TimeBuckets* buckets;
-  A scale;  // of q · k
-
-  bool has_bias() const { return position_bias != nullptr || time_bias != nullptr; }
-};
 
 // Keys [begin, end) of the user against a block of its queries.
 struct KeyTile {
@@ -79,8 +46,7 @@ struct Block {
   alignas(64) int32_t limit[kQueries];   // it sees the events before this one,
   alignas(64) int32_t oldest[kQueries];  // from this one on
 
-  template <class T>
-  Block(const Problem<T>& problem, int64_t user_row, int64_t first_query, int64_t query_count)
+  Block(const Arguments& problem, int64_t user_row, int64_t first_query, int64_t query_count)
       : first(first_query), count(query_count), columns((query_count + 31) / 32 * 32) {
     int64_t most = 0, least = first;
     for (int64_t c = 0; c < kQueries; ++c) {
@@ -144,13 +110,12 @@ struct Work {
 
 // Cuts a batch into tasks: a user's queries into pieces of about `piece_rows` and at most `most_pieces`, and
 // small pieces of one head gathered until a task is worth a 256th of the whole.
-template <class T>
-Work cut_work(const Problem<T>& problem, int64_t piece_rows, int64_t most_pieces) {
+inline Work cut_work(const Arguments& problem, int64_t piece_rows, int64_t most_pieces) {
   const auto cost_of = [&](int64_t begin, int64_t end) {
     double sum = 0;
     for (int64_t first = begin; first < end; first += kQueries) {
       const int64_t rows = std::min(kQueries, end - first);
-      const int64_t keys = std::min(first, problem.window) + rows;
+      const int64_t keys = std::min<int64_t>(first, problem.window) + rows;
       sum += static_cast<double>(rows) * static_cast<double>(keys);
     }
     return sum;

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   if (block.rows == 0) return;
   // Pointers to the results are made where they are used: before the walk they would take registers all
   // along.
-  const auto log_sum_exp = [&] { return call.log_sum_exp + head * given.rows + block.begin; };
+  const auto log_sum_exp = [&] { return floats(call.log_sum_exp) + head * given.rows + block.begin; };
   if (block.padding) {
     if (part > 0) return;
     zero_rows<T, kThreads>(target_of<T>(call.out, given, block.begin, head), block);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   const KeyBlocks<kKeys> blocks(given, block, none_sees);
   load(0, blocks.begin);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
-  const float scale = given.scale * Weights::kFactor;
+  const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
   const Weights weights(given);
   typename Weights::template Sums<T, kShape.row_tiles> sums;

@@ -115,8 +115,8 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Room::kQ, stage), q, begin, length);
     tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Room::kDOut, stage), d_out, begin, length);
     if constexpr (Weights::kNormalised) {
-      copy_column<kQueries, kThreads>(numbers_of(Room::kLogSumExp, stage), call.log_sum_exp + statistics,
-                                      begin, length);
+      copy_column<kQueries, kThreads>(numbers_of(Room::kLogSumExp, stage),
+                                      floats(call.log_sum_exp) + statistics, begin, length);
       copy_column<kQueries, kThreads>(numbers_of(Room::kDelta, stage), call.delta + statistics, begin,
                                       length);
     }
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   const QueryBlocks<kQueries, Room::kBoundRows> blocks(call, block);
   load(0, blocks.begin);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
-  const float scale = given.scale * Weights::kFactor;
+  const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
   const Weights weights(given);
   float d_k[kRowTiles][kPart / 8][4], d_v[kRowTiles][kPart / 8][4];
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = by;
     store_rows(target, tile_of(base, 0) + warp * kWarpRows * kWidth, sums, factor, first, block.length, part);
   };
-  store(d_k_target, Room::kK, d_k, given.scale);
+  store(d_k_target, Room::kK, d_k, static_cast<float>(given.scale));
   store(d_v_target, Room::kV, d_v, 1.0f);
 }
 

@@ -69,7 +69,7 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
       sum += __shfl_xor_sync(kFullWarp, sum, 1);
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       if (place >= block.length) continue;
-      rows[r][half].delta = sum - call.d_log_sum_exp[statistics + place];
+      rows[r][half].delta = sum - floats(call.d_log_sum_exp)[statistics + place];
       if (lane_index() % 4 == 0) call.delta[statistics + place] = rows[r][half].delta;
     }
   }
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   }
   const KeyBlocks<kKeys> blocks(given, block, all.none_sees);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
-  const float scale = given.scale * Weights::kFactor;
+  const float scale = static_cast<float>(given.scale) * Weights::kFactor;
   const int room_floats = Room::Tables::room_bytes(given) / 4;
   float* const table_rooms = reinterpret_cast<float*>(room + Room::kBias + BiasRoom(given).bytes);
   typename Room::Tables tables(given, bias, tables_wanted ? table_rooms + warp * room_floats : nullptr);
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
       const int place = first + row_within(r, 2 * half);
       statistics[r][half] = {INFINITY, 0.0f, 1.0f};
       if (Weights::kNormalised && place < block.length)
-        statistics[r][half].log_sum_exp = call.log_sum_exp[head * given.rows + block.begin + place];
+        statistics[r][half].log_sum_exp = floats(call.log_sum_exp)[head * given.rows + block.begin + place];
     }
   }
   if constexpr (Weights::kNormalised && sizeof(T) == 2) {
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
           const int64_t at = head * given.rows + block.begin + place;
           RowStatistics& row = statistics[r][half];
           row.correction = 1.0f / sum;
-          row.delta = dot * row.correction - call.d_log_sum_exp[at];
+          row.delta = dot * row.correction - floats(call.d_log_sum_exp)[at];
           if (!leads || lane_index() % 4 > 0) continue;
           if constexpr (sizeof(T) == 4) call.correction[at] = row.correction;
           call.delta[at] = row.delta;
@@ -221,7 +221,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
 
   float factor[kRowTiles][2];
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = given.scale;
+  for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
   store_rows(target, tile_of(Room::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
              part);
   if (!sums_tables) return;

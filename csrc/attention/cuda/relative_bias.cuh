@@ -5,11 +5,14 @@
 #pragma once
 
 #include "attention/cuda/tiles.cuh"
-#include "attention/cuda/time_edges.cuh"
+#include "attention/time_edges.h"
 #include "common/cuda/device.cuh"
 
 namespace argus::attention {
 
+// Constants of the device code: a table handed in would have to be copied to the GPU first, which waits for
+// it.
+static __constant__ uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
 constexpr int kLastEdge = kTimeBuckets;
 
 struct Bias {
@@ -50,9 +53,9 @@ ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsi
   const int thread = static_cast<int>(threadIdx.x);
   const int positions = used_positions(given), times = used_times(given);
   for (int i = thread; i < positions; i += kThreads)
-    position[i] = given.position_bias[static_cast<int64_t>(head) * given.positions + i] * factor;
+    position[i] = floats(given.position_bias)[static_cast<int64_t>(head) * given.positions + i] * factor;
   for (int i = thread; i < times; i += kThreads)
-    time[i] = given.time_bias[static_cast<int64_t>(head) * given.times + i] * factor;
+    time[i] = floats(given.time_bias)[static_cast<int64_t>(head) * given.times + i] * factor;
   if (times > 0) {
     for (int i = thread; i < kTimeBuckets; i += kThreads) edges[i] = kTimeEdges[i];
     if (thread == 0) edges[kLastEdge] = ~uint64_t{0};
@@ -67,7 +70,7 @@ ARGUS_DEVICE uint64_t time_distance(int64_t a, int64_t b) {
 
 // A float32 logarithm, lowered a little, gives the bucket or the one below it; the integer edge decides.
 ARGUS_DEVICE int time_bucket(const Bias& bias, uint64_t distance) {
-  constexpr float kPerLogarithm = 1.0f / 0.301f, kMargin = 1e-3f;
+  constexpr float kPerLogarithm = 1.0f / kTimeLogStep, kMargin = 1e-3f;
   const float logarithm = __logf(fmaxf(static_cast<float>(distance), 1.0f));
   const int estimate = static_cast<int>(fmaxf(logarithm * kPerLogarithm - kMargin, 0.0f));
   return min(estimate + (distance >= bias.edges[estimate + 1] ? 1 : 0), bias.last_time);

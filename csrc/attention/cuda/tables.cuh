@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kSumWarps* kWarpSize) sum_tables_kernel(Backwa
   __syncthreads();
   if (warp > 0) return;
   for (int other = 1; other < kSumWarps; ++other) sum += sums[other][lane];
-  float* table = of_time ? call.d_time_bias : call.d_position_bias;
+  float* table = floats(of_time ? call.d_time_bias : call.d_position_bias);
   const int columns = of_time ? given.times : given.positions, place = of_time ? time : column;
   if (table != nullptr && place < columns)
     table[static_cast<int64_t>(head) * columns + place] = static_cast<float>(sum);

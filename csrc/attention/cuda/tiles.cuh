@@ -7,7 +7,7 @@
 // user are taken for one more user, whose results are zero.
 #pragma once
 
-#include "attention/cuda/arguments.h"
+#include "attention/arguments.h"
 #include "common/cuda/device.cuh"
 #include "common/cuda/tile_matrix.cuh"
 
@@ -53,6 +53,14 @@ ARGUS_DEVICE Block find_block(const Arguments& given, int index) {
   block.first = (index - first_block<kRows>(given, low)) * kRows;
   block.rows = max(0, min(kRows, block.length - block.first));
   return block;
+}
+
+// Statistics and tables, which are float32 here.
+ARGUS_DEVICE const float* floats(const void* values) {
+  return static_cast<const float*>(values);
+}
+ARGUS_DEVICE float* floats(void* values) {
+  return static_cast<float*>(values);
 }
 
 // Rows of one user and head of a packed tensor.

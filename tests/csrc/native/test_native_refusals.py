@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import native
 
 LARGEST, SMALLEST = 2**63 - 1, -(2**63)
@@ -35,7 +34,6 @@ def history() -> dict[str, Any]:
         "time_bias": torch.randn(HEADS, TIMES),
         "query_time": torch.arange(ROWS),
         "key_time": torch.arange(ROWS),
-        "time_edges": time_thresholds(TIMES),
     }
 
 
@@ -50,10 +48,6 @@ def backward_arguments(op: str) -> dict[str, Any]:
     return given | ({"divisor": 2.0} if op == "hstu_attention" else {}) | {"window": 0}
 
 
-def falling(*values: int) -> Tensor:
-    return torch.tensor(values + (LARGEST,) * (TIMES - len(values)))
-
-
 @pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
 @pytest.mark.parametrize(
     ("changed", "message"),
@@ -62,10 +56,7 @@ def falling(*values: int) -> Tensor:
         ({"d_time_bias": torch.empty(2, 1)}, r"d_time_bias has shape \[2, 1\], expected .* = \[2, 32\]"),
         ({"position_bias": torch.randn(2, 12)}, r"d_position_bias has shape \[2, 9\], expected .* = \[2, 12\]"),
         ({"position_bias": None}, "d_position_bias is given without its table"),
-        ({"time_edges": falling(0, 7, 3)}, r"time_edges\[2\] is 3 after 7, expected no fall"),
-        ({"time_edges": falling(-4, 7)}, r"time_edges\[0\] is -4, expected 0"),
-        ({"time_edges": falling(0, 100, 101)}, "expected edges at least a quarter octave apart"),
-        ({"time_edges": None}, "time_edges is not given"),
+        ({"query_time": None}, "query_time is not given, expected it beside time_bias"),
         ({"time_bias": torch.randn(2)}, r"time_bias has shape \[2\], expected \[H, any\]"),
         ({"window": SMALLEST}, "window is -9223372036854775808, expected at least 1, or 0 for no limit"),
         ({"window": -5}, "window is -5"),
@@ -78,7 +69,7 @@ def falling(*values: int) -> Tensor:
     ],
 )
 def test_attention(op: str, changed: dict[str, Any], message: str) -> None:
-    function = getattr(torch.ops.argus_native, f"{op}_cpu_backward_")
+    function = getattr(torch.ops.argus_native, f"{op}_backward_")
     names = [argument.name for argument in function.default._schema.arguments]
     given = backward_arguments(op)
     given = {name: given.get(name, given["scale"]) for name in names}
@@ -108,7 +99,7 @@ def test_a_window_that_hides_the_event_itself(window: int) -> None:
     with pytest.raises(ValueError, match=f"^argus_native::decode_attention: window is {window}, expected at least 1"):
         torch.ops.argus_native.decode_attention(
             torch.zeros(1, HEADS, WIDTH), pages, pages, torch.zeros(1, 2, dtype=torch.int64), integers,
-            torch.ones(1, dtype=torch.int32), None, None, None, None, None, None, None, 1.0, window,
+            torch.ones(1, dtype=torch.int32), None, None, None, None, None, None, 1.0, window,
         )  # fmt: skip
 
 
@@ -127,7 +118,7 @@ def test_pages_that_hold_their_memory_twice() -> None:
     with pytest.raises(ValueError, match=r"^argus_native::decode_attention: key_pages has overlapping elements"):
         torch.ops.argus_native.decode_attention(
             rows, pages, pages, torch.zeros(3, 2, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int32),
-            torch.ones(1, dtype=torch.int32), rows, rows, None, None, None, None, None, 1.0, None,
+            torch.ones(1, dtype=torch.int32), rows, rows, None, None, None, None, 1.0, None,
         )  # fmt: skip
 
 

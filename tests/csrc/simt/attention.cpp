@@ -1,16 +1,16 @@
 // The launchers of causal_attention and hstu_attention on host memory, for ctypes.
 #include <algorithm>
 
-#include "causal_attention/causal_attention_cuda.h"
+#include "causal_attention/causal_attention.h"
 #include "attention/cuda/launch.cuh"
-#include "hstu_attention/hstu_attention_cuda.h"
+#include "hstu_attention/hstu_attention.h"
 #include "on_host.h"
 
 namespace {
 
 using argus::attention::Arguments;
 using argus::attention::Backward;
-using argus::attention::Dtype;
+using argus::Dtype;
 using argus::attention::Forward;
 using argus::attention::Heads;
 
@@ -21,6 +21,13 @@ size_t bytes_of(const Arguments& given, int64_t elements) {
 // The tensors of an attention op, on top of plain pointers.
 class Device : public on_host::Device {
  public:
+  // float32.
+  void floats(const char* name, const void*& pointer, int64_t count) {
+    input(name, pointer, static_cast<size_t>(count) * 4);
+  }
+  void float_results(const char* name, void*& pointer, int64_t count) {
+    output(name, pointer, static_cast<size_t>(count) * 4);
+  }
   template <class T>
   void numbers(const char* name, const T*& pointer, int64_t count) {
     input(name, pointer, static_cast<size_t>(count) * sizeof(T));
@@ -47,8 +54,8 @@ class Device : public on_host::Device {
     heads("v", given.v, given);
     numbers("offsets", given.offsets, given.users + 1);
     numbers("visible", given.visible, given.rows);
-    numbers("position_bias", given.position_bias, int64_t{given.heads} * given.positions);
-    numbers("time_bias", given.time_bias, int64_t{given.heads} * given.times);
+    floats("position_bias", given.position_bias, int64_t{given.heads} * given.positions);
+    floats("time_bias", given.time_bias, int64_t{given.heads} * given.times);
     numbers("query_time", given.query_time, given.rows);
     numbers("key_time", given.key_time, given.rows);
   }
@@ -61,7 +68,7 @@ void forward(Forward call, ForwardLauncher launch) {
   Device device;
   const int64_t statistics = call.given.rows * call.given.heads;
   device.dense_result("out", call.out, call.given);
-  device.results("log_sum_exp", call.log_sum_exp, statistics);
+  device.float_results("log_sum_exp", call.log_sum_exp, statistics);
   device.arguments(call.given);
   launch(call, nullptr);
   device.copy_back();
@@ -74,13 +81,13 @@ void backward(Backward call, BackwardLauncher launch) {
   const int64_t blocks = argus::attention::most_blocks(given.rows, given.users);
   device.heads("d_out", call.d_out, given);
   device.dense("out", call.out, given);
-  device.numbers("log_sum_exp", call.log_sum_exp, statistics);
-  device.numbers("d_log_sum_exp", call.d_log_sum_exp, statistics);
+  device.floats("log_sum_exp", call.log_sum_exp, statistics);
+  device.floats("d_log_sum_exp", call.d_log_sum_exp, statistics);
   device.dense_result("d_q", call.d_q, given);
   device.dense_result("d_k", call.d_k, given);
   device.dense_result("d_v", call.d_v, given);
-  device.results("d_position_bias", call.d_position_bias, int64_t{given.heads} * given.positions);
-  device.results("d_time_bias", call.d_time_bias, int64_t{given.heads} * given.times);
+  device.float_results("d_position_bias", call.d_position_bias, int64_t{given.heads} * given.positions);
+  device.float_results("d_time_bias", call.d_time_bias, int64_t{given.heads} * given.times);
   device.results("delta", call.delta, statistics);
   device.results("correction", call.correction, statistics);
   device.results("visible_bounds", call.visible_bounds, 2 * blocks);
@@ -107,10 +114,6 @@ ARGUS_EXPORT void hstu_attention_backward_on_host(const Backward* call, uint64_t
   on_host::run(seed, report, bytes, [&] { backward(*call, argus::hstu_attention::launch_backward); });
 }
 
-// The bucket's lower edge, 0 past the last.
-ARGUS_EXPORT uint64_t time_edge(int bucket) {
-  return bucket < argus::kTimeBuckets ? argus::kTimeEdges[bucket] : 0;
-}
 ARGUS_EXPORT int64_t most_blocks(int64_t rows, int64_t users) {
   return argus::attention::most_blocks(rows, users);
 }

@@ -17,7 +17,7 @@ from argus_kernels.ops.causal_attention import cuda as causal
 from argus_kernels.ops.hstu_attention import cuda as hstu
 from tests.csrc.simt import host_executor
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 SOURCES = (
     host_executor.REPOSITORY / "csrc/causal_attention/causal_attention_cuda.cu",
     host_executor.REPOSITORY / "csrc/hstu_attention/hstu_attention_cuda.cu",
@@ -45,7 +45,7 @@ class Arguments(ctypes.Structure):
         ),
         ("rows", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("users", "heads", "width", "positions", "times", "window")),
-        *((name, ctypes.c_float) for name in ("scale", "divisor")),
+        *((name, ctypes.c_double) for name in ("scale", "divisor")),
         ("dtype", ctypes.c_int),
     )
 
@@ -74,7 +74,6 @@ class Backward(ctypes.Structure):
 def library() -> ctypes.CDLL:
     """The launchers, compiled for the executor."""
     loaded = host_executor.load("attention", SOURCES)
-    loaded.time_edge.restype = ctypes.c_uint64
     loaded.most_blocks.restype = ctypes.c_int64
     loaded.most_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
     loaded.most_shared_bytes.restype = ctypes.c_int64
@@ -97,10 +96,11 @@ def hstu_attention_cuda_(out: Tensor, *values: Any) -> None:
 
 def causal_attention_cuda_backward_(*values: Any) -> None:
     """What the CUDA library does with these arguments."""
-    results, scratch, statistics = values[:5], values[5:7], values[7:9]
-    d_out, d_log_sum_exp, out, log_sum_exp = values[9:13]
-    *history, scale, window = values[13:]
-    _poison(*results, *scratch, *statistics)
+    results, (d_out, d_log_sum_exp, out, log_sum_exp) = values[:5], values[5:9]
+    *history, scale, window = values[9:]
+    statistics = [torch.empty_like(log_sum_exp) for _ in range(2)]
+    scratch = _scratch(history)
+    _poison(*results, *statistics, *scratch)
     call = Backward(
         _arguments(history, scale, 1.0, window),
         _heads(d_out),
@@ -111,8 +111,9 @@ def causal_attention_cuda_backward_(*values: Any) -> None:
 
 def hstu_attention_cuda_backward_(*values: Any) -> None:
     """What the CUDA library does with these arguments."""
-    results, scratch, d_out = values[:5], values[5:7], values[7]
-    *history, alpha, divisor, window = values[8:]
+    results, d_out = values[:5], values[5]
+    *history, alpha, divisor, window = values[6:]
+    scratch = _scratch(history)
     _poison(*results, *scratch)
     call = Backward(
         _arguments(history, alpha, divisor, window),
@@ -120,6 +121,14 @@ def hstu_attention_cuda_backward_(*values: Any) -> None:
         *_addresses(None, None, None, *results, None, None, *scratch),
     )
     _run("hstu_attention_backward_on_host", call)
+
+
+def _scratch(history: list[Any]) -> tuple[Tensor, Tensor]:
+    """Bounds of what each block sees, and parts of the tables' gradients."""
+    q, offsets, tables = history[0], history[3], history[5:7]
+    blocks = library().most_blocks(q.shape[0], offsets.shape[0] - 1)
+    entries = sum(table.shape[1] for table in tables if table is not None)
+    return torch.empty(blocks, 2, dtype=torch.int32), torch.empty(blocks, q.shape[1], entries)
 
 
 def _poison(*tensors: Tensor | None) -> None:

@@ -41,7 +41,6 @@ void decode(Params params, uint64_t seed) {
                               heads * static_cast<size_t>(params.position_buckets) * 4);
   const size_t time_buckets = static_cast<size_t>(params.time_buckets);
   const DeviceBuffer time("time_bias", params.time_bias, heads * time_buckets * 4);
-  const DeviceBuffer thresholds("thresholds", static_cast<const void*>(params.thresholds), time_buckets * 8);
   const DeviceBuffer query_time("query_time", static_cast<const void*>(params.query_time),
                                 params.query_time ? users * 8 : 0);
   const DeviceBuffer key_time("key_time", static_cast<const void*>(params.key_time),
@@ -72,7 +71,6 @@ void decode(Params params, uint64_t seed) {
   params.lengths = lengths.as<int32_t>();
   params.position_bias = or_null(params.position_bias, position);
   params.time_bias = or_null(params.time_bias, time);
-  params.thresholds = times_or_null(params.thresholds, thresholds);
   params.query_time = times_or_null(params.query_time, query_time);
   params.key_time = times_or_null(params.key_time, key_time);
   params.out = out.as<void>();

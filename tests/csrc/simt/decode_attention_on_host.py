@@ -8,7 +8,6 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
 from argus_kernels.ops.decode_attention import native
@@ -24,7 +23,7 @@ SEEDS = count()
 
 _POINTERS = (
     "q", "key_pages", "value_pages", "time_pages", "block_table", "lengths", "k", "v", "position_bias", "time_bias",
-    "thresholds", "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
+    "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
 )  # fmt: skip
 _SIZES = (
     "users", "heads", "width", "pages", "page_size", "table_width", "key_page_stride", "key_slot_stride",
@@ -73,7 +72,6 @@ def forward(
         "v": None if v is None else v.contiguous(),
         "position_bias": None if position_bias is None else position_bias.float().contiguous(),
         "time_bias": None if time_bias is None else time_bias.float().contiguous(),
-        "thresholds": None if time_bias is None else time_thresholds(time_bias.shape[1]),
         "query_time": None if query_time is None else query_time.contiguous(),
         "key_time": None if key_time is None or k is None else key_time.contiguous(),
         "key_pages": key_pages,

@@ -187,14 +187,6 @@ def test_time_buckets_at_every_edge() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
-def test_constants_that_stand_twice() -> None:
-    library = attention_on_host.library()
-    edges = [edge for edge in threshold_values(1000) if edge < 2**63 - 1]
-    assert [library.time_edge(bucket) for bucket in range(len(edges) + 1)] == [*edges, 0]
-    for rows, users in ((0, 0), (31, 2), (1000, 7)):
-        assert library.most_blocks(rows, users) == rows // 32 + users + 1
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel_fits_the_smallest_target(dtype: torch.dtype) -> None:
     for width in (32, 64, 128, 256):

@@ -1,0 +1,86 @@
+// The arguments of attention over packed user histories, as the kernels of both processors take them:
+// causal_attention and hstu_attention share everything but the function from scores to weights. call.h makes
+// them from tensors.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+
+#include "common/torch/dtype.h"
+
+namespace argus::attention {
+
+constexpr int32_t kNoWindow = std::numeric_limits<int32_t>::max();
+
+// [rows, heads, width] of the arguments' dtype; strides in elements, a head's elements side by side. On CUDA
+// data and strides are multiples of 16 bytes.
+struct Heads {
+  const void* data;
+  int64_t row_stride;
+  int64_t head_stride;
+
+  template <class T>
+  const T* at(int64_t row, int64_t head) const {
+    return static_cast<const T*>(data) + row * row_stride + head * head_stride;
+  }
+};
+
+// Tables and statistics are float32, float64 beside float64.
+struct Arguments {
+  Heads q, k, v;
+  const int32_t* offsets;     // [users + 1]
+  const int32_t* visible;     // [rows], null where every event before the query is visible
+  const void* position_bias;  // [heads, positions], or null
+  const void* time_bias;      // [heads, times], or null
+  const int64_t* query_time;  // [rows], beside time_bias
+  const int64_t* key_time;    // [rows]
+  int64_t rows;
+  int32_t users;
+  int32_t heads;
+  int32_t width;
+  int32_t positions;
+  int32_t times;
+  int32_t window;
+  double scale;    // of q · k
+  double divisor;  // of SiLU weights
+  Dtype dtype;
+
+  // Elements of a contiguous row of heads.
+  int64_t row_elements() const { return int64_t{heads} * width; }
+};
+
+struct Forward {
+  Arguments given;
+  void* out;          // [rows, heads, width]
+  void* log_sum_exp;  // [heads, rows], softmax only
+};
+
+struct Backward {
+  Arguments given;
+  Heads d_out;
+  const void* out;            // [rows, heads, width], softmax only, as are the two below
+  const void* log_sum_exp;    // [heads, rows]
+  const void* d_log_sum_exp;  // [heads, rows]
+  void* d_q;                  // [rows, heads, width], as are the next two
+  void* d_k;
+  void* d_v;
+  void* d_position_bias;  // [heads, positions], null where not wanted
+  void* d_time_bias;      // [heads, times], null where not wanted
+  // Scratch on CUDA; what it holds at first does not matter.
+  float* delta;             // [heads, rows], softmax only, as is the next
+  float* correction;        // [heads, rows]
+  int32_t* visible_bounds;  // [blocks, 2]
+  float* table_parts;       // [blocks, heads, positions + times]
+};
+
+// Blocks of query rows that the backward pass has on CUDA at most: the size of its scratch.
+constexpr int64_t kLeastRows = 32;
+constexpr int64_t most_blocks(int64_t rows, int64_t users) {
+  return rows / kLeastRows + users + 1;
+}
+
+// What a CUDA kernel's shared memory has room for.
+constexpr int32_t kMostPositions = 512;
+constexpr int32_t kMostWidth = 256;
+
+}  // namespace argus::attention

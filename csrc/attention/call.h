@@ -1,0 +1,255 @@
+// The tensors of an attention op over packed histories, checked and taken apart, for both processors. What
+// the kernels index with is checked here; on CUDA all but the values of offsets and visible, which only the
+// GPU has.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <limits>
+#include <optional>
+#include <utility>
+
+#include "attention/arguments.h"
+#include "common/torch/check.h"
+
+namespace argus::attention {
+
+using OptionalTensor = std::optional<Tensor>;
+
+// The arguments as the native ops have them. Tables are contiguous, in the dtype of the sums.
+struct Given {
+  const char* op;
+  Tensor q, k, v, offsets;
+  OptionalTensor visible, position_bias, time_bias, query_time, key_time;
+  double scale, divisor;
+  int64_t window;  // 0: no limit
+
+  // The dtype of sums, statistics and tables.
+  ScalarType wide() const {
+    return q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  }
+};
+
+inline void check_like(const Given& given, const char* name, const Tensor& tensor, ScalarType dtype,
+                       const char* pattern, std::initializer_list<int64_t> sizes) {
+  check_shape(given.op, name, tensor, pattern, sizes);
+  check_dtype(given.op, name, tensor, {dtype});
+  check_contiguous(given.op, name, tensor);
+  check_same_device(given.op, name, tensor, "q", given.q);
+}
+
+inline void check_below_2_31(const Given& given, const char* name, int64_t size, const char* what) {
+  if (size > std::numeric_limits<int32_t>::max())
+    fail(given.op, name, " has ", size, " ", what, ", expected below 2^31");
+}
+
+inline void check_query(const Given& given) {
+  const Tensor& q = given.q;
+  check_shape(given.op, "q", q, "[T, H, Dh]", {-1, -1, -1});
+  const int64_t heads = q.size(1), width = q.size(2);
+  check_below_2_31(given, "q", q.size(0), "rows");
+  check_below_2_31(given, "q", heads, "heads");
+  check_below_2_31(given, "q", width, "elements a head");
+  if (!q.is_cuda()) {
+    check_dtype(given.op, "q", q,
+                {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
+    if (width < 1) fail(given.op, "q has head width 0, expected at least 1");
+    return;
+  }
+  check_dtype(given.op, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
+  if (width < 8 || width % 8 != 0 || width > kMostWidth)
+    fail(given.op, "q has head width ", width, ", expected a multiple of 8 from 8 to ", kMostWidth);
+  if (heads > 65535) fail(given.op, "q has ", heads, " heads, expected at most 65535");
+}
+
+// A tensor like q, the elements of a head side by side; on CUDA rows of 16-byte pieces, which the kernels
+// copy.
+inline Heads heads_of(const Given& given, const char* name, const Tensor& tensor) {
+  const Tensor& q = given.q;
+  check_shape(given.op, name, tensor, "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
+  check_dtype(given.op, name, tensor, {q.scalar_type()});
+  check_same_device(given.op, name, tensor, "q", q);
+  const int64_t bytes = static_cast<int64_t>(q.element_size());
+  const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const bool dense = tensor.numel() == 0 || tensor.size(2) <= 1 || tensor.stride(2) == 1;
+  if (!q.is_cuda() && !dense)
+    fail(given.op, name, " has stride ", tensor.stride(2), " within a head, expected 1");
+  const bool aligned =
+      tensor.stride(0) * bytes % 16 == 0 && tensor.stride(1) * bytes % 16 == 0 && address % 16 == 0;
+  if (q.is_cuda() && tensor.numel() > 0 && !(dense && aligned))
+    fail(given.op, name, " has strides [", tensor.stride(0), ", ", tensor.stride(1), ", ", tensor.stride(2),
+         "], expected heads of adjacent elements that begin at multiples of 16 bytes");
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
+}
+
+inline const int32_t* offsets_of(const Given& given) {
+  const Tensor& offsets = given.offsets;
+  check_like(given, "offsets", offsets, ScalarType::Int, "[B + 1]", {-1});
+  if (offsets.size(0) < 1) fail(given.op, "offsets is empty, expected [B + 1] values, the first of them 0");
+  check_below_2_31(given, "offsets", offsets.size(0), "values");
+  const int32_t* values = static_cast<const int32_t*>(offsets.const_data_ptr());
+  if (offsets.is_cuda()) return values;
+  const int64_t users = offsets.size(0) - 1, rows = given.q.size(0);
+  for (int64_t i = 0; i <= users; ++i) {
+    const int64_t least = i == 0 ? 0 : values[i - 1], most = i == 0 ? 0 : rows;
+    if (values[i] < least || values[i] > most)
+      fail(given.op, "offsets[", i, "] is ", values[i], ", expected ", least, " to ", most);
+  }
+  return values;
+}
+
+template <class E>
+const E* column_of(const Given& given, const char* name, const OptionalTensor& tensor, ScalarType dtype) {
+  if (!tensor.has_value()) return nullptr;
+  check_like(given, name, *tensor, dtype, "[T]", {given.q.size(0)});
+  return static_cast<const E*>(tensor->const_data_ptr());
+}
+
+// After `offsets_of`.
+inline const int32_t* visible_of(const Given& given) {
+  const int32_t* visible = column_of<int32_t>(given, "visible", given.visible, ScalarType::Int);
+  if (visible == nullptr || given.q.is_cuda()) return visible;
+  const int32_t* offsets = given.offsets.const_data_ptr<int32_t>();
+  for (int64_t user = 0; user + 1 < given.offsets.size(0); ++user) {
+    bool outside = false;
+    for (int32_t row = offsets[user]; row < offsets[user + 1]; ++row)
+      outside |= visible[row] < 0 || visible[row] > row - offsets[user];
+    for (int32_t row = offsets[user]; outside && row < offsets[user + 1]; ++row) {
+      if (visible[row] < 0 || visible[row] > row - offsets[user])
+        fail(given.op, "visible[", row, "] is ", visible[row], ", expected 0 to ", row - offsets[user],
+             ", the event's place in its user");
+    }
+  }
+  return visible;
+}
+
+inline const void* table_of(const Given& given, const char* name, const OptionalTensor& table) {
+  if (!table.has_value()) return nullptr;
+  check_like(given, name, *table, given.wide(), "[H, any]", {given.q.size(1), -1});
+  if (table->size(1) < 1) fail(given.op, name, " has no entries, expected at least 1");
+  check_below_2_31(given, name, table->size(1), "entries");
+  return table->const_data_ptr();
+}
+
+inline void check_options(const Given& given) {
+  if (given.window < 0)
+    fail(given.op, "window is ", given.window, ", expected at least 1, or 0 for no limit");
+  for (const auto& [name, time] :
+       {std::pair{"query_time", &given.query_time}, std::pair{"key_time", &given.key_time}}) {
+    if (given.time_bias && !*time) fail(given.op, name, " is not given, expected it beside time_bias");
+  }
+  if (given.q.is_cuda() && given.position_bias && given.position_bias->size(1) > kMostPositions)
+    fail(given.op, "position_bias has ", given.position_bias->size(1), " columns, expected at most ",
+         kMostPositions);
+}
+
+inline Arguments arguments_of(const Given& given) {
+  check_query(given);
+  const void* position_bias = table_of(given, "position_bias", given.position_bias);
+  const void* time_bias = table_of(given, "time_bias", given.time_bias);
+  check_options(given);
+  const auto columns = [](const OptionalTensor& table) {
+    return table.has_value() ? static_cast<int32_t>(table->size(1)) : 0;
+  };
+  const bool limited = given.window > 0 && given.window < kNoWindow;
+  const int32_t* offsets = offsets_of(given);
+  return Arguments{
+      .q = heads_of(given, "q", given.q),
+      .k = heads_of(given, "k", given.k),
+      .v = heads_of(given, "v", given.v),
+      .offsets = offsets,
+      .visible = visible_of(given),
+      .position_bias = position_bias,
+      .time_bias = time_bias,
+      .query_time = column_of<int64_t>(given, "query_time", given.query_time, ScalarType::Long),
+      .key_time = column_of<int64_t>(given, "key_time", given.key_time, ScalarType::Long),
+      .rows = given.q.size(0),
+      .users = static_cast<int32_t>(given.offsets.size(0) - 1),
+      .heads = static_cast<int32_t>(given.q.size(1)),
+      .width = static_cast<int32_t>(given.q.size(2)),
+      .positions = columns(given.position_bias),
+      .times = columns(given.time_bias),
+      .window = limited ? static_cast<int32_t>(given.window) : kNoWindow,
+      .scale = given.scale,
+      .divisor = given.divisor,
+      .dtype = dtype_of(given.q),
+  };
+}
+
+// A result like q, contiguous, that is written or was.
+inline void* result_of(const Given& given, const char* name, const Tensor& tensor) {
+  const Tensor& q = given.q;
+  check_like(given, name, tensor, q.scalar_type(), "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
+  return tensor.mutable_data_ptr();
+}
+
+// One number a head and row; null where the op has no statistics.
+inline void* statistic_of(const Given& given, const char* name, const OptionalTensor& tensor) {
+  if (!tensor.has_value()) return nullptr;
+  check_like(given, name, *tensor, given.wide(), "[H, T]", {given.q.size(1), given.q.size(0)});
+  return tensor->mutable_data_ptr();
+}
+
+inline Forward forward_of(const Given& given, const Tensor& out, const OptionalTensor& log_sum_exp) {
+  return {arguments_of(given), result_of(given, "out", out), statistic_of(given, "log_sum_exp", log_sum_exp)};
+}
+
+// What the backward pass takes and gives besides the arguments; the statistics are softmax's.
+struct BackwardTensors {
+  Tensor d_q, d_k, d_v;
+  OptionalTensor d_position_bias, d_time_bias;
+  Tensor d_out;
+  OptionalTensor d_log_sum_exp, out, log_sum_exp;
+};
+
+inline void* table_gradient_of(const Given& given, const char* name, const OptionalTensor& gradient,
+                               const OptionalTensor& table) {
+  if (!gradient.has_value()) return nullptr;
+  if (!table.has_value()) fail(given.op, name, " is given without its table, expected both or neither");
+  check_like(given, name, *gradient, given.wide(), "[H, entries]", {table->size(0), table->size(1)});
+  return gradient->mutable_data_ptr();
+}
+
+inline Backward backward_of(const Given& given, const BackwardTensors& tensors) {
+  return {
+      .given = arguments_of(given),
+      .d_out = heads_of(given, "d_out", tensors.d_out),
+      .out = tensors.out.has_value() ? result_of(given, "out", *tensors.out) : nullptr,
+      .log_sum_exp = statistic_of(given, "log_sum_exp", tensors.log_sum_exp),
+      .d_log_sum_exp = statistic_of(given, "d_log_sum_exp", tensors.d_log_sum_exp),
+      .d_q = result_of(given, "d_q", tensors.d_q),
+      .d_k = result_of(given, "d_k", tensors.d_k),
+      .d_v = result_of(given, "d_v", tensors.d_v),
+      .d_position_bias =
+          table_gradient_of(given, "d_position_bias", tensors.d_position_bias, given.position_bias),
+      .d_time_bias = table_gradient_of(given, "d_time_bias", tensors.d_time_bias, given.time_bias),
+      .delta = nullptr,
+      .correction = nullptr,
+      .visible_bounds = nullptr,
+      .table_parts = nullptr,
+  };
+}
+
+// The scratch of a backward pass on CUDA; torch's allocator hands it on only to what follows on the same
+// stream.
+struct CudaScratch {
+  Tensor visible_bounds, table_parts, statistics;
+
+  CudaScratch(const Given& given, Backward& call) {
+    const Arguments& arguments = call.given;
+    const int64_t blocks = most_blocks(arguments.rows, arguments.users);
+    const bool tables = call.d_position_bias != nullptr || call.d_time_bias != nullptr;
+    const int64_t entries = tables ? int64_t{arguments.positions} + arguments.times : 0;
+    const int64_t statistic = call.log_sum_exp == nullptr ? 0 : arguments.heads * arguments.rows;
+    visible_bounds = torch::stable::new_empty(given.q, {blocks, 2}, ScalarType::Int);
+    table_parts = torch::stable::new_empty(given.q, {blocks, arguments.heads, entries}, ScalarType::Float);
+    statistics = torch::stable::new_empty(given.q, {2, statistic}, ScalarType::Float);
+    call.visible_bounds = visible_bounds.mutable_data_ptr<int32_t>();
+    call.table_parts = table_parts.mutable_data_ptr<float>();
+    call.delta = statistics.mutable_data_ptr<float>();
+    call.correction = call.delta + statistic;
+  }
+};
+
+}  // namespace argus::attention

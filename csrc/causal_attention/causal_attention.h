@@ -1,0 +1,15 @@
+// The passes of causal_attention on each processor.
+#pragma once
+
+#include "attention/arguments.h"
+
+namespace argus::causal_attention {
+
+void forward_cpu(const attention::Forward& call);
+void backward_cpu(const attention::Backward& call);
+
+// Enqueue the passes on `stream`, a cudaStream_t.
+void launch_forward(const attention::Forward& call, void* stream);
+void launch_backward(const attention::Backward& call, void* stream);
+
+}  // namespace argus::causal_attention
