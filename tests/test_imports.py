@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -21,19 +23,26 @@ FLOORS = [
 FRONT_DOORS = {"argus_kernels", "argus_kernels.optim", "argus_kernels.host"}
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Absolute names of what a file imports, relative imports resolved."""
+FIRST_CALL = {
+    f"argus_kernels.ops.{op}.direct": f"argus_kernels.ops.{op}" for op in ("decode_attention", "decode_linear")
+}
+"""A room's direct path asks its own front door once, at its first call."""
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each import of a file: the module's absolute name, and the names taken from it."""
     package = path.relative_to(REPOSITORY).parts[:-1]
-    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            yield from ((alias.name, []) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
-            module = (base + (node.module or "")).rstrip(".")
-            found.add(module)
-            found.update(f"{module}.{alias.name}" for alias in node.names)
-    return found
+            yield (base + (node.module or "")).rstrip("."), [alias.name for alias in node.names]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of what a file imports: modules, and the names taken from them."""
+    return {name for module, names in imports_of(path) for name in (module, *(f"{module}.{one}" for one in names))}
 
 
 def sources(folder: str) -> list[Path]:
@@ -53,6 +62,50 @@ def test_no_floor_imports_from_above(height: int) -> None:
         for module in imported_modules(path):
             above = floor_of(module)
             assert above is None or above <= height, f"{path.relative_to(REPOSITORY)} imports {module}"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def cycle_in(files: list[Path]) -> list[str]:
+    """Files that import each other in a circle, imports inside functions and for type checkers counted."""
+    modules = {module_of(path) for path in files}
+    graph: dict[str, set[str]] = {}
+    for path in files:
+        found: set[str] = set()
+        for module, names in imports_of(path):
+            # `from package import module` reads the module, any other name is read from the package's __init__.
+            found.update(f"{module}.{name}" if f"{module}.{name}" in modules else module for name in names or [""])
+        importer = module_of(path)
+        graph[importer] = (found & modules) - {importer, FIRST_CALL.get(importer)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        cycle: list[str] = error.args[1]
+        return cycle
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = [
+        path for folder in ("argus_kernels", "python_model", "benchmarks", "build_support") for path in sources(folder)
+    ]
+    assert cycle_in(files) == []
+
+
+def test_a_circle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "REPOSITORY", tmp_path)
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "below.py").write_text("def late():\n    from package import above\n    return above\n")
+    (folder / "above.py").write_text("from package.middle import value\n")
+    (folder / "middle.py").write_text("from package import below\nvalue = below\n")
+    assert set(cycle_in(sources("package"))) == {"package.below", "package.above", "package.middle"}
+    (folder / "below.py").write_text("")
+    assert cycle_in(sources("package")) == []
 
 
 @pytest.mark.parametrize("floor", ["argus_kernels/core", "argus_kernels/attention", "argus_kernels/ops"])

@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.harness.growth import Scaling, from_json
 from benchmarks.harness.results import RESULTS, Record, read_records, write_whole
 from benchmarks.report.summary import markdown
-from benchmarks.scenarios.scaling import Scaling, from_json
 
 TEMPLATE = Path(__file__).with_name("template.html")
 LEAD = (

@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 if TYPE_CHECKING:
+    from benchmarks.harness.growth import Fit, Series
     from benchmarks.harness.results import Record
-    from benchmarks.scenarios.scaling import Fit, Series
 
 MARKERS = "osD^vPX*"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.harness.growth import Scaling, summary
 from benchmarks.harness.results import PeerResult, Record
 from benchmarks.report import plots
 from benchmarks.report.plots import DARK, LIGHT, Theme
@@ -24,7 +25,6 @@ from benchmarks.report.summary import (
     provenance,
     times,
 )  # fmt: skip
-from benchmarks.scenarios.scaling import Scaling, summary
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

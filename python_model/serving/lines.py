@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 from python_model.io.disk import writing
 from python_model.io.json_text import kind_of, parse
+from python_model.serving.answers import Reading
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.events import Event
-from python_model.serving.session import Reading, Session
-from python_model.serving.store import SessionStore
+from python_model.serving.store import Session, SessionStore
 
 OF_EVENT = ("item", "time", "organic", "context", "feedback")
 OF_REQUEST = ("user", "amend", "k", "exclude_seen", "vectors", "score", "now")

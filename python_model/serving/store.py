@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from python_model.model.argus import Argus
 from python_model.model.incremental import direct_head
 from python_model.model.layers import time_bucket
 from python_model.serving import towers
+from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY, INFO, Export
@@ -34,7 +36,6 @@ from python_model.serving.exact import best_items
 from python_model.serving.ids import IdTable
 from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
-from python_model.serving.session import Reading, Scored, Session
 
 ON_FULL = ("offload", "replay")
 
@@ -392,3 +393,77 @@ class SessionStore:
 def _not_before(row: EventRow, log: EventLog) -> EventRow:
     """A user's time never runs backwards: an older event takes the time of the newest one."""
     return replace(row, time=max(row.time, log.newest_time())) if len(log) else row
+
+
+class Session:
+    """A user of a `SessionStore`; a handle that stays good while the user is moved out of memory and back."""
+
+    def __init__(self, store: SessionStore, user: User) -> None:
+        self._store, self.user = store, user
+
+    def add(self, event: Event) -> Reading:
+        """Absorbs one more event; its feedback is what is known of it now, see `amend`.
+
+        An event older than the newest one takes that one's time: a user's time never runs backwards. ValueError,
+        having changed nothing, for values that are out of bounds.
+        """
+        return self._store.add([(self.user, event)])[0]
+
+    def amend(self, number: int, feedback: Mapping[str, int]) -> Reading:
+        """Feedback that came later: replaces what is known of event `number` and takes the events since over again.
+
+        ValueError where the event is further back than the store's `amendable`, or values are out of bounds.
+        """
+        return self._store.amend(self.user, number, feedback)
+
+    def reading(self) -> Reading:
+        """What `add` said last, or what can be said of a user without events (number −1)."""
+        return self._store.reading(self.user)
+
+    def vector(
+        self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
+        context: Mapping[str, int] | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """float32 [D] whose dot products with item vectors are the score, "pair" or "next_item", as of `now`.
+
+        now: seconds; never before the newest event, and for "pair" at least the model's lag after it, from when on the
+        ranker may know it; that moment where None. organic, context: of the request, those of the newest event where
+        None. It is the vector that `argus export` gives a user with this history.
+        """
+        return self._store.vector(self.user, score=score, now=now, organic=organic, context=context)
+
+    def top_k(
+        self, k: int, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
+        context: Mapping[str, int] | None = None, exclude_seen: bool = False, blocked: Sequence[Any] = (),
+    ) -> list[Scored]:  # fmt: skip
+        """The k best items, best first; fewer where the catalogue has no more.
+
+        k: at least 1. now, organic, context: as for `vector`. ValueError for values of other types or out of bounds.
+        exclude_seen leaves out the items of the user's history, blocked (item ids) others. From the store's index
+        where it has one, by exact search otherwise.
+        """
+        vector = self.vector(score=score, now=now, organic=organic, context=context)
+        return self._store.best(self.user, vector, k, exclude_seen=exclude_seen, blocked=blocked)
+
+    def what_if(self) -> Session:
+        """A session that goes on from this one's history by itself, without copying it; close it when done.
+
+        It is kept in memory until then and never saved: use it in a `with` statement.
+        """
+        return self._store.fork(self.user)
+
+    def __len__(self) -> int:
+        """Events of the user, those included that slid out of the history."""
+        return self._store.events_of(self.user)
+
+    def close(self) -> None:
+        """Ends a what-if; of any other session nothing is lost by not calling it."""
+        self._store.close_fork(self.user)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -23,13 +23,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from python_model.config import TrainConfig
 from python_model.model.losses import Objective
 from python_model.model.optim import Leaf
 from python_model.training import process_group
-from python_model.training.checkpoint import MODEL, TRAINER
+from python_model.training.checkpoint.directory import MODEL, TRAINER
+from python_model.training.checkpoint.sharded import part_of_rows
 from python_model.training.row_sharding import RowExchange, row_sharding, span
 
 
@@ -83,7 +84,7 @@ class DistributedModel:
         return part_of_rows(value.detach(), rows[2], self.mesh)
 
     def stored(self, trainer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights and what a trainer keeps beside them, as `sharded_checkpoint.read` finds them."""
+        """The weights and what a trainer keeps beside them, as `checkpoint.sharded.read` finds them."""
         weights = self.objective.model.state_dict() | {name: leaf.value for name, leaf in self.leaves.items()}
         out = {f"{MODEL}/{name}": self.as_global(name, value) for name, value in weights.items()}
         return out | {
@@ -130,10 +131,3 @@ def _sum_gradients(parameters: Mapping[str, Tensor]) -> None:
 def _local(value: Tensor) -> Tensor:
     assert isinstance(value, DTensor)
     return value.to_local()
-
-
-def part_of_rows(value: Tensor, rows: int, mesh: DeviceMesh) -> DTensor:
-    """This rank's rows of a tensor of that many as the DTensor they are part of; the storage is shared."""
-    shape = torch.Size((rows, *value.shape[1:]))
-    stride = torch.empty(shape, device="meta").stride()
-    return DTensor.from_local(value.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)

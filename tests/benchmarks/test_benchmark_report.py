@@ -13,9 +13,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.harness.growth import Point, Scaling, Series, fit_power, to_json
 from benchmarks.harness.results import PeerResult, Quantiles, Record, write_records
 from benchmarks.report import page, summary
-from benchmarks.scenarios.scaling import Point, Scaling, Series, fit_power, to_json
 
 MACHINE = {"cpu": "Toy CPU", "cores": 2, "threads": 2}
 CEILINGS = {"copy_gb_per_s": 10.0, "fp32_tflop_per_s": 0.2, "bf16_tflop_per_s": 0.4}

@@ -13,10 +13,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.harness.growth import Point, Scaling, Series, fit_power, foreseen, from_json, summary, to_json
 from benchmarks.report import plots
 from benchmarks.scenarios import scaling
 from benchmarks.scenarios.curves import Curve, curves
-from benchmarks.scenarios.scaling import Point, Series, fit_power, foreseen
 
 SIZES = (10, 20, 40, 80)
 
@@ -83,7 +83,7 @@ def test_points_that_memory_has_no_room_for_are_left_out(monkeypatch: pytest.Mon
     assert [point.left_out for point in series.points[:2]] == [None, None]
     assert series.points[2].left_out == "needs about 2.5 GiB, 3.0 GiB are free"
     assert series.points[3].left_out == series.points[2].left_out
-    assert any("40 left out: needs about 2.5 GiB" in line for line in scaling.summary(result(series)))
+    assert any("40 left out: needs about 2.5 GiB" in line for line in summary(result(series)))
 
 
 def test_points_that_the_time_budget_has_no_room_for_are_left_out() -> None:
@@ -104,15 +104,15 @@ def test_what_a_backend_refuses_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     assert [point.left_out for point in series.points] == [None, None, "toy[cpp]: too large", "toy[cpp]: too large"]
 
 
-def result(*series: Series) -> scaling.Scaling:
-    return scaling.Scaling({"name": "toy"}, {"torch": "2"}, "abc", list(series))
+def result(*series: Series) -> Scaling:
+    return Scaling({"name": "toy"}, {"torch": "2"}, "abc", list(series))
 
 
 def test_json_goes_round() -> None:
     (series,) = scaling.run_curve(curve(lambda size: None), "cpu", "fp32", 0.5, ("toy",))
     series.points.append(Point(160, left_out="no room"))
     found = result(series)
-    assert scaling.from_json(scaling.to_json(found)) == found
+    assert from_json(to_json(found)) == found
 
 
 @pytest.mark.parametrize("op", [one.op for one in curves("cpu")])
@@ -152,7 +152,7 @@ def test_the_command_writes_points_and_plots(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"scaling.json", "scaling_sampled_softmax_loss.png", "scaling_sampled_softmax_loss.svg"}
-    found = scaling.from_json((tmp_path / "scaling.json").read_text())
+    found = from_json((tmp_path / "scaling.json").read_text())
     assert [series.pass_ for series in found.series] == ["forward", "forward_backward"]
     assert all(series.measured() for series in found.series)
     assert "time ~ candidates^" in done.output

@@ -32,14 +32,15 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from python_model.io.errors import DataError
 from python_model.io.integrity import sums_of
-from python_model.training import checkpoint, process_group
-from python_model.training.checkpoint import Description
+from python_model.training import process_group
+from python_model.training.checkpoint import directory as directories
+from python_model.training.checkpoint.directory import Description
 from python_model.training.checkpoint.parts import Part, StoredTensor, read_parts, write_parts
-from python_model.training.distributed import part_of_rows
 
 
 class BackgroundSaver:
@@ -59,7 +60,7 @@ class BackgroundSaver:
         """
         self.finish()
         step = description.step
-        final, partial = checkpoint.directory_of(self.run, step), checkpoint.partial_of(self.run, step)
+        final, partial = directories.directory_of(self.run, step), directories.partial_of(self.run, step)
         if not process_group.on_first(lambda: self._begin(description, numbers)):
             return final
         written = async_save(dict(tensors), storage_writer=_Writer(partial), process_group=self._group)
@@ -78,27 +79,27 @@ class BackgroundSaver:
 
     def _begin(self, description: Description, numbers: Mapping[str, Any]) -> bool:
         """On rank 0: make the hidden directory; False where the checkpoint of this step is there already."""
-        if checkpoint.is_saved(self.run, description.step):
+        if directories.is_saved(self.run, description.step):
             return False
-        with checkpoint.writing_checkpoint(self.run, description.step):
-            checkpoint.begin(self.run, description, numbers)
+        with directories.writing_checkpoint(self.run, description.step):
+            directories.begin(self.run, description, numbers)
         return True
 
     def _publish(self, step: int, written: Future[Any]) -> Path:
         """In the background: each rank sums up what it wrote, rank 0 makes it the latest checkpoint."""
-        partial = checkpoint.partial_of(self.run, step)
+        partial = directories.partial_of(self.run, step)
         try:
-            with checkpoint.writing_checkpoint(self.run, step):
+            with directories.writing_checkpoint(self.run, step):
                 _result(written)
                 sums: list[Any] = [None] * process_group.size()
                 dist.all_gather_object(sums, sums_of(partial, self._own(partial)), group=self._group)
                 all_sums = dict(ChainMap(*sums))
-                process_group.on_first(lambda: checkpoint.publish(self.run, step, self.keep, all_sums), self._group)
+                process_group.on_first(lambda: directories.publish(self.run, step, self.keep, all_sums), self._group)
         except BaseException:
             if process_group.rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        return checkpoint.directory_of(self.run, step)
+        return directories.directory_of(self.run, step)
 
     def _own(self, partial: Path) -> list[Path]:
         """The files of this rank's parts; rank 0 has what is not a part as well."""
@@ -126,7 +127,7 @@ def read(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]]) -> di
         name = key.removeprefix(f"{kind}/")
         if name == key:
             continue
-        held = checkpoint.span_of(name, spans) if tensor.size else None
+        held = directories.span_of(name, spans) if tensor.size else None
         shape = tensor.size if held is None else (held[1] - held[0], *tensor.size[1:])
         out[name] = wanted[key] = torch.empty(shape, dtype=tensor.dtype)
         if held is not None and mesh is not None:
@@ -142,6 +143,13 @@ def read(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]]) -> di
     except (OSError, EOFError, ValueError, RuntimeError) as error:
         raise DataError(directory, f"damaged or incomplete: {_reason(error)}") from error
     return out
+
+
+def part_of_rows(value: Tensor, rows: int, mesh: DeviceMesh) -> DTensor:
+    """This rank's rows of a tensor of that many as the DTensor they are part of; the storage is shared."""
+    shape = torch.Size((rows, *value.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(value.contiguous(), mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
 class _Writer(FileSystemWriter):

@@ -1,4 +1,4 @@
-"""Runs mutated native calls in a process: `python -m tests.csrc.native.fuzz_run --seed 0 --calls 3000 --log FILE`.
+"""Mutated native calls in a process of their own: `python -m tests.csrc.native.fuzz_run --seed 0 --calls 3000 --log F`.
 
 Each call is either computed or refused by an exception, which for our own refusals is one sentence and leaves the
 arguments as they were. The number of the call under way stands in the log, so that after a crash `--only NUMBER` makes

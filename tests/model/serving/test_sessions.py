@@ -19,9 +19,9 @@ import torch
 from python_model.data.schema import Dataset
 from python_model.evaluation.recommend import append_next_event, recommend
 from python_model.serving import towers
+from python_model.serving.answers import Reading
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog, jagged
-from python_model.serving.session import Reading
 from python_model.serving.store import SessionStore
 from tests.model.serving.conftest import WINDOW, assert_close, random_model
 
