@@ -20,7 +20,7 @@ import torch
 
 from argus_kernels import __version__
 from argus_kernels.core import Op, native, tuning
-from argus_kernels.core.registry import capture
+from argus_kernels.core.registry import capture, in_order
 from argus_kernels.ops import OPS
 
 PACKAGES = ("numpy", "torch", "triton", "pybind11")
@@ -50,6 +50,8 @@ class Diagnosis:
     libraries: dict[str, str]
     """cpu, cuda, host: "loaded", or the reason why not."""
     settings: dict[str, str]
+    order: list[str]
+    """Which backend a GPU asks first, a sentence a rule of tuning/order.json, the first that speaks of a call."""
     rows: list[Row]
 
     @property
@@ -69,6 +71,7 @@ def diagnose() -> Diagnosis:
         no_gpu_reason=_no_gpu_reason(),
         libraries={name: native.why_not(name) or "loaded" for name in native.LIBRARIES},
         settings={name: value for name, value in sorted(os.environ.items()) if name.startswith("ARGUS_")},
+        order=[rule.sentence for rule in tuning.order_rules()],
         rows=[row for op in OPS for device in devices for row in _rows(op, device)],
     )
 
@@ -146,7 +149,7 @@ def _rows(op: Op, device: str) -> list[Row]:
     inputs = op.inputs(captured)
     rows = []
     taken = False
-    for backend in op.backends:
+    for backend in in_order(op.name, op.backends, inputs):
         reasons = backend.automatic_reasons(inputs)
         automatic = not reasons and not taken
         taken = taken or automatic
@@ -170,6 +173,7 @@ def render(diagnosis: Diagnosis) -> str:
     if diagnosis.settings:
         lines += ["", "settings"]
         lines += [f"  {name:18} {value}" for name, value in diagnosis.settings.items()]
+    lines += ["", "backends on a GPU, the first rule that speaks of a call", *(f"  {rule}" for rule in diagnosis.order)]
     lines += ["", 'ops (float32; * is what backend="auto" takes)', *_table(diagnosis.rows)]
     if diagnosis.unserved:
         lines += ["", f"not served at all: {', '.join(diagnosis.unserved)}"]

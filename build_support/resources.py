@@ -65,7 +65,13 @@ def cuobjdump() -> str | None:
     return found
 
 
-def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = (), kept: Path | None = None) -> list[Figures]:
+def measure(
+    source: Path,
+    toolkit: Toolkit,
+    include: Sequence[Path] = (),
+    kept: Path | None = None,
+    flags: Sequence[str] = FLAGS,
+) -> list[Figures]:
     """Compiles `source` for every architecture and reads what ptxas and the machine code say of its kernels.
 
     Args:
@@ -73,6 +79,7 @@ def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = (), kept: 
         toolkit: whose nvcc compiles it, as `build_support.compile` does.
         include: further folders of headers.
         kept: where the object file is left; nowhere where not given.
+        flags: what nvcc is called with; those of the library where not given.
 
     Raises:
         BuildError: nvcc refuses the source.
@@ -80,7 +87,7 @@ def measure(source: Path, toolkit: Toolkit, include: Sequence[Path] = (), kept: 
     name = os.path.relpath(source, ROOT)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "kernels.o" if kept is None else kept
-        command = [str(toolkit.nvcc), "-ccbin", find_compiler(os.environ).program, *FLAGS, "-Xptxas=-v"]
+        command = [str(toolkit.nvcc), "-ccbin", find_compiler(os.environ).program, *flags, "-Xptxas=-v"]
         words = [*command, *(f"-I{path}" for path in include), "-c", name, "-o", str(output)]
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:

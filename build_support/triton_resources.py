@@ -161,7 +161,7 @@ def resource_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
-def measure_all(room_names: Sequence[str], everything: bool) -> list[Figures]:
+def measure_all(room_names: Sequence[str], everything: bool, targets: Sequence[int] = tuple(TARGETS)) -> list[Figures]:
     """The figures of these rooms, compiled two at a time."""
     import torch
 
@@ -170,7 +170,7 @@ def measure_all(room_names: Sequence[str], everything: bool) -> list[Figures]:
     tasks = [
         (room, index, target, everything)
         for room in room_names
-        for target in TARGETS
+        for target in targets
         for index in range(len(launches(room, everything, target)))
     ]
     with ProcessPoolExecutor(PARALLEL, mp_context=get_context("fork")) as pool:
@@ -202,10 +202,14 @@ def table(figures: Sequence[Figures], version: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def of_room(room: str) -> list[Figures]:
-    """`measure_all` of one room's defaults, in a process of its own that has no interpreter; for tests."""
+def of_room(room: str, *targets: int) -> list[Figures]:
+    """`measure_all` of one room's defaults for these targets, all of them where none is given; for tests.
+
+    A process of its own compiles, which has no interpreter.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    words = [sys.executable, "-m", "build_support.triton_resources", "--room", room]
+    asked = ("--room", room, "--target", *map(str, targets or TARGETS))
+    words = [sys.executable, "-m", "build_support.triton_resources", *asked]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"compiling the Triton kernels of {room} failed:\n{done.stdout}{done.stderr}")
@@ -217,6 +221,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="build_support.triton_resources", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "static")
     parser.add_argument("--room", help="a folder of argus_kernels/ops, or a module that has compile_cases()")
+    parser.add_argument("--target", type=int, nargs="+", choices=TARGETS, default=TARGETS, help="with --room: which")
     parser.add_argument("--everything", action="store_true", help="also the twins, and what tuning may choose")
     given = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
@@ -226,7 +231,11 @@ def main(arguments: Sequence[str]) -> None:
     if importlib.util.find_spec("triton") is None:
         raise SystemExit("build_support.triton_resources: triton is not installed")
     if given.room:
-        print("\n".join(json.dumps(asdict(one)) for one in measure_all([given.room], everything=False)))
+        print(
+            "\n".join(
+                json.dumps(asdict(one)) for one in measure_all([given.room], everything=False, targets=given.target)
+            )
+        )
         return
     import triton
 

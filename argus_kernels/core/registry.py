@@ -1,8 +1,8 @@
 """Which backend serves a call, and why the others do not.
 
-A backend is a pair of plain functions behind an op's one torch boundary. `auto` takes the first in the room's order
-that has no reason against it. A backend asked for by name that cannot serve raises with all its reasons: it never
-becomes another one silently.
+A backend is a pair of plain functions behind an op's one torch boundary. `auto` takes the first that has no reason
+against it: in the room's order on a CPU, on a GPU in that of `tuning/order.json`. A backend asked for by name that
+cannot serve raises with all its reasons: it never becomes another one silently.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.problems import said
+from argus_kernels.core.tuning import Rule, backend_order
 
 Inputs: TypeAlias = SimpleNamespace
 """An op's arguments by name, as its schema has them: `inputs.q`, `inputs.offsets` …"""
@@ -64,11 +65,12 @@ class Backend:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `explain` says of one backend."""
+    """What `explain` says of one backend; `order` is why a GPU's backends stand in this order, the same for all."""
 
     backend: str
     serves: bool
     reasons: tuple[str, ...]
+    order: str = ""
 
 
 _process_default = os.environ.get("ARGUS_BACKEND", "auto")
@@ -116,12 +118,32 @@ def use_backend(name: str) -> Iterator[None]:
         _traced.backend = _chosen.get()
 
 
-def choose(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) -> Backend:
-    """The backend that serves `inputs`, or an error with every reason why there is none."""
+def rule_for(op: str, inputs: Inputs, part: str = "forward") -> Rule | None:
+    """The rule of tuning/order.json for these arguments; None on a CPU, where the room's order holds."""
+    tensors = [
+        one for value in vars(inputs).values() for one in (value if isinstance(value, (list, tuple)) else [value])
+    ]
+    first = next((one for one in tensors if isinstance(one, Tensor) and one.is_floating_point()), None)
+    if first is None or first.device.type != "cuda":
+        return None
+    biased = any(getattr(inputs, name, None) is not None for name in ("position_bias", "time_bias"))
+    return backend_order(op, part, first.dtype, torch.cuda.get_device_capability(first.device)[0], biased)
+
+
+def in_order(op: str, backends: Sequence[Backend], inputs: Inputs, part: str = "forward") -> list[Backend]:
+    """The backends as "auto" asks them: first those of the rule for this call, then the others in the room's order."""
+    rule = rule_for(op, inputs, part)
+    names = () if rule is None else rule.order
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(backends, key=lambda backend: places.get(backend.name, len(names)))
+
+
+def choose(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs, part: str = "forward") -> Backend:
+    """The backend that serves a pass ("forward", "backward"), or an error with every reason why there is none."""
     if wanted != "auto":
         return _named(op, backends, wanted, inputs)
     refusals = []
-    for backend in backends:
+    for backend in in_order(op, backends, inputs, part):
         reasons = backend.automatic_reasons(inputs)
         if not reasons:
             return backend
@@ -181,10 +203,12 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Ver
     """
     op, arguments = capture(function, *args, **kwargs)
     inputs = op.inputs(arguments)
+    rule = rule_for(op.name, inputs)
+    why = "" if rule is None else rule.sentence
     verdicts = []
-    for backend in op.backends:
+    for backend in in_order(op.name, op.backends, inputs):
         reasons = tuple(backend.automatic_reasons(inputs))
-        verdicts.append(Verdict(backend.name, not reasons, reasons))
+        verdicts.append(Verdict(backend.name, not reasons, reasons, why))
     return verdicts
 
 

@@ -173,7 +173,7 @@ class Op:
     def _define_backward(self, arguments: str) -> None:
         def backward(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
             *values, wanted = args
-            backend = choose(self.name, self.backends, wanted, self.inputs(values))
+            backend = choose(self.name, self.backends, wanted, self.inputs(values), "backward")
             if backend.backward is None:
                 raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
             with _without_autocast(values):

@@ -10,6 +10,9 @@
 A kernel asks for its configuration with `configuration(...)` and never measures anything itself; a GPU without a
 table, and a key that no entry has, get the kernel's default. ARGUS_TUNING names another folder of tables.
 
+`argus_kernels/tuning/order.json` says which of a GPU's backends goes first, by op, pass, dtype and architecture; a rule
+that nobody has measured says so and gives its reason.
+
 `python -m benchmarks tune` writes the tables: it runs the op with each configuration of a `Tunable` in turn, put in
 force by `forced`.
 """
@@ -23,7 +26,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ import torch
 FORMAT = 1
 FOLDER = Path(__file__).resolve().parent.parent / "tuning"
 BUCKET_BASE = 4
+ORDER = "order.json"
 
 Config = Mapping[str, int]
 
@@ -154,6 +158,85 @@ def load_table(path: Path) -> dict[Key, Config]:
     if not isinstance(entries, list):
         raise ValueError(f"{path}: entries is {type(entries).__name__}, expected a list")
     return dict(_entry(path, index, entry) for index, entry in enumerate(entries))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An entry of order.json: which backends go first where every field that is given has the call's value."""
+
+    order: tuple[str, ...]
+    reason: str
+    measured: bool
+    ops: tuple[str, ...] | None = None
+    passes: tuple[str, ...] | None = None
+    dtypes: tuple[str, ...] | None = None
+    generations: tuple[int, ...] | None = None
+    biased: bool | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The rule in words: of what it speaks, the order, and its ground."""
+        about = [
+            ", ".join(self.ops or ["every op"]),
+            *(self.passes or []),
+            *([" and ".join(self.dtypes)] if self.dtypes else []),
+            *([] if self.biased is None else ["with biases" if self.biased else "without biases"]),
+            *([f"on sm_{'0, sm_'.join(map(str, self.generations))}0"] if self.generations else []),
+        ]
+        ground = "measured" if self.measured else "a guess"
+        return f"{' '.join(about)}: {' before '.join(self.order)} ({ground}: {self.reason})"
+
+    def covers(self, op: str, part: str, dtype: str, generation: int, biased: bool) -> bool:
+        """Whether the rule speaks of such a call."""
+        given = ((self.ops, op), (self.passes, part), (self.dtypes, dtype), (self.generations, generation))
+        return self.biased in (None, biased) and all(one is None or value in one for one, value in given)
+
+
+@functools.lru_cache(maxsize=4096)
+def backend_order(op: str, part: str, dtype: torch.dtype, generation: int, biased: bool) -> Rule | None:
+    """The first rule of order.json for a call on a GPU; None where none speaks of it.
+
+    Args:
+        op: its name.
+        part: "forward" or "backward".
+        dtype: of the first floating-point tensor among the arguments.
+        generation: the first number of the GPU's compute capability.
+        biased: whether attention's scores get a bias.
+    """
+    named = str(dtype).removeprefix("torch.")
+    return next((rule for rule in order_rules() if rule.covers(op, part, named, generation, biased)), None)
+
+
+def order_rules() -> tuple[Rule, ...]:
+    """The rules in force: those of ARGUS_TUNING where it has an order.json, else the package's."""
+    own = folder() / ORDER
+    return load_rules(own if own.exists() else FOLDER / ORDER)
+
+
+@functools.cache
+def load_rules(path: Path) -> tuple[Rule, ...]:
+    """The rules of an order.json, in their order; ValueError, naming the rule, where it is malformed."""
+    try:
+        content = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected JSON: {error}") from error
+    rules = content.get("rules") if isinstance(content, dict) and content.get("format") == FORMAT else None
+    if not isinstance(rules, list):
+        raise ValueError(f'{path}: expected an object with "format": {FORMAT} and a list of "rules"')
+    found = []
+    for index, rule in enumerate(rules):
+        lists = {"order", "ops", "passes", "dtypes", "generations"}
+        given: dict[str, Any] = {
+            name: tuple(value) if name in lists and isinstance(value, list) else value for name, value in rule.items()
+        }
+        wrong = [name for name in lists & given.keys() if not isinstance(given[name], tuple)]
+        missing = {"order", "reason", "measured"} - given.keys()
+        unknown = given.keys() - {field.name for field in fields(Rule)}
+        for names, problem in ((missing, "is missing"), (unknown, "is unknown"), (wrong, "is no list")):
+            if names:
+                raise ValueError(f"{path}: rules[{index}]: {', '.join(sorted(names))} {problem}")
+        found.append(Rule(**given))
+    return tuple(found)
 
 
 def _entry(path: Path, index: int, entry: Any) -> tuple[Key, Config]:

@@ -77,7 +77,6 @@ def start(out: Path, environment: Mapping[str, str], *arguments: str) -> subproc
     )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 60)
 def test_the_rehearsal_runs_every_step_within_its_budget(tmp_path: Path, environment: Mapping[str, str]) -> None:
     out = tmp_path / "out"
@@ -127,8 +126,9 @@ def report_works(out: Path, environment: Mapping[str, str]) -> str:
     return (out / "report" / "report.md").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5 * SCALE))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 0)) for seed in range(5 * SCALE)]
+)
 def test_what_was_measured_is_there_when_the_session_is_killed(
     seed: int, tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
@@ -153,7 +153,6 @@ def test_what_was_measured_is_there_when_the_session_is_killed(
     assert started - ended <= 1 and page.count("cut off with the session") == started - ended
 
 
-@pytest.mark.slow
 def test_a_killed_process_of_a_step_is_noted_and_the_session_goes_on(
     tmp_path: Path, environment: Mapping[str, str]
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from argus_kernels.testing import run_op
+from argus_kernels.testing import harness, run_op
 from benchmarks.gpu_session import lines
 from benchmarks.gpu_session.context import RESUME, Context
 from benchmarks.gpu_session.steps import error_rule, machine, profile, sanitizer, target
@@ -32,7 +32,8 @@ def break_backend(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
         run = whole(op, sample, arguments, backend, **given)
         return change(run) if backend == "cpp" else run
 
-    monkeypatch.setattr(error_rule, "run_op", broken)
+    for module in (error_rule, harness):
+        monkeypatch.setattr(module, "run_op", broken)
 
 
 def test_right_kernels_pass(tmp_path: Path) -> None:

@@ -145,7 +145,6 @@ def run_command(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
-@pytest.mark.slow
 def test_the_command_writes_points_and_plots(tmp_path: Path) -> None:
     options = ("--op", "sampled_softmax_loss", "--backend", "reference", "--rehearse", "--time-budget", "6")
     done = run_command(*options, "--out", str(tmp_path))

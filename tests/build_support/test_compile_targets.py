@@ -22,12 +22,16 @@ import pytest
 from argus_kernels.core.triton_support import SHARED_LIMIT
 from build_support import compile as native
 from build_support import decide, resources, triton_resources
+from build_support.decide import DEFAULT_ARCHITECTURES
 from build_support.resources import Figures
 
 TOOLKIT = decide.find_toolkit(os.environ)
 PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
 MATRIX_KERNELS = PLANTED / "matrix_kernels.cu"
 ATTENTION = ("causal_attention", "hstu_attention")
+SAMPLED = ("90a",)
+"""What every run compiles for; `make test-all` compiles for all architectures."""
+OTHER_TARGETS = tuple(target for target in triton_resources.TARGETS if target != 90)
 KERNELS = [*resources.op_kernels(), MATRIX_KERNELS]
 
 needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
@@ -45,33 +49,34 @@ def read_by(source: Path, found: set[Path]) -> set[Path]:
 
 
 @cache
-def state_of(source: Path) -> str:
+def state_of(source: Path, flags: tuple[str, ...]) -> str:
     """A digest of all that nvcc reads of this tree for a source, and of how it is called."""
     assert TOOLKIT is not None
-    called = (TOOLKIT.version, decide.find_compiler(os.environ), resources.FLAGS)
+    called = (TOOLKIT.version, decide.find_compiler(os.environ), flags)
     digest = hashlib.sha256(repr(called).encode())
     for path in sorted(read_by(source, set())):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def compiled(source: Path, wait: bool = True) -> tuple[Path, Path] | None:
+def compiled(source: Path, wait: bool = True, flags: tuple[str, ...] = resources.FLAGS) -> tuple[Path, Path] | None:
     """What nvcc made of a source, its object file and the figures in JSON, once for all test processes: the large ones
     take a minute each. None where another process is at it and nothing is to wait."""
     assert TOOLKIT is not None
     folder = resources.ROOT / "build" / "gates"
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f"{source.stem}-{state_of(source)}.o"
+    kind = source.stem if flags == resources.FLAGS else f"{source.stem}.sampled"
+    made = folder / f"{kind}-{state_of(source, flags)}.o"
     kept = made.with_suffix(".json")
-    with open(folder / f"{source.stem}.lock", "w") as lock:
+    with open(folder / f"{kind}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
         if not kept.exists():
-            for old in folder.glob(f"{source.stem}-*"):
+            for old in folder.glob(f"{kind}-*"):
                 old.unlink()
-            found = resources.measure(source, TOOLKIT, [PLANTED] if source.parent == PLANTED else (), made)
+            found = resources.measure(source, TOOLKIT, [PLANTED] if source.parent == PLANTED else (), made, flags)
             fresh = kept.with_suffix(".new")
             fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
             os.replace(fresh, kept)
@@ -79,9 +84,9 @@ def compiled(source: Path, wait: bool = True) -> tuple[Path, Path] | None:
 
 
 @cache
-def figures(source: Path) -> list[Figures]:
+def figures(source: Path, flags: tuple[str, ...] = resources.FLAGS) -> list[Figures]:
     """What ptxas and the machine code of a source say."""
-    found = compiled(source)
+    found = compiled(source, flags=flags)
     assert found is not None
     return [Figures(**one) for one in json.loads(found[1].read_text())]
 
@@ -97,9 +102,12 @@ def objects(sources: Sequence[Path]) -> dict[str, Path]:
 
 @needs_nvcc
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: str(path.name))
-def test_kernels_fit_every_target(source: Path) -> None:
-    found = figures(source)
-    assert {one.architecture for one in found} == set(resources.ARCHITECTURES)
+@pytest.mark.parametrize(
+    "architectures", [SAMPLED, pytest.param(DEFAULT_ARCHITECTURES, marks=pytest.mark.slow)], ids="+".join
+)
+def test_kernels_fit_every_target(source: Path, architectures: tuple[str, ...]) -> None:
+    found = figures(source, native.nvcc_flags(architectures))
+    assert {one.architecture for one in found} == {name.removesuffix("+PTX") for name in architectures}
     for one in found:
         assert one.spill_bytes == 0, one
         assert one.stack_bytes == 0, one
@@ -221,16 +229,19 @@ def test_a_source_that_nvcc_refuses(tmp_path: Path) -> None:
 
 
 @cache
-def triton_figures(room: str) -> list[triton_resources.Figures]:
+def triton_figures(room: str, *targets: int) -> list[triton_resources.Figures]:
     """What Triton makes of a room's defaults."""
-    return triton_resources.of_room(room)
+    return triton_resources.of_room(room, *targets)
 
 
 @needs_triton
 @pytest.mark.parametrize("room", triton_resources.rooms())
-def test_triton_kernels_fit_every_target(room: str) -> None:
-    found = triton_figures(room)
-    assert {one.target for one in found} == set(triton_resources.TARGETS)
+@pytest.mark.parametrize(
+    "targets", [(90,), pytest.param(OTHER_TARGETS, marks=pytest.mark.slow)], ids=lambda targets: f"{targets}"
+)
+def test_triton_kernels_fit_every_target(room: str, targets: tuple[int, ...]) -> None:
+    found = triton_figures(room, *targets)
+    assert {one.target for one in found} == set(targets)
     for one in found:
         assert one.stack_bytes == 0, one
         assert 0 < one.registers <= 255, one
@@ -262,7 +273,7 @@ WIDE_PRODUCTS = {
 @needs_triton
 @pytest.mark.parametrize("room", sorted({room for room, _ in WIDE_PRODUCTS}))
 def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> None:
-    found = [one for one in triton_figures(room) if one.target == 90]
+    found = triton_figures(room, 90)
     for case, kernels in ((case, kernels) for (of, case), kernels in WIDE_PRODUCTS.items() if of == room):
         own = [one for one in found if one.case == case and one.kernel in kernels]
         assert {one.kernel for one in own} == set(kernels)

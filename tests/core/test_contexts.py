@@ -25,9 +25,9 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     seen: list[tuple[int, str]] = []
     original = registry.choose
 
-    def spy(op: str, backends: Any, name: str, inputs: Any) -> Any:
+    def spy(op: str, backends: Any, name: str, *given: Any) -> Any:
         seen.append((threading.get_ident(), name))
-        return original(op, backends, name, inputs)
+        return original(op, backends, name, *given)
 
     monkeypatch.setattr(torch_op, "choose", spy)
     return seen

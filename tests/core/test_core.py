@@ -136,9 +136,9 @@ def test_backward_stays_with_the_backend_of_the_forward_call(monkeypatch: pytest
     seen: list[str] = []
     original = registry.choose
 
-    def spy(op: str, backends: Any, wanted: str, inputs: Inputs) -> Backend:
+    def spy(op: str, backends: Any, wanted: str, *given: Any) -> Backend:
         seen.append(wanted)
-        return original(op, backends, wanted, inputs)
+        return original(op, backends, wanted, *given)
 
     monkeypatch.setattr("argus_kernels.core.torch_op.choose", spy)
     with use_backend("reference"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from argus_kernels.core import tuning
+from argus_kernels.core import registry, tuning
+from argus_kernels.ops.causal_attention import OP as CAUSAL
 
 KERNEL = "causal_attention/forward"
 DEFAULT = {"block_query": 64}
@@ -122,5 +125,54 @@ def test_a_forced_configuration_answers_and_notes_who_asked(monkeypatch: pytest.
 
 
 def test_the_shipped_tables_are_readable() -> None:
-    for path in sorted(tuning.FOLDER.glob("*.json")):
+    for path in sorted(set(tuning.FOLDER.glob("*.json")) - {tuning.FOLDER / tuning.ORDER}):
         assert tuning.load_table(path)
+
+
+class TestOrder:
+    @pytest.mark.parametrize(
+        ("op", "part", "dtype", "generation", "biased", "first"),
+        [
+            ("causal_attention", "forward", torch.bfloat16, 9, False, "triton"),
+            ("hstu_attention", "forward", torch.float16, 9, False, "triton"),
+            ("causal_attention", "forward", torch.bfloat16, 9, True, "cuda"),
+            ("causal_attention", "forward", torch.float32, 9, False, "cuda"),
+            ("causal_attention", "forward", torch.bfloat16, 8, False, "cuda"),
+            ("causal_attention", "backward", torch.bfloat16, 9, False, "cuda"),
+            ("sampled_softmax_loss", "backward", torch.bfloat16, 9, False, "triton"),
+            ("sampled_softmax_loss", "forward", torch.float32, 9, False, "cuda"),
+            ("decode_attention", "forward", torch.bfloat16, 9, False, "cuda"),
+            ("feedback_loss", "forward", torch.bfloat16, 10, False, "cuda"),
+        ],
+    )
+    def test_which_backend_a_gpu_asks_first(
+        self, op: str, part: str, dtype: torch.dtype, generation: int, biased: bool, first: str
+    ) -> None:
+        rule = tuning.backend_order(op, part, dtype, generation, biased)
+        assert rule is not None and rule.order[0] == first and set(rule.order) == {"cuda", "triton"}
+        assert not rule.measured and rule.reason in rule.sentence
+
+    def test_auto_and_explain_follow_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        with FakeTensorMode():
+            q = torch.empty(4, 1, 64, dtype=torch.bfloat16, device="cuda")
+        backends = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=q, position_bias=None))
+        assert [backend.name for backend in backends] == ["triton", "cuda", "cpp", "reference"]
+        backends = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=q), "backward")
+        assert [backend.name for backend in backends][:2] == ["cuda", "triton"]
+        on_cpu = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=torch.empty(4)))
+        assert tuple(on_cpu) == CAUSAL.backends
+
+    @pytest.mark.parametrize(
+        ("rule", "problem"),
+        [
+            ({"order": ["cuda"], "reason": "x"}, "measured is missing"),
+            ({"order": "cuda", "reason": "x", "measured": False}, "order is no list"),
+            ({"order": ["cuda"], "reason": "x", "measured": False, "op": []}, "op is unknown"),
+        ],
+    )
+    def test_a_wrong_rule_is_named(self, tmp_path: Path, rule: dict[str, Any], problem: str) -> None:
+        path = tmp_path / "order.json"
+        path.write_text(json.dumps({"format": 1, "rules": [rule]}))
+        with pytest.raises(ValueError, match=rf"order.json: rules\[0\]: {problem}"):
+            tuning.load_rules(path)
