@@ -62,6 +62,7 @@ def train(
     *,
     resume: bool = False,
     init_from: str | Path | None = None,
+    from_scratch: bool = False,
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
 ) -> Path:
@@ -69,6 +70,7 @@ def train(
 
     stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
     checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
+    from_scratch: a run that is resumed must have begun with random weights.
     resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
     every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt, SIGTERM the same with its subclass Terminated.
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
@@ -94,7 +96,7 @@ def train(
         model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
         trainer = Trainer(dataset, run, model.to(device), config, progress)
         if resumed is not None:
-            trainer.restore(resumed, init_from)
+            trainer.restore(resumed, init_from, from_scratch)
         elif init_from is not None:
             trainer.origin = process_group.on_first(
                 lambda: resume_checks.identity_of_weights(checkpoint.find(init_from))
@@ -124,6 +126,7 @@ class Trainer:
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress = progress
         self.plan = batch_source(dataset, config)
+        self.plan.require(self._of)
         self.loss: PretrainLoss | FinetuneLoss
         if config.stage == "pretrain":
             self.loss = PretrainLoss(config, model)
@@ -313,10 +316,11 @@ class Trainer:
             f"{in_shards[self.dataset.manifest is not None]}: the order of the batches would be another"
         )
 
-    def restore(self, directory: Path, init_from: str | Path | None = None) -> None:
+    def restore(self, directory: Path, init_from: str | Path | None = None, from_scratch: bool = False) -> None:
         """Go to where a checkpoint of the same run was written; ValueError where settings, data or weights differ.
 
         init_from: the weights that the run is said to have begun with, None to take them as they are written down.
+        from_scratch: it is said to have begun with random ones.
         """
         found = checkpoint.read_description(directory)
         resume_checks.require_same(
@@ -326,7 +330,9 @@ class Trainer:
         state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
         position = Position.of(directory, state.numbers, found.step)
         self._require_known(directory, position.place)
-        process_group.on_first(lambda: resume_checks.require_same_origin(directory, state.numbers, init_from))
+        process_group.on_first(
+            lambda: resume_checks.require_same_origin(directory, state.numbers, init_from, from_scratch)
+        )
         resume_checks.require_fitting(directory, state, self.optimisers)
         self.step, self.place, self.origin = position.step, position.place, position.origin
         self.events, self.seconds = position.events, position.seconds

@@ -85,6 +85,7 @@ def index(
     json_file: Json = None,
 ) -> None:
     """Build the HNSW index over the item vectors of an export, and say what it finds of the exact best items."""
+    from python_model.io.exclusive import replacing
     from python_model.serving import index as indexing
     from python_model.serving.bundle import Export
 
@@ -95,7 +96,10 @@ def index(
         faiss.omp_set_num_threads(threads)
     settings = indexing.IndexSettings(links, build_breadth, search_breadth)
     began = time.perf_counter()
-    with console.working(f"Building the index of {counted(found.info.items, 'item')}"):
+    with (
+        replacing(path / indexing.INDEX, path),
+        console.working(f"Building the index of {counted(found.info.items, 'item')}"),
+    ):
         built = indexing.CandidateIndex.build(found.item_vectors(), settings)
         built.save(path, found.info.model)
     seconds = time.perf_counter() - began

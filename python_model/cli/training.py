@@ -106,10 +106,14 @@ def finetune(
     """
     from python_model.training import checkpoint
 
-    if (source is None) == (not from_scratch) and not (resume and checkpoint.exists(out)):
+    goes_on = resume and checkpoint.exists(out)
+    if (source is not None and from_scratch) or (source is None and not from_scratch and not goes_on):
         raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
     given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
-    _train("finetune", data, out, given, recipe=recipe, source=source, device=device, threads=threads, resume=resume)
+    _train(
+        "finetune", data, out, given, recipe=recipe, source=source, from_scratch=from_scratch, device=device,
+        threads=threads, resume=resume,
+    )  # fmt: skip
 
 
 def _given(
@@ -130,7 +134,7 @@ def _given(
 
 def _train(
     stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
-    source: Path | None = None, device: str, threads: int | None, resume: bool,
+    source: Path | None = None, from_scratch: bool = False, device: str, threads: int | None, resume: bool,
 ) -> None:  # fmt: skip
     from python_model.data.schema import load_dataset
     from python_model.train import train
@@ -152,8 +156,8 @@ def _train(
     try:
         with process_group.process_group(device) as own_device, _progress(title) as progress:
             train(
-                stage, dataset, out, model_config, train_config, resume=resume, init_from=source, progress=progress,
-                device=own_device,
+                stage, dataset, out, model_config, train_config, resume=resume, init_from=source,
+                from_scratch=from_scratch, progress=progress, device=own_device,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         if process_group.is_first():

@@ -72,6 +72,10 @@ class BatchSource(Protocol):
         """The place of a run that begins: what `walk` takes, and what a checkpoint holds as JSON."""
         ...
 
+    def require(self, of: int) -> None:
+        """ValueError where a step cannot have so many batches: before anything is made for a run."""
+        ...
+
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """For every step from a place on, those of its `of` batches that have these numbers.
 
@@ -244,13 +248,17 @@ class BatchPlan:
         """As `BatchSource` has it."""
         return {"epoch": 0, "batch": 0}
 
+    def require(self, of: int) -> None:
+        """As `BatchSource` has it."""
+        if of > 1:
+            _require_batches(len(self._plan(0)), of)
+
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """As `BatchSource` has it; the last batches of an epoch, too few for a step, are left out."""
         epoch, begin = place["epoch"], place["batch"]
         while True:
             plan = self._plan(epoch)
-            if len(plan) < of:
-                raise ValueError(f"batches_per_step is {of}, expected at most the {len(plan)} batches of an epoch")
+            _require_batches(len(plan), of)
             for first in range(begin, len(plan) - of + 1, of):
                 batches = [
                     self._builder.build(plan[first + number]) if number < of else empty_batch(self.dataset.info)
@@ -356,6 +364,11 @@ def _windows_of_targets(dataset: Dataset, rows: np.ndarray, window: int, history
     end = rows[high - 1] + 1
     floor = dataset.offsets[dataset.user[windows.target]]
     return Windows(np.maximum(floor, end - window), rows[low], end)
+
+
+def _require_batches(there: int, of: int) -> None:
+    if there < of:
+        raise ValueError(f"batches_per_step is {of}, expected at most the {there} batches of an epoch")
 
 
 def _prefix_lengths(dataset: Dataset, train: np.ndarray | None) -> np.ndarray:

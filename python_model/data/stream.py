@@ -78,13 +78,17 @@ class ShardStream:
         """As `BatchSource` has it."""
         return {"lanes": {}}
 
-    def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """As `BatchSource` has it; the place has that of every lane that this rank reads."""
+    def require(self, of: int) -> None:
+        """As `BatchSource` has it."""
         if of > len(self.manifest.shards):
             raise ValueError(
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
                 f"{self.dataset.path}: each batch of a step comes from another shard"
             )
+
+    def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
+        """As `BatchSource` has it; the place has that of every lane that this rank reads."""
+        self.require(of)
         lanes = {number: self._lane(number, of, _place(place, number)) for number in numbers if number < of}
         nothing = empty_batch(self.dataset.info)
         while True:

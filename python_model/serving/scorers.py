@@ -16,10 +16,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from python_model.data.description import INFO, ITEMS, USERS
+from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.times import LATEST, seconds_of
-from python_model.io.content import content_of_arrays, content_of_files
+from python_model.io.content import content_of_arrays
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
 from python_model.model.layers import time_bucket
@@ -154,11 +154,9 @@ class HistoryScorer:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The model's weights and settings, the files of the data set, and how the one is asked about the other."""
-        data = self._dataset
-        files = [data.path / INFO, data.path / ITEMS, data.path / USERS, *(file for file, _ in data.event_files)]
+        """The model's weights and settings, what the data set holds, and how the one is asked about the other."""
         return {
-            "kind": "history", "model": towers.fingerprint(self._model), "data": content_of_files(files),
+            "kind": "history", "model": towers.fingerprint(self._model), "data": identity_of(self._dataset),
             "score": self._kind, "lag": self.lag, "window": self.window, "vectors": self._vectors,
         }  # fmt: skip
 

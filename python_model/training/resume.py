@@ -64,8 +64,15 @@ def identity_of_weights(directory: Path) -> str:
     return f"{description.stage} step {description.step} {sums}"
 
 
-def require_same_origin(directory: Path, numbers: Mapping[str, Any], given: str | Path | None) -> None:
-    """ValueError where a run is to go on from other weights (--from) than it began with."""
+def require_same_origin(
+    directory: Path, numbers: Mapping[str, Any], given: str | Path | None, from_scratch: bool = False
+) -> None:
+    """ValueError where a run is to go on from other weights (--from, --from-scratch) than it began with."""
+    if from_scratch and numbers.get("origin") is not None:
+        raise ValueError(
+            f"{directory}: the run began with weights of another run ({numbers['origin']}), not from scratch: leave "
+            "out --from-scratch to go on with it, or choose another directory"
+        )
     if given is None or "origin" not in numbers:
         return
     source = checkpoint.find(given)

@@ -160,6 +160,12 @@ def test_a_file_in_the_place_of_a_directory(
     assert message.startswith(str(file)) and what in message and not (tmp_path / "out").exists()
 
 
+def test_more_batches_a_step_than_there_are_leave_no_run(made: dict[str, str], tmp_path: Path) -> None:
+    command = ["pretrain", made["data"], tmp_path / "run", "--set", "batches_per_step=1000000"]
+    assert "batches_per_step is 1000000, expected at most the" in said([*command])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_one_of_a_kind_is_said_in_the_singular(made: dict[str, str], tmp_path: Path) -> None:
     rows = pq.read_table(made["rows.parquet"])
     pq.write_table(rows.slice(0, 1), tmp_path / "one.parquet")

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from python_model.cli import app
 from python_model.data.schema import load_dataset
+from python_model.io.exclusive import replacing
 
 SMALL = ["--set", "users=30", "--set", "events_per_user=30"]
 QUICK = ["--window", "32", "--batch-events", "256", "--steps", "3", "--threads", "1"]
@@ -49,6 +50,14 @@ def test_index_states_its_recall(folder: Path) -> None:
     figures = json.loads((folder / "index.json").read_text())
     assert figures["recall"] > 0.9 and figures["queries"] == 20 and figures["links"] == 48
     assert f"recall@5 {figures['recall']:.4f} against exact search" in said
+
+
+def test_one_process_at_a_time_makes_an_index(folder: Path) -> None:
+    with replacing(folder / "out" / "index.faiss"):
+        said = argus("index", folder / "out", "--check", "0", expect=2).stderr
+    assert said.startswith(f"argus: {folder / 'out'} is in use by process ")
+    argus("index", folder / "out", "--check", "0")
+    assert not list((folder / "out").glob(".*"))
 
 
 def test_candidates(folder: Path) -> None:

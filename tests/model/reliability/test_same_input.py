@@ -129,6 +129,21 @@ class TestWhereFineTuningBegan:
         with pytest.raises(ValueError, match="began with random weights than"):
             train("finetune", tiny_service, tmp_path / "alone", MODEL, self.CONFIG, init_from=run, resume=True)
 
+    def test_from_scratch_on_a_run_that_began_with_weights(
+        self, tiny_service: Dataset, run: Path, tmp_path: Path
+    ) -> None:
+        out, data = tmp_path / "tuned", str(tiny_service.path)
+        train("finetune", tiny_service, out, None, self.CONFIG, init_from=run)
+        again = ["finetune", data, str(out), "--resume", "--from-scratch"]
+        result = CliRunner().invoke(app, again)
+        assert result.exit_code == 2 and "began with weights of another run (pretrain step " in result.stderr
+        result = CliRunner().invoke(app, [*again, "--from", str(run)])
+        assert result.exit_code == 2 and "give either --from RUN" in result.stderr
+        train("finetune", tiny_service, tmp_path / "alone", MODEL, self.CONFIG)
+        again[2] = str(tmp_path / "alone")
+        assert CliRunner().invoke(app, again).exit_code == 0
+        assert CliRunner().invoke(app, again[:-1]).exit_code == 0
+
     def test_on_other_items_of_the_same_number(self, data: Path, run: Path, tmp_path: Path) -> None:
         change_column(data / ITEMS, "item_id", lambda values: values[::-1].copy())
         with pytest.raises(ValueError, match=r"trained on other items than those of .*, which are as many"):

@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.data.schema import Dataset
+from python_model.io.disk import WriteError
 from python_model.io.errors import DataError
 from python_model.io.integrity import CHECKSUMS, seal
 from python_model.serving.bundle import Export
@@ -30,7 +31,7 @@ from python_model.train import train
 from python_model.training import checkpoint
 from python_model.training.checkpoint.parts import PARTS, PICKLE
 from python_model.training.checkpoint.sharded import _Writer
-from tests.model.reliability.conftest import CONFIG
+from tests.model.reliability.conftest import CONFIG, MODEL
 
 
 def as_sharded(directory: Path) -> None:
@@ -319,6 +320,19 @@ def test_a_link_in_a_run_is_not_written_through(run: Path, tmp_path: Path) -> No
     description = replace(checkpoint.read_description(run / checkpoint.CHECKPOINTS / "step-00000012"), step=13)
     checkpoint.save(run, model, description, checkpoint.TrainerState({}, {}), keep=1)
     assert (tmp_path / "mine").read_text() == "mine" and checkpoint.describe(run)["step"] == 13
+
+
+def test_metrics_that_are_a_link_are_refused(tiny_service: Dataset, run: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    for content in ('{"step": 1}\n{"step": 99}\n', None):
+        mine.unlink(missing_ok=True)
+        if content is not None:
+            mine.write_text(content)
+        (run / "metrics.jsonl").unlink()
+        (run / "metrics.jsonl").symlink_to(mine)
+        with pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written, it is a symbolic link"):
+            train("pretrain", tiny_service, run, MODEL, CONFIG, resume=True)
+        assert (mine.read_text() if content else mine.exists()) == (content or False)
 
 
 def test_nothing_else_here_reads_pickles() -> None:

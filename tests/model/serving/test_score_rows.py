@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from python_model.data.schema import Dataset, load_dataset
+from python_model.data.schema import Dataset, fingerprint_of_events, load_dataset
 from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
 from python_model.serving.bundle import Export
@@ -264,6 +265,12 @@ def test_a_resumed_job_belongs_to_the_same_vectors_and_histories(
     pq.write_table(events.set_column(place, events.schema.field(place), organic), tmp_path / "data" / "events.parquet")
     flipped = load_dataset(tmp_path / "data")
     assert flipped.info == service.info
+    with pytest.raises(DataError, match=r"events\.parquet: expected the fingerprint .* other events"):
+        _ = HistoryScorer(checkpoint.load_model(finetuned), flipped, None, window=WINDOW).identity
+    described = tmp_path / "data" / "dataset.json"
+    said = json.loads(described.read_text())
+    described.write_text(json.dumps({**said, "fingerprint": fingerprint_of_events(flipped)}))
+    flipped = load_dataset(tmp_path / "data")
     other = HistoryScorer(checkpoint.load_model(finetuned), flipped, None, window=WINDOW).identity
     assert {name for name in one if one[name] != other[name]} == {"data"}
 
