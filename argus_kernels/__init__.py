@@ -5,6 +5,10 @@ Importing this touches no GPU and needs no native library: every op runs at leas
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
 from argus_kernels.core import Verdict, default_backend, explain, use_backend
 from argus_kernels.core.varlen import set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention
@@ -16,6 +20,9 @@ from argus_kernels.ops.pairwise_loss import pairwise_loss
 from argus_kernels.ops.rowwise_adagrad import rowwise_adagrad_
 from argus_kernels.ops.sampled_softmax_loss import sampled_softmax_loss
 from argus_kernels.ops.triple_embedding import triple_embedding
+
+if TYPE_CHECKING:
+    from argus_kernels import nn as nn
 
 __version__ = "0.1.0"
 
@@ -38,3 +45,10 @@ __all__ = [
     "use_backend",
     "Verdict",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`argus_kernels.nn` is imported where it is first asked for."""
+    if name == "nn":
+        return import_module("argus_kernels.nn")
+    raise AttributeError(f"module 'argus_kernels' has no attribute {name!r}")

@@ -16,6 +16,7 @@ FLOORS = [
     "argus_kernels.core",
     "argus_kernels.attention",
     "argus_kernels.ops",
+    "argus_kernels.nn",
     "argus_kernels.testing",
     "python_model",
     "benchmarks",
