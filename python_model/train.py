@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ from python_model.training.progress import InterruptGuard, MetricsLog, Progress,
 from python_model.training.resume import SKETCH, Position
 from python_model.training.row_sharding import RowSharding, row_sharding
 from python_model.training.skipped_steps import SkippedSteps, TrainingDiverged
+from python_model.training.step_profile import StepProfile, require_steps
 
 if TYPE_CHECKING:
     from python_model.training.checkpoint.sharded import BackgroundSaver
@@ -65,6 +66,7 @@ def train(
     from_scratch: bool = False,
     progress: Progress | None = None,
     device: str | torch.device = "cpu",
+    profile: StepProfile | None = None,
 ) -> Path:
     """Train one stage; returns the directory of the last checkpoint.
 
@@ -72,7 +74,8 @@ def train(
     checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
     from_scratch: a run that is resumed must have begun with random weights.
     resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
-    every step. Ctrl-C ends the step, saves and raises KeyboardInterrupt, SIGTERM the same with its subclass Terminated.
+    every step. profile: records a few of the steps. Ctrl-C ends the step, saves and raises KeyboardInterrupt, SIGTERM
+    the same with its subclass Terminated.
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
@@ -94,13 +97,15 @@ def train(
         least_lag = 1 + _pair_window(dataset, config) if lagged else 0
         config = _with_batches_per_step(config, resumed)
         model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
-        trainer = Trainer(dataset, run, model.to(device), config, progress)
+        trainer = Trainer(dataset, run, model.to(device), config, progress, profile)
         if resumed is not None:
             trainer.restore(resumed, init_from, from_scratch)
         elif init_from is not None:
             trainer.origin = process_group.on_first(
                 lambda: resume_checks.identity_of_weights(checkpoint.find(init_from))
             )
+        if profile is not None:
+            require_steps(profile.steps, config.steps, trainer.step)
         return trainer.run()
 
 
@@ -117,14 +122,15 @@ class Trainer:
     """One run of one stage: the model, its optimisers, its loss and its place in the data."""
 
     def __init__(
-        self, dataset: Dataset, run: Path, model: Recommender, config: TrainConfig, progress: Progress | None = None
-    ) -> None:
+        self, dataset: Dataset, run: Path, model: Recommender, config: TrainConfig, progress: Progress | None = None,
+        profile: StepProfile | None = None,
+    ) -> None:  # fmt: skip
         if config.window > model.config.max_events:
             raise ValueError(
                 f"window is {config.window}, expected at most the model's max_events {model.config.max_events}"
             )
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
-        self.progress = progress
+        self.progress, self.profile = progress, profile
         self.plan = batch_source(dataset, config)
         self.plan.require(self._of)
         self.loss: PretrainLoss | FinetuneLoss
@@ -159,11 +165,17 @@ class Trainer:
         """From the current step to the last one."""
         self.model.train()
         pace, earlier = Throughput(), self.seconds
-        with InterruptGuard(process_group.size() > 1) as interrupt, self._log() as log:
+        with InterruptGuard(process_group.size() > 1) as interrupt, self._log() as log, self._profiled():
             steps = self._batches()
             while self.step < self.config.steps:
                 before = self.events
-                factor, losses = self._update(self._next(steps))
+                if self.profile is not None:
+                    self.profile.begin_step(self.objective)
+                with self._phase("data"):
+                    batches = self._next(steps)
+                factor, losses = self._update(batches)
+                if self.profile is not None:
+                    self.profile.end_step()
                 rate, left = pace.step(self.events - before, self.config.steps - self.step)
                 self.seconds = earlier + pace.seconds
                 self._report(log, factor, losses, rate, left)
@@ -174,6 +186,12 @@ class Trainer:
                 if self._due():
                     self._start_save()
         return self.save()
+
+    def _profiled(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.profile is None else closing(self.profile)
+
+    def _phase(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext() if self.profile is None else self.profile.phase(name)
 
     def _log(self) -> AbstractContextManager[MetricsLog | None]:
         if process_group.rank() > 0:
@@ -218,11 +236,14 @@ class Trainer:
         self.optimisers.zero_grad()
         batches = [batch.to(self.model.device, non_blocking=True) for batch in batches]
         found = self._gradients(batches)
-        norm = self.optimisers.clip()
-        losses, events = over_batches(found, norm, sum(map(len, batches)))
         factor = rate_factor(self.step, self.config)
-        if math.isfinite(losses["loss"]) and math.isfinite(losses["gradient_norm"]):
-            self.optimisers.update(self.step)
+        with self._phase("optimiser"):
+            norm = self.optimisers.clip()
+            losses, events = over_batches(found, norm, sum(map(len, batches)))
+            finite = math.isfinite(losses["loss"]) and math.isfinite(losses["gradient_norm"])
+            if finite:
+                self.optimisers.update(self.step)
+        if finite:
             self.skipped.end_row()
         else:
             self._skip(losses, batches)
@@ -238,12 +259,13 @@ class Trainer:
         found = []
         for number, batch, share in zip(numbers, batches, shares, strict=True):
             torch.manual_seed(step_seed(self.config.seed, self.step, number))
-            with self._precision():
+            with self._precision(), self._phase("forward"):
                 loss, parts = self.objective(batch, self.step, share)
-            if self.distributed is None:
-                loss.backward()
-            else:
-                self.distributed.backward(loss, last=number == numbers[-1])
+            with self._phase("backward"):
+                if self.distributed is None:
+                    loss.backward()
+                else:
+                    self.distributed.backward(loss, last=number == numbers[-1])
             found.append({"loss": loss.detach()} | parts)
         return found
 
@@ -278,8 +300,6 @@ class Trainer:
             log.write(report)
         if self.progress is not None:
             self.progress(report)
-
-    # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def save(self) -> Path:
         """Write a checkpoint of this step; returns its directory once it is on disk."""

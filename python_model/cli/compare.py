@@ -29,7 +29,7 @@ def compare(
     part: Annotated[Part, typer.Option(help="Which held-out events.")] = Part.test,
     max_events: MaxEvents = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Train ARGUS, HSTU and SASRec with equal budgets and compare them, popularity and item-kNN on held-out events.

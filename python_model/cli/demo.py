@@ -17,7 +17,7 @@ from python_model.reporting import console
 def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where data, runs and the report go.")] = Path("argus-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the service and of the training.")] = 0,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:

@@ -42,7 +42,7 @@ def evaluate(
         Ranking | None,
         typer.Option(help="Score that orders impressions; pair for fine-tuned runs, next_item for others by default."),
     ] = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
     report: Annotated[
@@ -97,7 +97,7 @@ def recommend(
         Score, typer.Option(help="next_item: what comes next; pair: what would be liked, the fine-tuned ranker.")
     ] = Score.next_item,
     window: Window = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:

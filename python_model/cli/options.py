@@ -101,6 +101,17 @@ def _explain_settings(assignments: list[str] | None) -> list[str] | None:
     return assignments
 
 
+def _own_device(device: str) -> str:
+    """The device that "auto" stands for on this machine; any other as it is."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+MAX_PROFILE = 100
+"""Steps; as many as `training.step_profile` takes."""
 MAX_LAG = 4_102_444_800
 """Seconds: no event is older, for times begin in 1970 and end in 2100."""
 MAX_THREADS = 1024
@@ -108,7 +119,17 @@ MAX_THREADS = 1024
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, …")]
+Device = Annotated[
+    str,
+    typer.Option(callback=_own_device, help="Where to compute: auto (a GPU where there is one), cpu, cuda, cuda:1, …"),
+]
+Profile = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MAX_PROFILE, metavar="N", show_default=False,
+        help="Profile N steps: tables by phase, module and op, and a trace for Perfetto, in OUT/profile.",
+    ),
+]  # fmt: skip
 Threads = Annotated[
     int | None,
     typer.Option(min=1, max=MAX_THREADS, help="CPU threads; OMP_NUM_THREADS or one for a small model by default."),
@@ -170,7 +191,7 @@ def check(device: str, *files: Path | None) -> None:
         if file is not None:
             require_writable(file)
     if re.fullmatch(r"cpu|cuda(:\d{1,3})?", device, re.ASCII) is None:
-        raise ValueError(f"--device {device}: expected cpu, cuda, or cuda: and a number")
+        raise ValueError(f"--device {device}: expected auto, cpu, cuda, or cuda: and a number")
     import torch
 
     try:

@@ -39,7 +39,7 @@ def export(
     best: Annotated[int, typer.Option(min=0, help="Items of each user in scores.parquet, with their scores.")] = 100,
     window: Window = None,
     overwrite: Overwrite = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Write all that serving needs into one directory: vectors, scores, ids, histories and the model.
@@ -216,7 +216,7 @@ def score(
     window: Window = None,
     engine: EngineName = Engines.local,
     overwrite: Overwrite = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:
@@ -296,7 +296,7 @@ def serve(
     replay: Annotated[
         bool, typer.Option("--replay", help="Keep events only, and encode them again when a user returns.")
     ] = False,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Serve sessions: events as JSON lines in, the best items (and vectors) as JSON lines out, user by user.

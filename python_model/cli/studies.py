@@ -78,7 +78,7 @@ def scaling(
     seeds: Seeds = None,
     max_events: MaxEvents = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Quality over the size of the model, with a log-linear fit; resumes where it was stopped."""
@@ -111,7 +111,7 @@ def context(
     seeds: Seeds = None,
     max_events: MaxEvents = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Quality over the length of the context; resumes where it was stopped."""
@@ -138,7 +138,7 @@ def data_share(
     seeds: Seeds = None,
     max_events: MaxEvents = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """Quality over the amount of training data, at equal steps; resumes where it was stopped."""
@@ -167,7 +167,7 @@ def ablations(
     seeds: Seeds = None,
     max_events: MaxEvents = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """What each part is worth: the model against models that each lack one; resumes where it was stopped."""
@@ -195,7 +195,7 @@ def one_pass(
     batch_events: Annotated[int, typer.Option(min=1, help="Events in a batch of prefixes at most.")] = 8192,
     data: StudyData = None,
     precision: Annotated[Precision, typer.Option(help="Of the arithmetic; bfloat16 is autocast.")] = Precision.float32,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
     """One training pass over a history against one pass per impression, timed in one run.

@@ -17,6 +17,7 @@ from python_model.cli.options import (
     Device,
     LearningRate,
     Out,
+    Profile,
     Recipe,
     Resume,
     Seed,
@@ -52,9 +53,10 @@ def pretrain(
     protocol: Annotated[TrainingProtocol | None, typer.Option(help="Which events are held out.")] = None,
     seed: Seed = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     resume: Resume = False,
+    profile: Profile = None,
 ) -> None:
     """Pre-train: predict the next item and the feedback of every event, in one pass over each history.
 
@@ -71,6 +73,7 @@ def pretrain(
         device=device,
         threads=threads,
         resume=resume,
+        profile=profile,
     )
 
 
@@ -96,9 +99,10 @@ def finetune(
     learning_rate: LearningRate = None,
     seed: Seed = None,
     settings: Set = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     threads: Threads = None,
     resume: Resume = False,
+    profile: Profile = None,
 ) -> None:
     """Fine-tune two towers: a user vector and item vectors whose dot product orders what the user was shown.
 
@@ -112,7 +116,7 @@ def finetune(
     given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
     _train(
         "finetune", data, out, given, recipe=recipe, source=source, from_scratch=from_scratch, device=device,
-        threads=threads, resume=resume,
+        threads=threads, resume=resume, profile=profile,
     )  # fmt: skip
 
 
@@ -135,10 +139,12 @@ def _given(
 def _train(
     stage: str, data: Path, out: Path, given: dict[str, Any], *, recipe: str | None, size: str | None = None,
     source: Path | None = None, from_scratch: bool = False, device: str, threads: int | None, resume: bool,
+    profile: int | None,
 ) -> None:  # fmt: skip
     from python_model.data.schema import load_dataset
     from python_model.train import train
     from python_model.training import checkpoint, process_group, runs
+    from python_model.training.step_profile import StepProfile
 
     check(device)
     # The elastic agent starts the same command line again: what it began is then there to go on with.
@@ -153,17 +159,22 @@ def _train(
     )
     runs.use_threads(threads, model_config.width)
     title = runs.TITLE_OF_STAGE[stage].capitalize()
+    recorded = (
+        StepProfile(out, profile, lambda found: say(found.text())) if profile and process_group.is_first() else None
+    )
     try:
         with process_group.process_group(device) as own_device, _progress(title) as progress:
             train(
                 stage, dataset, out, model_config, train_config, resume=resume, init_from=source,
-                from_scratch=from_scratch, progress=progress, device=own_device,
+                from_scratch=from_scratch, progress=progress, device=own_device, profile=recorded,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         if process_group.is_first():
             _say_how_to_resume(stage, data, out)
         raise typer.Exit(exit_code(stop)) from None
     if process_group.is_first():
+        if recorded is not None:
+            say(f"Profile: {recorded.directory}; open trace.json.gz in ui.perfetto.dev")
         say(f"{title} ends after {counted(checkpoint.read_description(out).step, 'step')}: {out}")
         _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
 
