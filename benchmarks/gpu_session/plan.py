@@ -36,7 +36,7 @@ TIMED = {
     ),
     "cpu": (("causal_attention", ""), ("rowwise_adagrad_", "")),
 }
-"""Op and case, in order; an empty case is the op's first of several tiles (cases.py)."""
+"""Op and case, in order; an empty case is the op's first of several tiles (`Op.tiles`)."""
 TUNED = {"cuda": ("causal_attention", "sampled_softmax_loss"), "cpu": ("causal_attention",)}
 TUNING_CASES = {"causal_attention": "uniform_8192_head_64", "sampled_softmax_loss": "rows_65536_candidates_16384"}
 """The production case that a GPU is tuned on; in a rehearsal the op's first of several tiles."""

@@ -56,7 +56,7 @@ def _with_backends() -> Iterator[None]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("op", "sample"), SMALL)
 def test_small_samples(op: Op, sample: Sample, dtype: torch.dtype) -> None:
-    for verdict in judged(op, sample, BACKEND, dtype, enough=6, most=6).values():
+    for verdict in judged(op, sample, BACKEND, dtype, enough=12, most=12).values():
         assert verdict.passed, verdict.sentence
 
 
