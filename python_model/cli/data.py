@@ -15,13 +15,26 @@ from python_model.io.settings_help import asked
 from python_model.reporting import console
 
 
+def _explain_options(context: typer.Context, source: Source) -> Source:
+    """`--set help` prints what the source takes and leaves, whatever else is missing."""
+    from python_model.data.prepare import describe_options
+
+    # Options are read before arguments: of the eager ones --set is there already.
+    if asked(context.params.get("settings")):
+        typer.echo(describe_options(source.value))
+        raise typer.Exit
+    return source
+
+
 @app.command(
     epilog="Examples: `argus prepare movielens ml-100k data/ml`, `argus prepare kuairand kuairand-pure data/kuairand`, "
     "`argus prepare yambda yambda/flat/50m data/yambda`, `argus prepare synthetic small data/small --set seed=7`, "
     "`argus prepare yambda yambda/flat/5b data/yambda --engine ray`."
 )
 def prepare(
-    source: Annotated[Source, typer.Argument(help="The format to read.", show_default=False)],
+    source: Annotated[
+        Source, typer.Argument(help="The format to read.", show_default=False, is_eager=True, callback=_explain_options)
+    ],
     path: Annotated[
         str,
         typer.Argument(
@@ -33,7 +46,10 @@ def prepare(
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="An option of the source; repeat for several; help lists all."
+            "--set",
+            metavar="NAME=VALUE",
+            is_eager=True,
+            help="An option of the source; repeat it for several. `--set help` lists them.",
         ),
     ] = None,
     engine: EngineName = Engines.local,
@@ -43,12 +59,9 @@ def prepare(
     Checks every row; an error names file, column and row, and leaves nothing half-written behind.
     """
     from python_model.data.engines import open_engine
-    from python_model.data.prepare import describe_options, require_options
     from python_model.data.prepare import prepare as prepare_data
+    from python_model.data.prepare import require_options
 
-    if asked(settings):
-        console.say(describe_options(source.value))
-        return
     options = parse_settings(settings or [])
     require_options(source.value, options)
     if "preset" in options:

@@ -125,7 +125,7 @@ class Position:
 
 
 def require_fitting(directory: Path, state: TrainerState, optimisers: Optimisers) -> None:
-    """DataError where a tensor of trainer.safetensors belongs to no parameter or has another shape than it."""
+    """DataError where a tensor of trainer.safetensors belongs to no parameter, has another shape or is not finite."""
     file = directory / checkpoint.TRAINER
     if SKETCH not in state.tensors:
         raise DataError(file, "this entry is missing from the state", column=SKETCH)

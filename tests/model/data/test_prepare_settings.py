@@ -93,6 +93,8 @@ def test_the_ends_of_every_range_make_a_data_set(tmp_path: Path, changes: dict[s
 @pytest.mark.parametrize("source", [*READERS, "synthetic"])
 def test_help_lists_every_option_of_a_source_and_makes_nothing(source: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["prepare", source, "demo", str(tmp_path / "out"), "--set", "help"])
-    assert done.exit_code == 0 and not (tmp_path / "out").exists()
+    assert done.exit_code == 0 and not (tmp_path / "out").exists() and done.stderr == ""
+    for command in (["prepare", source, "--set", "help"], ["prepare", "--set", "help", source]):
+        assert CliRunner().invoke(app, command).output == done.output  # nothing else is needed for it
     listed = {line.split("=")[0] for line in done.output.splitlines() if "=" in line}
     assert listed == {name for owner, name, _ in SETTINGS if owner == source}

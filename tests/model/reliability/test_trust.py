@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from typer.testing import CliRunner
 
@@ -31,6 +32,7 @@ from python_model.train import train
 from python_model.training import checkpoint
 from python_model.training.checkpoint.parts import PARTS, PICKLE
 from python_model.training.checkpoint.sharded import _Writer
+from python_model.training.resume import SKETCH
 from tests.model.reliability.conftest import CONFIG, MODEL
 
 
@@ -320,6 +322,21 @@ def test_a_link_in_a_run_is_not_written_through(run: Path, tmp_path: Path) -> No
     description = replace(checkpoint.read_description(run / checkpoint.CHECKPOINTS / "step-00000012"), step=13)
     checkpoint.save(run, model, description, checkpoint.TrainerState({}, {}), keep=1)
     assert (tmp_path / "mine").read_text() == "mine" and checkpoint.describe(run)["step"] == 13
+
+
+@pytest.mark.parametrize("name", [checkpoint.MODEL, checkpoint.TRAINER])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_number_that_is_not_finite_is_named(tiny_service: Dataset, run: Path, name: str, value: float) -> None:
+    """With sums written anew: training would go on with it in silence, until every step is skipped."""
+    file = checkpoint.find(run) / name
+    tensors = load_file(file)
+    column = next(key for key, one in tensors.items() if one.is_floating_point() and one.dim() == 2 and key != SKETCH)
+    tensors[column][0, 0] = value
+    save_file(tensors, file)
+    seal(file.parent)
+    with pytest.raises(DataError, match=rf"expected finite numbers, found {value}") as caught:
+        train("pretrain", tiny_service, run, MODEL, CONFIG, resume=True)
+    assert caught.value.file == file and caught.value.column == column
 
 
 def test_metrics_that_are_a_link_are_refused(tiny_service: Dataset, run: Path, tmp_path: Path) -> None:
