@@ -2,7 +2,7 @@
 
 `Op` registers `argus::<name>` and, where the op is differentiable, `argus::<name>_backward`. Both are opaque to
 torch.compile and torch.export, with shapes from the room's `fake`; which backend computes is decided at run time
-behind the boundary, so that a compiled graph and an eager call take the same path.
+behind the boundary. A plain eager call goes round the boundary to the same backend, see `argus_kernels.core.eager`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from argus_kernels.core.eager import Direct, is_plain, restore, save, tensors_among
 from argus_kernels.core.registry import Backend, Inputs, Probe, choose, default_backend, unknown_backend
 from argus_kernels.core.sample import Sample
 
@@ -108,15 +109,29 @@ class Op:
             raise ValueError(unknown_backend(self.name, self.backends, wanted))
         if wanted == "eager":
             return self._eager(arguments)
+        if not torch.compiler.is_compiling():
+            tensors = tensors_among(arguments)
+            wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+            if (self.differentiable or not wants_gradients) and is_plain(tensors):
+                return self._directly(arguments, wanted, tensors, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, arguments)
         return self.torch_op(*arguments, wanted)
+
+    def _directly(self, arguments: tuple[Any, ...], wanted: str, tensors: list[Tensor], wants_gradients: bool) -> Any:
+        if wants_gradients:
+            return Direct.apply(self, arguments, wanted, *tensors)
+        for name in self.mutates:
+            written = arguments[self.arguments.index(name)]
+            if not written.is_inference():
+                torch.autograd.graph.increment_version(written)
+        return self.compute(arguments, wanted)
 
     def _has(self, name: str) -> bool:
         return name in ("auto", "eager") or any(backend.name == name for backend in self.backends)
 
     def _eager(self, arguments: tuple[Any, ...]) -> Any:
-        if any(tensor.device.type == "meta" for tensor in _tensors(arguments)):
+        if any(tensor.device.type == "meta" for tensor in tensors_among(arguments)):
             return self.torch_op(*arguments, "reference")
         if self._check is not None and not torch.compiler.is_compiling():
             self._check(self.inputs(arguments))
@@ -128,7 +143,7 @@ class Op:
         Without users, rows or classes the definition multiplies nothing; gradients are zeros then, not missing.
         """
         inputs = self.inputs(arguments)
-        given = _tensors([getattr(inputs, name) for name in self.differentiable])
+        given = tensors_among([getattr(inputs, name) for name in self.differentiable])
         wanted = [tensor for tensor in given if tensor.requires_grad]
         every = outputs if isinstance(outputs, tuple) else (outputs,)
         if not wanted or not torch.is_grad_enabled() or any(output.requires_grad for output in every):
@@ -150,15 +165,28 @@ class Op:
         """The arguments by name."""
         return Inputs(**dict(zip(self.arguments, arguments, strict=True)))
 
+    def compute(self, values: Sequence[Any], wanted: str) -> Any:
+        """The outputs, by the backend `wanted`, of arguments in schema order; autograd sees nothing of it."""
+        inputs = self.inputs(values)
+        backend = choose(self.name, self.backends, wanted, inputs)
+        with _without_autocast(values):
+            if self._check is not None:
+                self._check(inputs)
+            return backend.forward(*values)
+
+    def _compute_backward(
+        self, gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], values: Sequence[Any], wanted: str
+    ) -> list[Tensor]:
+        backend = choose(self.name, self.backends, wanted, self.inputs(values), "backward")
+        if backend.backward is None:
+            raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
+        with _without_autocast(values):
+            wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
+            return _flatten(backend.backward(gradients, outputs, wanted_gradients, *values), gradients[0])
+
     def _define_forward(self, arguments: str, returns: str, fake: Callable[[Inputs], Any]) -> None:
         def forward(*args: Any) -> Any:
-            *values, wanted = args
-            inputs = self.inputs(values)
-            backend = choose(self.name, self.backends, wanted, inputs)
-            with _without_autocast(values):
-                if self._check is not None:
-                    self._check(inputs)
-                return backend.forward(*values)
+            return self.compute(args[:-1], args[-1])
 
         schema = f"({arguments}, str backend) -> {returns}"
         definition = torch.library.custom_op(
@@ -166,19 +194,13 @@ class Op:
         )
         definition.register_fake(lambda *args: fake(self.inputs(args[:-1])))
         if self.differentiable:
-            definition.register_autograd(self._autograd_backward, setup_context=_save)
+            definition.register_autograd(self._autograd_backward, setup_context=save)
         self.definition = definition
         self.torch_op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
     def _define_backward(self, arguments: str) -> None:
         def backward(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            *values, wanted = args
-            backend = choose(self.name, self.backends, wanted, self.inputs(values), "backward")
-            if backend.backward is None:
-                raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
-            with _without_autocast(values):
-                wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
-                return _flatten(backend.backward(gradients, outputs, wanted_gradients, *values), gradients[0])
+            return self._compute_backward(gradients, outputs, needs, args[:-1], args[-1])
 
         def fake(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
             inputs = self.inputs(args[:-1])
@@ -198,24 +220,44 @@ class Op:
         self.backward_op = getattr(getattr(torch.ops, NAMESPACE), f"{self.name}_backward").default
 
     def _autograd_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        values, outputs = restore(ctx)
+        found = self.gradients(gradients, values, outputs, [_any(needed) for needed in ctx.needs_input_grad])
+        # Where an op takes lists of tensors, torch takes an empty list of anything for one and wants a list back.
+        return tuple(
+            [] if self._takes_tensor_lists and isinstance(value, list) and not value else gradient
+            for gradient, value in zip(found, values, strict=True)
+        )
+
+    def gradients(
+        self,
+        gradients: Sequence[Tensor | None],
+        values: Sequence[Any],
+        outputs: list[Tensor],
+        needed: Sequence[bool],
+        *,
+        direct: bool = False,
+    ) -> list[Any]:
+        """One gradient per argument and None for the backend: None, a tensor, or a list for a list of tensors.
+
+        values: the arguments in schema order and the backend's name; needed: which of them want a gradient. direct
+        leaves the registered op out where nothing has to see it.
+        """
         if forward_ad._current_level >= 0:
             refuse_transforms(self.name, gradients)
-        values, outputs = _restore(ctx)
-        needs = dict(zip((*self.arguments, "backend"), ctx.needs_input_grad, strict=True))
-        wanted = {name: _any(needs[name]) for name in self.differentiable}
+        needs = dict(zip((*self.arguments, "backend"), needed, strict=True))
+        wanted = {name: needs[name] for name in self.differentiable}
         filled = [
             torch.zeros_like(output) if gradient is None else gradient
             for gradient, output in zip(gradients, outputs, strict=True)
         ]
-        flat = self.backward_op(filled, outputs, list(wanted.values()), *values)
-        inputs = self.inputs(values[:-1])
+        flags = list(wanted.values())
+        if direct and is_plain(tensors_among((filled, outputs, *values))):
+            flat = self._compute_backward(filled, outputs, flags, values[:-1], values[-1])
+        else:
+            flat = self.backward_op(filled, outputs, flags, *values)
         assemble = self._assemble or self._assemble_dense
-        found = dict(zip(self.differentiable, assemble(inputs, wanted, flat), strict=True))
-        # Where an op takes lists of tensors, torch takes an empty list of anything for one and wants a list back.
-        return tuple(
-            found.get(name, [] if self._takes_tensor_lists and isinstance(value, list) and not value else None)
-            for name, value in zip((*self.arguments, "backend"), values, strict=True)
-        )
+        found = dict(zip(self.differentiable, assemble(self.inputs(values[:-1]), wanted, flat), strict=True))
+        return [*(found.get(name) for name in self.arguments), None]
 
     def _refuse_second_derivatives(self, ctx: Any, *gradients: Any) -> None:
         raise RuntimeError(
@@ -251,7 +293,7 @@ def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
         lost = any(
             forward_ad.unpack_dual(tensor).tangent is not None
             or (by_func and _functorch.is_functorch_wrapped_tensor(tensor))
-            for tensor in _tensors(arguments)
+            for tensor in tensors_among(arguments)
         )
     if lost:
         raise RuntimeError(
@@ -261,53 +303,10 @@ def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
         )
 
 
-def _tensors(arguments: Sequence[Any]) -> list[Tensor]:
-    """All tensors among the arguments, those in lists too."""
-    found: list[Tensor] = []
-    for value in arguments:
-        if isinstance(value, (list, tuple)):
-            found += [one for one in value if isinstance(one, Tensor)]
-        elif isinstance(value, Tensor):
-            found.append(value)
-    return found
-
-
 def _without_autocast(values: Sequence[Any]) -> AbstractContextManager[Any]:
     """Backends choose their own precisions; autocast inside them would undo the float32 statistics."""
     device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
     return torch.autocast(device, enabled=False) if autocast_is_on(device) else nullcontext()
-
-
-def _save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    """Keeps the tensors among the arguments, and the outputs, through save_for_backward; the rest on ctx."""
-    outputs = list(output) if isinstance(output, (tuple, list)) else [output]
-    saved: list[Tensor] = []
-    layout: list[Any] = []
-    for value in inputs:
-        if isinstance(value, Tensor):
-            layout.append(("tensor", len(saved)))
-            saved.append(value)
-        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
-            layout.append(("tensors", len(saved), len(value)))
-            saved.extend(value)
-        else:
-            layout.append(("value", value))
-    ctx.argus_layout = layout
-    ctx.argus_inputs = len(saved)
-    ctx.save_for_backward(*saved, *outputs)
-
-
-def _restore(ctx: Any) -> tuple[list[Any], list[Tensor]]:
-    saved = ctx.saved_tensors
-    values: list[Any] = []
-    for entry in ctx.argus_layout:
-        if entry[0] == "tensor":
-            values.append(saved[entry[1]])
-        elif entry[0] == "tensors":
-            values.append(list(saved[entry[1] : entry[1] + entry[2]]))
-        else:
-            values.append(entry[1])
-    return values, list(saved[ctx.argus_inputs :])
 
 
 def _any(needed: Any) -> bool:
