@@ -86,6 +86,7 @@ class Op:
         self.samples = samples
         self.tiles = tiles
         self.drawn = drawn
+        self._floats = [index for index, part in enumerate(arguments.split(", ")) if part.startswith("float ")]
         self._takes_tensor_lists = "Tensor[]" in arguments
         self._fake = fake
         self._check = check
@@ -116,7 +117,19 @@ class Op:
                 return self._directly(arguments, wanted, tensors, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, arguments)
+        if torch.compiler.is_compiling() and any(_is_free(arguments[index]) for index in self._floats):
+            return self._with_free_numbers(arguments, wanted)
         return self.torch_op(*arguments, wanted)
+
+    def _with_free_numbers(self, arguments: tuple[Any, ...], wanted: str) -> Any:
+        """The op in a graph that serves every value of its numbers, which reach it as one tensor.
+
+        A free number itself would not do: torch.compile turns what an op takes as a float into a constant again.
+        """
+        one = torch.ones((), dtype=torch.float64)
+        numbers = torch.stack([one * arguments[index] for index in self._floats])
+        given = [0.0 if index in self._floats else value for index, value in enumerate(arguments)]
+        return self.torch_op(*given, wanted, numbers)
 
     def _directly(self, arguments: tuple[Any, ...], wanted: str, tensors: list[Tensor], wants_gradients: bool) -> Any:
         if wants_gradients:
@@ -165,6 +178,15 @@ class Op:
         """The arguments by name."""
         return Inputs(**dict(zip(self.arguments, arguments, strict=True)))
 
+    def _values(self, args: Sequence[Any]) -> tuple[Sequence[Any], str]:
+        """Arguments and backend out of what the registered op got: with its free numbers back in their places."""
+        count = len(self.arguments)
+        values = list(args[:count])
+        if len(args) > count + 1 and args[count + 1] is not None:
+            for index, number in zip(self._floats, args[count + 1].tolist(), strict=True):
+                values[index] = number
+        return values, args[count]
+
     def compute(self, values: Sequence[Any], wanted: str) -> Any:
         """The outputs, by the backend `wanted`, of arguments in schema order; autograd sees nothing of it."""
         inputs = self.inputs(values)
@@ -186,13 +208,13 @@ class Op:
 
     def _define_forward(self, arguments: str, returns: str, fake: Callable[[Inputs], Any]) -> None:
         def forward(*args: Any) -> Any:
-            return self.compute(args[:-1], args[-1])
+            return self.compute(*self._values(args))
 
-        schema = f"({arguments}, str backend) -> {returns}"
+        schema = f"({arguments}, str backend, Tensor? numbers=None) -> {returns}"
         definition = torch.library.custom_op(
             f"{NAMESPACE}::{self.name}", forward, mutates_args=self.mutates, schema=schema
         )
-        definition.register_fake(lambda *args: fake(self.inputs(args[:-1])))
+        definition.register_fake(lambda *args: fake(self.inputs(args[: len(self.arguments)])))
         if self.differentiable:
             definition.register_autograd(self._autograd_backward, setup_context=save)
         self.definition = definition
@@ -200,10 +222,10 @@ class Op:
 
     def _define_backward(self, arguments: str) -> None:
         def backward(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            return self._compute_backward(gradients, outputs, needs, args[:-1], args[-1])
+            return self._compute_backward(gradients, outputs, needs, *self._values(args))
 
         def fake(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            inputs = self.inputs(args[:-1])
+            inputs = self.inputs(args[: len(self.arguments)])
             if self._fake_backward is not None:
                 return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), inputs)
             shapes = [
@@ -213,7 +235,10 @@ class Op:
             return _flatten(shapes, gradients[0])
 
         name = f"{NAMESPACE}::{self.name}_backward"
-        schema = f"(Tensor[] gradients, Tensor[] outputs, bool[] needs, {arguments}, str backend) -> Tensor[]"
+        schema = (
+            f"(Tensor[] gradients, Tensor[] outputs, bool[] needs, {arguments}, str backend, Tensor? numbers=None)"
+            " -> Tensor[]"
+        )
         definition = torch.library.custom_op(name, backward, mutates_args=(), schema=schema)
         definition.register_fake(fake)
         definition.register_autograd(self._refuse_second_derivatives)
@@ -225,7 +250,8 @@ class Op:
         # Where an op takes lists of tensors, torch takes an empty list of anything for one and wants a list back.
         return tuple(
             [] if self._takes_tensor_lists and isinstance(value, list) and not value else gradient
-            for gradient, value in zip(found, values, strict=True)
+            # torch leaves an argument that was not given, such as the free numbers, out of what it wants back.
+            for gradient, value, _ in zip(found, values, ctx.needs_input_grad, strict=False)
         )
 
     def gradients(
@@ -237,14 +263,15 @@ class Op:
         *,
         direct: bool = False,
     ) -> list[Any]:
-        """One gradient per argument and None for the backend: None, a tensor, or a list for a list of tensors.
+        """One gradient for each of `values`: None, a tensor, or a list for a list of tensors.
 
-        values: the arguments in schema order and the backend's name; needed: which of them want a gradient. direct
-        leaves the registered op out where nothing has to see it.
+        values: the arguments in schema order, the backend's name and, of the registered op, its free numbers; needed:
+        which of them want a gradient. direct leaves the registered op out where nothing has to see it.
         """
         if forward_ad._current_level >= 0:
             refuse_transforms(self.name, gradients)
-        needs = dict(zip((*self.arguments, "backend"), needed, strict=True))
+        count = len(self.arguments)
+        needs = dict(zip(self.arguments, needed[:count], strict=True))
         wanted = {name: needs[name] for name in self.differentiable}
         filled = [
             torch.zeros_like(output) if gradient is None else gradient
@@ -252,12 +279,12 @@ class Op:
         ]
         flags = list(wanted.values())
         if direct and is_plain(tensors_among((filled, outputs, *values))):
-            flat = self._compute_backward(filled, outputs, flags, values[:-1], values[-1])
+            flat = self._compute_backward(filled, outputs, flags, values[:count], values[count])
         else:
             flat = self.backward_op(filled, outputs, flags, *values)
         assemble = self._assemble or self._assemble_dense
-        found = dict(zip(self.differentiable, assemble(self.inputs(values[:-1]), wanted, flat), strict=True))
-        return [*(found.get(name) for name in self.arguments), None]
+        found = dict(zip(self.differentiable, assemble(self.inputs(values[:count]), wanted, flat), strict=True))
+        return [*(found.get(name) for name in self.arguments), *[None] * (len(values) - count)]
 
     def _refuse_second_derivatives(self, ctx: Any, *gradients: Any) -> None:
         raise RuntimeError(
@@ -307,6 +334,11 @@ def _without_autocast(values: Sequence[Any]) -> AbstractContextManager[Any]:
     """Backends choose their own precisions; autocast inside them would undo the float32 statistics."""
     device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
     return torch.autocast(device, enabled=False) if autocast_is_on(device) else nullcontext()
+
+
+def _is_free(number: Any) -> bool:
+    """Whether torch.compile, which has imported the module asked here, leaves a number open."""
+    return not torch.fx.experimental.symbolic_shapes.has_static_value(number)
 
 
 def _any(needed: Any) -> bool:
