@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,18 @@ class Readings:
 
     item: Tensor
     feedback: Tensor
+
+
+class Outputs(NamedTuple):
+    """Of every event: query vectors [T, D] and feedback logits [T, C]; vectors of the items asked for [n, D], float32.
+
+    temperature * queries @ item_vectors.T are the logits of the next item.
+    """
+
+    queries: Tensor
+    item_vectors: Tensor
+    feedback_logits: Tensor
+    temperature: Tensor
 
 
 class Recommender(nn.Module):
@@ -88,6 +101,16 @@ class Recommender(nn.Module):
         A collective call; here nothing happens: a model whose tables are cut says what it reads of them.
         """
         return nullcontext()
+
+    def forward(self, batch: JaggedBatch, items: Tensor | None = None) -> Outputs:
+        """What a loss of next items and feedback is made of; items int64 [n], None: those of the batch.
+
+        For DistributedDataParallel, torch.compile and loops of one's own. DistributedDataParallel needs
+        find_unused_parameters=True, as the user tower takes no part. The package's own losses call the parts.
+        """
+        readings = self.read(batch, self.encode(batch))
+        vectors = self.item_vectors(batch.items if items is None else items)
+        return Outputs(self.queries(readings), vectors, self.feedback_logits_of(readings), self.temperature)
 
     # ---- what follows -------------------------------------------------------------------------------------------
 
