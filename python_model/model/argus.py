@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
@@ -33,7 +34,6 @@ from python_model.model.layers import (
     events_before,
     next_times,
     states_after,
-    time_bucket,
 )  # fmt: skip
 from python_model.training.row_sharding import RowSharding
 
@@ -238,7 +238,7 @@ class Argus(Recommender):
         """Context columns [K, T]: organic, bucketed time since the newest event that may be known, the data's own."""
         seen = events_before(batch.time, batch.offsets, lag)
         newest = states_after(batch.time[:, None], batch.time.new_zeros(1), batch.offsets, seen)[:, 0]
-        gap = torch.where(seen > 0, time_bucket(batch.time - newest, self.config.time_buckets), -1)
+        gap = torch.where(seen > 0, time_buckets(batch.time - newest, self.config.time_buckets), -1)
         return torch.cat([batch.organic.long()[None], gap[None], batch.context])
 
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.identifiers import id_of, integer_of
 from python_model.data.times import second_of
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
 from python_model.model.incremental import direct_head
-from python_model.model.layers import time_bucket
 from python_model.serving import towers
 from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
@@ -331,7 +331,7 @@ class SessionStore:
         """What the heads read [n, ·] of the users' states at these requests."""
         model = self.model
         ids = torch.tensor(asked, dtype=torch.int64, device=model.device).T.contiguous()
-        bucket = time_bucket(ids[1], model.config.time_buckets)
+        bucket = time_buckets(ids[1], model.config.time_buckets)
         ids[1] = torch.where(ids[1] >= 0, bucket, -1)
         return torch.cat(
             [torch.stack([one.state for one in found]), model.context_embedding.of_few(model.tables, ids)], -1
