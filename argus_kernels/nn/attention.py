@@ -11,8 +11,9 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from argus_kernels import causal_attention, hstu_attention
 from argus_kernels.core import Problems
+from argus_kernels.ops.causal_attention import causal_attention
+from argus_kernels.ops.hstu_attention import hstu_attention
 
 
 class _BiasedAttention(nn.Module):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from argus_kernels import triple_embedding
 from argus_kernels.core import Problems
+from argus_kernels.ops.triple_embedding import triple_embedding
 
 
 class TripleEmbedding(nn.Module):

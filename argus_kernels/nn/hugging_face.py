@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from argus_kernels import causal_attention
 from argus_kernels.core import Problems
+from argus_kernels.ops.causal_attention import causal_attention
 
 NOT_COMPUTED = ("softcap", "s_aux", "position_bias", "head_mask")
 

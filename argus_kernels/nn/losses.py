@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from argus_kernels import feedback_loss, pairwise_loss
 from argus_kernels.core import Problems
+from argus_kernels.ops.feedback_loss import feedback_loss
+from argus_kernels.ops.pairwise_loss import pairwise_loss
 
 REDUCTIONS = ("mean", "sum")
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from argus_kernels import sampled_softmax_loss
 from argus_kernels.core import Problems
 from argus_kernels.host import FrequencySketch
+from argus_kernels.ops.sampled_softmax_loss import sampled_softmax_loss
 
 FORMS = ("standard", "refined")
 REDUCTIONS = ("mean", "sum", "none")
