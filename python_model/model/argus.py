@@ -86,8 +86,6 @@ class Argus(Recommender):
         features = FeatureSpec.of(dataset.info)
         return cls(config, features, item_columns_of(config, dataset), sharding)
 
-    # ---- encoding -----------------------------------------------------------------------------------------------
-
     def encode(self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False) -> Tensor:
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
@@ -163,8 +161,6 @@ class Argus(Recommender):
         lag = self.config.lag if lag is None else lag
         return self.encode(batch, lag=lag).view(-1, 3, self.config.width)[:, 0]
 
-    # ---- heads --------------------------------------------------------------------------------------------------
-
     def queries(self, readings: Readings) -> Tensor:
         """Unit query vectors of the next-item head: float32 [T, D]."""
         return normalize(self.query_head(readings.item).float(), dim=-1)
@@ -177,8 +173,6 @@ class Argus(Recommender):
     def temperature(self) -> Tensor:
         """Factor on the cosine of query and item: exp(τ), clipped to [0.01, 100]."""
         return self.log_temperature.exp().clamp(*TEMPERATURE_RANGE)
-
-    # ---- what evaluation and serving call -----------------------------------------------------------------------
 
     def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
@@ -203,8 +197,6 @@ class Argus(Recommender):
             return self._expected_feedback(self.feedback_logits_of(self.read_lagged(batch, states, lag)))
         queries = normalize(self.query_head(self.read_user(batch, states, lag)).float(), dim=-1)
         return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
-
-    # ---- ids ----------------------------------------------------------------------------------------------------
 
     def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
         """On several ranks, reads the rows of sharded tables that a batch and these items [n] need, for the block.

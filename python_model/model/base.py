@@ -55,8 +55,6 @@ class Recommender(nn.Module):
         self.feedback_weight = nn.Parameter(torch.randn(width, logits) * width**-0.5)
         self.feedback_bias = nn.Parameter(torch.zeros(logits))
 
-    # ---- what each model says for itself ------------------------------------------------------------------------
-
     @abstractmethod
     def encode(self, batch: JaggedBatch, *, lag: int | None = None) -> Tensor:
         """States of the encoder; lag: for readings at least `lag` seconds old."""
@@ -88,8 +86,6 @@ class Recommender(nn.Module):
         A collective call; here nothing happens: a model whose tables are cut says what it reads of them.
         """
         return nullcontext()
-
-    # ---- what follows -------------------------------------------------------------------------------------------
 
     def feedback_features(self, readings: Readings) -> Tensor:
         """Hidden layer of the feedback head [T, d], which `feedback_loss` projects to logits."""

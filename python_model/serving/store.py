@@ -124,8 +124,6 @@ class SessionStore:
             **options,
         )  # fmt: skip
 
-    # ---- what a session asks for ----------------------------------------------------------------------------------
-
     def session(self, user: Any) -> Session:
         """The session of a user, known or not: text or an integer."""
         return Session(self, self._key(user))
@@ -256,8 +254,6 @@ class SessionStore:
         if isinstance(user, WhatIf) and user in self.memory.residents:
             self.memory.drop(user)
 
-    # ---- what is kept ---------------------------------------------------------------------------------------------
-
     @property
     def resident(self) -> list[User]:
         """Users in memory, the least recently used first."""
@@ -306,8 +302,6 @@ class SessionStore:
             # The request has been absorbed and is in the journal: it is answered as such.
             self._save_at = self._archive.journal.lines + self._save_every
             logger.warning("sessions are not saved, the journal has their events: %s", error)
-
-    # ---- vectors --------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _readings(self, found: list[Resident]) -> list[Reading]:
@@ -362,8 +356,6 @@ class SessionStore:
         if number >= 0 and self._export is not None:
             items = np.union1d(items, self._export.seen(number))
         return items[items >= 0]
-
-    # ---- who is meant ---------------------------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:
