@@ -18,6 +18,9 @@ LOG_STEP = "0.301"
 
 _LARGEST = torch.iinfo(torch.int64).max
 _ESTIMATE_MARGIN = 1e-3
+_SEARCHED = 16_384
+"""Up to so many differences a binary search over the edges is faster: 18 µs against 50 for one, 44 against 64 for 4,096
+(129 buckets, one core)."""
 
 
 @lru_cache(maxsize=16)
@@ -47,8 +50,11 @@ def time_buckets(difference: Tensor, buckets: int) -> Tensor:
     The differences must themselves fit int64: times further apart than that wrap around.
     """
     distance = difference.abs().clamp(1, _LARGEST - 1)
-    # A float32 logarithm, lowered a little, is the bucket or the one below it; the integer edge above decides. That is
-    # 3 times faster than torch.bucketize, which searches all edges for every element.
+    # Not while tracing: a branch on the size would compile again for each side of it.
+    if not torch.compiler.is_compiling() and difference.numel() <= _SEARCHED:
+        return torch.bucketize(distance, time_thresholds(buckets, difference.device)[1:], right=True)
+    # A float32 logarithm, lowered a little, is the bucket or the one below it; the integer edge above decides. For a
+    # million differences that is 2.4 times faster than torch.bucketize, which searches the edges for every element.
     estimate = (distance.to(torch.float32).log() / float(LOG_STEP) - _ESTIMATE_MARGIN).clamp(0, buckets - 1).long()
     upper = torch.cat([time_thresholds(buckets, difference.device)[1:], difference.new_full((1,), _LARGEST)])
     return estimate + (distance >= upper.take(estimate))

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from argus_kernels import DirectDecoder, PagedCache
+from argus_kernels.attention.relative_bias import time_buckets
 from benchmarks.harness.results import Quantiles
 from python_model.config import ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
 from python_model.model.incremental import DenseLayer, blocks_of, encode_newest
-from python_model.model.layers import time_bucket
 
 
 @dataclass
@@ -95,7 +95,7 @@ class StockDecoder:
         self.times[length - 1] = times[0]
         config = self.model.config
         place = torch.arange(length - 1, -1, -1, device=times.device).clamp(max=config.position_buckets - 1)
-        bucket = time_bucket(times - self.times[:length], config.time_buckets)
+        bucket = time_buckets(times - self.times[:length], config.time_buckets)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, position_bias: Tensor, time_bias: Tensor) -> Tensor:
             self.keys[layer, :, length - 1] = k[0]

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer
 
+from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import user_of_row
 from benchmarks.scenarios.workload import PretrainStep, Size, make_model
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
 from python_model.model.base import Readings
-from python_model.model.layers import Block, Encoder, Layout, TripleEmbedding, time_bucket
+from python_model.model.layers import Block, Encoder, Layout, TripleEmbedding
 from python_model.model.negatives import NegativeSampler
 from python_model.model.optim import clip_gradients
 
@@ -65,7 +66,7 @@ def looked_up(table: Tensor, columns: Tensor) -> Tensor:
     return torch.gather(table, 1, columns.flatten().expand(table.shape[0], -1)).view(-1, *columns.shape)
 
 
-def padded_groups(layout: Layout, time_buckets: int, most_pairs: int = PADDED_PAIRS) -> list[Group]:
+def padded_groups(layout: Layout, buckets: int, most_pairs: int = PADDED_PAIRS) -> list[Group]:
     """The users in groups of similar length, each of at most `most_pairs` padded pairs."""
     lengths = layout.offsets.diff().tolist()
     users = sorted((user for user, length in enumerate(lengths) if length), key=lambda user: lengths[user])
@@ -77,10 +78,10 @@ def padded_groups(layout: Layout, time_buckets: int, most_pairs: int = PADDED_PA
             groups[-1].append(user)
         else:
             groups.append([user])
-    return [_group(layout, time_buckets, torch.tensor(members)) for members in groups]
+    return [_group(layout, buckets, torch.tensor(members)) for members in groups]
 
 
-def _group(layout: Layout, time_buckets: int, members: Tensor) -> Group:
+def _group(layout: Layout, buckets: int, members: Tensor) -> Group:
     device = layout.offsets.device
     starts = layout.offsets.long()[members.to(device)]
     lengths = layout.offsets.diff().long()[members.to(device)]
@@ -88,8 +89,8 @@ def _group(layout: Layout, time_buckets: int, members: Tensor) -> Group:
     real = place < lengths[:, None]
     rows = torch.where(real, starts[:, None] + place, starts[:, None])
     times = layout.times[rows]
-    buckets = time_bucket(times[:, :, None] - times[:, None, :], time_buckets)
-    return Group(rows, real, place[:, None] - place[None, :], buckets)
+    apart = time_buckets(times[:, :, None] - times[:, None, :], buckets)
+    return Group(rows, real, place[:, None] - place[None, :], apart)
 
 
 class StockBlock(Block):

@@ -305,14 +305,6 @@ def history_windows(dataset: Dataset, ends: np.ndarray, window: int) -> Windows:
     return Windows(start, ends, ends + 1)
 
 
-def item_feature_matrix(dataset: Dataset) -> torch.Tensor:
-    """int64 [K, V]: the item features in the order of the description, -1 = missing."""
-    matrix = np.empty((len(dataset.info.item_features), dataset.info.items), np.int64)
-    for index, name in enumerate(dataset.info.item_features):
-        matrix[index] = dataset.item_column(f"item_{name}")
-    return torch.from_numpy(matrix)
-
-
 def prefetch(values: Iterable[Value], depth: int = 2) -> Iterator[Value]:
     """The same values, produced up to `depth` ahead in a background thread; its exceptions come out here."""
     ready: queue.Queue[tuple[bool, Value | BaseException | None]] = queue.Queue(maxsize=depth)

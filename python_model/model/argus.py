@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
@@ -33,7 +34,6 @@ from python_model.model.layers import (
     events_before,
     next_times,
     states_after,
-    time_bucket,
 )  # fmt: skip
 from python_model.training.row_sharding import RowSharding
 
@@ -85,8 +85,6 @@ class Argus(Recommender):
         """A new model for the catalogue and the features of a prepared data set; sharding: on several ranks."""
         features = FeatureSpec.of(dataset.info)
         return cls(config, features, item_columns_of(config, dataset), sharding)
-
-    # ---- encoding -----------------------------------------------------------------------------------------------
 
     def encode(self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False) -> Tensor:
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
@@ -163,8 +161,6 @@ class Argus(Recommender):
         lag = self.config.lag if lag is None else lag
         return self.encode(batch, lag=lag).view(-1, 3, self.config.width)[:, 0]
 
-    # ---- heads --------------------------------------------------------------------------------------------------
-
     def queries(self, readings: Readings) -> Tensor:
         """Unit query vectors of the next-item head: float32 [T, D]."""
         return normalize(self.query_head(readings.item).float(), dim=-1)
@@ -177,8 +173,6 @@ class Argus(Recommender):
     def temperature(self) -> Tensor:
         """Factor on the cosine of query and item: exp(τ), clipped to [0.01, 100]."""
         return self.log_temperature.exp().clamp(*TEMPERATURE_RANGE)
-
-    # ---- what evaluation and serving call -----------------------------------------------------------------------
 
     def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
@@ -203,8 +197,6 @@ class Argus(Recommender):
             return self._expected_feedback(self.feedback_logits_of(self.read_lagged(batch, states, lag)))
         queries = normalize(self.query_head(self.read_user(batch, states, lag)).float(), dim=-1)
         return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
-
-    # ---- ids ----------------------------------------------------------------------------------------------------
 
     def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
         """On several ranks, reads the rows of sharded tables that a batch and these items [n] need, for the block.
@@ -238,7 +230,7 @@ class Argus(Recommender):
         """Context columns [K, T]: organic, bucketed time since the newest event that may be known, the data's own."""
         seen = events_before(batch.time, batch.offsets, lag)
         newest = states_after(batch.time[:, None], batch.time.new_zeros(1), batch.offsets, seen)[:, 0]
-        gap = torch.where(seen > 0, time_bucket(batch.time - newest, self.config.time_buckets), -1)
+        gap = torch.where(seen > 0, time_buckets(batch.time - newest, self.config.time_buckets), -1)
         return torch.cat([batch.organic.long()[None], gap[None], batch.context])
 
 

@@ -68,8 +68,6 @@ class Recommender(nn.Module):
         self.feedback_weight = nn.Parameter(torch.randn(width, logits) * width**-0.5)
         self.feedback_bias = nn.Parameter(torch.zeros(logits))
 
-    # ---- what each model says for itself ------------------------------------------------------------------------
-
     @abstractmethod
     def encode(self, batch: JaggedBatch, *, lag: int | None = None) -> Tensor:
         """States of the encoder; lag: for readings at least `lag` seconds old."""
@@ -111,8 +109,6 @@ class Recommender(nn.Module):
         readings = self.read(batch, self.encode(batch))
         vectors = self.item_vectors(batch.items if items is None else items)
         return Outputs(self.queries(readings), vectors, self.feedback_logits_of(readings), self.temperature)
-
-    # ---- what follows -------------------------------------------------------------------------------------------
 
     def feedback_features(self, readings: Readings) -> Tensor:
         """Hidden layer of the feedback head [T, d], which `feedback_loss` projects to logits."""

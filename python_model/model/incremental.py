@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from argus_kernels import DirectDecoder, DirectLinear, PagedCache
+from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
-from python_model.model.layers import Block, Head, time_bucket
+from python_model.model.layers import Block, Head
 
 
 class Attend(Protocol):
@@ -145,7 +146,7 @@ class IncrementalEncoder:
         rows = self.caches[0].rows(users)
         views = [replace(rows, key_pages=one.key_pages, value_pages=one.value_pages) for one in self.caches]
         index = torch.tensor(list(users), device=self._newest.device)
-        gap = time_bucket(events.time - self._newest[index], self.model.config.time_buckets)
+        gap = time_buckets(events.time - self._newest[index], self.model.config.time_buckets)
         tokens = self._tokens(events, torch.where(lengths > 1, gap, -1))
         self._newest[index] = events.time
 

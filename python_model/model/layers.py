@@ -20,8 +20,6 @@ from argus_kernels.core.varlen import local_positions, user_of_row
 from python_model.config import ModelConfig
 from python_model.training.row_sharding import ReadRows, RowSharding, initial_rows
 
-TIME_BUCKET = 0.301
-"""Width of a time bucket on the scale of natural logarithms, as in HSTU."""
 MAY_BE_LARGE = ("item", "context_")
 """How the names of tables begin that may be cut over ranks: those of the catalogue and of the data's own context."""
 
@@ -245,9 +243,3 @@ def states_after(states: Tensor, start: Tensor, offsets: Tensor, seen: Tensor) -
     starts = torch.cat([offsets, offsets[-1:]]).long()[user]
     rows = torch.where(seen > 0, starts + seen, 0)
     return torch.cat([start[None].to(states.dtype), states]).index_select(0, rows)
-
-
-def time_bucket(seconds: Tensor, buckets: int) -> Tensor:
-    """floor(ln(max(|seconds|, 1)) / 0.301), at most buckets − 1: int64."""
-    elapsed = seconds.abs().clamp(min=1).double()
-    return (elapsed.log() / TIME_BUCKET).long().clamp(max=buckets - 1)

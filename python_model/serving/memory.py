@@ -83,8 +83,6 @@ class SessionMemory:
         self._free, self._spare, self._forks = list(range(resident - 1, -1, -1)), resident, 0
         self.changes: Changes | None = None
 
-    # ---- what a request changes -----------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def absorb(self, users: list[User], found: list[Resident], rows: list[EventRow]) -> None:
         """One more event of each of these users, who are in memory."""
@@ -154,8 +152,6 @@ class SessionMemory:
             raise ValueError(f"SessionStore: user {twice.pop()!r} was changed before in the same block")
         changes.users |= set(users)
         return changes
-
-    # ---- who is in memory -----------------------------------------------------------------------------------------
 
     def admit(self, users: Sequence[User]) -> list[Resident]:
         """The users in memory, all of them at once, and marked as just used."""

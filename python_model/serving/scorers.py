@@ -16,13 +16,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.times import LATEST, seconds_of
 from python_model.io.content import content_of_arrays
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
-from python_model.model.layers import time_bucket
 from python_model.serving import towers
 from python_model.serving.bundle import Export
 from python_model.serving.id_files import find_ids
@@ -210,7 +210,7 @@ class HistoryScorer:
         data, config = self._dataset, self._model.config
         _require_known_context(rows, data.info.context)
         there = newest >= 0
-        gap = time_bucket(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
+        gap = time_buckets(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
         given = _given(rows, "organic", 2, known)
         columns = [np.where(there, data.organic[newest], 0) if given is None else given, np.where(there, gap, -1)]
         for name, count in data.info.context.items():

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.identifiers import id_of, integer_of
 from python_model.data.times import second_of
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
 from python_model.model.incremental import direct_head
-from python_model.model.layers import time_bucket
 from python_model.serving import towers
 from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
@@ -123,8 +123,6 @@ class SessionStore:
             model, found.item_ids, folder=folder, histories=history, users=found.user_ids, index=index, export=found,
             **options,
         )  # fmt: skip
-
-    # ---- what a session asks for ----------------------------------------------------------------------------------
 
     def session(self, user: Any) -> Session:
         """The session of a user, known or not: text or an integer."""
@@ -256,8 +254,6 @@ class SessionStore:
         if isinstance(user, WhatIf) and user in self.memory.residents:
             self.memory.drop(user)
 
-    # ---- what is kept ---------------------------------------------------------------------------------------------
-
     @property
     def resident(self) -> list[User]:
         """Users in memory, the least recently used first."""
@@ -307,8 +303,6 @@ class SessionStore:
             self._save_at = self._archive.journal.lines + self._save_every
             logger.warning("sessions are not saved, the journal has their events: %s", error)
 
-    # ---- vectors --------------------------------------------------------------------------------------------------
-
     @torch.inference_mode()
     def _readings(self, found: list[Resident]) -> list[Reading]:
         kinds = ["next_item", "pair"] if self.model.stage == "finetune" else ["next_item"]
@@ -331,7 +325,7 @@ class SessionStore:
         """What the heads read [n, ·] of the users' states at these requests."""
         model = self.model
         ids = torch.tensor(asked, dtype=torch.int64, device=model.device).T.contiguous()
-        bucket = time_bucket(ids[1], model.config.time_buckets)
+        bucket = time_buckets(ids[1], model.config.time_buckets)
         ids[1] = torch.where(ids[1] >= 0, bucket, -1)
         return torch.cat(
             [torch.stack([one.state for one in found]), model.context_embedding.of_few(model.tables, ids)], -1
@@ -362,8 +356,6 @@ class SessionStore:
         if number >= 0 and self._export is not None:
             items = np.union1d(items, self._export.seen(number))
         return items[items >= 0]
-
-    # ---- who is meant ---------------------------------------------------------------------------------------------
 
     @property
     def fingerprint(self) -> str:

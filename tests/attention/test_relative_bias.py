@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal, localcontext
 
 import pytest
@@ -44,6 +45,19 @@ def test_buckets_change_exactly_at_the_thresholds() -> None:
     below = torch.searchsorted(time_thresholds(200), edges - 1, right=True) - 1
     assert torch.equal(time_buckets(edges - 1, 200), below)
     assert bool((below < expected).all())
+
+
+def test_many_differences_get_the_buckets_of_few() -> None:
+    few = torch.tensor([edge + step for edge in REACHED for step in (-1, 0, 1)])
+    many = few.repeat(1 + 2**15 // len(few))
+    for buckets in (1, 64, 200):
+        assert torch.equal(time_buckets(many, buckets)[: len(few)], time_buckets(few, buckets))
+
+
+def test_an_edge_that_a_float64_logarithm_misses() -> None:
+    edge = 53_195_770_115_076
+    assert math.floor(math.log(edge - 1) / 0.301) == 105
+    assert time_buckets(torch.tensor([edge, edge - 1]), 200).tolist() == [105, 104]
 
 
 @pytest.mark.parametrize("buckets", [1, 2, 64, 129, 300])

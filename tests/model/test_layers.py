@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from argus_kernels.attention.relative_bias import time_buckets
 from python_model.model.layers import (
     Block,
     Encoder,
@@ -20,7 +20,6 @@ from python_model.model.layers import (
     TripleEmbedding,
     events_before,
     states_after,
-    time_bucket,
 )
 from tests.model.conftest import SMALL, random_batch
 
@@ -59,12 +58,6 @@ def test_states_after_picks_the_state_that_was_left_behind() -> None:
     assert states_after(states, start, offsets, seen)[:, 0].tolist() == [-1, 1, 2, -1, 4, -1]
 
 
-def test_time_bucket_is_a_logarithmic_scale() -> None:
-    seconds = torch.tensor([0, 1, 2, 60, 86_400, -86_400, 10**12])
-    expected = [min(math.floor(math.log(max(abs(s), 1)) / 0.301), 39) for s in seconds.tolist()]
-    assert time_bucket(seconds, 40).tolist() == expected
-
-
 def test_triple_embedding_is_concatenation_and_projection() -> None:
     tables = Tables({"item": (5, 4), "hour": (3, 2)})
     layer = TripleEmbedding(tables, ["hour", "item", "item"], 6)
@@ -83,7 +76,7 @@ def dense_block(block: Block, x: Tensor, times: Tensor, position_bias: Tensor, t
     q, k, v = (part.transpose(0, 1) for part in qkv.unbind(1))
     place = torch.arange(n)
     apart = (place[:, None] - place).clamp(0, position_bias.shape[1] - 1)
-    bias = position_bias[:, apart] + time_bias[:, time_bucket(times[:, None] - times, time_bias.shape[1])]
+    bias = position_bias[:, apart] + time_bias[:, time_buckets(times[:, None] - times, time_bias.shape[1])]
     bias = bias.masked_fill(place[:, None] < place, float("-inf"))
     attended = scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(0, 1).reshape(x.shape)
     x = x + block.output(attended)

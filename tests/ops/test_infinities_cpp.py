@@ -33,14 +33,19 @@ def softmax_results(backend: str, dtype: torch.dtype, value: float, **options: A
     ids[600] = 10_003  # the positive of row 3, which leaves it out
     scale = torch.tensor(2.0, dtype=torch.float64)
     leaves = [tensor.to(dtype).requires_grad_() for tensor in (query, positive, candidates, scale)]
+    others: dict[str, Any] = {
+        name: option.to(dtype) if isinstance(option, Tensor) else option for name, option in options.items()
+    }
     loss, lse = sampled_softmax_loss(
-        *leaves[:3],
+        leaves[0],
+        leaves[1],
+        leaves[2],
         torch.arange(10_000, 10_006),
         ids,
         torch.full((700,), -3.0, dtype=dtype),
         scale=leaves[3],
         backend=backend,
-        **{name: option.to(dtype) if isinstance(option, Tensor) else option for name, option in options.items()},
+        **others,
     )
     gradients = torch.autograd.grad(loss.sum() + 0.5 * lse.sum(), leaves)
     return [loss.detach(), lse.detach(), *gradients]

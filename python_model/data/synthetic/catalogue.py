@@ -32,11 +32,6 @@ class Catalogue:
     day_part: np.ndarray
 
     @property
-    def tracks_per_artist(self) -> int:
-        """P."""
-        return self.track_weight.shape[1]
-
-    @property
     def popularity(self) -> np.ndarray:
         """[V]: the share of plays that an item gets from those who follow popularity alone."""
         cluster = self.cluster_weight / self.cluster_weight.sum()

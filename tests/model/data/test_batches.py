@@ -20,7 +20,6 @@ from python_model.data.batches import (
     cut_windows,
     evaluation_batches,
     history_windows,
-    item_feature_matrix,
     prefetch,
 )
 from python_model.data.prepare import options_of, prepare
@@ -184,12 +183,6 @@ def test_batches_move_between_devices(small: Dataset) -> None:
     batch = next(BatchPlan(small, BUDGET, WINDOW, seed=0).batches(0))
     moved = batch.to("meta")
     assert moved.items.device.type == "meta" and moved.max_length == batch.max_length
-
-
-def test_item_features_come_as_a_matrix(small: Dataset) -> None:
-    matrix = item_feature_matrix(small)
-    assert matrix.shape == (2, small.info.items) and matrix.dtype == torch.int64
-    np.testing.assert_array_equal(matrix[1].numpy(), small.item_column("item_cluster"))
 
 
 def test_temporal_split(small: Dataset) -> None:
