@@ -87,6 +87,11 @@ class CandidateIndex:
         contiguous = np.ascontiguousarray(vectors, np.float32)
         graph.train(contiguous[:1])
         graph.add(contiguous)
+        if (row := _first_not_finite(faiss, graph)) is not None:
+            most = np.finfo(np.float16).max
+            raise ValueError(
+                f"item vector {row} is beyond float16 (±{most:g}), in which an index keeps it: search exactly"
+            )
         return cls(graph, vectors, settings)
 
     def save(self, folder: Path, made_for: str) -> None:
@@ -114,6 +119,8 @@ class CandidateIndex:
             raise DataError(file, f"cannot be read: {str(error).splitlines()[0]}; {remedy}") from error
         if (graph.ntotal, graph.d) != (export.info.items, export.info.width):
             raise DataError(file, f"holds {graph.ntotal} vectors of {graph.d}, not those of this export: {remedy}")
+        if (row := _first_not_finite(faiss, graph)) is not None:
+            raise DataError(file, f"expected vectors of finite numbers, found others: {remedy}", row=row + 1)
         return cls(graph, export.item_vectors(), settings)
 
     def __len__(self) -> int:
@@ -177,6 +184,13 @@ class CandidateIndex:
 
     def _parameters(self, breadth: int, selector: Any = None) -> Any:
         return self._faiss.SearchParametersHNSW(efSearch=breadth, sel=selector)
+
+
+def _first_not_finite(faiss: Any, graph: Any) -> int | None:
+    """The first of the float16 vectors of a graph with a number that is not finite: its links mean nothing."""
+    codes = faiss.vector_to_array(faiss.downcast_index(graph.storage).codes).view(np.float16)
+    finite = np.isfinite(codes.reshape(graph.ntotal, graph.d)).all(1)
+    return None if finite.all() else int(np.argmin(finite))
 
 
 def sample_users(export: Export, users: int, seed: int = 0) -> np.ndarray:

@@ -17,7 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from python_model.io.errors import DataError
-from python_model.io.integrity import seal
+from python_model.io.integrity import seal, sums_of
 from python_model.serving.bundle import Export
 from python_model.serving.candidates import search_of
 from python_model.serving.index import CandidateIndex
@@ -52,6 +52,24 @@ def indexed(copy: Path) -> Path:
     found = Export.open(copy)
     CandidateIndex.build(found.item_vectors()).save(copy, found.info.model)
     return copy
+
+
+def test_an_index_of_vectors_that_are_not_finite_is_refused(indexed: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    file, settings = indexed / "index.faiss", indexed / "index.json"
+    graph = faiss.read_index(str(file))
+    storage = faiss.downcast_index(graph.storage)
+    codes = faiss.vector_to_array(storage.codes).view(np.float16)
+    codes[8 * 4 + 1] = np.nan
+    faiss.copy_array_to_vector(codes.view(np.uint8), storage.codes)
+    faiss.write_index(graph, str(file))
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | sums_of(indexed, [file])[file.name]))
+    with pytest.raises(DataError, match=r"index\.faiss, data row 5: expected vectors of finite numbers, found others"):
+        use(indexed)
+    vectors = Export.open(indexed).item_vectors().copy()
+    vectors[6, 0] = 1e6
+    with pytest.raises(ValueError, match=r"item vector 6 is beyond float16 \(±65504\)"):
+        CandidateIndex.build(vectors)
 
 
 def test_flipped_bits_and_cut_files_are_found_before_they_are_used(indexed: Path) -> None:
