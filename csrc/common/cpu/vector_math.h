@@ -1,8 +1,9 @@
 // Elementwise mathematics of the CPU kernels, without branches or calls, so that plain loops over it become
 // vector code at every level of ForEachIsa; the same bits at each of them.
 //
-// float functions carry their largest error over the whole range, found by tests/csrc/native/test_vector_math.py, which
-// holds them to it. double functions are the C library's: they serve gradient checks, not speed.
+// float functions carry their largest error over the whole range, found by
+// tests/csrc/native/test_vector_math.py, which holds them to it. double functions are the C library's: they
+// serve gradient checks, not speed.
 #pragma once
 
 #include <bit>
