@@ -1,6 +1,6 @@
 """What the Triton backends of all ops share: when they can serve, how they launch, and what the compile gates compile.
 
-Importing this module does not import triton: a room's `triton_backend.py` answers `why_not` without it and imports
+Importing this module does not import triton: a room answers `why_not` without it and imports
 the room's `triton_kernels.py` at the first call.
 
 Every kernel is launched through `launch`. The compile gates take their cases from the launchers themselves, fed with
@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -102,16 +103,23 @@ def served_without_gpu(architecture: int) -> Iterator[None]:
         _architecture = before
 
 
-def triton_backend(
-    forward: Callable[..., Any], why_not: Callable[[Inputs], list[str]], backward: Callable[..., Any] | None = None
-) -> Backend:
-    """A room's `triton` backend, with what all of them have in common."""
+def triton_backend(module: str, why_not: Callable[[Inputs], list[str]], *, differentiable: bool = True) -> Backend:
+    """A room's `triton` backend, whose kernels, and triton with them, are imported at the first call.
+
+    module: the full name of the room's `triton_kernels`, which has `forward` and, of a differentiable op, `backward`.
+    """
+
+    def forward(*arguments: Any) -> Any:
+        return import_module(module).forward(*arguments)
+
+    def backward(*arguments: Any) -> Any:
+        return import_module(module).backward(*arguments)
 
     def reasons(inputs: Inputs) -> list[str]:
         found = why_not(inputs)
         return found + [sentence for sentence in _one_gpu(inputs) if sentence not in found]
 
-    return Backend("triton", forward, backward, reasons, available, by_name_only)
+    return Backend("triton", forward, backward if differentiable else None, reasons, available, by_name_only)
 
 
 def _one_gpu(inputs: Inputs) -> list[str]:

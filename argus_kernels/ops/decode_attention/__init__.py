@@ -11,8 +11,9 @@ from argus_kernels.attention.arguments import bias_problems, window_problems
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING, said
 from argus_kernels.core.torch_op import autocast_is_on
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import INDICES, as_int32, require_values
-from argus_kernels.ops.decode_attention import native, reference, triton_backend
+from argus_kernels.ops.decode_attention import native, reference, triton_limits
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
 from argus_kernels.ops.decode_attention.samples import drawn, samples, tiles
@@ -21,7 +22,7 @@ __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "dec
 
 BACKENDS = (
     Backend("cuda", native.forward, why_not=native.why_not_cuda, available=native.available_cuda),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.decode_attention.triton_kernels", triton_limits.why_not, differentiable=False),
     Backend("cpp", native.forward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.feedback_loss import native, reference, triton_backend
+from argus_kernels.ops.feedback_loss import native, reference, triton_limits
 from argus_kernels.ops.feedback_loss.samples import drawn, samples, tiles
 
 
@@ -125,7 +126,7 @@ def _fake(inputs: Inputs) -> Tensor:
 
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.feedback_loss.triton_kernels", triton_limits.why_not),
     Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from argus_kernels.attention.arguments import check_history, like_query, packed_history
-from argus_kernels.attention.cuda import available_cuda, why_not_cuda
-from argus_kernels.attention.native import available_cpp, why_not_cpp
+from argus_kernels.attention.native import available_cpp, available_cuda, why_not_cpp, why_not_cuda
+from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Inputs, Op, Problems
-from argus_kernels.ops.hstu_attention import cuda, native, reference, triton_backend
+from argus_kernels.core.triton_support import triton_backend
+from argus_kernels.ops.hstu_attention import native, reference
 from argus_kernels.ops.hstu_attention.samples import drawn, samples, tiles
 
 BACKENDS = (
-    Backend("cuda", cuda.forward, cuda.backward, why_not_cuda, available_cuda),
-    Backend("cpp", native.forward_cpp, native.backward_cpp, why_not_cpp, available_cpp),
-    triton_backend.BACKEND,
+    Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda),
+    Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp),
+    triton_backend("argus_kernels.ops.hstu_attention.triton_kernels", why_not_triton),
     Backend("reference", reference.forward, reference.backward),
 )
 

@@ -1,6 +1,7 @@
-"""The compiled backend `cpp` of hstu_attention: C++ on the CPU, csrc/hstu_attention/.
+"""The backends `cpp` and `cuda` of hstu_attention: csrc/hstu_attention/ over csrc/attention/.
 
-Results are bitwise the same on any number of threads, and a user's do not depend on who shares the batch.
+One native op has a CPU and a CUDA half. Results are bitwise the same in every run and on any number of threads, and a
+user's do not depend on who shares the batch; the CUDA half is safe in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.native import as_table, cpp_arguments, dense_heads, empty_table
+from argus_kernels.attention.native import Launch, heads, in_dtype_of, native_arguments, table_gradient
 
 
-def forward_cpp(
+def forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -25,15 +26,29 @@ def forward_cpp(
     alpha: float,
     divisor: float,
     window: int | None,
+    *,
+    launch: Launch | None = None,
 ) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
-    history = cpp_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
+    history = native_arguments(
+        q,
+        k,
+        v,
+        offsets,
+        visible,
+        position_bias,
+        time_bias,
+        query_time,
+        key_time,
+        aligned=launch is not None or q.is_cuda,
+    )
     out = q.new_empty(q.shape)
-    torch.ops.argus_native.hstu_attention_(out, *history, alpha, divisor, window or 0)
+    launch = launch or torch.ops.argus_native.hstu_attention_
+    launch(out, *history, alpha, divisor, window or 0)
     return out
 
 
-def backward_cpp(
+def backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
     needs: dict[str, bool],
@@ -50,15 +65,26 @@ def backward_cpp(
     alpha: float,
     divisor: float,
     window: int | None,
+    *,
+    launch: Launch | None = None,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias; those of q, k and v come together."""
-    history = cpp_arguments(q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time)
-    found = [q.new_empty(q.shape) for _ in range(3)]
-    tables = [
-        empty_table(position_bias, needs["position_bias"], q),
-        empty_table(time_bias, needs["time_bias"], q),
-    ]
-    torch.ops.argus_native.hstu_attention_backward_(
-        *found, *tables, dense_heads(gradients[0]), *history, alpha, divisor, window or 0
+    aligned = launch is not None or q.is_cuda
+    history = native_arguments(
+        q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time, aligned=aligned
     )
-    return [*found, as_table(tables[0], position_bias), as_table(tables[1], time_bias)]
+    d_position = table_gradient(position_bias, needs["position_bias"], q)
+    d_time = table_gradient(time_bias, needs["time_bias"], q)
+    found = [q.new_empty(q.shape) for _ in range(3)]
+    launch = launch or torch.ops.argus_native.hstu_attention_backward_
+    launch(
+        *found,
+        d_position,
+        d_time,
+        heads(gradients[0], aligned),
+        *history,
+        alpha,
+        divisor,
+        window or 0,
+    )
+    return [*found, in_dtype_of(d_position, position_bias), in_dtype_of(d_time, time_bias)]

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
-from argus_kernels.ops.pairwise_loss import native, reference, triton_backend
+from argus_kernels.ops.pairwise_loss import native, reference, triton_limits
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples, tiles
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -78,7 +79,7 @@ BACKENDS = (
     Backend(
         "cuda", native.forward_cuda, native.backward_cuda, why_not=native.why_not_cuda, available=native.available_cuda
     ),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.pairwise_loss.triton_kernels", triton_limits.why_not),
     Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )

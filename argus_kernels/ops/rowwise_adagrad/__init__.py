@@ -7,8 +7,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.rowwise_adagrad import native, reference, triton_backend
+from argus_kernels.ops.rowwise_adagrad import native, reference, triton_limits
 from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples, tiles
 
 
@@ -96,7 +97,7 @@ def _fake(inputs: Inputs) -> None:
 
 BACKENDS = (
     Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.rowwise_adagrad.triton_kernels", triton_limits.why_not, differentiable=False),
     Backend("cpp", native.forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward),
 )

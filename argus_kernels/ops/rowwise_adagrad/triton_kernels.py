@@ -18,6 +18,7 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
+from argus_kernels.ops.rowwise_adagrad.native import kept_apart
 
 CHUNK = 32
 PIECE_ELEMENTS = 4096
@@ -155,6 +156,9 @@ def forward(
     weight_decay: float,
 ) -> None:
     """Updates table [V, d] and state [V] in place at rows [R], by row_gradients [R, d]."""
+    if table.shape[1] == 0:
+        return  # no gradient, so nothing to add to the state
+    row_gradients = kept_apart(row_gradients, table, state)
     sorted_rows, order = torch.sort(rows, stable=True)
     count, width = row_gradients.shape
     block = next_power_of_two(width)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_backend
+from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
 from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
 from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples, tiles
 
@@ -188,7 +189,7 @@ def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
     Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.sampled_softmax_loss.triton_kernels", triton_limits.why_not),
     Backend("reference", reference.forward, reference.backward),
 )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.triple_embedding import native, reference, triton_backend
+from argus_kernels.ops.triple_embedding import native, reference, triton_limits
 from argus_kernels.ops.triple_embedding.samples import drawn, samples, tiles
 
 
@@ -121,8 +122,8 @@ def _check_values(inputs: Inputs) -> None:
     if not inputs.check_ids:
         return
     ids, heights = inputs.ids, [inputs.tables[column].shape[0] for column in inputs.columns]
-    if ids.device.type != "cpu" and triton_backend.checks_ids(inputs):
-        triton_backend.check_ids(ids, heights)
+    if ids.device.type != "cpu" and triton_limits.checks_ids(inputs):
+        triton_limits.check_ids(ids, heights)
     elif ids.device.type != "cpu":
         for k, rows in enumerate(heights):
             inside = (ids[k] >= -1) & (ids[k] < rows)
@@ -177,7 +178,7 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
 
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
-    triton_backend.BACKEND,
+    triton_backend("argus_kernels.ops.triple_embedding.triton_kernels", triton_limits.why_not),
     Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
     Backend("reference", reference.forward, reference.backward),
 )

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.cuda import why_not_cuda
+from argus_kernels.attention.native import why_not_cuda
 from argus_kernels.core import Backend
 from argus_kernels.core.registry import Inputs
-from argus_kernels.ops.causal_attention import cuda as causal
-from argus_kernels.ops.hstu_attention import cuda as hstu
+from argus_kernels.ops.causal_attention import native as causal
+from argus_kernels.ops.hstu_attention import native as hstu
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}

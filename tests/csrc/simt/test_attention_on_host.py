@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argus_kernels import causal_attention, hstu_attention
-from argus_kernels.attention.cuda import MOST_POSITIONS, available_cuda
+from argus_kernels.attention.native import MAX_POSITIONS, available_cuda
 from argus_kernels.attention.relative_bias import threshold_values
 from argus_kernels.attention.samples import HistoryCase, history_samples
 from argus_kernels.core import Op, Sample
@@ -197,7 +197,7 @@ def test_every_kernel_fits_the_smallest_target(dtype: torch.dtype) -> None:
 def test_inputs_that_cuda_refuses_are_refused() -> None:
     given_ = arguments(CAUSAL, torch.float32)
     wide = {name: torch.zeros(len(given_["q"]), 2, 264) for name in "qkv"}
-    table = torch.zeros(2, MOST_POSITIONS + 1)
+    table = torch.zeros(2, MAX_POSITIONS + 1)
     with pytest.raises(ValueError, match=r"head width is 264, expected a multiple of 8 up to 256; position_bias has"):
         causal_attention(**{**given_, **wide, "position_bias": table}, backend=NAME)
     double = {name: given_[name].double() for name in "qkv"}

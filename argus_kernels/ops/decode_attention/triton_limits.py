@@ -1,11 +1,9 @@
-"""The `triton` backend of decode_attention: what it takes. The kernels are imported when first called."""
+"""Which inputs the Triton kernels of decode_attention take; it does not import triton."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.triton_support import device_problems, problems, triton_backend
+from argus_kernels.core.triton_support import device_problems, problems
 
 WIDEST = 256
 """Head width that a program holds in registers."""
@@ -18,13 +16,3 @@ def why_not(inputs: Inputs) -> list[str]:
     if inputs.q.shape[-1] > WIDEST:
         found.append(f"head width is {inputs.q.shape[-1]}, expected at most {WIDEST}")
     return found
-
-
-def forward(*arguments: Any) -> Any:
-    """The op's output; arguments in schema order."""
-    from argus_kernels.ops.decode_attention import triton_kernels
-
-    return triton_kernels.forward(*arguments)
-
-
-BACKEND = triton_backend(forward, why_not)

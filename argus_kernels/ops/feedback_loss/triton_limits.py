@@ -1,11 +1,9 @@
-"""The `triton` backend of feedback_loss: what it takes. The kernels are imported when first called."""
+"""Which inputs the Triton kernels of feedback_loss take; it does not import triton."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.triton_support import device_problems, problems, triton_backend
+from argus_kernels.core.triton_support import device_problems, problems
 
 MOST_TASKS = 32
 """The kernels are compiled with their tasks one after the other."""
@@ -23,20 +21,3 @@ def why_not(inputs: Inputs) -> list[str]:
     if columns > MOST_LOGITS:
         found.append(f"weight has {columns} columns, expected at most {MOST_LOGITS}")
     return found
-
-
-def forward(*arguments: Any) -> Any:
-    """The losses; arguments in schema order."""
-    from argus_kernels.ops.feedback_loss import triton_kernels
-
-    return triton_kernels.forward(*arguments)
-
-
-def backward(*arguments: Any) -> Any:
-    """The gradients of hidden, weight and bias."""
-    from argus_kernels.ops.feedback_loss import triton_kernels
-
-    return triton_kernels.backward(*arguments)
-
-
-BACKEND = triton_backend(forward, why_not, backward)

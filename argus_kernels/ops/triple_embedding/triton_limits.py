@@ -1,14 +1,13 @@
-"""The `triton` backend of triple_embedding: what it takes. The kernels are imported when first called."""
+"""What of triple_embedding's Triton kernels is known without triton: their limits, and who checks ids on a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
 from argus_kernels.core.registry import Inputs
-from argus_kernels.core.triton_support import available, device_problems, interpreted, problems, triton_backend
+from argus_kernels.core.triton_support import available, device_problems, interpreted, problems
 from argus_kernels.core.varlen import device_checks
 
 MOST_COLUMNS = 64
@@ -35,20 +34,3 @@ def check_ids(ids: Tensor, heights: Sequence[int]) -> None:
         from argus_kernels.ops.triple_embedding import triton_check
 
         triton_check.check_ids(ids, heights)
-
-
-def forward(*arguments: Any) -> Any:
-    """The op's output; arguments in schema order."""
-    from argus_kernels.ops.triple_embedding import triton_kernels
-
-    return triton_kernels.forward(*arguments)
-
-
-def backward(*arguments: Any) -> Any:
-    """The gradients of tables, weight and bias."""
-    from argus_kernels.ops.triple_embedding import triton_kernels
-
-    return triton_kernels.backward(*arguments)
-
-
-BACKEND = triton_backend(forward, why_not, backward)
