@@ -11,6 +11,7 @@
 
 #include "attention/relative_bias.h"
 #include "common/torch/check.h"
+#include "common/torch/stream.h"
 #include "decode_attention/history_chunks.h"
 
 namespace argus::decode_attention {
@@ -253,7 +254,7 @@ Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor tim
                         k, v,         position_bias, time_bias,  query_time,  key_time};
   check(given, window);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
-  const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
+  const CurrentStream stream(q);
   const Arguments ready = prepared(given);
   Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
@@ -262,9 +263,7 @@ Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor tim
   const int64_t elements = cuda_users_at_once(params) * cuda_chunks(params) * partial_elements(params);
   Tensor partial = torch::stable::new_empty(q, {elements}, ScalarType::Float);
   params.partial = partial.mutable_data_ptr();
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(q.get_device_index(), &stream));
-  launch_cuda(params, stream);
+  launch_cuda(params, stream.get());
   return out;
 }
 

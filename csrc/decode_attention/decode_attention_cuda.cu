@@ -1,6 +1,7 @@
 // Launches the decode_attention kernels.
 #include <algorithm>
 
+#include "common/cuda/stored_type.cuh"
 #include "decode_attention/decode_attention.h"
 #include "decode_attention/decode_attention_kernels.cuh"
 
@@ -61,14 +62,7 @@ void launch_typed(const Params& params, void* stream) {
 }  // namespace
 
 void launch_cuda(const Params& params, void* stream) {
-  switch (params.dtype) {
-    case Dtype::bfloat16:
-      return launch_typed<__nv_bfloat16>(params, stream);
-    case Dtype::float16:
-      return launch_typed<__half>(params, stream);
-    default:
-      return launch_typed<float>(params, stream);
-  }
+  with_device_type(params.dtype, [&]<class T>() { launch_typed<T>(params, stream); });
 }
 
 }  // namespace argus::decode_attention

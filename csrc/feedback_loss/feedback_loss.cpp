@@ -9,28 +9,16 @@
 #include <tuple>
 #include <vector>
 
-#include "common/cpu/element.h"
 #include "common/cpu/huge_pages.h"
+#include "common/cpu/stored_type.h"
 #include "common/torch/check.h"
+#include "common/torch/stream.h"
 #include "feedback_loss/feedback_loss_cuda.h"
 
 namespace argus::feedback_loss {
 namespace {
 
 constexpr const char* kOp = "feedback_loss";
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::float64;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      return Dtype::float32;
-  }
-}
 
 // The arguments, made dense where they were not; params points into them.
 struct Inputs {
@@ -229,20 +217,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
                     static_cast<size_t>(params.rows * params.width * hidden.element_size()));
   const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
   const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});
-  switch (params.dtype) {
-    case Dtype::float32:
-      backward_typed<float>(params, factors, d_hidden, d_weight, d_bias);
-      break;
-    case Dtype::float64:
-      backward_typed<double>(params, factors, d_hidden, d_weight, d_bias);
-      break;
-    case Dtype::bfloat16:
-      backward_typed<BFloat16>(params, factors, d_hidden, d_weight, d_bias);
-      break;
-    case Dtype::float16:
-      backward_typed<Float16>(params, factors, d_hidden, d_weight, d_bias);
-      break;
-  }
+  with_stored_type(params.dtype,
+                   [&]<class T>() { backward_typed<T>(params, factors, d_hidden, d_weight, d_bias); });
   return {d_hidden, d_weight, d_bias};
 }
 
@@ -305,23 +281,17 @@ struct Work {
   }
 };
 
-void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
 Tensor forward_on_cuda(Tensor hidden, Tensor weight, Tensor bias, Tensor targets,
                        std::vector<int64_t> classes, std::optional<Tensor> task_weight,
                        std::optional<Tensor> row_weight) {
-  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const CurrentStream stream(hidden);
   const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
   check_limits(inputs);
   Work work(inputs);
   if (no_losses(inputs)) return torch::stable::new_zeros(hidden, {work.params.tasks}, ScalarType::Float);
   const Tensor losses = torch::stable::new_empty(hidden, {work.params.tasks}, ScalarType::Float);
   work.params.loss = losses.mutable_data_ptr<float>();
-  launch_forward_cuda(work.params, current_stream(hidden));
+  launch_forward_cuda(work.params, stream.get());
   return losses;
 }
 
@@ -329,7 +299,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden
                                                     Tensor targets, std::vector<int64_t> classes,
                                                     std::optional<Tensor> task_weight,
                                                     std::optional<Tensor> row_weight) {
-  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const CurrentStream stream(hidden);
   const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
   check_limits(inputs);
   Work work(inputs);
@@ -352,7 +322,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden
   params.d_hidden = d_hidden.mutable_data_ptr();
   params.d_weight = d_weight.mutable_data_ptr();
   params.d_bias = d_bias.mutable_data_ptr();
-  launch_backward_cuda(params, current_stream(hidden));
+  launch_backward_cuda(params, stream.get());
   return {d_hidden, d_weight, d_bias};
 }
 

@@ -1,4 +1,5 @@
 // Launches the kernels of the feedback losses.
+#include "common/cuda/stored_type.cuh"
 #include "feedback_loss/feedback_loss_cuda.h"
 #include "feedback_loss/feedback_loss_kernels.cuh"
 
@@ -28,29 +29,16 @@ void backward(const CudaParams& params, void* stream) {
   launch(kOp, weight_kernel<T>, shape, stream, params, cuda_parts(params.rows));
 }
 
-// Calls visit.operator()<T>() with the device's type of hidden.
-template <class Visit>
-void with_stored(Dtype dtype, Visit&& visit) {
-  switch (dtype) {
-    case Dtype::bfloat16:
-      return visit.template operator()<__nv_bfloat16>();
-    case Dtype::float16:
-      return visit.template operator()<__half>();
-    default:
-      return visit.template operator()<float>();
-  }
-}
-
 }  // namespace
 
 void launch_forward_cuda(const CudaParams& params, void* stream) {
-  with_stored(params.dtype,
-              [&]<class T>() { launch(kOp, forward_kernel<T>, tiles_shape(params), stream, params); });
+  with_device_type(params.dtype,
+                   [&]<class T>() { launch(kOp, forward_kernel<T>, tiles_shape(params), stream, params); });
   scale(params, false, stream);
 }
 
 void launch_backward_cuda(const CudaParams& params, void* stream) {
-  with_stored(params.dtype, [&]<class T>() { backward<T>(params, stream); });
+  with_device_type(params.dtype, [&]<class T>() { backward<T>(params, stream); });
 }
 
 }  // namespace argus::feedback_loss

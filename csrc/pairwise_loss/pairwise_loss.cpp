@@ -9,8 +9,9 @@
 #include <tuple>
 #include <vector>
 
-#include "common/cpu/element.h"
+#include "common/cpu/stored_type.h"
 #include "common/torch/check.h"
+#include "common/torch/stream.h"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 
 namespace argus::pairwise_loss {
@@ -19,21 +20,6 @@ namespace {
 constexpr const char* kOp = "pairwise_loss";
 
 #ifndef ARGUS_CUDA_LIBRARY
-
-// Calls visit.operator()<T>() with the stored type of `scores`.
-template <class Visit>
-auto with_stored(const Tensor& scores, Visit&& visit) {
-  switch (scores.scalar_type()) {
-    case ScalarType::Double:
-      return visit.template operator()<double>();
-    case ScalarType::BFloat16:
-      return visit.template operator()<BFloat16>();
-    case ScalarType::Half:
-      return visit.template operator()<Float16>();
-    default:
-      return visit.template operator()<float>();
-  }
-}
 
 struct Inputs {
   Tensor scores, grades, offsets, times;
@@ -107,7 +93,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_on_cpu(Tensor scores, Tensor grades, 
   const Tensor pairs = torch::stable::new_empty(times, {});
   const Tensor concordant = torch::stable::new_empty(times, {});
   Totals totals;
-  with_stored(scores, [&]<class T>() {
+  with_stored_type(dtype_of(scores), [&]<class T>() {
     const auto order = time_order<T>(inputs);
     std::vector<Totals> parts(static_cast<size_t>(part_count(order.padded_count())));
     torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t first, int64_t last) {
@@ -151,24 +137,13 @@ Tensor backward_on_cpu(Tensor d_loss, Tensor scores, Tensor grades, Tensor offse
   check_dtype(kOp, "d_loss", d_loss, {wide ? ScalarType::Double : ScalarType::Float});
   const double factor = wide ? *d_loss.const_data_ptr<double>() : *d_loss.const_data_ptr<float>();
   const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
-  with_stored(scores, [&]<class T>() {
+  with_stored_type(dtype_of(scores), [&]<class T>() {
     write_gradients(inputs, factor, static_cast<T*>(d_scores.mutable_data_ptr()));
   });
   return d_scores;
 }
 
 #else
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      return Dtype::float32;
-  }
-}
 
 void check_row(const char* name, const Tensor& tensor, const Tensor& scores, ScalarType dtype) {
   check_shape(kOp, name, tensor, "[T]", {scores.size(0)});
@@ -229,15 +204,9 @@ Work checked_work(const Tensor& scores, const Tensor& grades, const Tensor& orde
   return Work(scores, grades, order, users, times, user_count, window);
 }
 
-void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
 std::tuple<Tensor, Tensor, Tensor> forward_on_cuda(Tensor scores, Tensor grades, Tensor order, Tensor users,
                                                    Tensor times, int64_t user_count, int64_t window) {
-  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  const CurrentStream stream(scores);
   Work work = checked_work(scores, grades, order, users, times, user_count, window);
   const Tensor loss = torch::stable::new_zeros(scores, {}, ScalarType::Float);
   const Tensor pairs = torch::stable::new_zeros(times, {});
@@ -246,13 +215,13 @@ std::tuple<Tensor, Tensor, Tensor> forward_on_cuda(Tensor scores, Tensor grades,
   work.params.loss = loss.mutable_data_ptr<float>();
   work.params.pairs = pairs.mutable_data_ptr<int64_t>();
   work.params.concordant = concordant.mutable_data_ptr<int64_t>();
-  launch_forward_cuda(work.params, current_stream(scores));
+  launch_forward_cuda(work.params, stream.get());
   return {loss, pairs, concordant};
 }
 
 Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor order, Tensor users, Tensor times,
                         int64_t user_count, int64_t window) {
-  const torch::stable::accelerator::DeviceGuard guard(scores.get_device_index());
+  const CurrentStream stream(scores);
   check_shape(kOp, "d_loss", d_loss, "[]", {});
   check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
   check_same_device(kOp, "d_loss", d_loss, "scores", scores);
@@ -262,7 +231,7 @@ Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor orde
   if (scores.size(0) == 0) return d_scores;
   work.params.d_loss = d_loss.const_data_ptr<float>();
   work.params.d_scores = d_scores.mutable_data_ptr();
-  launch_backward_cuda(work.params, current_stream(scores));
+  launch_backward_cuda(work.params, stream.get());
   return d_scores;
 }
 

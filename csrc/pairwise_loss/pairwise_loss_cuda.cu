@@ -1,4 +1,5 @@
 // Launches the kernels of the pairwise loss.
+#include "common/cuda/stored_type.cuh"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 #include "pairwise_loss/pairwise_loss_kernels.cuh"
 
@@ -18,29 +19,16 @@ void order_events(const CudaParams& params, void* stream) {
   launch(kOp, order_kernel<T>, shape_of(blocks, kOrderThreads), stream, params);
 }
 
-// Calls visit.operator()<T>() with the device's type of the scores.
-template <class Visit>
-void with_stored(Dtype dtype, Visit&& visit) {
-  switch (dtype) {
-    case Dtype::bfloat16:
-      return visit.template operator()<__nv_bfloat16>();
-    case Dtype::float16:
-      return visit.template operator()<__half>();
-    default:
-      return visit.template operator()<float>();
-  }
-}
-
 }  // namespace
 
 void launch_forward_cuda(const CudaParams& params, void* stream) {
-  with_stored(params.dtype, [&]<class T>() { order_events<T>(params, stream); });
+  with_device_type(params.dtype, [&]<class T>() { order_events<T>(params, stream); });
   launch(kOp, forward_kernel, shape_of(cuda_parts(params.count), kPairThreads), stream, params);
   launch(kOp, total_kernel, shape_of(1, kTotalThreads), stream, params);
 }
 
 void launch_backward_cuda(const CudaParams& params, void* stream) {
-  with_stored(params.dtype, [&]<class T>() {
+  with_device_type(params.dtype, [&]<class T>() {
     order_events<T>(params, stream);
     launch(kOp, backward_kernel<T>, shape_of(cuda_parts(params.count), kPairThreads), stream, params);
   });

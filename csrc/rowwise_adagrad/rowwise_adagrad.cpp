@@ -10,6 +10,7 @@
 #include "common/cpu/row_order.h"
 #include "common/torch/check.h"
 #include "common/torch/sort.h"
+#include "common/torch/stream.h"
 
 namespace argus::rowwise_adagrad {
 namespace {
@@ -101,7 +102,7 @@ void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients
 void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,
                     double weight_decay) {
   check(table, state, rows, row_gradients);
-  const torch::stable::accelerator::DeviceGuard guard(table.get_device_index());
+  const CurrentStream stream(table);
   const Tensor gradients = dense(kOp, "row_gradients", row_gradients);
   Params params = make_params(table, state, gradients, lr, eps, weight_decay);
   if (params.count == 0 || params.width == 0) return;
@@ -112,9 +113,7 @@ void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradient
   const int64_t pieces = params.count < 2 * kPiece ? 0 : params.count / kPiece;
   const Tensor piece_sums = torch::stable::new_empty(table, {pieces, params.width}, ScalarType::Float);
   params.piece_sums = piece_sums.mutable_data_ptr<float>();
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(table.get_device_index(), &stream));
-  launch_cuda(params, stream);
+  launch_cuda(params, stream.get());
 }
 
 #endif

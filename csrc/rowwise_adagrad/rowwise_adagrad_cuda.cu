@@ -1,6 +1,7 @@
 // Launches the row-wise Adagrad kernels.
 #include <algorithm>
 
+#include "common/cuda/stored_type.cuh"
 #include "rowwise_adagrad/rowwise_adagrad.h"
 #include "rowwise_adagrad/rowwise_adagrad_kernels.cuh"
 
@@ -33,14 +34,7 @@ void launch_for_gradient(const Params& params, void* stream) {
 }  // namespace
 
 void launch_cuda(const Params& params, void* stream) {
-  switch (params.table_dtype) {
-    case Dtype::bfloat16:
-      return launch_for_gradient<__nv_bfloat16>(params, stream);
-    case Dtype::float16:
-      return launch_for_gradient<__half>(params, stream);
-    default:
-      return launch_for_gradient<float>(params, stream);
-  }
+  with_device_type(params.table_dtype, [&]<class T>() { launch_for_gradient<T>(params, stream); });
 }
 
 }  // namespace argus::rowwise_adagrad

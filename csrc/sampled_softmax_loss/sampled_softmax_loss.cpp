@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/torch/check.h"
+#include "common/torch/stream.h"
 #include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
 
 namespace argus::sampled_softmax_loss {
@@ -18,19 +19,6 @@ namespace {
 constexpr const char* kOp = "sampled_softmax_loss";
 
 using MaybeTensor = std::optional<Tensor>;
-
-Dtype dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Dtype::float64;
-    case ScalarType::BFloat16:
-      return Dtype::bfloat16;
-    case ScalarType::Half:
-      return Dtype::float16;
-    default:
-      return Dtype::float32;
-  }
-}
 
 ScalarType statistics_of(const Tensor& query) {
   return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -182,14 +170,8 @@ class Scratch {
   std::vector<Tensor> kept_;
 };
 
-void* current_stream(const Tensor& query) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(query.get_device_index(), &stream));
-  return stream;
-}
-
 void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& query) {
-  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  const CurrentStream stream(query);
   const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
   const int64_t parts = plan.forward_chunks * inputs.rows;
   Scratch scratch(query);
@@ -198,11 +180,11 @@ void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& 
   workspace.peak = scratch.floats(parts);
   workspace.total = scratch.floats(parts);
   workspace.kept = scratch.integers(parts);
-  forward_cuda(inputs, outputs, plan, workspace, current_stream(query));
+  forward_cuda(inputs, outputs, plan, workspace, stream.get());
 }
 
 void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor& query) {
-  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  const CurrentStream stream(query);
   const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
   Scratch scratch(query);
   Workspace workspace{};
@@ -216,7 +198,7 @@ void compute_gradients(const Inputs& inputs, const Gradients& gradients, const T
     workspace.d_query = scratch.floats(plan.splits * plan.strip_rows * inputs.width);
   if (gradients.d_candidates != nullptr && plan.strips > 1)
     workspace.d_candidates = scratch.floats(inputs.drawn * inputs.width);
-  backward_cuda(inputs, gradients, plan, workspace, current_stream(query));
+  backward_cuda(inputs, gradients, plan, workspace, stream.get());
 }
 
 #endif

@@ -14,6 +14,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "common/cpu/matmul.h"
+#include "common/cpu/stored_type.h"
 #include "sampled_softmax_loss/kept_rows.h"
 #include "sampled_softmax_loss/left_out.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"
@@ -431,16 +432,7 @@ void run(const Inputs& inputs, const Gradients& gradients) {
 }  // namespace
 
 void backward_cpu(const Inputs& inputs, const Gradients& gradients) {
-  switch (inputs.dtype) {
-    case Dtype::float32:
-      return run<float>(inputs, gradients);
-    case Dtype::bfloat16:
-      return run<BFloat16>(inputs, gradients);
-    case Dtype::float16:
-      return run<Float16>(inputs, gradients);
-    case Dtype::float64:
-      return run<double>(inputs, gradients);
-  }
+  with_stored_type(inputs.dtype, [&]<class T>() { run<T>(inputs, gradients); });
 }
 
 }  // namespace argus::sampled_softmax_loss

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include "common/cpu/matmul.h"
+#include "common/cpu/stored_type.h"
 #include "sampled_softmax_loss/kept_rows.h"
 #include "sampled_softmax_loss/left_out.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"
@@ -166,16 +167,7 @@ void run(const Inputs& inputs, const Outputs& outputs) {
 }  // namespace
 
 void forward_cpu(const Inputs& inputs, const Outputs& outputs) {
-  switch (inputs.dtype) {
-    case Dtype::float32:
-      return run<float>(inputs, outputs);
-    case Dtype::bfloat16:
-      return run<BFloat16>(inputs, outputs);
-    case Dtype::float16:
-      return run<Float16>(inputs, outputs);
-    case Dtype::float64:
-      return run<double>(inputs, outputs);
-  }
+  with_stored_type(inputs.dtype, [&]<class T>() { run<T>(inputs, outputs); });
 }
 
 }  // namespace argus::sampled_softmax_loss

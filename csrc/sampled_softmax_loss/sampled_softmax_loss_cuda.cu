@@ -1,4 +1,5 @@
 // Launches the sampled softmax kernels.
+#include "common/cuda/stored_type.cuh"
 #include "sampled_softmax_loss/backward_kernels.cuh"
 #include "sampled_softmax_loss/forward_kernels.cuh"
 
@@ -77,27 +78,13 @@ void backward(const Inputs& inputs, const Gradients& gradients, const CudaPlan& 
 void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
                   const Workspace& workspace, void* stream) {
   if (inputs.rows == 0) return;
-  switch (inputs.dtype) {
-    case Dtype::bfloat16:
-      return forward<__nv_bfloat16>(inputs, outputs, plan, workspace, stream);
-    case Dtype::float16:
-      return forward<__half>(inputs, outputs, plan, workspace, stream);
-    default:
-      return forward<float>(inputs, outputs, plan, workspace, stream);
-  }
+  with_device_type(inputs.dtype, [&]<class T>() { forward<T>(inputs, outputs, plan, workspace, stream); });
 }
 
 void backward_cuda(const Inputs& inputs, const Gradients& gradients, const CudaPlan& plan,
                    const Workspace& workspace, void* stream) {
   if (inputs.rows == 0) return;
-  switch (inputs.dtype) {
-    case Dtype::bfloat16:
-      return backward<__nv_bfloat16>(inputs, gradients, plan, workspace, stream);
-    case Dtype::float16:
-      return backward<__half>(inputs, gradients, plan, workspace, stream);
-    default:
-      return backward<float>(inputs, gradients, plan, workspace, stream);
-  }
+  with_device_type(inputs.dtype, [&]<class T>() { backward<T>(inputs, gradients, plan, workspace, stream); });
 }
 
 }  // namespace argus::sampled_softmax_loss

@@ -3,8 +3,6 @@
 // number.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <limits>
@@ -13,6 +11,7 @@
 #include <vector>
 
 #include "common/torch/sort.h"
+#include "common/torch/stream.h"
 #include "triple_embedding/inputs.h"
 #include "triple_embedding/triple_embedding_cuda.h"
 
@@ -44,21 +43,15 @@ inline CudaProblem make_cuda_problem(const Inputs& inputs) {
   return problem;
 }
 
-inline void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return stream;
-}
-
 inline Tensor forward_on_cuda(Tensor ids, std::vector<Tensor> tables, std::vector<int64_t> columns,
                               Tensor weight, std::optional<Tensor> bias) {
   const Inputs inputs = dense_inputs(ids, tables, columns, weight);
-  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
+  const CurrentStream stream(weight);
   const CudaProblem problem = make_cuda_problem(inputs);
   const std::optional<Tensor> dense = dense_bias(inputs, bias);
   Tensor output = new_result(inputs.weight, {problem.events, problem.width});
   launch_forward({problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr()},
-                 current_stream(weight));
+                 stream.get());
   return output;
 }
 
@@ -101,7 +94,7 @@ inline std::vector<SortedTables> sort_tables(const Inputs& inputs, const CudaPro
     group.keys.events = problem.events;
     Tensor keys = torch::stable::new_empty(inputs.ids, {group.keys.count * problem.events}, ScalarType::Int);
     group.keys.keys = keys.mutable_data_ptr<int32_t>();
-    launch_keys(group.keys, current_stream(inputs.ids));
+    launch_keys(group.keys, CurrentStream(inputs.ids).get());
     std::tie(group.sorted, group.positions) = sort_stably(keys);
   }
   return groups;
@@ -126,7 +119,7 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
   const int chunk = depth(problem) / std::max(problem.chunks, 1);
   for (int c = begin; c < end; ++c)
     sums.first_elements[c - begin] = problem.columns[group.keys.columns[c]].first_chunk * chunk;
-  void* stream = current_stream(table);
+  const CurrentStream stream(table);
   sums.events = problem.events;
   sums.first_position = begin * problem.events;
   sums.count = (end - begin) * problem.events;
@@ -137,7 +130,7 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
   Tensor slots;
   if (values == nullptr) {
     Tensor leaders = torch::stable::new_empty(inputs.ids, {sums.count});
-    launch_leaders(sums.keys, sums.count, sums.first_key, leaders.mutable_data_ptr<int64_t>(), stream);
+    launch_leaders(sums.keys, sums.count, sums.first_key, leaders.mutable_data_ptr<int64_t>(), stream.get());
     slots = running_sum(leaders);
     const int64_t found = last_on_host(slots);
     made.push_back(torch::stable::new_empty(inputs.ids, {found}));
@@ -155,7 +148,7 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
   sums.depth = depth(problem);
   sums.width = static_cast<int>(table.size(1));
   sums.dtype = dtype_of(table);
-  launch_row_sums(sums, stream);
+  launch_row_sums(sums, stream.get());
 }
 
 inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
@@ -163,7 +156,7 @@ inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::ve
                                             std::vector<Tensor> d_tables, bool sparse, bool needs_tables,
                                             bool needs_weight, bool needs_bias) {
   const Inputs inputs = dense_inputs(ids, tables, columns, weight);
-  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
+  const CurrentStream stream(weight);
   const Tensor dense = dense_gradient(inputs, gradient);
   CudaBackward backward{};
   backward.problem = make_cuda_problem(inputs);
@@ -187,7 +180,7 @@ inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::ve
     backward.bias_parts = bias_sums.mutable_data_ptr<float>();
     backward.d_bias = d_bias.mutable_data_ptr();
   }
-  launch_backward(backward, current_stream(weight));
+  launch_backward(backward, stream.get());
   std::vector<Tensor> made;
   if (needs_tables) {
     if (!sparse) check_zeros(inputs, d_tables);

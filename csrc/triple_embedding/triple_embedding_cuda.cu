@@ -1,6 +1,7 @@
 // Launches the kernels of triple_embedding.
 #include <algorithm>
 
+#include "common/cuda/stored_type.cuh"
 #include "triple_embedding/triple_embedding_cuda.h"
 #include "triple_embedding/triple_embedding_kernels.cuh"
 
@@ -83,16 +84,9 @@ void launch_row_sums_typed(const CudaRowSums& sums, void* stream) {
 template <class Visit>
 void with_types(const CudaProblem& problem, const Visit& visit) {
   const bool wide_tables = problem.table_dtype == Dtype::float32;
-  switch (problem.dtype) {
-    case Dtype::bfloat16:
-      return wide_tables ? visit.template operator()<__nv_bfloat16, float>()
-                         : visit.template operator()<__nv_bfloat16, __nv_bfloat16>();
-    case Dtype::float16:
-      return wide_tables ? visit.template operator()<__half, float>()
-                         : visit.template operator()<__half, __half>();
-    default:
-      return visit.template operator()<float, float>();
-  }
+  with_device_type(problem.dtype, [&]<class T>() {
+    wide_tables ? visit.template operator()<T, float>() : visit.template operator()<T, T>();
+  });
 }
 
 int chunk_of(const CudaProblem& problem) {
@@ -153,14 +147,7 @@ void launch_leaders(const int32_t* keys, int64_t count, int32_t first_key, int64
 
 void launch_row_sums(const CudaRowSums& sums, void* stream) {
   if (sums.count == 0) return;
-  switch (sums.dtype) {
-    case Dtype::bfloat16:
-      return launch_row_sums_typed<__nv_bfloat16>(sums, stream);
-    case Dtype::float16:
-      return launch_row_sums_typed<__half>(sums, stream);
-    default:
-      return launch_row_sums_typed<float>(sums, stream);
-  }
+  with_device_type(sums.dtype, [&]<class T>() { launch_row_sums_typed<T>(sums, stream); });
 }
 
 }  // namespace argus::triple_embedding

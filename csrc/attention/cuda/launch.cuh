@@ -4,6 +4,7 @@
 
 #include "attention/cuda/backward.cuh"
 #include "attention/cuda/forward.cuh"
+#include "common/cuda/stored_type.cuh"
 
 namespace argus::attention {
 
@@ -18,16 +19,7 @@ void with_width(const Arguments& given, Run run) {
 
 template <class Run>
 void with_kernel(const Arguments& given, Run run) {
-  switch (given.dtype) {
-    case Dtype::float32:
-      return with_width<float>(given, run);
-    case Dtype::bfloat16:
-      return with_width<__nv_bfloat16>(given, run);
-    case Dtype::float16:
-      return with_width<__half>(given, run);
-    case Dtype::float64:
-      return;  // call.h refuses it
-  }
+  with_device_type(given.dtype, [&]<class T>() { with_width<T>(given, run); });
 }
 
 template <int kRows>
