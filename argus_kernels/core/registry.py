@@ -49,7 +49,7 @@ class Backend:
     backward: Callable[..., Sequence[Any]] | None = None
     why_not: Callable[[Inputs], list[str]] = serves_everything
     available: Callable[[], str | None] = lambda: None
-    by_name_only: Callable[[], str | None] = lambda: None
+    excluded_from_auto: Callable[[], str | None] = lambda: None
     """Why "auto" passes over this backend on this machine, though it serves where it is named; None if it does not."""
 
     def reasons(self, inputs: Inputs) -> list[str]:
@@ -59,7 +59,7 @@ class Backend:
 
     def automatic_reasons(self, inputs: Inputs) -> list[str]:
         """Why "auto" does not take this backend for `inputs`; empty if it does."""
-        passed_over = self.by_name_only()
+        passed_over = self.excluded_from_auto()
         return self.reasons(inputs) or ([passed_over] if passed_over else [])
 
 

@@ -67,7 +67,7 @@ def available() -> str | None:
     return None
 
 
-def by_name_only() -> str | None:
+def excluded_from_auto() -> str | None:
     """Why "auto" passes over the Triton kernels, or None: the interpreter serves who asks for it."""
     return "triton serves by name only: its interpreter is for tests" if interpreted() else None
 
@@ -119,7 +119,7 @@ def triton_backend(module: str, why_not: Callable[[Inputs], list[str]], *, diffe
         found = why_not(inputs)
         return found + [sentence for sentence in _one_gpu(inputs) if sentence not in found]
 
-    return Backend("triton", forward, backward if differentiable else None, reasons, available, by_name_only)
+    return Backend("triton", forward, backward if differentiable else None, reasons, available, excluded_from_auto)
 
 
 def _one_gpu(inputs: Inputs) -> list[str]:

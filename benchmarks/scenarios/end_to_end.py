@@ -183,7 +183,7 @@ def backends_of_every_op() -> tuple[str, ...]:
     from argus_kernels.ops import OPS
 
     declared = [
-        [one.name for one in op.backends if one.available() is None and one.by_name_only() is None]
+        [one.name for one in op.backends if one.available() is None and one.excluded_from_auto() is None]
         for op in OPS
         if op.name in MODEL_OPS
     ]

@@ -25,7 +25,7 @@ from benchmarks.scenarios.curves import Call, Curve, curves
 
 MEMORY_SHARE = 0.7
 """Of the memory that is free before a point, how much it may take."""
-LEAST_REPEATS = 3
+MIN_REPEATS = 3
 
 
 def run(
@@ -51,7 +51,7 @@ def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: S
     """The curve's series, their points measured together size by size."""
     series = [Series(curve.op, curve.axis, name, backend, dtype) for name in curve.passes for backend in backends]
     ends = time.monotonic() + seconds
-    budget = Budget(0.5 * seconds / (len(curve.sizes) * len(series)), LEAST_REPEATS, max_repeats=30)
+    budget = Budget(0.5 * seconds / (len(curve.sizes) * len(series)), MIN_REPEATS, max_repeats=30)
     for size in curve.sizes:
         held = curve.bytes_of(size, DTYPES[dtype].itemsize)
         free = free_bytes(device)
@@ -119,7 +119,7 @@ def reason_against(series: Series, size: int, held: int, free: int, seconds_left
     if held + extra > MEMORY_SHARE * free:
         return f"needs about {(held + extra) / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
     once = foreseen([(point.size, point.ms.p50 / 1e3) for point in seen if point.ms], size)
-    needed = (once or 0.0) * (LEAST_REPEATS + 2)
+    needed = (once or 0.0) * (MIN_REPEATS + 2)
     if needed > seconds_left:
         return f"needs about {needed:.0f} s, {seconds_left:.0f} s of the time budget are left"
     return None

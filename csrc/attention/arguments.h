@@ -74,13 +74,13 @@ struct Backward {
 };
 
 // Blocks of query rows that the backward pass has on CUDA at most: the size of its scratch.
-constexpr int64_t kLeastRows = 32;
+constexpr int64_t kMinRows = 32;
 constexpr int64_t most_blocks(int64_t rows, int64_t users) {
-  return rows / kLeastRows + users + 1;
+  return rows / kMinRows + users + 1;
 }
 
 // What a CUDA kernel's shared memory has room for.
-constexpr int32_t kMostPositions = 512;
-constexpr int32_t kMostWidth = 256;
+constexpr int32_t kMaxPositions = 512;
+constexpr int32_t kMaxWidth = 256;
 
 }  // namespace argus::attention

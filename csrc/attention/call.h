@@ -58,8 +58,8 @@ inline void check_query(const Given& given) {
     return;
   }
   check_dtype(given.op, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  if (width < 8 || width % 8 != 0 || width > kMostWidth)
-    fail(given.op, "q has head width ", width, ", expected a multiple of 8 from 8 to ", kMostWidth);
+  if (width < 8 || width % 8 != 0 || width > kMaxWidth)
+    fail(given.op, "q has head width ", width, ", expected a multiple of 8 from 8 to ", kMaxWidth);
   if (heads > 65535) fail(given.op, "q has ", heads, " heads, expected at most 65535");
 }
 
@@ -139,9 +139,9 @@ inline void check_options(const Given& given) {
        {std::pair{"query_time", &given.query_time}, std::pair{"key_time", &given.key_time}}) {
     if (given.time_bias && !*time) fail(given.op, name, " is not given, expected it beside time_bias");
   }
-  if (given.q.is_cuda() && given.position_bias && given.position_bias->size(1) > kMostPositions)
+  if (given.q.is_cuda() && given.position_bias && given.position_bias->size(1) > kMaxPositions)
     fail(given.op, "position_bias has ", given.position_bias->size(1), " columns, expected at most ",
-         kMostPositions);
+         kMaxPositions);
 }
 
 inline Arguments arguments_of(const Given& given) {

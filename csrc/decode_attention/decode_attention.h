@@ -85,8 +85,8 @@ constexpr int64_t kWidest = 256;
 // many multiprocessors, but never more than 64 chunks, whose results take less than a hundredth of the
 // history.
 inline int64_t cuda_chunk_events(int64_t capacity) {
-  constexpr int64_t kTile = 128, kMostChunks = 64;
-  return std::max(kTile, (capacity + kMostChunks * kTile - 1) / (kMostChunks * kTile) * kTile);
+  constexpr int64_t kTile = 128, kMaxChunks = 64;
+  return std::max(kTile, (capacity + kMaxChunks * kTile - 1) / (kMaxChunks * kTile) * kTile);
 }
 
 // Chunks that a history can reach into.
@@ -98,9 +98,9 @@ inline int64_t cuda_chunks(const Params& params) {
 
 // Users whose partial results are in memory at one time.
 inline int64_t cuda_users_at_once(const Params& params) {
-  constexpr int64_t kMostElements = int64_t{1} << 26, kMostPairs = int64_t{1} << 30;
+  constexpr int64_t kMaxElements = int64_t{1} << 26, kMaxPairs = int64_t{1} << 30;
   const int64_t of_user = std::max<int64_t>(1, cuda_chunks(params) * partial_elements(params));
-  const int64_t most = std::min(kMostElements / of_user, kMostPairs / std::max<int64_t>(params.heads, 1));
+  const int64_t most = std::min(kMaxElements / of_user, kMaxPairs / std::max<int64_t>(params.heads, 1));
   return std::clamp<int64_t>(most, 1, std::max<int64_t>(params.users, 1));
 }
 

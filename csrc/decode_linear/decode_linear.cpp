@@ -35,7 +35,7 @@ void check(const Arguments& given) {
   const Tensor &x = given.x, &weight = given.weight;
   check_shape(kOp, "x", x, "[n, I]", {-1, -1});
   check_dtype(kOp, "x", x, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
-  if (x.size(0) > kMostRows) fail(kOp, "x has ", x.size(0), " rows, expected at most ", kMostRows);
+  if (x.size(0) > kMaxRows) fail(kOp, "x has ", x.size(0), " rows, expected at most ", kMaxRows);
   check_shape(kOp, "weight", weight, "[O, I]", {-1, x.size(1)});
   if (weight.size(0) == 0 || weight.size(1) == 0)
     fail(kOp, "weight has shape ", shape_text(weight), ", expected no size of 0");

@@ -13,7 +13,7 @@
 
 namespace argus::decode_linear {
 
-constexpr int64_t kMostRows = 16;
+constexpr int64_t kMaxRows = 16;
 constexpr int64_t kTileOutputs = 16;
 
 struct Params {

@@ -212,8 +212,8 @@ ARGUS_INLINE void finish(const Params& params, int64_t row, int64_t output, int6
 template <class T>
 ARGUS_INLINE void multiply(const Params& params, int64_t first, int64_t last) {
   using A = Arithmetic<T>;
-  alignas(64) A lane_sums[kMostRows * kTogether * kLanes] = {};
-  alignas(64) A products[kMostRows * kTileOutputs] = {};
+  alignas(64) A lane_sums[kMaxRows * kTogether * kLanes] = {};
+  alignas(64) A products[kMaxRows * kTileOutputs] = {};
   const T* weight = static_cast<const T*>(params.weight);
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t output = tile * kTileOutputs, count = std::min(kTileOutputs, params.outputs - output);

@@ -226,9 +226,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
 
 void check_limits(const Inputs& inputs) {
   const int64_t tasks = static_cast<int64_t>(inputs.classes.size());
-  if (tasks > kMostTasks) fail(kOp, "classes has ", tasks, " tasks, expected at most ", kMostTasks);
-  if (inputs.weight.size(1) > kMostLogits) {
-    fail(kOp, "weight has ", inputs.weight.size(1), " columns, expected at most ", kMostLogits);
+  if (tasks > kMaxTasks) fail(kOp, "classes has ", tasks, " tasks, expected at most ", kMaxTasks);
+  if (inputs.weight.size(1) > kMaxLogits) {
+    fail(kOp, "weight has ", inputs.weight.size(1), " columns, expected at most ", kMaxLogits);
   }
   check_dtype(kOp, "hidden", inputs.hidden, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
   for (const auto& [name, tensor] : {std::pair{"weight", &inputs.weight}, std::pair{"bias", &inputs.bias},

@@ -34,12 +34,12 @@ struct Params {
 
 // Rows are cut into blocks by their number alone, and sums run block by block: the same bits on any number of
 // threads.
-constexpr int64_t kMostBlocks = 64;
+constexpr int64_t kMaxBlocks = 64;
 
 inline int64_t block_rows(int64_t rows) {
-  constexpr int64_t kLeast = 512;
-  const int64_t even = (rows + kMostBlocks - 1) / kMostBlocks;
-  const int64_t tiles = ((even > kLeast ? even : kLeast) + kTileRows - 1) / kTileRows;
+  constexpr int64_t kMin = 512;
+  const int64_t even = (rows + kMaxBlocks - 1) / kMaxBlocks;
+  const int64_t tiles = ((even > kMin ? even : kMin) + kTileRows - 1) / kTileRows;
   return tiles * kTileRows;
 }
 

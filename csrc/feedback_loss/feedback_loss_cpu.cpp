@@ -1,6 +1,6 @@
 // The feedback losses on the CPU, a tile of 32 rows at a time.
 //
-// The projection (products.h) leaves the few logits of the tile turned, a lane a row: task losses and
+// The projection (products.h) leaves the few logits of the tile transposed, a lane a row: task losses and
 // residuals are elementwise there. Backward reads the tile once more, from the cache, for d_hidden and
 // d_weight at once. Rows stay in the type they are multiplied in (Operand): bfloat16 where the machine has
 // instructions for it, else float32.
@@ -252,8 +252,8 @@ ARGUS_INLINE void put_residuals(const TaskRows<A>& rows, A factor, A* to) {
 // stood.
 template <class Operand>
 void spread(const Weights<Operand>& weights, const Scratch<Operand>& scratch, Sum<Operand>* d_weight) {
-  for (int64_t first = 0; first < weights.columns; first += kMostColumns) {
-    const int64_t columns = std::min(kMostColumns, weights.columns - first), place = first * weights.width;
+  for (int64_t first = 0; first < weights.columns; first += kMaxColumns) {
+    const int64_t columns = std::min(kMaxColumns, weights.columns - first), place = first * weights.width;
     spread_tile(scratch.row, scratch.d_row, scratch.logits.data() + first * kTileRows,
                 weights.by_column.data() + place, d_weight + place, weights.width, columns, first > 0);
   }
@@ -349,7 +349,7 @@ void with_types(const Params& params, Visit&& visit) {
     case Dtype::float64:
       return visit.template operator()<double, double>();
     case Dtype::bfloat16:
-      if (matmul::bfloat16_unit() != matmul::BFloat16Unit::none && params.columns <= kMostColumns) {
+      if (matmul::bfloat16_unit() != matmul::BFloat16Unit::none && params.columns <= kMaxColumns) {
         return visit.template operator()<BFloat16, BFloat16>();
       }
       return visit.template operator()<BFloat16, float>();

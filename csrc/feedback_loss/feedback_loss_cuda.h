@@ -7,8 +7,8 @@
 
 namespace argus::feedback_loss {
 
-constexpr int kMostTasks = 32;
-constexpr int64_t kMostLogits = 128;
+constexpr int kMaxTasks = 32;
+constexpr int64_t kMaxLogits = 128;
 
 // All memory is the device's but for `classes`.
 struct CudaParams {
@@ -23,7 +23,7 @@ struct CudaParams {
   int32_t columns;
   int32_t tasks;
   Dtype dtype;
-  int32_t classes[kMostTasks];
+  int32_t classes[kMaxTasks];
 
   // Scratch: a block's sums of w · l and of w for each task; from them the scales v_f / Σ w, backward times
   // d_loss.
@@ -45,11 +45,11 @@ struct CudaParams {
 // Rows are worked on in tiles, dealt to the blocks in turn. The number of blocks depends on the rows alone,
 // so that every GPU adds in the same order.
 constexpr int64_t kCudaTileRows = 64;
-constexpr int64_t kMostParts = 528;
+constexpr int64_t kMaxParts = 528;
 
 inline int64_t cuda_parts(int64_t rows) {
   const int64_t tiles = (rows + kCudaTileRows - 1) / kCudaTileRows;
-  return tiles < kMostParts ? tiles : kMostParts;
+  return tiles < kMaxParts ? tiles : kMaxParts;
 }
 
 // Enqueue on `stream`, a cudaStream_t; rows ≥ 1 and tasks ≥ 1.

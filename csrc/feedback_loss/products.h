@@ -10,10 +10,10 @@
 namespace argus::feedback_loss {
 
 constexpr int64_t kTileRows = 32;
-constexpr int64_t kLine = 16;         // columns of a packed line of the projection's weight
-constexpr int64_t kWidthStep = 32;    // rows are read in a whole number of steps of this many elements
-constexpr int64_t kMostColumns = 12;  // columns of weight whose gradients stay in registers
-constexpr int64_t kColumnStep = 4;    // gradients are made for a multiple of this many columns
+constexpr int64_t kLine = 16;        // columns of a packed line of the projection's weight
+constexpr int64_t kWidthStep = 32;   // rows are read in a whole number of steps of this many elements
+constexpr int64_t kMaxColumns = 12;  // columns of weight whose gradients stay in registers
+constexpr int64_t kColumnStep = 4;   // gradients are made for a multiple of this many columns
 
 // Operands are float, double, or BFloat16 where matmul.h says that this machine multiplies it as it is; sums,
 // bias and residuals are matmul::Sum<Operand>.
@@ -43,7 +43,7 @@ void project_tile(const Operand* const* rows, int64_t row_bytes, const Operand* 
                   const Sum<Operand>* bias, int64_t width, int64_t columns, Sum<Operand>* to);
 
 // With dz[c · kTileRows + r] the residuals of `columns` columns, a multiple of kColumnStep up to
-// kMostColumns, weight by place_in_column and d_weight column after column, `width` elements apart:
+// kMaxColumns, weight by place_in_column and d_weight column after column, `width` elements apart:
 //
 //   d_rows[r][d] (+)= Σ_c dz[c][r] · weight[c][d],  d_weight[c][d] += Σ_r dz[c][r] · rows[r][d]
 //

@@ -231,8 +231,8 @@ void project_bfloat16(const BFloat16* const* rows, int64_t row_bytes, const BFlo
 
 // Residuals rounded to bfloat16: in pairs of rows for d_weight, in pairs of columns for d_hidden.
 struct PairedResiduals {
-  alignas(64) uint32_t of_rows[kMostColumns][kTileRows / 2];
-  alignas(64) uint32_t of_columns[kMostColumns / 2][kTileRows];
+  alignas(64) uint32_t of_rows[kMaxColumns][kTileRows / 2];
+  alignas(64) uint32_t of_columns[kMaxColumns / 2][kTileRows];
 };
 
 ARGUS_TARGET(ARGUS_AVX512_BF16)

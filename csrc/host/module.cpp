@@ -18,7 +18,7 @@
 namespace argus::host {
 namespace {
 
-constexpr int64_t kMostSlots = (int64_t{1} << 32) - 1;
+constexpr int64_t kMaxSlots = (int64_t{1} << 32) - 1;
 
 // Hands the vector's memory to numpy without a copy.
 Array<int64_t> to_numpy(std::vector<int64_t>&& values) {
@@ -33,7 +33,7 @@ Array<int64_t> to_numpy(std::vector<int64_t>&& values) {
 Array<int64_t> py_hash_ids(const Array<int64_t>& ids, const Array<uint64_t>& keys, int64_t slots) {
   check_vector("hash_ids", "ids", ids);
   check_vector("hash_ids", "keys", keys);
-  check_range("hash_ids", "slots", slots, 1, kMostSlots);
+  check_range("hash_ids", "slots", slots, 1, kMaxSlots);
   Array<int64_t> out({keys.size(), ids.size()});
   int64_t* to = out.mutable_data();
   py::gil_scoped_release released;
@@ -45,7 +45,7 @@ void check_sketch(const char* function, const Array<double>& table, const Array<
                   const Array<int64_t>& ids) {
   if (table.ndim() != 2) refuse(function, "table has shape ", shape_text(table), ", expected [depth, width]");
   check_range(function, "the table's depth", table.shape(0), 1, kMaxDepth);
-  check_range(function, "the table's width", table.shape(1), 1, kMostSlots);
+  check_range(function, "the table's width", table.shape(1), 1, kMaxSlots);
   check_vector(function, "keys", keys, table.shape(0));
   check_vector(function, "ids", ids);
 }
@@ -79,17 +79,17 @@ Array<double> py_sketch_estimate(const Array<double>& table, const Array<uint64_
 
 void check_plan(const Array<int64_t>& offsets, const Array<int64_t>& order, const PackOptions& options) {
   constexpr const char* kFunction = "plan_batches";
-  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  constexpr int64_t kMax = std::numeric_limits<int64_t>::max();
   check_vector(kFunction, "offsets", offsets);
   check_vector(kFunction, "order", order);
   if (offsets.size() < 1) refuse(kFunction, "offsets is empty, expected at least 1 value");
-  check_range(kFunction, "window", options.window, 1, kMost);
-  check_range(kFunction, "token_budget", options.token_budget, options.window, kMost);
+  check_range(kFunction, "window", options.window, 1, kMax);
+  check_range(kFunction, "token_budget", options.token_budget, options.window, kMax);
   check_range(kFunction, "stride", options.stride, 1, options.window);
-  check_range(kFunction, "max_users", options.max_users, 1, kMost);
-  check_range(kFunction, "min_events", options.min_events, 0, kMost);
+  check_range(kFunction, "max_users", options.max_users, 1, kMax);
+  check_range(kFunction, "min_events", options.min_events, 0, kMax);
   const int64_t* offset = offsets.data();
-  check_range(kFunction, "offsets[0]", offset[0], 0, kMost);
+  check_range(kFunction, "offsets[0]", offset[0], 0, kMax);
   for (int64_t i = 1; i < offsets.size(); ++i) {
     if (offset[i] < offset[i - 1])
       refuse(kFunction, "offsets[", i, "] is ", offset[i], " after ", offset[i - 1], ", expected no fall");

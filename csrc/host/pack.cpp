@@ -79,10 +79,10 @@ int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t orde
 
 int64_t most_windows() {
   // Four numbers, their batch's, and as much again for what the caller makes of them.
-  constexpr int64_t kWindowBytes = 64, kMost = int64_t{1} << 28;
+  constexpr int64_t kWindowBytes = 64, kMax = int64_t{1} << 28;
   const int64_t fitting =
       static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) / 2 * (sysconf(_SC_PAGE_SIZE) / kWindowBytes);
-  return std::min(kMost, fitting);
+  return std::min(kMax, fitting);
 }
 
 Plan plan_batches(const int64_t* offsets, const int64_t* order, int64_t order_count,

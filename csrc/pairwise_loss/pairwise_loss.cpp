@@ -197,10 +197,9 @@ Work checked_work(const Tensor& scores, const Tensor& grades, const Tensor& orde
   check_row("users", users, scores, ScalarType::Int);
   check_row("times", times, scores, ScalarType::Long);
   if (window < 0) fail(kOp, "window is ", window, ", expected at least 0");
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  if (user_count < 0 || user_count > kMost)
-    fail(kOp, "user_count is ", user_count, ", expected 0 to ", kMost);
-  if (scores.size(0) > kMost) fail(kOp, "scores has ", scores.size(0), " events, expected at most ", kMost);
+  constexpr int64_t kMax = std::numeric_limits<int32_t>::max();
+  if (user_count < 0 || user_count > kMax) fail(kOp, "user_count is ", user_count, ", expected 0 to ", kMax);
+  if (scores.size(0) > kMax) fail(kOp, "scores has ", scores.size(0), " events, expected at most ", kMax);
   return Work(scores, grades, order, users, times, user_count, window);
 }
 

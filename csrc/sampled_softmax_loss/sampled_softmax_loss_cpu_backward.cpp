@@ -100,13 +100,13 @@ class Backward {
   static constexpr int64_t kRowGrain = 64;
 
   struct Scratch {
-    Buffer<P> for_scores, for_queries, d_scores, turned;
+    Buffer<P> for_scores, for_queries, d_scores, transposed;
     Buffer<A> scores, left_out;  // left_out: not 0 where a pair is
     explicit Scratch(const Backward& b)
         : for_scores(matmul::right_size<P>(kBlock, b.width_)),
           for_queries(matmul::right_size<P>(b.width_, kBlock)),
           d_scores(kTileRows * kBlock),
-          turned(kBlock * matmul::padded_depth<P>(kTileRows)),
+          transposed(kBlock * matmul::padded_depth<P>(kTileRows)),
           scores(kTileRows * kBlock),
           left_out(b.pair_by_pair_ ? kTileRows * kBlock : 0) {}
   };
@@ -197,9 +197,11 @@ class Backward {
                               count, width_, columns, !first_block);
         if (out_.d_candidates != nullptr) {
           const int64_t turned_depth = matmul::padded_depth<P>(count);
-          matmul::pack_left<P, P>(scratch.turned.get(), scratch.d_scores.get(), columns, count, 1, kBlock);
-          matmul::multiply<P>(d_candidates(section) + block * kBlock * width_, width_, scratch.turned.get(),
-                              turned_depth, right(section, tile), columns, width_, count, !first_tile);
+          matmul::pack_left<P, P>(scratch.transposed.get(), scratch.d_scores.get(), columns, count, 1,
+                                  kBlock);
+          matmul::multiply<P>(d_candidates(section) + block * kBlock * width_, width_,
+                              scratch.transposed.get(), turned_depth, right(section, tile), columns, width_,
+                              count, !first_tile);
         }
       }
     }

@@ -40,8 +40,8 @@ ARGUS_INLINE void close_row(A* row, int64_t columns, int64_t end) {
 // ∞ − ∞ is NaN. A score of +∞ then gives an infinite sum, scores of −∞ alone a sum of 0.
 template <class A>
 ARGUS_INLINE A shift_of(A peak) {
-  constexpr A kMost = std::numeric_limits<A>::max();
-  return peak >= -kMost && peak <= kMost ? peak : A{0};
+  constexpr A kMax = std::numeric_limits<A>::max();
+  return peak >= -kMax && peak <= kMax ? peak : A{0};
 }
 
 // Adds the tile's candidates to each row's log-sum-exp, kept as a peak and a sum relative to it.

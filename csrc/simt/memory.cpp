@@ -33,9 +33,9 @@ const Fiber& current_fiber();
 namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
-constexpr size_t kSharedGap = 128, kMostShared = 227 << 10, kArenaBytes = kMostShared + 64 * kSharedGap;
+constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kArenaBytes = kMaxShared + 64 * kSharedGap;
 constexpr uintptr_t kFar = 64 << 10;  // from a buffer, where an address is no longer said to be off its end
-constexpr size_t kMostAccesses = 1 << 22;
+constexpr size_t kMaxAccesses = 1 << 22;
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
 // When and by whom a byte was touched. Blocks are numbered through all launches.
@@ -223,9 +223,9 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
 
 void* add_array(const std::string& name, const void* tag, size_t bytes) {
   memory.shared_used += bytes;
-  if (memory.shared_used > kMostShared || memory.arrays.size() >= 60) {
+  if (memory.shared_used > kMaxShared || memory.arrays.size() >= 60) {
     fault("the block's shared arrays take " + bytes_text(memory.shared_used) + ", more than the " +
-          std::to_string(kMostShared) + " a block can have");
+          std::to_string(kMaxShared) + " a block can have");
   }
   const size_t aligned = (bytes + kSharedGap - 1) / kSharedGap * kSharedGap;
   const uintptr_t base =
@@ -299,8 +299,8 @@ void access_by(int thread, const void* pointer, size_t bytes, Kind kind) {
 
 void access(const void* pointer, size_t bytes, Kind kind) {
   if (!in_kernel()) return;
-  if (++memory.accesses > kMostAccesses) {
-    fault("spins: " + std::to_string(kMostAccesses) +
+  if (++memory.accesses > kMaxAccesses) {
+    fault("spins: " + std::to_string(kMaxAccesses) +
           " accesses without a barrier, as a wait for another thread makes");
   }
   if (current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) return;

@@ -18,11 +18,11 @@
 namespace argus::triple_embedding {
 
 inline CudaProblem make_cuda_problem(const Inputs& inputs) {
-  constexpr int64_t kMostWidth = std::numeric_limits<int>::max();
-  if (inputs.weight.size(0) > kMostWidth || inputs.weight.size(1) > kMostWidth)
+  constexpr int64_t kMaxWidth = std::numeric_limits<int>::max();
+  if (inputs.weight.size(0) > kMaxWidth || inputs.weight.size(1) > kMaxWidth)
     fail(kOp, "weight has shape ", shape_text(inputs.weight), ", expected sizes below 2^31");
-  if (inputs.columns.size() > static_cast<size_t>(kMostColumns))
-    fail(kOp, "ids has ", inputs.columns.size(), " columns, expected at most ", kMostColumns);
+  if (inputs.columns.size() > static_cast<size_t>(kMaxColumns))
+    fail(kOp, "ids has ", inputs.columns.size(), " columns, expected at most ", kMaxColumns);
   CudaProblem problem{};
   problem.ids = inputs.ids.const_data_ptr<int64_t>();
   problem.weight = inputs.weight.const_data_ptr();

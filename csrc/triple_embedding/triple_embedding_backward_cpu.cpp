@@ -19,7 +19,7 @@ namespace argus::triple_embedding {
 namespace {
 
 constexpr int64_t kChunkEvents = 1024;  // of a chunk at least, but for the last
-constexpr int64_t kMostChunks = 32;
+constexpr int64_t kMaxChunks = 32;
 constexpr int64_t kChunkStep = 64;  // chunks are multiples of it
 
 // Each index of [0, count) once, by any thread.
@@ -68,7 +68,7 @@ class BackwardPass {
         backward_(backward),
         layout_(lay_out(problem)),
         gradient_(static_cast<const Weight*>(backward.gradient)) {
-    const int64_t wanted = std::max(kChunkEvents, (problem.events + kMostChunks - 1) / kMostChunks);
+    const int64_t wanted = std::max(kChunkEvents, (problem.events + kMaxChunks - 1) / kMaxChunks);
     chunk_ = (wanted + kChunkStep - 1) / kChunkStep * kChunkStep;
     chunks_ = std::max<int64_t>(1, (problem.events + chunk_ - 1) / chunk_);
   }
@@ -121,15 +121,15 @@ class BackwardPass {
 
   // Written before it is read, so never filled.
   template <class T>
-  struct Room {
+  struct Memory {
     void take(int64_t size) { memory.reset(new T[static_cast<size_t>(size)]); }
     T* data() const { return memory.get(); }
     std::unique_ptr<T[]> memory;
   };
 
   struct Scratch {
-    Room<Operand> gathered, transposed, right, left;
-    Room<A> product;
+    Memory<Operand> gathered, transposed, right, left;
+    Memory<A> product;
   };
 
   Scratch make_scratch() const {

@@ -10,7 +10,7 @@ namespace {
 
 constexpr const char* kOp = "triple_embedding";
 constexpr int64_t kWeightPartEvents = 1024, kBiasPartEvents = 256;
-constexpr int kMostWeightParts = 32, kMostBiasParts = 1024;
+constexpr int kMaxWeightParts = 32, kMaxBiasParts = 1024;
 constexpr unsigned kSimpleThreads = 256;
 
 unsigned blocks(int64_t count, int64_t each) {
@@ -114,11 +114,11 @@ int depth(const CudaProblem& problem) {
 }
 
 int weight_parts(int64_t events) {
-  return parts_of(events, kWeightPartEvents, kMostWeightParts);
+  return parts_of(events, kWeightPartEvents, kMaxWeightParts);
 }
 
 int bias_parts(int64_t events) {
-  return parts_of(events, kBiasPartEvents, kMostBiasParts);
+  return parts_of(events, kBiasPartEvents, kMaxBiasParts);
 }
 
 void launch_forward(const CudaForward& forward, void* stream) {

@@ -10,7 +10,7 @@
 
 namespace argus::triple_embedding {
 
-constexpr int kMostColumns = 32;
+constexpr int kMaxColumns = 32;
 
 struct CudaColumn {
   const void* table;
@@ -21,7 +21,7 @@ struct CudaColumn {
 };
 
 struct CudaProblem {
-  CudaColumn columns[kMostColumns];
+  CudaColumn columns[kMaxColumns];
   const int64_t* ids;  // [count, events]
   const void* weight;  // [Σ width, width], contiguous
   int64_t events;
@@ -63,9 +63,9 @@ struct CudaKeys {
   int32_t* keys;       // [count, events]
   int64_t events;
   int count;
-  int columns[kMostColumns];
-  int32_t first_keys[kMostColumns];  // of the table that columns[c] reads
-  int64_t table_rows[kMostColumns];
+  int columns[kMaxColumns];
+  int32_t first_keys[kMaxColumns];  // of the table that columns[c] reads
+  int64_t table_rows[kMaxColumns];
 };
 
 constexpr int kWindow = 32;  // sorted entries that a warp sums
@@ -73,14 +73,14 @@ constexpr int kWindow = 32;  // sorted entries that a warp sums
 // The gradient of one table: for each row that was read, the sum of its rows of the gathered gradient.
 struct CudaRowSums {
   const float* gathered_gradient;
-  int first_elements[kMostColumns];  // of each reading column, in a row of the gathered gradient
-  const int32_t* keys;               // [count], ascending; row keys[i] − first_key − 1, none where that is −1
-  const int64_t* positions;          // [count]; less first_position: reading column · events + event
-  const int64_t* slots;              // [count], row-sparse: leaders up to here, itself included; dense: null
-  int64_t* unique_rows;              // row-sparse: the rows that were read
-  float* heads;                      // [windows, width], the sums of runs that began before a window
-  float* tails;                      // [windows, width], of those that begin in it and go on
-  void* values;                      // dense: [table_rows, width], zeros; row-sparse: [unique, width]
+  int first_elements[kMaxColumns];  // of each reading column, in a row of the gathered gradient
+  const int32_t* keys;              // [count], ascending; row keys[i] − first_key − 1, none where that is −1
+  const int64_t* positions;         // [count]; less first_position: reading column · events + event
+  const int64_t* slots;             // [count], row-sparse: leaders up to here, itself included; dense: null
+  int64_t* unique_rows;             // row-sparse: the rows that were read
+  float* heads;                     // [windows, width], the sums of runs that began before a window
+  float* tails;                     // [windows, width], of those that begin in it and go on
+  void* values;                     // dense: [table_rows, width], zeros; row-sparse: [unique, width]
   int64_t events, count, first_position;
   int32_t first_key;
   int depth, width;

@@ -20,8 +20,8 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 POOLED = 64
 """Elements that a result is judged on at least: draws of a small one are pooled, so that no lucky scalar decides."""
-MOST_DRAWS = 64
-POOLED_INTERPRETED, MOST_INTERPRETED_DRAWS = 24, 24
+MAX_DRAWS = 64
+POOLED_INTERPRETED, MAX_INTERPRETED_DRAWS = 24, 24
 """The same where Triton's interpreter, in which a draw takes up to a second, computes."""
 
 Case = tuple[Op, str, Sample, str]
@@ -66,7 +66,7 @@ def test_error_rule(case: Case, dtype: torch.dtype) -> None:
     op, backend, sample, device = case
     arguments_for(case, dtype)
     interpreted = backend == "triton" and device == "cpu"
-    enough, most = (POOLED_INTERPRETED, MOST_INTERPRETED_DRAWS) if interpreted else (POOLED, MOST_DRAWS)
+    enough, most = (POOLED_INTERPRETED, MAX_INTERPRETED_DRAWS) if interpreted else (POOLED, MAX_DRAWS)
     for verdict in judged(op, sample, backend, dtype, device=device, enough=enough, most=most).values():
         assert verdict.passed, verdict.sentence
 

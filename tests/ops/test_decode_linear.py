@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from argus_kernels import DirectLinear, decode_linear, explain, use_backend
 from argus_kernels.core import native
 from argus_kernels.ops.decode_linear import OP
-from argus_kernels.ops.decode_linear.native import MOST_ROWS, forward
+from argus_kernels.ops.decode_linear.native import MAX_ROWS, forward
 from tests.instruction_sets import require_the_same_bits
 
 DIGEST = """
@@ -73,7 +73,7 @@ def test_the_same_bits_on_every_instruction_set_and_number_of_threads() -> None:
 @needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_a_rows_bits_do_not_depend_on_who_shares_the_call(dtype: torch.dtype) -> None:
-    given = layer(MOST_ROWS, 70, 37, dtype)
+    given = layer(MAX_ROWS, 70, 37, dtype)
     together = decode_linear(**given, backend="cpp")
     for first, last in ((0, 1), (15, 16), (3, 8), (5, 16)):
         some = {**given, "x": given["x"][first:last], "residual": given["residual"][first:last]}
@@ -133,14 +133,14 @@ def test_rows_do_not_touch_each_other() -> None:
 
 @needs_library
 def test_many_rows_are_a_matrix_product() -> None:
-    given = layer(MOST_ROWS + 1, 8, 4)
+    given = layer(MAX_ROWS + 1, 8, 4)
     with pytest.raises(
         ValueError, match=r"decode_linear\[cpp\]: x has 17 rows, expected at most 16: more are a matrix"
     ):
         decode_linear(**given, backend="cpp")
     assert [one.backend for one in explain(decode_linear, **given) if one.serves] == ["reference"]
     assert torch.equal(decode_linear(**given), decode_linear(**given, backend="reference"))
-    few = {**given, "x": given["x"][:MOST_ROWS], "residual": given["residual"][:MOST_ROWS]}
+    few = {**given, "x": given["x"][:MAX_ROWS], "residual": given["residual"][:MAX_ROWS]}
     assert next(one.backend for one in explain(decode_linear, **few) if one.serves) == "cpp"
 
 

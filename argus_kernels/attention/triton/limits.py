@@ -6,7 +6,7 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs
 from argus_kernels.core.triton_support import device_problems, problems
 
-WIDEST_HEAD = 256
+MAX_WIDTH = 256
 
 
 def why_not(inputs: Inputs) -> list[str]:
@@ -18,6 +18,6 @@ def why_not(inputs: Inputs) -> list[str]:
     tables = {"position_bias": inputs.position_bias, "time_bias": inputs.time_bias}
     found += problems(FLOATING, **tables)
     width = inputs.q.shape[2]
-    if width > WIDEST_HEAD:
-        found.append(f"head width is {width}, expected at most {WIDEST_HEAD}")
+    if width > MAX_WIDTH:
+        found.append(f"head width is {width}, expected at most {MAX_WIDTH}")
     return found

@@ -12,7 +12,7 @@ from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
-WIDEST = 256
+MAX_WIDTH = 256
 """Head width that the CUDA kernels hold in registers."""
 
 
@@ -68,8 +68,8 @@ def why_not_cuda(inputs: Inputs) -> list[str]:
         *needs_dtype(FLOATING[:3], q=inputs.q),
         *_layout_problems(inputs),
     ]
-    if inputs.q.shape[-1] > WIDEST:
-        problems.append(f"head width is {inputs.q.shape[-1]}, expected at most {WIDEST}")
+    if inputs.q.shape[-1] > MAX_WIDTH:
+        problems.append(f"head width is {inputs.q.shape[-1]}, expected at most {MAX_WIDTH}")
     return problems
 
 

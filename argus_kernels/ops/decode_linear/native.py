@@ -12,7 +12,7 @@ from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Rows of a call; with more of them computing takes longer than reading, and torch's matrix product is the better."""
 
 
@@ -52,6 +52,6 @@ def why_not(inputs: Inputs) -> list[str]:
         *needs_dtype(FLOATING, x=inputs.x),
     ]
     rows = inputs.x.shape[0]
-    if rows > MOST_ROWS:
-        problems.append(f"x has {rows} rows, expected at most {MOST_ROWS}: more are a matrix product, torch's")
+    if rows > MAX_ROWS:
+        problems.append(f"x has {rows} rows, expected at most {MAX_ROWS}: more are a matrix product, torch's")
     return problems

@@ -12,9 +12,9 @@ from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
-MOST_TASKS = 32
+MAX_TASKS = 32
 """Of the CUDA kernels, whose arguments carry the classes."""
-MOST_LOGITS = 128
+MAX_LOGITS = 128
 """Of the CUDA kernels, which hold a tile's logits in shared memory."""
 
 
@@ -73,10 +73,10 @@ def why_not_cuda(inputs: Inputs) -> list[str]:
     """Every reason why the CUDA backend cannot serve these inputs."""
     problems = [*_tensors_on("cuda", inputs), *needs_dtype(_STORED, hidden=inputs.hidden)]
     tasks, columns = len(inputs.classes), inputs.weight.shape[1]
-    if tasks > MOST_TASKS:
-        problems.append(f"classes has {tasks} tasks, expected at most {MOST_TASKS}")
-    if columns > MOST_LOGITS:
-        problems.append(f"weight has {columns} columns, expected at most {MOST_LOGITS}")
+    if tasks > MAX_TASKS:
+        problems.append(f"classes has {tasks} tasks, expected at most {MAX_TASKS}")
+    if columns > MAX_LOGITS:
+        problems.append(f"weight has {columns} columns, expected at most {MAX_LOGITS}")
     return problems
 
 

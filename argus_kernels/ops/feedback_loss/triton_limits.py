@@ -5,9 +5,9 @@ from __future__ import annotations
 from argus_kernels.core.registry import Inputs
 from argus_kernels.core.triton_support import device_problems, problems
 
-MOST_TASKS = 32
+MAX_TASKS = 32
 """The kernels are compiled with their tasks one after the other."""
-MOST_LOGITS = 128
+MAX_LOGITS = 128
 """A program holds the logits of its rows in registers."""
 
 
@@ -16,8 +16,8 @@ def why_not(inputs: Inputs) -> list[str]:
     found = problems(hidden=inputs.hidden, weight=inputs.weight, bias=inputs.bias)
     found += device_problems(targets=inputs.targets, task_weight=inputs.task_weight, row_weight=inputs.row_weight)
     tasks, columns = len(inputs.classes), inputs.weight.shape[1]
-    if tasks > MOST_TASKS:
-        found.append(f"classes has {tasks} tasks, expected at most {MOST_TASKS}")
-    if columns > MOST_LOGITS:
-        found.append(f"weight has {columns} columns, expected at most {MOST_LOGITS}")
+    if tasks > MAX_TASKS:
+        found.append(f"classes has {tasks} tasks, expected at most {MAX_TASKS}")
+    if columns > MAX_LOGITS:
+        found.append(f"weight has {columns} columns, expected at most {MAX_LOGITS}")
     return found

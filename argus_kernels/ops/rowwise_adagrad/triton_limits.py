@@ -5,7 +5,7 @@ from __future__ import annotations
 from argus_kernels.core.registry import Inputs
 from argus_kernels.core.triton_support import DTYPES, device_problems, problems
 
-WIDEST = 4096
+MAX_WIDTH = 4096
 """Columns of a row that one program holds in registers."""
 
 
@@ -14,6 +14,6 @@ def why_not(inputs: Inputs) -> list[str]:
     found = problems(DTYPES, table=inputs.table, row_gradients=inputs.row_gradients)
     found += device_problems(rows=inputs.rows)
     found += problems(DTYPES[:1], state=inputs.state)
-    if inputs.table.shape[1] > WIDEST:
-        found.append(f"table has {inputs.table.shape[1]} columns, expected at most {WIDEST}")
+    if inputs.table.shape[1] > MAX_WIDTH:
+        found.append(f"table has {inputs.table.shape[1]} columns, expected at most {MAX_WIDTH}")
     return found

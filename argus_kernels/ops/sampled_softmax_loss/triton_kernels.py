@@ -47,7 +47,7 @@ TUNABLES = tuple(
 
 SLAB_BYTES = 128 << 20
 """Memory of the score gradients under way: fixed, however many rows and candidates there are."""
-MOST_SPLITS = 128
+MAX_SPLITS = 128
 """Parts that a row's candidates are cut into at most: each has 12 bytes in memory."""
 START = 2
 """What a program of the forward pass costs beside its blocks of candidates, in blocks; not measured."""
@@ -318,7 +318,7 @@ def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
         rounds = ceil_div(row_blocks * ceil_div(blocks, split), slots)
         return rounds * (split + START), -split
 
-    shares = {ceil_div(blocks, splits) for splits in range(1, min(blocks, MOST_SPLITS) + 1)}
+    shares = {ceil_div(blocks, splits) for splits in range(1, min(blocks, MAX_SPLITS) + 1)}
     return min(shares or {1}, key=cost)
 
 

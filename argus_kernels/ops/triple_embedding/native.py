@@ -15,8 +15,8 @@ from torch import Tensor
 from argus_kernels.core import native
 from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
 
-MOST_CUDA_COLUMNS = 32
-"""kMostColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
+MAX_CUDA_COLUMNS = 32
+"""kMaxColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
 _ON_DEMAND_BYTES = 1 << 20
 """Of a dense gradient from which on its zeros are left to the system."""
 
@@ -102,8 +102,8 @@ def why_not_cuda(inputs: Inputs) -> list[str]:
     """Every reason why the CUDA backend cannot serve these inputs."""
     problems = _tensors_on("cuda", inputs)
     problems += needs_dtype((torch.float32, torch.bfloat16, torch.float16), weight=inputs.weight)
-    if len(inputs.columns) > MOST_CUDA_COLUMNS:
-        problems.append(f"ids has {len(inputs.columns)} columns, expected at most {MOST_CUDA_COLUMNS}")
+    if len(inputs.columns) > MAX_CUDA_COLUMNS:
+        problems.append(f"ids has {len(inputs.columns)} columns, expected at most {MAX_CUDA_COLUMNS}")
     return problems
 
 

@@ -10,7 +10,7 @@ from argus_kernels.core.registry import Inputs
 from argus_kernels.core.triton_support import available, device_problems, interpreted, problems
 from argus_kernels.core.varlen import device_checks
 
-MOST_COLUMNS = 64
+MAX_COLUMNS = 64
 """The forward kernel is compiled with its columns one after the other."""
 
 
@@ -18,14 +18,14 @@ def why_not(inputs: Inputs) -> list[str]:
     """Every reason why the kernels cannot serve these inputs."""
     tables = {f"tables[{index}]": table for index, table in enumerate(inputs.tables)}
     found = device_problems(ids=inputs.ids) + problems(weight=inputs.weight, bias=inputs.bias, **tables)
-    if len(inputs.columns) > MOST_COLUMNS:
-        found.append(f"columns are {len(inputs.columns)}, expected at most {MOST_COLUMNS}")
+    if len(inputs.columns) > MAX_COLUMNS:
+        found.append(f"columns are {len(inputs.columns)}, expected at most {MAX_COLUMNS}")
     return found
 
 
 def checks_ids(inputs: Inputs) -> bool:
     """Whether ids on a GPU are checked by one kernel of Triton, whichever backend computes."""
-    return available() is None and not interpreted() and len(inputs.columns) <= MOST_COLUMNS
+    return available() is None and not interpreted() and len(inputs.columns) <= MAX_COLUMNS
 
 
 def check_ids(ids: Tensor, heights: Sequence[int]) -> None:

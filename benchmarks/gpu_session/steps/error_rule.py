@@ -16,7 +16,7 @@ from benchmarks.gpu_session.interpreter import prepare
 from benchmarks.harness.ceilings import DTYPES
 from benchmarks.harness.verify import first_line
 
-POOLED, MOST_DRAWS = 12, 12
+POOLED, MAX_DRAWS = 12, 12
 """Draws of a sample are pooled until each result has that many elements; how many draws at most."""
 
 
@@ -63,7 +63,7 @@ def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: s
         reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
         if reasons:
             return {"outcome": "not served", "sentences": reasons}
-        verdicts = judged(op, sample, backend, dtype, device=device, enough=POOLED, most=MOST_DRAWS).values()
+        verdicts = judged(op, sample, backend, dtype, device=device, enough=POOLED, most=MAX_DRAWS).values()
         wrong = [verdict.sentence for verdict in verdicts if not verdict.passed]
         wrong += _repeated(op, backend, sample, dtype, arguments)
     except Exception as error:  # a kernel may fail in any way: the reason is the result

@@ -7,10 +7,10 @@
 //   dV += weights' · dO,  dK += d_scores' · Q,  dQ' += K' · d_scores'
 //   d_bias += sums of d_scores' by bucket
 //
-// Five products and no tile is turned: weights' and d_scores' are left operands as they lie, and d_scores' is
-// packed once for dQ'. As in the forward pass, what became NaN is done again query by query, of the keys
-// alone that each one sees. dK and dV of one user and head are summed block after block by one thread; a long
-// user's queries are cut into a few pieces, whose sums are added in their order at the end.
+// Five products and no tile is transposed: weights' and d_scores' are left operands as they lie, and
+// d_scores' is packed once for dQ'. As in the forward pass, what became NaN is done again query by query, of
+// the keys alone that each one sees. dK and dV of one user and head are summed block after block by one
+// thread; a long user's queries are cut into a few pieces, whose sums are added in their order at the end.
 #pragma once
 
 #include <cstdint>
@@ -191,8 +191,8 @@ class BackwardWorker {
     const int64_t stride = problem_.row_elements();
     T* to =
         static_cast<T*>(call_.d_q) + (piece.user_row + block.first) * stride + piece.head * problem_.width;
-    put_turned(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
-               block.count, problem_.width, turned_.get());
+    store_transposed(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
+                     block.count, problem_.width, turned_.get());
   }
 
   void begin_block(const Piece& piece, const Block& block) {

@@ -10,8 +10,8 @@
 // became NaN the block is done again query by query, of the keys alone that each one sees: then NaN reaches
 // those who see it and nobody else.
 //
-// At the end out = out' turned, divided by what the rule says. ' is turned; K is read from the tensor, V
-// is turned once for a piece of work, Q once for a block, and a tile of weights is packed once.
+// At the end out = out' transposed, divided by what the rule says. ' marks a transpose; K is read from the
+// tensor, V is transposed once for a piece of work, Q once for a block, and a tile of weights is packed once.
 #pragma once
 
 #include <cstdint>
@@ -112,8 +112,8 @@ class ForwardWorker {
     const int64_t row = piece.user_row + block.first;
     const int64_t stride = p.row_elements();
     T* to = out_ + row * stride + piece.head * p.width;
-    put_turned(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(), block.count, p.width,
-               turned_.get());
+    store_transposed(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(), block.count, p.width,
+                     turned_.get());
     if (statistics_ == nullptr) return;
     for (int64_t c = 0; c < block.count; ++c) statistics_[piece.head * p.rows + row + c] = rule_.statistic(c);
   }

@@ -51,8 +51,8 @@ class EventRows {
   int64_t begin_ = 0, stride_ = 0;
 };
 
-// The same events turned: a left operand with a row for each element of the head and events along its depth,
-// in blocks of kKeys events; `begin` is a multiple of that.
+// The same events transposed: a left operand with a row for each element of the head and events along its
+// depth, in blocks of kKeys events; `begin` is a multiple of that.
 template <class T, class P>
 class EventColumns {
  public:
@@ -120,14 +120,14 @@ ARGUS_INLINE void put_scaled_rows_body(T* to, int64_t row_stride, const A* sums,
   }
 }
 
-// Writes sums [width, kQueries], turned and each column multiplied with its factor; `turned` has room for
-// them.
+// Writes sums [width, kQueries], transposed and each column multiplied with its factor; `transposed` has room
+// for them.
 template <class T, class A>
-void put_turned(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows, int64_t width,
-                A* turned) {
-  matmul::pack_left(turned, sums, rows, width, 1, kQueries);
-  ForEachIsa<&put_scaled_rows_body<T, A>>::call(to, row_stride, static_cast<const A*>(turned), factor, rows,
-                                                width);
+void store_transposed(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows, int64_t width,
+                      A* transposed) {
+  matmul::pack_left(transposed, sums, rows, width, 1, kQueries);
+  ForEachIsa<&put_scaled_rows_body<T, A>>::call(to, row_stride, static_cast<const A*>(transposed), factor,
+                                                rows, width);
 }
 
 // to[row, element] = factor · sums[row, element].

@@ -15,9 +15,9 @@ namespace argus::attention {
 
 // Places in a block's shared memory, in bytes.
 template <class T, int kWidth>
-struct ForwardRoom {
+struct ForwardSmem {
   static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
-  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
+  using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = forward_part(sizeof(T), kWidth);
   static constexpr int kStage = kShape.columns * kWidth * static_cast<int>(sizeof(T));
   static constexpr int kQ = 0;
@@ -28,17 +28,17 @@ struct ForwardRoom {
   static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
   static constexpr int kBias = kReach + kShape.warps * static_cast<int>(sizeof(Reach));
 
-  static size_t bytes(const Arguments& given) { return static_cast<size_t>(kBias + BiasRoom(given).bytes); }
+  static size_t bytes(const Arguments& given) { return static_cast<size_t>(kBias + BiasSmem(given).bytes); }
 };
 
 template <class Weights, class T, int kWidth>
 __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) forward_kernel(Forward call) {
-  using Room = ForwardRoom<T, kWidth>;
-  constexpr Shape kShape = Room::kShape;
+  using Smem = ForwardSmem<T, kWidth>;
+  constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
-  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (block.rows == 0) return;
   // Pointers to the results are made where they are used: before the walk they would take registers all
@@ -55,20 +55,20 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   }
 
   const int warp = warp_index();
-  T* q_tile = reinterpret_cast<T*>(room + Room::kQ);
+  T* q_tile = reinterpret_cast<T*>(room + Smem::kQ);
   const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
   const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
   const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
   const auto stage_of = [&](int base, int stage) {
-    return reinterpret_cast<T*>(room + base + stage * Room::kStage);
+    return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
   const auto times_of = [&](int stage) {
-    return reinterpret_cast<int64_t*>(room + Room::kTime) + stage * kKeys;
+    return reinterpret_cast<int64_t*>(room + Smem::kTime) + stage * kKeys;
   };
   const auto load = [&](int stage, int index) {
     const int first = index * kKeys;
-    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Room::kK, stage), k, first, block.length);
-    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Room::kV, stage), v, first, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kK, stage), k, first, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kV, stage), v, first, block.length);
     if (given.time_bias != nullptr)
       copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, first, block.length);
     ptx::cp_async_commit();
@@ -77,18 +77,18 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(q_tile, q, block.first, block.length);
   const int first = block.first + warp * kWarpRows;
   const auto rows = load_rows<true, kShape.warps, kShape.row_tiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
+      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
   const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
   const int none_sees =
-      block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach)).none_sees;
+      block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Smem::kReach)).none_sees;
   const KeyBlocks<kKeys> blocks(given, block, none_sees);
   load(0, blocks.begin);
-  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
+  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
   const Weights weights(given);
   typename Weights::template Sums<T, kShape.row_tiles> sums;
-  float out[kShape.row_tiles][Room::kPart / 8][4];
+  float out[kShape.row_tiles][Smem::kPart / 8][4];
   tile::clear(out);
   int stage = 0;
   for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
@@ -102,11 +102,11 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
 
     float scores[kShape.row_tiles][kKeys / 8][4];
     tile::clear(scores);
-    tile::add_rows_product<T, kWidth>(scores, q_tile + warp * kWarpRows * kWidth, stage_of(Room::kK, stage));
+    tile::add_rows_product<T, kWidth>(scores, q_tile + warp * kWarpRows * kWidth, stage_of(Smem::kK, stage));
     add_bias<true>(scores, scale, bias, rows, columns, KeepNothing{});
     if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
     weights.weigh(scores, sums, out);
-    tile::add_columns_product<T, kWidth>(out, scores, stage_of(Room::kV, stage) + part);
+    tile::add_columns_product<T, kWidth>(out, scores, stage_of(Smem::kV, stage) + part);
   }
 
   float factor[kShape.row_tiles][2];

@@ -11,11 +11,11 @@ namespace argus::attention {
 
 // Places in a block's shared memory, in bytes.
 template <class T, int kWidth>
-struct KeyRoom {
+struct KeySmem {
   static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
-  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
+  using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = key_part(sizeof(T), kWidth);
-  static constexpr int kBoundRows = QueryRoom<T, kWidth>::kShape.rows;
+  static constexpr int kBoundRows = QuerySmem<T, kWidth>::kShape.rows;
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
   static constexpr int kNumbers = kShape.columns * 4;  // bytes of one number a query
@@ -32,7 +32,7 @@ struct KeyRoom {
   static constexpr int kBias = kRows + static_cast<int>(sizeof(Rows));
 
   static size_t bytes(const Backward& call) {
-    return static_cast<size_t>(kBias + BiasRoom(call.given).bytes);
+    return static_cast<size_t>(kBias + BiasSmem(call.given).bytes);
   }
 };
 
@@ -74,10 +74,10 @@ struct QueryBlocks {
 template <class Weights, class T, int kWidth>
 __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     key_gradient_kernel(Backward call) {
-  using Room = KeyRoom<T, kWidth>;
-  constexpr Shape kShape = Room::kShape;
+  using Smem = KeySmem<T, kWidth>;
+  constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kQueries = kShape.columns, kWarpRows = kShape.warp_rows;
-  constexpr int kRowTiles = kShape.row_tiles, kTiles = kQueries / 8, kPart = Room::kPart;
+  constexpr int kRowTiles = kShape.row_tiles, kTiles = kQueries / 8, kPart = Smem::kPart;
   constexpr bool kCorrected = Weights::kNormalised && sizeof(T) == 4;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
@@ -99,29 +99,29 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
   const int64_t statistics = head * given.rows + block.begin;
   const auto tile_of = [&](int base, int stage) {
-    return reinterpret_cast<T*>(room + base + stage * Room::kStage);
+    return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
   const auto numbers_of = [&](int base, int stage) {
     return reinterpret_cast<float*>(room + base) + stage * kQueries;
   };
   const auto visible_at = [&](int stage) {
-    return reinterpret_cast<int*>(room + Room::kVisible) + stage * kQueries;
+    return reinterpret_cast<int*>(room + Smem::kVisible) + stage * kQueries;
   };
   const auto times_of = [&](int stage) {
-    return reinterpret_cast<int64_t*>(room + Room::kTime) + stage * kQueries;
+    return reinterpret_cast<int64_t*>(room + Smem::kTime) + stage * kQueries;
   };
   const auto load = [&](int stage, int index) {
     const int begin = index * kQueries, length = block.length;
-    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Room::kQ, stage), q, begin, length);
-    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Room::kDOut, stage), d_out, begin, length);
+    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Smem::kQ, stage), q, begin, length);
+    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Smem::kDOut, stage), d_out, begin, length);
     if constexpr (Weights::kNormalised) {
-      copy_column<kQueries, kThreads>(numbers_of(Room::kLogSumExp, stage),
+      copy_column<kQueries, kThreads>(numbers_of(Smem::kLogSumExp, stage),
                                       floats(call.log_sum_exp) + statistics, begin, length);
-      copy_column<kQueries, kThreads>(numbers_of(Room::kDelta, stage), call.delta + statistics, begin,
+      copy_column<kQueries, kThreads>(numbers_of(Smem::kDelta, stage), call.delta + statistics, begin,
                                       length);
     }
     if constexpr (kCorrected)
-      copy_column<kQueries, kThreads>(numbers_of(Room::kCorrection, stage), call.correction + statistics,
+      copy_column<kQueries, kThreads>(numbers_of(Smem::kCorrection, stage), call.correction + statistics,
                                       begin, length);
     if (given.visible != nullptr)
       copy_column<kQueries, kThreads>(visible_at(stage), given.visible + block.begin, begin, length);
@@ -131,14 +131,14 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   };
 
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Room::kK, 0), source_of<T>(given.k, given, block.begin, head), block.first, block.length);
+      tile_of(Smem::kK, 0), source_of<T>(given.k, given, block.begin, head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Room::kV, 0), source_of<T>(given.v, given, block.begin, head), block.first, block.length);
+      tile_of(Smem::kV, 0), source_of<T>(given.v, given, block.begin, head), block.first, block.length);
   const auto rows = load_rows<false, kShape.warps, kRowTiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
-  const QueryBlocks<kQueries, Room::kBoundRows> blocks(call, block);
+      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
+  const QueryBlocks<kQueries, Smem::kBoundRows> blocks(call, block);
   load(0, blocks.begin);
-  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
+  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
   const Weights weights(given);
@@ -163,20 +163,20 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     tile::clear(scores);
     tile::clear(gradients);
     const int own = warp * kWarpRows * kWidth;
-    tile::add_rows_product<T, kWidth>(scores, tile_of(Room::kK, 0) + own, tile_of(Room::kQ, stage));
+    tile::add_rows_product<T, kWidth>(scores, tile_of(Smem::kK, 0) + own, tile_of(Smem::kQ, stage));
     add_bias<false>(scores, scale, bias, rows, columns, KeepNothing{});
     if (!all) hide<false>(scores, Weights::kHidden, given.window, rows, columns);
-    tile::add_rows_product<T, kWidth>(gradients, tile_of(Room::kV, 0) + own, tile_of(Room::kDOut, stage));
+    tile::add_rows_product<T, kWidth>(gradients, tile_of(Smem::kV, 0) + own, tile_of(Smem::kDOut, stage));
     for_each(scores, [&](float& score, int r, int n, int i) {
       RowStatistics row{0.0f, 0.0f, 1.0f};
       const int column = column_within(n, i);
       if constexpr (Weights::kNormalised)
-        row = {numbers_of(Room::kLogSumExp, stage)[column], numbers_of(Room::kDelta, stage)[column], 1.0f};
-      if constexpr (kCorrected) row.correction = numbers_of(Room::kCorrection, stage)[column];
+        row = {numbers_of(Smem::kLogSumExp, stage)[column], numbers_of(Smem::kDelta, stage)[column], 1.0f};
+      if constexpr (kCorrected) row.correction = numbers_of(Smem::kCorrection, stage)[column];
       weights.differentiate(score, gradients[r][n][i], row, T{});
     });
-    tile::add_columns_product<T, kWidth>(d_v, scores, tile_of(Room::kDOut, stage) + part);
-    tile::add_columns_product<T, kWidth>(d_k, gradients, tile_of(Room::kQ, stage) + part);
+    tile::add_columns_product<T, kWidth>(d_v, scores, tile_of(Smem::kDOut, stage) + part);
+    tile::add_columns_product<T, kWidth>(d_k, gradients, tile_of(Smem::kQ, stage) + part);
   }
 
   float factor[kRowTiles][2];
@@ -185,8 +185,8 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = by;
     store_rows(target, tile_of(base, 0) + warp * kWarpRows * kWidth, sums, factor, first, block.length, part);
   };
-  store(d_k_target, Room::kK, d_k, static_cast<float>(given.scale));
-  store(d_v_target, Room::kV, d_v, 1.0f);
+  store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
+  store(d_v_target, Smem::kV, d_v, 1.0f);
 }
 
 }  // namespace argus::attention

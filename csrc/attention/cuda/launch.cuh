@@ -33,9 +33,9 @@ template <class Weights>
 void launch_forward(const char* op, const Forward& call, void* stream) {
   if (call.given.heads == 0) return;
   with_kernel(call.given, [&]<class T, int kWidth>() {
-    using Room = ForwardRoom<T, kWidth>;
+    using Smem = ForwardSmem<T, kWidth>;
     const LaunchShape shape =
-        shape_of<Room::kShape.rows>(call.given, Room::kShape, Room::bytes(call.given), kWidth / Room::kPart);
+        shape_of<Smem::kShape.rows>(call.given, Smem::kShape, Smem::bytes(call.given), kWidth / Smem::kPart);
     launch(op, forward_kernel<Weights, T, kWidth>, shape, stream, call);
   });
 }
@@ -45,8 +45,8 @@ void launch_backward(const char* op, const Backward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
   with_kernel(given, [&]<class T, int kWidth>() {
-    using Query = QueryRoom<T, kWidth>;
-    using Key = KeyRoom<T, kWidth>;
+    using Query = QuerySmem<T, kWidth>;
+    using Key = KeySmem<T, kWidth>;
     launch(op, query_gradient_kernel<Weights, T, kWidth>,
            shape_of<Query::kShape.rows>(given, Query::kShape, Query::bytes(call), kWidth / Query::kPart),
            stream, call);

@@ -17,9 +17,9 @@ namespace argus::attention {
 
 // Places in a block's shared memory, in bytes.
 template <class T, int kWidth>
-struct QueryRoom {
+struct QuerySmem {
   static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
-  using Rows = RowRoom<kShape.warps, kShape.row_tiles>;
+  using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = query_part(sizeof(T), kWidth);
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
@@ -36,7 +36,7 @@ struct QueryRoom {
 
   static size_t bytes(const Backward& call) {
     const int tables = wants_tables(call) ? kShape.warps * Tables::room_bytes(call.given) : 0;
-    return static_cast<size_t>(kBias + BiasRoom(call.given).bytes + tables);
+    return static_cast<size_t>(kBias + BiasSmem(call.given).bytes + tables);
   }
 };
 
@@ -78,13 +78,13 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
 template <class Weights, class T, int kWidth>
 __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     query_gradient_kernel(Backward call) {
-  using Room = QueryRoom<T, kWidth>;
-  constexpr Shape kShape = Room::kShape;
+  using Smem = QuerySmem<T, kWidth>;
+  constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   constexpr int kRowTiles = kShape.row_tiles, kTiles = kKeys / 8;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
-  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Room::kPart;
+  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(given, block_index);
   // Whoever has the first part of the head's width does what is done once a row.
@@ -102,38 +102,38 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
   const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
   const auto tile_of = [&](int base, int stage) {
-    return reinterpret_cast<T*>(room + base + stage * Room::kStage);
+    return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
   const auto times_of = [&](int stage) {
-    return reinterpret_cast<int64_t*>(room + Room::kTime) + stage * kKeys;
+    return reinterpret_cast<int64_t*>(room + Smem::kTime) + stage * kKeys;
   };
   const auto load = [&](int stage, int index) {
     const int begin = index * kKeys;
-    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Room::kK, stage), k, begin, block.length);
-    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Room::kV, stage), v, begin, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kK, stage), k, begin, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kV, stage), v, begin, block.length);
     if (given.time_bias != nullptr)
       copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, begin, block.length);
     ptx::cp_async_commit();
   };
 
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Room::kQ, 0), source_of<T>(given.q, given, block.begin, head), block.first, block.length);
+      tile_of(Smem::kQ, 0), source_of<T>(given.q, given, block.begin, head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Room::kDOut, 0), source_of<T>(call.d_out, given, block.begin, head), block.first, block.length);
+      tile_of(Smem::kDOut, 0), source_of<T>(call.d_out, given, block.begin, head), block.first, block.length);
   const auto rows = load_rows<true, kShape.warps, kRowTiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Room::Rows*>(room + Room::kRows));
+      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
   const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
-  const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Room::kReach));
+  const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Smem::kReach));
   if (given.visible != nullptr && head == 0 && leads && threadIdx.x == 0) {
     call.visible_bounds[2 * static_cast<int64_t>(block_index)] = all.all_see;
     call.visible_bounds[2 * static_cast<int64_t>(block_index) + 1] = all.none_sees;
   }
   const KeyBlocks<kKeys> blocks(given, block, all.none_sees);
-  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Room::kBias);
+  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
-  const int room_floats = Room::Tables::room_bytes(given) / 4;
-  float* const table_rooms = reinterpret_cast<float*>(room + Room::kBias + BiasRoom(given).bytes);
-  typename Room::Tables tables(given, bias, tables_wanted ? table_rooms + warp * room_floats : nullptr);
+  const int room_floats = Smem::Tables::room_bytes(given) / 4;
+  float* const table_rooms = reinterpret_cast<float*>(room + Smem::kBias + BiasSmem(given).bytes);
+  typename Smem::Tables tables(given, bias, tables_wanted ? table_rooms + warp * room_floats : nullptr);
 
   // A row past the history has weights of 0.
   RowStatistics statistics[kRowTiles][2];
@@ -169,12 +169,12 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
       tile::clear(scores);
       tile::clear(gradients);
       const int own = warp * kWarpRows * kWidth;
-      tile::add_rows_product<T, kWidth>(scores, tile_of(Room::kQ, 0) + own, tile_of(Room::kK, stage));
+      tile::add_rows_product<T, kWidth>(scores, tile_of(Smem::kQ, 0) + own, tile_of(Smem::kK, stage));
       const SharedEntries shared =
           add_bias<true>(scores, scale, bias, rows, columns,
                          [&](int r, int n, int i, int bucket) { tables.keep(r, n, i, bucket); });
       if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
-      tile::add_rows_product<T, kWidth>(gradients, tile_of(Room::kDOut, 0) + own, tile_of(Room::kV, stage));
+      tile::add_rows_product<T, kWidth>(gradients, tile_of(Smem::kDOut, 0) + own, tile_of(Smem::kV, stage));
       visit(scores, gradients, shared, columns, stage);
     }
   };
@@ -209,25 +209,25 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     }
   }
 
-  float d_q[kRowTiles][Room::kPart / 8][4];
+  float d_q[kRowTiles][Smem::kPart / 8][4];
   tile::clear(d_q);
   walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide& columns, int stage) {
     for_each(scores, [&](float& score, int r, int n, int i) {
       weights.differentiate(score, gradients[r][n][i], statistics[r][i / 2], T{});
     });
     if (sums_tables) tables.add(gradients, shared, rows, columns);
-    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Room::kK, stage) + part);
+    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Smem::kK, stage) + part);
   });
 
   float factor[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
-  store_rows(target, tile_of(Room::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
+  store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
              part);
   if (!sums_tables) return;
   tables.finish();
   __syncthreads();
-  store_table_part<kShape.warps>(call, table_rooms, room_floats, Room::Tables::kPairs, block_index, head);
+  store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs, block_index, head);
 }
 
 }  // namespace argus::attention

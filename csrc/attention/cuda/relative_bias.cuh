@@ -32,10 +32,10 @@ ARGUS_HOST_DEVICE int used_positions(const Arguments& given) {
 }
 
 // Shared memory of the tables, in bytes, each part a multiple of 16.
-struct BiasRoom {
+struct BiasSmem {
   int position, time, edges, bytes;
 
-  ARGUS_HOST_DEVICE explicit BiasRoom(const Arguments& given) {
+  ARGUS_HOST_DEVICE explicit BiasSmem(const Arguments& given) {
     position = 0;
     time = position + (used_positions(given) * 4 + 15) / 16 * 16;
     edges = time + (used_times(given) * 4 + 15) / 16 * 16;
@@ -46,7 +46,7 @@ struct BiasRoom {
 // Fills the room with head's tables times `factor`; a barrier must follow.
 template <int kThreads>
 ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsigned char* room) {
-  const BiasRoom places(given);
+  const BiasSmem places(given);
   float* position = reinterpret_cast<float*>(room + places.position);
   float* time = reinterpret_cast<float*>(room + places.time);
   uint64_t* edges = reinterpret_cast<uint64_t*>(room + places.edges);

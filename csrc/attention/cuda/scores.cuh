@@ -139,7 +139,7 @@ ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int 
 
 // Shared memory for the rows of a block.
 template <int kWarps, int kRowTiles>
-struct RowRoom {
+struct RowSmem {
   int64_t time[kWarps][16 * kRowTiles];
   int visible[kWarps][16 * kRowTiles];
   TimeSpan span[kWarps];
@@ -149,7 +149,7 @@ struct RowRoom {
 // `length` events from `begin` on; a barrier must follow.
 template <bool kQueryRows, int kWarps, int kRowTiles>
 ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int length, int first,
-                                          RowRoom<kWarps, kRowTiles>& room) {
+                                          RowSmem<kWarps, kRowTiles>& room) {
   constexpr int kRows = 16 * kRowTiles;
   static_assert(kRows <= kWarpSize);
   const int warp = warp_index(), lane = lane_index(), place = first + lane;

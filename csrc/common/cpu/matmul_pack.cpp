@@ -181,7 +181,7 @@ template <class Operand, class Stored>
 ARGUS_INLINE void rows_across_depth(uint32_t* to, const Stored* from, int64_t rows, int64_t depth,
                                     int64_t words, int64_t depth_stride) {
   constexpr int64_t per = kPerWord<Operand>;
-  uint32_t block[kBlock][kBlock], turned[kBlock][kBlock];
+  uint32_t block[kBlock][kBlock], transposed[kBlock][kBlock];
   for (int64_t first = 0; first < rows; first += kBlock) {
     const int64_t height = std::min(kBlock, rows - first);
     for (int64_t word = 0; word < words; word += kBlock) {
@@ -198,9 +198,9 @@ ARGUS_INLINE void rows_across_depth(uint32_t* to, const Stored* from, int64_t ro
       if (words - word >= kBlock) {
         transpose(block, to + first * words + word, words, height);
       } else {
-        transpose(block, turned[0], kBlock, kBlock);
+        transpose(block, transposed[0], kBlock, kBlock);
         for (int64_t i = 0; i < height; ++i)
-          std::memcpy(to + (first + i) * words + word, turned[i], static_cast<size_t>(words - word) * 4);
+          std::memcpy(to + (first + i) * words + word, transposed[i], static_cast<size_t>(words - word) * 4);
       }
     }
   }

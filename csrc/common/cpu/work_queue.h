@@ -1,6 +1,6 @@
-// Tasks of very different cost shared out among torch's threads: the dearest first, each thread takes the
-// next one when it is done with its last. Which thread does a task is left to chance, so a task may add to
-// nothing that another task adds to.
+// Tasks of very different cost shared out among torch's threads: the most expensive first, each thread takes
+// the next one when it is done with its last. Which thread does a task is left to chance, so a task may add
+// to nothing that another task adds to.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -76,9 +76,9 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
             const Arguments&... arguments) {
 #if defined(__CUDACC__)
   // 48 KB come without asking, but for what the kernel declares with fixed bounds.
-  constexpr size_t kWithoutAsking = 32 << 10;
+  constexpr size_t kDefaultDynamicShared = 32 << 10;
   cudaError_t error = cudaSuccess;
-  if (shape.dynamic_shared > kWithoutAsking) {
+  if (shape.dynamic_shared > kDefaultDynamicShared) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shape.dynamic_shared));
   }

@@ -9,7 +9,7 @@
 // products of the parts are taken. Every step's sum is added to the others outside the tensor core, which
 // rounds to nearest where the tensor core cuts off.
 //
-// A tile's rows are cut into 16-byte chunks whose order is turned by the row, so that the eight rows that an
+// A tile's rows are cut into 16-byte chunks XOR-swizzled by row, so that the eight rows that an
 // ldmatrix reads at once, or the four that float32 fragments read, lie in different banks.
 #pragma once
 

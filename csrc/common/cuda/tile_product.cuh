@@ -91,13 +91,13 @@ ARGUS_HOST_DEVICE bool lies_on_chunks(const void* data, int64_t row_bytes) {
   return (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_bytes)) % kChunkBytes == 0;
 }
 
-// Where a chunk of a stage lies. Chunks are turned by their row, so that neither copies nor loads meet in a
+// Where a chunk of a stage lies. Chunks are XOR-swizzled by row, so that neither copies nor loads meet in a
 // bank; float32 across is read by rows, where nothing meets.
 template <class T, bool kAcross>
 ARGUS_DEVICE int chunk_offset(int row, int chunk) {
   if constexpr (kAcross) {
-    const int turned = sizeof(T) == 2 ? chunk ^ (row & 7) : chunk;
-    return (row * (kTile / kChunk<T>)+turned) * kChunkBytes;
+    const int swizzled = sizeof(T) == 2 ? chunk ^ (row & 7) : chunk;
+    return (row * (kTile / kChunk<T>)+swizzled) * kChunkBytes;
   } else {
     return (row * kStageChunks + (chunk ^ ((row >> 1) & 3))) * kChunkBytes;
   }

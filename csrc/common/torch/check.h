@@ -124,11 +124,11 @@ inline void check_dense_rows(const char* op, const char* name, const Tensor& ten
 
 // A tensor that is written must not hold one piece of memory twice, as an expanded one does.
 inline void check_no_overlap(const char* op, const char* name, const Tensor& tensor) {
-  constexpr int64_t kMostDims = 4;
-  std::array<std::pair<int64_t, int64_t>, kMostDims> extents{};  // stride, size
+  constexpr int64_t kMaxDims = 4;
+  std::array<std::pair<int64_t, int64_t>, kMaxDims> extents{};  // stride, size
   int64_t count = 0;
   if (tensor.numel() == 0) return;
-  for (int64_t dim = 0; dim < tensor.dim() && count < kMostDims; ++dim) {
+  for (int64_t dim = 0; dim < tensor.dim() && count < kMaxDims; ++dim) {
     if (tensor.size(dim) > 1) extents[static_cast<size_t>(count++)] = {tensor.stride(dim), tensor.size(dim)};
   }
   std::sort(extents.begin(), extents.begin() + count);

@@ -20,7 +20,7 @@ from argus_kernels.testing.harness import draw
 
 NAMESPACE = "argus_native::"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MOST_ELEMENTS = 20_000
+MAX_ELEMENTS = 20_000
 """Of a call's tensors together: a mutated call takes a millisecond at most."""
 
 
@@ -70,7 +70,7 @@ def native_calls() -> list[Call]:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
                 _run_backend(recorder, op, draw(sample, dtype, 0))
-    return [call for call in recorder.calls if _elements(call.arguments.values()) <= MOST_ELEMENTS]
+    return [call for call in recorder.calls if _elements(call.arguments.values()) <= MAX_ELEMENTS]
 
 
 def _run_backend(recorder: _Recorder, op: Op, arguments: dict[str, Any]) -> None:

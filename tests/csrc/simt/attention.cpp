@@ -125,15 +125,15 @@ ARGUS_EXPORT int64_t most_shared_bytes(int dtype, int width) {
   call.given.dtype = static_cast<Dtype>(dtype);
   call.given.width = width;
   call.given.position_bias = call.given.time_bias = &table;
-  call.given.positions = argus::attention::kMostPositions;
+  call.given.positions = argus::attention::kMaxPositions;
   call.given.times = argus::kTimeBuckets;
   float gradient = 0.0f;
   call.d_time_bias = &gradient;
   size_t most = 0;
   argus::attention::with_kernel(call.given, [&]<class T, int kWidth>() {
-    most = std::max({argus::attention::ForwardRoom<T, kWidth>::bytes(call.given),
-                     argus::attention::QueryRoom<T, kWidth>::bytes(call),
-                     argus::attention::KeyRoom<T, kWidth>::bytes(call)});
+    most = std::max({argus::attention::ForwardSmem<T, kWidth>::bytes(call.given),
+                     argus::attention::QuerySmem<T, kWidth>::bytes(call),
+                     argus::attention::KeySmem<T, kWidth>::bytes(call)});
   });
   return static_cast<int64_t>(most);
 }

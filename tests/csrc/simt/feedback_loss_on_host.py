@@ -22,7 +22,7 @@ SOURCES = (
 )
 SEEDS = count()
 """Every call runs the threads in another order."""
-TILE_ROWS, MOST_PARTS = 64, 528
+TILE_ROWS, MAX_PARTS = 64, 528
 
 
 class Params(ctypes.Structure):
@@ -32,7 +32,7 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("hidden", "weight", "bias", "targets", "task_weight", "row_weight")),
         *((name, ctypes.c_int64) for name in ("rows", "width")),
         *((name, ctypes.c_int32) for name in ("columns", "tasks", "dtype")),
-        ("classes", ctypes.c_int32 * native.MOST_TASKS),
+        ("classes", ctypes.c_int32 * native.MAX_TASKS),
         *((name, ctypes.c_void_p) for name in ("part_loss", "part_weight", "scale", "loss")),
         *((name, ctypes.c_void_p) for name in ("d_loss", "d_weight_part", "d_bias_part")),
         *((name, ctypes.c_void_p) for name in ("d_hidden", "d_weight", "d_bias")),
@@ -43,7 +43,7 @@ def _run(arguments: tuple[Any, ...], d_loss: Tensor, backward: bool) -> dict[str
     """The kernels' results by name."""
     hidden, weight, bias, targets, classes, task_weight, row_weight = arguments
     (rows, width), columns, tasks = hidden.shape, weight.shape[1], len(classes)
-    parts = min(-(-rows // TILE_ROWS), MOST_PARTS)
+    parts = min(-(-rows // TILE_ROWS), MAX_PARTS)
     tensors = {
         "hidden": hidden.contiguous(),
         "weight": weight.contiguous(),

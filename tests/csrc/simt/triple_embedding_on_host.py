@@ -40,7 +40,7 @@ class Problem(ctypes.Structure):
     """argus::triple_embedding::CudaProblem."""
 
     _fields_ = (
-        ("columns", Column * native.MOST_CUDA_COLUMNS),
+        ("columns", Column * native.MAX_CUDA_COLUMNS),
         *((name, ctypes.c_void_p) for name in ("ids", "weight")),
         ("events", ctypes.c_int64),
         *((name, ctypes.c_int) for name in ("count", "width", "chunks", "dtype", "table_dtype")),
@@ -72,9 +72,9 @@ class Keys(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("ids", "keys")),
         ("events", ctypes.c_int64),
         ("count", ctypes.c_int),
-        ("columns", ctypes.c_int * native.MOST_CUDA_COLUMNS),
-        ("first_keys", ctypes.c_int32 * native.MOST_CUDA_COLUMNS),
-        ("table_rows", ctypes.c_int64 * native.MOST_CUDA_COLUMNS),
+        ("columns", ctypes.c_int * native.MAX_CUDA_COLUMNS),
+        ("first_keys", ctypes.c_int32 * native.MAX_CUDA_COLUMNS),
+        ("table_rows", ctypes.c_int64 * native.MAX_CUDA_COLUMNS),
     )
 
 
@@ -83,7 +83,7 @@ class RowSums(ctypes.Structure):
 
     _fields_ = (
         ("gathered_gradient", ctypes.c_void_p),
-        ("first_elements", ctypes.c_int * native.MOST_CUDA_COLUMNS),
+        ("first_elements", ctypes.c_int * native.MAX_CUDA_COLUMNS),
         *(
             (name, ctypes.c_void_p)
             for name in ("keys", "positions", "slots", "unique_rows", "heads", "tails", "values")
