@@ -27,6 +27,7 @@ from python_model.data.splits import make_split
 from python_model.data.stream import ShardStream
 from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
+from python_model.io.names import require_unmarked
 from python_model.model.argus import Argus
 from python_model.model.base import Recommender
 from python_model.model.factory import model_for_dataset
@@ -79,14 +80,15 @@ def train(
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
-    resume is not set, InUseError where another process trains there, TrainingDiverged where loss or gradient are not
-    finite max_skipped_steps times in a row, WriteError where the disk is full, DataError where no checkpoint is whole
-    or the data can no longer be read (what was learnt until then is saved first).
+    resume is not set, or what another command made, InUseError where another process trains there, TrainingDiverged
+    where loss or gradient are not finite max_skipped_steps times in a row, WriteError where the disk is full, DataError
+    where no checkpoint is whole or the data can no longer be read (what was learnt until then is saved first).
     """
     config = train_config or TrainConfig(stage=stage)
     if config.stage != stage:
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
+    process_group.on_first(lambda: require_unmarked(run))
     with _owned_by_first(run):
         held = process_group.on_first(lambda: checkpoint.exists(run))
         resumed = process_group.on_first(lambda: checkpoint.recover(run)) if resume and held else None

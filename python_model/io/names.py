@@ -18,3 +18,19 @@ def hidden(path: Path, ending: str) -> Path:
         kept = raw[: MAX_NAME - len(ending) - 10].decode("utf-8", errors="ignore")
         name = f".{kept}.{zlib.crc32(raw):08x}{ending}"
     return path.with_name(name)
+
+
+MARKERS = {
+    "dataset.json": "a data set",
+    "export.json": "an export",
+    "store.json": "the sessions of a server",
+    "_job.json": "scores",
+}
+"""Files by which a directory that a command made is known, and what it holds then."""
+
+
+def require_unmarked(directory: Path) -> None:
+    """FileExistsError where a directory holds what another command made."""
+    for name, held in MARKERS.items():
+        if (directory / name).exists():
+            raise FileExistsError(f"{directory} holds {held} ({name}): choose another directory")

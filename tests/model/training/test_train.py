@@ -21,11 +21,14 @@ import pytest
 import torch
 
 from python_model.config import ModelConfig, TrainConfig
+from python_model.data import description
 from python_model.data.batches import BatchPlan
 from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
+from python_model.io import names
 from python_model.model.argus import Argus
 from python_model.model.optim import clip_gradients, rate_factor
+from python_model.serving import bundle, score, session_files
 from python_model.train import Trainer, TrainingDiverged, train
 from python_model.training import checkpoint
 from python_model.training.progress import StepReport, Throughput, read_metrics
@@ -263,3 +266,15 @@ def test_the_log_is_json_with_the_settings_beside_it(tiny_service: Dataset, tmp_
     described = checkpoint.describe(run)
     assert described["train_config"] == asdict(config) | {"batches_per_step": 1}
     assert ModelConfig.from_dict(described["model_config"]) == MODEL
+
+
+def test_a_directory_that_another_command_made_is_left_alone(tiny_service: Dataset) -> None:
+    before = sorted(path.name for path in tiny_service.path.iterdir())
+    with pytest.raises(FileExistsError, match=r"holds a data set \(dataset.json\): choose another directory"):
+        train("pretrain", tiny_service, tiny_service.path, MODEL, TrainConfig(steps=1))
+    assert sorted(path.name for path in tiny_service.path.iterdir()) == before
+
+
+def test_directories_are_known_by_the_files_that_commands_write() -> None:
+    written = {description.INFO, bundle.INFO, session_files.STORE, score.JOB}
+    assert names.MARKERS.keys() == written
