@@ -37,7 +37,7 @@ class Unit:
     def expected(self) -> str:
         """What a value of this unit is, in words."""
         since = "since 1970" if self.earliest == 0 else f"since 1970, at least {self.earliest}"
-        return f"a whole number of {self.name} {since} and before 2100 ({self.latest})"
+        return f"a whole number of {self.name} {since} up to 2100 ({self.latest})"
 
 
 SECONDS = Unit("seconds", 1, 0)

@@ -83,7 +83,7 @@ WRONG: list[tuple[str, Any, int | None, str]] = [
         2,
         "(int64) in [-9223372036854775808, 9223372036854775807], found 9223372036854775808",
     ),
-    ("time", [5, LATEST + 1, 0], 2, "expected a whole number of seconds since 1970 and before 2100"),
+    ("time", [5, LATEST + 1, 0], 2, "expected a whole number of seconds since 1970 up to 2100"),
     ("time", [5, 1_600_000_000_000, 0], 2, "in milliseconds it would be 2020-09-13: give seconds"),
     ("time", [5, 6, -1], 3, "expected a whole number of seconds since 1970"),
     ("organic", [1, 0, 1], 1, "expected true and false, found 1 of a column of int64"),
