@@ -2,14 +2,13 @@
 
     python -m build_support.resources [folder]
 
-compiles csrc/<op>/*.cu and writes the figures as cuda.json and cuda.md into the folder, which is
-benchmarks/results/static/ where none is given. No GPU is needed;
-tests/build_support/test_compile_targets.py holds the limits.
+compiles csrc/<op>/*.cu and writes the figures as cuda.md into the folder, benchmarks/results/static/ by default. No GPU
+is needed; tests/build_support/test_compile_targets.py holds the limits.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -168,17 +167,17 @@ def table(figures: Sequence[Figures], toolkit: Toolkit) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes cuda.json and cuda.md."""
+    """Compiles every kernel for every architecture and writes cuda.md (minutes)."""
+    parser = argparse.ArgumentParser(prog="python -m build_support.resources", description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "benchmarks" / "results" / "static")
+    folder: Path = parser.parse_args(arguments).folder
     toolkit = find_toolkit(os.environ)
     if toolkit is None:
         raise SystemExit("build_support.resources: no working nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
     figures = [one for source in op_kernels() for one in measure(source, toolkit)]
-    folder = Path(arguments[0]) if arguments else ROOT / "benchmarks" / "results" / "static"
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"nvcc": toolkit.version, "kernels": [asdict(one) for one in figures]}
-    (folder / "cuda.json").write_text(json.dumps(record, indent=1) + "\n")
     (folder / "cuda.md").write_text(table(figures, toolkit))
-    print(f"{len(figures)} kernels written to {folder}/cuda.json and cuda.md")
+    print(f"{len(figures)} kernels written to {folder}/cuda.md")
 
 
 if __name__ == "__main__":
