@@ -111,7 +111,7 @@ def _own_device(device: str) -> str:
 
 
 MAX_PROFILE = 100
-"""Steps; as many as `training.step_profile` takes."""
+"""Steps: every event of a profiled step is held in memory, some kilobytes each."""
 MAX_LAG = 4_102_444_800
 """Seconds: no event is older, for times begin in 1970 and end in 2100."""
 MAX_THREADS = 1024

@@ -18,8 +18,6 @@ from python_model.io.disk import replace_text, require_writable, writing
 
 WARM_UP_STEPS = 2
 """Steps before the profiled ones: the first allocate memory, choose kernels and load libraries."""
-MAX_STEPS = 100
-"""Every event of a profiled step is held in memory, some kilobytes each."""
 DIRECTORY, TRACE, TABLE = "profile", "trace.json.gz", "table.txt"
 _PHASE, _MODULE = "phase: ", "module: "
 _BACKWARD = "autograd::engine::evaluate_function: "
