@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
+from argus_kernels.attention.relative_bias import LOG_STEP, time_thresholds
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
@@ -30,6 +30,7 @@ _FEWEST_EVENTS, _MOST_EVENTS = 16, 64
 _SHORTEST_CHUNK = 128
 _MOST_CHUNKS = 64
 _COMBINED_CHUNKS = 16
+BUCKET_WIDTH = tl.constexpr(float(LOG_STEP))
 
 
 @triton.jit
@@ -40,7 +41,7 @@ def time_bucket(distance, thresholds, buckets):
     # int64's minimum has no absolute value.
     distance = tl.where(distance < 0, largest, distance)
     distance = tl.minimum(tl.maximum(distance, 1), largest)
-    estimate = (tl.log(distance.to(tl.float32)) / 0.301 - 1e-3).to(tl.int32)
+    estimate = (tl.log(distance.to(tl.float32)) / BUCKET_WIDTH - 1e-3).to(tl.int32)
     estimate = tl.minimum(tl.maximum(estimate, 0), buckets - 1)
     above = estimate + 1 < buckets
     edge = tl.load(thresholds + estimate + 1, mask=above, other=0)
