@@ -61,6 +61,11 @@ class Piece:
     names: tuple[str, ...]
     form: Form
 
+    @property
+    def size(self) -> int:
+        """Bytes of the piece."""
+        return self.end - self.start
+
     def content(self) -> bytes:
         """The bytes of the piece; DataError where the file has gone or has become shorter."""
         with reading(self.file), self.file.open("rb") as stream:

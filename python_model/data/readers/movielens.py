@@ -11,7 +11,7 @@ import numpy as np
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
 from python_model.data.readers.delimited import Form, Piece, pieces, read_delimited, read_piece, refuse
-from python_model.data.readers.logs import PIECE_BYTES, Rows, sort_logs
+from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
 from python_model.data.readers.tables import GAP_BUCKETS, Progress, align, codes, gap_bucket, hour_and_day
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
@@ -47,8 +47,8 @@ def read_movielens(
     file = _rating_file(Path(path))
     todo = pieces(file, _form(file), PIECE_BYTES)
     with scratch(out) as space:
-        logs = sort_logs(_read_ratings, todo, space / "logs", engine, note=_has_half_stars, progress=progress)
-        classes = 10 if logs.noted else 5
+        logs = sort_logs(_read_ratings, todo, space / "logs", engine, progress=progress)
+        classes = 10 if any(logs.notes) else 5
         features, cardinality = _item_features(file.parent, logs.item_ids)
         with DatasetWriter(
             out,
@@ -66,10 +66,6 @@ def read_movielens(
             writer.write_users(logs.user_ids)
             writer.write_items(logs.item_ids, features)
     return DatasetInfo.load(out)
-
-
-def _has_half_stars(rows: Rows) -> bool:
-    return bool((rows["half_stars"] % 2).any())
 
 
 def _event_columns(classes: int, rows: Rows) -> Rows:
@@ -110,8 +106,8 @@ def _rating_file(path: Path) -> Path:
     raise DataError(path, f"no MovieLens ratings here: expected one of {', '.join(RATINGS)}")
 
 
-def _read_ratings(piece: Piece) -> Rows:
-    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order."""
+def _read_ratings(piece: Piece) -> Found:
+    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order; noted is whether any has a half star."""
     file = piece.file
     users, items = ("userId", "movieId") if file.suffix == ".csv" else ("user", "item")
     table = read_piece(piece, integers=(users, items, "timestamp"), numbers=("rating",))
@@ -119,7 +115,9 @@ def _read_ratings(piece: Piece) -> Rows:
     wrong = ~((doubled >= 1) & (doubled <= 10) & (doubled == np.floor(doubled)))
     refuse(file, "rating", table["rating"], wrong, "a rating of 0.5, 1, 1.5, ... 5")
     time = times_of(table["timestamp"], SECONDS, file, "timestamp")
-    return {"user": table[users], "item": table[items], "order": time, "half_stars": doubled.astype(np.int64)}
+    half_stars = doubled.astype(np.int64)
+    rows = {"user": table[users], "item": table[items], "order": time, "half_stars": half_stars}
+    return Found(rows, len(time), bool((half_stars % 2).any()))
 
 
 def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
