@@ -167,9 +167,10 @@ def launch(
 ) -> None:
     """Launches `kernel` on the current stream with its arguments by name; an empty grid launches nothing.
 
-    arguments: tensors, numbers, None, tuples of these, and the kernel's constexprs. warps, stages: Triton's num_warps
-    and num_stages.
+    arguments: tensors, numbers, None, tuples of these (a tensor with its strides), and the kernel's constexprs.
+    warps, stages: Triton's num_warps and num_stages.
     """
     if all(grid):
-        with on_device(next(value for value in arguments.values() if isinstance(value, Tensor))):
+        values = (one for value in arguments.values() for one in (value if isinstance(value, tuple) else (value,)))
+        with on_device(next(value for value in values if isinstance(value, Tensor))):
             kernel[grid](**arguments, num_warps=warps, num_stages=stages)
