@@ -34,7 +34,7 @@ CASES = [
 @pytest.mark.parametrize(("op", "backend", "sample", "dtype"), CASES)
 def test_error_rule(op: Op, backend: str, sample: Sample, dtype: torch.dtype) -> None:
     arguments = sample.draw(dtype, 0, DEVICE)
-    reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+    reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     # A single draw where the interpreter computes: a tile takes it up to a second.

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 from argus_kernels.ops.pairwise_loss.time_order import time_order
 
 _SEARCHED = 128
@@ -169,45 +170,43 @@ def backward_kernel(
     tl.store(d_scores + row, gradient.to(d_scores.dtype.element_ty), mask=real)
 
 
-def _ordered(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> dict[str, Tensor]:
+def _ordered(given: Arguments) -> dict[str, Tensor]:
     """Scores and grades in the order of time, the order itself, and where each event's partners begin and end."""
-    ordered = time_order(grades, offsets, times)
-    count = scores.shape[0]
+    ordered = time_order(given.grades, given.offsets, given.times)
+    count = given.scores.shape[0]
     found = {
-        "sorted_scores": scores.new_empty(count, dtype=torch.float32),
-        "sorted_grades": times.new_empty(count),
-        "begins": times.new_empty(count),
-        "ends": times.new_empty(count),
+        "sorted_scores": given.scores.new_empty(count, dtype=torch.float32),
+        "sorted_grades": given.times.new_empty(count),
+        "begins": given.times.new_empty(count),
+        "ends": given.times.new_empty(count),
     }
     arguments: dict[str, Any] = {
-        "scores": scores,
-        "grades": grades,
+        "scores": given.scores,
+        "grades": given.grades,
         "order": ordered.order,
         "users": ordered.users,
         "times": ordered.times,
         **found,
         "count": count,
-        "user_count": offsets.shape[0] - 1,
-        "window": window,
+        "user_count": given.offsets.shape[0] - 1,
+        "window": given.window,
         "steps": count.bit_length(),
-        "scores_stride": scores.stride(0),
-        "grades_stride": grades.stride(0),
+        "scores_stride": given.scores.stride(0),
+        "grades_stride": given.grades.stride(0),
         "BLOCK": _SEARCHED,
     }
     launch(order_kernel, (ceil_div(count, _SEARCHED),), arguments, stages=1)
     return {**found, "order": ordered.order}
 
 
-def forward(
-    scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
-    events = _ordered(scores, grades, offsets, times, window)
-    count = scores.shape[0]
+    events = _ordered(given)
+    count = given.scores.shape[0]
     programs = ceil_div(count, _EVENTS)
-    losses = scores.new_empty(programs, dtype=torch.float64)
+    losses = given.scores.new_empty(programs, dtype=torch.float64)
     # Two allocations: where the second half of one begins, its alignment would change with the batch.
-    pairs, concordants = times.new_empty(programs), times.new_empty(programs)
+    pairs, concordants = given.times.new_empty(programs), given.times.new_empty(programs)
     arguments = {
         "scores": events["sorted_scores"],
         "grades": events["sorted_grades"],
@@ -227,18 +226,14 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    scores: Tensor,
-    grades: Tensor,
-    offsets: Tensor,
-    times: Tensor,
-    window: int,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradient of scores from that of the loss; the counts have none."""
     if not needs["scores"]:
         return [None]
-    events = _ordered(scores, grades, offsets, times, window)
-    count = scores.shape[0]
-    d_scores = scores.new_empty(count)
+    events = _ordered(given)
+    count = given.scores.shape[0]
+    d_scores = given.scores.new_empty(count)
     arguments = {
         "scores": events["sorted_scores"],
         "grades": events["sorted_grades"],
@@ -263,9 +258,9 @@ def compile_cases() -> list[CompileCase]:
             with torch.device("meta"):
                 scores, times = torch.empty(65_536, dtype=dtype), torch.empty(65_536, dtype=torch.int64)
                 grades, offsets = torch.empty_like(times), torch.empty(65, dtype=torch.int32)
-            arguments = (scores, grades, offsets, times, 250)
-            outputs = forward(*arguments)
-            backward([outputs[0]], outputs, {"scores": True}, *arguments)
+            given = Arguments(scores, grades, offsets, times, 250)
+            outputs = forward(given)
+            backward([outputs[0]], outputs, {"scores": True}, given)
 
         return CompileCase(str(dtype).removeprefix("torch."), call)
 
