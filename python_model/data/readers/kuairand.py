@@ -55,6 +55,7 @@ def read_kuairand(
             source="kuairand",
             context=context,
             feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
+            negative=("hate",),
             item_features=item_cardinality,
             grades=GRADES,
             pair_window=DAY,

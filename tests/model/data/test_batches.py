@@ -287,7 +287,7 @@ def test_prepare_is_one_door(tmp_path: Path) -> None:
 
 
 def test_prepare_names_what_it_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of yambda, kuairand, movielens, synthetic, found 'netflix'"):
+    with pytest.raises(ValueError, match="one of yambda, kuairand, movielens, table, synthetic, found 'netflix'"):
         prepare("netflix", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="unknown option size of source 'kuairand'; it has: none"):
         prepare("kuairand", tmp_path, tmp_path / "out", size="50m")
