@@ -15,7 +15,7 @@ from python_model.io.errors import DataError
 @pytest.mark.parametrize("dtype", [np.float32, np.int8, np.int64])
 @pytest.mark.parametrize("shape", [(0,), (7,), (5, 3), (0, 4), (4, 0)])
 def test_what_is_written_in_blocks_is_what_numpy_writes(tmp_path: Path, dtype: type, shape: tuple[int, ...]) -> None:
-    values = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    values: np.ndarray = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
     writer = ArrayWriter(tmp_path / "blocks.npy", dtype, shape)
     assert not np.load(tmp_path / "blocks.npy").any()
     for start in range(0, shape[0], 2):
