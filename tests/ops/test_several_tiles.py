@@ -46,7 +46,7 @@ CASES = [
 def test_error_rule(op: Op, backend: str, sample: Sample, dtype: torch.dtype) -> None:
     device = "cpu" if backend == "cpp" else DEVICE
     arguments = sample.draw(dtype, 0, device)
-    reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+    reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     # A single draw where the interpreter computes: a tile takes it up to a second.

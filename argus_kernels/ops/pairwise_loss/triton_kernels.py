@@ -19,6 +19,7 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 
 _EVENTS, _OTHERS = 32, 32
 """A tile. With 64 others a thread needs 244 registers instead of 124 on sm_90, and the masks drop more of the tile."""
@@ -195,45 +196,43 @@ def backward_kernel(
     tl.store(d_scores + row, gradient.to(d_scores.dtype.element_ty), mask=row < count)
 
 
-def _reaches(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> dict[str, Any]:
+def _reaches(given: Arguments) -> dict[str, Any]:
     """What both passes take: the events, and the earliest and the latest time of every block of them."""
-    count = scores.shape[0]
+    count = given.scores.shape[0]
     blocks = ceil_div(count, _OTHERS)
     arguments: dict[str, Any] = {
-        "grades": (grades, grades.stride(0)),
-        "times": (times, times.stride(0)),
-        "earliest_of": times.new_empty(blocks),
-        "latest_of": times.new_empty(blocks),
+        "grades": (given.grades, given.grades.stride(0)),
+        "times": (given.times, given.times.stride(0)),
+        "earliest_of": given.times.new_empty(blocks),
+        "latest_of": given.times.new_empty(blocks),
         "count": count,
         "BLOCK_OTHERS": _OTHERS,
     }
     launch(span_kernel, (ceil_div(blocks, _BLOCKS),), arguments | {"BLOCKS": _BLOCKS}, stages=1)
-    users = offsets.shape[0] - 1
+    users = given.offsets.shape[0] - 1
     return arguments | {
-        "scores": (scores, scores.stride(0)),
-        "offsets": (offsets, offsets.stride(0)),
+        "scores": (given.scores, given.scores.stride(0)),
+        "offsets": (given.offsets, given.offsets.stride(0)),
         "user_count": users,
         "steps": users.bit_length(),
-        "window": window,
+        "window": given.window,
         "BLOCK_EVENTS": _EVENTS,
         "SCANNED": _SCANNED,
     }
 
 
-def forward(
-    scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
-    programs = ceil_div(scores.shape[0], _EVENTS)
+    programs = ceil_div(given.scores.shape[0], _EVENTS)
     # An allocation each: where the second half of one begins, its alignment would change with the batch.
     parts = {
-        "losses": scores.new_empty(programs, dtype=torch.float64),
-        "pairs": times.new_empty(programs),
-        "concordants": times.new_empty(programs),
+        "losses": given.scores.new_empty(programs, dtype=torch.float64),
+        "pairs": given.times.new_empty(programs),
+        "concordants": given.times.new_empty(programs),
     }
-    launch(forward_kernel, (programs,), _reaches(scores, grades, offsets, times, window) | parts, stages=1)
-    loss = scores.new_empty((), dtype=torch.float32)
-    pairs, concordant = times.new_empty(()), times.new_empty(())
+    launch(forward_kernel, (programs,), _reaches(given) | parts, stages=1)
+    loss = given.scores.new_empty((), dtype=torch.float32)
+    pairs, concordant = given.times.new_empty(()), given.times.new_empty(())
     sums = {"loss_out": loss, "pairs_out": pairs, "concordant_out": concordant, "chunks": programs, "ADDED": _ADDED}
     launch(sum_kernel, (1,), parts | sums, stages=1)
     return loss, pairs, concordant
@@ -243,19 +242,15 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    scores: Tensor,
-    grades: Tensor,
-    offsets: Tensor,
-    times: Tensor,
-    window: int,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradient of scores from that of the loss; the counts have none."""
     if not needs["scores"]:
         return [None]
-    d_scores = scores.new_empty(scores.shape[0])
+    d_scores = given.scores.new_empty(given.scores.shape[0])
     results = {"d_loss": gradients[0], "d_scores": d_scores}
-    arguments = _reaches(scores, grades, offsets, times, window) | results
-    launch(backward_kernel, (ceil_div(scores.shape[0], _EVENTS),), arguments, stages=1)
+    arguments = _reaches(given) | results
+    launch(backward_kernel, (ceil_div(given.scores.shape[0], _EVENTS),), arguments, stages=1)
     return [d_scores]
 
 
@@ -267,9 +262,9 @@ def compile_cases() -> list[CompileCase]:
             with torch.device("meta"):
                 scores, times = torch.empty(65_536, dtype=dtype), torch.empty(65_536, dtype=torch.int64)
                 grades, offsets = torch.empty_like(times), torch.empty(65, dtype=torch.int32)
-            arguments = (scores, grades, offsets, times, 250)
-            outputs = forward(*arguments)
-            backward([outputs[0]], outputs, {"scores": True}, *arguments)
+            given = Arguments(scores, grades, offsets, times, 250)
+            outputs = forward(given)
+            backward([outputs[0]], outputs, {"scores": True}, given)
 
         return CompileCase(str(dtype).removeprefix("torch."), call)
 
