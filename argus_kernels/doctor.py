@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from argus_kernels import __version__
+from argus_kernels import OPS, __version__
 from argus_kernels.core import Op, native, tuning
 from argus_kernels.core.registry import capture, in_order
-from argus_kernels.ops import OPS
 
 PACKAGES = ("numpy", "torch", "triton", "pybind11")
 

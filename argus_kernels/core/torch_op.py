@@ -46,6 +46,14 @@ def autocast_is_on(device: str) -> bool:
     return torch.is_autocast_enabled(device)
 
 
+_registered: dict[str, Op] = {}
+
+
+def registered() -> tuple[Op, ...]:
+    """The ops that exist so far, in the order in which their rooms were imported."""
+    return tuple(_registered.values())
+
+
 class Op:
     """An op of the package: its schema, its backends in order of preference, its samples.
 
@@ -98,6 +106,7 @@ class Op:
         self._define_forward(schema_arguments(arguments, self.mutates), returns)
         if differentiable:
             self._define_backward(schema_arguments(arguments))
+        _registered[name] = self
 
     def __call__(self, given: Given, *, backend: str | None = None) -> Any:
         """Computes the op on its record.

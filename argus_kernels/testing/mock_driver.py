@@ -227,7 +227,7 @@ def second_compiles_of(op: Op, variant: int) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Binds every small sample of every op that has a triton backend; prints what was launched."""
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
     from argus_kernels.testing.harness import small_samples
 
     parser = argparse.ArgumentParser(prog="argus_kernels.testing.mock_driver", description=__doc__)

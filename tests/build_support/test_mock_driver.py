@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from argus_kernels.ops import OPS
+from argus_kernels import OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 ROOT = Path(__file__).resolve().parents[2]

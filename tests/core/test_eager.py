@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from argus_kernels import hstu_attention, rowwise_adagrad_
+from argus_kernels import OPS, hstu_attention, rowwise_adagrad_
 from argus_kernels.core import Op, Sample
 from argus_kernels.core.eager import is_plain
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, judged, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op
 from argus_kernels.core.records import schema_arguments, tensors_among, tensors_by_name
-from argus_kernels.ops import OPS
 
 
 class Everything(NamedTuple):

@@ -14,10 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from argus_kernels import PagedCache
+from argus_kernels import OPS, PagedCache
 from argus_kernels.core import Op, Sample
 from argus_kernels.core.varlen import user_of_row
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, run_op, small_samples
 from argus_kernels.testing.harness import draw
 

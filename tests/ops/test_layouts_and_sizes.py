@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
+from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, judged
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

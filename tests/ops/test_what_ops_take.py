@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels import (
+    OPS,
     PagedCache,
     causal_attention,
     decode_attention,
@@ -24,7 +25,6 @@ from argus_kernels import (
     triple_embedding,
 )
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import small_samples
 from argus_kernels.testing.harness import public_function
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from argus_kernels import host_reference
+from argus_kernels import OPS, host_reference
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, small_samples
 from argus_kernels.testing.harness import draw
 
