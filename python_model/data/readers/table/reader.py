@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.feedback import BINARY, FeedbackComponent, categorical
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, FeedbackComponent, categorical
 from python_model.data.identifiers import is_text
 from python_model.data.readers.logs import SortedLogs, sort_logs
 from python_model.data.readers.table import values as read_as
