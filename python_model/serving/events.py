@@ -57,7 +57,7 @@ class EventReader:
         self.features, self.items = features, items
         self.bounds: dict[str, dict[str, int]] = {
             "context": dict(features.context),
-            "feedback": {name: max(count, 2) for name, count in features.feedback.items()},
+            "feedback": {name: component.classes for name, component in features.feedback.items()},
         }
 
     def row(self, event: Event) -> EventRow:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from python_model.data.feedback import BINARY
 from python_model.data.prepare import prepare
 from python_model.data.readers import logs
 from python_model.data.readers.table import sources
@@ -242,4 +243,4 @@ def test_a_mapping_that_is_none(tmp_path: Path, refused: Refusal) -> None:
 def test_a_column_with_a_colon_in_its_name(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text(f"user,item,time,a:b\na,x,{BEGIN},1\na,y,{BEGIN},0\n")
-    assert prepare("table", file, tmp_path / "out", feedback={"like": "a:b"}).feedback == {"like": 1}
+    assert prepare("table", file, tmp_path / "out", feedback={"like": "a:b"}).feedback == {"like": BINARY}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from python_model.data.feedback import FeedbackComponent
 from python_model.data.readers.logs import Found, Rows
 from python_model.data.readers.table import values as read_as
 from python_model.data.readers.table.mapping import AUTO, Column, TableMapping
@@ -34,10 +35,10 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class EventPlan:
-    """How rows become events: for each feedback component its classes, the new order of them, and the grade."""
+    """How rows become events: each component of feedback, the new order of its classes, and the grade."""
 
     mapping: TableMapping
-    feedback: Mapping[str, int]
+    feedback: Mapping[str, FeedbackComponent]
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -169,7 +170,7 @@ def _grade(plan: EventPlan, rows: Rows, feedback: Mapping[str, np.ndarray]) -> n
     for negative in (False, True):
         for name, values in feedback.items():
             if (name in mapping.negative) == negative:
-                grade[values * 2 >= max(plan.feedback[name], 2)] = 0 if negative else 2
+                grade[values * 2 >= plan.feedback[name].classes] = 0 if negative else 2
     return grade
 
 
