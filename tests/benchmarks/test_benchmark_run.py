@@ -210,6 +210,7 @@ def test_the_definition_may_be_left_out_of_other_dtypes(
     assert {record.backend for record in named} == {"reference"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_peers")
 def test_a_planted_slow_kernel_is_marked_by_compare(
     small_spec: Spec, environment: Environment, with_backend: Callable[[Backend], None]

@@ -15,6 +15,7 @@ from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
 from argus_kernels.testing import captured_arguments, judged, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
+from tests.drawn_examples import examples
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,6 +27,7 @@ POOLED_INTERPRETED, MAX_INTERPRETED_DRAWS = 24, 24
 
 Case = tuple[Op, str, Sample, str]
 
+
 CASES = [
     pytest.param((op, backend.name, sample, device), id=f"{op.name}-{backend.name}-{sample.name}-{device}")
     for op in OPS
@@ -33,6 +35,20 @@ CASES = [
     for sample in small_samples(op)
     for device in DEVICES
 ]
+SAMPLED_CASES = [
+    pytest.param(
+        (op, backend.name, sample, device),
+        id=f"{op.name}-{backend.name}-{sample.name}-{device}",
+        marks=[pytest.mark.slow]
+        * (backend.name != "cpp" and device == "cpu" and 0 < place < len(small_samples(op)) - 1),
+    )
+    for op in OPS
+    for backend in op.backends
+    for place, sample in enumerate(small_samples(op))
+    for device in DEVICES
+]
+"""The same for contracts that run an op several times: `make test` gives `cpp` every sample and the other backends the
+first and the last one of an op; `make test-all` gives them all."""
 FIRST_CASES = [
     pytest.param((op, backend.name, small_samples(op)[0], device), id=f"{op.name}-{backend.name}-{device}")
     for op in OPS
@@ -112,7 +128,7 @@ def _as_function_of_leaves(
     return tuple(leaves), call
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_opcheck(case: Case) -> None:
     """torch's own checks of a custom op: schema, autograd registration, fake shapes, tracing."""
     op, backend, sample, _ = case
@@ -126,7 +142,7 @@ def test_opcheck(case: Case) -> None:
     assert set(report.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_eager_equals_compiled(case: Case) -> None:
     """torch.compile(fullgraph=True) takes the op whole and changes nothing."""
     op, backend, sample, _ = case
@@ -150,7 +166,7 @@ def test_eager_equals_inductor(case: Case) -> None:
     assert_same(eager.results, traced.results)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_fresh_memory_is_not_read(case: Case) -> None:
     """With every fresh allocation full of NaN the results are the same, bit for bit; and so are two runs."""
     op, backend, sample, _ = case
@@ -161,7 +177,7 @@ def test_fresh_memory_is_not_read(case: Case) -> None:
     assert_same(plain.results, poisoned.results)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_non_contiguous_inputs(case: Case) -> None:
     """Every other element of a wider tensor, and a transposed one, give what their contiguous copies give."""
     op, backend, sample, _ = case
@@ -262,7 +278,7 @@ def _exports(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, list) and bool(value) and isinstance(value[0], Tensor))
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     lengths=st.lists(st.one_of(st.just(0), st.integers(0, 9), st.integers(0, 40)), max_size=5),
     padding=st.integers(0, 3),
@@ -285,6 +301,13 @@ def test_drawn_shapes(case: Case, lengths: list[int], padding: int, variant: int
         finite = value[value.isfinite()].double().abs()
         bound = 2e-5 * max(float(finite.max()) if finite.numel() else 0.0, 1.0)
         torch.testing.assert_close({name: ours[name].double()}, {name: value.double()}, atol=bound, rtol=0.0)
+
+
+@pytest.mark.parametrize("cases", [CASES, SAMPLED_CASES, FIRST_CASES])
+def test_make_test_leaves_out_no_backend_of_an_op(cases: list[Any]) -> None:
+    kept = [case.values[0][:2] for case in cases if not case.marks]
+    for op in OPS:
+        assert {backend for of, backend in kept if of is op} == {backend.name for backend in op.backends}, op.name
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

@@ -42,6 +42,8 @@ TILES = {
     EMBEDDING: ("tiles_136",),
 }
 """The samples of several tiles, by op."""
+# The same samples in the usual mode are in test_error_rule_on_host.py.
+pytestmark = pytest.mark.slow
 
 
 def tile_sample(op: Op, name: str) -> Sample:

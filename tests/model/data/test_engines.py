@@ -43,6 +43,7 @@ def ray_engine() -> Iterator[Engine]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_tasks(ray_engine: Engine) -> None:
     assert list(ray_engine.map(math.isqrt, [])) == []
     found = ray_engine.map(math.isqrt, [81, 1, 16, -1])
@@ -75,6 +76,7 @@ def simulated(folder: Path, out: Path, engine: Engine) -> None:
     prepare("synthetic", None, out, engine=engine, preset="small", users=40, chunk_users=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [ratings, impressions, listens, simulated])
 def test_ray_gives_the_same_bytes(
     yambda_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_engine: Engine, source: Source
@@ -89,6 +91,7 @@ def test_ray_gives_the_same_bytes(
     assert_same_files(tmp_path / "local", tmp_path / "ray")
 
 
+@pytest.mark.slow
 def test_a_fault_on_a_worker_is_the_sentence_it_is_here(tmp_path: Path, ray_engine: Engine) -> None:
     lines = write_log(tmp_path / "in", "standard_4_08", 30, 0)
     file = tmp_path / "in" / "log_standard_4_08.csv"
@@ -102,6 +105,7 @@ def test_a_fault_on_a_worker_is_the_sentence_it_is_here(tmp_path: Path, ray_engi
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.slow
 def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None:
     write_ratings(tmp_path / "in", rows=40)
     for name in ("local", "ray"):
@@ -111,6 +115,7 @@ def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None
     assert_same_files(tmp_path / "local", tmp_path / "ray")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["export", "run"])
 def test_scoring_on_ray_gives_the_same_bytes(
     service: Dataset, finetuned: Path, exported: Export, tmp_path: Path, ray_engine: Engine,
