@@ -22,7 +22,6 @@
 
 namespace argus::attention {
 
-constexpr int64_t kLanes = 16;
 // Up to so many edges are compared with one by one.
 constexpr int64_t kFewEdges = 6;
 
