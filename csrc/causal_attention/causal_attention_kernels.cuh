@@ -79,13 +79,15 @@ struct Softmax {
     }
   }
 
-  // What a row of `out` must be multiplied by; it also gathers the row's total. Rows past the history, which
-  // may have seen no key, get 0.
+  // What a row's weighted sum of values must be multiplied by. NaN comes of a row all of whose scores are −∞.
+  static ARGUS_DEVICE float factor(float total) { return 1.0f / total; }
+
+  // The same for a row of `out`; it also gathers the row's total.
   template <class T, int kRowTiles>
   ARGUS_DEVICE float finish(Sums<T, kRowTiles>& sums, int r, int half) const {
     const float total = row_sum(sums.total[r][half]);
     sums.total[r][half] = total;
-    return total > 0.0f ? 1.0f / total : 0.0f;
+    return factor(total);
   }
 
   template <class T, int kRowTiles>

@@ -9,6 +9,7 @@
 // weights' sum misses to 1 corrects them in float32, and delta comes of the same walk.
 #pragma once
 
+#include "attention/cuda/careful_rows.cuh"
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/shapes.h"
 #include "attention/cuda/tables.cuh"
@@ -222,12 +223,23 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   float factor[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
-  store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
-             part);
-  if (!sums_tables) return;
-  tables.finish();
-  __syncthreads();
-  store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs, block_index, head);
+  const bool nan = store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first,
+                              block.length, part);
+  bool table_nan = false;
+  if (sums_tables) {
+    tables.finish();
+    __syncthreads();
+    table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
+                                               block_index, head);
+  }
+  if (nan)
+    careful::query_gradient_rows<Weights, T, Smem::kPart>(call, bias, block, head, part, first,
+                                                          min(first + kWarpRows, block.length));
+  if (!sums_tables || !__syncthreads_or(table_nan)) return;
+  using Pairs = careful::TablePairs<kThreads>;
+  static_assert(sizeof(Pairs) <= kShape.warps * Smem::Tables::kPairs * 4);
+  careful::add_table_part<Weights, T, kThreads>(call, bias, block, head, table_part(call, block_index, head),
+                                                *reinterpret_cast<Pairs*>(table_rooms));
 }
 
 }  // namespace argus::attention
