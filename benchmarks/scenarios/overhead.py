@@ -100,12 +100,12 @@ def subject(op: Op, backend: str) -> Subject:
 
 
 def peer() -> Subject:
-    """torch's attention of the same eight events, heads and widths."""
+    """PyTorch's attention of the same eight events, heads and widths."""
     op = next(op for op in OPS if op.name == "causal_attention")
     assert op.drawn is not None
     given = op.drawn([EVENTS], 0, VARIANT).draw(torch.float32, 0, "cpu")
-    leaves = [given[name].transpose(0, 1)[None].contiguous().requires_grad_() for name in ("q", "k", "v")]
-    return Subject(SDPA, lambda: scaled_dot_product_attention(*leaves, is_causal=True), leaves, {})
+    q, k, v = (given[name].transpose(0, 1)[None].contiguous().requires_grad_() for name in ("q", "k", "v"))
+    return Subject(SDPA, lambda: scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v], {})
 
 
 def measure(turns: int, repeats: int, backend: str = "cpp") -> list[Overhead]:

@@ -177,8 +177,8 @@ def _data(dataset: Dataset) -> str:
     for task, component in dataset.info.feedback.items():
         labels = dataset.feedback(task)
         labels = labels[labels >= 0]
-        called = [dataset.names.label(f"feedback_{task}", index) for index in range(component.classes)]
-        shown = [(task, 1)] if component.is_binary else [(f"{task} {label}", index) for index, label in enumerate(called)]
+        called = [f"{task} {dataset.names.label(f'feedback_{task}', index)}" for index in range(component.classes)]
+        shown = [(task, 1)] if component.is_binary else [(label, index) for index, label in enumerate(called)]
         names += [name for name, _ in shown]
         shares += [float((labels == index).mean()) if len(labels) else 0.0 for _, index in shown]
     figures = [

@@ -12,6 +12,7 @@ import pytest
 
 from python_model.config import FeatureSpec
 from python_model.data.description import DatasetInfo
+from python_model.data.feedback import BINARY
 from python_model.data.names import LABELS
 from python_model.data.readers.table.reader import from_frame
 from python_model.data.schema import DatasetWriter, load_dataset, validate
@@ -112,7 +113,7 @@ def test_damaged_labels_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_what_was_written_before_reads_as_it_did(tmp_path: Path) -> None:
     row = np.arange(4)
     with DatasetWriter(
-        tmp_path / "data", name="old", source="test", context={}, feedback={"like": 1, "skip": 1, "hate": 1},
+        tmp_path / "data", name="old", source="test", context={}, feedback=dict.fromkeys(("like", "skip", "hate"), BINARY),
         item_features={}, grades="", pair_window=60,
     ) as writer:  # fmt: skip
         columns = {f"feedback_{name}": row % 2 for name in ("like", "skip", "hate")}
@@ -144,7 +145,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def _labelled(out: Path, labels: dict[str, list[str]]) -> None:
     with DatasetWriter(
-        out, name="x", source="test", context={"device": 2}, feedback={"like": 1}, item_features={}, grades="",
+        out, name="x", source="test", context={"device": 2}, feedback={"like": BINARY}, item_features={}, grades="",
         pair_window=60,
     ) as writer:  # fmt: skip
         writer.write_labels(labels)
