@@ -113,8 +113,8 @@ def test_damaged_labels_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_what_was_written_before_reads_as_it_did(tmp_path: Path) -> None:
     row = np.arange(4)
     with DatasetWriter(
-        tmp_path / "data", name="old", source="test", context={}, feedback=dict.fromkeys(("like", "skip", "hate"), BINARY),
-        item_features={}, grades="", pair_window=60,
+        tmp_path / "data", name="old", source="test", context={},
+        feedback=dict.fromkeys(("like", "skip", "hate"), BINARY), item_features={}, grades="", pair_window=60,
     ) as writer:  # fmt: skip
         columns = {f"feedback_{name}": row % 2 for name in ("like", "skip", "hate")}
         writer.write_events(
