@@ -296,6 +296,28 @@ def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> N
 
 
 @needs_triton
+def test_two_programs_of_the_softmax_forward_pass_share_a_multiprocessor() -> None:
+    """Up to width 256: one multiplies while the other works on its scores."""
+    found = [one for one in triton_figures("sampled_softmax_loss", 90) if one.kernel == "forward_kernel"]
+    half = [one for one in found if one.case in ("owners-bfloat16", "owners-bfloat16-64", "owners-bfloat16-128")]
+    assert len(half) == 3
+    for one in half:
+        assert 2 * one.warps * 32 * one.registers <= 65_536, one
+        assert 2 * (one.shared_bytes + 1024) <= SHARED_LIMIT[90] + 1024, one
+    (wide,) = [one for one in found if one.case == "owners-bfloat16-512"]
+    assert wide.product_columns == [128], wide
+
+
+@needs_triton
+def test_no_tile_of_the_softmax_forward_pass_spills() -> None:
+    found = triton_resources.of_room("tests.build_support.planted.softmax_tiles", 90)
+    tiles = {one.case: one for one in found if one.kernel == "forward_kernel"}
+    assert len(tiles) == 6
+    assert {one.stack_bytes for one in tiles.values()} == {0}
+    assert {tuple(one.product_columns) for one in tiles.values()} == {(32,), (64,), (128,)}
+
+
+@needs_triton
 def test_the_triton_gates_see_spills_and_matrix_instructions() -> None:
     found = {
         (one.case, one.target): one for one in triton_resources.of_room("tests.build_support.planted.triton_kernels")
