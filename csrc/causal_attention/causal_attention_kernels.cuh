@@ -1,6 +1,6 @@
-// What makes attention over histories causal_attention: softmax. Scores are kept in units of log 2, which the
-// exponential of the hardware takes. In the forward pass a row's largest score so far and the sum of its
-// weights run along, and what was summed before is scaled down whenever the largest grows.
+// The softmax policy of attention over histories. Scores are in units of log 2, as the hardware's exponential
+// takes them. The forward pass keeps a row's largest score so far and the running sum of its weights, and
+// scales down earlier sums whenever the largest score grows.
 #pragma once
 
 #include "attention/cuda/backward.cuh"
@@ -79,7 +79,7 @@ struct Softmax {
     }
   }
 
-  // What a row's weighted sum of values must be multiplied by. NaN comes of a row all of whose scores are −∞.
+  // The factor of a row's weighted sum of values. A row whose scores are all −∞ becomes NaN.
   static ARGUS_DEVICE float factor(float total) { return 1.0f / total; }
 
   // The same for a row of `out`; it also gathers the row's total.

@@ -2,11 +2,10 @@
 // and walks over the blocks of keys that the mask shows it, as the forward pass does. It computes the weights
 // again and writes d_q, its part of the bias tables' gradients, and what the second kernel needs of each
 // query: delta, and how far the block's queries reach.
-//
 // delta is d_out · out, and weights are exp(score − log_sum_exp), where that is exact enough. In float32 the
-// rounding of log_sum_exp would be an error of every weight in the row, and sums of a table's gradients add
-// up what the rounding of 16-bit outputs does to delta. There, a walk of its own comes first: what the
-// weights' sum misses to 1 corrects them in float32, and delta comes of the same walk.
+// rounding of log_sum_exp would be an error of every weight in the row, and the sums of a table's gradients
+// would add up the errors of delta from the rounding of 16-bit outputs. In these cases a first walk over the
+// keys sums the weights, which corrects them in float32, and computes delta.
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
@@ -88,7 +87,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(given, block_index);
-  // Whoever has the first part of the head's width does what is done once a row.
+  // The block with the first part of the head's width does the work that is done once per row.
   const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
   const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);
