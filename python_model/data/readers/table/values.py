@@ -88,9 +88,7 @@ def categories(values: pl.Series, kind: str, file: Path) -> pl.Series:
     if kind != TEXT:
         return values.cast(pl.Int64 if kind == INT64 else pl.UInt64)
     if values.dtype.is_float():
-        whole = values.is_nan() | (values == values.floor())
-        if whole.fill_null(True).all():
-            values = values.fill_nan(None).cast(pl.Int64, strict=False)
+        return values.fill_nan(None).cast(pl.String).str.strip_suffix(".0")
     if values.dtype.is_nested() or values.dtype == pl.Binary:
         raise DataError(file, f"expected categories, found {values.dtype}", column=values.name)
     values = values.cast(pl.String)
@@ -162,6 +160,7 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
     elif values.dtype == pl.Date:
         micro, said = values.to_physical().cast(pl.Int64).to_numpy() * 86_400 * MICRO, "dates"
     elif values.dtype.is_numeric():
+        values = values.cast(pl.Float64) if values.dtype.is_decimal() else values
         micro, said = _ticks(values.to_numpy(), unit, file, name)
     elif values.dtype == pl.String:
         micro, said = _text_times(values, unit, file)
