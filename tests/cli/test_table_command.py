@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from python_model.cli import app
+from python_model.data.feedback import categorical
 from python_model.data.schema import load_dataset
 
 
@@ -54,7 +55,7 @@ def test_every_option_has_its_effect(log: Path) -> None:
 def test_an_option_replaces_what_the_mapping_says(log: Path) -> None:
     said("table", "log.csv", "out", *COLUMNS, "--feedback", "like=liked")
     said("table", "log.csv", "two", "--mapping", "out/mapping.toml", "--feedback", "mood:classes")
-    assert dict(load_dataset("two").info.feedback) == {"mood": 2}
+    assert dict(load_dataset("two").info.feedback) == {"mood": categorical(2)}
 
 
 WRONG = [
