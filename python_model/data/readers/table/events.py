@@ -27,8 +27,12 @@ _FIRST = 1000
 
 
 class Note(NamedTuple):
-    """What a part says besides its rows: what its times are, rows left out by column, columns that have any value."""
+    """What a part says of its rows.
 
+    rows: how many are kept. times: what they are. dropped: rows left out by column. present: columns with any value.
+    """
+
+    rows: int
     times: str
     dropped: dict[str, int]
     present: frozenset[str]
@@ -84,7 +88,7 @@ def read_part(mapping: TableMapping, kinds: Mapping[str, str], part: TablePart) 
            "item": columns[mapping.item].to_arrow(compat_level=level)}  # fmt: skip
     present = frozenset(name for name, values in found.items() if _has_any(values))
     dropped = {name: int(absent.sum()) for name, absent in missing.items() if absent.any()}
-    return Found({**ids, "order": order, **typed}, read, Note(said, dropped, present))
+    return Found({**ids, "order": order, **typed}, read, Note(len(order), said, dropped, present))
 
 
 def _typed(mapping: TableMapping, kinds: Mapping[str, str], found: Mapping[str, pl.Series], file: Path) -> Rows:
