@@ -76,8 +76,18 @@ def simulated(folder: Path, out: Path, engine: Engine) -> None:
     prepare("synthetic", None, out, engine=engine, preset="small", users=40, chunk_users=16)
 
 
+def own_log(folder: Path, out: Path, engine: Engine) -> None:
+    if not folder.exists():
+        folder.mkdir()
+        dice = np.random.default_rng(0)
+        rows = [f"u{dice.integers(9)},i{dice.integers(20)},{1_700_000_000 + n},{n % 5}" for n in range(200)]
+        (folder / "a.csv").write_text("\n".join(["user,item,time,stars", *rows[:120]]))
+        (folder / "b.csv").write_text("\n".join(["user,item,time,stars", *rows[120:]]))
+    prepare("table", folder, out, engine=engine, feedback={"stars": "stars:classes"}, name="own")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [ratings, impressions, listens, simulated])
+@pytest.mark.parametrize("source", [ratings, impressions, own_log, listens, simulated])
 def test_ray_gives_the_same_bytes(
     yambda_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_engine: Engine, source: Source
 ) -> None:

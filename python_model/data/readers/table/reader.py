@@ -149,7 +149,7 @@ def _require_one_kind_of_times(logs: SortedLogs, files: Sequence[Path], mapping:
 def _require_values(logs: SortedLogs, file: Path, mapping: TableMapping) -> None:
     """A column that is empty throughout is mostly another one's name."""
     for name in mapping.log_columns:
-        if not any(note.present[name] for note in logs.notes):
+        if not any(name in note.present for note in logs.notes):
             raise DataError(file, "no row has a value in this column", column=name)
 
 
