@@ -43,7 +43,7 @@ LAUNCHES = {
     ("decode_attention", "everything"): (2, 0),
     ("triple_embedding", "shared_table"): (14, 13),
     ("feedback_loss", "three_tasks"): (3, 27),
-    ("sampled_softmax_loss", "standard"): (6, 66),
+    ("sampled_softmax_loss", "standard"): (7, 65),
     ("pairwise_loss", "jagged"): (5, 0),
     ("rowwise_adagrad_", "repeated_rows"): (1, 1),
 }

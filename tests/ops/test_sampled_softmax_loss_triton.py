@@ -123,3 +123,28 @@ def test_nothing_is_split_where_there_is_nothing() -> None:
     from argus_kernels.ops.sampled_softmax_loss.triton_kernels import split_blocks
 
     assert split_blocks(3, 0, 132) == 1 and split_blocks(0, 3, 132) >= 1
+
+
+WILD = {"nan": torch.nan, "infinity": torch.inf, "minus_infinity": -torch.inf}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", list(WILD.values()), ids=list(WILD))
+@pytest.mark.parametrize(("name", "form"), [("candidates", "standard"), ("query", "standard"), ("query", "refined")])
+def test_what_a_row_leaves_out_does_not_reach_it(name: str, form: str, value: float) -> None:
+    """What is not finite spreads to what float64 says and no further, in 66 rows and 40 candidates: two tiles each.
+
+    Candidate 35 is an accidental hit of some rows and its owner's of others; row 65 leaves candidates out for both.
+    """
+    arguments = drawn(66, 40, 4)
+    place = 35 if name == "candidates" else 65
+    arguments[name][place, 3] = value
+    arguments["row_weight"][65] = 1.0
+    exact = {key: one.double() if key in NAMES else one for key, one in arguments.items()}
+    found, expected = results("triton", arguments, form), results("reference", exact, form)
+    for one, truth in zip(found, expected, strict=True):
+        finite = truth.isfinite()
+        assert torch.equal(one.isfinite(), finite)
+        torch.testing.assert_close(one[finite].double(), truth[finite], atol=3e-5, rtol=3e-5)
+    reached = ~expected[2 if name == "candidates" else 4].isfinite().all(1)
+    assert reached.any() and not reached.all()

@@ -33,6 +33,8 @@ from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
+    marked,
+    wild_parts,
     write_query_gradient,
 )
 
@@ -174,7 +176,7 @@ def forward_kernel(
 
 @kernel
 def score_gradient_kernel(
-    query, candidates, positive_product, ids, owners, log_q, scale, statistics, row_factor, d_score, scale_sums,
+    query, candidates, positive_product, ids, owners, log_q, scale, statistics, row_factor, kept, d_score, scale_sums,
     share_sums, first_row, rows, drawn, width, slab_rows, score_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
@@ -190,11 +192,13 @@ def score_gradient_kernel(
     real = row < end
     whole = tl.load(statistics + rows + row, mask=real, other=0.0)
     factor = tl.load(row_factor + row, mask=real, other=0.0)
-    counts = counts & (factor != 0.0)[:, None]
+    if kept is not None:
+        counts = counts & tl.load(kept + row, mask=real, other=0).to(tl.int1)[:, None]
     share = tl.exp2(tl.where(counts, (score - whole[:, None]) * _LOG2_E, -float("inf")))
     gradient = share * factor[:, None]
     place = line[:, None] * score_stride + candidate[None, :]
-    tl.store(d_score + place, gradient.to(d_score.dtype.element_ty), mask=real[:, None] & (candidate < drawn)[None, :])
+    stored = marked(gradient.to(d_score.dtype.element_ty), counts)
+    tl.store(d_score + place, stored, mask=real[:, None] & (candidate < drawn)[None, :])
     # One number a row: Triton 3.6 fails to compile the sum of a whole tile that lies in sm_100's tensor memory.
     own = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     tl.store(scale_sums + own, tl.sum(tl.where(counts, gradient * product, 0.0), axis=1))
@@ -379,8 +383,10 @@ def _through_scores(
     """
     (count, width), drawn = given.query.shape, given.candidates.shape[0]
     config = _config("backward", given)
-    # A power of two near the largest factor: the stored numbers are neither tiny nor rounded by it.
-    unit = torch.ldexp(torch.ones_like(given.scale), torch.frexp(row_factor.abs().amax() if count else given.scale)[1])
+    # A power of two near the largest factor: the stored numbers are neither tiny nor rounded by it. A row that is not
+    # finite must not reach the others through it.
+    largest = row_factor.nan_to_num(0.0, 0.0, 0.0).abs().amax() if count else given.scale
+    unit = torch.ldexp(torch.ones_like(given.scale), torch.frexp(largest)[1])
     lifted = row_factor * (LIFT / unit)
     slab = max(config["block_rows"], SLAB_BYTES // max(drawn * given.query.element_size(), 1))
     slab = min(ceil_div(slab, config["block_rows"]) * config["block_rows"], max(count, 1))
@@ -390,7 +396,9 @@ def _through_scores(
     sums = given.query.new_zeros(drawn, width, dtype=torch.float32)
     d_scale = given.query.new_zeros((), dtype=torch.float64)
     launch_options = {"warps": config["warps"], "stages": config["stages"]}
-    shared = _score_arguments(given, rows, config) | {"statistics": statistics.contiguous(), "row_factor": lifted}
+    shared = _score_arguments(given, rows, config)
+    shared |= {"statistics": statistics.contiguous(), "row_factor": lifted, "kept": rows.kept}
+    wild_queries, wild_candidates = wild_parts(rows.query, given.candidates)
     for first in range(0, count, slab):
         here = min(slab, count - first)
         blocks = ceil_div(here, config["block_rows"]), ceil_div(drawn, config["block_candidates"])
@@ -404,11 +412,13 @@ def _through_scores(
         exact = (lifted[part].double() * share[part].double() / gradient_sum).nan_to_num(1.0, 1.0, 1.0)
         d_scale += (by_row * exact).sum()
         if needs["candidates"]:
-            add_candidate_gradient(sums, d_score[:here], rows.query[part], exact)
+            add_candidate_gradient(sums, d_score[:here], rows.query[part], wild_queries, exact)
         if needs["query"]:
             row_term = d_positive_score[part] * (LIFT / unit)
             factor = given.scale * (unit / LIFT)
-            write_query_gradient(d_score[:here], given.candidates, d_query[part], row_term, rows.positive[part], factor)
+            write_query_gradient(
+                d_score[:here], given.candidates, wild_candidates, d_query[part], row_term, rows.positive[part], factor
+            )
     d_candidates = (sums * (given.scale * (unit / LIFT))).to(given.candidates.dtype)
     return (
         d_query if needs["query"] else None,
