@@ -36,8 +36,10 @@ template <class T>
 __global__ void amplify_kernel(Kernel<T> k) {
   ARGUS_SHARED(float, partial, [kWarpSize]);
   float largest = 0.0f;
-  for (int64_t row = threadIdx.x; row < k.in.rows; row += blockDim.x)
-    largest = fmaxf(largest, fabsf(k.scale() * k.work.row_scale[row]));
+  for (int64_t row = threadIdx.x; row < k.in.rows; row += blockDim.x) {
+    const float size = fabsf(k.scale() * k.work.row_scale[row]);
+    if (size < kInfinity) largest = fmaxf(largest, size);
+  }
   largest = warp_max(largest);
   if (lane_index() == 0) partial[threadIdx.x / kWarpSize] = largest;
   __syncthreads();
@@ -110,6 +112,58 @@ ARGUS_DEVICE void store_d_scores(RowSums (&rows)[2], Sums& sums, const TileKeys&
 }
 
 template <class T>
+ARGUS_DEVICE float d_score_of(const Kernel<T>& k, int64_t local, int64_t candidate) {
+  return to_float(static_cast<const T*>(k.work.d_scores)[local * k.plan.score_stride + candidate]);
+}
+
+// The kernels multiply a candidate that a row leaves out by a share and a dS of 0, and 0 · NaN and 0 · ∞ are
+// NaN, as is all that is added to it. So what came out as NaN is summed again by the next three, over the
+// pairs alone that stay: what is NaN then ought to be.
+template <class T>
+ARGUS_DEVICE RowSums sums_of_what_stays(const Kernel<T>& k, int64_t local, int64_t begin, int64_t end) {
+  const int64_t row = k.first_row + local;
+  const T* query = k.query() + row * k.in.width;
+  RowSums sums{};
+#pragma unroll 1
+  for (int64_t m = begin; m < end && !is_nan(sums.share); ++m) {
+    if (!stays(k, row, m)) continue;
+    const T* candidate = k.candidates().data + m * k.in.width;
+    float product = 0.0f;
+#pragma unroll 1
+    for (int64_t column = 0; column < k.in.width; ++column)
+      product = fmaf(to_float(query[column]), to_float(candidate[column]), product);
+    product -= k.work.product[row];
+    const float share = expf(fmaf(k.scale(), product, -k.log_q(m)) - k.work.whole[row]);
+    sums.add({share, share * product, d_score_of(k, local, m)});
+  }
+  return sums;
+}
+
+template <class T>
+ARGUS_DEVICE float d_query_of_what_stays(const Kernel<T>& k, int64_t local, int64_t column, int64_t begin,
+                                         int64_t end) {
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int64_t m = begin; m < end && !is_nan(sum); ++m) {
+    if (stays(k, k.first_row + local, m))
+      sum = fmaf(d_score_of(k, local, m), to_float(k.candidates().data[m * k.in.width + column]), sum);
+  }
+  return sum;
+}
+
+template <class T>
+ARGUS_DEVICE float d_candidate_of_what_stays(const Kernel<T>& k, int64_t candidate, int64_t column) {
+  float sum = 0.0f;
+#pragma unroll 1
+  for (int64_t local = 0; local < k.strip_rows && !is_nan(sum); ++local) {
+    const int64_t row = k.first_row + local;
+    if (k.work.whole[row] != kInfinity && stays(k, row, candidate))
+      sum = fmaf(d_score_of(k, local, candidate), to_float(k.query()[row * k.in.width + column]), sum);
+  }
+  return sum;
+}
+
+template <class T>
 __global__ void __launch_bounds__(tile::kThreads, 2) d_scores_kernel(Kernel<T> k) {
   ARGUS_DYNAMIC_SHARED(unsigned char, shared);
   ARGUS_SHARED(TileKeys, keys, [1]);
@@ -140,6 +194,8 @@ __global__ void __launch_bounds__(tile::kThreads, 2) d_scores_kernel(Kernel<T> k
   if (row < kTile && local + row < k.strip_rows) {
     RowSums whole = parts[row];
     for (int part = 1; part < tile::kWarpColumns; ++part) whole.add(parts[part * kTile + row]);
+    if (is_nan(whole.moment) || is_nan(whole.d_score))
+      whole = sums_of_what_stays(k, local + row, begin * kTile, min(end * kTile, k.in.drawn));
     float* to = k.work.sums + chunk * 3 * k.plan.strip_rows + local + row;
     to[0] = whole.share;
     to[k.plan.strip_rows] = whole.moment;
@@ -167,13 +223,35 @@ __global__ void __launch_bounds__(tile::kThreads, 2) d_query_kernel(Kernel<T> k)
   tile::add_product<T>(sums, shared, left, right,
                        tile::stages_of<T>(min(end * kTile, k.in.drawn) - begin * kTile));
   float* to = k.work.d_query + split * k.plan.strip_rows * k.in.width;
+  uint64_t nan = 0;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       const int64_t row = local + held_row(i), at = column + held_column(j);
-      if (row < k.strip_rows && at < k.in.width) to[row * k.in.width + at] = sums.at(i, j);
+      if (row >= k.strip_rows || at >= k.in.width) continue;
+      to[row * k.in.width + at] = sums.at(i, j);
+      if (is_nan(sums.at(i, j))) nan |= uint64_t{1} << (kHeld * i + j);
     }
+  }
+#pragma unroll 1
+  for (int element = 0; nan != 0; ++element, nan >>= 1) {
+    if ((nan & 1) == 0) continue;
+    const int64_t row = local + held_row(element / kHeld), at = column + held_column(element % kHeld);
+    to[row * k.in.width + at] =
+        d_query_of_what_stays(k, row, at, begin * kTile, min(end * kTile, k.in.drawn));
+  }
+}
+
+// Adds a strip's part of one element of d_candidates.
+template <class T>
+ARGUS_DEVICE void add_d_candidate(const Kernel<T>& k, int64_t place, float sum, bool first_strip,
+                                  bool last_strip) {
+  if (!first_strip) sum += k.work.d_candidates[place];
+  if (last_strip) {
+    from_float(static_cast<T*>(k.gradients.d_candidates)[place], sum * k.work.amplify[1]);
+  } else {
+    k.work.d_candidates[place] = sum;
   }
 }
 
@@ -189,20 +267,26 @@ __global__ void __launch_bounds__(tile::kThreads, 2)
   const tile::Operand<T, true, tile::Matrix<T>> right{queries, k.first_row, tile::chunk_of<T>(column)};
   Sums sums;
   tile::add_product<T>(sums, shared, left, right, tile::stages_of<T>(k.strip_rows));
+  uint64_t nan = 0;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       const int64_t row = first + held_row(i), at = column + held_column(j);
       if (row >= k.in.drawn || at >= k.in.width) continue;
-      const int64_t place = row * k.in.width + at;
-      const float sum = first_strip ? sums.at(i, j) : k.work.d_candidates[place] + sums.at(i, j);
-      if (last_strip) {
-        from_float(static_cast<T*>(k.gradients.d_candidates)[place], sum * k.work.amplify[1]);
+      if (is_nan(sums.at(i, j))) {
+        nan |= uint64_t{1} << (kHeld * i + j);
       } else {
-        k.work.d_candidates[place] = sum;
+        add_d_candidate(k, row * k.in.width + at, sums.at(i, j), first_strip, last_strip);
       }
     }
+  }
+#pragma unroll 1
+  for (int element = 0; nan != 0; ++element, nan >>= 1) {
+    if ((nan & 1) == 0) continue;
+    const int64_t row = first + held_row(element / kHeld), at = column + held_column(element % kHeld);
+    const float sum = d_candidate_of_what_stays(k, row, at);
+    add_d_candidate(k, row * k.in.width + at, sum, first_strip, last_strip);
   }
 }
 
@@ -226,7 +310,7 @@ __global__ void finish_rows_kernel(Kernel<T> k) {
   const float positive_factor = scale * d_lse - sums.d_score * restored;
   __syncwarp();
   if (lane_index() == 0)
-    k.work.row_scale[row] = gradient * sums.moment * correction + d_lse * k.work.product[row];
+    k.work.row_scale[row] = counts ? gradient * sums.moment * correction + d_lse * k.work.product[row] : 0.0f;
   for (int64_t column = lane_index(); column < k.in.width; column += kWarpSize) {
     const int64_t at = row * k.in.width + column;
     if (k.gradients.d_query != nullptr) {

@@ -108,6 +108,8 @@ __global__ void __launch_bounds__(tile::kThreads) log_sum_exp_kernel(Kernel<T> k
 
 // log(e^a + e^b); either may be infinite.
 ARGUS_DEVICE float log_add(float a, float b) {
+  // fmaxf and fminf pass over NaN.
+  if (is_nan(a) || is_nan(b)) return a + b;
   const float high = fmaxf(a, b), low = fminf(a, b);
   return fabsf(high) == kInfinity ? high : high + log1pf(expf(low - high));
 }
@@ -133,7 +135,9 @@ __global__ void finish_loss_kernel(Kernel<T> k) {
   }
   const bool counts = weight != 0.0f;
   static_cast<float*>(k.out.loss)[row] = counts ? weight * loss : 0.0f;
-  static_cast<float*>(k.out.lse)[row] = counts ? denominator + k.scale() * k.work.product[row] : 0.0f;
+  // A sum of nothing is −∞, whatever the positive's score.
+  const float lse = denominator == -kInfinity ? denominator : denominator + k.scale() * k.work.product[row];
+  static_cast<float*>(k.out.lse)[row] = counts ? lse : 0.0f;
   float* statistics = static_cast<float*>(k.out.statistics);
   statistics[row] = counts ? denominator : 0.0f;
   statistics[k.in.rows + row] = counts ? (k.in.refined ? negatives : denominator) : 0.0f;

@@ -98,6 +98,15 @@ ARGUS_DEVICE bool stays(const TileKeys& keys, int row, int column) {
   return keys.column_id[column] != keys.row_id[row] && !own;
 }
 
+// The same of any row and candidate.
+template <class T>
+ARGUS_DEVICE bool stays(const Kernel<T>& k, int64_t row, int64_t candidate) {
+  if (k.in.candidate_ids[candidate] == k.in.positive_ids[row]) return false;
+  if (k.in.query_owner == nullptr || k.in.candidate_owner == nullptr) return true;
+  const int64_t owner = k.in.candidate_owner[candidate];
+  return owner < 0 || owner != k.in.query_owner[row];
+}
+
 // sums += ⟨query, candidate⟩ of the tile that begins at these two.
 template <class T>
 ARGUS_DEVICE void add_tile_product(Sums& sums, unsigned char* shared, const Kernel<T>& k, int64_t query,

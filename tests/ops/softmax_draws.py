@@ -46,12 +46,14 @@ def draw(
     }
 
 
-def results(arguments: dict[str, Any], backend: str, both: bool = True) -> dict[str, Tensor]:
-    """Loss, lse and the four gradients; the outputs' gradients are a ramp, of the loss alone where not `both`."""
+def results(
+    arguments: dict[str, Any], backend: str, both: bool = True, d_loss: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Loss, lse and the four gradients; those of the outputs are a ramp or `d_loss`, and 0 for lse if not `both`."""
     given = {name: value.detach().clone() if name in LEAVES else value for name, value in arguments.items()}
     leaves = [given[name].requires_grad_() for name in LEAVES]
     loss, lse = sampled_softmax_loss(**given, backend=backend)
-    ramp = torch.linspace(-1, 2, loss.shape[0], dtype=loss.dtype)
+    ramp = torch.linspace(-1, 2, loss.shape[0], dtype=loss.dtype) if d_loss is None else d_loss.to(loss.dtype)
     found = torch.autograd.grad((loss * ramp + (lse * ramp.flip(0) if both else 0)).sum(), leaves)
     named = {f"d_{name}": gradient for name, gradient in zip(LEAVES, found, strict=True)}
     return {"loss": loss.detach(), "lse": lse.detach(), **named}

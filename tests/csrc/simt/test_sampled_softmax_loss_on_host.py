@@ -140,6 +140,34 @@ def test_a_score_of_infinity_gives_an_infinite_loss(form: str) -> None:
             assert torch.equal(is_one(ours[name]), is_one(truth[name])), name
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["query", "positive", "candidates", "d_loss"])
+def test_what_is_not_finite_reaches_what_it_reaches_in_float64(name: str, dtype: torch.dtype, value: float) -> None:
+    """Not the rows that leave the candidate out, nor candidates that the row leaves out, nor rows of weight 0."""
+    arguments = draw(135, 140, 16, dtype)
+    d_loss = torch.linspace(-1, 2, 135)
+    values = {**arguments, "d_loss": d_loss}[name].clone()
+    values.view(135 if name != "candidates" else 140, -1)[132, 0] = value
+    if name == "d_loss":
+        d_loss = values
+    else:
+        arguments[name] = values
+    ours = results(arguments, NAME, False, d_loss)
+    truth = results(in_float64(arguments), "reference", False, d_loss)
+    assert bool(truth["d_query"].isfinite().any())
+    assert not all(bool(one.isfinite().all()) for one in truth.values())
+    for result, expected in truth.items():
+        # In d_scale a share of 0 times an infinite score is NaN or nothing, as the share is computed.
+        if result == "d_scale" and name != "d_loss":
+            continue
+        finite = expected.isfinite()
+        largest = float(expected[finite].abs().max()) if bool(finite.any()) else 1.0
+        assert torch.equal(ours[result].isfinite(), finite), result
+        bound = (1e-5 if dtype == torch.float32 else 2e-2) * max(largest, 1.0)
+        torch.testing.assert_close(ours[result][finite].double(), expected[finite], rtol=0, atol=bound, msg=result)
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e4])
 def test_half_precision_score_gradients_stay_in_range(size: float) -> None:
     """Gradients of 10⁻⁶ or 10⁴ a row would leave float16 unless dS is scaled."""
