@@ -13,6 +13,7 @@ from python_model.config import PRESETS, ModelConfig
 from python_model.model.layers import Block, Layout
 from python_model.training.memory_plan import SAVED, SIZES, Parameters, Setting, communication, memory
 from tests.conftest import REPOSITORY
+from tests.model.conftest import encoder_parameters
 
 
 def printed(*arguments: str) -> str:
@@ -31,7 +32,7 @@ def test_the_document_has_what_the_command_prints(ranks: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_parameters_are_those_of_the_model(size: str) -> None:
     numbers = Parameters.of(PRESETS[size])
-    assert numbers.blocks == PRESETS[size].encoder_parameters
+    assert numbers.blocks == encoder_parameters(PRESETS[size])
     assert numbers.block * PRESETS[size].layers == numbers.blocks
     assert 0 < numbers.copied < 20_000 and 0 < numbers.rest < numbers.blocks
 
