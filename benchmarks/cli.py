@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +17,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -22,9 +24,10 @@ from rich.progress import (
 from typer.core import TyperGroup
 
 from benchmarks.harness import compare as comparing
+from benchmarks.harness import rounds as rounding
 from benchmarks.harness.cases import Spec, select
-from benchmarks.harness.results import Key, Record, read_records, write_records
-from benchmarks.harness.runner import SUITES, Environment, Run, Settings
+from benchmarks.harness.results import REPOSITORY, Key, Record, read_records, write_records
+from benchmarks.harness.runner import SUITES, Environment, Run, Settings, rated
 from benchmarks.peers import PEERS
 from benchmarks.report import table
 
@@ -75,10 +78,7 @@ def run(
     json_file: Annotated[
         Path | None, typer.Option("--json", dir_okay=False, help="Write one line of JSON per record.")
     ] = None,
-    visits: Annotated[
-        int, typer.Option(min=1, max=9, help="How often a case is timed, all others in between, and in how many parts.")
-    ] = 2,
-    time_budget: Annotated[float | None, typer.Option(help="Seconds; visits that do not fit are cut.")] = None,
+    time_budget: Annotated[float | None, typer.Option(help="Seconds; cases that do not fit are cut.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; torch's choice by default.")] = None,
     graphs: Annotated[bool, typer.Option(help="Time CUDA graphs where possible.")] = True,
     seed: Annotated[int, typer.Option(help="Of the draws and of the order of repetitions.")] = 0,
@@ -87,7 +87,7 @@ def run(
     dtypes = dtype or ["fp32", "bf16"]
     try:
         specs = select(op or (), case or (), dtypes, device)
-        settings = _settings(specs, backend, peer, suite, device, seed, visits, time_budget, graphs)
+        settings = _settings(specs, backend, peer, suite, device, seed, time_budget, graphs)
         if json_file is not None:
             write_records(json_file, ())
     except OSError as error:
@@ -120,7 +120,6 @@ def _settings(
     suite: str,
     device: str,
     seed: int,
-    visits: int,
     time_budget: float | None,
     graphs: bool,
 ) -> Settings:
@@ -143,7 +142,6 @@ def _settings(
         backends=tuple(backends) if backends else None,
         peers=tuple(name for name in peers if name != "none") if peers else None,
         seed=seed,
-        visits=visits,
         time_budget=time_budget,
         graphs=graphs,
         every_definition=suite != "quick",
@@ -163,8 +161,17 @@ def _say_where(console: Console, environment: Environment) -> None:
 
 
 def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]:
-    """All records; after every visit the file holds what there is. A progress bar a visit where there is a terminal."""
+    """All records; after every case the file holds what there is. Their ceilings are the best of the whole run.
+
+    Progress is a bar on a terminal, a line for each case elsewhere.
+    """
     records: dict[Key, Record] = {}
+
+    def keep(found: Iterable[Record]) -> None:
+        records.update({record.key: record for record in found})
+        if json_file is not None:
+            write_records(json_file, records.values())
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -174,18 +181,20 @@ def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]
         TimeRemainingColumn(elapsed_when_finished=False),
     )
     with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
-        tasks: list[TaskID] = []
+        task = progress.add_task("", total=len(run.specs))
+        begun = itertools.count(1)
 
-        def tell(spec: Spec, visit: int) -> None:
-            if visit == len(tasks):
-                tasks.append(progress.add_task("", total=len(run.specs)))
-            progress.update(tasks[visit], description=f"{spec.op.name} {spec.sample.name} {spec.dtype}")
+        def tell(spec: Spec) -> None:
+            name = f"{spec.op.name} {spec.sample.name} {spec.dtype}"
+            progress.update(task, description=name)
+            if not console.is_terminal:
+                console.print(f"{next(begun)}/{len(run.specs)} {name}", highlight=False)
 
         for found in run.records(tell):
-            records |= {record.key: record for record in found}
-            progress.advance(tasks[-1])
-            if json_file is not None:
-                write_records(json_file, records.values())
+            keep(found)
+            progress.advance(task)
+        run.measure_ceilings()
+    keep([rated(record, run.environment.ceilings) for record in records.values()])
     return list(records.values())
 
 
@@ -198,24 +207,41 @@ def _say_what_is_missing(console: Console, run: Run, json_file: Path | None) -> 
         console.print(f"written to {json_file}")
 
 
-@app.command()
+@app.command(epilog="Examples: `python -m benchmarks compare main --op causal_attention`, `… compare a.jsonl b.jsonl`.")
 def compare(
-    before: Annotated[Path, typer.Argument(help="A: a results file", exists=True, dir_okay=False)],
-    after: Annotated[Path, typer.Argument(help="B: a results file", exists=True, dir_okay=False)],
+    before: Annotated[str, typer.Argument(help="A commit or a source tree to run in turns with this one, or a file.")],
+    after: Annotated[str | None, typer.Argument(help="The same; this tree by default.")] = None,
+    op: Annotated[list[str] | None, typer.Option(help="Of trees: an op; may be repeated.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Of trees: a case; may be repeated.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help="Of trees: a backend; may be repeated.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="Of trees: fp32, bf16 or fp16; may be repeated.")] = None,
+    device: Annotated[str, typer.Option(help="Of trees: cpu or cuda.")] = "cpu",
+    rounds: Annotated[int, typer.Option(min=3, max=99, help="Of trees: runs of each.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     fail_on_slower: Annotated[
         bool, typer.Option(help="Exit with 1 where something got slower or is refused now.")
     ] = False,
 ) -> None:
-    """Show what changed from A to B, marked only where it is outside the noise."""
+    """Say what changed: each case's ratio of medians, its 95 % interval, and slower, faster or same."""
+    console = Console(stderr=True) if as_json else table.make_console()
     try:
-        found = comparing.compare(read_records(before), read_records(after))
+        files = [Path(one) for one in (before, after or "") if Path(one).is_file()]
+        if len(files) == 1:
+            raise ValueError(f"{files[0]} is a file and the other is none: compare two files, or two trees or commits")
+        if files:
+            runs = [[read_records(file)] for file in files]
+        else:
+            given = {"op": op, "case": case, "backend": backend, "dtype": dtype, "peer": ["none"], "device": [device]}
+            options = [part for name, values in given.items() for one in values or () for part in (f"--{name}", one)]
+            with rounding.tree_of(before) as one, rounding.tree_of(after or str(REPOSITORY)) as other:
+                runs = rounding.in_turns([one, other], rounds, options, console.print)
+        found = comparing.compare(*runs)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     if as_json:
         typer.echo(json.dumps(comparing.as_json(found), indent=2))
     else:
-        _show_comparison(table.make_console(), found)
+        _show_comparison(console, found)
     if fail_on_slower and found.is_worse:
         raise typer.Exit(1)
 
@@ -223,16 +249,16 @@ def compare(
 def _show_comparison(console: Console, found: comparing.Comparison) -> None:
     console.print(comparing.as_table(found))
     for title, keys in (
-        ("refused in B, verified in A", found.newly_refused),
-        ("only in A", found.only_before),
-        ("only in B", found.only_after),
+        ("refused now, verified before", found.newly_refused),
+        ("only before", found.only_before),
+        ("only after", found.only_after),
     ):
         for key in keys:
             console.print(f"{title}: {' '.join(key)}")
     for note in found.notes:
-        console.print(note)
-    marks = [change.mark for change in found.changes]
-    console.print(f"{len(marks)} compared: {marks.count('slower')} slower, {marks.count('faster')} faster")
+        console.print(note, highlight=False, markup=False)
+    verdicts = Counter(change.verdict for change in found.changes)
+    console.print(f"{len(found.changes)} compared: " + ", ".join(f"{count} {name}" for name, count in verdicts.items()))
 
 
 def main() -> None:

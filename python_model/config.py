@@ -188,14 +188,6 @@ class ModelConfig(JsonConfig):
             self._require("item_width", self.item_width == self.width, f"width = {self.width}: items are its tokens")
             self._require("item_hashes", self.item_hashes == 0, f"0 with model={self.model!r}")
 
-    @property
-    def encoder_parameters(self) -> int:
-        """Parameters of the blocks: 12·L·d² + 13·L·d (transformer, feed-forward ratio 4), 5·L·d² + L·d (HSTU)."""
-        d, ratio = self.width, self.feed_forward
-        if self.encoder == "hstu":
-            return self.layers * (5 * d * d + d)
-        return self.layers * ((4 + 2 * ratio) * d * d + (9 + ratio) * d)
-
 
 @dataclass(frozen=True)
 class TrainConfig(JsonConfig):

@@ -18,6 +18,7 @@ from benchmarks.gpu_session.lines import Line, Lines
 from benchmarks.harness.results import Record, write_records, write_whole
 from benchmarks.harness.verify import first_line
 from benchmarks.report.summary import markdown
+from benchmarks.report.table import share_of_ceiling
 
 MAX_CONFIGS = 1000
 """Of a kernel; more is a damaged line."""
@@ -180,7 +181,7 @@ def _timed(records: Sequence[Record]) -> Iterator[str]:
             continue
         ratios = {name: peer.ratio for name, peer in record.peers.items() if peer.ratio}
         peers = ", ".join(f"{name} {ratio:.2f}×" for name, ratio in ratios.items())
-        share = "" if record.share_of_ceiling is None else f"{record.share_of_ceiling:.0%}"
+        share = share_of_ceiling(record)
         rows.append((*case, f"{record.ms.p50:.4g}", f"{record.tflop_per_s or 0:.3g}", share, peers))
     headings = ("op", "case", "dtype", "pass", "backend", "ms", "TFLOP/s", "ceiling", "peers, above 1 slower than ours")
     yield "\n".join(_table(headings, rows))

@@ -28,6 +28,11 @@ class Ceilings:
         """The shortest time in which the machine could do both at once."""
         return max(flops / self.flops_per_second[dtype], moved_bytes / self.copy_bytes_per_second)
 
+    def best(self, other: Ceilings) -> Ceilings:
+        """The higher of each rate: what was measured while something else had the machine is no ceiling."""
+        rates = {name: max(rate, other.flops_per_second[name]) for name, rate in self.flops_per_second.items()}
+        return Ceilings(max(self.copy_bytes_per_second, other.copy_bytes_per_second), rates)
+
     def as_record(self) -> dict[str, float]:
         """The ceilings as a record holds them, in GB/s and TFLOP/s."""
         rates = {f"{name}_tflop_per_s": rate / 1e12 for name, rate in self.flops_per_second.items()}

@@ -8,8 +8,8 @@ training group runs forward and backward in one repetition, each under its own c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from benchmarks.harness.cases import Case
 from benchmarks.harness.memory import PeakMemory
-from benchmarks.harness.results import Quantiles
 from benchmarks.harness.timing import SLOW_SECONDS, Budget, Stage, Subject, Timer, Timing, measure
 from benchmarks.harness.verify import Verdict, first_line
 from benchmarks.peers import Peer
@@ -30,37 +29,14 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, tor
 class Pass:
     """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends.
 
-    `visits`: the milliseconds of every repetition, a tuple for each visit to the case; `peak_bytes`: of the first one.
+    `times`: the milliseconds of every repetition; `peak_bytes`: of the first one.
     """
 
     name: str
-    visits: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    times: dict[str, tuple[float, ...]] = field(default_factory=dict)
     peak_bytes: dict[str, int | None] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
-
-    def quantiles(self, contender: str) -> Quantiles:
-        """Of all repetitions of all visits."""
-        return Quantiles.of([time for visit in self.visits[contender] for time in visit])
-
-    def repeats(self, contender: str) -> int:
-        """How many repetitions there were in all visits."""
-        return sum(map(len, self.visits[contender]))
-
-    def medians(self, contender: str) -> tuple[float, ...]:
-        """The p50 of each visit."""
-        return tuple(Quantiles.of(visit).p50 for visit in self.visits[contender])
-
-    def joined(self, later: Pass) -> Pass:
-        """This and a later visit; who failed there is not timed at all, who did not return keeps what it had."""
-        failed = later.skipped.keys() | later.refused.keys()
-        visits = {
-            name: (*earlier, *later.visits.get(name, ()))
-            for name, earlier in self.visits.items()
-            if name not in failed
-        }  # fmt: skip
-        skipped, refused = {**self.skipped, **later.skipped}, {**self.refused, **later.refused}
-        return replace(self, visits=visits, skipped=skipped, refused=refused)
 
 
 @dataclass
@@ -81,17 +57,13 @@ class _Contender:
 
 
 class Contest:
-    """One visit to a drawn case; `verdicts` are those of our backends, by name, in the room's order.
-
-    `training` names the backends and peers that take part in the training group.
-    """
+    """Measures a drawn case; `verdicts` are those of our backends, by name, in the room's order."""
 
     def __init__(
         self,
         case: Case,
         verdicts: dict[str, Verdict],
         peers: Sequence[Peer],
-        training: Collection[str],
         clock: Timer,
         budget: Budget,
         seed: int = 0,
@@ -102,7 +74,6 @@ class Contest:
         self._clock = clock
         self._budget = budget
         self._seed = seed
-        self._in_training = training
         self._skipped: dict[str, str] = {}
         self._refused = {name: verdict.forward for name, verdict in verdicts.items() if verdict.forward}
         self._gradients: dict[torch.dtype, Tensor] = {}
@@ -198,7 +169,7 @@ class Contest:
         for name, verdict in self._verdicts.items():
             if verdict.gradients:
                 self._refused.setdefault(name, verdict.gradients)
-        able = [c for c in contenders if c.name in self._in_training and self._trains(c)]
+        able = [contender for contender in contenders if self._trains(contender)]
         subjects = [Subject(contender.name, self._stages(contender)) for contender in able]
         timings = measure(subjects, self._clock, self._budget, seed=self._seed + 1, warm=self._warm_times(able))
         whole = {c.name: None if None in c.peaks else max(p for p in c.peaks if p is not None) for c in able}
@@ -258,7 +229,7 @@ class Contest:
     ) -> Pass:
         return Pass(
             name,
-            {contender: (tuple(map(time_of, timing.repeats)),) for contender, timing in timings.items()},
+            {contender: tuple(map(time_of, timing.repeats)) for contender, timing in timings.items()},
             peaks,
             dict(self._skipped),
             dict(self._refused),

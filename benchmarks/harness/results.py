@@ -25,7 +25,7 @@ PASSES = ("forward", "backward", "forward_backward", "step")
 NOT_WANTED = "was not asked for"
 """Why a peer is missing that the command line left out."""
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-_REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 _LIBRARIES = (
     "torch",
     "numpy",
@@ -57,16 +57,12 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class PeerResult:
-    """One peer beside our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped.
-
-    visits: the p50 of each visit in which it was timed.
-    """
+    """One peer beside our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped."""
 
     ms: float | None = None
     peak_bytes: int | None = None
     ratio: float | None = None
     skipped: str | None = None
-    visits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,8 +71,7 @@ class Record:
 
     `ms` is None where the backend was refused; `refused` then says why and `verified` is False. Rates and ceilings are
     of the same run: gb_per_s = bytes / p50, tflop_per_s = flops / p50, share_of_ceiling = the shortest time that the
-    ceilings allow for flops and bytes / p50. `ms` is of all repetitions of all visits, `visits` the p50 of each one;
-    `machine["others"]` the share of the processors' time that other processes and a hypervisor's guests had in each.
+    ceilings allow for flops and bytes / p50. `times` are the milliseconds of all repetitions, of which `ms` is made.
     """
 
     op: str
@@ -100,12 +95,17 @@ class Record:
     machine: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
-    visits: tuple[float, ...] = ()
+    times: tuple[float, ...] = ()
 
     @property
     def key(self) -> Key:
         """What makes two records comparable."""
         return self.op, self.case, self.dtype, self.pass_, self.backend
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether it took less than the ceilings allow: they were measured while something else had the machine."""
+        return self.share_of_ceiling is not None and self.share_of_ceiling > 1
 
     def to_json(self) -> str:
         """The record as one line of JSON, `pass_` under its own name, `pass`."""
@@ -125,11 +125,13 @@ class Record:
         values["pass_"] = values.pop("pass", None)
         if values.get("ms") is not None:
             values["ms"] = Quantiles(**values["ms"])
-        peers = values.get("peers", {}).items()
-        values["peers"] = {
-            name: PeerResult(**{**peer, "visits": tuple(peer.get("visits", ()))}) for name, peer in peers
-        }
-        values["visits"] = tuple(values.get("visits", ()))
+        # Earlier lines have the p50 of every visit to a case instead of the times.
+        values.pop("visits", None)
+        peers = {name: {**peer} for name, peer in values.get("peers", {}).items()}
+        for peer in peers.values():
+            peer.pop("visits", None)
+        values["peers"] = {name: PeerResult(**peer) for name, peer in peers.items()}
+        values["times"] = tuple(values.get("times", ()))
         try:
             return cls(**values)
         except TypeError as error:
@@ -219,7 +221,7 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The commit of the source tree, with "-dirty" where tracked files differ from it; "" outside a repository."""
     try:
-        command = ["git", "-C", str(_REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,11 +1,11 @@
-"""Runs cases one after the other, then all of them again, and makes records of what they show."""
+"""Runs cases one after the other and makes records of what they show; the ceilings are measured in between."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,17 +15,16 @@ from benchmarks.harness import results
 from benchmarks.harness.cases import Case, Spec
 from benchmarks.harness.ceilings import Ceilings, measure_ceilings
 from benchmarks.harness.contest import Contest, Pass
-from benchmarks.harness.results import NOT_WANTED, PeerResult, Record
+from benchmarks.harness.results import NOT_WANTED, PeerResult, Quantiles, Record
 from benchmarks.harness.timing import Budget, CudaTimer, timer
-from benchmarks.harness.verify import Judge
-from benchmarks.harness.visits import OthersTime, Visited
-from benchmarks.peers import peers_of
+from benchmarks.harness.verify import Judge, Verdict
+from benchmarks.peers import Peer, peers_of
 
 SUITES = {
     "quick": Budget(seconds=0.3, min_repeats=3, max_repeats=50, once_from=0.5),
     "full": Budget(seconds=4.0, min_repeats=5, max_repeats=200),
 }
-"""Repetitions of a contender in one group of passes, over all visits."""
+"""Repetitions of a contender in one group of passes."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class Settings:
     backends: tuple[str, ...] | None = None
     peers: tuple[str, ...] | None = None
     seed: int = 0
-    visits: int = 2
-    """How often a case is timed: all others come between two visits, and each has its part of the repetitions."""
     time_budget: float | None = None
-    """Seconds for the whole run: visits that would not end in time are cut, the later ones first, never repetitions."""
+    """Seconds for the whole run: cases that would not end in time are cut, never repetitions."""
+    ceilings_every: float = 120.0
+    """Seconds of a run after which the ceilings are measured again."""
     graphs: bool = True
     """Time CUDA graphs where a contender can be captured."""
     every_definition: bool = True
@@ -64,11 +63,21 @@ class Environment:
 
 
 @dataclass
-class Run:
-    """A run over cases, as many times as the settings want visits.
+class _Judged:
+    """A case before it is timed: our backends judged, by name, and its costs (flops, bytes) by pass."""
 
-    After it `cut` names the visits to cases that the time budget left out, and `absent` says why backends did not
-    serve, by (op, backend). `on_pass` is given the records of each pass as soon as it is measured, of that visit alone.
+    verdicts: dict[str, Verdict]
+    judged_on: str
+    peers: list[Peer]
+    costs: dict[str, tuple[int, int]]
+
+
+@dataclass
+class Run:
+    """A run over cases.
+
+    After it `cut` names the cases that the time budget left out, and `absent` says why backends did not serve, by
+    (op, backend). `on_pass` is given the records of each pass as soon as it is measured.
     """
 
     specs: Sequence[Spec]
@@ -79,66 +88,59 @@ class Run:
     absent: dict[tuple[str, str], str] = field(default_factory=dict)
     on_pass: Callable[[list[Record]], None] | None = None
 
-    def records(self, on_visit: Callable[[Spec, int], None] = lambda spec, visit: None) -> Iterator[list[Record]]:
-        """Goes over the cases, then over them again, and yields a case's records after each visit to it.
+    def records(self, on_case: Callable[[Spec], None] = lambda spec: None) -> Iterator[list[Record]]:
+        """Goes over the cases and yields the records of each; `on_case` is told a case before it starts."""
+        started = measured = self.clock()
+        took: dict[tuple[str, str], float] = {}
+        for spec in self.specs:
+            before = self.clock()
+            case_name = (spec.op.name, spec.sample.name)
+            if self._would_be_late(before - started, took, case_name):
+                self.cut.append(f"{spec.op.name} {spec.sample.name} {spec.dtype}")
+                continue
+            if before - measured > self.settings.ceilings_every:
+                self.measure_ceilings()
+                measured = self.clock()
+            on_case(spec)
+            yield self._measured(spec)
+            took[case_name] = self.clock() - before
 
-        Records of a later visit are of all visits so far: they take the place of those with the same key. `on_visit`
-        is told the case and the number of the visit, from 0, before it starts.
-        """
-        started = self.clock()
-        visited: dict[int, Visited] = {}
-        for visit in range(self.settings.visits):
-            took: dict[tuple[str, str], float] = {}
-            for number, spec in enumerate(self.specs):
-                if visit and not (number in visited and visited[number].contenders):
-                    continue
-                before = self.clock()
-                case_name = (spec.op.name, spec.sample.name)
-                if self._would_be_late(before - started, took, case_name):
-                    which = f" (visit {visit + 1})" if visit else ""
-                    self.cut.append(f"{spec.op.name} {spec.sample.name} {spec.dtype}{which}")
-                    continue
-                on_visit(spec, visit)
-                found = self._visit(spec, visited.get(number))
-                if found is not None:
-                    visited[number] = found
-                yield self._records(spec, found) if found else []
-                took[case_name] = self.clock() - before
+    def measure_ceilings(self) -> None:
+        """Measures the ceilings once more and keeps the best of each."""
+        known = self.environment.ceilings
+        found = measure_ceilings(self.settings.device, tuple(known.flops_per_second))
+        self.environment = replace(self.environment, ceilings=known.best(found))
 
     def _would_be_late(self, elapsed: float, took: dict[tuple[str, str], float], case_name: tuple[str, str]) -> bool:
-        """Judged by how long this visit to the same case took in its other dtype, else by the mean case so far."""
+        """Judged by how long the same case took in its other dtype, else by the mean case so far."""
         if self.settings.time_budget is None:
             return False
         mean = sum(took.values()) / len(took) if took else 0.0
         return elapsed + took.get(case_name, mean) > self.settings.time_budget
 
-    def _visit(self, spec: Spec, known: Visited | None) -> Visited | None:
-        """Times a case once more, the first time after verifying it; None where no wanted backend serves it."""
-        if known is None and "torch._dynamo" in sys.modules:
+    def _measured(self, spec: Spec) -> list[Record]:
+        """Verifies a case, then times it; no record where no wanted backend serves it."""
+        if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
-        case = spec.draw(self.settings.seed, self.settings.device)
-        known = known or self._judged(case)
-        if known is None:
-            return None
         settings = self.settings
+        case = spec.draw(settings.seed, settings.device)
+        judged = self._judged(case)
+        if judged is None:
+            return []
         clock = timer(settings.device, graphs=settings.graphs)
-        verdicts = {name: verdict for name, verdict in known.verdicts.items() if name in known.contenders}
-        peers = [peer for peer in known.peers if peer.name in known.contenders]
-        budget, seed = settings.budget.shared(settings.visits), settings.seed + 2 * known.count
-        contest = Contest(case, verdicts, peers, known.training, clock, budget, seed)
-        others = OthersTime()
-        passes = []
+        contest = Contest(case, judged.verdicts, judged.peers, clock, settings.budget, settings.seed)
+        found = []
         for measured in contest.passes():
-            passes.append(measured)
+            # The refused ones have records too.
+            found += [self._record(spec, judged, measured, name) for name in judged.verdicts]
             if self.on_pass is not None:
-                self.on_pass([self._record(spec, known, measured, name) for name in known.verdicts])
-        known.add(passes, others.share())
+                self.on_pass(found[-len(judged.verdicts) :])
         if isinstance(clock, CudaTimer):
             clock.forget()
-        return known
+        return found
 
-    def _judged(self, case: Case) -> Visited | None:
-        """The case before its first visit, every wanted backend that serves it judged; None where none does."""
+    def _judged(self, case: Case) -> _Judged | None:
+        """Every wanted backend that serves a case, judged; None where none does."""
         serving = self._serving(case)
         if not serving:
             return None
@@ -146,7 +148,7 @@ class Run:
         verdicts = {name: judge.verdict(name) for name in serving}
         wanted = self.settings.peers
         peers = [peer for peer in peers_of(case.op.name) if wanted is None or peer.name in wanted]
-        return Visited(verdicts, judge.judged_on, peers, _costs(case))
+        return _Judged(verdicts, judge.judged_on, peers, _costs(case))
 
     def _serving(self, case: Case) -> list[str]:
         """The wanted backends that take this case, in the room's order; why others do not goes into `absent`.
@@ -170,52 +172,60 @@ class Run:
                 serving.append(backend.name)
         return serving
 
-    def _records(self, spec: Spec, known: Visited) -> list[Record]:
-        """One for each pass and backend, the refused ones included."""
-        return [self._record(spec, known, measured, name) for measured in known.passes for name in known.verdicts]
-
-    def _record(self, spec: Spec, known: Visited, measured: Pass, backend: str) -> Record:
-        flops, moved = known.costs[measured.name]
+    def _record(self, spec: Spec, judged: _Judged, measured: Pass, backend: str) -> Record:
+        flops, moved = judged.costs[measured.name]
         common: dict[str, Any] = {
             "op": spec.op.name,
             "case": spec.sample.name,
             "dtype": spec.dtype,
             "pass_": measured.name,
             "backend": backend,
-            "verified_on": known.judged_on,
+            "verified_on": judged.judged_on,
             "flops": flops,
             "bytes": moved,
-            "ceilings": self.environment.ceilings.as_record(),
-            "machine": self.environment.machine | ({"others": known.others} if known.others else {}),
+            "machine": self.environment.machine,
             "versions": self.environment.versions,
             "commit": self.environment.commit,
         }
-        if backend not in measured.visits:
+        if backend not in measured.times:
             reason = measured.refused.get(backend, "was not measured")
-            return Record(**common, verified=False, ms=None, repeats=0, peak_bytes=None, refused=reason)
-        ours = measured.quantiles(backend)
-        seconds = ours.p50 / 1e3
-        floor = self.environment.ceilings.floor_seconds(flops, moved, spec.dtype)
-        return Record(
+            refused = Record(**common, verified=False, ms=None, repeats=0, peak_bytes=None, refused=reason)
+            return rated(refused, self.environment.ceilings)
+        times = measured.times[backend]
+        ours = Quantiles.of(times)
+        record = Record(
             **common,
             verified=True,
             ms=ours,
-            repeats=measured.repeats(backend),
+            repeats=len(times),
             peak_bytes=measured.peak_bytes[backend],
-            gb_per_s=moved / seconds / 1e9,
-            tflop_per_s=flops / seconds / 1e12,
-            share_of_ceiling=floor / seconds,
             peers=_peer_results(measured, spec.op.name, self.settings.peers, ours.p50),
-            visits=measured.medians(backend),
+            times=tuple(float(f"{one:.4g}") for one in times),
         )
+        return rated(record, self.environment.ceilings)
+
+
+def rated(record: Record, ceilings: Ceilings) -> Record:
+    """A record with its rates and its share of these ceilings."""
+    record = replace(record, ceilings=ceilings.as_record())
+    if record.ms is None:
+        return record
+    seconds = record.ms.p50 / 1e3
+    floor = ceilings.floor_seconds(record.flops, record.bytes, record.dtype)
+    return replace(
+        record,
+        gb_per_s=record.bytes / seconds / 1e9,
+        tflop_per_s=record.flops / seconds / 1e12,
+        share_of_ceiling=floor / seconds,
+    )
 
 
 def _peer_results(measured: Pass, op: str, wanted: tuple[str, ...] | None, ours: float) -> dict[str, PeerResult]:
     found = {}
     for peer in peers_of(op):
-        if peer.name in measured.visits:
-            timed, peak = measured.quantiles(peer.name).p50, measured.peak_bytes[peer.name]
-            found[peer.name] = PeerResult(timed, peak, timed / ours, visits=measured.medians(peer.name))
+        if peer.name in measured.times:
+            timed = Quantiles.of(measured.times[peer.name]).p50
+            found[peer.name] = PeerResult(timed, measured.peak_bytes[peer.name], timed / ours)
         elif wanted is not None and peer.name not in wanted:
             found[peer.name] = PeerResult(skipped=NOT_WANTED)
         else:

@@ -12,7 +12,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -58,11 +58,6 @@ class Budget:
             return 1
         fitting = int(self.seconds / max(estimate_seconds, 1e-9))
         return max(self.min_repeats, min(self.max_repeats, fitting))
-
-    def shared(self, visits: int) -> Budget:
-        """The budget of each of several visits: its part of the seconds and repetitions, rounded up."""
-        least, most = (math.ceil(repeats / visits) for repeats in (self.min_repeats, self.max_repeats))
-        return replace(self, seconds=self.seconds / visits, min_repeats=least, max_repeats=most)
 
 
 @dataclass

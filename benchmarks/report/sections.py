@@ -25,6 +25,7 @@ from benchmarks.report.summary import (
     provenance,
     times,
 )  # fmt: skip
+from benchmarks.report.table import share_of_ceiling
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -103,7 +104,7 @@ def _all_figures(records: Sequence[Record]) -> str:
         rows.append(
             [
                 escape(record.op), escape(record.case), record.dtype, record.pass_.replace("_", " + "), name, spread,
-                _number(record.gb_per_s), _number(record.tflop_per_s), _share(record.share_of_ceiling),
+                _number(record.gb_per_s), _number(record.tflop_per_s), escape(share_of_ceiling(record) or "–"),
                 _mebibytes(record.peak_bytes), escape(", ".join(_peer(n, p) for n, p in record.peers.items())),
             ]
         )  # fmt: skip
@@ -191,10 +192,6 @@ def _peer(name: str, peer: PeerResult) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.3g}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _mebibytes(value: int | None) -> str:

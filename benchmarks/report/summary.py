@@ -106,7 +106,7 @@ def op_rows(records: Sequence[Record]) -> list[OpRow]:
                 Span.of(over_eager(record) for record in mine),
                 Span.of(peer[1] if peer else None for peer in peers),
                 tuple(dict.fromkeys(peer[0] for peer in peers if peer)),
-                Span.of(record.share_of_ceiling for record in mine),
+                Span.of(None if record.is_disturbed else record.share_of_ceiling for record in mine),
                 Span.of(memory_of_eager(record) for record in mine),
             )
         )

@@ -77,9 +77,16 @@ def _figures(record: Record) -> list[str | Text]:
         _short((record.ms.p90 - record.ms.p10) / 2),
         _short(record.gb_per_s),
         _short(None if record.tflop_per_s is None else 1e3 * record.tflop_per_s),
-        "" if record.share_of_ceiling is None else f"{record.share_of_ceiling:.0%}",
+        share_of_ceiling(record),
         "" if record.peak_bytes is None else f"{record.peak_bytes / 2**20:.0f}",
     ]
+
+
+def share_of_ceiling(record: Record) -> str:
+    """In percent; "disturbed" above 100 %, which no kernel reaches: the ceilings were measured on a busier machine."""
+    if record.share_of_ceiling is None:
+        return ""
+    return "disturbed" if record.is_disturbed else f"{record.share_of_ceiling:.0%}"
 
 
 def _peers(record: Record) -> Text:

@@ -28,7 +28,6 @@ from python_model.model.argus import Argus
 from python_model.studies.trials import read_study, write_json
 
 SERVICE = SyntheticConfig(users=16, events_per_user=2600.0, days=365)
-LENGTHS = (256, 512, 1024, 2048)
 REPEATS = 5
 
 

@@ -1,201 +1,130 @@
-"""What is marked as a change, and what passes for noise."""
+"""What counts as slower or faster: intervals of the ratio of medians, of two files and of runs in turns."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.cli import app
-from benchmarks.harness.compare import compare
-from benchmarks.harness.results import PeerResult, Quantiles, Record, write_records
+from benchmarks import cli
+from benchmarks.harness import rounds
+from benchmarks.harness.compare import Interval, as_json, as_table, compare, ratio_of_medians
+from benchmarks.harness.results import REPOSITORY, Record, write_records
 
 MakeRecord = Callable[..., Record]
 
 
-def test_a_slowed_kernel_is_marked(make_record: MakeRecord) -> None:
-    found = compare([make_record(10.0)], [make_record(12.5)])
-    (change,) = found.slower
-    assert change.change == pytest.approx(0.25)
-    assert found.is_worse
+def drawn(seed: int, count: int, factor: float = 1.0, spread: float = 0.05) -> list[float]:
+    noise: list[float] = np.exp(np.random.default_rng(seed).normal(0, spread, count)).tolist()
+    return [factor * value for value in noise]
 
 
-def test_a_faster_kernel_is_marked(make_record: MakeRecord) -> None:
-    found = compare([make_record(10.0)], [make_record(7.0)])
-    assert found.changes[0].mark == "faster" and not found.is_worse
-
-
-@pytest.mark.parametrize(("after", "spread"), [(10.2, 0.001), (12.5, 0.2), (10.0, 0.02)])
-def test_within_the_noise(make_record: MakeRecord, after: float, spread: float) -> None:
-    """Below three per cent, or intervals that overlap, or no change."""
-    found = compare([make_record(10.0, spread)], [make_record(after, spread)])
-    assert found.changes[0].mark == ""
-
-
-def test_what_the_whole_machine_did_is_taken_out(make_record: MakeRecord) -> None:
-    before = make_record(10.0, peers={"eager": 30.0, "compile": 20.0})
-    everything_slower = make_record(14.0, peers={"eager": 42.0, "compile": 28.0})
-    only_ours = make_record(14.0, peers={"eager": 30.0, "compile": 20.0})
-    assert compare([before], [everything_slower]).changes[0].mark == ""
-    assert compare([before], [everything_slower]).changes[0].machine == pytest.approx(0.4)
-    assert compare([before], [only_ours]).changes[0].mark == "slower"
-
-
-def test_peers_that_met_something_else_prove_nothing(make_record: MakeRecord) -> None:
-    before = make_record(10.0, peers={"eager": 30.0, "compile": 20.0})
-    disturbed_peers = make_record(10.0, peers={"eager": 90.0, "compile": 60.0})
-    assert compare([before], [disturbed_peers]).changes[0].mark == ""
-
-
-def test_what_was_timed_once_must_change_by_a_factor_of_three(make_record: MakeRecord) -> None:
-    for after, mark in ((28.0, ""), (31.0, "slower")):
-        found = compare([make_record(10.0, 0.0, 1)], [make_record(after, 0.0, 1)])
-        assert found.changes[0].mark == mark
-
-
-def test_few_repetitions_need_a_larger_change(make_record: MakeRecord) -> None:
-    for repeats, mark in ((3, ""), (30, "slower")):
-        found = compare([make_record(10.0, 0.01, repeats)], [make_record(10.8, 0.01, repeats)])
-        assert found.changes[0].mark == mark
-
-
-def noisy(make_record: MakeRecord, rng: random.Random, factor: float, repeats: int) -> list[Record]:
-    """500 cases, repetitions with 5 % noise, on a machine whose speed wanders by 15 % from case to case."""
-    records = []
-    for case in range(500):
-        machine = rng.uniform(0.85, 1.15)
-        ours, *peers = (
-            Quantiles.of([centre * machine * rng.lognormvariate(0, 0.05) for _ in range(repeats)])
-            for centre in (10.0 * factor, 30.0, 20.0)
-        )
-        others = {"eager": peers[0].p50, "compile": peers[1].p50}
-        records.append(make_record(10.0, peers=others, repeats=repeats, ms=ours, case=str(case)))
-    return records
-
-
-@pytest.mark.parametrize("repeats", [3, 5, 50])
-def test_two_runs_of_the_same_code_mark_nothing_and_a_slowed_one_is_seen(make_record: MakeRecord, repeats: int) -> None:
-    rng = random.Random(0)
-    before, same = (noisy(make_record, rng, 1.0, repeats) for _ in range(2))
-    slowed = noisy(make_record, rng, {3: 1.75, 5: 1.6, 50: 1.5}[repeats], repeats)
-    assert not [change for change in compare(before, same).changes if change.mark]
-    assert len(compare(before, slowed).slower) >= 450
-
-
-def visited(
-    make_record: MakeRecord, rng: random.Random, factor: float = 1.0, burst: tuple[int, float] | None = None
-) -> list[Record]:
-    """138 cases of two visits with two repetitions each, which wander by 2 % between and within visits.
-
-    `burst`: the visit in which something makes every eighth case slower, and how much.
-    """
-    records = []
-    for case in range(138):
-        visits: list[list[float]] = []
-        for visit in range(2):
-            hit = burst[1] if burst and burst[0] == visit and case % 8 == 0 else 1.0
-            centre = 10.0 * factor * hit * rng.lognormvariate(0, 0.02)
-            visits.append([centre * rng.lognormvariate(0, 0.02) for _ in range(2)])
-        medians = tuple(Quantiles.of(times).p50 for times in visits)
-        ms = Quantiles.of([time for times in visits for time in times])
-        records.append(make_record(ms.p50, repeats=4, ms=ms, visits=medians, case=str(case)))
-    return records
-
-
-@pytest.mark.parametrize("visit", [0, 1])
-@pytest.mark.parametrize("of_before", [True, False])
-def test_a_burst_in_one_visit_is_no_change(make_record: MakeRecord, visit: int, of_before: bool) -> None:
-    rng = random.Random(1)
-    quiet, disturbed = visited(make_record, rng), visited(make_record, rng, burst=(visit, 1.8))
-    found = compare(disturbed, quiet) if of_before else compare(quiet, disturbed)
-    assert not [change for change in found.changes if change.mark]
-
-
-@pytest.mark.parametrize("burst", [None, (0, 1.8), (1, 1.8)])
-def test_a_quarter_slower_in_both_visits_is_marked(make_record: MakeRecord, burst: tuple[int, float] | None) -> None:
-    """Everywhere but where a burst makes the visits disagree by more than that."""
-    rng = random.Random(2)
-    before, after = visited(make_record, rng), visited(make_record, rng, 1.25, burst)
-    assert len(compare(before, after).slower) >= (135 if burst is None else 118)
-    assert {change.mark for change in compare(after, before).changes} <= {"faster", ""}
-
-
-def test_it_is_the_other_visit_that_tells_a_burst(make_record: MakeRecord) -> None:
-    """The same numbers of the disturbed visit alone are marked."""
-
-    def alone(record: Record) -> Record:
-        p50 = record.visits[1]
-        return dataclasses.replace(record, ms=Quantiles(0.98 * p50, p50, 1.02 * p50), repeats=30, visits=())
-
-    rng = random.Random(1)
-    quiet, disturbed = visited(make_record, rng), visited(make_record, rng, burst=(1, 1.8))
-    assert len(compare(list(map(alone, quiet)), list(map(alone, disturbed))).slower) >= 15
-
-
-def with_peer(make_record: MakeRecord, ours: tuple[float, float], peer: tuple[float, ...]) -> Record:
-    p50 = sum(ours) / 2
-    peers = {"eager": PeerResult(sum(peer) / len(peer), 0, 1.0, visits=peer)}
-    return dataclasses.replace(make_record(p50, visits=ours, ms=Quantiles(min(ours), p50, max(ours))), peers=peers)
+def run(make_record: MakeRecord, seed: int, factor: float = 1.0, count: int = 30, **changes: object) -> list[Record]:
+    times = drawn(seed, count, factor)
+    return [make_record(float(np.median(times)), times=tuple(times), **changes)]
 
 
 @pytest.mark.parametrize(
-    ("peer", "machine", "mark"),
-    [((30.0, 30.0), 0.0, "slower"), ((42.0, 42.0), 0.4, ""), ((42.0,), 0.0, "slower")],
-    ids=["unchanged", "as much slower", "in one visit only"],
+    ("interval", "verdict"),
+    [((1.2, 1.04, 1.3), "slower"), ((0.8, 0.7, 0.96), "faster"), ((1.02, 1.01, 1.029), "same"), ((1, 0.5, 2), "same")],
 )
-def test_the_machine_is_told_by_peers_that_came_to_both_visits(
-    make_record: MakeRecord, peer: tuple[float, ...], machine: float, mark: str
-) -> None:
-    before = with_peer(make_record, (10.0, 10.2), (30.0, 30.0)[: len(peer)])
-    (change,) = compare([before], [with_peer(make_record, (14.0, 14.2), peer)]).changes
-    assert change.mark == mark and change.machine == pytest.approx(machine)
+def test_the_whole_interval_must_lie_beyond_what_counts(interval: tuple[float, ...], verdict: str) -> None:
+    assert Interval(*interval).verdict == verdict
 
 
-def test_records_without_peers_take_the_machine_from_the_others(make_record: MakeRecord) -> None:
-    def run(machine: float) -> list[Record]:
-        times = (10.0 * machine, 10.2 * machine)
-        lone = make_record(times[0], visits=times, ms=Quantiles(times[0], times[0], times[1]), case="lone")
-        return [lone, with_peer(make_record, times, times)]
-
-    found = compare(run(1.0), run(1.4))
-    assert [change.mark for change in found.changes] == ["", ""]
-    assert found.changes[0].machine == pytest.approx(0.4)
+def test_an_interval_covers_the_truth_nineteen_times_in_twenty() -> None:
+    covered = 0
+    for seed in range(200):
+        found = ratio_of_medians(drawn(seed, 40), drawn(1000 + seed, 40, 1.1), paired=False)
+        covered += found.low <= 1.1 <= found.high
+    assert 180 <= covered <= 200
 
 
-def test_a_file_without_visits_compares_with_one_that_has_them(make_record: MakeRecord) -> None:
-    new = dataclasses.replace(make_record(10.0), visits=(9.9, 10.1))
-    assert compare([make_record(10.0)], [new]).changes[0].mark == ""
-    assert compare([make_record(15.0)], [new]).changes[0].mark == "faster"
+def test_the_same_measurements_give_the_same_interval() -> None:
+    assert ratio_of_medians([1, 2, 3], [2, 3, 4], paired=False) == ratio_of_medians([1, 2, 3], [2, 3, 4], paired=False)
+    assert ratio_of_medians([2, 2, 2], [3, 3, 3], paired=True) == (1.5, 1.5, 1.5)
 
 
-def test_visits_in_others_hands_are_counted(make_record: MakeRecord) -> None:
-    quiet = make_record(10.0, machine={"others": [0.01, 0.02]})
-    busy = make_record(10.0, machine={"others": [0.01, 0.2]})
-    (note,) = [note for note in compare([quiet, quiet], [quiet, busy]).notes if "others" in note]
-    assert note == "B: 1 of 2 records come from visits in which others had more than 10% of the processors' time"
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "same"), (1.25, "slower"), (0.8, "faster")])
+def test_two_files(make_record: MakeRecord, factor: float, verdict: str) -> None:
+    found = compare([run(make_record, 1)], [run(make_record, 2, factor)])
+    assert [change.verdict for change in found.changes] == [verdict]
+    assert found.changes[0].interval.ratio == pytest.approx(factor, rel=0.05)
+    assert found.is_worse is (verdict == "slower")
+    assert any("name a commit to run both in turns" in note for note in found.notes)
+
+
+def test_few_repetitions_say_nothing(make_record: MakeRecord) -> None:
+    found = compare([run(make_record, 1, count=2)], [run(make_record, 2, 3.0)])
+    assert found.changes[0].verdict == "too few" and not found.is_worse
+    earlier = compare([[make_record(1.0)]], [[make_record(3.0)]])
+    assert earlier.changes[0].verdict == "too few" and earlier.changes[0].interval.ratio == 3.0
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "same"), (1.25, "slower"), (0.8, "faster")])
+def test_rounds_take_out_what_the_machine_did(make_record: MakeRecord, factor: float, verdict: str) -> None:
+    """From round to round the machine differs by a factor of three, and both sides alike."""
+    machine = [1.0, 3.0, 1.2, 2.0, 1.5, 2.5, 1.1]
+    before = [run(make_record, number, load) for number, load in enumerate(machine)]
+    after = [run(make_record, 50 + number, load * factor) for number, load in enumerate(machine)]
+    assert compare(before, after).changes[0].verdict == verdict
+
+
+def test_a_burst_in_one_round_is_no_change(make_record: MakeRecord) -> None:
+    before = [run(make_record, number) for number in range(5)]
+    after = [run(make_record, 50 + number, 4.0 if number == 2 else 1.0) for number in range(5)]
+    assert compare(before, after).changes[0].verdict == "same"
 
 
 def test_unpaired_and_newly_refused(make_record: MakeRecord) -> None:
-    gone, new = make_record(1.0, backend="gone"), make_record(1.0, backend="new")
-    refused = make_record(1.0, ms=None, verified=False, refused="wrong")
-    found = compare([make_record(1.0), gone], [refused, new])
-    assert found.only_before == (gone.key,) and found.only_after == (new.key,)
-    assert found.newly_refused == (refused.key,) and found.is_worse
+    before = [*run(make_record, 1), make_record(1.0, op="gone"), make_record(1.0, op="broken")]
+    refused = make_record(1.0, op="broken", ms=None, verified=False, refused="wrong")
+    found = compare([before], [[*run(make_record, 2), refused, make_record(1.0, op="new")]])
+    assert [key[0] for key in found.only_before] == ["gone"] and [key[0] for key in found.only_after] == ["new"]
+    assert [key[0] for key in found.newly_refused] == ["broken"] and found.is_worse
+    assert len(found.changes) == 1 and as_table(found).row_count == 1
+    assert as_json(found)["newly_refused"][0]["op"] == "broken"
+    with pytest.raises(ValueError, match="expected as many runs of both sides, found 1 and 2"):
+        compare([before], [before, before])
 
 
-def test_command(tmp_path: Path, make_record: MakeRecord) -> None:
-    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    write_records(paths[0], [make_record(10.0)])
-    write_records(paths[1], [make_record(13.0, machine={"name": "other"})])
-    given = ["compare", *map(str, paths)]
-    plain = CliRunner().invoke(app, given)
-    assert plain.exit_code == 0 and "1 slower" in plain.output and "different machines" in plain.output
-    strict = CliRunner().invoke(app, [*given, "--json", "--fail-on-slower"])
-    assert strict.exit_code == 1
-    assert json.loads(strict.output)["changes"][0]["mark"] == "slower"
-    assert CliRunner().invoke(app, ["compare", str(paths[0]), str(paths[0]), "--fail-on-slower"]).exit_code == 0
+def test_the_command_compares_files(tmp_path: Path, make_record: MakeRecord) -> None:
+    for name, factor in (("a", 1.0), ("b", 1.0), ("slow", 1.5)):
+        write_records(tmp_path / f"{name}.jsonl", run(make_record, len(name), factor))
+    command = ["compare", str(tmp_path / "a.jsonl")]
+    same = CliRunner().invoke(cli.app, [*command, str(tmp_path / "b.jsonl"), "--fail-on-slower"])
+    assert same.exit_code == 0 and "1 compared: 1 same" in same.stdout, same.output
+    slower = CliRunner().invoke(cli.app, [*command, str(tmp_path / "slow.jsonl"), "--fail-on-slower", "--json"])
+    assert slower.exit_code == 1 and json.loads(slower.stdout)["changes"][0]["verdict"] == "slower"
+    for other in (".", str(tmp_path / "c")):
+        refused = CliRunner().invoke(cli.app, [*command, other])
+        assert refused.exit_code == 2 and "two trees or commits" in " ".join(refused.output.split())
+
+
+def test_the_command_runs_trees_in_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_record: MakeRecord
+) -> None:
+    (tmp_path / "old" / "benchmarks").mkdir(parents=True)
+    ran: list[tuple[Path, list[str]]] = []
+
+    def measured(tree: Path, options: list[str]) -> None:
+        ran.append((tree, options))
+        write_records(Path(options[-1]), run(make_record, len(ran), 1.5 if tree == REPOSITORY else 1.0))
+
+    monkeypatch.setattr(rounds, "_run", measured)
+    given = ["compare", str(tmp_path / "old"), "--rounds", "4", "--op", "causal_attention", "--dtype", "fp32"]
+    result = CliRunner().invoke(cli.app, [*given, "--fail-on-slower"])
+    assert result.exit_code == 1 and "1 compared: 1 slower" in result.stdout, result.output
+    assert [{tree for tree, _ in ran[pair : pair + 2]} for pair in (0, 2, 4, 6)] == [{REPOSITORY, tmp_path / "old"}] * 4
+    wanted = ["--op", "causal_attention", "--dtype", "fp32", "--peer", "none", "--device", "cpu", "--json"]
+    assert all(options[:-1] == wanted for _, options in ran)
+
+
+def test_what_is_no_tree_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["compare", "no-such-commit"])
+    assert result.exit_code == 2
+    assert "no-such-commit: expected a results file" in " ".join(result.output.split())

@@ -32,7 +32,7 @@ def test_fields_of_a_line(make_record: MakeRecord) -> None:
     assert line.keys() >= FIELDS
     assert line["pass"] == "forward" and "pass_" not in line
     assert line["ms"].keys() == {"p10", "p50", "p90"}
-    assert line["peers"] == {"eager": {"ms": 6.0, "peak_bytes": 0, "ratio": 3.0, "skipped": None, "visits": []}}
+    assert line["peers"] == {"eager": {"ms": 6.0, "peak_bytes": 0, "ratio": 3.0, "skipped": None}}
 
 
 def test_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -40,18 +40,19 @@ def test_round_trip(tmp_path: Path, make_record: MakeRecord) -> None:
     skipped = make_record(1.0, peers={}, backend="triton")
     skipped.peers["flash_attn"] = PeerResult(skipped="runs on CUDA only")
     refused = make_record(1.0, backend="wrong", ms=None, verified=False, refused="output 0 fails")
-    returned = make_record(3.0, visits=(2.9, 3.1))
-    returned.peers["eager"] = PeerResult(6.0, 0, 2.0, visits=(5.0, 7.0))
+    timed = make_record(3.0, times=(2.9, 3.0, 3.1), peers={"eager": 6.0})
     write_records(path, [make_record(3.0)])
-    write_records(path, [returned, skipped, refused])
-    assert read_records(path) == [returned, skipped, refused]
+    write_records(path, [timed, skipped, refused])
+    assert read_records(path) == [timed, skipped, refused]
     assert all(json.loads(line) for line in path.read_text().splitlines())
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_lines_without_visits_are_read(tmp_path: Path, make_record: MakeRecord) -> None:
+def test_lines_of_earlier_versions_are_read(tmp_path: Path, make_record: MakeRecord) -> None:
+    """They have the p50 of every visit to a case, and no times."""
     line = json.loads(make_record(3.0, peers={"eager": 6.0}).to_json())
-    del line["visits"], line["peers"]["eager"]["visits"]
+    del line["times"]
+    line["visits"] = line["peers"]["eager"]["visits"] = [2.9, 3.1]
     path = tmp_path / "run.jsonl"
     path.write_text(json.dumps(line))
     assert read_records(path) == [make_record(3.0, peers={"eager": 6.0})]

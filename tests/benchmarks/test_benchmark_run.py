@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from argus_kernels.core import Backend, Op, Sample
 from argus_kernels.ops import feedback_loss
 from benchmarks import cli
 from benchmarks.harness.cases import Spec
+from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.compare import compare
 from benchmarks.harness.results import Key, Record, read_records
-from benchmarks.harness.runner import Environment, Run, Settings
+from benchmarks.harness.runner import Environment, Run, Settings, rated
 from benchmarks.harness.timing import Budget
 from benchmarks.harness.verify import Judge
 from benchmarks.peers import Peer, peers_of
+from benchmarks.report.table import share_of_ceiling
 
 REFERENCE = feedback_loss.OP.backend("reference")
 
@@ -70,7 +72,7 @@ def records_of(spec: Spec, environment: Environment, budget: Budget, **settings:
 
 
 def by_key(run: Run) -> dict[Key, Record]:
-    """The records of a whole run, those of later visits in the place of those before."""
+    """The records of a whole run, by their keys."""
     return {record.key: record for found in run.records() for record in found}
 
 
@@ -169,7 +171,7 @@ def test_peers_that_cannot_or_must_not_be_timed_say_why(
 def test_a_time_budget_cuts_whole_cases(small_spec: Spec, environment: Environment, short: Budget) -> None:
     specs = [dataclasses.replace(small_spec, dtype=dtype) for dtype in ("fp32", "bf16")] * 2
     times = iter([0.0, 0.0, 30.0, 30.0, 55.0, 55.0, 90.0, 90.0])
-    run = Run(specs, Settings(budget=short, visits=1, time_budget=75.0), environment, clock=lambda: next(times))
+    run = Run(specs, Settings(budget=short, time_budget=75.0), environment, clock=lambda: next(times))
     found = list(run.records())
     assert len(found) == 2
     assert all(record.repeats >= short.min_repeats for records in found for record in records)
@@ -177,13 +179,28 @@ def test_a_time_budget_cuts_whole_cases(small_spec: Spec, environment: Environme
 
 
 @pytest.mark.usefixtures("plain_peers")
-def test_a_time_budget_cuts_later_visits_first(small_spec: Spec, environment: Environment, short: Budget) -> None:
-    specs = [dataclasses.replace(small_spec, dtype=dtype) for dtype in ("fp32", "bf16")]
-    times = iter([0.0, 0.0, 30.0, 30.0, 60.0, 60.0, 70.0, 70.0])
-    run = Run(specs, Settings(budget=short, time_budget=75.0), environment, clock=lambda: next(times))
-    visits = {record.dtype: len(record.visits) for record in by_key(run).values()}
-    assert visits == {"fp32": 2, "bf16": 1}
-    assert run.cut == ["feedback_loss three_tasks bf16 (visit 2)"]
+def test_ceilings_are_measured_between_cases_and_the_best_are_kept(
+    small_spec: Spec, environment: Environment, short: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([Ceilings(2e10, {"fp32": 5e10, "bf16": 1e11}), Ceilings(1e9, {"fp32": 3e11, "bf16": 1e11})])
+    monkeypatch.setattr("benchmarks.harness.runner.measure_ceilings", lambda device, dtypes: next(found))
+    times = iter([0.0, 0.0, 50.0, 50.0, 130.0, 130.0, 131.0, 131.0, 135.0])
+    run = Run([small_spec] * 3, Settings(budget=short), environment, clock=lambda: next(times))
+    records = [record for found in run.records() for record in found]
+    assert run.environment.ceilings == Ceilings(2e10, {"fp32": 1e11, "bf16": 2e11})
+    assert records[0].ceilings["copy_gb_per_s"] == 10 and records[-1].ceilings["copy_gb_per_s"] == 20
+    run.measure_ceilings()
+    assert run.environment.ceilings == Ceilings(2e10, {"fp32": 3e11, "bf16": 2e11})
+    again = rated(records[0], run.environment.ceilings)
+    assert again.ceilings == records[-1].ceilings | {"fp32_tflop_per_s": 0.3}
+    assert again.share_of_ceiling is not None and records[0].share_of_ceiling is not None
+    assert again.share_of_ceiling < records[0].share_of_ceiling and again.ms == records[0].ms
+
+
+def test_a_share_that_is_impossible_is_marked(make_record: Callable[..., Record]) -> None:
+    for share, shown in ((None, ""), (0.5, "50%"), (1.0, "100%"), (1.53, "disturbed")):
+        record = make_record(1.0, share_of_ceiling=share)
+        assert share_of_ceiling(record) == shown and record.is_disturbed is (shown == "disturbed")
 
 
 @pytest.mark.usefixtures("plain_peers")
@@ -225,12 +242,12 @@ def test_a_planted_slow_kernel_is_marked_by_compare(
 
         with_backend(dataclasses.replace(REFERENCE, name="napping", forward=forward))
         budget = Budget(seconds=1.0, min_repeats=10, max_repeats=40)
-        found = records_of(small_spec, environment, budget, backends=("napping",), peers=(), visits=1)
+        found = records_of(small_spec, environment, budget, backends=("napping",), peers=())
         return [record for record in found if record.pass_ == "forward"]
 
     before, same, slowed = napping(0.02), napping(0.02), napping(0.03)
-    assert not compare(before, same).is_worse
-    assert compare(before, slowed).is_worse
+    assert not compare([before], [same]).is_worse
+    assert compare([before], [slowed]).is_worse
 
 
 def test_truth_sees_a_slightly_wrong_gradient(small_spec: Spec, with_backend: Callable[[Backend], None]) -> None:
@@ -264,7 +281,24 @@ def test_command_writes_lines_and_a_table(tmp_path: Path) -> None:
     assert len(records) == len(passes["cpp"]) + len(passes["reference"])
     assert records[0].ceilings.keys() == {"copy_gb_per_s", "fp32_tflop_per_s"}
     assert json.loads(path.read_text().splitlines()[0])["machine"]["device"] == "cpu"
+    assert "1/1 feedback_loss tiny fp32" in result.output, "progress shows where there is no terminal"
     assert time.monotonic() - started < 60
+
+
+def test_an_interrupted_run_leaves_the_cases_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Run.records
+
+    def records(run: Run, on_case: Callable[[Spec], None]) -> Iterator[list[Record]]:
+        yield from measured(run, on_case)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "records", records)
+    path = tmp_path / "run.jsonl"
+    given = ["run", "--op", "feedback_loss", "--dtype", "fp32", "--backend", "reference", "--json", str(path)]
+    result = CliRunner().invoke(cli.app, given)
+    assert result.exit_code == 130 and "holds what was measured so far" in " ".join(result.output.split())
+    assert [record.pass_ for record in read_records(path)] == ["forward", "backward", "forward_backward"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
@@ -284,7 +318,6 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> No
         (["--dtype", "fp8"], "dtype fp8 is unknown"),
         (["--suite", "huge"], "suite huge is unknown"),
         (["--device", "tpu"], "device tpu is unknown"),
-        (["--visits", "0"], "greater than or equal to 1"),
     ],
 )
 def test_unknown_names_are_refused_at_once(given: list[str], problem: str) -> None:

@@ -80,11 +80,6 @@ def test_a_slow_warm_up_counts_as_a_repetition() -> None:
     assert found["a"].repeats == [(4000.0,), (5000.0,), (5000.0,)]
 
 
-def test_visits_share_a_budget() -> None:
-    assert Budget(0.3, 3, 50, once_from=0.5).shared(2) == Budget(0.15, 2, 25, once_from=0.5)
-    assert Budget(4.0, 5, 200).shared(1) == Budget(4.0, 5, 200)
-
-
 def test_same_seed_same_order() -> None:
     orders = []
     for seed in (1, 1, 2):

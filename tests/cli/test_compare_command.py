@@ -20,6 +20,7 @@ from python_model.data.schema import load_dataset
 from python_model.data.synthetic import generate, preset
 from python_model.studies.compare import MODELS, MORE_MODELS, compare
 from python_model.studies.study import Budget
+from tests.model.conftest import encoder_parameters
 
 runner = CliRunner()
 QUICK = ["--steps", "3", "--finetune-steps", "2", "--batch-events", "256", "--window", "32", "--max-events", "150"]
@@ -66,7 +67,7 @@ def test_budgets_and_shapes_are_equal(data: Path) -> None:
     for name, trial in trials.items():
         assert sum(stage.steps for stage in trial.stages) == 42, name
         assert trial.model.width == trial.model.item_width == argus.model.item_width, name
-        assert abs(trial.model.encoder_parameters / argus.model.encoder_parameters - 1) < 0.05, name
+        assert abs(encoder_parameters(trial.model) / encoder_parameters(argus.model) - 1) < 0.05, name
         assert trial.pretrain is not None
         free = {"steps", "next_item_loss"}
         ours, theirs = asdict(argus.pretrain), asdict(trial.pretrain)

@@ -30,6 +30,14 @@ SMALL = ModelConfig(
 )
 
 
+def encoder_parameters(config: ModelConfig) -> int:
+    """Parameters of the blocks: 12·L·d² + 13·L·d (transformer, feed-forward ratio 4), 5·L·d² + L·d (HSTU)."""
+    d, ratio = config.width, config.feed_forward
+    if config.encoder == "hstu":
+        return config.layers * (5 * d * d + d)
+    return config.layers * ((4 + 2 * ratio) * d * d + (9 + ratio) * d)
+
+
 def random_batch(lengths: Sequence[int], seed: int = 0, padding: int = 0) -> JaggedBatch:
     """Users of the given lengths with random events, seconds to days apart, then rows of padding."""
     random = np.random.default_rng(seed)

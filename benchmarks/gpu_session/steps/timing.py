@@ -39,7 +39,6 @@ def run(context: Context, op: str, case: str | None = None) -> None:
         budget=REHEARSAL if context.rehearse else BUDGET,
         backends=backends,
         peers=tuple(name for name in PEERS if name != "eager" or op not in SLOW_EAGER),
-        visits=1,
     )
 
     def say(records: list[Record]) -> None:

@@ -39,7 +39,6 @@ from python_model.io.settings import Between, OneOf, checked_settings
 
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
-EXPLICIT = EVENT_TYPES[1:]
 SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
 # A bin of its own begins at Listen+, so that a prepared data set knows it.
 LISTEN_PLUS = PositiveEvents("share", int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right")))

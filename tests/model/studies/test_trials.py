@@ -18,6 +18,7 @@ from python_model.studies import trials
 from python_model.studies.summary import cell, fit_line, student_quantile, table, write_study
 from python_model.studies.trials import EvaluationOptions, Trial, TrialResult, over_seeds, run_trial, run_trials
 from python_model.training.progress import Progress, StepReport
+from tests.model.conftest import encoder_parameters
 
 SHORT = {
     "batch_events": 256, "window": 32, "negatives_in_batch": 16, "negatives_uniform": 16, "sketch_width": 256,
@@ -45,7 +46,7 @@ def test_a_trial_has_both_stages_and_the_row_of_the_last(whole: tuple[Path, Tria
     assert set(result.seconds) == {"pretrain", "finetune", "evaluation"}
     assert result.training_seconds == pytest.approx(result.seconds["pretrain"] + result.seconds["finetune"])
     assert 5 * 256 * 0.5 < result.events <= 8 * 256
-    assert result.parameters["encoder"] == TRIAL.model.encoder_parameters
+    assert result.parameters["encoder"] == encoder_parameters(TRIAL.model)
     assert result.parameters["encoder"] + result.parameters["tables"] < result.parameters["all"]
     assert all(result.metrics[name] is not None for name in ("ndcg@10", "pairwise_accuracy", "next_item_ne"))
 
