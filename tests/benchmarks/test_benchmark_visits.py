@@ -192,6 +192,7 @@ def tiny_case(small_sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feedback_loss.OP, "samples", lambda: [production])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_case")
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_file_holds_every_visit_so_far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool) -> None:
