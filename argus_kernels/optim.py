@@ -15,7 +15,7 @@ SETTINGS = ("lr", "eps", "weight_decay")
 OTHERS_SETTINGS = (
     "alpha", "beta2_decay", "betas", "etas", "history_size", "lambd", "lr_decay", "momentum", "rho"
 )  # fmt: skip
-"""By one of these a group of any other optimiser of torch can be told."""
+"""A group of any other optimiser of torch has at least one of these."""
 
 
 class RowwiseAdagrad(torch.optim.Optimizer):

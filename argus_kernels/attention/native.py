@@ -1,4 +1,4 @@
-"""What the native attention ops over packed histories take: the tensors as the CPU and the CUDA kernels want them."""
+"""The tensors of the native attention ops over packed histories, in the layout of the CPU and the CUDA kernels."""
 
 from __future__ import annotations
 

@@ -62,8 +62,8 @@ class Buckets:
 class Gradients:
     """The gradients under way, summed over the tiles; None where not wanted. finite: as `over_seen` takes it.
 
-    Those of q, k and v are in the wide dtype. A bucket of a table sums as many as a million scores one after the other,
-    where float32 loses four digits: the tables' sums are float64.
+    The gradients of q, k and v are in the wide dtype. Those of the tables are float64, because a bucket may sum a
+    million scores one after the other, where float32 loses four digits.
     """
 
     q: Tensor | None

@@ -1,4 +1,4 @@
-"""Who sees whom, and how far apart they are: the mask rule and the bias buckets shared by the attention ops.
+"""The mask rule and the bias buckets that the attention ops share: which pairs are seen, and how far apart they are.
 
 Every backend takes its rule and its thresholds from here, so that all of them agree at every edge.
 """

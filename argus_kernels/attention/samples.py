@@ -90,7 +90,7 @@ def history_samples(
 ) -> list[Sample]:
     """One sample for each case.
 
-    The products count the matrix products of [pairs, Dh] size that a pass cannot do without, 2 · Dh FLOPs for every
+    The products are the numbers of matrix products of size [pairs, Dh] that a pass needs, 2 · Dh FLOPs for every
     visible pair and head each; `outputs` gives the bytes of what the forward pass writes, from q.
     """
     return [_sample(case, forward_products, backward_products, outputs) for case in cases]
@@ -168,7 +168,7 @@ SMALL_CASES = (
 
 
 def tile_cases(scale: int = 1) -> tuple[HistoryCase, ...]:
-    """Histories that end inside a tile, on its edge and beyond it; widths that fill their tile and that do not.
+    """Histories that end inside a tile, on its edge and beyond it; widths that fill their tile and widths that do not.
 
     `scale` multiplies lengths and windows. A kernel has tiles of 128 queries or keys at most.
     """

@@ -1,7 +1,7 @@
-"""The short way to a backend in plain eager mode: one `torch.autograd.Function`, and no dispatcher.
+"""The direct path to a backend in plain eager mode: one `torch.autograd.Function`, without the dispatcher.
 
-The registered op serves everything that has to see an op: torch.compile, export, fake tensors, functorch's transforms,
-modes, subclasses, autocast and the profiler, which shows its name.
+Everything that needs to see an op gets the registered one: torch.compile, export, fake tensors, functorch's transforms,
+modes, subclasses, autocast and the profiler, which shows the op's name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing but autograd looks at these tensors: no tracing, transform, mode, subclass or lazy view."""
+    """Whether only autograd looks at these tensors: no tracing, transform, mode, subclass or lazy view."""
     if (
         torch.compiler.is_compiling()
         or forward_ad._current_level >= 0
@@ -40,7 +40,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 class Direct(torch.autograd.Function):
-    """An op's two passes as one node of the graph. All its tensors are given once more, one by one, for autograd."""
+    """An op's two passes as one node of the graph. Its tensors are passed a second time, one by one, for autograd."""
 
     @staticmethod
     def forward(ctx: Any, op: Any, given: Given, wanted: str, *tensors: Tensor) -> Any:

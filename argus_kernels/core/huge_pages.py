@@ -1,7 +1,8 @@
 """Asks for large pages behind a big buffer in host memory: one entry of the processor's page table for 2 MiB.
 
-A kernel that reads gigabytes once is bound by memory, and a part of that is looking up small pages. Linux only, a
-hint, without effect where the system decides by itself (/sys/kernel/mm/transparent_hugepage/enabled).
+A kernel that reads gigabytes once is bound by memory, and part of that time is address translation for small pages.
+Linux only; a hint, which has no effect where the system decides by itself
+(/sys/kernel/mm/transparent_hugepage/enabled).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Matrix products in which a mask is exact: what is not seen adds nothing, NaN and infinities neither."""
+"""Matrix products in which a mask is exact: a hidden value adds nothing, even if it is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def all_finite(*packed: Tensor) -> bool:
 def over_seen(weights: Tensor, values: Tensor, seen: Tensor, finite: bool) -> Tensor:
     """Σ_j weights[..., i, j] · values[..., j, :] over the pairs that are seen, elsewhere `weights` is 0.
 
-    Where values are not finite, 0 · NaN is NaN: a key that a query does not see must not reach it so. finite: that no
-    value is such, which is looked up once a call.
+    A hidden key must not reach a query by 0 · NaN. finite: whether all values are finite, which is checked once per
+    call.
     """
     if finite:
         return torch.matmul(weights, values)

@@ -1,8 +1,8 @@
-"""Argument checks that say everything that is wrong at once, in one sentence each.
+"""Argument checks that report all problems at once, in one sentence each.
 
-Only metadata is looked at here (type, layout, shape, dtype, device) and plain numbers, never a tensor's values: the
-checks run before the op boundary, under torch.compile they are traced away into guards, and they never synchronise
-with a GPU. Values are checked inside the op, see `argus_kernels.core.varlen`.
+The checks look at metadata (type, layout, shape, dtype, device) and plain numbers, never at a tensor's values. They run
+before the op boundary, become guards under torch.compile and never synchronise with a GPU. Values are checked inside
+the op, see `argus_kernels.core.varlen`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Problems:
         return len(self.found) == before
 
     def writable(self, name: str, value: object) -> None:
-        """What is written in place has memory of its own for every element, and autograd need not see it."""
+        """Checks a tensor that is written in place: its elements do not overlap, and it needs no gradient."""
         if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_nested:
             return
         shared = not value.is_contiguous() and _may_overlap(value)

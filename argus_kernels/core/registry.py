@@ -1,8 +1,8 @@
 """Which backend serves a call, and why the others do not.
 
-A backend is a pair of plain functions behind an op's one torch boundary. `auto` takes the first that has no reason
-against it: in the room's order on a CPU, on a GPU in that of `tuning/order.json`. A backend asked for by name that
-cannot serve raises with all its reasons: it never becomes another one silently.
+A backend is a pair of plain functions behind an op's one torch boundary. `auto` takes the first backend without a
+reason against it, on a CPU in the room's order, on a GPU in that of `tuning/order.json`. A backend that is asked for by
+name and cannot serve raises with all its reasons; it is never replaced silently.
 """
 
 from __future__ import annotations

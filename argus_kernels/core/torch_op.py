@@ -2,7 +2,7 @@
 
 `Op` registers `argus::<name>` and, where the op is differentiable, `argus::<name>_backward`. Both are opaque to
 torch.compile and torch.export, with shapes from the room's `fake`; which backend computes is decided at run time
-behind the boundary. A plain eager call goes round the boundary to the same backend, see `argus_kernels.core.eager`.
+behind the boundary. A plain eager call bypasses the boundary and uses the same backend, see `argus_kernels.core.eager`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GRADIENT_TRANSFORMS = (_functorch.TransformType.Grad, _functorch.TransformType.
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Casts floating-point tensors to the autocast dtype of their device where autocast is on; else a no-op.
 
-    Rooms call it on what feeds a matrix product, before they compare dtypes. float64 is left alone, as in torch.
+    Rooms call it on the operands of matrix products, before they compare dtypes. float64 is not cast, as in torch.
     """
     first = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
     if first is None or not autocast_is_on(first.device.type):

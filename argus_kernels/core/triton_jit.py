@@ -1,8 +1,9 @@
 """`kernel`: the decorator of every Triton kernel here. It says which arguments a kernel is not compiled for.
 
-Triton compiles a kernel anew where an integer becomes 1, or becomes or ceases to be a multiple of 16. That is wanted
-for what a model fixes (head width, strides of its rows, table widths: vector loads come of it) and costs 0.3 s in the
-middle of training for what changes with every batch. Those are `BATCH_SIZES`, by the names that the kernels give them.
+Triton compiles a kernel again when an integer becomes 1, or becomes or stops being a multiple of 16. For sizes that a
+model fixes (head width, strides of its rows, table widths) this is useful, because it allows vector loads. For sizes
+that change with every batch it costs 0.3 s in the middle of training. Those are `BATCH_SIZES`, by their names in the
+kernels.
 Everything else specialises: dtypes, the alignment of pointers, strides, widths, arguments that are None, constexprs.
 A tensor that starts in the middle of another (a row of [K, T], say) changes its alignment with T: a launcher passes the
 whole tensor and the row's number.

@@ -5,10 +5,10 @@ For a candidate c, the truth t (float64) and PyTorch's result p in the candidate
     max |c − t| ≤ 2 · max |p − t| + eps · max |t|
     rms(c − t)  ≤ 1.5 · rms(p − t) + ½ eps · rms(t)
 
-eps is the dtype's machine epsilon: the slack is what rounding the right answer to the dtype costs, so that a
-candidate is not failed because PyTorch happened to be exact. The first line catches a wrong element, the second a
+eps is the dtype's machine epsilon. The slack is the error of rounding the right answer to the dtype, so that a
+candidate does not fail only because PyTorch happened to be exact. The first line catches a wrong element, the second a
 small error everywhere. NaN never passes; an infinity passes only where the truth has the same one. Several draws of
-one case are pooled, which keeps the luck of a single scalar out of the verdict.
+one case are pooled, so that a single lucky scalar does not decide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs an op on a sample the way a user would, and collects everything it says: outputs, in-place results, gradients.
+"""Runs an op on a sample as a user would, and collects all results: outputs, tensors written in place, gradients.
 
-The tests and the benchmarks' verification both stand on it, so that a backend added to a room is held to the same
-rule everywhere without a line of its own.
+The tests and the benchmarks' verification both use it, so that a new backend of a room is judged by the same rule
+everywhere without a line of its own.
 """
 
 from __future__ import annotations

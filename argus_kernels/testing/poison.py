@@ -1,4 +1,4 @@
-"""Fresh memory full of NaN, so that reading what nobody wrote shows."""
+"""Fills fresh memory with NaN, so that a read of uninitialised memory shows in the results."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ namespace argus::decode_attention {
 // Events in a chunk: about a quarter of a megabyte of keys and values, which outweighs what a chunk costs
 // beside reading them, and still lets one user of a thousand events fill several threads.
 inline int64_t chunk_events(int64_t event_bytes) {
-  constexpr int64_t kChunkBytes = 1 << 18, kFewest = 64, kMax = 1024;
-  return std::clamp(kChunkBytes / std::max<int64_t>(event_bytes, 1) / 16 * 16, kFewest, kMax);
+  constexpr int64_t kChunkBytes = 1 << 18, kMin = 64, kMax = 1024;
+  return std::clamp(kChunkBytes / std::max<int64_t>(event_bytes, 1) / 16 * 16, kMin, kMax);
 }
 
 class HistoryChunks {

@@ -143,6 +143,7 @@ def test_the_page_stands_alone(results: Path) -> None:
         assert shown in text, shown
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_page(results: Path) -> None:
     assert page.page(page.load(results)) == page.page(page.load(results))
 
@@ -153,6 +154,7 @@ def run_command(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_the_command_writes_both_files(results: Path, tmp_path: Path) -> None:
     out, table = tmp_path / "page" / "report.html", tmp_path / "table.md"
     done = run_command(str(results), "--out", str(out), "--table", str(table))

@@ -45,12 +45,17 @@ def within(case: Case) -> bool:
     return sample.name not in (names[0], names[-1])
 
 
-SAMPLED_CASES = [
-    pytest.param(case, id=name, marks=[pytest.mark.slow] * (case[1] != "cpp" and case[3] == "cpu" and within(case)))
+def marks(case: Case) -> list[pytest.MarkDecorator]:
+    """`make test` gives `cpp` every sample, and on a CPU the other backends the first and the last one of an op."""
+    return [pytest.mark.slow] * (case[1] != "cpp" and case[3] == "cpu" and within(case))
+
+
+SAMPLED_CASES = [pytest.param(case, id=name, marks=marks(case)) for name, case in NAMED]
+RULED_CASES = [
+    pytest.param(case, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}", marks=marks(case))
     for name, case in NAMED
+    for dtype in DTYPES
 ]
-"""The same for contracts that run an op several times: `make test` gives `cpp` every sample and the other backends the
-first and the last one of an op; `make test-all` gives them all."""
 FIRST_CASES = [
     pytest.param((op, backend.name, small_samples(op)[0], device), id=f"{op.name}-{backend.name}-{device}")
     for op in OPS
@@ -75,19 +80,6 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
     for name in left:
         assert torch.equal(torch.nan_to_num(left[name]), torch.nan_to_num(right[name])), name
         assert torch.equal(left[name].isnan(), right[name].isnan()), name
-
-
-RULED_CASES = [
-    pytest.param(
-        case,
-        dtype,
-        id=f"{name}-{str(dtype).removeprefix('torch.')}",
-        marks=[pytest.mark.slow] * (case[1::2] == ("triton", "cpu") and dtype != torch.float32 and within(case)),
-    )
-    for name, case in NAMED
-    for dtype in DTYPES
-]
-"""`make test` gives Triton's interpreter every sample in float32, in 16 bits the first and the last one of an op."""
 
 
 @pytest.mark.parametrize(("case", "dtype"), RULED_CASES)

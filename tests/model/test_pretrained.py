@@ -40,6 +40,7 @@ def test_forward_under_distributed_data_parallel(tmp_path: Path) -> None:
     assert model.tables["item"].grad is not None
 
 
+@pytest.mark.slow
 def test_forward_under_compile() -> None:
     model, batch = small_model(), random_batch([4, 3])
     expected = model(batch)

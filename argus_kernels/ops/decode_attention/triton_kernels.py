@@ -3,7 +3,7 @@
 A chunk is read tile by tile with a running softmax: its largest score, its sum of weights and its weighted values go to
 memory in float32, and the second kernel adds them up in their order. The new event is read from what was given and
 written to its slot by the program whose chunk holds it. A user whose length or a page is out of bounds gets NaN, and
-nothing is written for it. Chunks depend on the room that the block table has for a history, not on who is in the call.
+nothing is written for it. Chunks depend on the width of the block table, not on who shares the call.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _CONFIGS: tuple[Config, ...] = (
     {"tile": 1024, "warps": 2, "stages": 3},
 )
 TUNABLES = (Tunable(_KERNEL, "triton", _CONFIGS),)
-_FEWEST_EVENTS, _MOST_EVENTS = 16, 64
+_MIN_EVENTS, _MAX_EVENTS = 16, 64
 _SHORTEST_CHUNK = 128
-_MOST_CHUNKS = 64
+_MAX_CHUNKS = 64
 _COMBINED_CHUNKS = 16
 BUCKET_WIDTH = tl.constexpr(float(LOG_STEP))
 
@@ -235,7 +235,7 @@ def forward(given: Arguments) -> Tensor:
     )
     # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, of 256 spill.
     padded_width = next_power_of_two(width)
-    block = min(max(config["tile"] // padded_width, _FEWEST_EVENTS), _MOST_EVENTS)
+    block = min(max(config["tile"] // padded_width, _MIN_EVENTS), _MAX_EVENTS)
     chunk, chunks = _chunks(capacity, given.window)
     if out.numel() == 0:
         return out
@@ -292,7 +292,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 def _chunks(capacity: int, window: int | None) -> tuple[int, int]:
     """Events in a chunk, and how many chunks a history can reach into: at most 64 of at least 128 events."""
-    chunk = max(_SHORTEST_CHUNK, ceil_div(capacity, _MOST_CHUNKS * _SHORTEST_CHUNK) * _SHORTEST_CHUNK)
+    chunk = max(_SHORTEST_CHUNK, ceil_div(capacity, _MAX_CHUNKS * _SHORTEST_CHUNK) * _SHORTEST_CHUNK)
     chunks = ceil_div(capacity, chunk)
     return chunk, chunks if window is None else min(chunks, window // chunk + 2)
 

@@ -105,7 +105,7 @@ class BackwardWorker {
         scores_(kKeys * kQueries),
         d_scores_(kKeys * kQueries),
         d_query_(problem_.width * kQueries),
-        turned_(problem_.width * kQueries) {
+        transposed_(problem_.width * kQueries) {
     std::fill(factors_, factors_ + kQueries, static_cast<A>(problem_.scale));
   }
 
@@ -161,7 +161,7 @@ class BackwardWorker {
         accumulate = true;
       });
       put_query_gradient(piece, block);
-      numbers = numbers && !has_nan(turned_.get(), block.count * p.width);
+      numbers = numbers && !has_nan(transposed_.get(), block.count * p.width);
     }
     return numbers && !has_nan(sums.d_k, 2 * (sums.end - sums.begin) * p.width);
   }
@@ -191,7 +191,7 @@ class BackwardWorker {
     T* to =
         static_cast<T*>(call_.d_q) + (piece.user_row + block.first) * stride + piece.head * problem_.width;
     store_transposed(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
-                     block.count, problem_.width, turned_.get());
+                     block.count, problem_.width, transposed_.get());
   }
 
   void begin_block(const Piece& piece, const Block& block) {
@@ -260,7 +260,7 @@ class BackwardWorker {
   EventColumns<T, P> key_columns_, seen_key_columns_;
   TileRows<P> rows_;
   Scratch<P> query_, d_out_, query_rows_, d_out_rows_, d_scores_packed_;
-  Scratch<A> scores_, d_scores_, d_query_, turned_;
+  Scratch<A> scores_, d_scores_, d_query_, transposed_;
   alignas(64) A factors_[kQueries];
 };
 

@@ -40,7 +40,7 @@ class ForwardWorker {
         weights_(matmul::right_size<P>(kQueries, kKeys)),
         scores_(kKeys * kQueries),
         sums_(problem.width * kQueries),
-        turned_(problem.width * kQueries) {}
+        transposed_(problem.width * kQueries) {}
 
   void operator()(const Work& work, const Task& task) {
     bias_.begin_head(work.pieces[task.first].head);
@@ -63,7 +63,7 @@ class ForwardWorker {
         accumulate = true;
       });
       finish(piece, block);
-      if (!has_nan(turned_.get(), block.count * p.width)) continue;
+      if (!has_nan(transposed_.get(), block.count * p.width)) continue;
       for (int64_t query = first; query < first + block.count; ++query) attend_alone(piece, query);
     }
   }
@@ -111,7 +111,7 @@ class ForwardWorker {
     const int64_t stride = p.row_elements();
     T* to = out_ + row * stride + piece.head * p.width;
     store_transposed(to, stride, static_cast<const A*>(sums_.get()), rule_.factors(), block.count, p.width,
-                     turned_.get());
+                     transposed_.get());
     if (statistics_ == nullptr) return;
     for (int64_t c = 0; c < block.count; ++c) statistics_[piece.head * p.rows + row + c] = rule_.statistic(c);
   }
@@ -124,7 +124,7 @@ class ForwardWorker {
   EventRows<T, P> keys_, seen_keys_;
   EventColumns<T, P> values_, seen_values_;
   Scratch<P> query_, weights_;
-  Scratch<A> scores_, sums_, turned_;
+  Scratch<A> scores_, sums_, transposed_;
 };
 
 }  // namespace argus::attention

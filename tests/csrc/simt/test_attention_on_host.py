@@ -65,6 +65,7 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds:
         require_close(name, ours, truth, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
 @given(

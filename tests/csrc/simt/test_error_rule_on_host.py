@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,16 @@ def served(op: Op, sample: Sample) -> bool:
     return not BACKENDS[op].why_not(captured_arguments(op, sample.draw(torch.float32)))
 
 
-SMALL = [pytest.param(op, one, id=f"{op.name}-{one.name}") for op in BACKENDS for one in small(op) if served(op, one)]
+def small_cases(op: Op) -> list[Any]:
+    """The small samples of an op that the executor serves; between the first and the last they are slow."""
+    found = [one for one in small(op) if served(op, one)]
+    return [
+        pytest.param(op, one, id=f"{op.name}-{one.name}", marks=[pytest.mark.slow] * (0 < place < len(found) - 1))
+        for place, one in enumerate(found)
+    ]
+
+
+SMALL = [case for op in BACKENDS for case in small_cases(op)]
 TILES = [
     pytest.param(op, one, dtype, id=f"{op.name}-{one.name}-{name(dtype)}", marks=[pytest.mark.slow] * (i != j))
     for op in BACKENDS

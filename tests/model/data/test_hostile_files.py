@@ -93,6 +93,7 @@ PARTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "separator", "header"), [
     ("ratings.csv", ",", True), ("u.data", "\t", False), ("ratings.dat", "::", False),
 ])  # fmt: skip
@@ -118,6 +119,7 @@ def test_mutated_ratings(
     assert min(outcomes.values()) > 5 * SCALE, outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["u.item", "movies.dat", "movies.csv"])
 def test_mutated_films(tmp_path: Path, name: str) -> None:
     """Damaged titles and genres never touch the events."""
@@ -140,6 +142,7 @@ def test_mutated_films(tmp_path: Path, name: str) -> None:
     assert 5 * SCALE < refused < 40 * SCALE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log_standard.csv", "user_features_pure.csv", "video_features_basic_pure.csv"])
 def test_mutated_kuairand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     dice, outcomes = random.Random(name), {"read": 0, "refused": 0}
@@ -173,6 +176,7 @@ def test_mutated_kuairand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name:
     assert min(outcomes.values()) > 5 * SCALE, outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["flat", "sequential"])
 def test_mutated_yambda_files(yambda_tree: Path, tmp_path: Path, form: str) -> None:
     """Bytes of the Parquet files changed: refused by name, or the rows are those that pyarrow reads from the file."""
