@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+
+if TYPE_CHECKING:
+    import polars as pl
 
 EVENTS_OF_A_USER, ITEMS = 150, 50_000
 _CHUNK = 1 << 20
@@ -27,13 +30,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Measured:
-    """One run: rows, seconds of wall clock, peak bytes."""
+    """One run: rows, seconds of wall clock and of processor time (imports included), peak bytes."""
 
     source: str
     engine: str
     rows: int
     source_bytes: int
     seconds: float
+    processor: float
     peak: int
 
 
@@ -47,20 +51,21 @@ def measure(sizes: Sequence[int], engines: Sequence[str]) -> Iterator[Measured]:
                 write(data, rows)
                 size = sum(file.stat().st_size for file in data.iterdir())
                 for engine in engines:
-                    seconds, peak = _prepare(source, data, Path(directory) / engine, engine)
-                    yield Measured(source, engine, rows, size, seconds, peak)
+                    seconds, processor, peak = _prepare(source, data, Path(directory) / engine, engine)
+                    yield Measured(source, engine, rows, size, seconds, processor, peak)
 
 
 def table(found: Sequence[Measured]) -> str:
     """Markdown, a line a run."""
     lines = [
-        "| source | rows | file, MB | engine | seconds | rows a second | peak of the process, MB |",
-        "|---|---:|---:|---|---:|---:|---:|",
+        "| source | rows | file, MB | engine | seconds | rows a second | rows a second and core | "
+        "peak of the process, MB |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     for one in found:
         lines.append(
             f"| {one.source} | {one.rows:,} | {one.source_bytes / 1e6:,.0f} | {one.engine} | {one.seconds:.1f} | "
-            f"{one.rows / one.seconds:,.0f} | {one.peak / 1e6:,.0f} |"
+            f"{one.rows / one.seconds:,.0f} | {one.rows / one.processor:,.0f} | {one.peak / 1e6:,.0f} |"
         )
     return "\n".join(lines)
 
@@ -108,7 +113,48 @@ def write_listens(directory: Path, rows: int) -> None:
             likes.write_table(pa.table({name: columns[name][liked] for name in types}).cast(likes.schema))
 
 
-SOURCES: dict[str, Callable[[Path, int], None]] = {"movielens": write_ratings, "yambda": write_listens}
+def write_csv(directory: Path, rows: int) -> None:
+    """A log of one's own with ids of text, as time went by."""
+    with (directory / "log.csv").open("wb") as file:
+        for start in range(0, rows, _CHUNK):
+            _log(start, rows, "user-", "item-").write_csv(file, include_header=start == 0)
+
+
+def write_parquet(directory: Path, rows: int) -> None:
+    """The same with ids of integers, as Parquet."""
+    for start in range(0, rows, _CHUNK):
+        _log(start, rows).write_parquet(directory / f"log-{start:012d}.parquet", row_group_size=1 << 19)
+
+
+SOURCES: dict[str, Callable[[Path, int], None]] = {
+    "movielens": write_ratings, "yambda": write_listens, "table (CSV)": write_csv, "table (Parquet)": write_parquet
+}  # fmt: skip
+_OPTIONS = {"table": ["--feedback", "liked", "--feedback", "stars:classes", "--context", "device"]}
+
+
+def reader_of(source: str) -> str:
+    """What `argus prepare` calls a source."""
+    return source.partition(" ")[0]
+
+
+def _log(start: int, rows: int, user: str = "", item: str = "") -> pl.DataFrame:
+    """The next rows of a log in order of time; user, item: what stands before the numbers of ids."""
+    import polars as pl
+
+    count = min(_CHUNK, rows - start)
+    dice = np.random.default_rng([2, start])
+    users = pl.Series(dice.integers(0, max(rows // EVENTS_OF_A_USER, 1), count))
+    items = pl.Series(_items(dice, count))
+    return pl.DataFrame(
+        {
+            "user": user + users.cast(pl.String) if user else users,
+            "item": item + items.cast(pl.String) if item else items,
+            "time": 1_600_000_000_000 + 3_000 * np.arange(start, start + count),
+            "liked": dice.integers(0, 2, count),
+            "stars": dice.integers(1, 6, count),
+            "device": pl.Series(["phone", "tablet", "tv", "web"]).gather(dice.integers(0, 4, count)),
+        }
+    )
 
 
 def _items(dice: np.random.Generator, count: int) -> np.ndarray:
@@ -116,9 +162,11 @@ def _items(dice: np.random.Generator, count: int) -> np.ndarray:
     return np.minimum((ITEMS ** dice.random(count)).astype(np.int64), ITEMS - 1)
 
 
-def _prepare(source: str, data: Path, out: Path, engine: str) -> tuple[float, int]:
-    """Seconds and peak bytes of one `argus prepare`."""
-    command = [sys.executable, "-m", "python_model", "prepare", source, str(data), str(out), "--engine", engine]
+def _prepare(source: str, data: Path, out: Path, engine: str) -> tuple[float, float, int]:
+    """Seconds of wall clock, of processor time, and peak bytes of one `argus prepare`."""
+    reader = reader_of(source)
+    command = [sys.executable, "-m", "python_model", "prepare", reader, str(data), str(out), "--engine", engine]
+    command += _OPTIONS.get(reader, [])
     began = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
@@ -127,14 +175,14 @@ def _prepare(source: str, data: Path, out: Path, engine: str) -> tuple[float, in
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}: {said}")
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def main(
     rows: Annotated[list[int], typer.Option(help="Rows of the generated file; may be repeated.")] = [1 << 20, 1 << 22],  # noqa: B006
     engine: Annotated[list[str], typer.Option(help="local or ray; may be repeated.")] = ["local"],  # noqa: B006
 ) -> None:
-    """Rows a second and peak memory of `argus prepare` on generated MovieLens and Yambda files."""
+    """Rows a second and peak memory of `argus prepare` on generated files."""
     found: list[Measured] = []
     for one in measure(rows, engine):
         found.append(one)

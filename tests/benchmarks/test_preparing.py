@@ -15,7 +15,7 @@ from python_model.data.schema import validate
 def test_the_generated_files_are_what_the_reader_takes(tmp_path: Path, source: str) -> None:
     (tmp_path / "in").mkdir()
     preparing.SOURCES[source](tmp_path / "in", 3000)
-    prepare(source, tmp_path / "in", tmp_path / "out")
+    prepare(preparing.reader_of(source), tmp_path / "in", tmp_path / "out")
     info = validate(tmp_path / "out")
     assert info.events == 3000 and 15 <= info.users <= 20
 

@@ -130,7 +130,7 @@ def _prepare(
 
 def _repeatable(mapping: TableMapping, described: Source | None) -> TableMapping:
     """The mapping with the file of items where it is found from anywhere."""
-    if described is None or mapping.items is None:
+    if described is None or not described.file.is_file():
         return mapping
     return replace(mapping, items=str(described.file.absolute()))
 
