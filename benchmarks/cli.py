@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks run | compare | scaling | end-to-end | serving | prepare | report | …`."""
+"""The command line: `python -m benchmarks run | compare | scaling | overhead | end-to-end | serving | report | …`."""
 
 from __future__ import annotations
 

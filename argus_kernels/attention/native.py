@@ -42,6 +42,11 @@ def why_not_cpp(given: History) -> list[str]:
     return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
 
 
+def checks_values_cpp(given: History) -> bool:
+    """The C++ kernels refuse what does not fit of offsets and visible; max_length they do not get."""
+    return given.max_length >= given.q.shape[0]
+
+
 def why_not_cuda(given: History) -> list[str]:
     """Every reason why the CUDA backend cannot serve these arguments."""
     rows, heads, width = given.q.shape

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from argus_kernels.core.plans import Plan
 from argus_kernels.core.records import Given
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -40,37 +41,23 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
 
 
 class Direct(torch.autograd.Function):
-    """An op's two passes as one node of the graph. Its tensors are passed a second time, one by one, for autograd."""
+    """An op's two passes as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, op: Any, given: Given, wanted: str, *tensors: Tensor) -> Any:
-        """The outputs of `op` on its record by the backend `wanted`."""
-        outputs = op.compute(given, wanted)
+    def forward(ctx: Any, plan: Plan, given: Given, *tensors: Tensor) -> Any:
+        """The outputs of an op on its record, whose tensors are passed a second time, one by one, for autograd."""
+        outputs = plan.compute(given)
         ctx.set_materialize_grads(False)
-        ctx.argus_op = op
-        save(ctx, (*given, wanted), outputs)
+        ctx.argus_plan, ctx.argus_values = plan, plan.without_tensors(given)
+        ctx.save_for_backward(*tensors, *(outputs if isinstance(outputs, tuple) else (outputs,)))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """One gradient per tensor. With create_graph the registered op runs, which refuses second derivatives."""
-        values, outputs = restore(ctx)
-        needs = ctx.needs_input_grad[3:]
-        needed = [_needed(entry, needs) for entry in ctx.argus_layout]
-        found = ctx.argus_op.gradients(gradients, values, outputs, needed, direct=not torch.is_grad_enabled())
-        flat: list[Tensor | None] = [None] * len(needs)
-        for entry, gradient in zip(ctx.argus_layout, found, strict=True):
-            if entry[0] == "tensor":
-                flat[entry[1]] = gradient
-            elif entry[0] == "tensors" and gradient is not None:
-                flat[entry[1] : entry[1] + entry[2]] = gradient
-        return (None, None, None, *flat)
-
-
-def _needed(entry: tuple[Any, ...], needs: Sequence[bool]) -> bool:
-    if entry[0] == "tensor":
-        return needs[entry[1]]
-    return entry[0] == "tensors" and any(needs[entry[1] : entry[1] + entry[2]])
+        plan, saved = ctx.argus_plan, ctx.saved_tensors
+        given, outputs = plan.restore(ctx.argus_values, saved), list(saved[plan.count :])
+        return None, None, *plan.op.direct_gradients(plan, given, outputs, gradients, ctx.needs_input_grad[2:])
 
 
 def save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

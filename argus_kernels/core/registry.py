@@ -29,6 +29,25 @@ def serves_everything(given: Given) -> list[str]:
     return []
 
 
+def checks_nothing(given: Given) -> bool:
+    """The `checks_values` of a backend that relies on the op's check."""
+    return False
+
+
+_generation = 0
+
+
+def generation() -> int:
+    """Changes where `forget_verdicts` was called."""
+    return _generation
+
+
+def forget_verdicts() -> None:
+    """Makes every call ask its backends anew: what they answered may not hold any more."""
+    global _generation
+    _generation += 1
+
+
 @dataclass(frozen=True)
 class Backend:
     """One way to compute an op.
@@ -48,6 +67,9 @@ class Backend:
     available: Callable[[], str | None] = lambda: None
     excluded_from_auto: Callable[[], str | None] = lambda: None
     """Why "auto" passes over this backend on this machine, though it serves where it is named; None if it does not."""
+    checks_values: Callable[[Given], bool] = checks_nothing
+    """Whether `forward` itself refuses, before it changes anything, every value that the op's check refuses; from
+    metadata alone."""
 
     def reasons(self, given: Given) -> list[str]:
         """Why this backend cannot serve `given`; empty if it can."""

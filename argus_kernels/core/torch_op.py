@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from argus_kernels.core.eager import Direct, is_plain, restore, save
+from argus_kernels.core.plans import MAX_PLANS, Plan, key_of
 from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
 from argus_kernels.core.registry import Backend, Probe, choose, default_backend, unknown_backend
 from argus_kernels.core.sample import Sample
@@ -37,6 +38,13 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     dtype = torch.get_autocast_dtype(first.device.type)
     castable = (torch.float32, torch.float16, torch.bfloat16)
     return tuple(t.to(dtype) if isinstance(t, Tensor) and t.dtype in castable else t for t in tensors)
+
+
+def constant(value: Any, dtype: torch.dtype) -> Any:
+    """An argument that gets no gradient, in `dtype`: itself where it is so already, so that its call's plan is kept."""
+    if value is None or (value.dtype == dtype and not value.requires_grad):
+        return value
+    return value.detach().to(dtype)
 
 
 def autocast_is_on(device: str) -> bool:
@@ -96,11 +104,13 @@ class Op:
         self.samples = samples
         self.tiles = tiles
         self.drawn = drawn
+        self._leaves = [(name, self.arguments.index(name)) for name in self.differentiable]
         kinds = list(schema_types(arguments).values())
         self._floats = [index for index, kind in enumerate(kinds) if kind.startswith("float")]
         self._takes_tensor_lists = "Tensor[]" in kinds
         self._fake = fake
-        self._check = check
+        self.check = check
+        self._plans: dict[Any, Plan] = {}
         self._fake_backward = fake_backward
         self._assemble = assemble
         self._define_forward(schema_arguments(arguments, self.mutates), returns)
@@ -108,16 +118,36 @@ class Op:
             self._define_backward(schema_arguments(arguments))
         _registered[name] = self
 
-    def __call__(self, given: Given, *, backend: str | None = None) -> Any:
+    def __call__(
+        self,
+        given: Given,
+        *,
+        backend: str | None = None,
+        prepare: Callable[..., Given] | None = None,
+        also: tuple[Any, ...] = (),
+    ) -> Any:
         """Computes the op on its record.
 
         backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through it.
         It is what the fast backends are judged against.
+        prepare: prepare(given, *also) makes the record that backends take of `given` as the user gave it, or raises.
+        It looks at metadata alone, and is not asked again for a call like one that it has taken (`plans.key_of`).
         """
-        if isinstance(backend, Probe):
-            backend.op, backend.given = self, given
-            return self._fake(given)
         wanted = default_backend() if backend is None else backend
+        key = None
+        if not torch.compiler.is_compiling() and type(wanted) is str and wanted != "eager":
+            tensors: list[Tensor] = []
+            key = key_of((wanted, torch.is_grad_enabled(), *also, *given), tensors)
+            if key is not None and is_plain(tensors):
+                plan = self._plans.get(key)
+                if plan is not None and plan.stands():
+                    return self._directly(plan, plan.replay(given))
+        raw = given
+        if prepare is not None:
+            given = prepare(raw, *also)
+        if isinstance(wanted, Probe):
+            wanted.op, wanted.given = self, given
+            return self._fake(given)
         if not isinstance(wanted, str) or not self._has(wanted):
             raise ValueError(unknown_backend(self.name, self.backends, wanted))
         if wanted == "eager":
@@ -126,12 +156,22 @@ class Op:
             tensors = tensors_among(given)
             wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
             if (self.differentiable or not wants_gradients) and is_plain(tensors):
-                return self._directly(given, wanted, tensors, wants_gradients)
+                return self._planned(raw, given, key, wanted, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, given)
         if torch.compiler.is_compiling() and any(_is_free(given[index]) for index in self._floats):
             return self._with_free_numbers(given, wanted)
         return self.torch_op(*given, wanted)
+
+    def _planned(self, raw: Given, given: Given, key: Any, wanted: str, wants_gradients: bool) -> Any:
+        """A plain call that no plan was found for; the plan is kept for the next one where that can be."""
+        plan = Plan(self, given, wanted, wants_gradients)
+        outputs = self._directly(plan, given)
+        if key is not None and plan.learn(raw, given):
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return outputs
 
     def _with_free_numbers(self, given: Given, wanted: str) -> Any:
         """The op in a graph that serves every value of its numbers, which reach it as one tensor.
@@ -144,14 +184,13 @@ class Op:
         values = [0.0 if index in floats else value for index, value in enumerate(given)]
         return self.torch_op(*values, wanted, numbers)
 
-    def _directly(self, given: Given, wanted: str, tensors: list[Tensor], wants_gradients: bool) -> Any:
-        if wants_gradients:
-            return Direct.apply(self, given, wanted, *tensors)
-        for name in self.mutates:
-            written = getattr(given, name)
-            if not written.is_inference():
-                torch.autograd.graph.increment_version(written)
-        return self.compute(given, wanted)
+    def _directly(self, plan: Plan, given: Given) -> Any:
+        if plan.wants_gradients:
+            return Direct.apply(plan, given, *plan.tensors(given))
+        written = [getattr(given, name) for name in self.mutates]
+        if written:
+            torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
+        return plan.compute(given)
 
     def _has(self, name: str) -> bool:
         return name in ("auto", "eager") or any(backend.name == name for backend in self.backends)
@@ -159,8 +198,8 @@ class Op:
     def _eager(self, given: Given) -> Any:
         if any(tensor.device.type == "meta" for tensor in tensors_among(given)):
             return self.torch_op(*given, "reference")
-        if self._check is not None and not torch.compiler.is_compiling():
-            self._check(given)
+        if self.check is not None and not torch.compiler.is_compiling():
+            self.check(given)
         return self._attached(self.backend("reference").forward(given), given)
 
     def _attached(self, outputs: Any, given: Given) -> Any:
@@ -198,18 +237,24 @@ class Op:
 
     def compute(self, given: Given, wanted: str) -> Any:
         """The outputs, by the backend `wanted`; autograd sees nothing of it."""
-        backend = choose(self.name, self.backends, wanted, given)
+        backend = self.serving(given, wanted)
         with _without_autocast(given):
-            if self._check is not None:
-                self._check(given)
+            if self.check is not None:
+                self.check(given)
             return backend.forward(given)
+
+    def serving(self, given: Given, wanted: str, part: str = "forward") -> Backend:
+        """The backend that serves a pass ("forward", "backward"), or an error with every reason why there is none."""
+        backend = choose(self.name, self.backends, wanted, given, part)
+        if part == "backward" and backend.backward is None:
+            raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
+        return backend
 
     def _compute_backward(
         self, gradients: list[Tensor], outputs: list[Tensor], needs: Sequence[bool], given: Given, wanted: str
     ) -> list[Tensor]:
-        backend = choose(self.name, self.backends, wanted, given, "backward")
-        if backend.backward is None:
-            raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
+        backend = self.serving(given, wanted, "backward")
+        assert backend.backward is not None
         with _without_autocast(given):
             wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
             return _flatten(backend.backward(gradients, outputs, wanted_gradients, given), gradients[0])
@@ -268,32 +313,54 @@ class Op:
         values: Sequence[Any],
         outputs: list[Tensor],
         needed: Sequence[bool],
-        *,
-        direct: bool = False,
     ) -> list[Any]:
-        """One gradient for each of `values`: None, a tensor, or a list for a list of tensors.
+        """One gradient for each of `values`, by the registered op: None, a tensor, or a list for a list of tensors.
 
-        values: the arguments in schema order, the backend's name and, of the registered op, its free numbers; needed:
-        which of them want a gradient. direct leaves the registered op out where nothing has to see it.
+        values: the arguments in schema order, the backend's name and its free numbers, if any; needed: which of them
+        want a gradient.
         """
         if forward_ad._current_level >= 0:
             refuse_transforms(self.name, gradients)
         count = len(self.arguments)
-        given = self.record(*values[:count])
         needs = dict(zip(self.arguments, needed[:count], strict=True))
         wanted = {name: needs[name] for name in self.differentiable}
-        filled = [
-            torch.zeros_like(output) if gradient is None else gradient
-            for gradient, output in zip(gradients, outputs, strict=True)
-        ]
-        flags = list(wanted.values())
-        if direct and is_plain(tensors_among((filled, outputs, *values))):
-            flat = self._compute_backward(filled, outputs, flags, given, values[count])
-        else:
-            flat = self.backward_op(filled, outputs, flags, *values)
+        flat = self.backward_op(_filled(gradients, outputs), outputs, list(wanted.values()), *values)
         assemble = self._assemble or self._assemble_dense
-        found = dict(zip(self.differentiable, assemble(given, wanted, flat), strict=True))
+        found = dict(zip(self.differentiable, assemble(self.record(*values[:count]), wanted, flat), strict=True))
         return [*(found.get(name) for name in self.arguments), *[None] * (len(values) - count)]
+
+    def direct_gradients(
+        self,
+        plan: Plan,
+        given: Given,
+        outputs: list[Tensor],
+        gradients: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> list[Tensor | None]:
+        """One gradient for each tensor of the record, without the registered op where nothing has to see it."""
+        needed = {field: any(needs[first : first + (count or 1)]) for field, first, count in plan.places}
+        filled = _filled(gradients, outputs)
+        if torch.is_grad_enabled() or not is_plain(filled):
+            wants = [needed.get(field, False) for field in range(len(given))]
+            found = self.gradients(gradients, [*given, plan.wanted], outputs, [*wants, False])
+        else:
+            wanted = {name: needed.get(field, False) for name, field in self._leaves}
+            parts = plan.backward(given).backward(filled, outputs, wanted, given)  # type: ignore[misc]
+            if self._assemble is not None:
+                parts = self._assemble(given, wanted, _flatten(parts, filled[0]))
+            found = [None] * len(given)
+            for (_, field), part in zip(self._leaves, parts, strict=True):
+                found[field] = part
+        flat: list[Tensor | None] = [None] * plan.count
+        for field, first, count in plan.places:
+            gradient = found[field]
+            if gradient is None or not needed[field]:
+                continue
+            if count is None:
+                flat[first] = gradient
+            else:
+                flat[first : first + count] = gradient
+        return flat
 
     def _refuse_second_derivatives(self, ctx: Any, *gradients: Any) -> None:
         raise RuntimeError(
@@ -348,6 +415,14 @@ def _without_autocast(given: Given) -> AbstractContextManager[Any]:
 def _is_free(number: Any) -> bool:
     """Whether torch.compile, which has imported the module asked here, leaves a number open."""
     return number is not None and not torch.fx.experimental.symbolic_shapes.has_static_value(number)
+
+
+def _filled(gradients: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the outputs, zeros for those that have none."""
+    return [
+        torch.zeros_like(output) if gradient is None else gradient
+        for gradient, output in zip(gradients, outputs, strict=True)
+    ]
 
 
 def _any(needed: Any) -> bool:

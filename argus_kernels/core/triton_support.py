@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.records import Given, tensors_by_name
-from argus_kernels.core.registry import Backend, needs_device, needs_dtype
+from argus_kernels.core.registry import Backend, forget_verdicts, needs_device, needs_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels compute on; float64 is the reference's."""
@@ -98,10 +98,12 @@ def served_without_gpu(architecture: int) -> Iterator[None]:
     """
     global _architecture
     before, _architecture = _architecture, architecture
+    forget_verdicts()
     try:
         yield
     finally:
         _architecture = before
+        forget_verdicts()
 
 
 def triton_backend(module: str, why_not: Callable[[Given], list[str]], *, differentiable: bool = True) -> Backend:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import os
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ def as_int32(counts: Tensor) -> Tensor:
     values to refuse: no batch has so many rows.
     """
     return counts if counts.dtype == torch.int32 else counts.clamp(_INT32.min, _INT32.max).to(torch.int32)
+
+
+def narrow(counts: Any) -> Any:
+    """int64 offsets, lengths or limits as the kernels take them; anything else as it is, for the checks to refuse."""
+    wide = type(counts) is Tensor and counts.dtype == torch.int64
+    return as_int32(counts) if wide and counts.layout is torch.strided and not counts.is_nested else counts
 
 
 def offsets_problems(problems: Problems, offsets: Tensor, device: torch.device) -> None:

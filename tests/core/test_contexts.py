@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from argus_kernels import DirectLinear, causal_attention, decode_linear, default_backend, explain, use_backend
-from argus_kernels.core import registry, torch_op
+from argus_kernels.core import Op
+from argus_kernels.core.plans import Plan
 
 ROUNDS = 40
 THREADS = 6
@@ -23,13 +24,20 @@ THREADS = 6
 def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     """(thread, backend asked for) of every pass of an op."""
     seen: list[tuple[int, str]] = []
-    original = registry.choose
 
-    def spy(op: str, backends: Any, name: str, *given: Any) -> Any:
-        seen.append((threading.get_ident(), name))
-        return original(op, backends, name, *given)
+    def watch(owner: Any, method: str, name_of: Callable[..., str]) -> None:
+        original = getattr(owner, method)
 
-    monkeypatch.setattr(torch_op, "choose", spy)
+        def spy(self: Any, *given: Any) -> Any:
+            seen.append((threading.get_ident(), name_of(self, *given)))
+            return original(self, *given)
+
+        monkeypatch.setattr(owner, method, spy)
+
+    for method in ("compute", "backward"):
+        watch(Plan, method, lambda plan, *given: plan.wanted)
+    for method in ("compute", "_compute_backward"):
+        watch(Op, method, lambda op, *given: given[-1])
     return seen
 
 

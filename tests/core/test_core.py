@@ -22,7 +22,7 @@ from argus_kernels.core import (
     varlen,
 )
 from argus_kernels.core.huge_pages import prefer_huge_pages
-from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.core.registry import forget_verdicts, needs_device, needs_dtype
 
 calls: list[str] = []
 
@@ -142,6 +142,7 @@ def test_backward_stays_with_the_backend_of_the_forward_call(monkeypatch: pytest
         return original(op, backends, wanted, *given)
 
     monkeypatch.setattr("argus_kernels.core.torch_op.choose", spy)
+    forget_verdicts()
     with use_backend("reference"):
         output = toy(*arguments())
     output.sum().backward()

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
-from argus_kernels.attention.native import available_cpp, available_cuda, why_not_cpp, why_not_cuda
+from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.triton_support import triton_backend
+from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.causal_attention import native, reference
 from argus_kernels.ops.causal_attention.samples import drawn, samples, tiles
 
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda),
-    Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp),
+    Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp, checks_values=checks_values_cpp),
     triton_backend("argus_kernels.ops.causal_attention.triton_kernels", why_not_triton),
     Backend("reference", reference.forward, reference.backward),
 )
@@ -112,11 +113,16 @@ def causal_attention(
     The tiling and the backward pass from log_sum_exp follow FlashAttention (arXiv 2205.14135, 2307.08691); the
     candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
     """
-    problems = Problems(OP.name)
-    factor = None if scale is None else problems.number("scale", scale)
-    wants_statistic = problems.flag("return_log_sum_exp", return_log_sum_exp)
     biases = (position_bias, time_bias, query_time, key_time)
-    given = History._make((q, k, v, offsets, max_length, visible, *biases, factor, None, window))
-    out, log_sum_exp = OP(packed_history(problems, given), backend=backend)
+    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, scale, None, window))
+    out, log_sum_exp = OP(given, backend=backend, prepare=_prepare, also=(return_log_sum_exp,))
     out = like_query(out, q)
-    return (out, log_sum_exp) if wants_statistic else out
+    return (out, log_sum_exp) if return_log_sum_exp else out
+
+
+def _prepare(given: History, return_log_sum_exp: Any) -> History:
+    problems = Problems(OP.name)
+    if given.scale is not None:
+        given = given._replace(scale=problems.number("scale", given.scale))
+    problems.flag("return_log_sum_exp", return_log_sum_exp)
+    return packed_history(problems, given)

@@ -12,7 +12,7 @@ from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING, said
 from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.core.triton_support import triton_backend
-from argus_kernels.core.varlen import INDICES, as_int32, require_values
+from argus_kernels.core.varlen import INDICES, as_int32, narrow, require_values
 from argus_kernels.ops.decode_attention import native, reference, triton_limits
 from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.cache import PagedCache
@@ -24,7 +24,13 @@ __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "dec
 BACKENDS = (
     Backend("cuda", native.forward, why_not=native.why_not_cuda, available=native.available_cuda),
     triton_backend("argus_kernels.ops.decode_attention.triton_kernels", triton_limits.why_not, differentiable=False),
-    Backend("cpp", native.forward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend(
+        "cpp",
+        native.forward,
+        why_not=native.why_not_cpp,
+        available=native.available_cpp,
+        checks_values=lambda given: True,
+    ),
     Backend("reference", reference.forward),
 )
 
@@ -133,72 +139,69 @@ def decode_attention(
             above what the block table holds; an event in a page that its user does not own; two users appending to one
             page.
     """
+    if not isinstance(cache, PagedCache):
+        raise ValueError(f"{OP.name}: cache is {said(cache)}, expected a PagedCache")
+    pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
+    times = (query_time, key_time)
+    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, scale, window))
+    return OP(given, backend=backend, prepare=_prepare)
+
+
+def _prepare(given: Arguments) -> Arguments:
     problems = Problems(OP.name)
-    if not problems.require(isinstance(cache, PagedCache), lambda: f"cache is {said(cache)}, expected a PagedCache"):
-        problems.raise_if_any()
-    factor = None if scale is None else problems.number("scale", scale)
-    window = window_problems(problems, window)
-    q, k, v = (_like_cache(tensor, cache) for tensor in (q, k, v))
+    scale: float | None = given.scale
+    if scale is not None:
+        scale = problems.number("scale", scale)
+    window = window_problems(problems, given.window)
+    q, k, v = (_like_cache(tensor, given.key_pages) for tensor in (given.q, given.k, given.v))
+    given = given._replace(q=q, k=k, v=v)
     if problems.tensor("q", q, shape=(None, None, None), dtype=FLOATING):
-        _check_cache(problems, q, cache, lengths)
-        _check_events(problems, q, k, v, query_time, key_time)
-        bias_problems(problems, q.shape[1], q.device, position_bias, time_bias)
-    needed = {"query_time": query_time, **({"key_time": key_time} if k is not None else {})}
-    for name, time in needed.items():
-        missing = time_bias is not None and time is None
+        _check_cache(problems, given)
+        _check_events(problems, given)
+        bias_problems(problems, q.shape[1], q.device, given.position_bias, given.time_bias)
+    for name in ("query_time", *(["key_time"] if k is not None else [])):
+        missing = given.time_bias is not None and getattr(given, name) is None
         problems.require(not missing, f"{name} is not given, expected int64 seconds with time_bias")
     problems.raise_if_any()
-    if factor is None:
-        factor = q.shape[2] ** -0.5
-    pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
-    lengths = as_int32(lengths)
-    times = (query_time, key_time)
-    given = Arguments(q, *pages, lengths, k, v, position_bias, time_bias, *times, factor, window)
-    return OP(given, backend=backend)
+    scale = q.shape[2] ** -0.5 if scale is None else scale
+    return given._replace(lengths=as_int32(given.lengths), scale=scale, window=window)
 
 
-def _like_cache(tensor: Any, cache: PagedCache) -> Any:
+def _like_cache(tensor: Any, key_pages: Tensor) -> Any:
     """Under autocast the cache, which outlives the call, decides the dtype."""
     if isinstance(tensor, Tensor) and tensor.is_floating_point() and autocast_is_on(tensor.device.type):
-        return tensor.to(cache.key_pages.dtype)
+        return tensor.to(key_pages.dtype)
     return tensor
 
 
-def _check_cache(problems: Problems, q: Tensor, cache: PagedCache, lengths: Tensor) -> None:
+def _check_cache(problems: Problems, given: Arguments) -> None:
+    q, key_pages = given.q, given.key_pages
     users, heads, width = q.shape
     problems.require(heads > 0, "q has 0 heads, expected at least 1")
     problems.require(width > 0, "q has head width 0, expected at least 1")
     key_shape = (None, None, heads, width)
-    if problems.tensor("cache.key_pages", cache.key_pages, shape=key_shape, dtype=q.dtype, device=q.device, like="q"):
-        pages = cache.key_pages.shape
+    if problems.tensor("cache.key_pages", key_pages, shape=key_shape, dtype=q.dtype, device=q.device, like="q"):
+        pages = key_pages.shape
         problems.require(pages[1] > 0, "cache.key_pages has page size 0, expected at least 1")
-        problems.tensor(
-            "cache.value_pages", cache.value_pages, shape=pages, dtype=q.dtype, device=q.device, like="key_pages"
-        )
-        problems.tensor(
-            "cache.time_pages", cache.time_pages, shape=pages[:2], dtype=torch.int64, device=q.device, like="key_pages"
-        )
+        for name, shape, dtype in (("value_pages", pages, q.dtype), ("time_pages", pages[:2], torch.int64)):
+            tensor = getattr(given, name)
+            problems.tensor(f"cache.{name}", tensor, shape=shape, dtype=dtype, device=q.device, like="key_pages")
     for name in OP.mutates:
-        problems.writable(f"cache.{name}", getattr(cache, name))
-    problems.tensor(
-        "cache.block_table", cache.block_table, shape=(users, None), dtype=torch.int32, device=q.device, like="q's rows"
-    )
-    problems.tensor("lengths", lengths, shape=(users,), dtype=INDICES, device=q.device, like="q's rows")
+        problems.writable(f"cache.{name}", getattr(given, name))
+    like: dict[str, Any] = {"device": q.device, "like": "q's rows"}
+    problems.tensor("cache.block_table", given.block_table, shape=(users, None), dtype=torch.int32, **like)
+    problems.tensor("lengths", given.lengths, shape=(users,), dtype=INDICES, **like)
 
 
-def _check_events(
-    problems: Problems,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-) -> None:
+def _check_events(problems: Problems, given: Arguments) -> None:
+    q, k, v = given.q, given.k, given.v
     problems.require((k is None) == (v is None), "one of k and v is given, expected both or neither")
-    problems.require(k is not None or key_time is None, "key_time is given without k and v, expected all three or none")
+    problems.require(
+        k is not None or given.key_time is None, "key_time is given without k and v, expected all three or none"
+    )
     for name, tensor in (("k", k), ("v", v)):
         if tensor is not None:
             problems.tensor(name, tensor, shape=q.shape, dtype=q.dtype, device=q.device, like="q")
-    for name, time in (("query_time", query_time), ("key_time", key_time)):
+    for name, time in (("query_time", given.query_time), ("key_time", given.key_time)):
         if time is not None:
             problems.tensor(name, time, shape=(q.shape[0],), dtype=torch.int64, device=q.device, like="q's rows")

@@ -73,9 +73,16 @@ def decode_linear(
         ValueError: arguments that disagree in shape, dtype, layout or device, an activation there is not, an eps that
             is not positive (all reasons at once).
     """
+    given = Arguments(x, weight, bias, norm_weight, norm_bias, residual, eps, activation)
+    return OP(given, backend=backend, prepare=_prepare)
+
+
+def _prepare(given: Arguments) -> Arguments:
     problems = Problems(OP.name)
+    weight = given.weight
     if isinstance(weight, Tensor):
-        x, residual = (_like_weight(tensor, weight) for tensor in (x, residual))
+        given = given._replace(x=_like_weight(given.x, weight), residual=_like_weight(given.residual, weight))
+    x = given.x
     if problems.tensor("x", x, shape=(None, None), dtype=FLOATING):
         rows, inputs = x.shape
         if problems.tensor("weight", weight, shape=(None, inputs), dtype=x.dtype, device=x.device, like="x"):
@@ -84,17 +91,16 @@ def decode_linear(
                 outputs > 0 and inputs > 0,
                 lambda: f"weight has shape {[outputs, inputs]}, expected no size of 0",
             )
-            _check_like(problems, x, bias=(bias, (outputs,)), residual=(residual, (rows, outputs)))
-        _check_like(problems, x, norm_weight=(norm_weight, (inputs,)), norm_bias=(norm_bias, (inputs,)))
+            _check_like(problems, given, bias=(outputs,), residual=(rows, outputs))
+        _check_like(problems, given, norm_weight=(inputs,), norm_bias=(inputs,))
     problems.require(
-        (norm_weight is None) == (norm_bias is None),
+        (given.norm_weight is None) == (given.norm_bias is None),
         "one of norm_weight and norm_bias is given, expected both or neither",
     )
-    eps = problems.number("eps", eps, above=0)
-    problems.choice("activation", activation, ACTIVATIONS)
+    eps = problems.number("eps", given.eps, above=0)
+    problems.choice("activation", given.activation, ACTIVATIONS)
     problems.raise_if_any()
-    given = Arguments(x, weight, bias, norm_weight, norm_bias, residual, eps, activation)
-    return OP(given, backend=backend)
+    return given._replace(eps=eps)
 
 
 def _like_weight(tensor: Any, weight: Tensor) -> Any:
@@ -104,7 +110,8 @@ def _like_weight(tensor: Any, weight: Tensor) -> Any:
     return tensor
 
 
-def _check_like(problems: Problems, x: Tensor, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
-    for name, (tensor, shape) in given.items():
+def _check_like(problems: Problems, given: Arguments, **shapes: tuple[int, ...]) -> None:
+    for name, shape in shapes.items():
+        tensor = getattr(given, name)
         if tensor is not None:
-            problems.tensor(name, tensor, shape=shape, dtype=x.dtype, device=x.device, like="x")
+            problems.tensor(name, tensor, shape=shape, dtype=given.x.dtype, device=given.x.device, like="x")

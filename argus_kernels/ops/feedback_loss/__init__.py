@@ -9,6 +9,7 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.torch_op import constant
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.feedback_loss import native, reference, triton_limits
@@ -57,40 +58,39 @@ def feedback_loss(
     Under autocast hidden, weight and bias are cast to its dtype; losses stay float32. The task losses are those of
     ARGUS's feedback head (arXiv 2507.15994); the mean over observed rows and the weights are this package's choice.
     """
-    hidden, weight, bias = autocast(hidden, weight, bias)
-    classes = _check_arguments(hidden, weight, bias, targets, classes, task_weight, row_weight)
+    given = Arguments._make((hidden, weight, bias, targets, classes, task_weight, row_weight))
+    return OP(given, backend=backend, prepare=_prepare)
+
+
+def _prepare(given: Arguments) -> Arguments:
+    hidden, weight, bias = autocast(given.hidden, given.weight, given.bias)
+    given = given._replace(hidden=hidden, weight=weight, bias=bias)
+    given = given._replace(classes=_check_arguments(given))
     statistics = torch.promote_types(hidden.dtype, torch.float32)
-    task_weight = task_weight if task_weight is None else task_weight.detach().to(statistics)
-    row_weight = row_weight if row_weight is None else row_weight.detach().to(statistics)
-    given = Arguments(hidden, weight, bias, targets, classes, task_weight, row_weight)
-    return OP(given, backend=backend)
+    return given._replace(
+        task_weight=constant(given.task_weight, statistics), row_weight=constant(given.row_weight, statistics)
+    )
 
 
-def _check_arguments(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> list[int]:
+def _check_arguments(given: Arguments) -> list[int]:
     """The classes as a list of integers; raises ValueError with all that is wrong."""
     problems = Problems("feedback_loss")
+    hidden = given.hidden
     if not problems.tensor("hidden", hidden, shape=(None, None), dtype=FLOATING):
         problems.raise_if_any()
     rows, width = hidden.shape
     device = hidden.device
-    if not problems.sequence("classes", classes, "integers"):
+    if not problems.sequence("classes", given.classes, "integers"):
         problems.raise_if_any()
-    classes = [problems.integer(f"classes[{task}]", count, least=1) for task, count in enumerate(classes)]
-    problems.tensor("weight", weight, shape=(width, sum(classes)), dtype=hidden.dtype, device=device, like="hidden")
-    problems.tensor("bias", bias, shape=(sum(classes),), dtype=hidden.dtype, device=device, like="hidden")
-    problems.tensor("targets", targets, shape=(rows, len(classes)), dtype=torch.int64, device=device)
-    if task_weight is not None:
-        problems.tensor("task_weight", task_weight, shape=(len(classes),), dtype=FLOATING, device=device)
-    if row_weight is not None:
-        problems.tensor("row_weight", row_weight, shape=(rows,), dtype=FLOATING, device=device)
+    classes = [problems.integer(f"classes[{task}]", count, least=1) for task, count in enumerate(given.classes)]
+    columns, tasks = sum(classes), len(classes)
+    problems.tensor("weight", given.weight, shape=(width, columns), dtype=hidden.dtype, device=device, like="hidden")
+    problems.tensor("bias", given.bias, shape=(columns,), dtype=hidden.dtype, device=device, like="hidden")
+    problems.tensor("targets", given.targets, shape=(rows, tasks), dtype=torch.int64, device=device)
+    if given.task_weight is not None:
+        problems.tensor("task_weight", given.task_weight, shape=(tasks,), dtype=FLOATING, device=device)
+    if given.row_weight is not None:
+        problems.tensor("row_weight", given.row_weight, shape=(rows,), dtype=FLOATING, device=device)
     problems.raise_if_any()
     return classes
 
@@ -129,7 +129,14 @@ def _fake(given: Arguments) -> Tensor:
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
     triton_backend("argus_kernels.ops.feedback_loss.triton_kernels", triton_limits.why_not),
-    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend(
+        "cpp",
+        native.forward,
+        native.backward,
+        why_not=native.why_not_cpp,
+        available=native.available_cpp,
+        checks_values=lambda given: given.row_weight is None,
+    ),
     Backend("reference", reference.forward, reference.backward),
 )
 

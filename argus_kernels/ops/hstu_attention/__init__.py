@@ -5,16 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
-from argus_kernels.attention.native import available_cpp, available_cuda, why_not_cpp, why_not_cuda
+from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.triton_support import triton_backend
+from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.hstu_attention import native, reference
 from argus_kernels.ops.hstu_attention.samples import drawn, samples, tiles
 
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda),
-    Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp),
+    Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp, checks_values=checks_values_cpp),
     triton_backend("argus_kernels.ops.hstu_attention.triton_kernels", why_not_triton),
     Backend("reference", reference.forward, reference.backward),
 )
@@ -101,12 +102,15 @@ def hstu_attention(
 
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
-    problems = Problems(OP.name)
-    factor = problems.number("alpha", alpha)
-    share = None if divisor is None else problems.number("divisor", divisor, above=0)
     biases = (position_bias, time_bias, query_time, key_time)
-    given = History._make((q, k, v, offsets, max_length, visible, *biases, factor, share, window))
+    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, alpha, divisor, window))
+    return like_query(OP(given, backend=backend, prepare=_prepare), q)
+
+
+def _prepare(given: History) -> History:
+    problems = Problems(OP.name)
+    given = given._replace(scale=problems.number("alpha", given.scale))
+    if given.divisor is not None:
+        return packed_history(problems, given._replace(divisor=problems.number("divisor", given.divisor, above=0)))
     given = packed_history(problems, given)
-    if share is None:
-        given = given._replace(divisor=float(max(given.max_length, 1)))
-    return like_query(OP(given, backend=backend), q)
+    return given._replace(divisor=float(max(given.max_length, 1)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
-from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
+from argus_kernels.core.varlen import as_int32, check_offsets, narrow, offsets_problems
 from argus_kernels.ops.pairwise_loss import native, reference, triton_limits
 from argus_kernels.ops.pairwise_loss.arguments import Arguments
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples, tiles
@@ -54,16 +54,22 @@ def pairwise_loss(
     The pairwise stage of ARGUS is in arXiv 2507.15994; the loss is RankNet's (Burges et al. 2005). Pairs within a
     window of time are this package's choice.
     """
+    given = Arguments(scores, grades, narrow(offsets), times, window)
+    return OP(given, backend=backend, prepare=_prepare)
+
+
+def _prepare(given: Arguments) -> Arguments:
     problems = Problems("pairwise_loss")
+    scores = given.scores
     if not problems.tensor("scores", scores, shape=(None,), dtype=FLOATING):
         problems.raise_if_any()
     total = scores.shape[0]
-    problems.tensor("grades", grades, shape=(total,), dtype=INTEGERS, device=scores.device, like="scores")
-    problems.tensor("times", times, shape=(total,), dtype=torch.int64, device=scores.device, like="scores")
-    offsets_problems(problems, offsets, scores.device)
-    window = problems.integer("window", window, least=0)
+    problems.tensor("grades", given.grades, shape=(total,), dtype=INTEGERS, device=scores.device, like="scores")
+    problems.tensor("times", given.times, shape=(total,), dtype=torch.int64, device=scores.device, like="scores")
+    offsets_problems(problems, given.offsets, scores.device)
+    window = problems.integer("window", given.window, least=0)
     problems.raise_if_any()
-    return OP(Arguments(scores, grades, as_int32(offsets), times, window), backend=backend)
+    return given._replace(offsets=as_int32(given.offsets), window=window)
 
 
 def _check_values(given: Arguments) -> None:
@@ -81,7 +87,14 @@ BACKENDS = (
         "cuda", native.forward_cuda, native.backward_cuda, why_not=native.why_not_cuda, available=native.available_cuda
     ),
     triton_backend("argus_kernels.ops.pairwise_loss.triton_kernels", triton_limits.why_not),
-    Backend("cpp", native.forward_cpp, native.backward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend(
+        "cpp",
+        native.forward_cpp,
+        native.backward_cpp,
+        why_not=native.why_not_cpp,
+        available=native.available_cpp,
+        checks_values=lambda given: True,
+    ),
     Backend("reference", reference.forward, reference.backward),
 )
 

@@ -55,7 +55,13 @@ def rowwise_adagrad_(
     NaN, which is 0 / 0. Table and state may have any strides on the CPU, such as a transposed table's. The formula is
     that of FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
     """
+    given = Arguments(table, state, rows, row_gradients, lr, eps, weight_decay)
+    OP(given, backend=backend, prepare=_prepare)
+
+
+def _prepare(given: Arguments) -> Arguments:
     problems = Problems("rowwise_adagrad_")
+    table, state, rows = given.table, given.state, given.rows
     if not problems.tensor("table", table, shape=(None, None), dtype=FLOATING):
         problems.raise_if_any()
     size, width = table.shape
@@ -65,17 +71,16 @@ def rowwise_adagrad_(
     if problems.tensor("rows", rows, shape=(None,), dtype=torch.int64, device=device):
         problems.tensor(
             "row_gradients",
-            row_gradients,
+            given.row_gradients,
             shape=(rows.shape[0], width),
             dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
             device=device,
         )
-    settings = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
-    numbers = [problems.number(name, value, least=0) for name, value in settings.items()]
+    numbers = {name: problems.number(name, getattr(given, name), least=0) for name in ("lr", "eps", "weight_decay")}
     problems.writable("table", table)
     problems.writable("state", state)
     problems.raise_if_any()
-    OP(Arguments(table, state, rows, row_gradients, *numbers), backend=backend)
+    return given._replace(**numbers)
 
 
 def _check_values(given: Arguments) -> None:
@@ -99,7 +104,13 @@ def _fake(given: Arguments) -> None:
 BACKENDS = (
     Backend("cuda", native.forward_cuda, why_not=native.why_not_cuda, available=native.available_cuda),
     triton_backend("argus_kernels.ops.rowwise_adagrad.triton_kernels", triton_limits.why_not, differentiable=False),
-    Backend("cpp", native.forward_cpp, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend(
+        "cpp",
+        native.forward_cpp,
+        why_not=native.why_not_cpp,
+        available=native.available_cpp,
+        checks_values=native.checks_values_cpp,
+    ),
     Backend("reference", reference.forward),
 )
 

@@ -66,6 +66,11 @@ def why_not_cpp(given: Arguments) -> list[str]:
     return [*_tensors_on("cpu", given), *_dtype_problems(given, (*_STORED, torch.float64))]
 
 
+def checks_values_cpp(given: Arguments) -> bool:
+    """The kernel refuses a row outside the table before it writes; a copy of the touched rows hides where it was."""
+    return not layout_problems(given.table, given.state)
+
+
 def why_not_cuda(given: Arguments) -> list[str]:
     """Every reason why the CUDA backend cannot serve these arguments."""
     return [

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.torch_op import constant
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
@@ -76,40 +80,50 @@ def sampled_softmax_loss(
     Under autocast query, positive and candidates are cast to its dtype; scores and losses stay float32. Sources:
     logQ correction, Bengio and Senécal 2008; the refined form, arXiv 2507.09331.
     """
-    query, positive, candidates = autocast(query, positive, candidates)
+    given = Arguments._make(
+        (
+            query,
+            positive,
+            candidates,
+            positive_ids,
+            candidate_ids,
+            log_q,
+            positive_log_q,
+            _temperature(scale, query),
+            row_weight,
+            query_owner,
+            candidate_owner,
+            form,
+        )
+    )
+    loss, lse, _ = OP(given, backend=backend, prepare=_prepare)
+    return loss, lse
+
+
+def _temperature(scale: Any, query: Any) -> Any:
+    """A number as the tensor that backends take; anything else as it is, for the checks to refuse."""
+    if type(scale) is not float or not isinstance(query, Tensor) or not 0 < scale < torch.inf:
+        return scale
+    return torch.full((), scale, dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
+
+
+def _prepare(given: Arguments) -> Arguments:
+    query, positive, candidates = autocast(given.query, given.positive, given.candidates)
     problems = Problems("sampled_softmax_loss")
     if not problems.tensor("query", query, shape=(None, None), dtype=FLOATING):
         problems.raise_if_any()
     statistics = torch.promote_types(query.dtype, torch.float32)
+    scale: Any = given.scale
     if not isinstance(scale, Tensor):
         scale = torch.full((), problems.number("scale", scale, above=0), dtype=statistics, device=query.device)
-    given = Arguments(
-        query,
-        positive,
-        candidates,
-        positive_ids,
-        candidate_ids,
-        log_q,
-        positive_log_q,
-        scale,
-        row_weight,
-        query_owner,
-        candidate_owner,
-        form,
-    )
+    given = given._replace(query=query, positive=positive, candidates=candidates, scale=scale)
     _check_arguments(problems, given)
-    given = given._replace(
-        log_q=_constant(log_q, statistics),
-        positive_log_q=None if positive_log_q is None else _constant(positive_log_q, statistics),
+    return given._replace(
+        log_q=constant(given.log_q, statistics),
+        positive_log_q=constant(given.positive_log_q, statistics),
         scale=scale.to(statistics),
-        row_weight=None if row_weight is None else _constant(row_weight, statistics),
+        row_weight=constant(given.row_weight, statistics),
     )
-    loss, lse, _ = OP(given, backend=backend)
-    return loss, lse
-
-
-def _constant(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.detach().to(dtype)
 
 
 def _check_arguments(problems: Problems, given: Arguments) -> None:
@@ -148,6 +162,8 @@ def _check_arguments(problems: Problems, given: Arguments) -> None:
 
 
 def _check_values(given: Arguments) -> None:
+    if given.scale.device.type == "cpu" and _plainly_right(given):
+        return
     _require("scale", given.scale[None], _positive(given.scale[None]), "a finite value above 0")
     _require("log_q", given.log_q, given.log_q.isfinite(), "a finite value")
     ignored = torch.zeros_like(given.positive_ids, dtype=torch.bool)
@@ -161,6 +177,18 @@ def _check_values(given: Arguments) -> None:
         if given.form == "refined":
             holds, expected = holds & (value < 0), "a finite value below 0, the logarithm of a probability"
         _require("positive_log_q", value, holds | ignored, expected)
+
+
+def _plainly_right(given: Arguments) -> bool:
+    """Whether values on the CPU hold, by one sum a tensor, finite only where all are; False where a sum overflows."""
+    if not 0 < given.scale.item() < math.inf or not math.isfinite(given.log_q.sum().item()):
+        return False
+    weight, value = given.row_weight, given.positive_log_q
+    if weight is not None and not (math.isfinite(weight.sum().item()) and bool((weight >= 0).all())):
+        return False
+    if value is None:
+        return True
+    return math.isfinite(value.sum().item()) and (given.form != "refined" or bool((value < 0).all()))
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -62,32 +62,30 @@ def triple_embedding(
     vector for the whole triple is ARGUS's production form (arXiv 2507.15994); fusing it by concatenation and
     projection is this package's choice.
     """
-    weight, bias = autocast(weight, bias)
-    problems = Problems("triple_embedding")
-    sparse, check_ids = problems.flag("sparse", sparse), problems.flag("check_ids", check_ids)
-    tables, columns = _check_arguments(problems, ids, tables, columns, weight, bias)
-    given = Arguments(ids, tables, columns, weight, bias, sparse, check_ids)
-    if sparse and torch.compiler.is_compiling():
+    given = Arguments._make((ids, tables, columns, weight, bias, sparse, check_ids))
+    if torch.compiler.is_compiling() and sparse:
         torch._dynamo.graph_break(msg="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
         # Not a decorator at the module's level: torch.compiler.disable imports torch's compiler, two seconds of it.
-        return torch.compiler.disable(OP)(given, backend=backend)
-    return OP(given, backend=backend)
+        return torch.compiler.disable(OP)(given, backend=backend, prepare=_prepare)
+    return OP(given, backend=backend, prepare=_prepare)
 
 
-def _check_arguments(
-    problems: Problems,
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-) -> tuple[list[Tensor], list[int]]:
+def _prepare(given: Arguments) -> Arguments:
+    weight, bias = autocast(given.weight, given.bias)
+    problems = Problems("triple_embedding")
+    sparse, check_ids = problems.flag("sparse", given.sparse), problems.flag("check_ids", given.check_ids)
+    tables, columns = _check_arguments(problems, given._replace(weight=weight, bias=bias))
+    return Arguments(given.ids, tables, columns, weight, bias, sparse, check_ids)
+
+
+def _check_arguments(problems: Problems, given: Arguments) -> tuple[list[Tensor], list[int]]:
     """Tables and columns as lists; raises ValueError with all that is wrong."""
-    listed = problems.sequence("tables", tables, "tensors") & problems.sequence("columns", columns, "integers")
+    ids, tables, weight, bias = given.ids, given.tables, given.weight, given.bias
+    listed = problems.sequence("tables", tables, "tensors") & problems.sequence("columns", given.columns, "integers")
     if not problems.tensor("weight", weight, shape=(None, None), dtype=FLOATING) or not listed:
         problems.raise_if_any()
     device = weight.device
-    columns = [problems.integer(f"columns[{k}]", column, least=0) for k, column in enumerate(columns)]
+    columns = [problems.integer(f"columns[{k}]", column, least=0) for k, column in enumerate(given.columns)]
     problems.tensor("ids", ids, shape=(len(columns), None), dtype=torch.int64, device=device, like="columns")
     known = True
     for index, table in enumerate(tables):
@@ -180,7 +178,14 @@ def _assemble(given: Arguments, needs: dict[str, bool], flat: list[Tensor]) -> l
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
     triton_backend("argus_kernels.ops.triple_embedding.triton_kernels", triton_limits.why_not),
-    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
+    Backend(
+        "cpp",
+        native.forward,
+        native.backward,
+        why_not=native.why_not_cpp,
+        available=native.available_cpp,
+        checks_values=lambda given: True,
+    ),
     Backend("reference", reference.forward, reference.backward),
 )
 

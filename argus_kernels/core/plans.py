@@ -1,0 +1,177 @@
+"""What the metadata of a call decides, kept for the next call like it: the checks, the record, the backends.
+
+A room's checks of arguments and a backend's `why_not` look at types, shapes, strides, dtypes, devices and plain
+numbers, never at a tensor's values. A call whose key was accepted before skips them all and takes the plan of then.
+What the key does not hold is compared on its own: the op's backends and the settings of the process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from argus_kernels.core.records import Given
+from argus_kernels.core.registry import Backend, generation
+
+MAX_PLANS = 1024
+"""An op keeps so many; then it forgets them all. A jagged batch has sizes of its own, shared by the layers."""
+
+_TENSORS = (Tensor, torch.nn.Parameter)
+_EXACT = (int, bool, str)
+
+
+def key_of(values: Iterable[Any], tensors: list[Tensor]) -> tuple[Any, ...] | None:
+    """What decides about a call with these arguments, hashable, None where nothing is kept; notes the tensors.
+
+    Of a float it holds the sign alone, which is all that a check asks of a finite number: a learning rate that changes
+    every step finds its plan. Integers, words and flags stand in it as they are, with their types: 1 is not True.
+    """
+    key: list[Any] = []
+    try:
+        for value in values:
+            kind = type(value)
+            if kind in _TENSORS:
+                if value.layout is not torch.strided:
+                    return None
+                tensors.append(value)
+                key += (value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+            elif value is None:
+                key.append(None)
+            elif kind is float:
+                if not -math.inf < value < math.inf:
+                    return None
+                key += (float, (value > 0) - (value < 0))
+            elif kind in _EXACT:
+                key += (kind, value)
+            elif kind is list or kind is tuple:
+                inside = key_of(value, tensors)
+                if inside is None:
+                    return None
+                key += (kind, inside)
+            else:
+                return None
+    except RuntimeError:  # a nested tensor has no shape
+        return None
+    return tuple(key)
+
+
+def settings() -> tuple[Any, ...]:
+    """What of the process decides which backends there are."""
+    environment = os.environ
+    return environment.get("ARGUS_NATIVE_DISABLE"), environment.get("TRITON_INTERPRET"), generation()
+
+
+class Plan:
+    """How calls of one key run.
+
+    op: the `Op`. wanted: the backend that was asked for, which serves the backward pass too. wants_gradients: whether
+    autograd records the call.
+    """
+
+    def __init__(self, op: Any, given: Given, wanted: str, wants_gradients: bool) -> None:
+        self.op = op
+        self.wanted = wanted
+        self.wants_gradients = wants_gradients
+        self.backends = op.backends
+        self.settings = settings()
+        self.backend = op.serving(given, wanted)
+        self.checks = op.check is not None and not self.backend.checks_values(given)
+        """Whether the op's check runs before the backend."""
+        self._backward: Backend | None = None
+        self._place_tensors(given)
+        self._kept: tuple[int, ...] | None = None
+        self._copied: tuple[int, ...] = ()
+        self._template: list[Any] = []
+
+    def _place_tensors(self, given: Given) -> None:
+        """Notes where the tensors of the record are in the flat list of them that autograd sees."""
+        self.places: list[tuple[int, int, int | None]] = []
+        """(field, first in the flat list, how many of a list or None for a tensor)."""
+        count = 0
+        for field, value in enumerate(given):
+            if isinstance(value, Tensor):
+                self.places.append((field, count, None))
+                count += 1
+            elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+                self.places.append((field, count, len(value)))
+                count += len(value)
+        self.count = count
+
+    def learn(self, raw: Given, given: Given) -> bool:
+        """Notes how a room made its record of the user's arguments; False where it made a tensor, so cannot be kept."""
+        kept, copied = [], []
+        for field, (before, after) in enumerate(zip(raw, given, strict=True)):
+            if isinstance(after, list):
+                if len(before) != len(after) or any(a is not b and a != b for a, b in zip(before, after, strict=True)):
+                    return False
+                copied.append(field)
+            elif after is before:
+                kept.append(field)
+            elif isinstance(after, Tensor) or isinstance(before, float):
+                return False
+        self._template = [None if field in kept or field in copied else value for field, value in enumerate(given)]
+        self._kept, self._copied = tuple(kept), tuple(copied)
+        return True
+
+    def stands(self) -> bool:
+        """Whether the backends and settings are those of the plan."""
+        return self.backends is self.op.backends and self.settings == settings()
+
+    def replay(self, raw: Given) -> Given:
+        """The record that the room would make of the user's arguments."""
+        assert self._kept is not None
+        if len(self._kept) == len(raw):
+            return raw
+        values = self._template.copy()
+        for field in self._kept:
+            values[field] = raw[field]
+        for field in self._copied:
+            values[field] = list(raw[field])
+        return self.op.record._make(values)
+
+    def tensors(self, given: Given) -> list[Tensor]:
+        """The flat list of the record's tensors."""
+        flat: list[Tensor] = []
+        for field, _, count in self.places:
+            if count is None:
+                flat.append(given[field])
+            else:
+                flat += given[field]
+        return flat
+
+    def without_tensors(self, given: Given) -> list[Any]:
+        """The record's values, with None for what `restore` puts back."""
+        values = list(given)
+        for field, _, _ in self.places:
+            values[field] = None
+        return values
+
+    def restore(self, values: Sequence[Any], tensors: Sequence[Tensor]) -> Given:
+        """The record out of `without_tensors` and the flat list."""
+        values = list(values)
+        for field, first, count in self.places:
+            values[field] = tensors[first] if count is None else list(tensors[first : first + count])
+        return self.op.record._make(values)
+
+    def compute(self, given: Given) -> Any:
+        """The outputs. Values are checked once: by the kernels where they do, and refused in the op's words."""
+        if self.checks:
+            self.op.check(given)
+            return self.backend.forward(given)
+        try:
+            return self.backend.forward(given)
+        except ValueError:
+            if self.op.check is not None:
+                self.op.check(given)
+            raise
+
+    def backward(self, given: Given) -> Backend:
+        """The backend of the backward pass."""
+        if self._backward is None or not self.stands():
+            self._backward = self.op.serving(given, self.wanted, "backward")
+        return self._backward
