@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from argus_kernels import __version__
+from argus_kernels import OPS, __version__
 from argus_kernels.core import Op, native, tuning
 from argus_kernels.core.registry import capture, in_order
-from argus_kernels.ops import OPS
 
 PACKAGES = ("numpy", "torch", "triton", "pybind11")
 
@@ -145,12 +144,11 @@ def _rows(op: Op, device: str) -> list[Row]:
 
     sample = next(sample for sample in op.samples() if not sample.production)
     arguments = sample.draw(torch.float32, device=device)
-    _, captured = capture(getattr(argus_kernels, op.name), **arguments)
-    inputs = op.inputs(captured)
+    _, given = capture(getattr(argus_kernels, op.name), **arguments)
     rows = []
     taken = False
-    for backend in in_order(op.name, op.backends, inputs):
-        reasons = backend.automatic_reasons(inputs)
+    for backend in in_order(op.name, op.backends, given):
+        reasons = backend.automatic_reasons(given)
         automatic = not reasons and not taken
         taken = taken or automatic
         rows.append(Row(op.name, backend.name, device, not reasons, automatic, reasons))

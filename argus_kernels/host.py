@@ -303,8 +303,9 @@ class Batch:
     offsets: int32 [B + 1] into the batch's T events, what the ops take.
 
     Raises:
-        ValueError: an array of another dtype or length, a window that begins before row 0 or after its end (named with
-            its position), or offsets that are not the running sum of the windows' lengths.
+        ValueError: an array of another dtype or length, a user below 0, a window that begins before row 0 or after its
+            end, a context below 0 or longer than its window (each named with its position), or offsets that are not
+            the running sum of the windows' lengths.
     """
 
     users: Int64Array

@@ -63,10 +63,14 @@ def check_windows(where: str, users: Int64Array, starts: Int64Array, ends: Int64
         vector(where, name, values, np.int64)
         if len(values) != len(users):
             raise ValueError(f"{where}: {name} has {len(values)} values, expected {len(users)} as users")
-    wrong = (starts < 0) | (starts > ends)
-    if wrong.any():
-        at = int(wrong.argmax())
-        raise ValueError(f"{where}: starts[{at}] is {starts[at]}, expected 0 to ends[{at}] = {ends[at]}")
+    for name, values, wrong, expected in (
+        ("users", users, users < 0, lambda at: "0 or more"),
+        ("starts", starts, (starts < 0) | (starts > ends), lambda at: f"0 to ends[{at}] = {ends[at]}"),
+        ("contexts", contexts, (contexts < 0) | (contexts > ends - starts), lambda at: f"0 to {ends[at] - starts[at]}"),
+    ):
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise ValueError(f"{where}: {name}[{at}] is {values[at]}, expected {expected(at)}")
 
 
 def require_memory(where: str, what: str, size: int) -> None:

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from argus_kernels import OPS
 from argus_kernels.core import tuning
 from argus_kernels.core.tuning import Config, Key, Tunable
-from argus_kernels.ops import OPS
 from benchmarks.harness import results
 from benchmarks.harness.cases import Case, Spec, select
 from benchmarks.harness.timing import Budget, CudaTimer, Subject, measure, timer

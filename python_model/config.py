@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
+from python_model.data.description import negative_by_name
 from python_model.data.times import LATEST
 from python_model.io.settings import Between, checked, settings_of, shown
 
@@ -91,21 +92,26 @@ class FeatureSpec(JsonConfig):
     """The vocabulary a model is built for.
 
     items: catalogue size. context, item_features: name -> cardinality. feedback: name -> classes (1 = Bernoulli).
+    negative: names of feedback that counts against an item; None: those that runs of before it took for that.
     """
 
     items: Count
     context: Mapping[str, Count] = field(default_factory=dict)
     feedback: Mapping[str, Count] = field(default_factory=dict)
     item_features: Mapping[str, Count] = field(default_factory=dict)
+    negative: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._require_kinds()
+        negative = negative_by_name(self.feedback) if self.negative is None else tuple(self.negative)
+        object.__setattr__(self, "negative", negative)
+        self._require("negative", set(negative) <= set(self.feedback), "names of feedback")
         self._require("feedback", len(self.feedback) > 0, "at least one feedback component")
 
     @classmethod
     def of(cls, info: Any) -> FeatureSpec:
         """The vocabulary of a prepared data set (`python_model.data.schema.DatasetInfo`)."""
-        return cls(info.items, dict(info.context), dict(info.feedback), dict(info.item_features))
+        return cls(info.items, dict(info.context), dict(info.feedback), dict(info.item_features), info.negative)
 
     @property
     def classes(self) -> tuple[int, ...]:

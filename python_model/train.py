@@ -25,6 +25,7 @@ from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.data.stream import ShardStream
+from python_model.io.disk import refuse_links
 from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
 from python_model.io.names import require_unmarked
@@ -36,10 +37,11 @@ from python_model.model.optim import Optimisers, rate_factor
 from python_model.training import checkpoint, process_group
 from python_model.training import resume as resume_checks
 from python_model.training.checkpoint import Description, TrainerState
-from python_model.training.progress import InterruptGuard, MetricsLog, Progress, StepReport, Throughput
+from python_model.training.progress import TENSORBOARD, InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.training.resume import SKETCH, Position
 from python_model.training.row_sharding import RowSharding, row_sharding
-from python_model.training.skipped_steps import SkippedSteps, TrainingDiverged
+from python_model.training.skipped_steps import SKIPPED, SkippedSteps, TrainingDiverged
+from python_model.training.step_profile import DIRECTORY as PROFILE
 from python_model.training.step_profile import StepProfile, require_steps
 
 if TYPE_CHECKING:
@@ -81,8 +83,9 @@ def train(
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
     resume is not set, or what another command made, InUseError where another process trains there, TrainingDiverged
-    where loss or gradient are not finite max_skipped_steps times in a row, WriteError where the disk is full, DataError
-    where no checkpoint is whole or the data can no longer be read (what was learnt until then is saved first).
+    where loss or gradient are not finite max_skipped_steps times in a row, WriteError where the disk is full or a link
+    lies in the run, DataError where no checkpoint is whole or the data can no longer be read (what was learnt until
+    then is saved first).
     """
     config = train_config or TrainConfig(stage=stage)
     if config.stage != stage:
@@ -116,7 +119,15 @@ def _owned_by_first(run: Path) -> Iterator[None]:
     """Rank 0 owns the run for the length of a block; where another process does, every rank says so."""
     with ExitStack() as held:
         # The lock itself stays where it is: what `on_first` returns goes to every rank.
-        process_group.on_first(lambda: held.enter_context(owned(run)))
+        process_group.on_first(lambda: held.enter_context(_owned(run)))
+        yield
+
+
+@contextmanager
+def _owned(run: Path) -> Iterator[None]:
+    with owned(run):
+        for name in (checkpoint.CHECKPOINTS, TENSORBOARD, SKIPPED, PROFILE):
+            refuse_links(run / name)
         yield
 
 

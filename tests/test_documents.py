@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import typer
 
-from argus_kernels.ops import OPS
+from argus_kernels import OPS
 from python_model.cli import app
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -127,8 +127,10 @@ def test_op_rooms_do_not_import_each_other() -> None:
 
 
 def test_every_op_has_its_room_its_test_and_its_page() -> None:
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
 
+    rooms = {path.parent.name for path in (REPOSITORY / "argus_kernels/ops").glob("*/__init__.py")}
+    assert {op.name.rstrip("_") for op in OPS} == rooms, "argus_kernels/__init__.py does not import every room"
     for op in OPS:
         room = op.name.rstrip("_")
         for needed in (

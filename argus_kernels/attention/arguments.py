@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.problems import FLOATING, Problems, kind_of, said
-from argus_kernels.core.registry import Inputs
 from argus_kernels.core.torch_op import autocast
 from argus_kernels.core.varlen import (
     INDICES,
@@ -21,41 +20,46 @@ from argus_kernels.core.varlen import (
 
 
 class History(NamedTuple):
-    """An attention op's packed arguments, in the order of its schema, as far as the ops share them."""
+    """What an attention op over packed histories hands to every backend, in the order of its schema."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     offsets: Tensor
+    """int32."""
     max_length: int
     visible: Tensor | None
+    """int32."""
     position_bias: Tensor | None
     time_bias: Tensor | None
     query_time: Tensor | None
+    """None without time_bias."""
     key_time: Tensor | None
+    scale: float
+    """The factor of q · k."""
+    divisor: float | None
+    """What SiLU's weights are divided by; None for softmax."""
+    window: int | None
+
+    @property
+    def softmax(self) -> bool:
+        """Softmax over the keys; else SiLU of every score."""
+        return self.divisor is None
 
 
-def packed_history(
-    problems: Problems,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor | None,
-    max_length: int | None,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    window: int | None,
-) -> tuple[History, int | None]:
-    """The arguments packed, under autocast and checked, and the window; ValueError with all that is wrong.
+DIFFERENTIABLE = ("q", "k", "v", "position_bias", "time_bias")
+"""What of a history gets gradients, in the order of a backend's backward."""
 
-    Looks at metadata only, so it traces under torch.compile and never synchronises.
+
+def packed_history(problems: Problems, given: History) -> History:
+    """The arguments packed, under autocast and checked; ValueError with all that is wrong.
+
+    given: as the user gave them: any of them may be wrong, offsets, max_length and scale also None. Looks at metadata
+    only, so it traces under torch.compile and never synchronises.
     """
-    packed, offsets = _packed(problems, offsets, {"q": q, "k": k, "v": v})
-    others = {"visible": visible, "query_time": query_time, "key_time": key_time}
-    visible, query_time, key_time = (_per_event(problems, name, given, q) for name, given in others.items())
+    packed, offsets = _packed(problems, given.offsets, {"q": given.q, "k": given.k, "v": given.v})
+    others = {"visible": given.visible, "query_time": given.query_time, "key_time": given.key_time}
+    visible, query_time, key_time = (_per_event(problems, name, one, given.q) for name, one in others.items())
     q, k, v = autocast(*packed)
     if problems.tensor("q", q, shape=(None, None, None), dtype=FLOATING):
         problems.require(q.shape[1] > 0, "q has 0 heads, expected at least 1")
@@ -67,27 +71,26 @@ def packed_history(
             if tensor is not None:
                 allowed = INDICES if name == "visible" else torch.int64
                 problems.tensor(name, tensor, shape=q.shape[:1], dtype=allowed, device=q.device, like="q's rows")
-        bias_problems(problems, q.shape[1], q.device, position_bias, time_bias)
-    time_problems(problems, time_bias, query_time, key_time)
-    window = window_problems(problems, window)
+        bias_problems(problems, q.shape[1], q.device, given.position_bias, given.time_bias)
+    time_problems(problems, given.time_bias, query_time, key_time)
+    window = window_problems(problems, given.window)
+    max_length: int | None = given.max_length
     if max_length is not None:
         max_length = problems.integer("max_length", max_length, least=0, or_none=True)
     problems.raise_if_any()
-    if time_bias is None:
-        query_time = key_time = None
-    history = History(
-        q,
-        k,
-        v,
-        as_int32(offsets),
-        q.shape[0] if max_length is None else max_length,
-        None if visible is None else as_int32(visible),
-        position_bias,
-        time_bias,
-        query_time,
-        key_time,
+    timed = given.time_bias is not None
+    return given._replace(
+        q=q,
+        k=k,
+        v=v,
+        offsets=as_int32(offsets),
+        max_length=q.shape[0] if max_length is None else max_length,
+        visible=None if visible is None else as_int32(visible),
+        query_time=query_time if timed else None,
+        key_time=key_time if timed else None,
+        scale=q.shape[2] ** -0.5 if given.scale is None else given.scale,
+        window=window,
     )
-    return history, window
 
 
 def like_query(packed: Tensor, q: Any) -> Tensor:
@@ -98,12 +101,12 @@ def like_query(packed: Tensor, q: Any) -> Tensor:
     return nested if q._ragged_idx == 1 else nested.transpose(1, q._ragged_idx)
 
 
-def check_history(op: str, inputs: Inputs) -> None:
+def check_history(op: str, given: History) -> None:
     """Checks the values of the arguments, behind the op boundary."""
-    check_offsets(op, inputs.offsets, inputs.q.shape[0])
-    check_max_length(op, inputs.offsets, inputs.max_length)
-    if inputs.visible is not None:
-        check_visible(op, inputs.visible, inputs.offsets)
+    check_offsets(op, given.offsets, given.q.shape[0])
+    check_max_length(op, given.offsets, given.max_length)
+    if given.visible is not None:
+        check_visible(op, given.visible, given.offsets)
 
 
 def bias_problems(

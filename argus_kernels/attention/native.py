@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.core import native
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.records import tensors_by_name
+from argus_kernels.core.registry import needs_device, needs_dtype
 
 _ON_CUDA = (torch.float32, torch.bfloat16, torch.float16)
 _ON_CPU = (*_ON_CUDA, torch.float64)
@@ -35,55 +37,45 @@ def available_cuda() -> str | None:
     return native.why_not("cuda")
 
 
-def why_not_cpp(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
-    return [*needs_device("cpu", **_tensors(inputs)), *needs_dtype(_ON_CPU, q=inputs.q)]
+def why_not_cpp(given: History) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
+    return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
 
 
-def why_not_cuda(inputs: Inputs) -> list[str]:
-    """Every reason why the CUDA backend cannot serve these inputs."""
-    rows, heads, width = inputs.q.shape
-    problems = [*needs_device("cuda", **_tensors(inputs)), *needs_dtype(_ON_CUDA, q=inputs.q)]
+def why_not_cuda(given: History) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these arguments."""
+    rows, heads, width = given.q.shape
+    problems = [*needs_device("cuda", **tensors_by_name(given)), *needs_dtype(_ON_CUDA, q=given.q)]
     if width % 8 != 0 or width > MAX_WIDTH:
         problems.append(f"head width is {width}, expected a multiple of 8 up to {MAX_WIDTH}")
     if heads > MAX_HEADS:
         problems.append(f"q has {heads} heads, expected at most {MAX_HEADS}")
     if rows >= 2**31:
         problems.append(f"q has {rows} rows, expected below 2^31")
-    table = inputs.position_bias
+    table = given.position_bias
     if table is not None and table.shape[1] > MAX_POSITIONS:
         problems.append(f"position_bias has {table.shape[1]} columns, expected at most {MAX_POSITIONS}")
     return problems
 
 
-def native_arguments(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    *,
-    aligned: bool,
-) -> HistoryArguments:
+def native_arguments(given: History, *, aligned: bool) -> HistoryArguments:
     """The tensors of a history in the order of the native ops; nothing here waits for a GPU.
 
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
     projection to all three; the tables come in the dtype of the sums. aligned: heads as the CUDA kernels read them.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = torch.promote_types(given.q.dtype, torch.float32)
     return (
-        *(heads(packed, aligned) for packed in (q, k, v)),
-        offsets.contiguous(),
-        _contiguous(visible),
-        _wide(position_bias, wide),
-        _wide(time_bias, wide),
-        _contiguous(query_time),
-        _contiguous(key_time),
-    )  # type: ignore[return-value]
+        heads(given.q, aligned),
+        heads(given.k, aligned),
+        heads(given.v, aligned),
+        given.offsets.contiguous(),
+        _contiguous(given.visible),
+        _wide(given.position_bias, wide),
+        _wide(given.time_bias, wide),
+        _contiguous(given.query_time),
+        _contiguous(given.key_time),
+    )
 
 
 def heads(packed: Tensor, aligned: bool) -> Tensor:
@@ -117,10 +109,6 @@ def table_gradient(table: Tensor | None, wanted: bool, q: Tensor) -> Tensor | No
 def in_dtype_of(gradient: Tensor | None, table: Tensor | None) -> Tensor | None:
     """The gradient in the table's own dtype."""
     return None if gradient is None or table is None else gradient.to(table.dtype)
-
-
-def _tensors(inputs: Inputs) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import DIFFERENTIABLE, History
 from argus_kernels.attention.query_tiles import Tile, rows_first
 from argus_kernels.attention.relative_bias import position_buckets, seen_keys, time_buckets
 from argus_kernels.core.masked_products import over_seen
@@ -14,37 +15,32 @@ from argus_kernels.core.masked_products import over_seen
 
 @dataclass(frozen=True)
 class Pairs:
-    """What is known of a (query, key) pair besides the two vectors: the op's arguments for mask and biases."""
+    """What is known of a history's (query, key) pairs besides the two vectors: mask and biases."""
 
-    visible: Tensor | None
-    position_bias: Tensor | None
-    time_bias: Tensor | None
-    query_time: Tensor | None
-    key_time: Tensor | None
-    window: int | None
+    given: History
 
     def seen(self, tile: Tile) -> Tensor:
         """Which keys the mask shows: bool [Lq, Lk], the same for all users, or [G, Lq, Lk] where `visible` is given."""
-        visible = None if self.visible is None else self.visible[tile.query_rows]
-        return seen_keys(tile.query_place, tile.key_place, visible, self.window)
+        visible = None if self.given.visible is None else self.given.visible[tile.query_rows]
+        return seen_keys(tile.query_place, tile.key_place, visible, self.given.window)
 
     def buckets(self, tile: Tile) -> Buckets:
         """The entries of the two tables that every pair of the tile reads."""
-        position = time = None
-        if self.position_bias is not None:
-            position = position_buckets(tile.query_place, tile.key_place, self.position_bias.shape[1])
-        if self.time_bias is not None and self.query_time is not None and self.key_time is not None:
-            difference = self.query_time[tile.query_rows][:, :, None] - self.key_time[tile.key_rows][:, None, :]
-            time = time_buckets(difference, self.time_bias.shape[1])
+        given, position, time = self.given, None, None
+        if given.position_bias is not None:
+            position = position_buckets(tile.query_place, tile.key_place, given.position_bias.shape[1])
+        if given.time_bias is not None and given.query_time is not None and given.key_time is not None:
+            difference = given.query_time[tile.query_rows][:, :, None] - given.key_time[tile.key_rows][:, None, :]
+            time = time_buckets(difference, given.time_bias.shape[1])
         return Buckets(position, time)
 
     def bias(self, buckets: Buckets, dtype: torch.dtype) -> Tensor | None:
         """The sum of both biases, [H, G, Lq, Lk], or [H, 1, Lq, Lk] without times; None without tables."""
         total = None
-        if self.position_bias is not None and buckets.position is not None:
-            total = _look_up(self.position_bias.to(dtype), buckets.position)[:, None]
-        if self.time_bias is not None and buckets.time is not None:
-            by_time = _look_up(self.time_bias.to(dtype), buckets.time)
+        if self.given.position_bias is not None and buckets.position is not None:
+            total = _look_up(self.given.position_bias.to(dtype), buckets.position)[:, None]
+        if self.given.time_bias is not None and buckets.time is not None:
+            by_time = _look_up(self.given.time_bias.to(dtype), buckets.time)
             total = by_time if total is None else total + by_time
         return total
 
@@ -78,11 +74,11 @@ class Gradients:
     finite: bool
 
     @classmethod
-    def zeros(cls, q: Tensor, pairs: Pairs, needs: dict[str, bool], wide: torch.dtype, finite: bool) -> Gradients:
+    def zeros(cls, given: History, needs: dict[str, bool], wide: torch.dtype, finite: bool) -> Gradients:
         """All zeros: what padding rows keep."""
-        like = {"q": q, "k": q, "v": q, "position_bias": pairs.position_bias, "time_bias": pairs.time_bias}
         zeros: dict[str, Tensor | None] = {}
-        for name, tensor in like.items():
+        for name in DIFFERENTIABLE:
+            tensor = getattr(given, name)
             dtype = torch.float64 if name.endswith("_bias") else wide
             zeros[name] = None if tensor is None or not needs[name] else tensor.new_zeros(tensor.shape, dtype=dtype)
         return cls(**zeros, finite=finite)
@@ -111,13 +107,11 @@ class Gradients:
         if self.time_bias is not None and buckets.time is not None:
             _add_at(self.time_bias, buckets.time, d_scores)
 
-    def cast(self, q: Tensor, pairs: Pairs) -> list[Tensor | None]:
+    def cast(self, given: History) -> list[Tensor | None]:
         """The gradients of q, k, v and the two tables, in the dtypes of those."""
-        sums = (self.q, self.k, self.v, self.position_bias, self.time_bias)
-        inputs = (q, q, q, pairs.position_bias, pairs.time_bias)
         return [
-            None if total is None or tensor is None else total.to(tensor.dtype)
-            for tensor, total in zip(inputs, sums, strict=True)
+            None if getattr(self, name) is None else getattr(self, name).to(getattr(given, name).dtype)
+            for name in DIFFERENTIABLE
         ]
 
 

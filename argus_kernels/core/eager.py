@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from argus_kernels.core.records import Given
+
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -41,12 +43,12 @@ class Direct(torch.autograd.Function):
     """An op's two passes as one node of the graph. All its tensors are given once more, one by one, for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, op: Any, values: Sequence[Any], wanted: str, *tensors: Tensor) -> Any:
-        """The outputs of `op` on `values`, its arguments in schema order, by the backend `wanted`."""
-        outputs = op.compute(values, wanted)
+    def forward(ctx: Any, op: Any, given: Given, wanted: str, *tensors: Tensor) -> Any:
+        """The outputs of `op` on its record by the backend `wanted`."""
+        outputs = op.compute(given, wanted)
         ctx.set_materialize_grads(False)
         ctx.argus_op = op
-        save(ctx, (*values, wanted), outputs)
+        save(ctx, (*given, wanted), outputs)
         return outputs
 
     @staticmethod
@@ -69,17 +71,6 @@ def _needed(entry: tuple[Any, ...], needs: Sequence[bool]) -> bool:
     if entry[0] == "tensor":
         return needs[entry[1]]
     return entry[0] == "tensors" and any(needs[entry[1] : entry[1] + entry[2]])
-
-
-def tensors_among(arguments: Sequence[Any]) -> list[Tensor]:
-    """All tensors among the arguments, those in lists too."""
-    found: list[Tensor] = []
-    for value in arguments:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (list, tuple)):
-            found += [one for one in value if isinstance(one, Tensor)]
-    return found
 
 
 def save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:

@@ -165,14 +165,15 @@ def kind_of(tensor: Tensor) -> str:
 
 def said(value: object) -> str:
     """A wrong value as a sentence has it: itself where it is short, else its type."""
-    if isinstance(value, int) and abs(value) > 2**256:
-        return f"an integer of {value.bit_length()} bits"
-    if isinstance(value, numbers.Number):
-        return str(value)
-    if value is None or isinstance(value, str):
+    if value is None or isinstance(value, (bool, str)):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:60]}…"
-    return type(value).__name__
+    # Of a number that torch.compile leaves free it traces int or float and a format, and no str.
+    if isinstance(value, (int, torch.SymInt)):
+        return f"{int(value)}" if abs(int(value)) <= 2**256 else f"an integer of {int(value).bit_length()} bits"
+    if isinstance(value, (float, torch.SymFloat)):
+        return f"{float(value)}"
+    return str(value) if isinstance(value, numbers.Number) else type(value).__name__
 
 
 def _pattern(shape: Sequence[int | None]) -> str:

@@ -14,20 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from argus_kernels.core.problems import said
+from argus_kernels.core.records import Given, tensors_among
 from argus_kernels.core.tuning import Rule, backend_order
 
-Inputs: TypeAlias = SimpleNamespace
-"""An op's arguments by name, as its schema has them: `inputs.q`, `inputs.offsets` …"""
 
-
-def serves_everything(inputs: Inputs) -> list[str]:
+def serves_everything(given: Given) -> list[str]:
     """The `why_not` of a backend without limits, such as `reference`."""
     return []
 
@@ -36,31 +33,31 @@ def serves_everything(inputs: Inputs) -> list[str]:
 class Backend:
     """One way to compute an op.
 
-    `forward(*arguments)` takes the op's arguments in schema order and returns a tensor or a tuple of tensors.
-    `backward(gradients, outputs, needs, *arguments)` takes the outputs' gradients, the outputs, which gradients are
-    wanted (by argument name) and the arguments; it returns one gradient per differentiable argument, in order, None
-    where not wanted (a list of tensors for a list argument).
-    `why_not(inputs)` returns every reason why these inputs cannot be served, in sentences; an empty list serves.
+    `forward(given)` takes the op's record and returns a tensor or a tuple of tensors.
+    `backward(gradients, outputs, needs, given)` takes the outputs' gradients, the outputs, which gradients are wanted
+    (by argument name) and the record; it returns one gradient per differentiable argument, in order, None where not
+    wanted (a list of tensors for a list argument).
+    `why_not(given)` returns every reason why these arguments cannot be served, in sentences; an empty list serves.
     `available()` returns the reason why no input at all can be served on this machine, or None.
     """
 
     name: str
     forward: Callable[..., Any]
     backward: Callable[..., Sequence[Any]] | None = None
-    why_not: Callable[[Inputs], list[str]] = serves_everything
+    why_not: Callable[[Given], list[str]] = serves_everything
     available: Callable[[], str | None] = lambda: None
     excluded_from_auto: Callable[[], str | None] = lambda: None
     """Why "auto" passes over this backend on this machine, though it serves where it is named; None if it does not."""
 
-    def reasons(self, inputs: Inputs) -> list[str]:
-        """Why this backend cannot serve `inputs`; empty if it can."""
+    def reasons(self, given: Given) -> list[str]:
+        """Why this backend cannot serve `given`; empty if it can."""
         missing = self.available()
-        return [missing] if missing else self.why_not(inputs)
+        return [missing] if missing else self.why_not(given)
 
-    def automatic_reasons(self, inputs: Inputs) -> list[str]:
-        """Why "auto" does not take this backend for `inputs`; empty if it does."""
+    def automatic_reasons(self, given: Given) -> list[str]:
+        """Why "auto" does not take this backend for `given`; empty if it does."""
         passed_over = self.excluded_from_auto()
-        return self.reasons(inputs) or ([passed_over] if passed_over else [])
+        return self.reasons(given) or ([passed_over] if passed_over else [])
 
 
 @dataclass(frozen=True)
@@ -118,43 +115,40 @@ def use_backend(name: str) -> Iterator[None]:
         _traced.backend = _chosen.get()
 
 
-def rule_for(op: str, inputs: Inputs, part: str = "forward") -> Rule | None:
+def rule_for(op: str, given: Given, part: str = "forward") -> Rule | None:
     """The rule of tuning/order.json for these arguments; None on a CPU, where the room's order holds."""
-    tensors = [
-        one for value in vars(inputs).values() for one in (value if isinstance(value, (list, tuple)) else [value])
-    ]
-    first = next((one for one in tensors if isinstance(one, Tensor) and one.is_floating_point()), None)
+    first = next((tensor for tensor in tensors_among(given) if tensor.is_floating_point()), None)
     if first is None or first.device.type != "cuda":
         return None
-    biased = any(getattr(inputs, name, None) is not None for name in ("position_bias", "time_bias"))
+    biased = any(getattr(given, name, None) is not None for name in ("position_bias", "time_bias"))
     return backend_order(op, part, first.dtype, torch.cuda.get_device_capability(first.device)[0], biased)
 
 
-def in_order(op: str, backends: Sequence[Backend], inputs: Inputs, part: str = "forward") -> list[Backend]:
+def in_order(op: str, backends: Sequence[Backend], given: Given, part: str = "forward") -> list[Backend]:
     """The backends as "auto" asks them: first those of the rule for this call, then the others in the room's order."""
-    rule = rule_for(op, inputs, part)
+    rule = rule_for(op, given, part)
     names = () if rule is None else rule.order
     places = {name: place for place, name in enumerate(names)}
     return sorted(backends, key=lambda backend: places.get(backend.name, len(names)))
 
 
-def choose(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs, part: str = "forward") -> Backend:
+def choose(op: str, backends: Sequence[Backend], wanted: str, given: Given, part: str = "forward") -> Backend:
     """The backend that serves a pass ("forward", "backward"), or an error with every reason why there is none."""
     if wanted != "auto":
-        return _named(op, backends, wanted, inputs)
+        return _named(op, backends, wanted, given)
     refusals = []
-    for backend in in_order(op, backends, inputs, part):
-        reasons = backend.automatic_reasons(inputs)
+    for backend in in_order(op, backends, given, part):
+        reasons = backend.automatic_reasons(given)
         if not reasons:
             return backend
         refusals.append(f"{op}[{backend.name}]: {'; '.join(reasons)}")
     raise ValueError(f"{op}: no backend can serve these inputs. " + " | ".join(refusals))
 
 
-def _named(op: str, backends: Sequence[Backend], wanted: str, inputs: Inputs) -> Backend:
+def _named(op: str, backends: Sequence[Backend], wanted: str, given: Given) -> Backend:
     for backend in backends:
         if backend.name == wanted:
-            reasons = backend.reasons(inputs)
+            reasons = backend.reasons(given)
             if reasons:
                 raise ValueError(f"{op}[{wanted}]: {'; '.join(reasons)}")
             return backend
@@ -174,17 +168,17 @@ class Probe(str):
     """
 
     op: Any = None
-    arguments: tuple[Any, ...] = ()
+    given: Given = None
 
 
-def capture(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The op behind a public function, and what the function makes of these arguments: the op's, in schema order."""
+def capture(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Given]:
+    """The op behind a public function, and what the function makes of these arguments: the op's record."""
     probe = Probe("probe")
     if _names_a_backend(function):
         function(*args, **{**kwargs, "backend": probe})
     if probe.op is None:
         raise TypeError(f"{getattr(function, '__name__', function)} is not an op of argus_kernels")
-    return probe.op, probe.arguments
+    return probe.op, probe.given
 
 
 def _names_a_backend(function: Callable[..., Any]) -> bool:
@@ -201,13 +195,12 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Ver
     first verdict that serves is the one "auto" takes. Nothing is computed. Raises ValueError as the op does for
     arguments that it does not take, TypeError where `function` is no op.
     """
-    op, arguments = capture(function, *args, **kwargs)
-    inputs = op.inputs(arguments)
-    rule = rule_for(op.name, inputs)
+    op, given = capture(function, *args, **kwargs)
+    rule = rule_for(op.name, given)
     why = "" if rule is None else rule.sentence
     verdicts = []
-    for backend in in_order(op.name, op.backends, inputs):
-        reasons = tuple(backend.automatic_reasons(inputs))
+    for backend in in_order(op.name, op.backends, given):
+        reasons = tuple(backend.automatic_reasons(given))
         verdicts.append(Verdict(backend.name, not reasons, reasons, why))
     return verdicts
 

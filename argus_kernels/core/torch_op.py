@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from argus_kernels.core.eager import Direct, is_plain, restore, save, tensors_among
-from argus_kernels.core.registry import Backend, Inputs, Probe, choose, default_backend, unknown_backend
+from argus_kernels.core.eager import Direct, is_plain, restore, save
+from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
+from argus_kernels.core.registry import Backend, Probe, choose, default_backend, unknown_backend
 from argus_kernels.core.sample import Sample
 
 NAMESPACE = "argus"
@@ -45,13 +46,21 @@ def autocast_is_on(device: str) -> bool:
     return torch.is_autocast_enabled(device)
 
 
+_registered: dict[str, Op] = {}
+
+
+def registered() -> tuple[Op, ...]:
+    """The ops that exist so far, in the order in which their rooms were imported."""
+    return tuple(_registered.values())
+
+
 class Op:
     """An op of the package: its schema, its backends in order of preference, its samples.
 
-    arguments: the schema's arguments without backend, such as "Tensor q, Tensor? visible, float scale"; no defaults.
+    arguments: the op's record, a NamedTuple; its annotations are the schema ("Tensor q, Tensor? visible, float scale"),
+    and everything here takes the call's arguments as an instance of it.
     returns: the schema's results, such as "(Tensor, Tensor)".
-    fake: shapes of the outputs from the arguments by name (fake tensors); the same tuple structure as a backend's
-    forward.
+    fake: shapes of the outputs from the record (of fake tensors); the same tuple structure as a backend's forward.
     differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
     check: validates values on the real tensors, behind the boundary, once for every backend.
     fake_backward: shapes of the gradients where they are not simply those of the arguments.
@@ -65,99 +74,102 @@ class Op:
         self,
         name: str,
         *,
-        arguments: str,
+        arguments: Record,
         returns: str,
-        fake: Callable[[Inputs], Any],
+        fake: Callable[[Given], Any],
         backends: Sequence[Backend],
         differentiable: Sequence[str] = (),
         mutates: Sequence[str] = (),
-        check: Callable[[Inputs], None] | None = None,
-        fake_backward: Callable[[list[Tensor], dict[str, bool], Inputs], list[Tensor]] | None = None,
-        assemble: Callable[[Inputs, dict[str, bool], list[Tensor]], list[Any]] | None = None,
+        check: Callable[[Given], None] | None = None,
+        fake_backward: Callable[[list[Tensor], dict[str, bool], Given], list[Tensor]] | None = None,
+        assemble: Callable[[Given, dict[str, bool], list[Tensor]], list[Any]] | None = None,
         samples: Callable[[], list[Sample]] = list,
         tiles: Callable[[int], list[Sample]] = lambda scale: [],
         drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
     ) -> None:
         self.name = name
-        self.arguments = tuple(part.split()[-1] for part in arguments.split(", ")) if arguments else ()
+        self.record = arguments
+        self.arguments = arguments._fields
         self.backends = tuple(backends)
         self.differentiable = tuple(differentiable)
         self.mutates = tuple(mutates)
         self.samples = samples
         self.tiles = tiles
         self.drawn = drawn
-        self._floats = [index for index, part in enumerate(arguments.split(", ")) if part.startswith("float ")]
-        self._takes_tensor_lists = "Tensor[]" in arguments
+        kinds = list(schema_types(arguments).values())
+        self._floats = [index for index, kind in enumerate(kinds) if kind.startswith("float")]
+        self._takes_tensor_lists = "Tensor[]" in kinds
         self._fake = fake
         self._check = check
         self._fake_backward = fake_backward
         self._assemble = assemble
-        self._define_forward(arguments, returns, fake)
+        self._define_forward(schema_arguments(arguments, self.mutates), returns)
         if differentiable:
-            self._define_backward(arguments)
+            self._define_backward(schema_arguments(arguments))
+        _registered[name] = self
 
-    def __call__(self, *arguments: Any, backend: str | None = None) -> Any:
-        """Computes the op on its arguments in schema order.
+    def __call__(self, given: Given, *, backend: str | None = None) -> Any:
+        """Computes the op on its record.
 
         backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through it.
         It is what the fast backends are judged against.
         """
         if isinstance(backend, Probe):
-            backend.op, backend.arguments = self, arguments
-            return self._fake(self.inputs(arguments))
+            backend.op, backend.given = self, given
+            return self._fake(given)
         wanted = default_backend() if backend is None else backend
         if not isinstance(wanted, str) or not self._has(wanted):
             raise ValueError(unknown_backend(self.name, self.backends, wanted))
         if wanted == "eager":
-            return self._eager(arguments)
+            return self._eager(given)
         if not torch.compiler.is_compiling():
-            tensors = tensors_among(arguments)
+            tensors = tensors_among(given)
             wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
             if (self.differentiable or not wants_gradients) and is_plain(tensors):
-                return self._directly(arguments, wanted, tensors, wants_gradients)
+                return self._directly(given, wanted, tensors, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
-            refuse_transforms(self.name, arguments)
-        if torch.compiler.is_compiling() and any(_is_free(arguments[index]) for index in self._floats):
-            return self._with_free_numbers(arguments, wanted)
-        return self.torch_op(*arguments, wanted)
+            refuse_transforms(self.name, given)
+        if torch.compiler.is_compiling() and any(_is_free(given[index]) for index in self._floats):
+            return self._with_free_numbers(given, wanted)
+        return self.torch_op(*given, wanted)
 
-    def _with_free_numbers(self, arguments: tuple[Any, ...], wanted: str) -> Any:
+    def _with_free_numbers(self, given: Given, wanted: str) -> Any:
         """The op in a graph that serves every value of its numbers, which reach it as one tensor.
 
         A free number itself would not do: torch.compile turns what an op takes as a float into a constant again.
         """
         one = torch.ones((), dtype=torch.float64)
-        numbers = torch.stack([one * arguments[index] for index in self._floats])
-        given = [0.0 if index in self._floats else value for index, value in enumerate(arguments)]
-        return self.torch_op(*given, wanted, numbers)
+        floats = [index for index in self._floats if given[index] is not None]
+        numbers = torch.stack([one * given[index] for index in floats])
+        values = [0.0 if index in floats else value for index, value in enumerate(given)]
+        return self.torch_op(*values, wanted, numbers)
 
-    def _directly(self, arguments: tuple[Any, ...], wanted: str, tensors: list[Tensor], wants_gradients: bool) -> Any:
+    def _directly(self, given: Given, wanted: str, tensors: list[Tensor], wants_gradients: bool) -> Any:
         if wants_gradients:
-            return Direct.apply(self, arguments, wanted, *tensors)
+            return Direct.apply(self, given, wanted, *tensors)
         for name in self.mutates:
-            written = arguments[self.arguments.index(name)]
+            written = getattr(given, name)
             if not written.is_inference():
                 torch.autograd.graph.increment_version(written)
-        return self.compute(arguments, wanted)
+        return self.compute(given, wanted)
 
     def _has(self, name: str) -> bool:
         return name in ("auto", "eager") or any(backend.name == name for backend in self.backends)
 
-    def _eager(self, arguments: tuple[Any, ...]) -> Any:
-        if any(tensor.device.type == "meta" for tensor in tensors_among(arguments)):
-            return self.torch_op(*arguments, "reference")
+    def _eager(self, given: Given) -> Any:
+        if any(tensor.device.type == "meta" for tensor in tensors_among(given)):
+            return self.torch_op(*given, "reference")
         if self._check is not None and not torch.compiler.is_compiling():
-            self._check(self.inputs(arguments))
-        return self._attached(self.backend("reference").forward(*arguments), arguments)
+            self._check(given)
+        return self._attached(self.backend("reference").forward(given), given)
 
-    def _attached(self, outputs: Any, arguments: tuple[Any, ...]) -> Any:
+    def _attached(self, outputs: Any, given: Given) -> Any:
         """The outputs, as functions of the differentiable arguments where autograd has found none.
 
         Without users, rows or classes the definition multiplies nothing; gradients are zeros then, not missing.
         """
-        inputs = self.inputs(arguments)
-        given = tensors_among([getattr(inputs, name) for name in self.differentiable])
-        wanted = [tensor for tensor in given if tensor.requires_grad]
+        leaves = tensors_among(getattr(given, name) for name in self.differentiable)
+        wanted = [tensor for tensor in leaves if tensor.requires_grad]
         every = outputs if isinstance(outputs, tuple) else (outputs,)
         if not wanted or not torch.is_grad_enabled() or any(output.requires_grad for output in every):
             return outputs
@@ -174,47 +186,43 @@ class Op:
                 return backend
         raise KeyError(f"{self.name} has no backend {name!r}")
 
-    def inputs(self, arguments: Sequence[Any]) -> Inputs:
-        """The arguments by name."""
-        return Inputs(**dict(zip(self.arguments, arguments, strict=True)))
-
-    def _values(self, args: Sequence[Any]) -> tuple[Sequence[Any], str]:
-        """Arguments and backend out of what the registered op got: with its free numbers back in their places."""
+    def _registered(self, args: Sequence[Any]) -> tuple[Given, str]:
+        """Record and backend out of what the registered op got: with its free numbers back in their places."""
         count = len(self.arguments)
         values = list(args[:count])
         if len(args) > count + 1 and args[count + 1] is not None:
-            for index, number in zip(self._floats, args[count + 1].tolist(), strict=True):
+            floats = [index for index in self._floats if values[index] is not None]
+            for index, number in zip(floats, args[count + 1].tolist(), strict=True):
                 values[index] = number
-        return values, args[count]
+        return self.record(*values), args[count]
 
-    def compute(self, values: Sequence[Any], wanted: str) -> Any:
-        """The outputs, by the backend `wanted`, of arguments in schema order; autograd sees nothing of it."""
-        inputs = self.inputs(values)
-        backend = choose(self.name, self.backends, wanted, inputs)
-        with _without_autocast(values):
+    def compute(self, given: Given, wanted: str) -> Any:
+        """The outputs, by the backend `wanted`; autograd sees nothing of it."""
+        backend = choose(self.name, self.backends, wanted, given)
+        with _without_autocast(given):
             if self._check is not None:
-                self._check(inputs)
-            return backend.forward(*values)
+                self._check(given)
+            return backend.forward(given)
 
     def _compute_backward(
-        self, gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], values: Sequence[Any], wanted: str
+        self, gradients: list[Tensor], outputs: list[Tensor], needs: Sequence[bool], given: Given, wanted: str
     ) -> list[Tensor]:
-        backend = choose(self.name, self.backends, wanted, self.inputs(values), "backward")
+        backend = choose(self.name, self.backends, wanted, given, "backward")
         if backend.backward is None:
             raise ValueError(f"{self.name}[{backend.name}]: this backend has no backward pass")
-        with _without_autocast(values):
+        with _without_autocast(given):
             wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
-            return _flatten(backend.backward(gradients, outputs, wanted_gradients, *values), gradients[0])
+            return _flatten(backend.backward(gradients, outputs, wanted_gradients, given), gradients[0])
 
-    def _define_forward(self, arguments: str, returns: str, fake: Callable[[Inputs], Any]) -> None:
+    def _define_forward(self, arguments: str, returns: str) -> None:
         def forward(*args: Any) -> Any:
-            return self.compute(*self._values(args))
+            return self.compute(*self._registered(args))
 
         schema = f"({arguments}, str backend, Tensor? numbers=None) -> {returns}"
         definition = torch.library.custom_op(
             f"{NAMESPACE}::{self.name}", forward, mutates_args=self.mutates, schema=schema
         )
-        definition.register_fake(lambda *args: fake(self.inputs(args[: len(self.arguments)])))
+        definition.register_fake(lambda *args: self._fake(self.record(*args[: len(self.arguments)])))
         if self.differentiable:
             definition.register_autograd(self._autograd_backward, setup_context=save)
         self.definition = definition
@@ -222,14 +230,14 @@ class Op:
 
     def _define_backward(self, arguments: str) -> None:
         def backward(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            return self._compute_backward(gradients, outputs, needs, *self._values(args))
+            return self._compute_backward(gradients, outputs, needs, *self._registered(args))
 
         def fake(gradients: list[Tensor], outputs: list[Tensor], needs: list[bool], *args: Any) -> list[Tensor]:
-            inputs = self.inputs(args[: len(self.arguments)])
+            given = self.record(*args[: len(self.arguments)])
             if self._fake_backward is not None:
-                return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), inputs)
+                return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), given)
             shapes = [
-                _empty_gradients(getattr(inputs, name), needed)
+                _empty_gradients(getattr(given, name), needed)
                 for name, needed in zip(self.differentiable, needs, strict=True)
             ]
             return _flatten(shapes, gradients[0])
@@ -271,6 +279,7 @@ class Op:
         if forward_ad._current_level >= 0:
             refuse_transforms(self.name, gradients)
         count = len(self.arguments)
+        given = self.record(*values[:count])
         needs = dict(zip(self.arguments, needed[:count], strict=True))
         wanted = {name: needs[name] for name in self.differentiable}
         filled = [
@@ -279,11 +288,11 @@ class Op:
         ]
         flags = list(wanted.values())
         if direct and is_plain(tensors_among((filled, outputs, *values))):
-            flat = self._compute_backward(filled, outputs, flags, values[:count], values[count])
+            flat = self._compute_backward(filled, outputs, flags, given, values[count])
         else:
             flat = self.backward_op(filled, outputs, flags, *values)
         assemble = self._assemble or self._assemble_dense
-        found = dict(zip(self.differentiable, assemble(self.inputs(values[:count]), wanted, flat), strict=True))
+        found = dict(zip(self.differentiable, assemble(given, wanted, flat), strict=True))
         return [*(found.get(name) for name in self.arguments), *[None] * (len(values) - count)]
 
     def _refuse_second_derivatives(self, ctx: Any, *gradients: Any) -> None:
@@ -291,11 +300,11 @@ class Op:
             f'{self.name}: its gradients have no gradients of their own; with backend="eager" autograd works them out'
         )
 
-    def _assemble_dense(self, inputs: Inputs, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
+    def _assemble_dense(self, given: Given, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
         remaining = iter(flat)
         gradients: list[Any] = []
         for name in self.differentiable:
-            value = getattr(inputs, name)
+            value = getattr(given, name)
             if isinstance(value, (list, tuple)):
                 taken = [next(remaining) for _ in value]
                 gradients.append(taken if wanted[name] else [None] * len(taken))
@@ -305,7 +314,7 @@ class Op:
         return gradients
 
 
-def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
+def refuse_transforms(op: str, values: Sequence[Any]) -> None:
     """RuntimeError where an argument carries what an op boundary would lose: a tangent, or a gradient of torch.func.
 
     torch runs an op that it does not see through on the values alone: the tangent would come out as 0. torch.compile
@@ -320,7 +329,7 @@ def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
         lost = any(
             forward_ad.unpack_dual(tensor).tangent is not None
             or (by_func and _functorch.is_functorch_wrapped_tensor(tensor))
-            for tensor in tensors_among(arguments)
+            for tensor in tensors_among(values)
         )
     if lost:
         raise RuntimeError(
@@ -330,15 +339,15 @@ def refuse_transforms(op: str, arguments: Sequence[Any]) -> None:
         )
 
 
-def _without_autocast(values: Sequence[Any]) -> AbstractContextManager[Any]:
+def _without_autocast(given: Given) -> AbstractContextManager[Any]:
     """Backends choose their own precisions; autocast inside them would undo the float32 statistics."""
-    device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+    device = next((value.device.type for value in given if isinstance(value, Tensor)), "cpu")
     return torch.autocast(device, enabled=False) if autocast_is_on(device) else nullcontext()
 
 
 def _is_free(number: Any) -> bool:
     """Whether torch.compile, which has imported the module asked here, leaves a number open."""
-    return not torch.fx.experimental.symbolic_shapes.has_static_value(number)
+    return number is not None and not torch.fx.experimental.symbolic_shapes.has_static_value(number)
 
 
 def _any(needed: Any) -> bool:

@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.registry import Backend, Inputs, needs_device, needs_dtype
+from argus_kernels.core.records import Given, tensors_by_name
+from argus_kernels.core.registry import Backend, needs_device, needs_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """What the Triton kernels compute on; float64 is the reference's."""
@@ -103,34 +104,28 @@ def served_without_gpu(architecture: int) -> Iterator[None]:
         _architecture = before
 
 
-def triton_backend(module: str, why_not: Callable[[Inputs], list[str]], *, differentiable: bool = True) -> Backend:
+def triton_backend(module: str, why_not: Callable[[Given], list[str]], *, differentiable: bool = True) -> Backend:
     """A room's `triton` backend, whose kernels, and triton with them, are imported at the first call.
 
     module: the full name of the room's `triton_kernels`, which has `forward` and, of a differentiable op, `backward`.
     """
 
-    def forward(*arguments: Any) -> Any:
-        return import_module(module).forward(*arguments)
+    def forward(given: Given) -> Any:
+        return import_module(module).forward(given)
 
-    def backward(*arguments: Any) -> Any:
-        return import_module(module).backward(*arguments)
+    def backward(gradients: list[Tensor], outputs: list[Tensor], needs: dict[str, bool], given: Given) -> Any:
+        return import_module(module).backward(gradients, outputs, needs, given)
 
-    def reasons(inputs: Inputs) -> list[str]:
-        found = why_not(inputs)
-        return found + [sentence for sentence in _one_gpu(inputs) if sentence not in found]
+    def reasons(given: Given) -> list[str]:
+        found = why_not(given)
+        return found + [sentence for sentence in _one_gpu(given) if sentence not in found]
 
     return Backend("triton", forward, backward if differentiable else None, reasons, available, excluded_from_auto)
 
 
-def _one_gpu(inputs: Inputs) -> list[str]:
+def _one_gpu(given: Given) -> list[str]:
     """One sentence for each tensor on another GPU than the first: rooms look at the arguments in several parts."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in vars(inputs).items():
-        listed = enumerate(value) if isinstance(value, (list, tuple)) else ()
-        tensors |= {f"{name}[{index}]": one for index, one in listed if isinstance(one, Tensor) and one.is_cuda}
-        if isinstance(value, Tensor) and value.is_cuda:
-            tensors[name] = value
-    return needs_device("cuda", **tensors)
+    return needs_device("cuda", **{name: one for name, one in tensors_by_name(given).items() if one.is_cuda})
 
 
 def ceil_div(value: int, divisor: int) -> int:
@@ -167,9 +162,10 @@ def launch(
 ) -> None:
     """Launches `kernel` on the current stream with its arguments by name; an empty grid launches nothing.
 
-    arguments: tensors, numbers, None, tuples of these, and the kernel's constexprs. warps, stages: Triton's num_warps
-    and num_stages.
+    arguments: tensors, numbers, None, tuples of these (a tensor with its strides), and the kernel's constexprs.
+    warps, stages: Triton's num_warps and num_stages.
     """
     if all(grid):
-        with on_device(next(value for value in arguments.values() if isinstance(value, Tensor))):
+        values = (one for value in arguments.values() for one in (value if isinstance(value, tuple) else (value,)))
+        with on_device(next(value for value in values if isinstance(value, Tensor))):
             kernel[grid](**arguments, num_warps=warps, num_stages=stages)

@@ -63,8 +63,8 @@ def _cast_like(value: Any, template: Any) -> Any:
     return value
 
 
-def captured_arguments(op: Op, arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """The op's arguments in schema order, as the public function hands them over."""
+def captured_arguments(op: Op, arguments: dict[str, Any]) -> Any:
+    """The op's record, as the public function hands it over."""
     _, captured = capture(public_function(op), **arguments)
     return captured
 
@@ -161,7 +161,7 @@ def _prepare(
 def _mutated(op: Op, inputs: dict[str, Any]) -> dict[str, Tensor]:
     if not op.mutates:
         return {}
-    captured = op.inputs(captured_arguments(op, inputs))
+    captured = captured_arguments(op, inputs)
     return {name: getattr(captured, name) for name in op.mutates}
 
 

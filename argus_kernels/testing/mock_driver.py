@@ -165,13 +165,13 @@ def bind(op: Op, sample: Sample, dtype: torch.dtype, *, compiles: bool = False, 
     """Calls an op's triton backend on a sample, forward and, where the sample has gradients, backward; nothing runs."""
     backend = op.backend("triton")
     with mocked(compiles) as launches:
-        arguments = captured_arguments(op, sample.draw(dtype, seed))
+        given = captured_arguments(op, sample.draw(dtype, seed))
         with TorchLaunches() as counted:
-            returned = backend.forward(*arguments)
+            returned = backend.forward(given)
             if backend.backward is not None and sample.grad:
                 outputs = list(returned) if isinstance(returned, tuple) else [returned]
                 needs = {name: name in sample.grad for name in op.differentiable}
-                backend.backward(outputs, outputs, needs, *arguments)
+                backend.backward(outputs, outputs, needs, given)
     return Bound(launches, counted.names)
 
 
@@ -227,7 +227,7 @@ def second_compiles_of(op: Op, variant: int) -> list[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Binds every small sample of every op that has a triton backend; prints what was launched."""
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
     from argus_kernels.testing.harness import small_samples
 
     parser = argparse.ArgumentParser(prog="argus_kernels.testing.mock_driver", description=__doc__)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
-from argus_kernels.ops import OPS
 
 SCALE = 2
 """A session's samples of several tiles have twice the events of those that the executor runs."""

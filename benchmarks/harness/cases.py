@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
-from argus_kernels.ops import OPS
 from argus_kernels.testing.harness import public_function
 from benchmarks.harness.ceilings import DTYPES
 

@@ -154,7 +154,7 @@ class Run:
         Where none is named, one that serves by name only (Triton's interpreter) is left out, and the definition beside
         another backend in a dtype that `every_definition` does not want.
         """
-        inputs = case.op.inputs(captured_arguments(case.op, case.arguments))
+        inputs = captured_arguments(case.op, case.arguments)
         serving: list[str] = []
         for backend in case.op.backends:
             if self.settings.backends is not None and backend.name not in self.settings.backends:

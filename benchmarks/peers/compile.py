@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from argus_kernels.ops import OPS
+from argus_kernels import OPS
 from benchmarks.harness.cases import Case
 from benchmarks.peers import eager
 from benchmarks.peers.base import Peer

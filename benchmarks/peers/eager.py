@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from argus_kernels.ops import OPS
+from argus_kernels import OPS
 from benchmarks.harness.cases import Case
 from benchmarks.peers.base import Peer
 

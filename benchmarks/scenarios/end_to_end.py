@@ -180,7 +180,7 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
 
 def backends_of_every_op() -> tuple[str, ...]:
     """The automatic choice, then the backends that all ops of the step have on this machine."""
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
 
     declared = [
         [one.name for one in op.backends if one.available() is None and one.excluded_from_auto() is None]

@@ -139,7 +139,7 @@ def serving_backends(curve: Curve, device: str, dtype: str) -> tuple[str, ...]:
 
 
 def _declared(op: str) -> list[str]:
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
 
     return [backend.name for one in OPS if one.name == op for backend in one.backends]
 

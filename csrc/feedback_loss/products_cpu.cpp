@@ -22,16 +22,26 @@
 namespace argus::feedback_loss {
 namespace {
 
+// matmul.h's pieces of a sum, of whole steps. The bias is added to their sums.
+ARGUS_INLINE int64_t projection_piece(int64_t width) {
+  return (matmul::piece_depth(width) + kWidthStep - 1) / kWidthStep * kWidthStep;
+}
+
 template <class A>
 ARGUS_INLINE void project_plain(const A* const* rows, const A* weight, const A* bias, int64_t width,
                                 int64_t columns, A* to) {
+  const int64_t piece = projection_piece(width);
   for (int64_t r = 0; r < kTileRows; ++r) {
-    A sums[kLine];
-    std::copy(bias, bias + kLine, sums);
-    for (int64_t d = 0; d < width; ++d) {
-      for (int64_t c = 0; c < kLine; ++c) sums[c] += rows[r][d] * weight[d * kLine + c];
+    A totals[kLine];
+    std::copy(bias, bias + kLine, totals);
+    for (int64_t begin = 0; begin < width; begin += piece) {
+      A sums[kLine] = {};
+      for (int64_t d = begin; d < std::min(width, begin + piece); ++d) {
+        for (int64_t c = 0; c < kLine; ++c) sums[c] += rows[r][d] * weight[d * kLine + c];
+      }
+      for (int64_t c = 0; c < kLine; ++c) totals[c] += sums[c];
     }
-    for (int64_t c = 0; c < columns; ++c) to[c * kTileRows + r] = sums[c];
+    for (int64_t c = 0; c < columns; ++c) to[c * kTileRows + r] = totals[c];
   }
 }
 
@@ -73,23 +83,29 @@ ARGUS_TARGET(ARGUS_AVX512)
 void project_512(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
                  int64_t width, int64_t columns, float* to) {
   constexpr int64_t kStep = kCacheLine / sizeof(float);
+  const int64_t piece = projection_piece(width);
   for (int64_t first = 0; first < kTileRows; first += kRows512) {
     const float* const* row = rows + first;
-    __m512 sums[kRows512];
+    __m512 totals[kRows512];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_loadu_ps(bias);
-    for (int64_t start = 0; start < width; start += kStep) {
-      prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
-      for (int64_t d = start; d < start + kStep; ++d) {
-        const __m512 line = _mm512_loadu_ps(weight + d * kLine);
+    for (int r = 0; r < kRows512; ++r) totals[r] = _mm512_loadu_ps(bias);
+    for (int64_t begin = 0; begin < width; begin += piece) {
+      __m512 sums[kRows512] = {};
+      for (int64_t start = begin; start < std::min(width, begin + piece); start += kStep) {
+        prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
+        for (int64_t d = start; d < start + kStep; ++d) {
+          const __m512 line = _mm512_loadu_ps(weight + d * kLine);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows512; ++r)
-          sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), line, sums[r]);
+          for (int r = 0; r < kRows512; ++r)
+            sums[r] = _mm512_fmadd_ps(_mm512_set1_ps(row[r][d]), line, sums[r]);
+        }
       }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows512; ++r) totals[r] = _mm512_add_ps(totals[r], sums[r]);
     }
     alignas(64) float lane[kRows512][kLine];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows512; ++r) _mm512_store_ps(lane[r], sums[r]);
+    for (int r = 0; r < kRows512; ++r) _mm512_store_ps(lane[r], totals[r]);
     for (int64_t c = 0; c < columns; ++c) {
       for (int r = 0; r < kRows512; ++r) to[c * kTileRows + first + r] = lane[r][c];
     }
@@ -100,30 +116,30 @@ ARGUS_TARGET(ARGUS_AVX2)
 void project_avx2(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
                   int64_t width, int64_t columns, float* to) {
   constexpr int64_t kStep = kCacheLine / sizeof(float);
+  const int64_t piece = projection_piece(width);
   for (int64_t first = 0; first < kTileRows; first += kRowsAvx2) {
     const float* const* row = rows + first;
-    __m256 low[kRowsAvx2], high[kRowsAvx2];
+    // In memory: the registers are full with the sums of a piece.
+    float lane[kRowsAvx2][kLine];
+    for (int r = 0; r < kRowsAvx2; ++r) std::copy(bias, bias + kLine, lane[r]);
+    for (int64_t begin = 0; begin < width; begin += piece) {
+      __m256 low[kRowsAvx2] = {}, high[kRowsAvx2] = {};
+      for (int64_t d = begin; d < std::min(width, begin + piece); ++d) {
+        if (d % kStep == 0) prefetch_rows<kRowsAvx2>(row, d, kRowsAvx2 * row_bytes);
+        const __m256 left = _mm256_loadu_ps(weight + d * kLine);
+        const __m256 right = _mm256_loadu_ps(weight + d * kLine + 8);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRowsAvx2; ++r) {
-      low[r] = _mm256_loadu_ps(bias);
-      high[r] = _mm256_loadu_ps(bias + 8);
-    }
-    for (int64_t d = 0; d < width; ++d) {
-      if (d % kStep == 0) prefetch_rows<kRowsAvx2>(row, d, kRowsAvx2 * row_bytes);
-      const __m256 left = _mm256_loadu_ps(weight + d * kLine);
-      const __m256 right = _mm256_loadu_ps(weight + d * kLine + 8);
+        for (int r = 0; r < kRowsAvx2; ++r) {
+          const __m256 factor = _mm256_broadcast_ss(row[r] + d);
+          low[r] = _mm256_fmadd_ps(factor, left, low[r]);
+          high[r] = _mm256_fmadd_ps(factor, right, high[r]);
+        }
+      }
 #pragma GCC unroll 4
       for (int r = 0; r < kRowsAvx2; ++r) {
-        const __m256 factor = _mm256_broadcast_ss(row[r] + d);
-        low[r] = _mm256_fmadd_ps(factor, left, low[r]);
-        high[r] = _mm256_fmadd_ps(factor, right, high[r]);
+        _mm256_storeu_ps(lane[r], _mm256_add_ps(_mm256_loadu_ps(lane[r]), low[r]));
+        _mm256_storeu_ps(lane[r] + 8, _mm256_add_ps(_mm256_loadu_ps(lane[r] + 8), high[r]));
       }
-    }
-    float lane[kRowsAvx2][kLine];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRowsAvx2; ++r) {
-      _mm256_storeu_ps(lane[r], low[r]);
-      _mm256_storeu_ps(lane[r] + 8, high[r]);
     }
     for (int64_t c = 0; c < columns; ++c) {
       for (int r = 0; r < kRowsAvx2; ++r) to[c * kTileRows + first + r] = lane[r][c];

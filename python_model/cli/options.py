@@ -20,6 +20,7 @@ class Source(str, Enum):
     yambda = "yambda"
     kuairand = "kuairand"
     movielens = "movielens"
+    table = "table"
     synthetic = "synthetic"
 
 

@@ -206,8 +206,7 @@ class BatchPlan:
     """The training batches of every epoch, a function of (seed, epoch) alone.
 
     train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: most events of
-    a user in one window, overlap of them history. With world_size > 1 the batches of an epoch are dealt to the ranks
-    in turn, the same number to each.
+    a user in one window, overlap of them history.
     """
 
     def __init__(
@@ -219,53 +218,46 @@ class BatchPlan:
         *,
         train: np.ndarray | None = None,
         overlap: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> None:
         _check_window(token_budget, window, overlap)
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank: expected a value in [0, {world_size - 1}], found {rank}")
         self.dataset = dataset
         self.token_budget, self.window, self.overlap, self.seed = token_budget, window, overlap, seed
-        self.rank, self.world_size = rank, world_size
         self._builder = BatchBuilder(dataset)
         self._first = dataset.offsets[:-1]
         self._last = self._first + _prefix_lengths(dataset, train)
         if (self._last - self._first).max(initial=0) < 2:
             raise ValueError(NOBODY)
 
-    def steps(self, epoch: int) -> int:
-        """Batches of this rank in an epoch."""
-        return len(self._plan(epoch)) // self.world_size
-
-    def batches(self, epoch: int, start_step: int = 0) -> Iterator[JaggedBatch]:
-        """The batches of an epoch from start_step on; windows of one event, which teach nothing, are left out."""
-        plan = self._plan(epoch)
-        for step in range(start_step, len(plan) // self.world_size):
-            yield self._builder.build(plan[step * self.world_size + self.rank])
+    def batches(self, epoch: int, start: int = 0) -> Iterator[JaggedBatch]:
+        """The batches of an epoch from number `start` on; windows of one event, which teach nothing, are left out."""
+        for windows in self._plan(epoch)[start:]:
+            yield self._builder.build(windows)
 
     def start(self) -> dict[str, Any]:
         """As `BatchSource` has it."""
         return {"epoch": 0, "batch": 0}
 
     def require(self, of: int) -> None:
-        """As `BatchSource` has it."""
-        if of > 1:
-            _require_batches(len(self._plan(0)), of)
+        """As `BatchSource` has it: the first epoch decides."""
+        if of > 1 and (there := len(self._plan(0))) < of:
+            raise ValueError(f"batches_per_step is {of}, expected at most the {there} batches of an epoch")
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """As `BatchSource` has it; the last batches of an epoch, too few for a step, are left out."""
-        epoch, begin = place["epoch"], place["batch"]
+        """As `BatchSource` has it; a step that the rest of an epoch does not fill goes on in the next one."""
+        self.require(of)
+        epoch, behind = place["epoch"], place["batch"]
+        plan = self._plan(epoch)
         while True:
-            plan = self._plan(epoch)
-            _require_batches(len(plan), of)
-            for first in range(begin, len(plan) - of + 1, of):
-                batches = [
-                    self._builder.build(plan[first + number]) if number < of else empty_batch(self.dataset.info)
-                    for number in numbers
-                ]
-                yield Step(batches, {"epoch": epoch, "batch": first + of})
-            epoch, begin = epoch + 1, 0
+            taken = []
+            for _ in range(of):
+                while behind >= len(plan):
+                    epoch, behind = epoch + 1, 0
+                    plan = self._plan(epoch)
+                taken.append(plan[behind])
+                behind += 1
+            nothing = empty_batch(self.dataset.info)
+            batches = [self._builder.build(taken[number]) if number < of else nothing for number in numbers]
+            yield Step(batches, {"epoch": epoch, "batch": behind})
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """As `BatchSource` has it: every rank knows the whole."""
@@ -356,11 +348,6 @@ def _windows_of_targets(dataset: Dataset, rows: np.ndarray, window: int, history
     end = rows[high - 1] + 1
     floor = dataset.offsets[dataset.user[windows.target]]
     return Windows(np.maximum(floor, end - window), rows[low], end)
-
-
-def _require_batches(there: int, of: int) -> None:
-    if there < of:
-        raise ValueError(f"batches_per_step is {of}, expected at most the {there} batches of an epoch")
 
 
 def _prefix_lengths(dataset: Dataset, train: np.ndarray | None) -> np.ndarray:

@@ -19,6 +19,8 @@ from python_model.io.settings import Between, checked_settings, shown
 FORMAT = 1
 EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"
 
+_UNSAID = ("dislike", "skip", "hate")
+"""Components that counted against an item in data sets and runs that do not say which do, of before `negative`."""
 _Rows = Annotated[int, Between(0, 2**31 - 1)]
 
 
@@ -28,6 +30,7 @@ class DatasetInfo:
 
     context: name -> cardinality; feedback: name -> classes (1 = Bernoulli); item_features: name -> cardinality.
     grades says how the grade column is defined; pair_window is the default window of pairs in seconds.
+    negative: names of feedback that counts against an item; every other component counts for it.
     params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
     fingerprint: checksum of the events, column after column; "" where nobody took it.
     """
@@ -43,6 +46,7 @@ class DatasetInfo:
     grades: str
     pair_window: Annotated[int, Between(0)]
     has_oracle: bool = False
+    negative: tuple[str, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     format: int = FORMAT
@@ -52,6 +56,8 @@ class DatasetInfo:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         for name, value in checked_settings(DatasetInfo, values, INFO).items():
             object.__setattr__(self, name, value)
+        if unknown := set(self.negative) - set(self.feedback):
+            raise ValueError(f"negative: expected names of feedback, found {', '.join(sorted(unknown))}")
         if "id" in self.item_features:
             raise ValueError("item_features: expected another name than 'id', as item_id has the original ids")
 
@@ -75,13 +81,20 @@ class DatasetInfo:
         if raw.get("format") != FORMAT:
             raise DataError(file, f"expected format {FORMAT}, found {shown(raw.get('format'))}", column="format")
         known = {one.name for one in fields(cls)}
-        optional = {"params", "has_oracle", "fingerprint", "format"}
+        optional = {"params", "has_oracle", "negative", "fingerprint", "format"}
         for name in sorted(known - optional - raw.keys()):
             raise DataError(file, "this key is missing", column=name)
+        if "negative" not in raw:
+            raw["negative"] = negative_by_name(raw["feedback"])
         try:
             return cls(**{key: value for key, value in raw.items() if key in known})
         except ValueError as error:
             raise DataError(file, str(error)) from error
+
+
+def negative_by_name(feedback: Any) -> tuple[str, ...]:
+    """Which components count against an item where what was written before `negative` does not say so."""
+    return tuple(name for name in feedback if name in _UNSAID) if isinstance(feedback, Mapping) else ()
 
 
 class Fingerprint:

@@ -4,6 +4,7 @@ A prepared data set is a directory:
 
 - events.parquet   one row an event, sorted by (user, time, original order)
 - items.parquet    one row an item, users.parquet one row a user: dense number -> original id
+- labels.parquet   what the numbers of categories are called, where the source says (`python_model.data.names`)
 - dataset.json     `DatasetInfo`
 - shards/          instead of events.parquet, several files of whole users each (`python_model.data.shards`)
 - oracle/          synthetic data only: the hidden state that `python_model.data.synthetic.OracleScores` reads
@@ -25,6 +26,7 @@ from python_model.data.checks import EventChecker, event_ranges
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, FORMAT, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
 from python_model.data.identifiers import ids_of, require_distinct
+from python_model.data.names import LABELS, Names, read_names
 from python_model.data.shards import Manifest, read_manifest
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter
@@ -144,6 +146,11 @@ class Dataset:
         return self._items[name]
 
     @cached_property
+    def names(self) -> Names:
+        """Titles of items and labels of categories, as far as the data set has any."""
+        return read_names(self.path / ITEMS, self.path / LABELS)
+
+    @cached_property
     def user_ids(self) -> np.ndarray:
         """Original user ids [U]."""
         return _read_ids(self.path / USERS, "user_id", self.info.users)
@@ -205,6 +212,7 @@ def validate(path: str | Path) -> DatasetInfo:
     require_distinct(dataset.user_ids, dataset.path / USERS, "user_id")
     for column in ("count", *(f"item_{name}" for name in info.item_features)):
         dataset.item_column(column)
+    _ = dataset.names
     return info
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from python_model.data.columns import require_range
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
+from python_model.data.names import LABELS
 from python_model.data.times import SECONDS
 from python_model.io.errors import DataError, printable
 from python_model.io.files import open_parquet, present, reading_parquet, require_schema, require_values
@@ -195,6 +196,8 @@ def _write(
         raise DataError(data / EVENTS, message)
     for name in (INFO, ITEMS, USERS):
         shutil.copyfile(data / name, partial / name)
+    if present(data / LABELS):
+        shutil.copyfile(data / LABELS, partial / LABELS)
     if (data / "oracle").is_dir():
         shutil.copytree(data / "oracle", partial / "oracle")
     last_time = max(int(times.max()) for times in _column(data / EVENTS, "time"))

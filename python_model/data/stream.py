@@ -101,17 +101,28 @@ class ShardStream:
         return {"lanes": {number: lane for place in places for number, lane in place["lanes"].items()}}
 
     def _lane(self, number: int, of: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
+        """The batches of a lane, each with the place behind it.
+
+        A shard without anybody to train on is passed over; where every shard is one, that is a ValueError.
+        """
+        barren: set[int] = set()
         while True:
-            whole, given = place == Place(place.epoch), False
             order = np.random.default_rng([self.config.seed, place.epoch]).permutation(len(self.manifest.shards))
             mine = order[number::of]
             for position in range(place.shard, len(mine)):
-                for batch, behind in self._shard(int(mine[position]), replace(place, shard=position)):
-                    given = True
-                    yield batch, behind
+                shard = int(mine[position])
+                if shard not in barren:
+                    begin = replace(place, shard=position)
+                    steps = self._shard(shard, begin)
+                    first = next(steps, None)
+                    if first is not None:
+                        yield first
+                        yield from steps
+                    elif begin == Place(place.epoch, position):
+                        barren.add(shard)
                 place = Place(place.epoch, position + 1)
-            if whole and not given:
-                raise ValueError(f"{self.dataset.path}, shards {sorted(mine.tolist())}: {NOBODY}")
+            if len(barren) == len(self.manifest.shards):
+                raise ValueError(f"{self.dataset.path}, shards {sorted(barren)}: {NOBODY}")
             place = Place(place.epoch + 1)
 
     def _shard(self, number: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from python_model.io.errors import DataError
+from python_model.io.settings import shown
 
 LATEST = 4_102_444_800
 """2100-01-01 00:00 UTC in seconds; a column of later seconds is one of milliseconds or finer."""
@@ -43,9 +44,11 @@ class Unit:
 SECONDS = Unit("seconds", 1, 0)
 # Seconds of today read as milliseconds fall into January 1970, when nobody logged an event.
 MILLISECONDS = Unit("milliseconds", 1_000, 10**11)
+MICROSECONDS = Unit("microseconds", 1_000_000, 10**14)
+NANOSECONDS = Unit("nanoseconds", 1_000_000_000, 10**17)
+UNITS = {unit.name: unit for unit in (SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS)}
 _LIKELY = 631_152_000
 _TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_FINER = ((1_000, "milliseconds"), (1_000_000, "microseconds"), (1_000_000_000, "nanoseconds"))
 
 
 def times_of(
@@ -63,6 +66,36 @@ def times_of(
         row = at + 1 if rows is None else int(rows[at])
         raise DataError(file, _wrong(int(values[at]), unit), column=column, row=row)
     return values.astype(np.int64)
+
+
+def unit_of(values: np.ndarray, file: str | Path, column: str) -> Unit:
+    """The one unit in which every number of a column is a time from 1990 to 2100; of units no two share a number.
+
+    DataError at the first that is a time in no unit, or in another unit than the first of the column.
+    """
+    low, high = values.min(), values.max()
+    for unit in UNITS.values():
+        if low >= _LIKELY * unit.per_second and high <= unit.latest:
+            return unit
+    first = _likely_unit(values[0].item())
+    for row, value in enumerate(values.tolist(), 1):
+        name = _likely_unit(value)
+        if name is None:
+            message = (
+                f"expected a time from 1990 to 2100 in {', '.join(UNITS)}, found {shown(value)}; where times count "
+            )
+            raise DataError(file, f"{message}from another origin, name their unit", column=column, row=row)
+        if name != first:
+            message = f"expected {first} as in the rows before, found {shown(value)}, which would be {name}"
+            raise DataError(file, message, column=column, row=row)
+    raise AssertionError("a column out of every range has a value out of it")
+
+
+def _likely_unit(value: float) -> str | None:
+    for unit in UNITS.values():
+        if _LIKELY * unit.per_second <= value <= unit.latest:
+            return unit.name
+    return None
 
 
 def seconds_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
@@ -102,8 +135,8 @@ def _wrong(value: int, unit: Unit) -> str:
 
 def _guess(value: int, unit: Unit) -> str:
     """What else a value may be, as a question: the coarsest unit in which it is a time after 1990."""
-    for per_second, name in ((1, "seconds"), *_FINER):
-        if name != unit.name and _LIKELY <= value // per_second <= LATEST:
-            day = datetime.fromtimestamp(value // per_second, timezone.utc).date().isoformat()
-            return f"; in {name} it would be {day}: give {unit.name}"
-    return ""
+    name = _likely_unit(value)
+    if name is None or name == unit.name:
+        return ""
+    day = datetime.fromtimestamp(value // UNITS[name].per_second, timezone.utc).date().isoformat()
+    return f"; in {name} it would be {day}: give {unit.name}"

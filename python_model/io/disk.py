@@ -2,7 +2,8 @@
 
 `writing` turns what the libraries raise into a `WriteError` that names the path, the reason and what to do;
 `require_writable` says it before the work; `whole_file` and `replace_text` write a file as a whole or not at all;
-`flush` brings a file or directory to the disk. Symbolic links are followed: a link stays, what it names is written.
+`flush` brings a file or directory to the disk. Symbolic links are followed: a link stays, what it names is written;
+only within a directory that is changed in place (a run, sessions, scores) are they refused (`refuse_link`).
 """
 
 from __future__ import annotations
@@ -109,6 +110,18 @@ def followed(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()  # says so where a name is too long
         return target
+
+
+def refuse_link(path: Path) -> None:
+    """WriteError where a path is a symbolic link: what somebody else sent must not name what is written here."""
+    if path.is_symlink():
+        raise WriteError(path, "it is a symbolic link, which is not followed here", "remove it")
+
+
+def refuse_links(directory: Path) -> None:
+    """The same for everything that lies in a directory, which need not be there."""
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        refuse_link(path)
 
 
 def require_writable(file: str | Path) -> Path:

@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
-from python_model.io.disk import followed, require_parent, writing
+from python_model.io.disk import followed, refuse_links, require_parent, writing
 from python_model.io.json_text import parse
 from python_model.io.names import hidden
 
@@ -54,13 +54,14 @@ def own(directory: Path) -> IO[str]:
     """Own a directory until the file that is returned is closed, or until this process ends.
 
     Raises InUseError naming process, command and start where another process owns it, or this one already does;
-    FileExistsError where it is no directory, WriteError where it cannot be made.
+    FileExistsError where it is no directory, WriteError where it cannot be made or a link lies in it.
     """
     target = followed(directory)
     if os.path.lexists(target) and not target.is_dir():
         raise FileExistsError(f"{directory} is a file, expected a directory")
     if not target.is_dir():
         require_parent(directory, target, make=True)
+    refuse_links(directory)
     return _hold_current(target / LOCK, directory)
 
 

@@ -184,7 +184,7 @@ class Argus(Recommender):
         """Score of every event's own item for ordering what a user was shown: [T].
 
         kind: "pair" (two towers, what fine-tuning trains), "next_item" (logit of the next-item head) or "feedback"
-        (expected feedback: see NEGATIVE_FEEDBACK). None takes "pair" for a fine-tuned model, "next_item" otherwise.
+        (expected feedback: see `Recommender`). None takes "pair" for a fine-tuned model, "next_item" otherwise.
         states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
         takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """

@@ -21,9 +21,6 @@ from python_model.data.batches import JaggedBatch
 from python_model.model.layers import Encoder, Tables
 from python_model.training.row_sharding import RowExchange
 
-NEGATIVE_FEEDBACK = ("dislike", "skip", "hate")
-"""Components that count against an item in the expected-feedback score; every other one counts for it."""
-
 
 @dataclass(frozen=True)
 class Readings:
@@ -140,7 +137,8 @@ class Recommender(nn.Module):
     ) -> Tensor:
         """Score of every event's own item for ordering what a user was shown: [T].
 
-        kind: "next_item" (logit of the next-item head, None) or "feedback" (expected feedback: NEGATIVE_FEEDBACK).
+        kind: "next_item" (logit of the next-item head, None) or "feedback" (expected feedback: what `features.negative`
+        names counts against an item).
         states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
         takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """
@@ -175,5 +173,5 @@ class Recommender(nn.Module):
         total = logits.new_zeros(logits.shape[0])
         for name, p in self._probabilities(logits).items():
             level = p if p.dim() == 1 else p @ torch.linspace(0, 1, p.shape[1], device=p.device)
-            total = total - level if name in NEGATIVE_FEEDBACK else total + level
+            total = total - level if name in (self.features.negative or ()) else total + level
         return total

@@ -27,12 +27,12 @@ import torch
 
 from python_model.data.identifiers import ids_of
 from python_model.data.times import seconds_of
+from python_model.io.arrays import ArrayFile, require_offsets
 from python_model.io.errors import DataError
 from python_model.io.integrity import CHECKSUMS, require_whole
 from python_model.io.json_text import read_object
 from python_model.io.publish import recover
 from python_model.model.argus import Argus
-from python_model.serving.arrays import ArrayFile, require_offsets
 from python_model.serving.ids import IdTable
 from python_model.serving.towers import KINDS, first_without_length
 from python_model.training import checkpoint

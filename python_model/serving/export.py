@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from numpy.lib.format import open_memmap
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from python_model.data.batches import BatchBuilder, history_windows, pack
 from python_model.data.schema import Dataset
 from python_model.evaluation.recommend import append_next_event
+from python_model.io.arrays import ArrayFile, ArrayWriter
 from python_model.io.integrity import seal
 from python_model.model.argus import Argus
 from python_model.serving import bundle, towers
@@ -97,9 +97,8 @@ class VectorWriter:
     def __init__(self, folder: Path, side: str, rows: int, width: int, schema: pa.Schema) -> None:
         self._side, self._width = side, width
 
-        def array(form: str, dtype: type, *shape: int) -> np.ndarray:
-            file = folder / bundle.VECTORS / f"{side}.{form}.npy"
-            return open_memmap(file, mode="w+", dtype=dtype, shape=(rows, *shape))
+        def array(form: str, dtype: type, *shape: int) -> ArrayWriter:
+            return ArrayWriter(folder / bundle.VECTORS / f"{side}.{form}.npy", dtype, (rows, *shape))
 
         self.float32 = array("float32", np.float32, width)
         self._bfloat16 = array("bfloat16", np.uint16, width)
@@ -112,11 +111,12 @@ class VectorWriter:
 
     def write(self, start: int, vectors: np.ndarray, columns: Mapping[str, Any]) -> None:
         """Rows from `start` on: vectors float32 [n, D] and the other columns."""
-        rows = slice(start, start + len(vectors))
         towers.require_finite(vectors, f"{self._side}' vectors")
         bits = to_bfloat16(vectors)
         values, scale = to_int8(vectors)
-        self.float32[rows], self._bfloat16[rows], self._int8[rows], self._scale[rows] = vectors, bits, values, scale
+        forms = (self.float32, vectors), (self._bfloat16, bits), (self._int8, values), (self._scale, scale)
+        for array, rows in forms:
+            array.write(start, rows)
         self._meters["bfloat16"].add(vectors, from_bfloat16(bits))
         self._meters["int8"].add(vectors, from_int8(values, scale))
         lists = {"vector": vectors, "vector_bfloat16": bits, "vector_int8": values}
@@ -128,8 +128,7 @@ class VectorWriter:
         """The errors of both small forms."""
         self._parquet.close()
         for array in (self.float32, self._bfloat16, self._int8, self._scale):
-            if isinstance(array, np.memmap):
-                array.flush()
+            array.close()
         return {form: meter.summary() for form, meter in self._meters.items()}
 
 
@@ -143,7 +142,8 @@ def _write_items(folder: Path, model: Argus, dataset: Dataset) -> tuple[np.ndarr
         part = torch.arange(start, min(start + BLOCK, dataset.info.items), device=model.device)
         vectors = model.item_vectors(part).cpu().numpy()
         writer.write(start, vectors, {name: values[start : start + BLOCK] for name, values in columns.items()})
-    return writer.float32, writer.close()
+    errors = writer.close()
+    return ArrayFile(writer.float32.file, np.float32, writer.float32.shape).read(), errors
 
 
 def _user_blocks(

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from python_model.io.disk import flush, replace_text, writing
+from python_model.io.disk import flush, refuse_link, replace_text, writing
 from python_model.io.errors import DataError
 from python_model.io.exclusive import LOCK
 from python_model.io.json_text import parse, read_object
@@ -72,7 +72,7 @@ class SessionFiles:
         return self.path(user).is_file()
 
     def save(self, user: int | str, saved: SavedSession) -> None:
-        """Writes a user's file in the place of the one before; WriteError where that fails."""
+        """Writes a user's file in the place of the one before; WriteError where that fails or it is a link."""
         file = self.path(user)
         tensors = {f"log.{name}": torch.from_numpy(values.copy()) for name, values in saved.log.columns().items()}
         if saved.state is not None and saved.cache is not None:
@@ -82,6 +82,7 @@ class SessionFiles:
             "format": FORMAT, "user": json.dumps(user), "model": saved.model, "first": str(saved.log.first),
             "crc32": _checksum(tensors),
         }  # fmt: skip
+        refuse_link(file)
         with writing(file):
             if not file.parent.is_dir():
                 file.parent.mkdir()

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 
 from python_model.data.batches import evaluation_batches
 from python_model.data.schema import Dataset
-from python_model.io.disk import replace_text
-from python_model.io.errors import DataError
+from python_model.io.arrays import ArrayFile, ArrayWriter
+from python_model.io.disk import refuse_links, replace_text
 from python_model.io.json_text import read_object
 from python_model.model.argus import Argus
 from python_model.serving.files import whole_file
@@ -30,21 +29,21 @@ Progress = Callable[[int, int], None]
 
 
 class StateFiles:
-    """States float32 [n, d] after the events `rows` of a data set, mapped from a folder that `write_states` made."""
+    """States float32 [n, d] after the events `rows` of a data set, read from a folder that `write_states` made."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self.rows: np.ndarray = np.load(folder / ROWS)
-            self._states: np.ndarray = np.load(folder / STATES, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(folder, f"the stored states cannot be read: {error}") from error
+        self.rows: np.ndarray = ArrayFile(folder / ROWS, np.int64, (None,)).read()
+        self._states = ArrayFile(folder / STATES, np.float32, (len(self.rows), None))
 
     def after(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, d] after the events `rows`, every one of which must be there."""
+        """float32 [n, d] after the events `rows` (rising), every one of which must be there.
+
+        DataError where the file has been cut short since.
+        """
         place = np.searchsorted(self.rows, rows)
         if len(rows) and (place.max() >= len(self.rows) or (self.rows[place] != rows).any()):
             raise ValueError("StateFiles: a state is asked for that was not computed")
-        return np.asarray(self._states[place])
+        return self._states.take(place)
 
 
 def begun(folder: Path) -> np.ndarray | None:
@@ -54,12 +53,10 @@ def begun(folder: Path) -> np.ndarray | None:
     """
     try:
         done = read_object(folder / DONE).get("states")
-        rows: np.ndarray = np.load(folder / ROWS)
-        states = np.load(folder / STATES, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        rows = StateFiles(folder).rows
+    except (OSError, ValueError):
         return None
-    whole = isinstance(done, int) and 0 <= done <= len(rows) and len(states) == len(rows) and rows.dtype == np.int64
-    return rows if whole else None
+    return rows if isinstance(done, int) and 0 <= done <= len(rows) else None
 
 
 @torch.inference_mode()
@@ -76,16 +73,17 @@ def write_states(
     """
     width = model.config.width
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_links(folder)
     before = begun(folder)
     if before is not None and np.array_equal(before, rows):
         done = int(read_object(folder / DONE)["states"])
-        states = open_memmap(folder / STATES, mode="r+")
+        states = ArrayWriter(folder / STATES, np.float32, (len(rows), width), again=True)
     else:
         done = 0
         (folder / DONE).unlink(missing_ok=True)
         with whole_file(folder / ROWS) as partial, open(partial, "wb") as file:
             np.save(file, rows)
-        states = open_memmap(folder / STATES, mode="w+", dtype=np.float32, shape=(len(rows), width))
+        states = ArrayWriter(folder / STATES, np.float32, (len(rows), width))
     window = min(window, model.config.max_events)
     for start in range(done, len(rows), BLOCK):
         targets = np.zeros(len(dataset), bool)
@@ -94,12 +92,12 @@ def write_states(
         for batch in evaluation_batches(dataset, targets, max(token_budget, window), window):
             batch = batch.to(model.device)
             found = model.encode(batch, lag=lag)[batch.is_target].float().cpu().numpy()
-            states[place : place + len(found)] = found
+            states.write(place, found)
             place += len(found)
             progress(place, len(rows))
-        if isinstance(states, np.memmap):
-            states.flush()
+        states.flush()
         replace_text(folder / DONE, json.dumps({"states": place}) + "\n")
     if len(rows) == 0:
         replace_text(folder / DONE, json.dumps({"states": 0}) + "\n")
+    states.close()
     return StateFiles(folder)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
+import tokenize
 from decimal import Decimal, localcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from argus_kernels.attention.query_tiles import tiles
 from argus_kernels.attention.relative_bias import (
+    LOG_STEP,
     position_buckets,
     seen_keys,
     threshold_values,
@@ -22,6 +26,7 @@ from argus_kernels.attention.relative_bias import (
 from build_support.time_edges import HEADER, header_text
 from tests.attention.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 LARGEST = torch.iinfo(torch.int64).max
 REACHED = [value for value in threshold_values(200) if value <= 2**62]
 
@@ -86,6 +91,22 @@ def test_thresholds_past_int64_hold_its_maximum() -> None:
 
 def test_the_edges_in_c_plus_plus_are_those_of_the_definition() -> None:
     assert HEADER.read_text() == header_text(), "run python -m build_support.time_edges"
+
+
+def numbers_of(text: str) -> set[str]:
+    """The numbers in Python source, those in comments and strings left out."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return {token.string for token in tokens if token.type == tokenize.NUMBER}
+
+
+def test_the_width_of_a_bucket_is_written_once() -> None:
+    assert numbers_of(f"x = 1 / {LOG_STEP}  # {LOG_STEP}5") == {"1", LOG_STEP}
+    for folder in ("argus_kernels", "python_model"):
+        for path in (REPOSITORY / folder).rglob("*.py"):
+            text = path.read_text()
+            assert LOG_STEP not in text or LOG_STEP not in numbers_of(text), f"{path}: take it from relative_bias"
+    sources = [path for path in (REPOSITORY / "csrc").rglob("*.*") if f"{LOG_STEP}f" in path.read_text()]
+    assert sources == [HEADER]
 
 
 def test_position_buckets_count_events_back() -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from argus_kernels import PagedCache
+from argus_kernels import OPS, PagedCache
 from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core import Sample
-from argus_kernels.ops import OPS, causal_attention
+from argus_kernels.ops import causal_attention
 from benchmarks.harness.cases import Case, Spec
 from benchmarks.harness.memory import PeakMemory, peak_extra_bytes
 from benchmarks.peers import PEERS, peers_of

@@ -176,7 +176,7 @@ def context(out: Path, device: str = "cuda", rehearse: bool = False) -> Context:
 
 
 def test_the_plan_names_the_ops_and_cases_that_there_are() -> None:
-    from argus_kernels.ops import OPS
+    from argus_kernels import OPS
 
     served = {op.name for op in OPS if {"cuda", "triton"} <= {backend.name for backend in op.backends}}
     assert set(plan.OPS) == served

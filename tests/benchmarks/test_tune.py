@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,8 +25,15 @@ KERNEL = "doubled/forward"
 CONFIGS = ({"sleep_us": 3000, "wrong": 0}, {"sleep_us": 0, "wrong": 1}, {"sleep_us": 500, "wrong": 0}, {"crash": 1})
 
 
-def tuned_forward(x: Tensor) -> Tensor:
+class Doubled(NamedTuple):
+    """The record of the op below."""
+
+    x: Tensor
+
+
+def tuned_forward(given: Doubled) -> Tensor:
     """Twice x, as fast and as right as the configuration says."""
+    x = given.x
     config = tuning.configuration(KERNEL, width=x.shape[1], dtype=x.dtype, size=x.shape[0], default=CONFIGS[0])
     if config.get("crash"):
         raise RuntimeError("out of resources: shared memory")
@@ -43,17 +50,17 @@ def _sample(name: str, rows: int, production: bool) -> Sample:
 
 DOUBLED = Op(
     "doubled",
-    arguments="Tensor x",
+    arguments=Doubled,
     returns="Tensor",
-    fake=lambda inputs: torch.empty_like(inputs.x),
-    backends=(Backend("triton", tuned_forward), Backend("reference", lambda x: 2 * x)),
+    fake=lambda given: torch.empty_like(given.x),
+    backends=(Backend("triton", tuned_forward), Backend("reference", lambda given: 2 * given.x)),
     samples=lambda: [_sample("small", 4, False), _sample("rows_300", 300, True), _sample("rows_900", 900, True)],
 )
 
 
 def doubled(x: Tensor, *, backend: str | None = None) -> Tensor:
     """The op's public function."""
-    result: Tensor = DOUBLED(x, backend=backend)
+    result: Tensor = DOUBLED(Doubled(x), backend=backend)
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from argus_kernels.ops import OPS
+from argus_kernels import OPS
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ LAUNCHES = {
     ("triple_embedding", "shared_table"): (14, 13),
     ("feedback_loss", "three_tasks"): (3, 27),
     ("sampled_softmax_loss", "standard"): (6, 66),
-    ("pairwise_loss", "jagged"): (4, 26),
+    ("pairwise_loss", "jagged"): (5, 0),
     ("rowwise_adagrad_", "repeated_rows"): (1, 1),
 }
 """Launches of Triton, and of torch, of a forward and backward pass in float32, at most."""

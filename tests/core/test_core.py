@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 import argus_kernels
 from argus_kernels.core import (
     Backend,
-    Inputs,
     Op,
     Problems,
     autocast,
@@ -28,41 +27,43 @@ from argus_kernels.core.registry import needs_device, needs_dtype
 calls: list[str] = []
 
 
+class Toy(NamedTuple):
+    """The record of the op below."""
+
+    tables: list[Tensor]
+    weight: Tensor
+    bias: Tensor | None
+    factor: float
+
+
 def _forward(name: str) -> Any:
-    def forward(tables: list[Tensor], weight: Tensor, bias: Tensor | None, factor: float) -> Tensor:
+    def forward(given: Toy) -> Tensor:
         calls.append(name)
-        total = sum((table @ weight for table in tables), torch.zeros(()))
-        return factor * total + (bias if bias is not None else 0.0)
+        total = sum((table @ given.weight for table in given.tables), torch.zeros(()))
+        return given.factor * total + (given.bias if given.bias is not None else 0.0)
 
     return forward
 
 
-def _backward(
-    gradients: list[Tensor],
-    outputs: list[Tensor],
-    needs: dict[str, bool],
-    tables: list[Tensor],
-    weight: Tensor,
-    bias: Tensor | None,
-    factor: float,
-) -> list[Any]:
+def _backward(gradients: list[Tensor], outputs: list[Tensor], needs: dict[str, bool], given: Toy) -> list[Any]:
     (gradient,) = gradients
+    tables, factor = given.tables, given.factor
     return [
-        [factor * gradient @ weight.T for _ in tables] if needs["tables"] else [None for _ in tables],
+        [factor * gradient @ given.weight.T for _ in tables] if needs["tables"] else [None for _ in tables],
         factor * sum((table.T @ gradient for table in tables), torch.zeros(())) if needs["weight"] else None,
-        gradient.sum(0) if needs["bias"] and bias is not None else None,
+        gradient.sum(0) if needs["bias"] and given.bias is not None else None,
     ]
 
 
-def _only_small(inputs: Inputs) -> list[str]:
-    return [] if inputs.weight.shape[0] <= 4 else [f"weight has {inputs.weight.shape[0]} rows, at most 4 are served"]
+def _only_small(given: Toy) -> list[str]:
+    return [] if given.weight.shape[0] <= 4 else [f"weight has {given.weight.shape[0]} rows, at most 4 are served"]
 
 
 TOY = Op(
     "toy_for_tests",
-    arguments="Tensor[] tables, Tensor weight, Tensor? bias, float factor",
+    arguments=Toy,
     returns="Tensor",
-    fake=lambda inputs: inputs.tables[0].new_empty(inputs.tables[0].shape[0], inputs.weight.shape[1]),
+    fake=lambda given: given.tables[0].new_empty(given.tables[0].shape[0], given.weight.shape[1]),
     differentiable=("tables", "weight", "bias"),
     backends=(
         Backend("absent", _forward("absent"), _backward, available=lambda: "the library is not built"),
@@ -76,7 +77,7 @@ TOY = Op(
 def toy(
     tables: list[Tensor], weight: Tensor, bias: Tensor | None = None, factor: float = 2.0, backend: str | None = None
 ) -> Tensor:
-    result: Tensor = TOY(tables, weight, bias, factor, backend=backend)
+    result: Tensor = TOY(Toy(tables, weight, bias, factor), backend=backend)
     return result
 
 
@@ -279,9 +280,10 @@ def test_rows_know_their_user_and_place() -> None:
     assert varlen.spans(offsets) == [(0, 2), (2, 2), (2, 5)]
 
 
-def test_the_front_door_lists_what_it_has() -> None:
-    for name in argus_kernels.__all__:
-        assert hasattr(argus_kernels, name), name
+@pytest.mark.parametrize("op", argus_kernels.OPS, ids=lambda op: op.name)
+def test_the_front_door_has_every_op_under_its_name(op: Op) -> None:
+    function = getattr(argus_kernels, op.name)
+    assert function.__name__ == op.name and function.__module__ == f"argus_kernels.ops.{op.name.rstrip('_')}"
 
 
 def test_huge_pages_change_nothing_but_the_pages() -> None:

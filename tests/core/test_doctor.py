@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from argus_kernels import doctor
+from argus_kernels import OPS, doctor
 from argus_kernels.core import native
-from argus_kernels.ops import OPS
 
 
 def test_every_op_and_backend_has_its_row() -> None:

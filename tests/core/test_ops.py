@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, judged, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 
@@ -45,7 +45,7 @@ def arguments_for(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0)
     """The case's arguments; skips, with the reasons, where its backend cannot serve them on this machine."""
     op, backend, sample, device = case
     arguments = draw(sample, dtype, seed, device)
-    reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+    reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     return arguments
@@ -223,7 +223,7 @@ def test_autocast(case: Case) -> None:
     """Under autocast float32 inputs are served, gradients come back in float32, all of it near the float32 result."""
     op, backend, sample, device = case
     arguments = arguments_for(case)
-    half = op.inputs(captured_arguments(op, draw(sample, torch.bfloat16, 0, device)))
+    half = captured_arguments(op, draw(sample, torch.bfloat16, 0, device))
     plain = run_op(op, sample, arguments, backend)
     # Triton's interpreter has no bfloat16.
     with torch.autocast(device, torch.float16 if op.backend(backend).reasons(half) else torch.bfloat16):

@@ -80,11 +80,11 @@ def test_every_argument_is_held_to_one_gpu() -> None:
 
     ids, weight = torch.zeros(2, 3, dtype=torch.int64), on("cuda:0", torch.zeros(4, 2))
     tables = [on("cuda:0", torch.zeros(5, 2)), on("cuda:1", torch.zeros(5, 2))]
-    inputs = OP.inputs((on("cuda:0", ids), tables, [0, 1], weight, None, False, False))
-    assert OP.backend("triton").why_not(inputs) == ["tables[1] is on cuda:1, expected cuda:0"]
-    inputs.tables, inputs.ids = tables[:1] * 2, on("cuda:1", ids)
+    given = OP.record(on("cuda:0", ids), tables, [0, 1], weight, None, False, False)
+    assert OP.backend("triton").why_not(given) == ["tables[1] is on cuda:1, expected cuda:0"]
+    given = given._replace(tables=tables[:1] * 2, ids=on("cuda:1", ids))
     others = ("tables[0]", "tables[1]", "weight")
-    assert OP.backend("triton").why_not(inputs) == [f"{name} is on cuda:0, expected cuda:1" for name in others]
+    assert OP.backend("triton").why_not(given) == [f"{name} is on cuda:0, expected cuda:1" for name in others]
 
 
 def test_bfloat16_is_refused_by_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:

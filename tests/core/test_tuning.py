@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,11 +155,12 @@ class TestOrder:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         with FakeTensorMode():
             q = torch.empty(4, 1, 64, dtype=torch.bfloat16, device="cuda")
-        backends = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=q, position_bias=None))
+        given = CAUSAL.record._make([q, *[None] * (len(CAUSAL.arguments) - 1)])
+        backends = registry.in_order("causal_attention", CAUSAL.backends, given)
         assert [backend.name for backend in backends] == ["triton", "cuda", "cpp", "reference"]
-        backends = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=q), "backward")
+        backends = registry.in_order("causal_attention", CAUSAL.backends, given, "backward")
         assert [backend.name for backend in backends][:2] == ["cuda", "triton"]
-        on_cpu = registry.in_order("causal_attention", CAUSAL.backends, SimpleNamespace(q=torch.empty(4)))
+        on_cpu = registry.in_order("causal_attention", CAUSAL.backends, given._replace(q=torch.empty(4)))
         assert tuple(on_cpu) == CAUSAL.backends
 
     @pytest.mark.parametrize(

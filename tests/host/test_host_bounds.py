@@ -58,6 +58,12 @@ def batch(starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray | None = Non
     return Batch(np.zeros_like(starts), starts, ends, np.zeros_like(starts), offsets)
 
 
+def windows(**changed: np.ndarray) -> Batch:
+    """Two windows, of five events and of two."""
+    given = {"users": rows(3, 4), "starts": rows(0, 7), "ends": rows(5, 9), "contexts": rows(5, 0)} | changed
+    return Batch(**given, offsets=np.array([0, 5, 7], np.int32))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -67,11 +73,21 @@ def batch(starts: np.ndarray, ends: np.ndarray, offsets: np.ndarray | None = Non
         (lambda: batch(rows(0).astype(np.int32), rows(5)), "users is int32"),
         (lambda: batch(rows(0), rows(5), np.array([0, 4], np.int32)), "offsets are not 0 and the running sum"),
         (lambda: batch(rows(0), rows(5), rows(0, 5)), "offsets is int64"),
+        (lambda: windows(users=rows(3, -1)), r"users\[1\] is -1, expected 0 or more"),
+        (lambda: windows(users=rows(-(2**63), 0)), r"users\[0\] is -9223372036854775808, expected 0 or more"),
+        (lambda: windows(contexts=rows(0, -1)), r"contexts\[1\] is -1, expected 0 to 2"),
+        (lambda: windows(contexts=rows(6, 0)), r"contexts\[0\] is 6, expected 0 to 5"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(make: Callable[[], Batch], message: str) -> None:
     with pytest.raises(ValueError, match="^Batch: " + message):
         make()
+
+
+def test_a_plan_of_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^Plan: users\[0\] is -1, expected 0 or more"):
+        Plan(rows(0, 1), rows(-1), rows(0), rows(5), rows(0), 8)
+    assert windows().rows.tolist() == [0, 1, 2, 3, 4, 7, 8]
 
 
 def test_a_batch_changed_afterwards_gathers_nothing_else(module: ModuleType) -> None:

@@ -23,7 +23,7 @@ def serving(dtype: torch.dtype = torch.float32) -> list[str]:
     """The backends that serve tensors of this dtype on the CPU here."""
     cache = PagedCache.allocate(1, 1, 1, 4, dtype=dtype)
     q = torch.zeros(1, 1, 4, dtype=dtype)
-    inputs = OP.inputs(captured_arguments(OP, {"q": q, "cache": cache, "lengths": ints(1)}))
+    inputs = captured_arguments(OP, {"q": q, "cache": cache, "lengths": ints(1)})
     return [backend.name for backend in OP.backends if not backend.reasons(inputs)]
 
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from argus_kernels import PagedCache, decode_attention
 from argus_kernels.core import native
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.native import forward
 from tests.instruction_sets import require_the_same_bits
 
 DIGEST = """
 import zlib, torch
 from argus_kernels.core import native
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.native import forward
 native.require("cpu")
 print(torch.ops.argus_native.cpu_features().split()[0])
@@ -33,7 +35,8 @@ for threads in (1, 4):
             now = torch.tensor([10**7, 9 * 10**6])
             lengths = torch.tensor([701, 33], dtype=torch.int32)
             for window in (None, 600):
-                out = forward(q, keys, values, times, table, lengths, q, q, bias, bias, now, now, 0.2, window)
+                cache = (keys, values, times, table, lengths)
+                out = forward(Arguments(q, *cache, q, q, bias, bias, now, now, 0.2, window))
                 for tensor in (out, keys, values):
                     digest = zlib.crc32(tensor.view(torch.uint8).numpy().tobytes(), digest)
     print(digest)
@@ -149,7 +152,7 @@ def test_the_kernel_refuses_by_itself(lengths: list[int], table: list[list[int]]
     """In the words of the op's own checks, which the direct path leaves out; nothing is written."""
     arguments = native_arguments(lengths, table)
     with pytest.raises(ValueError, match="^argus_native::decode_attention: .*" + message):
-        forward(*arguments)
+        forward(Arguments._make(arguments))
     assert not arguments[1].count_nonzero() and not arguments[2].count_nonzero()
 
 
@@ -165,4 +168,4 @@ def test_shapes_and_dtypes_are_refused_by_the_kernel() -> None:
         changed = list(arguments)
         changed[place] = value
         with pytest.raises(ValueError, match="^argus_native::decode_attention: " + message):
-            forward(*changed)
+            forward(Arguments._make(changed))

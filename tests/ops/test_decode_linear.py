@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from argus_kernels import DirectLinear, decode_linear, explain, use_backend
 from argus_kernels.core import native
 from argus_kernels.ops.decode_linear import OP
+from argus_kernels.ops.decode_linear.arguments import Arguments
 from argus_kernels.ops.decode_linear.native import MAX_ROWS, forward
 from tests.instruction_sets import require_the_same_bits
 
 DIGEST = """
 import zlib, torch
 from argus_kernels.core import native
+from argus_kernels.ops.decode_linear.arguments import Arguments
 from argus_kernels.ops.decode_linear.native import forward
 native.require("cpu")
 print(torch.ops.argus_native.cpu_features().split()[0])
@@ -30,7 +32,7 @@ for threads in (1, 4):
             shapes = ((rows, inputs), (outputs, inputs), (outputs,), (inputs,), (inputs,), (rows, outputs))
             x, weight, bias, scale, shift, added = (torch.randn(s, generator=draw).to(dtype) for s in shapes)
             for norm in ((None, None), (scale, shift)):
-                out = forward(x, weight, bias, *norm, added, 1e-5, "gelu")
+                out = forward(Arguments(x, weight, bias, *norm, added, 1e-5, "gelu"))
                 digest = zlib.crc32(out.view(torch.uint8).numpy().tobytes(), digest)
     print(digest)
 """
@@ -205,7 +207,7 @@ def test_the_kernel_refuses_by_itself() -> None:
         changed = list(right)
         changed[place] = value
         with pytest.raises(ValueError, match="^argus_native::decode_linear: " + message):
-            forward(*changed)
+            forward(Arguments._make(changed))
 
 
 def test_it_has_no_gradients() -> None:

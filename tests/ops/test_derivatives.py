@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from argus_kernels import causal_attention
+from argus_kernels import OPS, causal_attention
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import small_samples
 from argus_kernels.testing.harness import draw, public_function
 

@@ -33,7 +33,7 @@ def draw(
 
 
 def serve(backend: str, arguments: dict[str, Any]) -> Tensor:
-    reasons = OP.backend(backend).reasons(OP.inputs(captured_arguments(OP, arguments)))
+    reasons = OP.backend(backend).reasons(captured_arguments(OP, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     return feedback_loss(**arguments, backend=backend)

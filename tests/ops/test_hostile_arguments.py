@@ -19,10 +19,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from argus_kernels import PagedCache
+from argus_kernels import OPS, PagedCache
 from argus_kernels.core import Op
 from argus_kernels.core.problems import said as printed
-from argus_kernels.ops import OPS
 from argus_kernels.testing import small_samples
 from argus_kernels.testing.harness import draw, public_function
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from argus_kernels import OPS
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
 
@@ -18,7 +18,7 @@ FIRST_CASES = [pytest.param(op, backend.name, id=f"{op.name}-{backend.name}") fo
 
 
 def skip_unless_served(op: Op, backend: str, arguments: dict[str, Any]) -> None:
-    reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+    reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
 

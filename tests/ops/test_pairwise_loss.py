@@ -32,7 +32,7 @@ def draw(lengths: list[int], window: int = 20, padding: int = 0, seed: int = 0, 
 
 
 def serve(backend: str, arguments: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    reasons = OP.backend(backend).reasons(OP.inputs(captured_arguments(OP, arguments)))
+    reasons = OP.backend(backend).reasons(captured_arguments(OP, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     return pairwise_loss(**arguments, backend=backend)

@@ -34,7 +34,7 @@ def draw(
 
 
 def serve(backend: str, arguments: dict[str, Any]) -> None:
-    reasons = OP.backend(backend).reasons(OP.inputs(captured_arguments(OP, arguments)))
+    reasons = OP.backend(backend).reasons(captured_arguments(OP, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     rowwise_adagrad_(**arguments, backend=backend)

@@ -46,7 +46,7 @@ def catalogue(rows: int, items: int, width: int = 4, seed: int = 0) -> dict[str,
 
 
 def serve(backend: str, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    reasons = OP.backend(backend).reasons(OP.inputs(captured_arguments(OP, arguments)))
+    reasons = OP.backend(backend).reasons(captured_arguments(OP, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     return sampled_softmax_loss(**arguments, backend=backend)

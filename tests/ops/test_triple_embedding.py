@@ -47,7 +47,7 @@ def leaves(arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def serve(backend: str, arguments: dict[str, Any]) -> Tensor:
-    reasons = OP.backend(backend).reasons(OP.inputs(captured_arguments(OP, arguments)))
+    reasons = OP.backend(backend).reasons(captured_arguments(OP, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
     return triple_embedding(**arguments, backend=backend)

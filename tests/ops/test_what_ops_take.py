@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels import (
+    OPS,
     PagedCache,
     causal_attention,
     decode_attention,
@@ -24,7 +25,6 @@ from argus_kernels import (
     triple_embedding,
 )
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import small_samples
 from argus_kernels.testing.harness import public_function
 
@@ -64,6 +64,22 @@ def test_jagged_tensors_compiled(op: Any, transposed: bool) -> None:
     q = q.transpose(1, 2) if transposed else q
     compiled = torch.compile(lambda q: op(q, q, q, max_length=3), fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(q).values(), op(q, q, q, max_length=3).values())
+
+
+@ATTENTION
+@pytest.mark.parametrize("name", ["window", "max_length"])
+def test_a_free_number_that_is_refused_is_named(op: Any, name: str) -> None:
+    """torch.compile with a number that it leaves free says our sentence, as it does of a constant."""
+    q, offsets = torch.randn(4, 2, 8), torch.tensor([0, 4], dtype=torch.int32)
+    for value, expected in ((-3, "at least"), (2**63, r"at most 2\^63 - 1"), (2.0, "an integer or None")):
+        torch._dynamo.reset()
+        compiled = torch.compile(
+            lambda number: op(q, q, q, offsets, **{name: number}), fullgraph=True, dynamic=True, backend="eager"
+        )
+        with pytest.raises(
+            torch._dynamo.exc.Unsupported, match=rf"{op.__name__}: {name} is {value}, expected {expected}"
+        ):
+            compiled(value)
 
 
 def visible_of(offsets: list[int]) -> Tensor:

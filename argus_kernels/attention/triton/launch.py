@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
 from argus_kernels.attention.triton.forward import forward_kernel
@@ -29,31 +29,15 @@ from argus_kernels.core.tuning import Config, Tunable, configuration
 TABLE_BLOCK = 32
 
 
-@dataclass(frozen=True)
-class Attention:
-    """The arguments that both ops share, and what tells them apart.
+class Attention(History):
+    """The record of both ops, and what the kernels' launches derive from it."""
 
-    op: names the tuned configurations. scale: factor of q · k. divisor: of SiLU's weights; None is softmax.
-    """
-
-    op: str
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    offsets: Tensor
-    visible: Tensor | None
-    position_bias: Tensor | None
-    time_bias: Tensor | None
-    query_time: Tensor | None
-    key_time: Tensor | None
-    scale: float
-    divisor: float | None
-    window: int | None
+    __slots__ = ()
 
     @property
-    def softmax(self) -> bool:
-        """Softmax over the keys; else SiLU of every score."""
-        return self.divisor is None
+    def op(self) -> str:
+        """Names the tuned configurations."""
+        return "causal_attention" if self.softmax else "hstu_attention"
 
     @property
     def biased(self) -> bool:
@@ -302,15 +286,27 @@ def tunables(op: str) -> tuple[Tunable, ...]:
     )
 
 
-def meta_arguments(width: int, dtype: torch.dtype, biased: bool) -> tuple[Any, ...]:
-    """The arguments up to key_time of a batch of 16 users and 8 heads, on the meta device; for the compile gates."""
+def meta_history(
+    width: int, dtype: torch.dtype, biased: bool, scale: float = 1.0, divisor: float | None = None
+) -> History:
+    """The record of 16 users and 8 heads, on the meta device; for the compile gates. biased: every argument is given.
+
+    divisor: of hstu_attention; None is causal_attention.
+    """
     total, heads = 16_384, 8
     with torch.device("meta"):
         q, k, v = torch.empty(3, total, heads, width, dtype=dtype)
         offsets = torch.empty(17, dtype=torch.int32)
+        plain = History(q, k, v, offsets, 8192, None, None, None, None, None, scale, divisor, None)
         if not biased:
-            return q, k, v, offsets, 8192, None, None, None, None, None
-        visible = torch.empty(total, dtype=torch.int32)
+            return plain
         position_bias, time_bias = torch.empty(2, heads, 128, dtype=dtype)
         query_time, key_time = torch.empty(2, total, dtype=torch.int64)
-    return q, k, v, offsets, 8192, visible, position_bias, time_bias, query_time, key_time
+        return plain._replace(
+            visible=torch.empty(total, dtype=torch.int32),
+            position_bias=position_bias,
+            time_bias=time_bias,
+            query_time=query_time,
+            key_time=key_time,
+            window=1024,
+        )

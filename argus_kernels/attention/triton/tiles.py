@@ -9,10 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from argus_kernels.attention.relative_bias import LOG_STEP
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 LARGEST_DISTANCE = tl.constexpr(2**63 - 2)
-BUCKETS_PER_LOG = tl.constexpr(1 / 0.301)
+BUCKETS_PER_LOG = tl.constexpr(1 / float(LOG_STEP))
 ESTIMATE_MARGIN = tl.constexpr(1e-3)
 
 

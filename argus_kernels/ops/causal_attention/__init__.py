@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.arguments import check_history, like_query, packed_history
+from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
 from argus_kernels.attention.native import available_cpp, available_cuda, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.ops.causal_attention import native, reference
 from argus_kernels.ops.causal_attention.samples import drawn, samples, tiles
@@ -23,24 +23,23 @@ BACKENDS = (
 )
 
 
-def _fake(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    q = inputs.q
+def _fake(given: History) -> tuple[Tensor, Tensor]:
+    q = given.q
     statistics = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
     return q.new_empty(q.shape), statistics
 
 
-def _check(inputs: Inputs) -> None:
-    check_history("causal_attention", inputs)
+def _check(given: History) -> None:
+    check_history("causal_attention", given)
 
 
 OP = Op(
     "causal_attention",
-    arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
-    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float scale, SymInt? window",
+    arguments=History,
     returns="(Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,
-    differentiable=("q", "k", "v", "position_bias", "time_bias"),
+    differentiable=DIFFERENTIABLE,
     check=_check,
     samples=samples,
     tiles=tiles,
@@ -116,11 +115,8 @@ def causal_attention(
     problems = Problems(OP.name)
     factor = None if scale is None else problems.number("scale", scale)
     wants_statistic = problems.flag("return_log_sum_exp", return_log_sum_exp)
-    history, window = packed_history(
-        problems, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
-    )
-    if factor is None:
-        factor = history.q.shape[2] ** -0.5
-    out, log_sum_exp = OP(*history, factor, window, backend=backend)
+    biases = (position_bias, time_bias, query_time, key_time)
+    given = History._make((q, k, v, offsets, max_length, visible, *biases, factor, None, window))
+    out, log_sum_exp = OP(packed_history(problems, given), backend=backend)
     out = like_query(out, q)
     return (out, log_sum_exp) if wants_statistic else out

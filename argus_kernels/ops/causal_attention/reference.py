@@ -9,37 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.attention.query_tiles import heads_first, rows_first, tiles
 from argus_kernels.attention.reference_tiles import Gradients, Pairs
 from argus_kernels.core.masked_products import all_finite, over_seen
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-    window: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]; arguments as in the public function."""
+def forward(given: History) -> tuple[Tensor, Tensor]:
+    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
+    q, k, v = given.q, given.k, given.v
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    pairs = Pairs(given)
     finite = all_finite(v)
     rows, outs, statistics = [], [], []
-    for tile in tiles(offsets, q.shape[1], window):
+    for tile in tiles(given.offsets, q.shape[1], given.window):
         query = heads_first(q, tile.query_rows, wide)
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
 
         seen = pairs.seen(tile)
-        scores = pairs.scores(torch.matmul(query * scale, key.transpose(-1, -2)), pairs.buckets(tile))
+        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
         scores = scores.masked_fill(~seen, -torch.inf)
         # Any number may be taken off a row's scores; the largest keeps exp in range for scores of any size.
         largest = scores.detach().amax(-1, keepdim=True)
@@ -62,25 +51,15 @@ def backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
     needs: dict[str, bool],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-    window: int | None,
+    given: History,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias, with the weights computed again."""
+    q, k, v = given.q, given.k, given.v
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
-    found = Gradients.zeros(q, pairs, needs, wide, all_finite(q, k, v, gradients[0]))
-    for tile in tiles(offsets, q.shape[1], window):
-        query = heads_first(q, tile.query_rows, wide) * scale
+    pairs = Pairs(given)
+    found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
+    for tile in tiles(given.offsets, q.shape[1], given.window):
+        query = heads_first(q, tile.query_rows, wide) * given.scale
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
         d_out = heads_first(gradients[0], tile.query_rows, wide)
@@ -98,5 +77,5 @@ def backward(
         d_weights = torch.matmul(d_out, value.transpose(-1, -2)).masked_fill(~seen, 0.0)
         delta = (weights * d_weights).sum(-1) - d_log_sum_exp
         d_scores = (weights * (d_weights - delta[..., None])).masked_fill(~seen, 0.0)
-        found.add_scores(tile, buckets, d_scores, query, key * scale, seen)
-    return found.cast(q, pairs)
+        found.add_scores(tile, buckets, d_scores, query, key * given.scale, seen)
+    return found.cast(given)

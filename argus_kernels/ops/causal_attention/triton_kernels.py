@@ -15,38 +15,18 @@ from argus_kernels.core.triton_support import CompileCase
 TUNABLES = launch.tunables("causal_attention")
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor]:
-    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T] in float32; arguments in schema order."""
-    out, log_sum_exp = launch.forward(_given(*arguments))
+def forward(given: History) -> tuple[Tensor, Tensor]:
+    """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T] in float32."""
+    out, log_sum_exp = launch.forward(Attention(*given))
     assert log_sum_exp is not None
     return out, log_sum_exp
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: History
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias."""
-    return launch.backward(_given(*arguments), needs, gradients[0], outputs[0], outputs[1], gradients[1])
-
-
-def _given(*arguments: object) -> Attention:
-    *packed, scale, window = arguments
-    history = History(*packed)  # type: ignore[arg-type]
-    return Attention(
-        "causal_attention",
-        history.q,
-        history.k,
-        history.v,
-        history.offsets,
-        history.visible,
-        history.position_bias,
-        history.time_bias,
-        history.query_time,
-        history.key_time,
-        scale,  # type: ignore[arg-type]
-        None,
-        window,  # type: ignore[arg-type]
-    )
+    return launch.backward(Attention(*given), needs, gradients[0], outputs[0], outputs[1], gradients[1])
 
 
 def compile_cases() -> list[CompileCase]:
@@ -54,11 +34,10 @@ def compile_cases() -> list[CompileCase]:
 
     def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
         def call() -> None:
-            arguments = launch.meta_arguments(width, dtype, biased)
-            window = 1024 if biased else None
-            out = forward(*arguments, width**-0.5, window)
+            given = launch.meta_history(width, dtype, biased, width**-0.5)
+            out = forward(given)
             needs = {"position_bias": biased, "time_bias": biased}
-            backward(out, out, needs, *arguments, width**-0.5, window)
+            backward(out, out, needs, given)
 
         return CompileCase(f"{name}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
 

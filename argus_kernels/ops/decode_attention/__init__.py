@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import bias_problems, window_problems
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING, said
 from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import INDICES, as_int32, require_values
 from argus_kernels.ops.decode_attention import native, reference, triton_limits
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
 from argus_kernels.ops.decode_attention.samples import drawn, samples, tiles
@@ -28,14 +29,14 @@ BACKENDS = (
 )
 
 
-def _fake(inputs: Inputs) -> Tensor:
-    return inputs.q.new_empty(inputs.q.shape)
+def _fake(given: Arguments) -> Tensor:
+    return given.q.new_empty(given.q.shape)
 
 
-def check_values(inputs: Inputs) -> None:
+def check_values(given: Arguments) -> None:
     """Raises ValueError for lengths and pages out of bounds, or a page that two users would append to."""
-    q, block_table, lengths = inputs.q, inputs.block_table, inputs.lengths
-    pages, page_size = inputs.key_pages.shape[:2]
+    q, block_table, lengths = given.q, given.block_table, given.lengths
+    pages, page_size = given.key_pages.shape[:2]
     capacity = block_table.shape[1] * page_size
     in_use = torch.arange(block_table.shape[1], device=q.device) * page_size < lengths[:, None]
     unowned = in_use & ((block_table < 0) | (block_table >= pages))
@@ -54,7 +55,7 @@ def check_values(inputs: Inputs) -> None:
             f"{slot * page_size} on: cache.block_table[{user}, {slot}] is {int(block_table[user, slot])}, expected 0 "
             f"to {pages - 1}; reserve it first"
         )
-    if inputs.k is not None:
+    if given.k is not None:
         _require_own_pages(block_table, lengths, page_size)
 
 
@@ -74,9 +75,7 @@ def _require_own_pages(block_table: Tensor, lengths: Tensor, page_size: int) -> 
 
 OP = Op(
     "decode_attention",
-    arguments="Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, Tensor block_table, "
-    "Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, Tensor? query_time, "
-    "Tensor? key_time, float scale, SymInt? window",
+    arguments=Arguments,
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,
@@ -153,7 +152,9 @@ def decode_attention(
         factor = q.shape[2] ** -0.5
     pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
     lengths = as_int32(lengths)
-    return OP(q, *pages, lengths, k, v, position_bias, time_bias, query_time, key_time, factor, window, backend=backend)
+    times = (query_time, key_time)
+    given = Arguments(q, *pages, lengths, k, v, position_bias, time_bias, *times, factor, window)
+    return OP(given, backend=backend)
 
 
 def _like_cache(tensor: Any, cache: PagedCache) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from argus_kernels.core.registry import capture, choose, default_backend
 from argus_kernels.core.varlen import as_int32
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
 CHECKS_VALUES = ("cpp", "cuda", "triton")
@@ -76,7 +77,7 @@ class DirectDecoder:
                 q, cache, lengths, k=k, v=v, query_time=query_time, key_time=key_time
             )
         forward, scale, window = found
-        return forward(*given, *self._biases, *times, scale, window)
+        return forward(Arguments(*given, *self._biases, *times, scale, window))
 
     def _validate(
         self, q: Tensor, cache: PagedCache, lengths: Tensor, **given: Any
@@ -85,20 +86,19 @@ class DirectDecoder:
         from argus_kernels.ops.decode_attention import OP, check_values, decode_attention
 
         position_bias, time_bias = self._biases
-        op, arguments = capture(
+        _, captured = capture(
             decode_attention, q, cache, lengths, **given, position_bias=position_bias, time_bias=time_bias,
             scale=self._scale, window=self._window,
         )  # fmt: skip
-        inputs = op.inputs(arguments)
         wanted = self._backend or default_backend()
-        backend = choose(OP.name, OP.backends, "reference" if wanted == "eager" else wanted, inputs)
+        backend = choose(OP.name, OP.backends, "reference" if wanted == "eager" else wanted, captured)
         forward = backend.forward
         if backend.name in CHECKS_VALUES:
-            return forward, inputs.scale, inputs.window
+            return forward, captured.scale, captured.window
 
-        def checked(*values: Any) -> Tensor:
-            check_values(op.inputs(values))
-            out: Tensor = backend.forward(*values)
+        def checked(given: Arguments) -> Tensor:
+            check_values(given)
+            out: Tensor = backend.forward(given)
             return out
 
-        return checked, inputs.scale, inputs.window
+        return checked, captured.scale, captured.window

@@ -13,10 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import time_thresholds
+from argus_kernels.attention.relative_bias import LOG_STEP, time_thresholds
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
+from argus_kernels.ops.decode_attention.arguments import Arguments
 
 _KERNEL = "decode_attention/forward"
 _CONFIGS: tuple[Config, ...] = (
@@ -30,6 +31,7 @@ _FEWEST_EVENTS, _MOST_EVENTS = 16, 64
 _SHORTEST_CHUNK = 128
 _MOST_CHUNKS = 64
 _COMBINED_CHUNKS = 16
+BUCKET_WIDTH = tl.constexpr(float(LOG_STEP))
 
 
 @triton.jit
@@ -40,7 +42,7 @@ def time_bucket(distance, thresholds, buckets):
     # int64's minimum has no absolute value.
     distance = tl.where(distance < 0, largest, distance)
     distance = tl.minimum(tl.maximum(distance, 1), largest)
-    estimate = (tl.log(distance.to(tl.float32)) / 0.301 - 1e-3).to(tl.int32)
+    estimate = (tl.log(distance.to(tl.float32)) / BUCKET_WIDTH - 1e-3).to(tl.int32)
     estimate = tl.minimum(tl.maximum(estimate, 0), buckets - 1)
     above = estimate + 1 < buckets
     edge = tl.load(thresholds + estimate + 1, mask=above, other=0)
@@ -218,72 +220,59 @@ def combine_kernel(
     tl.store(out + pair * width + column, result.to(out.dtype.element_ty), mask=inside)
 
 
-def forward(
-    q: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    time_pages: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-    window: int | None,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """Writes the new events to their slots and computes out [B, H, Dh]."""
-    block_table, lengths = block_table.contiguous(), lengths.contiguous()
-    position_bias, time_bias = _contiguous(position_bias), _contiguous(time_bias)
-    query_time, key_time = _contiguous(query_time), _contiguous(key_time)
-    users, heads, width = q.shape
-    out = q.new_empty(q.shape)
-    pages, page_size = key_pages.shape[:2]
+    block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
+    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
+    query_time, key_time = _contiguous(given.query_time), _contiguous(given.key_time)
+    users, heads, width = given.q.shape
+    out = given.q.new_empty(given.q.shape)
+    pages, page_size = given.key_pages.shape[:2]
     capacity = block_table.shape[1] * page_size
     default = _CONFIGS[0]
-    config = configuration(_KERNEL, width=width, dtype=q.dtype, size=capacity, default=default, device=q.device)
+    config = configuration(
+        _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=default, device=given.q.device
+    )
     # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, of 256 spill.
     padded_width = next_power_of_two(width)
     block = min(max(config["tile"] // padded_width, _FEWEST_EVENTS), _MOST_EVENTS)
-    chunk, chunks = _chunks(capacity, window)
+    chunk, chunks = _chunks(capacity, given.window)
     if out.numel() == 0:
         return out
-    largest = q.new_empty((users * heads, chunks), dtype=torch.float32)
-    total, weighted = torch.empty_like(largest), q.new_empty((*largest.shape, width), dtype=torch.float32)
-    seen = capacity if window is None else min(window, capacity)
+    largest = given.q.new_empty((users * heads, chunks), dtype=torch.float32)
+    total, weighted = torch.empty_like(largest), given.q.new_empty((*largest.shape, width), dtype=torch.float32)
+    seen = capacity if given.window is None else min(given.window, capacity)
     sizes = {"heads": heads, "width": width, "chunk": chunk, "window": max(seen, 1)}
     results = {"largest_of": largest, "sum_of": total, "weighted_of": weighted, "lengths": lengths}
     time_buckets = 0 if time_bias is None else time_bias.shape[1]
     arguments = {
         **results,
         **sizes,
-        "q": q,
-        "key_pages": key_pages,
-        "value_pages": value_pages,
-        "time_pages": time_pages,
+        "q": given.q,
+        "key_pages": given.key_pages,
+        "value_pages": given.value_pages,
+        "time_pages": given.time_pages,
         "block_table": block_table,
-        "k": k,
-        "v": v,
+        "k": given.k,
+        "v": given.v,
         "position_bias": position_bias,
         "time_bias": time_bias,
-        "thresholds": None if time_bias is None else time_thresholds(time_buckets, q.device),
+        "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
         "query_time": None if time_bias is None else query_time,
-        "key_time": None if k is None else key_time,
-        "scale": scale,
+        "key_time": None if given.k is None else key_time,
+        "scale": given.scale,
         "pages": pages,
         "page_size": page_size,
         "block_table_width": block_table.shape[1],
         "position_buckets": 0 if position_bias is None else position_bias.shape[1],
         "time_buckets": time_buckets,
-        "q_strides": q.stride(),
-        "key_strides": key_pages.stride(),
-        "value_strides": value_pages.stride(),
-        "time_strides": time_pages.stride(),
+        "q_strides": given.q.stride(),
+        "key_strides": given.key_pages.stride(),
+        "value_strides": given.value_pages.stride(),
+        "time_strides": given.time_pages.stride(),
         "block_table_stride": block_table.stride(0),
-        "k_strides": None if k is None else k.stride(),
-        "v_strides": None if v is None else v.stride(),
+        "k_strides": None if given.k is None else given.k.stride(),
+        "v_strides": None if given.v is None else given.v.stride(),
         "position_stride": 0 if position_bias is None else position_bias.stride(0),
         "time_bias_stride": 0 if time_bias is None else time_bias.stride(0),
         "BLOCK": block,
@@ -322,9 +311,9 @@ def compile_cases() -> list[CompileCase]:
                 bias, now = torch.empty(heads, 128), torch.empty(64, dtype=torch.int64)
             cache = (pages, torch.empty_like(pages), times, table, lengths)
             if full:
-                forward(q, *cache, q, q, bias, bias, now, now, width**-0.5, None)
+                forward(Arguments(q, *cache, q, q, bias, bias, now, now, width**-0.5, None))
             else:
-                forward(q, *cache, None, None, None, None, None, None, width**-0.5, 1000)
+                forward(Arguments(q, *cache, None, None, None, None, None, None, width**-0.5, 1000))
 
         name = f"{str(dtype).removeprefix('torch.')}-{width}{'' if full else '-read'}"
         return CompileCase(name, call, twin=twin)

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.torch_op import autocast_is_on
 from argus_kernels.ops.decode_linear import native, reference
+from argus_kernels.ops.decode_linear.arguments import Arguments
 from argus_kernels.ops.decode_linear.direct import DirectLinear
 from argus_kernels.ops.decode_linear.samples import drawn, samples, tiles
 
@@ -23,14 +24,13 @@ BACKENDS = (
 )
 
 
-def _fake(inputs: Inputs) -> Tensor:
-    return inputs.x.new_empty(inputs.x.shape[0], inputs.weight.shape[0])
+def _fake(given: Arguments) -> Tensor:
+    return given.x.new_empty(given.x.shape[0], given.weight.shape[0])
 
 
 OP = Op(
     "decode_linear",
-    arguments="Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, "
-    "float eps, str activation",
+    arguments=Arguments,
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,
@@ -93,7 +93,8 @@ def decode_linear(
     eps = problems.number("eps", eps, above=0)
     problems.choice("activation", activation, ACTIVATIONS)
     problems.raise_if_any()
-    return OP(x, weight, bias, norm_weight, norm_bias, residual, eps, activation, backend=backend)
+    given = Arguments(x, weight, bias, norm_weight, norm_bias, residual, eps, activation)
+    return OP(given, backend=backend)
 
 
 def _like_weight(tensor: Any, weight: Tensor) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from argus_kernels.core.problems import Problems
 from argus_kernels.core.registry import capture, choose, default_backend
+from argus_kernels.ops.decode_linear.arguments import Arguments
 
 
 class DirectLinear:
@@ -61,17 +62,17 @@ class DirectLinear:
         forward = self._known.get(kind)
         if forward is None:
             forward = self._known[kind] = self._validate(x, residual)
-        return forward(x, *self._tensors, residual, self._eps, self._activation)
+        return forward(Arguments._make((x, *self._tensors, residual, self._eps, self._activation)))
 
     def _validate(self, x: Tensor, residual: Tensor | None) -> Callable[..., Tensor]:
         from argus_kernels.ops.decode_linear import decode_linear
 
         weight, bias, norm_weight, norm_bias = self._tensors
-        op, arguments = capture(
+        op, given = capture(
             decode_linear, x, weight, bias, norm_weight=norm_weight, norm_bias=norm_bias, eps=self._eps,
             activation=self._activation, residual=residual,
         )  # fmt: skip
         wanted = self._backend or default_backend()
-        chosen = choose(op.name, op.backends, "reference" if wanted == "eager" else wanted, op.inputs(arguments))
+        chosen = choose(op.name, op.backends, "reference" if wanted == "eager" else wanted, given)
         forward: Callable[..., Tensor] = chosen.forward
         return forward

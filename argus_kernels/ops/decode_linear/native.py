@@ -10,27 +10,19 @@ from torch import Tensor
 
 from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.ops.decode_linear.arguments import Arguments
 
 MAX_ROWS = 16
 """Rows of a call; with more of them computing takes longer than reading, and torch's matrix product is the better."""
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """[n, O]. A tensor that is not contiguous is copied, the weights too.
 
     Raises ValueError for shapes, dtypes and numbers of rows that the kernel does not take.
     """
-    out: Tensor = _op()(x, weight, bias, norm_weight, norm_bias, residual, eps, activation == "gelu")
+    out: Tensor = _op()(*given[:-1], given.activation == "gelu")
     return out
 
 
@@ -45,13 +37,13 @@ def available() -> str | None:
     return native.why_not("cpu")
 
 
-def why_not(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
+def why_not(given: Arguments) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
     problems = [
-        *needs_device("cpu", x=inputs.x, weight=inputs.weight),
-        *needs_dtype(FLOATING, x=inputs.x),
+        *needs_device("cpu", x=given.x, weight=given.weight),
+        *needs_dtype(FLOATING, x=given.x),
     ]
-    rows = inputs.x.shape[0]
+    rows = given.x.shape[0]
     if rows > MAX_ROWS:
         problems.append(f"x has {rows} rows, expected at most {MAX_ROWS}: more are a matrix product, torch's")
     return problems

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
+from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.feedback_loss import native, reference, triton_limits
+from argus_kernels.ops.feedback_loss.arguments import Arguments
 from argus_kernels.ops.feedback_loss.samples import drawn, samples, tiles
 
 
@@ -61,7 +62,8 @@ def feedback_loss(
     statistics = torch.promote_types(hidden.dtype, torch.float32)
     task_weight = task_weight if task_weight is None else task_weight.detach().to(statistics)
     row_weight = row_weight if row_weight is None else row_weight.detach().to(statistics)
-    return OP(hidden, weight, bias, targets, classes, task_weight, row_weight, backend=backend)
+    given = Arguments(hidden, weight, bias, targets, classes, task_weight, row_weight)
+    return OP(given, backend=backend)
 
 
 def _check_arguments(
@@ -93,8 +95,8 @@ def _check_arguments(
     return classes
 
 
-def _check_values(inputs: Inputs) -> None:
-    targets, classes, row_weight = inputs.targets, inputs.classes, inputs.row_weight
+def _check_values(given: Arguments) -> None:
+    targets, classes, row_weight = given.targets, given.classes, given.row_weight
     # Column by column: a tensor of the highest classes would have to be copied from the host.
     wrong = torch.zeros_like(targets, dtype=torch.bool)
     for task, count in enumerate(classes):
@@ -120,8 +122,8 @@ def _highest(count: int) -> int:
     return max(count, 2) - 1
 
 
-def _fake(inputs: Inputs) -> Tensor:
-    return inputs.hidden.new_empty(len(inputs.classes), dtype=torch.promote_types(inputs.hidden.dtype, torch.float32))
+def _fake(given: Arguments) -> Tensor:
+    return given.hidden.new_empty(len(given.classes), dtype=torch.promote_types(given.hidden.dtype, torch.float32))
 
 
 BACKENDS = (
@@ -133,10 +135,7 @@ BACKENDS = (
 
 OP = Op(
     "feedback_loss",
-    arguments=(
-        "Tensor hidden, Tensor weight, Tensor bias, Tensor targets, int[] classes, Tensor? task_weight, "
-        "Tensor? row_weight"
-    ),
+    arguments=Arguments,
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,

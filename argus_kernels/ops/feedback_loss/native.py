@@ -9,7 +9,8 @@ from torch import Tensor
 
 from argus_kernels.core import native
 from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.ops.feedback_loss.arguments import Arguments
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TASKS = 32
@@ -18,19 +19,9 @@ MAX_LOGITS = 128
 """Of the CUDA kernels, which hold a tile's logits in shared memory."""
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
-    losses: Tensor = torch.ops.argus_native.feedback_loss(
-        hidden, weight, bias, targets, classes, task_weight, row_weight
-    )
+    losses: Tensor = torch.ops.argus_native.feedback_loss(*given)
     return losses
 
 
@@ -38,18 +29,10 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradients of hidden, weight and bias from the gradient of the losses [F]; one pass gives all three."""
-    found = torch.ops.argus_native.feedback_loss_backward(
-        gradients[0], hidden, weight, bias, targets, classes, task_weight, row_weight
-    )
+    found = torch.ops.argus_native.feedback_loss_backward(gradients[0], *given)
     wanted = (needs["hidden"], needs["weight"], needs["bias"])
     return [gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)]
 
@@ -64,15 +47,15 @@ def available_cuda() -> str | None:
     return native.why_not("cuda")
 
 
-def why_not_cpp(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
-    return [*_tensors_on("cpu", inputs), *needs_dtype(FLOATING, hidden=inputs.hidden)]
+def why_not_cpp(given: Arguments) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
+    return [*_tensors_on("cpu", given), *needs_dtype(FLOATING, hidden=given.hidden)]
 
 
-def why_not_cuda(inputs: Inputs) -> list[str]:
-    """Every reason why the CUDA backend cannot serve these inputs."""
-    problems = [*_tensors_on("cuda", inputs), *needs_dtype(_STORED, hidden=inputs.hidden)]
-    tasks, columns = len(inputs.classes), inputs.weight.shape[1]
+def why_not_cuda(given: Arguments) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these arguments."""
+    problems = [*_tensors_on("cuda", given), *needs_dtype(_STORED, hidden=given.hidden)]
+    tasks, columns = len(given.classes), given.weight.shape[1]
     if tasks > MAX_TASKS:
         problems.append(f"classes has {tasks} tasks, expected at most {MAX_TASKS}")
     if columns > MAX_LOGITS:
@@ -80,6 +63,6 @@ def why_not_cuda(inputs: Inputs) -> list[str]:
     return problems
 
 
-def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
+def _tensors_on(kind: str, given: Arguments) -> list[str]:
     names = ("hidden", "weight", "bias", "targets", "task_weight", "row_weight")
-    return needs_device(kind, **{name: getattr(inputs, name) for name in names})
+    return needs_device(kind, **{name: getattr(given, name) for name in names})

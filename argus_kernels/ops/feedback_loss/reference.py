@@ -8,23 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from argus_kernels.ops.feedback_loss.arguments import Arguments
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> Tensor:
+
+def forward(given: Arguments) -> Tensor:
     """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
-    observed, share = _shares(hidden, targets, task_weight, row_weight)
-    logits = _logits(hidden, weight, bias, observed)
+    observed, share = _shares(given.hidden, given.targets, given.task_weight, given.row_weight)
+    logits = _logits(given.hidden, given.weight, given.bias, observed)
     losses = []
-    for task, first, last in _tasks(classes):
+    for task, first, last in _tasks(given.classes):
         seen = observed[:, task]
-        target = torch.where(seen, targets[:, task], 0)
+        target = torch.where(seen, given.targets[:, task], 0)
         if last - first == 1:
             # Not torch's binary cross-entropy, which is inf − inf for an infinite logit of the right class.
             row_loss = -F.logsigmoid(torch.where(target > 0, logits[:, first], -logits[:, first]))
@@ -38,32 +32,26 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradients of hidden, weight and bias from the gradient of the losses [F]."""
-    observed, share = _shares(hidden, targets, task_weight, row_weight)
-    logits = _logits(hidden, weight, bias, observed)
+    observed, share = _shares(given.hidden, given.targets, given.task_weight, given.row_weight)
+    logits = _logits(given.hidden, given.weight, given.bias, observed)
     d_logits = torch.zeros_like(logits)
-    for task, first, last in _tasks(classes):
+    for task, first, last in _tasks(given.classes):
         seen = observed[:, task : task + 1]
-        target = torch.where(seen, targets[:, task : task + 1], 0)
+        target = torch.where(seen, given.targets[:, task : task + 1], 0)
         if last - first == 1:
             residual = logits[:, first:last].sigmoid() - target
         else:
             residual = logits[:, first:last].softmax(1) - F.one_hot(target[:, 0], last - first)
         scaled = residual * (share[:, task : task + 1] * gradients[0][task])
         d_logits[:, first:last] = torch.where(seen, scaled, 0)
-    kept = _kept(hidden, observed).to(logits.dtype)
+    kept = _kept(given.hidden, observed).to(logits.dtype)
     return [
-        (d_logits @ weight.to(logits.dtype).T).to(hidden.dtype) if needs["hidden"] else None,
-        (kept.T @ d_logits).to(weight.dtype) if needs["weight"] else None,
-        d_logits.sum(0).to(bias.dtype) if needs["bias"] else None,
+        (d_logits @ given.weight.to(logits.dtype).T).to(given.hidden.dtype) if needs["hidden"] else None,
+        (kept.T @ d_logits).to(given.weight.dtype) if needs["weight"] else None,
+        d_logits.sum(0).to(given.bias.dtype) if needs["bias"] else None,
     ]
 
 

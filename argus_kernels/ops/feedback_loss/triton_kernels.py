@@ -22,6 +22,7 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
+from argus_kernels.ops.feedback_loss.arguments import Arguments
 
 _ROWS = 64
 _DEPTH = 64
@@ -288,35 +289,28 @@ def weight_gradient_kernel(
     tl.store(target, total, mask=deep[:, None])
 
 
-def _arguments(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    row_weight: Tensor | None,
-) -> dict[str, Any]:
+def _arguments(given: Arguments) -> dict[str, Any]:
     """What both kernels take."""
     return {
-        "hidden": hidden,
-        "weight": weight,
-        "bias": bias,
-        "targets": targets,
-        "row_weight": row_weight,
-        "rows": hidden.shape[0],
-        "width": hidden.shape[1],
-        "columns": weight.shape[1],
-        "hidden_stride": hidden.stride(0),
-        "hidden_column_stride": hidden.stride(1),
-        "weight_stride": weight.stride(0),
-        "weight_column_stride": weight.stride(1),
-        "bias_stride": bias.stride(0),
-        "targets_stride": targets.stride(0),
-        "task_stride": targets.stride(1),
-        "row_weight_stride": 0 if row_weight is None else row_weight.stride(0),
-        "CLASSES": tuple(classes),
+        "hidden": given.hidden,
+        "weight": given.weight,
+        "bias": given.bias,
+        "targets": given.targets,
+        "row_weight": given.row_weight,
+        "rows": given.hidden.shape[0],
+        "width": given.hidden.shape[1],
+        "columns": given.weight.shape[1],
+        "hidden_stride": given.hidden.stride(0),
+        "hidden_column_stride": given.hidden.stride(1),
+        "weight_stride": given.weight.stride(0),
+        "weight_column_stride": given.weight.stride(1),
+        "bias_stride": given.bias.stride(0),
+        "targets_stride": given.targets.stride(0),
+        "task_stride": given.targets.stride(1),
+        "row_weight_stride": 0 if given.row_weight is None else given.row_weight.stride(0),
+        "CLASSES": tuple(given.classes),
         "BLOCK_ROWS": _ROWS,
-        "BLOCK_COLUMNS": max(16, next_power_of_two(weight.shape[1])),
+        "BLOCK_COLUMNS": max(16, next_power_of_two(given.weight.shape[1])),
         "BLOCK_DEPTH": _DEPTH,
     }
 
@@ -331,22 +325,14 @@ def _scales(targets: Tensor, task_weight: Tensor | None, row_weight: Tensor | No
     return scale if task_weight is None else scale * task_weight
 
 
-def forward(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
-    programs = ceil_div(hidden.shape[0], _ROWS)
-    losses = hidden.new_empty(programs, len(classes), dtype=torch.float64)
-    if classes:
-        arguments = {**_arguments(hidden, weight, bias, targets, classes, row_weight), "losses": losses}
+    programs = ceil_div(given.hidden.shape[0], _ROWS)
+    losses = given.hidden.new_empty(programs, len(given.classes), dtype=torch.float64)
+    if given.classes:
+        arguments = {**_arguments(given), "losses": losses}
         launch(forward_kernel, (programs,), arguments, stages=2)
-    scale = _scales(targets, task_weight, row_weight)
+    scale = _scales(given.targets, given.task_weight, given.row_weight)
     return torch.where(scale != 0, losses.sum(0) * scale, 0).to(torch.float32)
 
 
@@ -354,35 +340,29 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    classes: Sequence[int],
-    task_weight: Tensor | None,
-    row_weight: Tensor | None,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradients of hidden, weight and bias from the gradient of the losses [F]; one pass gives all three."""
-    rows, width = hidden.shape
-    columns = weight.shape[1]
-    if not classes:
-        return [torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)]
-    arguments = _arguments(hidden, weight, bias, targets, classes, row_weight)
+    rows, width = given.hidden.shape
+    columns = given.weight.shape[1]
+    if not given.classes:
+        return [torch.zeros_like(given.hidden), torch.zeros_like(given.weight), torch.zeros_like(given.bias)]
+    arguments = _arguments(given)
     tiles, block = ceil_div(rows, _ROWS), arguments["BLOCK_COLUMNS"]
     parts = {
-        "d_hidden": hidden.new_empty(rows, width),
-        "residuals": hidden.new_empty(rows, block, dtype=torch.float32),
-        "d_bias": hidden.new_empty(tiles, block, dtype=torch.float32),
+        "d_hidden": given.hidden.new_empty(rows, width),
+        "residuals": given.hidden.new_empty(rows, block, dtype=torch.float32),
+        "d_bias": given.hidden.new_empty(tiles, block, dtype=torch.float32),
     }
-    factors = (_scales(targets, task_weight, row_weight) * gradients[0]).to(torch.float32)
+    factors = (_scales(given.targets, given.task_weight, given.row_weight) * gradients[0]).to(torch.float32)
     # With 4 warps the float32 products spill on sm_80.
-    warps = 8 if hidden.dtype == torch.float32 else 4
+    warps = 8 if given.hidden.dtype == torch.float32 else 4
     launch(backward_kernel, (tiles,), {**arguments, **parts, "factors": factors}, warps=warps, stages=2)
     d_weight = _weight_gradient(arguments, parts["residuals"])[:, :columns] if needs["weight"] else None
     return [
         parts["d_hidden"] if needs["hidden"] else None,
-        None if d_weight is None else d_weight.contiguous().to(weight.dtype),
-        parts["d_bias"].sum(0)[:columns].to(bias.dtype) if needs["bias"] else None,
+        None if d_weight is None else d_weight.contiguous().to(given.weight.dtype),
+        parts["d_bias"].sum(0)[:columns].to(given.bias.dtype) if needs["bias"] else None,
     ]
 
 
@@ -415,9 +395,9 @@ def compile_cases() -> list[CompileCase]:
                 hidden, weight = torch.empty(65_536, 256, dtype=dtype), torch.empty(256, 11, dtype=dtype)
                 bias = torch.empty(11, dtype=dtype)
                 targets, row_weight = torch.empty(65_536, 4, dtype=torch.int64), torch.empty(65_536)
-            arguments = (hidden, weight, bias, targets, classes, None, row_weight if weighted else None)
-            loss = forward(*arguments)
-            backward([loss], [loss], {"hidden": True, "weight": True, "bias": True}, *arguments)
+            given = Arguments(hidden, weight, bias, targets, classes, None, row_weight if weighted else None)
+            loss = forward(given)
+            backward([loss], [loss], {"hidden": True, "weight": True, "bias": True}, given)
 
         name = str(dtype).removeprefix("torch.") + ("-weighted" if weighted else "")
         return CompileCase(name, call, twin=weighted or dtype == torch.float16)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from argus_kernels.attention.arguments import check_history, like_query, packed_history
+from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
 from argus_kernels.attention.native import available_cpp, available_cuda, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.ops.hstu_attention import native, reference
 from argus_kernels.ops.hstu_attention.samples import drawn, samples, tiles
@@ -20,23 +20,21 @@ BACKENDS = (
 )
 
 
-def _fake(inputs: Inputs) -> Tensor:
-    return inputs.q.new_empty(inputs.q.shape)
+def _fake(given: History) -> Tensor:
+    return given.q.new_empty(given.q.shape)
 
 
-def _check(inputs: Inputs) -> None:
-    check_history("hstu_attention", inputs)
+def _check(given: History) -> None:
+    check_history("hstu_attention", given)
 
 
 OP = Op(
     "hstu_attention",
-    arguments="Tensor q, Tensor k, Tensor v, Tensor offsets, SymInt max_length, Tensor? visible, "
-    "Tensor? position_bias, Tensor? time_bias, Tensor? query_time, Tensor? key_time, float alpha, float divisor, "
-    "SymInt? window",
+    arguments=History,
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,
-    differentiable=("q", "k", "v", "position_bias", "time_bias"),
+    differentiable=DIFFERENTIABLE,
     check=_check,
     samples=samples,
     tiles=tiles,
@@ -106,9 +104,9 @@ def hstu_attention(
     problems = Problems(OP.name)
     factor = problems.number("alpha", alpha)
     share = None if divisor is None else problems.number("divisor", divisor, above=0)
-    history, window = packed_history(
-        problems, q, k, v, offsets, max_length, visible, position_bias, time_bias, query_time, key_time, window
-    )
+    biases = (position_bias, time_bias, query_time, key_time)
+    given = History._make((q, k, v, offsets, max_length, visible, *biases, factor, share, window))
+    given = packed_history(problems, given)
     if share is None:
-        share = float(max(history.max_length, 1))
-    return like_query(OP(*history, factor, share, window, backend=backend), q)
+        given = given._replace(divisor=float(max(given.max_length, 1)))
+    return like_query(OP(given, backend=backend), q)

@@ -9,42 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.attention.native import Launch, heads, in_dtype_of, native_arguments, table_gradient
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    alpha: float,
-    divisor: float,
-    window: int | None,
-    *,
-    launch: Launch | None = None,
-) -> Tensor:
-    """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
-    history = native_arguments(
-        q,
-        k,
-        v,
-        offsets,
-        visible,
-        position_bias,
-        time_bias,
-        query_time,
-        key_time,
-        aligned=launch is not None or q.is_cuda,
-    )
+def forward(given: History, *, launch: Launch | None = None) -> Tensor:
+    """Computes out [T, H, Dh] in q's dtype."""
+    q = given.q
+    history = native_arguments(given, aligned=launch is not None or q.is_cuda)
     out = q.new_empty(q.shape)
     launch = launch or torch.ops.argus_native.hstu_attention_
-    launch(out, *history, alpha, divisor, window or 0)
+    launch(out, *history, given.scale, given.divisor, given.window or 0)
     return out
 
 
@@ -52,29 +27,16 @@ def backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
     needs: dict[str, bool],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    alpha: float,
-    divisor: float,
-    window: int | None,
+    given: History,
     *,
     launch: Launch | None = None,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias; those of q, k and v come together."""
+    q = given.q
     aligned = launch is not None or q.is_cuda
-    history = native_arguments(
-        q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time, aligned=aligned
-    )
-    d_position = table_gradient(position_bias, needs["position_bias"], q)
-    d_time = table_gradient(time_bias, needs["time_bias"], q)
+    history = native_arguments(given, aligned=aligned)
+    d_position = table_gradient(given.position_bias, needs["position_bias"], q)
+    d_time = table_gradient(given.time_bias, needs["time_bias"], q)
     found = [q.new_empty(q.shape) for _ in range(3)]
     launch = launch or torch.ops.argus_native.hstu_attention_backward_
     launch(
@@ -83,8 +45,8 @@ def backward(
         d_time,
         heads(gradients[0], aligned),
         *history,
-        alpha,
-        divisor,
-        window or 0,
+        given.scale,
+        given.divisor,
+        given.window or 0,
     )
-    return [*found, in_dtype_of(d_position, position_bias), in_dtype_of(d_time, time_bias)]
+    return [*found, in_dtype_of(d_position, given.position_bias), in_dtype_of(d_time, given.time_bias)]

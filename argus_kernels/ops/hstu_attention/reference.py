@@ -10,38 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.attention.query_tiles import heads_first, rows_first, tiles
 from argus_kernels.attention.reference_tiles import Gradients, Pairs
 from argus_kernels.core.masked_products import all_finite, over_seen
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    alpha: float,
-    divisor: float,
-    window: int | None,
-) -> Tensor:
-    """Computes out [T, H, Dh] in q's dtype; arguments as in the public function."""
+def forward(given: History) -> Tensor:
+    """Computes out [T, H, Dh] in q's dtype."""
+    q, k, v, divisor = given.q, given.k, given.v, given.divisor
+    assert divisor is not None
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
+    pairs = Pairs(given)
     finite = all_finite(v)
     rows, outs = [], []
-    for tile in tiles(offsets, q.shape[1], window):
+    for tile in tiles(given.offsets, q.shape[1], given.window):
         query = heads_first(q, tile.query_rows, wide)
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
 
         seen = pairs.seen(tile)
-        scores = pairs.scores(torch.matmul(query * alpha, key.transpose(-1, -2)), pairs.buckets(tile))
+        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
         weights = silu(scores).masked_fill(~seen, 0.0) / divisor
 
         rows.append(tile.target_queries)
@@ -54,26 +43,16 @@ def backward(
     gradients: list[Tensor],
     outputs: list[Tensor],
     needs: dict[str, bool],
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    offsets: Tensor,
-    max_length: int,
-    visible: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    alpha: float,
-    divisor: float,
-    window: int | None,
+    given: History,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias, with the scores computed again."""
+    q, k, v, divisor = given.q, given.k, given.v, given.divisor
+    assert divisor is not None
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(visible, position_bias, time_bias, query_time, key_time, window)
-    found = Gradients.zeros(q, pairs, needs, wide, all_finite(q, k, v, gradients[0]))
-    for tile in tiles(offsets, q.shape[1], window):
-        query = heads_first(q, tile.query_rows, wide) * alpha
+    pairs = Pairs(given)
+    found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
+    for tile in tiles(given.offsets, q.shape[1], given.window):
+        query = heads_first(q, tile.query_rows, wide) * given.scale
         key = heads_first(k, tile.key_rows, wide)
         value = heads_first(v, tile.key_rows, wide)
         d_out = heads_first(gradients[0], tile.query_rows, wide)
@@ -88,5 +67,5 @@ def backward(
         slope = sigmoid * (1 + scores * (1 - sigmoid))
         d_weights = torch.matmul(d_out, value.transpose(-1, -2)) / divisor
         d_scores = (d_weights * slope).masked_fill(~seen, 0.0)
-        found.add_scores(tile, buckets, d_scores, query, key * alpha, seen)
-    return found.cast(q, pairs)
+        found.add_scores(tile, buckets, d_scores, query, key * given.scale, seen)
+    return found.cast(given)

@@ -15,36 +15,16 @@ from argus_kernels.core.triton_support import CompileCase
 TUNABLES = launch.tunables("hstu_attention")
 
 
-def forward(*arguments: object) -> Tensor:
-    """Computes out [T, H, Dh] in q's dtype; arguments in schema order."""
-    return launch.forward(_given(*arguments))[0]
+def forward(given: History) -> Tensor:
+    """Computes out [T, H, Dh] in q's dtype."""
+    return launch.forward(Attention(*given))[0]
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: History
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias."""
-    return launch.backward(_given(*arguments), needs, gradients[0])
-
-
-def _given(*arguments: object) -> Attention:
-    *packed, alpha, divisor, window = arguments
-    history = History(*packed)  # type: ignore[arg-type]
-    return Attention(
-        "hstu_attention",
-        history.q,
-        history.k,
-        history.v,
-        history.offsets,
-        history.visible,
-        history.position_bias,
-        history.time_bias,
-        history.query_time,
-        history.key_time,
-        alpha,  # type: ignore[arg-type]
-        divisor,  # type: ignore[arg-type]
-        window,  # type: ignore[arg-type]
-    )
+    return launch.backward(Attention(*given), needs, gradients[0])
 
 
 def compile_cases() -> list[CompileCase]:
@@ -52,11 +32,10 @@ def compile_cases() -> list[CompileCase]:
 
     def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
         def call() -> None:
-            arguments = launch.meta_arguments(width, dtype, biased)
-            window = 1024 if biased else None
-            out = forward(*arguments, 1.0, 8192.0, window)
+            given = launch.meta_history(width, dtype, biased, divisor=8192.0)
+            out = forward(given)
             needs = {"position_bias": biased, "time_bias": biased}
-            backward([out], [out], needs, *arguments, 1.0, 8192.0, window)
+            backward([out], [out], needs, given)
 
         return CompileCase(f"{name}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
 

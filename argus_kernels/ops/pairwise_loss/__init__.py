@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import native, reference, triton_limits
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples, tiles
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -62,15 +63,15 @@ def pairwise_loss(
     offsets_problems(problems, offsets, scores.device)
     window = problems.integer("window", window, least=0)
     problems.raise_if_any()
-    return OP(scores, grades, as_int32(offsets), times, window, backend=backend)
+    return OP(Arguments(scores, grades, as_int32(offsets), times, window), backend=backend)
 
 
-def _check_values(inputs: Inputs) -> None:
-    check_offsets("pairwise_loss", inputs.offsets, inputs.scores.shape[0])
+def _check_values(given: Arguments) -> None:
+    check_offsets("pairwise_loss", given.offsets, given.scores.shape[0])
 
 
-def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    scores, grades = inputs.scores, inputs.grades
+def _fake(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    scores, grades = given.scores, given.grades
     loss = scores.new_empty((), dtype=torch.promote_types(scores.dtype, torch.float32))
     return loss, grades.new_empty((), dtype=torch.int64), grades.new_empty((), dtype=torch.int64)
 
@@ -86,7 +87,7 @@ BACKENDS = (
 
 OP = Op(
     "pairwise_loss",
-    arguments="Tensor scores, Tensor grades, Tensor offsets, Tensor times, SymInt window",
+    arguments=Arguments,
     returns="(Tensor, Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,

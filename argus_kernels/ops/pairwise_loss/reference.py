@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import varlen
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 
 BLOCK = 1024
 """Rows of a user's pair matrix that are in memory at once."""
@@ -25,13 +26,13 @@ class Pairs(NamedTuple):
     """[block, length]: s_a − s_b, zero where they are no pair."""
 
 
-def forward(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> tuple[Tensor, ...]:
+def forward(given: Arguments) -> tuple[Tensor, ...]:
     """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    loss = torch.zeros((), dtype=dtype, device=scores.device)
-    pairs = torch.zeros((), dtype=torch.int64, device=scores.device)
+    dtype = torch.promote_types(given.scores.dtype, torch.float32)
+    loss = torch.zeros((), dtype=dtype, device=given.scores.device)
+    pairs = torch.zeros((), dtype=torch.int64, device=given.scores.device)
     concordant = torch.zeros_like(pairs)
-    for block in _pairs(scores.to(dtype), grades, offsets, times, window):
+    for block in _pairs(given._replace(scores=given.scores.to(dtype))):
         loss = loss - torch.where(block.counts, torch.nn.functional.logsigmoid(block.margin), 0).sum()
         pairs = pairs + block.counts.sum()
         concordant = concordant + (block.counts & (block.margin > 0)).sum()
@@ -42,27 +43,23 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    scores: Tensor,
-    grades: Tensor,
-    offsets: Tensor,
-    times: Tensor,
-    window: int,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """Gradient of scores from that of the loss; the counts have none."""
-    d_scores = torch.zeros_like(scores, dtype=torch.promote_types(scores.dtype, torch.float32))
-    for block in _pairs(scores.to(d_scores.dtype), grades, offsets, times, window):
+    d_scores = torch.zeros_like(given.scores, dtype=torch.promote_types(given.scores.dtype, torch.float32))
+    for block in _pairs(given._replace(scores=given.scores.to(d_scores.dtype))):
         d_margin = torch.where(block.counts, -(-block.margin).sigmoid(), 0)
         d_scores[block.better] += d_margin.sum(1)
         d_scores[block.user] -= d_margin.sum(0)
-    return [(d_scores * gradients[0]).to(scores.dtype) if needs["scores"] else None]
+    return [(d_scores * gradients[0]).to(given.scores.dtype) if needs["scores"] else None]
 
 
-def _pairs(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> Iterator[Pairs]:
-    for first, last in varlen.spans(offsets):
+def _pairs(given: Arguments) -> Iterator[Pairs]:
+    for first, last in varlen.spans(given.offsets):
         user = slice(first, last)
-        graded = grades[user] >= 0
+        graded = given.grades[user] >= 0
         for start in range(first, last, BLOCK):
             better = slice(start, min(start + BLOCK, last))
-            near = (times[better, None] - times[user]).abs() <= window
-            counts = near & (grades[better, None] > grades[user]) & graded
-            yield Pairs(better, user, counts, torch.where(counts, scores[better, None] - scores[user], 0))
+            near = (given.times[better, None] - given.times[user]).abs() <= given.window
+            counts = near & (given.grades[better, None] > given.grades[user]) & graded
+            yield Pairs(better, user, counts, torch.where(counts, given.scores[better, None] - given.scores[user], 0))

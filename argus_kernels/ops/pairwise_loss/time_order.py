@@ -1,4 +1,4 @@
-"""The order in which the GPU backends take the events: user by user, each user's in the order of time."""
+"""The order in which the CUDA kernels take the events: user by user, each user's in the order of time."""
 
 from __future__ import annotations
 

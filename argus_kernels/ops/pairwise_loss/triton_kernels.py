@@ -1,9 +1,10 @@
 """pairwise_loss in Triton.
 
-torch's stable sorts bring the events into the order (user, time), where the partners of an event are a range; a binary
-search finds its ends. A program then owns 32 neighbouring events and walks over the range that holds the partners of
-them all, 64 at a time, as a tile of margins with a mask. An event's sums stay in its row of the tile: no atomics, and
-one order of adding.
+A program owns 32 neighbouring rows and walks over the rows that may hold their partners, 32 at a time, as a tile of
+margins with a mask: the same user, near in time, another grade. Nothing is sorted. A first kernel stores the earliest
+and the latest time of every block of 32 rows; a program starts at the first block of its users that reaches into its
+window and ends at the last. Where a user's rows are in the order of time those blocks are the window, elsewhere at most
+all rows of the user. An event's sums stay in its row of the tile: no atomics, and one order of adding.
 """
 
 from __future__ import annotations
@@ -18,66 +19,100 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch
-from argus_kernels.ops.pairwise_loss.time_order import time_order
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 
-_SEARCHED = 128
-_EVENTS, _OTHERS = 32, 64
+_EVENTS, _OTHERS = 32, 32
+"""A tile. With 64 others a thread needs 244 registers instead of 124 on sm_90, and the masks drop more of the tile."""
+_BLOCKS, _SCANNED, _ADDED = 16, 128, 1024
+"""Blocks a program of `span_kernel`, blocks looked at in one step, and sums added in one step."""
+_LEAST, _MOST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
 
 @triton.jit
-def _search(users, times, count, user, time, steps, AFTER: tl.constexpr):
-    """The first event that is not before (user, time), with AFTER the first that comes after it."""
-    low = tl.zeros_like(user).to(tl.int64)
-    high = low + count
-    for _ in range(steps):
-        open_range = low < high
-        middle = (low + high) // 2
-        its_user = tl.load(users + middle, mask=open_range, other=0)
-        its_time = tl.load(times + middle, mask=open_range, other=0)
-        earlier = its_time <= time if AFTER else its_time < time
-        before = (its_user < user) | ((its_user == user) & earlier)
-        low = tl.where(open_range & before, middle + 1, low)
-        high = tl.where(open_range & ~before, middle, high)
-    return low
+def _graded(grades, times, row, count):
+    """Grade, −1 where a row takes part in no pair, and time of some rows, int64; `grades`, `times`: with strides."""
+    real = row < count
+    grade = tl.load(grades[0] + row * grades[1], mask=real, other=-1).to(tl.int64)
+    return tl.where(real, grade, -1), tl.load(times[0] + row * times[1], mask=real, other=0)
 
 
 @kernel
-def order_kernel(
-    scores,
-    grades,
-    order,
-    users,
-    times,
-    sorted_scores,
-    sorted_grades,
-    begins,
-    ends,
-    count,
-    user_count,
-    window,
-    steps,
-    scores_stride,
-    grades_stride,
-    BLOCK: tl.constexpr,
-):
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    real = place < count
-    row = tl.load(order + place, mask=real, other=0)
-    score = tl.load(scores + row * scores_stride, mask=real, other=0.0).to(tl.float32)
-    grade = tl.load(grades + row * grades_stride, mask=real, other=-1).to(tl.int64)
-    user = tl.load(users + place, mask=real, other=0)
-    time = tl.load(times + place, mask=real, other=0)
-    least = -9223372036854775807 - 1
-    most = 9223372036854775807
-    earliest = tl.where(time < least + window, least, time - window)
-    latest = tl.where(time > most - window, most, time + window)
-    in_pairs = real & (user < user_count)
-    begin = tl.where(in_pairs, _search(users, times, count, user, earliest, steps, False), 0)
-    end = tl.where(in_pairs, _search(users, times, count, user, latest, steps, True), 0)
-    tl.store(sorted_scores + place, score, mask=real)
-    tl.store(sorted_grades + place, grade, mask=real)
-    tl.store(begins + place, begin, mask=real)
-    tl.store(ends + place, end, mask=real)
+def span_kernel(
+    grades, times, earliest_of, latest_of, count, BLOCKS: tl.constexpr, BLOCK_OTHERS: tl.constexpr
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
+    row = block[:, None] * BLOCK_OTHERS + tl.arange(0, BLOCK_OTHERS)[None, :]
+    grade, time = _graded(grades, times, row, count)
+    written = block * BLOCK_OTHERS < count
+    tl.store(earliest_of + block, tl.min(tl.where(grade >= 0, time, _MOST), axis=1), mask=written)
+    tl.store(latest_of + block, tl.max(tl.where(grade >= 0, time, _LEAST), axis=1), mask=written)
+
+
+@triton.jit
+def _user_rows(offsets, row, user_count, steps):
+    """Where the user of each row begins and ends; for padding both are 0."""
+    low = tl.zeros_like(row).to(tl.int32)
+    high = low + user_count
+    for _ in range(steps):
+        between = low < high
+        middle = (low + high) // 2
+        before = tl.load(offsets[0] + (middle + 1) * offsets[1], mask=between, other=0) <= row
+        low = tl.where(between & before, middle + 1, low)
+        high = tl.where(between & ~before, middle, high)
+    owned = low < user_count
+    begin = tl.load(offsets[0] + low * offsets[1], mask=owned, other=0)
+    return begin, tl.load(offsets[0] + (low + 1) * offsets[1], mask=owned, other=0)
+
+
+@triton.jit
+def _reach(earliest_of, latest_of, first, end, earliest, latest, SCANNED: tl.constexpr):
+    """The first and past the last of the blocks first … end − 1 that have an event from `earliest` to `latest`."""
+    low = end
+    high = first
+    for start in range(first, end, SCANNED):
+        block = start + tl.arange(0, SCANNED)
+        there = block < end
+        near = there & (tl.load(earliest_of + block, mask=there, other=0) <= latest)
+        near = near & (tl.load(latest_of + block, mask=there, other=0) >= earliest)
+        low = tl.minimum(low, tl.min(tl.where(near, block, end)))
+        high = tl.maximum(high, tl.max(tl.where(near, block + 1, first)))
+    return low, high
+
+
+@triton.jit
+def _own(
+    scores, grades, offsets, times, earliest_of, latest_of, count, user_count, steps, window,
+    BLOCK_EVENTS: tl.constexpr, BLOCK_OTHERS: tl.constexpr, SCANNED: tl.constexpr,
+):  # fmt: skip
+    """A program's rows: row, score, grade, time, where its user begins and ends; and the blocks of their partners."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_EVENTS + tl.arange(0, BLOCK_EVENTS)
+    score = tl.load(scores[0] + row * scores[1], mask=row < count, other=0.0).to(tl.float32)
+    grade, time = _graded(grades, times, row, count)
+    begin, end = _user_rows(offsets, row, user_count, steps)
+    paired = (grade >= 0) & (begin < end)
+    begin, end = tl.where(paired, begin, count), tl.where(paired, end, 0)
+    # A window may reach past the ends of 64 bits.
+    distance = tl.cast(window, tl.int64)
+    earliest = tl.where(time < _LEAST + distance, _LEAST, time - distance)
+    latest = tl.where(time > _MOST - distance, _MOST, time + distance)
+    low, high = _reach(
+        earliest_of, latest_of, tl.min(begin) // BLOCK_OTHERS, tl.cdiv(tl.max(end), BLOCK_OTHERS),
+        tl.min(tl.where(paired, earliest, _MOST)), tl.max(tl.where(paired, latest, _LEAST)), SCANNED,
+    )  # fmt: skip
+    return row, score, grade, time, begin, end, low, high
+
+
+@triton.jit
+def _tile(scores, grades, times, block, count, score, grade, time, begin, end, window, BLOCK_OTHERS: tl.constexpr):
+    """The rows of a block, how far their scores are above the program's own, their grades, and which are pairs."""
+    other = tl.cast(block, tl.int64) * BLOCK_OTHERS + tl.arange(0, BLOCK_OTHERS)
+    other_score = tl.load(scores[0] + other * scores[1], mask=other < count, other=0.0).to(tl.float32)
+    other_grade, other_time = _graded(grades, times, other, count)
+    # Two times of one user are less than 2⁶³ apart; of two users the difference means nothing.
+    near = tl.abs(other_time[None, :] - time[:, None]) <= window
+    pair = near & (other[None, :] >= begin[:, None]) & (other[None, :] < end[:, None])
+    pair = pair & (other_grade >= 0)[None, :] & (other_grade[None, :] != grade[:, None])
+    return other, other_score[None, :] - score[:, None], other_grade, pair
 
 
 @triton.jit
@@ -95,32 +130,23 @@ def _log1p(u):
 
 @kernel
 def forward_kernel(
-    scores,
-    grades,
-    ends,
-    losses,
-    pairs,
-    concordants,
-    count,
-    BLOCK_EVENTS: tl.constexpr,
-    BLOCK_OTHERS: tl.constexpr,
-):
-    start = tl.program_id(0).to(tl.int64) * BLOCK_EVENTS
-    place = start + tl.arange(0, BLOCK_EVENTS)
-    real = place < count
-    score = tl.load(scores + place, mask=real, other=0.0)
-    grade = tl.load(grades + place, mask=real, other=-1)
-    end = tl.load(ends + place, mask=real, other=0)
+    scores, grades, offsets, times, earliest_of, latest_of, losses, pairs, concordants,
+    count, user_count, steps, window,
+    BLOCK_EVENTS: tl.constexpr, BLOCK_OTHERS: tl.constexpr, SCANNED: tl.constexpr,
+):  # fmt: skip
+    row, score, grade, time, begin, end, low, high = _own(
+        scores, grades, offsets, times, earliest_of, latest_of, count, user_count, steps, window,
+        BLOCK_EVENTS, BLOCK_OTHERS, SCANNED,
+    )  # fmt: skip
     loss = tl.zeros([BLOCK_EVENTS], tl.float64)
     found = tl.zeros([BLOCK_EVENTS], tl.int64)
     right = tl.zeros([BLOCK_EVENTS], tl.int64)
-    for first in range(start + 1, tl.max(end), BLOCK_OTHERS):
-        other = first + tl.arange(0, BLOCK_OTHERS)
-        other_score = tl.load(scores + other, mask=other < count, other=0.0)
-        other_grade = tl.load(grades + other, mask=other < count, other=-1)
-        pair = (other[None, :] > place[:, None]) & (other[None, :] < end[:, None])
-        pair = pair & (other_grade[None, :] != grade[:, None])
-        difference = other_score[None, :] - score[:, None]
+    # Each pair once, at the earlier of its rows.
+    for block in range(tl.maximum(low, tl.program_id(0) * BLOCK_EVENTS // BLOCK_OTHERS), high):
+        other, difference, other_grade, pair = _tile(
+            scores, grades, times, block, count, score, grade, time, begin, end, window, BLOCK_OTHERS
+        )
+        pair = pair & (other[None, :] > row[:, None])
         margin = tl.where(other_grade[None, :] > grade[:, None], difference, -difference)
         ordered = margin > 0
         softplus = tl.where(ordered, 0.0, -margin) + _log1p(_decay(margin))
@@ -133,125 +159,95 @@ def forward_kernel(
 
 
 @kernel
+def sum_kernel(losses, pairs, concordants, loss_out, pairs_out, concordant_out, chunks, ADDED: tl.constexpr):
+    loss = tl.zeros([ADDED], tl.float64)
+    found = tl.zeros([ADDED], tl.int64)
+    right = tl.zeros([ADDED], tl.int64)
+    for start in range(0, chunks, ADDED):
+        part = start + tl.arange(0, ADDED)
+        loss += tl.load(losses + part, mask=part < chunks, other=0.0)
+        found += tl.load(pairs + part, mask=part < chunks, other=0)
+        right += tl.load(concordants + part, mask=part < chunks, other=0)
+    tl.store(loss_out, tl.sum(loss).to(tl.float32))
+    tl.store(pairs_out, tl.sum(found))
+    tl.store(concordant_out, tl.sum(right))
+
+
+@kernel
 def backward_kernel(
-    scores,
-    grades,
-    begins,
-    ends,
-    order,
-    d_loss,
-    d_scores,
-    count,
-    BLOCK_EVENTS: tl.constexpr,
-    BLOCK_OTHERS: tl.constexpr,
-):
-    place = tl.program_id(0).to(tl.int64) * BLOCK_EVENTS + tl.arange(0, BLOCK_EVENTS)
-    real = place < count
-    score = tl.load(scores + place, mask=real, other=0.0)
-    grade = tl.load(grades + place, mask=real, other=-1)
-    begin = tl.load(begins + place, mask=real, other=0)
-    end = tl.load(ends + place, mask=real, other=0)
+    scores, grades, offsets, times, earliest_of, latest_of, d_loss, d_scores, count, user_count, steps, window,
+    BLOCK_EVENTS: tl.constexpr, BLOCK_OTHERS: tl.constexpr, SCANNED: tl.constexpr,
+):  # fmt: skip
+    row, score, grade, time, begin, end, low, high = _own(
+        scores, grades, offsets, times, earliest_of, latest_of, count, user_count, steps, window,
+        BLOCK_EVENTS, BLOCK_OTHERS, SCANNED,
+    )  # fmt: skip
     total = tl.zeros([BLOCK_EVENTS], tl.float64)
-    for first in range(tl.min(tl.where(begin < end, begin, count)), tl.max(end), BLOCK_OTHERS):
-        other = first + tl.arange(0, BLOCK_OTHERS)
-        other_score = tl.load(scores + other, mask=other < count, other=0.0)
-        other_grade = tl.load(grades + other, mask=other < count, other=-1)
-        pair = (other[None, :] >= begin[:, None]) & (other[None, :] < end[:, None])
-        pair = pair & (other_grade[None, :] != grade[:, None])
+    for block in range(low, high):
+        _, difference, other_grade, pair = _tile(
+            scores, grades, times, block, count, score, grade, time, begin, end, window, BLOCK_OTHERS
+        )
         better = grade[:, None] > other_grade[None, :]
-        difference = other_score[None, :] - score[:, None]
         x = tl.where(better, difference, -difference)
         decay = _decay(x)
         share = tl.where(x > 0, 1.0, decay) / (1.0 + decay)
         total += tl.sum(tl.where(pair, tl.where(better, -share, share), 0.0), 1).to(tl.float64)
     gradient = total.to(tl.float32) * tl.load(d_loss)
-    row = tl.load(order + place, mask=real, other=0)
-    tl.store(d_scores + row, gradient.to(d_scores.dtype.element_ty), mask=real)
+    tl.store(d_scores + row, gradient.to(d_scores.dtype.element_ty), mask=row < count)
 
 
-def _ordered(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int) -> dict[str, Tensor]:
-    """Scores and grades in the order of time, the order itself, and where each event's partners begin and end."""
-    ordered = time_order(grades, offsets, times)
-    count = scores.shape[0]
-    found = {
-        "sorted_scores": scores.new_empty(count, dtype=torch.float32),
-        "sorted_grades": times.new_empty(count),
-        "begins": times.new_empty(count),
-        "ends": times.new_empty(count),
-    }
+def _reaches(given: Arguments) -> dict[str, Any]:
+    """What both passes take: the events, and the earliest and the latest time of every block of them."""
+    count = given.scores.shape[0]
+    blocks = ceil_div(count, _OTHERS)
     arguments: dict[str, Any] = {
-        "scores": scores,
-        "grades": grades,
-        "order": ordered.order,
-        "users": ordered.users,
-        "times": ordered.times,
-        **found,
+        "grades": (given.grades, given.grades.stride(0)),
+        "times": (given.times, given.times.stride(0)),
+        "earliest_of": given.times.new_empty(blocks),
+        "latest_of": given.times.new_empty(blocks),
         "count": count,
-        "user_count": offsets.shape[0] - 1,
-        "window": window,
-        "steps": count.bit_length(),
-        "scores_stride": scores.stride(0),
-        "grades_stride": grades.stride(0),
-        "BLOCK": _SEARCHED,
-    }
-    launch(order_kernel, (ceil_div(count, _SEARCHED),), arguments, stages=1)
-    return {**found, "order": ordered.order}
-
-
-def forward(
-    scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
-    events = _ordered(scores, grades, offsets, times, window)
-    count = scores.shape[0]
-    programs = ceil_div(count, _EVENTS)
-    losses = scores.new_empty(programs, dtype=torch.float64)
-    # Two allocations: where the second half of one begins, its alignment would change with the batch.
-    pairs, concordants = times.new_empty(programs), times.new_empty(programs)
-    arguments = {
-        "scores": events["sorted_scores"],
-        "grades": events["sorted_grades"],
-        "ends": events["ends"],
-        "losses": losses,
-        "pairs": pairs,
-        "concordants": concordants,
-        "count": count,
-        "BLOCK_EVENTS": _EVENTS,
         "BLOCK_OTHERS": _OTHERS,
     }
-    launch(forward_kernel, (programs,), arguments, stages=1)
-    return losses.sum().to(torch.float32), pairs.sum(), concordants.sum()
+    launch(span_kernel, (ceil_div(blocks, _BLOCKS),), arguments | {"BLOCKS": _BLOCKS}, stages=1)
+    users = given.offsets.shape[0] - 1
+    return arguments | {
+        "scores": (given.scores, given.scores.stride(0)),
+        "offsets": (given.offsets, given.offsets.stride(0)),
+        "user_count": users,
+        "steps": users.bit_length(),
+        "window": given.window,
+        "BLOCK_EVENTS": _EVENTS,
+        "SCANNED": _SCANNED,
+    }
+
+
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
+    programs = ceil_div(given.scores.shape[0], _EVENTS)
+    # An allocation each: where the second half of one begins, its alignment would change with the batch.
+    parts = {
+        "losses": given.scores.new_empty(programs, dtype=torch.float64),
+        "pairs": given.times.new_empty(programs),
+        "concordants": given.times.new_empty(programs),
+    }
+    launch(forward_kernel, (programs,), _reaches(given) | parts, stages=1)
+    loss = given.scores.new_empty((), dtype=torch.float32)
+    pairs, concordant = given.times.new_empty(()), given.times.new_empty(())
+    sums = {"loss_out": loss, "pairs_out": pairs, "concordant_out": concordant, "chunks": programs, "ADDED": _ADDED}
+    launch(sum_kernel, (1,), parts | sums, stages=1)
+    return loss, pairs, concordant
 
 
 def backward(
-    gradients: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    needs: dict[str, bool],
-    scores: Tensor,
-    grades: Tensor,
-    offsets: Tensor,
-    times: Tensor,
-    window: int,
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """Gradient of scores from that of the loss; the counts have none."""
     if not needs["scores"]:
         return [None]
-    events = _ordered(scores, grades, offsets, times, window)
-    count = scores.shape[0]
-    d_scores = scores.new_empty(count)
-    arguments = {
-        "scores": events["sorted_scores"],
-        "grades": events["sorted_grades"],
-        "begins": events["begins"],
-        "ends": events["ends"],
-        "order": events["order"],
-        "d_loss": gradients[0],
-        "d_scores": d_scores,
-        "count": count,
-        "BLOCK_EVENTS": _EVENTS,
-        "BLOCK_OTHERS": _OTHERS,
-    }
-    launch(backward_kernel, (ceil_div(count, _EVENTS),), arguments, stages=1)
+    d_scores = given.scores.new_empty(given.scores.shape[0])
+    results = {"d_loss": gradients[0], "d_scores": d_scores}
+    arguments = _reaches(given) | results
+    launch(backward_kernel, (ceil_div(given.scores.shape[0], _EVENTS),), arguments, stages=1)
     return [d_scores]
 
 
@@ -263,9 +259,9 @@ def compile_cases() -> list[CompileCase]:
             with torch.device("meta"):
                 scores, times = torch.empty(65_536, dtype=dtype), torch.empty(65_536, dtype=torch.int64)
                 grades, offsets = torch.empty_like(times), torch.empty(65, dtype=torch.int32)
-            arguments = (scores, grades, offsets, times, 250)
-            outputs = forward(*arguments)
-            backward([outputs[0]], outputs, {"scores": True}, *arguments)
+            given = Arguments(scores, grades, offsets, times, 250)
+            outputs = forward(given)
+            backward([outputs[0]], outputs, {"scores": True}, given)
 
         return CompileCase(str(dtype).removeprefix("torch."), call)
 

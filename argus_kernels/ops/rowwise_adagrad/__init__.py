@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems
+from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.rowwise_adagrad import native, reference, triton_limits
+from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 from argus_kernels.ops.rowwise_adagrad.samples import drawn, samples, tiles
 
 
@@ -74,11 +75,11 @@ def rowwise_adagrad_(
     problems.writable("table", table)
     problems.writable("state", state)
     problems.raise_if_any()
-    OP(table, state, rows, row_gradients, *numbers, backend=backend)
+    OP(Arguments(table, state, rows, row_gradients, *numbers), backend=backend)
 
 
-def _check_values(inputs: Inputs) -> None:
-    table, rows = inputs.table, inputs.rows
+def _check_values(given: Arguments) -> None:
+    table, rows = given.table, given.rows
     if rows.device.type != "cpu":
         require_values((rows >= -1) & (rows < table.shape[0]), "rowwise_adagrad_: a row is outside the table")
     elif rows.numel():
@@ -91,7 +92,7 @@ def _check_values(inputs: Inputs) -> None:
             )
 
 
-def _fake(inputs: Inputs) -> None:
+def _fake(given: Arguments) -> None:
     return None
 
 
@@ -104,9 +105,7 @@ BACKENDS = (
 
 OP = Op(
     "rowwise_adagrad_",
-    arguments=(
-        "Tensor(a!) table, Tensor(b!) state, Tensor rows, Tensor row_gradients, float lr, float eps, float weight_decay"
-    ),
+    arguments=Arguments,
     returns="()",
     fake=_fake,
     backends=BACKENDS,

@@ -11,28 +11,21 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def forward(
-    table: Tensor,
-    state: Tensor,
-    rows: Tensor,
-    row_gradients: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
-    """Updates `table` [V, d] and `state` [V] in place at `rows` [R] by `row_gradients` [R, d]; on either device.
+def forward(given: Arguments) -> None:
+    """Updates table [V, d] and state [V] in place at rows [R] by row_gradients [R, d]; on either device.
 
     Raises:
         ValueError: a row outside the table (CPU; on the GPU such a row is left out), or a shape or dtype that the
             kernels do not take.
     """
-    row_gradients = kept_apart(row_gradients, table, state)
-    torch.ops.argus_native.rowwise_adagrad_(table, state, rows, row_gradients, lr, eps, weight_decay)
+    row_gradients = kept_apart(given.row_gradients, given.table, given.state)
+    torch.ops.argus_native.rowwise_adagrad_(*given._replace(row_gradients=row_gradients))
 
 
 def kept_apart(read: Tensor, *written: Tensor) -> Tensor:
@@ -44,26 +37,18 @@ def kept_apart(read: Tensor, *written: Tensor) -> Tensor:
 forward_cuda = forward
 
 
-def forward_cpp(
-    table: Tensor,
-    state: Tensor,
-    rows: Tensor,
-    row_gradients: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
+def forward_cpp(given: Arguments) -> None:
     """The same on the CPU, for tables and states of any strides: the touched rows of others are worked on in a copy."""
-    if not layout_problems(table, state):
-        forward(table, state, rows, row_gradients, lr, eps, weight_decay)
+    if not layout_problems(given.table, given.state):
+        forward(given)
         return
-    touched, place = rows.unique(return_inverse=True)
+    touched, place = given.rows.unique(return_inverse=True)
     first = int((touched < 0).sum())
     touched = touched[first:]
-    kept_table, kept_state = table[touched].contiguous(), state[touched].contiguous()
-    forward(kept_table, kept_state, place - first, row_gradients, lr, eps, weight_decay)
-    table.index_copy_(0, touched, kept_table)
-    state.index_copy_(0, touched, kept_state)
+    kept_table, kept_state = given.table[touched].contiguous(), given.state[touched].contiguous()
+    forward(given._replace(table=kept_table, state=kept_state, rows=place - first))
+    given.table.index_copy_(0, touched, kept_table)
+    given.state.index_copy_(0, touched, kept_state)
 
 
 def available_cpp() -> str | None:
@@ -76,34 +61,32 @@ def available_cuda() -> str | None:
     return native.why_not("cuda")
 
 
-def why_not_cpp(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
-    return [*_tensors_on("cpu", inputs), *_dtype_problems(inputs, (*_STORED, torch.float64))]
+def why_not_cpp(given: Arguments) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
+    return [*_tensors_on("cpu", given), *_dtype_problems(given, (*_STORED, torch.float64))]
 
 
-def why_not_cuda(inputs: Inputs) -> list[str]:
-    """Every reason why the CUDA backend cannot serve these inputs."""
+def why_not_cuda(given: Arguments) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these arguments."""
     return [
-        *_tensors_on("cuda", inputs),
-        *_dtype_problems(inputs, _STORED),
-        *layout_problems(inputs.table, inputs.state),
+        *_tensors_on("cuda", given),
+        *_dtype_problems(given, _STORED),
+        *layout_problems(given.table, given.state),
     ]
 
 
-def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
-    return needs_device(
-        kind, table=inputs.table, state=inputs.state, rows=inputs.rows, row_gradients=inputs.row_gradients
-    )
+def _tensors_on(kind: str, given: Arguments) -> list[str]:
+    return needs_device(kind, table=given.table, state=given.state, rows=given.rows, row_gradients=given.row_gradients)
 
 
-def _dtype_problems(inputs: Inputs, stored: tuple[torch.dtype, ...]) -> list[str]:
-    table: Tensor = inputs.table
+def _dtype_problems(given: Arguments, stored: tuple[torch.dtype, ...]) -> list[str]:
+    table: Tensor = given.table
     states = (torch.float32, torch.float64) if table.dtype == torch.float64 else (torch.float32,)
     return [
         *needs_dtype(stored, table=table),
-        *needs_dtype(states, state=inputs.state),
-        *needs_dtype((torch.int64,), rows=inputs.rows),
-        *needs_dtype(tuple(dict.fromkeys((table.dtype, torch.float32))), row_gradients=inputs.row_gradients),
+        *needs_dtype(states, state=given.state),
+        *needs_dtype((torch.int64,), rows=given.rows),
+        *needs_dtype(tuple(dict.fromkeys((table.dtype, torch.float32))), row_gradients=given.row_gradients),
     ]
 
 

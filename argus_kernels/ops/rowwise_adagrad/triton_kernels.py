@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
+from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 from argus_kernels.ops.rowwise_adagrad.native import kept_apart
 
 CHUNK = 32
@@ -146,50 +146,42 @@ def join_kernel(
         )  # fmt: skip
 
 
-def forward(
-    table: Tensor,
-    state: Tensor,
-    rows: Tensor,
-    row_gradients: Tensor,
-    lr: float,
-    eps: float,
-    weight_decay: float,
-) -> None:
+def forward(given: Arguments) -> None:
     """Updates table [V, d] and state [V] in place at rows [R], by row_gradients [R, d]."""
-    if table.shape[1] == 0:
+    if given.table.shape[1] == 0:
         return  # no gradient, so nothing to add to the state
-    row_gradients = kept_apart(row_gradients, table, state)
-    sorted_rows, order = torch.sort(rows, stable=True)
+    row_gradients = kept_apart(given.row_gradients, given.table, given.state)
+    sorted_rows, order = torch.sort(given.rows, stable=True)
     count, width = row_gradients.shape
     block = next_power_of_two(width)
     chunks = ceil_div(count, CHUNK)
     # A row of 128 columns is 4 elements a thread of one warp: no block-wide barrier, many rows in flight.
     warps = max(1, min(block // 256, 8))
     sorted_places: dict[str, Any] = {"sorted_rows": sorted_rows, "count": count, "width": max(width, 1)}
-    given = {
+    ordered_gradients = {
         "order": order,
         "row_gradients": row_gradients,
         "gradient_stride": row_gradients.stride(0),
         "gradient_column_stride": row_gradients.stride(1),
     }
     step = {
-        "table": table,
-        "state": state,
-        "lr": lr,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "table_rows": table.shape[0],
-        "table_stride": table.stride(0),
-        "table_column_stride": table.stride(1),
-        "state_stride": state.stride(0),
+        "table": given.table,
+        "state": given.state,
+        "lr": given.lr,
+        "eps": given.eps,
+        "weight_decay": given.weight_decay,
+        "table_rows": given.table.shape[0],
+        "table_stride": given.table.stride(0),
+        "table_column_stride": given.table.stride(1),
+        "state_stride": given.state.stride(0),
     }
     tile = {"CHUNK": CHUNK, "BLOCK": block}
-    launch(update_kernel, (count,), sorted_places | given | step | tile, warps=warps, stages=1)
+    launch(update_kernel, (count,), sorted_places | ordered_gradients | step | tile, warps=warps, stages=1)
     if count < CHUNK:
         return
     heads, tails = (row_gradients.new_empty(chunks, max(width, 1), dtype=torch.float32) for _ in range(2))
     pieces = {"heads": heads, "tails": tails}
-    launch(piece_kernel, (chunks,), sorted_places | given | pieces | tile, warps=warps, stages=1)
+    launch(piece_kernel, (chunks,), sorted_places | ordered_gradients | pieces | tile, warps=warps, stages=1)
     tile["PIECES"] = max(1, min(64, PIECE_ELEMENTS // block))
     launch(join_kernel, (chunks,), sorted_places | step | pieces | tile, warps=max(warps, 4), stages=1)
 
@@ -201,8 +193,8 @@ def compile_cases() -> list[CompileCase]:
         def call() -> None:
             with torch.device("meta"):
                 values = torch.empty(1_000_000, width, dtype=table), torch.empty(1_000_000)
-                given = torch.empty(32_768, dtype=torch.int64), torch.empty(32_768, width, dtype=gradient)
-            forward(*values, *given, 0.1, 1e-8, 0.0)
+                rows, gradients = torch.empty(32_768, dtype=torch.int64), torch.empty(32_768, width, dtype=gradient)
+            forward(Arguments(*values, rows, gradients, 0.1, 1e-8, 0.0))
 
         return CompileCase(f"{table}-{gradient}-{width}".replace("torch.", ""), call)
 

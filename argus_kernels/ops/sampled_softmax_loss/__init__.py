@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
+from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
-from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
+from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples, tiles
 
 FORMS = ("standard", "refined")
@@ -104,7 +104,7 @@ def sampled_softmax_loss(
         scale=scale.to(statistics),
         row_weight=None if row_weight is None else _constant(row_weight, statistics),
     )
-    loss, lse, _ = OP(*given, backend=backend)
+    loss, lse, _ = OP(given, backend=backend)
     return loss, lse
 
 
@@ -147,7 +147,7 @@ def _check_arguments(problems: Problems, given: Arguments) -> None:
     problems.raise_if_any()
 
 
-def _check_values(given: Inputs) -> None:
+def _check_values(given: Arguments) -> None:
     _require("scale", given.scale[None], _positive(given.scale[None]), "a finite value above 0")
     _require("log_q", given.log_q, given.log_q.isfinite(), "a finite value")
     ignored = torch.zeros_like(given.positive_ids, dtype=torch.bool)
@@ -176,8 +176,8 @@ def _require(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
         raise ValueError(f"sampled_softmax_loss: {place} is {float(value[position])}, expected {expected}")
 
 
-def _fake(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    query = inputs.query
+def _fake(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    query = given.query
     rows, dtype = query.shape[0], torch.promote_types(query.dtype, torch.float32)
     return (
         query.new_empty(rows, dtype=dtype),
@@ -195,11 +195,7 @@ BACKENDS = (
 
 OP = Op(
     "sampled_softmax_loss",
-    arguments=(
-        "Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids, Tensor log_q, "
-        "Tensor? positive_log_q, Tensor scale, Tensor? row_weight, Tensor? query_owner, Tensor? candidate_owner, "
-        "str form"
-    ),
+    arguments=Arguments,
     returns="(Tensor, Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,

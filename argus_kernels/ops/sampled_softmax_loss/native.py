@@ -12,26 +12,25 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [N], lse [N], statistics [2, N]) as `reference.forward`."""
-    *tensors, form = arguments
-    loss, lse, statistics = torch.ops.argus_native.sampled_softmax_loss(*tensors, form == "refined")
+    loss, lse, statistics = torch.ops.argus_native.sampled_softmax_loss(*given[:-1], given.form == "refined")
     return loss, lse, statistics
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """Gradients of query, positive, candidates and scale, None where not wanted."""
-    *tensors, form = arguments
     wanted = [needs[name] for name in ("query", "positive", "candidates", "scale")]
     found = torch.ops.argus_native.sampled_softmax_loss_backward(
-        gradients[0], gradients[1], outputs[2], *wanted, *tensors, form == "refined"
+        gradients[0], gradients[1], outputs[2], *wanted, *given[:-1], given.form == "refined"
     )
     return [gradient if needed else None for gradient, needed in zip(found, wanted, strict=True)]
 
@@ -46,24 +45,24 @@ def available_cuda() -> str | None:
     return native.why_not("cuda")
 
 
-def why_not_cpp(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
-    return [*_tensors_on("cpu", inputs), *needs_dtype((*_STORED, torch.float64), query=inputs.query)]
+def why_not_cpp(given: Arguments) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
+    return [*_tensors_on("cpu", given), *needs_dtype((*_STORED, torch.float64), query=given.query)]
 
 
-def why_not_cuda(inputs: Inputs) -> list[str]:
-    """Every reason why the CUDA backend cannot serve these inputs."""
-    return [*_tensors_on("cuda", inputs), *needs_dtype(_STORED, query=inputs.query)]
+def why_not_cuda(given: Arguments) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these arguments."""
+    return [*_tensors_on("cuda", given), *needs_dtype(_STORED, query=given.query)]
 
 
-def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
+def _tensors_on(kind: str, given: Arguments) -> list[str]:
     return needs_device(
         kind,
-        query=inputs.query,
-        positive=inputs.positive,
-        candidates=inputs.candidates,
-        positive_ids=inputs.positive_ids,
-        candidate_ids=inputs.candidate_ids,
-        log_q=inputs.log_q,
-        scale=inputs.scale,
+        query=given.query,
+        positive=given.positive,
+        candidates=given.candidates,
+        positive_ids=given.positive_ids,
+        candidate_ids=given.candidate_ids,
+        log_q=given.log_q,
+        scale=given.scale,
     )

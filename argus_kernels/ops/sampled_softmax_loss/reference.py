@@ -13,23 +13,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.masked_products import all_finite, over_seen
-
-
-class Arguments(NamedTuple):
-    """The op's arguments, in the order of its schema."""
-
-    query: Tensor
-    positive: Tensor
-    candidates: Tensor
-    positive_ids: Tensor
-    candidate_ids: Tensor
-    log_q: Tensor
-    positive_log_q: Tensor | None
-    scale: Tensor
-    row_weight: Tensor | None
-    query_owner: Tensor | None
-    candidate_owner: Tensor | None
-    form: str
+from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 
 
 class Relative(NamedTuple):
@@ -55,13 +39,12 @@ class Relative(NamedTuple):
     """[N, M] bool."""
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss [N], lse [N], statistics [2, N]); arguments as in `Arguments`.
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss [N], lse [N], statistics [2, N]).
 
     statistics, for backward passes that compute the scores again: log of the loss's denominator, and log of the sum
     that the candidates' shares are shares of, both relative to the positive's score; 0 in rows that are left out.
     """
-    given = Arguments(*arguments)  # type: ignore[arg-type]
     relative = _relative(given)
     weight = _row_weight(given, relative.product)
     empty = relative.log_sum_exp == -torch.inf
@@ -75,10 +58,9 @@ def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """Gradients of query, positive, candidates and scale from those of (loss, lse); statistics have none."""
-    given = Arguments(*arguments)  # type: ignore[arg-type]
     relative = _relative(given)
     weight = _row_weight(given, relative.product)
     kept, empty = weight != 0, relative.log_sum_exp == -torch.inf

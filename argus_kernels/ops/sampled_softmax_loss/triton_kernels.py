@@ -21,7 +21,7 @@ from torch import Tensor
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
-from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
+from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
@@ -193,9 +193,8 @@ class Rows(NamedTuple):
     """bool [N], or None where every row counts."""
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [N], lse [N], statistics [2, N]) as `reference.forward`."""
-    given = Arguments(*arguments)  # type: ignore[arg-type]
     rows = _rows(given)
     negatives, count = _negatives(given, rows)
     positive_log_q = given.positive_log_q
@@ -221,10 +220,9 @@ def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """Gradients of query, positive, candidates and scale, from those of (loss, lse)."""
-    given = Arguments(*arguments)  # type: ignore[arg-type]
     rows = _rows(given)
     denominator, whole = outputs[2]
     d_lse = torch.where(denominator == -torch.inf, 0, gradients[1])
@@ -412,11 +410,25 @@ def compile_cases() -> list[CompileCase]:
                 ids, query_owner = torch.empty(2, rows, dtype=torch.int64)
                 candidate_ids, candidate_owner = torch.empty(2, drawn, dtype=torch.int64)
                 log_q, scale = torch.empty(drawn), torch.empty(())
-            owner = (query_owner, candidate_owner) if owners else (None, None)
-            arguments = (query, positive, candidates, ids, candidate_ids, log_q, None, scale, None, *owner, "standard")
-            outputs = forward(*arguments)
+            if not owners:
+                query_owner = candidate_owner = None
+            given = Arguments(
+                query,
+                positive,
+                candidates,
+                ids,
+                candidate_ids,
+                log_q,
+                None,
+                scale,
+                None,
+                query_owner,
+                candidate_owner,
+                "standard",
+            )
+            outputs = forward(given)
             needs = dict.fromkeys(("query", "positive", "candidates", "scale"), True)
-            backward(outputs, outputs, needs, *arguments)
+            backward(outputs, outputs, needs, given)
 
         return CompileCase(f"{name}-{dtype}".replace("torch.", ""), call, twin=twin)
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core import Backend, Inputs, Op, Problems, autocast
+from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.triple_embedding import native, reference, triton_limits
+from argus_kernels.ops.triple_embedding.arguments import Arguments
 from argus_kernels.ops.triple_embedding.samples import drawn, samples, tiles
 
 
@@ -65,12 +66,12 @@ def triple_embedding(
     problems = Problems("triple_embedding")
     sparse, check_ids = problems.flag("sparse", sparse), problems.flag("check_ids", check_ids)
     tables, columns = _check_arguments(problems, ids, tables, columns, weight, bias)
-    arguments = (ids, tables, columns, weight, bias, sparse, check_ids)
+    given = Arguments(ids, tables, columns, weight, bias, sparse, check_ids)
     if sparse and torch.compiler.is_compiling():
         torch._dynamo.graph_break(msg="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
         # Not a decorator at the module's level: torch.compiler.disable imports torch's compiler, two seconds of it.
-        return torch.compiler.disable(OP)(*arguments, backend=backend)
-    return OP(*arguments, backend=backend)
+        return torch.compiler.disable(OP)(given, backend=backend)
+    return OP(given, backend=backend)
 
 
 def _check_arguments(
@@ -118,51 +119,51 @@ def _table_dtypes(weight: Tensor) -> tuple[torch.dtype, ...]:
     return (weight.dtype,)
 
 
-def _check_values(inputs: Inputs) -> None:
-    if not inputs.check_ids:
+def _check_values(given: Arguments) -> None:
+    if not given.check_ids:
         return
-    ids, heights = inputs.ids, [inputs.tables[column].shape[0] for column in inputs.columns]
-    if ids.device.type != "cpu" and triton_limits.checks_ids(inputs):
+    ids, heights = given.ids, [given.tables[column].shape[0] for column in given.columns]
+    if ids.device.type != "cpu" and triton_limits.checks_ids(given):
         triton_limits.check_ids(ids, heights)
     elif ids.device.type != "cpu":
         for k, rows in enumerate(heights):
             inside = (ids[k] >= -1) & (ids[k] < rows)
             require_values(inside, f"triple_embedding: an id of column {k} is outside its table of {rows} rows")
     else:
-        reference.check_ids_on_cpu(ids, inputs.tables, inputs.columns)
+        reference.check_ids_on_cpu(ids, given.tables, given.columns)
 
 
-def _fake(inputs: Inputs) -> Tensor:
-    return inputs.weight.new_empty(inputs.ids.shape[1], inputs.weight.shape[1])
+def _fake(given: Arguments) -> Tensor:
+    return given.weight.new_empty(given.ids.shape[1], given.weight.shape[1])
 
 
 def _fake_backward(
     gradients: list[Tensor],
     needs: dict[str, bool],
-    inputs: Inputs,
+    given: Arguments,
 ) -> list[Tensor]:
-    weight = inputs.weight
+    weight = given.weight
     nothing = gradients[0].new_empty(0)
     found: list[Tensor] = []
-    for table in inputs.tables:
+    for table in given.tables:
         if not needs["tables"]:
-            found += [nothing, nothing] if inputs.sparse else [nothing]
-        elif inputs.sparse:
+            found += [nothing, nothing] if given.sparse else [nothing]
+        elif given.sparse:
             rows = torch.library.get_ctx().new_dynamic_size()
-            found += [inputs.ids.new_empty(rows), table.new_empty(rows, table.shape[1])]
+            found += [given.ids.new_empty(rows), table.new_empty(rows, table.shape[1])]
         else:
             found.append(torch.empty_like(table))
     found.append(torch.empty_like(weight, memory_format=torch.contiguous_format) if needs["weight"] else nothing)
-    found.append(weight.new_empty(weight.shape[1]) if needs["bias"] and inputs.bias is not None else nothing)
+    found.append(weight.new_empty(weight.shape[1]) if needs["bias"] and given.bias is not None else nothing)
     return found
 
 
-def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> list[Any]:
+def _assemble(given: Arguments, needs: dict[str, bool], flat: list[Tensor]) -> list[Any]:
     """One gradient per differentiable argument; a table's (rows, values) become its row-sparse gradient."""
     *table_parts, d_weight, d_bias = flat
-    d_tables: list[Tensor | None] = [None] * len(inputs.tables)
-    if needs["tables"] and inputs.sparse:
-        parts = zip(inputs.tables, table_parts[::2], table_parts[1::2], strict=True)
+    d_tables: list[Tensor | None] = [None] * len(given.tables)
+    if needs["tables"] and given.sparse:
+        parts = zip(given.tables, table_parts[::2], table_parts[1::2], strict=True)
         d_tables = [
             torch.sparse_coo_tensor(rows[None], values, table.shape, is_coalesced=True, check_invariants=False)
             for table, rows, values in parts
@@ -172,7 +173,7 @@ def _assemble(inputs: Inputs, needs: dict[str, bool], flat: list[Tensor]) -> lis
     return [
         d_tables,
         d_weight if needs["weight"] else None,
-        d_bias if needs["bias"] and inputs.bias is not None else None,
+        d_bias if needs["bias"] and given.bias is not None else None,
     ]
 
 
@@ -185,7 +186,7 @@ BACKENDS = (
 
 OP = Op(
     "triple_embedding",
-    arguments=("Tensor ids, Tensor[] tables, int[] columns, Tensor weight, Tensor? bias, bool sparse, bool check_ids"),
+    arguments=Arguments,
     returns="Tensor",
     fake=_fake,
     fake_backward=_fake_backward,

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
-from argus_kernels.core.registry import Inputs, needs_device, needs_dtype
+from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.ops.triple_embedding.arguments import Arguments
 
 MAX_CUDA_COLUMNS = 32
 """kMaxColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
@@ -21,21 +22,13 @@ _ON_DEMAND_BYTES = 1 << 20
 """Of a dense gradient from which on its zeros are left to the system."""
 
 
-def forward(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """The op on the device of `weight`.
 
     An id outside its table is a ValueError on the CPU, whether `check_ids` or not; on a GPU, where it was not checked,
     it reads as missing.
     """
-    out: Tensor = torch.ops.argus_native.triple_embedding(ids, tables, columns, weight, bias)
+    out: Tensor = torch.ops.argus_native.triple_embedding(*given[:5])
     return out
 
 
@@ -43,25 +36,17 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
+    given: Arguments,
 ) -> list[list[Tensor | None] | Tensor | None]:
     """Gradients of the tables (dense, or row numbers and rows where `sparse`), weight and bias."""
-    needs_bias = needs["bias"] and bias is not None
-    dense = [_zeros(table) for table in tables] if needs["tables"] and not sparse else []
-    found = iter(
-        torch.ops.argus_native.triple_embedding_backward(
-            gradients[0], ids, tables, columns, weight, dense, sparse, needs["tables"], needs["weight"], needs_bias
-        )
-    )
-    d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
+    needs_bias = needs["bias"] and given.bias is not None
+    dense = [_zeros(table) for table in given.tables] if needs["tables"] and not given.sparse else []
+    wanted = (needs["tables"], needs["weight"], needs_bias)
+    native_backward = torch.ops.argus_native.triple_embedding_backward
+    found = iter(native_backward(gradients[0], *given[:4], dense, given.sparse, *wanted))
+    d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
     if needs["tables"]:
-        d_tables = [next(found) for _ in d_tables] if sparse else [*dense]
+        d_tables = [next(found) for _ in d_tables] if given.sparse else [*dense]
     return [d_tables, next(found) if needs["weight"] else None, next(found) if needs_bias else None]
 
 
@@ -93,20 +78,20 @@ def available_cuda() -> str | None:
     return native.why_not("cuda")
 
 
-def why_not_cpp(inputs: Inputs) -> list[str]:
-    """Every reason why the C++ backend cannot serve these inputs."""
-    return _tensors_on("cpu", inputs)
+def why_not_cpp(given: Arguments) -> list[str]:
+    """Every reason why the C++ backend cannot serve these arguments."""
+    return _tensors_on("cpu", given)
 
 
-def why_not_cuda(inputs: Inputs) -> list[str]:
-    """Every reason why the CUDA backend cannot serve these inputs."""
-    problems = _tensors_on("cuda", inputs)
-    problems += needs_dtype((torch.float32, torch.bfloat16, torch.float16), weight=inputs.weight)
-    if len(inputs.columns) > MAX_CUDA_COLUMNS:
-        problems.append(f"ids has {len(inputs.columns)} columns, expected at most {MAX_CUDA_COLUMNS}")
+def why_not_cuda(given: Arguments) -> list[str]:
+    """Every reason why the CUDA backend cannot serve these arguments."""
+    problems = _tensors_on("cuda", given)
+    problems += needs_dtype((torch.float32, torch.bfloat16, torch.float16), weight=given.weight)
+    if len(given.columns) > MAX_CUDA_COLUMNS:
+        problems.append(f"ids has {len(given.columns)} columns, expected at most {MAX_CUDA_COLUMNS}")
     return problems
 
 
-def _tensors_on(kind: str, inputs: Inputs) -> list[str]:
-    tables = {f"tables[{index}]": table for index, table in enumerate(inputs.tables)}
-    return needs_device(kind, ids=inputs.ids, weight=inputs.weight, bias=inputs.bias, **tables)
+def _tensors_on(kind: str, given: Arguments) -> list[str]:
+    tables = {f"tables[{index}]": table for index, table in enumerate(given.tables)}
+    return needs_device(kind, ids=given.ids, weight=given.weight, bias=given.bias, **tables)

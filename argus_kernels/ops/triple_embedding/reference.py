@@ -8,35 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from argus_kernels.ops.triple_embedding.arguments import Arguments
 
-def forward(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> Tensor:
+
+def forward(given: Arguments) -> Tensor:
     """Ids [K, T], tables [V_j, d_j], weight [Σ d, D], bias [D] → [T, D]."""
-    if not check_ids and ids.device.type == "cpu" and not torch.compiler.is_compiling():
-        check_ids_on_cpu(ids, tables, columns)
-    return F.linear(_gather(ids, tables, columns, weight, sparse), weight.T, bias)
+    if not given.check_ids and given.ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_ids_on_cpu(given.ids, given.tables, given.columns)
+    return F.linear(_gather(given, given.sparse), given.weight.T, given.bias)
 
 
 def backward(
-    gradients: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    needs: dict[str, bool],
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[list[Tensor | None] | Tensor | None]:
     """Gradients of the tables (dense, or row numbers and rows where `sparse`), weight and bias."""
+    ids, tables, columns, weight, sparse = given.ids, given.tables, given.columns, given.weight, given.sparse
     dtype = torch.promote_types(weight.dtype, torch.float32)
     gradient = gradients[0].to(dtype)
     d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
@@ -47,10 +33,12 @@ def backward(
             readers = [k for k, column in enumerate(columns) if column == index]
             rows, values = _sum_by_row([ids[k] for k in readers], [d_gathered[k] for k in readers], table)
             d_tables += [rows, values] if sparse else [torch.zeros_like(table).index_copy_(0, rows, values)]
-    d_weight = None
+    d_weight = d_bias = None
     if needs["weight"]:
-        d_weight = (_gather(ids, tables, columns, weight, False).to(dtype).T @ gradient).to(weight.dtype)
-    return [d_tables, d_weight, gradient.sum(0).to(weight.dtype) if needs["bias"] and bias is not None else None]
+        d_weight = (_gather(given, False).to(dtype).T @ gradient).to(weight.dtype)
+    if needs["bias"] and given.bias is not None:
+        d_bias = gradient.sum(0).to(weight.dtype)
+    return [d_tables, d_weight, d_bias]
 
 
 def check_ids_on_cpu(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int]) -> None:
@@ -68,11 +56,12 @@ def check_ids_on_cpu(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[in
             )
 
 
-def _gather(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor, sparse: bool) -> Tensor:
+def _gather(given: Arguments, sparse: bool) -> Tensor:
     """The rows of all columns side by side, [T, Σ d], in weight's dtype; zero where an id is −1."""
+    ids, weight = given.ids, given.weight
     parts = [weight.new_zeros(ids.shape[1], 0)]
-    for k, column in enumerate(columns):
-        table, missing = tables[column], (ids[k] < 0)[:, None]
+    for k, column in enumerate(given.columns):
+        table, missing = given.tables[column], (ids[k] < 0)[:, None]
         if table.shape[0] == 0:
             parts.append(weight.new_zeros(ids.shape[1], table.shape[1]))
         else:

@@ -21,6 +21,7 @@ from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.ops.triple_embedding import triton_order, triton_row_sums
+from argus_kernels.ops.triple_embedding.arguments import Arguments
 
 _FORWARD = "triple_embedding/forward"
 _WEIGHT = "triple_embedding/weight_gradient"
@@ -192,38 +193,30 @@ def weight_gradient_kernel(
     tl.store(partial + place, total, mask=inside[:, None] & real_line[None, :])
 
 
-def forward(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """Ids [K, T], tables [V_j, d_j], weight [Σ d, D], bias [D] → [T, D]."""
-    events, width = ids.shape[1], weight.shape[1]
-    out = weight.new_empty(events, width)
-    read = tuple(tables[column] for column in columns)
-    depth = _FLOAT32_DEPTH if weight.dtype == torch.float32 else 64
-    rounding = bool(read) and read[0].dtype != weight.dtype
-    config = _config(_FORWARD, weight, events, _ROUNDING_TILE if rounding else None)
+    events, width = given.ids.shape[1], given.weight.shape[1]
+    out = given.weight.new_empty(events, width)
+    read = tuple(given.tables[column] for column in given.columns)
+    depth = _FLOAT32_DEPTH if given.weight.dtype == torch.float32 else 64
+    rounding = bool(read) and read[0].dtype != given.weight.dtype
+    config = _config(_FORWARD, given.weight, events, _ROUNDING_TILE if rounding else None)
     arguments: dict[str, Any] = {
-        "ids": ids,
+        "ids": given.ids,
         "tables": read,
-        "weight": weight,
-        "bias": bias,
+        "weight": given.weight,
+        "bias": given.bias,
         "out": out,
         "events": events,
         "width": width,
         "table_rows": tuple(table.shape[0] for table in read),
         "table_strides": tuple(table.stride(0) for table in read),
         "table_column_strides": tuple(table.stride(1) for table in read),
-        "ids_stride": ids.stride(0),
-        "ids_event_stride": ids.stride(1),
-        "weight_stride": weight.stride(0),
-        "weight_column_stride": weight.stride(1),
-        "bias_stride": 0 if bias is None else bias.stride(0),
+        "ids_stride": given.ids.stride(0),
+        "ids_event_stride": given.ids.stride(1),
+        "weight_stride": given.weight.stride(0),
+        "weight_column_stride": given.weight.stride(1),
+        "bias_stride": 0 if given.bias is None else given.bias.stride(0),
         "WIDTHS": tuple(table.shape[1] for table in read),
         "DEPTHS": tuple(min(max(next_power_of_two(table.shape[1]), 16), depth) for table in read),
         "BLOCK_EVENTS": config["block_events"],
@@ -238,36 +231,30 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
+    given: Arguments,
 ) -> list[list[Tensor | None] | Tensor | None]:
     """Gradients of the tables (dense, or row numbers and rows where `sparse`), weight and bias."""
     gradient = gradients[0]
-    d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
+    d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
     d_weight = d_bias = None
     if needs["tables"]:
-        d_gathered = _gathered_gradient(gradient, weight)
-        starts = _starts(tables, columns)
+        d_gathered = _gathered_gradient(gradient, given.weight)
+        starts = _starts(given.tables, given.columns)
         d_tables = []
-        places = triton_order.order_places(ids, [table.shape[0] for table in tables], columns)
-        for index, (table, own) in enumerate(zip(tables, places, strict=True)):
-            parts = d_gathered, tuple(starts[k] for k, column in enumerate(columns) if column == index)
-            if sparse:
+        places = triton_order.order_places(given.ids, [table.shape[0] for table in given.tables], given.columns)
+        for index, (table, own) in enumerate(zip(given.tables, places, strict=True)):
+            parts = d_gathered, tuple(starts[k] for k, column in enumerate(given.columns) if column == index)
+            if given.sparse:
                 d_tables += triton_row_sums.row_sparse(own, *parts, table)
             else:
                 d_tables.append(triton_row_sums.dense(own, *parts, table))
     if needs["weight"]:
-        d_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        for k, start in enumerate(_starts(tables, columns)):
-            table = tables[columns[k]]
-            _weight_gradient(ids, k, table, gradient, d_weight[start : start + table.shape[1]])
-    if needs["bias"] and bias is not None:
-        d_bias = gradient.sum(0, dtype=torch.float32).to(weight.dtype)
+        d_weight = torch.empty_like(given.weight, memory_format=torch.contiguous_format)
+        for k, start in enumerate(_starts(given.tables, given.columns)):
+            table = given.tables[given.columns[k]]
+            _weight_gradient(given.ids, k, table, gradient, d_weight[start : start + table.shape[1]])
+    if needs["bias"] and given.bias is not None:
+        d_bias = gradient.sum(0, dtype=torch.float32).to(given.weight.dtype)
     return [d_tables, d_weight, d_bias]
 
 
@@ -365,9 +352,9 @@ def compile_cases() -> list[CompileCase]:
                 tables = [torch.empty(*shape, dtype=table_dtype) for shape in shapes]
                 weight = torch.empty(sum(shapes[column][1] for column in columns), 256, dtype=weight_dtype)
                 bias = torch.empty(256, dtype=weight_dtype)
-            arguments = (ids, tables, columns, weight, bias, False, True)
-            out = forward(*arguments)
-            backward([out], [out], {"tables": True, "weight": True, "bias": True}, *arguments)
+            given = Arguments(ids, tables, columns, weight, bias, False, True)
+            out = forward(given)
+            backward([out], [out], {"tables": True, "weight": True, "bias": True}, given)
 
         name = f"{weight_dtype}-{table_dtype}".replace("torch.", "")
         return CompileCase(name, call, twin=weight_dtype == torch.float16)

@@ -60,7 +60,7 @@ def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: s
     """How it went: an outcome, and the sentences of what did not pass."""
     try:
         arguments = sample.draw(dtype, 0, device)
-        reasons = op.backend(backend).reasons(op.inputs(captured_arguments(op, arguments)))
+        reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
         if reasons:
             return {"outcome": "not served", "sentences": reasons}
         verdicts = judged(op, sample, backend, dtype, device=device, enough=POOLED, most=MAX_DRAWS).values()

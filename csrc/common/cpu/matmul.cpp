@@ -305,10 +305,6 @@ void multiply_tile(const Tile<double>& tile) {
   ForEachIsa<&plain_tile<double>>::template call<const Tile<double>&>(tile);
 }
 
-// A float32 sum over a long depth is taken in pieces, as torch's own products are: an error of rounding grows
-// with the length of a sum, and a piece of the panel stays in the first-level cache.
-constexpr int64_t kPiece = 256;
-
 void multiply_piece(const Tile<float>& tile) {
 #if ARGUS_X86
   const Isa level = isa();
@@ -326,10 +322,11 @@ void multiply_piece(const Tile<float>& tile) {
 
 void multiply_tile(const Tile<float>& tile) {
   Tile<float> piece = tile;
-  for (int64_t first = 0; first == 0 || first < tile.depth; first += kPiece) {
+  const int64_t step = piece_depth(tile.depth);
+  for (int64_t first = 0; first == 0 || first < tile.depth; first += step) {
     piece.left = tile.left + first;
     piece.panel = tile.panel + first * kColumns;
-    piece.depth = std::min(kPiece, tile.depth - first);
+    piece.depth = std::min(step, tile.depth - first);
     piece.accumulate = tile.accumulate || first > 0;
     multiply_piece(piece);
   }

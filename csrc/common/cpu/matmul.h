@@ -8,8 +8,8 @@
 //
 // 16-bit results of torch's own products carry 8 bits of a score; these carry 24. On processors with AMX or
 // AVX-512 bfloat16 instructions a bfloat16 operand stays bfloat16 (Operand BFloat16), elsewhere it is
-// multiplied as float32. An element's sum runs over k in order, in float32 in pieces of 256; the instruction
-// set decides how it is rounded, the tile's other rows and columns do not.
+// multiplied as float32. An element's sum runs over k in order, in float32 in pieces (piece_depth); the
+// instruction set decides how it is rounded, the tile's other rows and columns do not.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,14 @@ auto with_operand(Visit&& visit) {
   } else {
     return visit.template operator()<float>();
   }
+}
+
+// A float32 sum over a long depth is taken in equal pieces, as torch's own products are: its rounding error
+// grows with its length. A single sum of 256 products errs 1.4 times as much as torch's two of 128.
+constexpr int64_t kMaxPiece = 192;
+constexpr int64_t piece_depth(int64_t depth) {
+  const int64_t pieces = (depth + kMaxPiece - 1) / kMaxPiece;
+  return pieces < 2 ? kMaxPiece : (depth + pieces - 1) / pieces;
 }
 
 // Depth of packed operands: what the widest instruction takes at once.

@@ -61,6 +61,11 @@ class Piece:
     names: tuple[str, ...]
     form: Form
 
+    @property
+    def size(self) -> int:
+        """Bytes of the piece."""
+        return self.end - self.start
+
     def content(self) -> bytes:
         """The bytes of the piece; DataError where the file has gone or has become shorter."""
         with reading(self.file), self.file.open("rb") as stream:
@@ -133,6 +138,13 @@ def read_piece(
         else:
             found[name] = _integers(piece.file, name, cells.str.strip_chars(" "), name in optional)
     return found
+
+
+def text_columns(piece: Piece, names: Sequence[str]) -> dict[str, pl.Series]:
+    """The cells of some columns as text without the spaces around them, "" where empty; DataError as `read_piece`."""
+    places = {name: _place(piece, name) for name in names}
+    cells = _cells(piece, sorted(set(places.values())))
+    return {name: cells[place].str.strip_chars(" ").alias(name) for name, place in places.items()}
 
 
 def refuse(file: Path, column: str, values: np.ndarray, bad: np.ndarray, expected: str) -> None:
@@ -289,13 +301,18 @@ def _check_quotes(
 
 
 def _numbers(file: Path, name: str, cells: pl.Series) -> np.ndarray:
+    return numbers_of(cells, file, name).to_numpy()
+
+
+def numbers_of(cells: pl.Series, file: Path, name: str) -> pl.Series:
+    """Float64 of cells of text, nan where empty; DataError at the first that is no finite number."""
     import polars as pl
 
     empty = cells == ""
     values = cells.cast(pl.Float64, strict=False)
     wrong = ~empty & ~(cells.str.contains(_NUMBER) & values.is_finite().fill_null(False))
-    _refuse_cells(file, name, cells, wrong, "a number")
-    return values.fill_null(float("nan")).to_numpy()
+    refuse_cells(file, name, cells, wrong, "a number")
+    return values.fill_null(float("nan"))
 
 
 def _integers(file: Path, name: str, cells: pl.Series, optional: bool) -> np.ndarray:
@@ -305,14 +322,15 @@ def _integers(file: Path, name: str, cells: pl.Series, optional: bool) -> np.nda
     if optional:
         cells = cells.str.strip_suffix(".0")
     else:
-        _refuse_cells(file, name, cells, empty, _INTEGER)
-    _refuse_cells(file, name, cells, ~empty & ~cells.str.contains(CANONICAL), _INTEGER)
+        refuse_cells(file, name, cells, empty, _INTEGER)
+    refuse_cells(file, name, cells, ~empty & ~cells.str.contains(CANONICAL), _INTEGER)
     values = cells.cast(pl.Int64, strict=False)
-    _refuse_cells(file, name, cells, ~empty & values.is_null(), "an integer in [-2⁶³, 2⁶³)")
+    refuse_cells(file, name, cells, ~empty & values.is_null(), "an integer in [-2⁶³, 2⁶³)")
     return values.fill_null(MISSING).to_numpy()
 
 
-def _refuse_cells(file: Path, name: str, cells: pl.Series, bad: pl.Series, expected: str) -> None:
+def refuse_cells(file: Path, name: str, cells: pl.Series, bad: pl.Series, expected: str) -> None:
+    """DataError at the first cell where `bad` is set."""
     if bad.any():
         row = int(np.argmax(bad.to_numpy()))
         found = shown(cells[row]) if cells[row] else "nothing"

@@ -9,7 +9,7 @@ import numpy as np
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
 from python_model.data.readers.delimited import MISSING, Form, Piece, pieces, read_delimited, read_piece, refuse
-from python_model.data.readers.logs import PIECE_BYTES, Rows, sort_logs
+from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
 from python_model.data.readers.tables import DAY, GAP_BUCKETS, HOUR, Progress, align, codes, gap_bucket, hour_and_day
 from python_model.data.times import MILLISECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
@@ -55,6 +55,7 @@ def read_kuairand(
             source="kuairand",
             context=context,
             feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
+            negative=("hate",),
             item_features=item_cardinality,
             grades=GRADES,
             pair_window=DAY,
@@ -79,7 +80,7 @@ def _log_files(path: Path) -> list[Path]:
     return files
 
 
-def _read_log(piece: Piece) -> Rows:
+def _read_log(piece: Piece) -> Found:
     """The columns of a log with user, item and order (time_ms): int64 [n] in file order."""
     file = piece.file
     log = read_piece(piece, integers=(*_INTEGERS, *_BINARY))
@@ -89,7 +90,7 @@ def _read_log(piece: Piece) -> Rows:
         refuse(file, name, log[name], log[name] < 0, "a duration that is not negative")
     refuse(file, "tab", log["tab"], (log["tab"] < 0) | (log["tab"] >= TABS), f"a value in [0, {TABS - 1}]")
     time = times_of(log.pop("time_ms"), MILLISECONDS, file, "time_ms")
-    return {"user": log.pop("user_id"), "item": log.pop("video_id"), "order": time, **log}
+    return Found({"user": log.pop("user_id"), "item": log.pop("video_id"), "order": time, **log}, len(time))
 
 
 def _event_columns(log: Rows) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import numpy as np
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
 from python_model.data.readers.delimited import Form, Piece, pieces, read_delimited, read_piece, refuse
-from python_model.data.readers.logs import PIECE_BYTES, Rows, sort_logs
-from python_model.data.readers.tables import GAP_BUCKETS, Progress, align, codes, gap_bucket, hour_and_day
+from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
+from python_model.data.readers.tables import GAP_BUCKETS, Progress, align, gap_bucket, hour_and_day, labelled
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.io.errors import DataError
@@ -47,16 +48,18 @@ def read_movielens(
     file = _rating_file(Path(path))
     todo = pieces(file, _form(file), PIECE_BYTES)
     with scratch(out) as space:
-        logs = sort_logs(_read_ratings, todo, space / "logs", engine, note=_has_half_stars, progress=progress)
-        classes = 10 if logs.noted else 5
-        features, cardinality = _item_features(file.parent, logs.item_ids)
+        logs = sort_logs(_read_ratings, todo, space / "logs", engine, progress=progress)
+        classes = 10 if any(logs.notes) else 5
+        found = _item_features(file.parent, logs.item_ids)
+        features = found.features
         with DatasetWriter(
             out,
             name=f"movielens-{file.name}",
             source="movielens",
             context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
             feedback={"like": 1, "dislike": 1, "rating": classes},
-            item_features=cardinality,
+            negative=("dislike",),
+            item_features={name: max(len(found.labels[name]), 1) for name in features},
             grades="the rating: 1 to 5 stars" if classes == 5 else "the rating in half stars: 1 to 10",
             pair_window=PAIR_WINDOW,
             overwrite=overwrite,
@@ -64,12 +67,10 @@ def read_movielens(
             for columns in logs.columns(partial(_event_columns, classes), engine, progress):
                 writer.write_events(columns)
             writer.write_users(logs.user_ids)
-            writer.write_items(logs.item_ids, features)
+            writer.write_items(logs.item_ids, features, found.titles)
+            stars = [f"{number / 2 if classes == 10 else number:g}" for number in range(1, classes + 1)]
+            writer.write_labels({"feedback_rating": stars, **{f"item_{name}": found.labels[name] for name in features}})
     return DatasetInfo.load(out)
-
-
-def _has_half_stars(rows: Rows) -> bool:
-    return bool((rows["half_stars"] % 2).any())
 
 
 def _event_columns(classes: int, rows: Rows) -> Rows:
@@ -110,8 +111,8 @@ def _rating_file(path: Path) -> Path:
     raise DataError(path, f"no MovieLens ratings here: expected one of {', '.join(RATINGS)}")
 
 
-def _read_ratings(piece: Piece) -> Rows:
-    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order."""
+def _read_ratings(piece: Piece) -> Found:
+    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order; noted is whether any has a half star."""
     file = piece.file
     users, items = ("userId", "movieId") if file.suffix == ".csv" else ("user", "item")
     table = read_piece(piece, integers=(users, items, "timestamp"), numbers=("rating",))
@@ -119,24 +120,38 @@ def _read_ratings(piece: Piece) -> Rows:
     wrong = ~((doubled >= 1) & (doubled <= 10) & (doubled == np.floor(doubled)))
     refuse(file, "rating", table["rating"], wrong, "a rating of 0.5, 1, 1.5, ... 5")
     time = times_of(table["timestamp"], SECONDS, file, "timestamp")
-    return {"user": table[users], "item": table[items], "order": time, "half_stars": doubled.astype(np.int64)}
+    half_stars = doubled.astype(np.int64)
+    rows = {"user": table[users], "item": table[items], "order": time, "half_stars": half_stars}
+    return Found(rows, len(time), bool((half_stars % 2).any()))
 
 
-def _item_features(directory: Path, item_ids: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Genre (the first one listed) and year of the items, from whichever of the item files is there; else nothing."""
+@dataclass(frozen=True)
+class _Items:
+    """Features of the items, what their numbers are called, and titles."""
+
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    titles: list[str] | None = None
+
+
+def _item_features(directory: Path, item_ids: np.ndarray) -> _Items:
+    """Genre (the first one listed), year and title from whichever of the item files is there; else nothing."""
     for name, reader in (("u.item", _read_u_item), ("movies.dat", _read_movies_dat), ("movies.csv", _read_movies_csv)):
         file = directory / name
         if present(file):
             ids, title, genre, column = reader(file)
             break
     else:
-        return {}, {}
+        return _Items()
     found = [_YEAR.search(text) for text in title]
     year = np.array([int(match.group(1)) if match else -1 for match in found], np.int64)
-    genre_code, genres = codes(genre, (genre == "") | (genre == "unknown") | (genre == "(no genres listed)"))
-    year_code, years = codes(year, year < 0)
-    features = align(ids, {"genre": genre_code, "year": year_code}, item_ids, file, column)
-    return features, {"genre": genres, "year": years}
+    numbers, labels = {}, {}
+    numbers["genre"], labels["genre"] = labelled(genre, np.isin(genre, ["", "unknown", "(no genres listed)"]))
+    numbers["year"], labels["year"] = labelled(year, year < 0)
+    numbers["title"], titles = labelled(title.astype(str), title == "")
+    features = align(ids, numbers, item_ids, file, column)
+    titles = [*titles, ""]
+    return _Items(features, labels, [titles[number] for number in features.pop("title")])
 
 
 def _read_u_item(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:

@@ -24,10 +24,16 @@ def event_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
 
 def codes(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, int]:
     """Categories numbered by their sorted values, -1 where missing: (int32 [n], cardinality, at least 1)."""
+    numbers, labels = labelled(values, missing)
+    return numbers, max(len(labels), 1)
+
+
+def labelled(values: np.ndarray, missing: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Categories numbered by their sorted values, -1 where missing, and the values as text: (int32 [n], labels)."""
     numbers = np.full(len(values), -1, np.int32)
     present = ~missing
     unique, numbers[present] = np.unique(values[present], return_inverse=True)
-    return numbers, max(len(unique), 1)
+    return numbers, [str(value) for value in unique.tolist()]
 
 
 def align(

@@ -90,6 +90,7 @@ def read_yambda(
         source="yambda",
         context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
         feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES_PCT) + 1},
+        negative=("dislike", "skip"),
         item_features=cardinality,
         grades=f"impressions only: 0 dislike, 1 skip (under {skip_below_pct} % played), 2 listened in part, "
         f"3 at least {FULL_PCT} % played, 4 like; -1 for organic events",

@@ -56,6 +56,7 @@ def generate(
         params=config.to_params(),
         context={"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(SOURCES)},
         feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES) + 1},
+        negative=("dislike", "skip"),
         item_features={"artist": config.clusters * config.artists, "cluster": config.clusters},
         grades=GRADES,
         pair_window=PAIR_WINDOW,

@@ -27,7 +27,8 @@ from python_model.data.synthetic.behaviour import (
 from python_model.data.synthetic.catalogue import Catalogue, build_catalogue
 from python_model.data.synthetic.config import ALBUM, ARTIST, ESTIMATE, POPULAR, REPEAT, TASTE, SyntheticConfig
 from python_model.data.synthetic.generate import ORACLE
-from python_model.io.errors import DataError, one_line
+from python_model.io.arrays import ArrayFile
+from python_model.io.errors import DataError
 from python_model.io.files import require_file
 
 _ROWS_AT_ONCE = 4096
@@ -145,13 +146,6 @@ class OracleScores:
 
 
 def _load(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A memory-mapped array of the oracle; DataError where it is missing, unreadable or of another type or shape."""
+    """An array of the oracle; DataError where it is missing, unreadable or of another type or shape."""
     require_file(file)
-    try:
-        array: np.ndarray = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(file, f"cannot be read: {one_line(error)}") from error
-    if array.shape != shape or array.dtype != dtype:
-        expected = f"{np.dtype(dtype)} {list(shape)}"
-        raise DataError(file, f"expected {expected}, found {array.dtype} {list(array.shape)}")
-    return array
+    return ArrayFile(file, dtype, shape).read()

@@ -16,13 +16,13 @@ from build_support.triton_resources import resource_usage
 with torch.device("meta"):
     tables = [torch.empty(900, 16), torch.empty(1_000_000, 64)]
     ids, weight = torch.empty(5, 16_385, dtype=torch.int64), torch.empty(2 * 16 + 3 * 64, 256)
-inputs = OP.inputs((ids, tables, [0, 1, 1, 0, 1], weight, None, False, True))
+given = OP.record(ids, tables, [0, 1, 1, 0, 1], weight, None, False, True)
 
 
 def launched(compiles: bool) -> tuple[list[str], list[str]]:
     """The launches of Triton and of torch."""
     with mocked(compiles) as launches, TorchLaunches() as counted:
-        _check_values(inputs)
+        _check_values(given)
     return [launch.name for launch in launches], counted.names
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from argus_kernels import host_reference
+from argus_kernels import OPS, host_reference
 from argus_kernels.core import Op
-from argus_kernels.ops import OPS
 from argus_kernels.testing import captured_arguments, small_samples
 from argus_kernels.testing.harness import draw
 
@@ -74,17 +73,17 @@ def native_calls() -> list[Call]:
 
 
 def _run_backend(recorder: _Recorder, op: Op, arguments: dict[str, Any]) -> None:
-    values = captured_arguments(op, arguments)
+    given = captured_arguments(op, arguments)
     backend = op.backend("cpp")
-    if backend.reasons(op.inputs(values)):
+    if backend.reasons(given):
         return
     with torch.no_grad(), recorder:
-        returned = backend.forward(*values)
+        returned = backend.forward(given)
         if backend.backward is None:
             return
         outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         gradients = [torch.randn(output.shape).to(output.dtype) for output in outputs]
-        backend.backward(gradients, outputs, dict.fromkeys(op.differentiable, True), *values)
+        backend.backward(gradients, outputs, dict.fromkeys(op.differentiable, True), given)
 
 
 def _elements(values: Any) -> int:

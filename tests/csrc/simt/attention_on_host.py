@@ -12,7 +12,7 @@ from torch import Tensor
 
 from argus_kernels.attention.native import why_not_cuda
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.causal_attention import native as causal
 from argus_kernels.ops.hstu_attention import native as hstu
 from tests.csrc.simt import host_executor
@@ -169,9 +169,9 @@ def _run(function: str, call: ctypes.Structure) -> None:
         raise RuntimeError(report.value.decode())
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in why_not_cuda(given) if "expected cuda" not in reason]
 
 
 CAUSAL_ATTENTION = Backend(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.decode_attention import native
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -43,61 +44,46 @@ class Params(ctypes.Structure):
     )
 
 
-def forward(
-    q: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    time_pages: Tensor,
-    block_table: Tensor,
-    lengths: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    position_bias: Tensor | None,
-    time_bias: Tensor | None,
-    query_time: Tensor | None,
-    key_time: Tensor | None,
-    scale: float,
-    window: int | None,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """What the CUDA library does with these arguments, its launches included; RuntimeError with the report."""
-    users, heads, width = q.shape
-    out = torch.empty(q.shape, dtype=q.dtype)
+    users, heads, width = given.q.shape
+    out = torch.empty(given.q.shape, dtype=given.q.dtype)
     if out.numel() == 0:
         return out
-    given = {
-        "q": q.contiguous(),
-        "block_table": block_table.contiguous(),
-        "lengths": lengths.contiguous(),
-        "k": None if k is None else k.contiguous(),
-        "v": None if v is None else v.contiguous(),
-        "position_bias": None if position_bias is None else position_bias.float().contiguous(),
-        "time_bias": None if time_bias is None else time_bias.float().contiguous(),
-        "query_time": None if query_time is None else query_time.contiguous(),
-        "key_time": None if key_time is None or k is None else key_time.contiguous(),
-        "key_pages": key_pages,
-        "value_pages": value_pages,
-        "time_pages": time_pages,
+    tensors = {
+        "q": given.q.contiguous(),
+        "block_table": given.block_table.contiguous(),
+        "lengths": given.lengths.contiguous(),
+        "k": None if given.k is None else given.k.contiguous(),
+        "v": None if given.v is None else given.v.contiguous(),
+        "position_bias": None if given.position_bias is None else given.position_bias.float().contiguous(),
+        "time_bias": None if given.time_bias is None else given.time_bias.float().contiguous(),
+        "query_time": None if given.query_time is None else given.query_time.contiguous(),
+        "key_time": None if given.key_time is None or given.k is None else given.key_time.contiguous(),
+        "key_pages": given.key_pages,
+        "value_pages": given.value_pages,
+        "time_pages": given.time_pages,
         "out": out,
     }
     params = Params(
-        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in given.items()},
+        **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
         users=users,
         heads=heads,
         width=width,
-        pages=key_pages.shape[0],
-        page_size=key_pages.shape[1],
-        table_width=block_table.shape[1],
-        key_page_stride=key_pages.stride(0),
-        key_slot_stride=key_pages.stride(1),
-        value_page_stride=value_pages.stride(0),
-        value_slot_stride=value_pages.stride(1),
-        time_page_stride=time_pages.stride(0),
-        time_slot_stride=time_pages.stride(1),
-        position_buckets=0 if position_bias is None else position_bias.shape[1],
-        time_buckets=0 if time_bias is None else time_bias.shape[1],
-        window=2**63 - 1 if window is None else window,
-        scale=scale,
-        dtype=DTYPES[q.dtype],
+        pages=given.key_pages.shape[0],
+        page_size=given.key_pages.shape[1],
+        table_width=given.block_table.shape[1],
+        key_page_stride=given.key_pages.stride(0),
+        key_slot_stride=given.key_pages.stride(1),
+        value_page_stride=given.value_pages.stride(0),
+        value_slot_stride=given.value_pages.stride(1),
+        time_page_stride=given.time_pages.stride(0),
+        time_slot_stride=given.time_pages.stride(1),
+        position_buckets=0 if given.position_bias is None else given.position_bias.shape[1],
+        time_buckets=0 if given.time_bias is None else given.time_bias.shape[1],
+        window=2**63 - 1 if given.window is None else given.window,
+        scale=given.scale,
+        dtype=DTYPES[given.q.dtype],
     )
     report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
     function = host_executor.load("decode_attention", SOURCES).decode_attention_on_host
@@ -107,9 +93,9 @@ def forward(
     return out
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 DECODE_ATTENTION = Backend("cuda_on_host", forward, why_not=_why_not, available=host_executor.why_not)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.feedback_loss import native
+from argus_kernels.ops.feedback_loss.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -39,9 +40,9 @@ class Params(ctypes.Structure):
     )
 
 
-def _run(arguments: tuple[Any, ...], d_loss: Tensor, backward: bool) -> dict[str, Tensor]:
+def _run(given: Arguments, d_loss: Tensor, backward: bool) -> dict[str, Tensor]:
     """The kernels' results by name."""
-    hidden, weight, bias, targets, classes, task_weight, row_weight = arguments
+    hidden, weight, bias, targets, classes, task_weight, row_weight = given
     (rows, width), columns, tasks = hidden.shape, weight.shape[1], len(classes)
     parts = min(-(-rows // TILE_ROWS), MAX_PARTS)
     tensors = {
@@ -78,22 +79,22 @@ def _call(params: Params, backward: bool) -> None:
         raise RuntimeError(report.value.decode())
 
 
-def forward(*arguments: Any) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """What the CUDA library does with these arguments; RuntimeError with the executor's report."""
-    return _run(arguments, torch.zeros(len(arguments[4])), backward=False)["loss"]
+    return _run(given, torch.zeros(len(given.classes)), backward=False)["loss"]
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: Any
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """The gradients of hidden, weight and bias."""
-    found = _run(arguments, gradients[0], backward=True)
+    found = _run(given, gradients[0], backward=True)
     return [found["d_hidden"], found["d_weight"], found["d_bias"]]
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 FEEDBACK_LOSS = Backend("cuda_on_host", forward, backward, why_not=_why_not, available=host_executor.why_not)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.pairwise_loss import native
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -59,8 +60,8 @@ def _run(tensors: dict[str, Tensor], numbers: dict[str, int], backward: bool) ->
         raise RuntimeError(report.value.decode())
 
 
-def _inputs(scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor) -> tuple[dict[str, Tensor], int]:
-    *tensors, users = native.ordered_arguments(scores, grades, offsets, times)
+def _inputs(given: Arguments) -> tuple[dict[str, Tensor], int]:
+    *tensors, users = native.ordered_arguments(given)
     names = ("scores", "grades", "order", "sorted_users", "sorted_times")
     return dict(zip(names, tensors, strict=True)), users
 
@@ -70,14 +71,12 @@ def _results(scores: Tensor) -> dict[str, Tensor]:
     return {"loss": torch.zeros(()), **counts, "d_loss": torch.zeros(()), "d_scores": torch.empty_like(scores)}
 
 
-def forward(
-    scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor, window: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """What the CUDA library does with these arguments; RuntimeError with the executor's report."""
-    tensors, users = _inputs(scores, grades, offsets, times)
+    tensors, users = _inputs(given)
     results = _results(tensors["scores"])
-    if scores.shape[0]:
-        _run(tensors | results, {"users": users, "window": window}, backward=False)
+    if given.scores.shape[0]:
+        _run(tensors | results, {"users": users, "window": given.window}, backward=False)
     return results["loss"], results["pairs"], results["concordant"]
 
 
@@ -85,23 +84,19 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    scores: Tensor,
-    grades: Tensor,
-    offsets: Tensor,
-    times: Tensor,
-    window: int,
+    given: Arguments,
 ) -> list[Tensor | None]:
     """The gradient of the scores."""
-    tensors, users = _inputs(scores, grades, offsets, times)
+    tensors, users = _inputs(given)
     results = _results(tensors["scores"]) | {"d_loss": gradients[0].contiguous()}
-    if scores.shape[0]:
-        _run(tensors | results, {"users": users, "window": window}, backward=True)
+    if given.scores.shape[0]:
+        _run(tensors | results, {"users": users, "window": given.window}, backward=True)
     return [results["d_scores"]]
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 PAIRWISE_LOSS = Backend("cuda_on_host", forward, backward, why_not=_why_not, available=host_executor.why_not)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 
 import torch
-from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.rowwise_adagrad import native
+from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -30,37 +30,35 @@ class Params(ctypes.Structure):
     )
 
 
-def rowwise_adagrad(
-    table: Tensor, state: Tensor, rows: Tensor, row_gradients: Tensor, lr: float, eps: float, weight_decay: float
-) -> None:
+def rowwise_adagrad(given: Arguments) -> None:
     """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
-    if row_gradients.numel() == 0:
+    if given.row_gradients.numel() == 0:
         return
-    ordered, order = rows.sort(stable=True)
-    gradients = row_gradients.contiguous()
+    ordered, order = given.rows.sort(stable=True)
+    gradients = given.row_gradients.contiguous()
     params = Params(
-        table=table.data_ptr(),
-        state=state.data_ptr(),
+        table=given.table.data_ptr(),
+        state=given.state.data_ptr(),
         gradients=gradients.data_ptr(),
         rows=ordered.data_ptr(),
         order=order.data_ptr(),
-        table_rows=table.shape[0],
-        table_stride=table.stride(0),
-        count=rows.shape[0],
-        width=table.shape[1],
-        table_dtype=DTYPES[table.dtype],
-        state_dtype=DTYPES[state.dtype],
+        table_rows=given.table.shape[0],
+        table_stride=given.table.stride(0),
+        count=given.rows.shape[0],
+        width=given.table.shape[1],
+        table_dtype=DTYPES[given.table.dtype],
+        state_dtype=DTYPES[given.state.dtype],
         gradient_dtype=DTYPES[gradients.dtype],
-        lr=lr,
-        eps=eps,
-        weight_decay=weight_decay,
+        lr=given.lr,
+        eps=given.eps,
+        weight_decay=given.weight_decay,
     )
     host_executor.run("rowwise_adagrad", SOURCES, "rowwise_adagrad_on_host", params)
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 BACKEND = Backend(host_executor.BACKEND, rowwise_adagrad, why_not=_why_not, available=host_executor.why_not)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.sampled_softmax_loss import native
-from argus_kernels.ops.sampled_softmax_loss.reference import Arguments
+from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -69,8 +69,7 @@ def blocks(rows: int, drawn: int, width: int) -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def _parameters(arguments: Sequence[object]) -> tuple[Parameters, Arguments]:
-    given = Arguments(*arguments)  # type: ignore[arg-type]
+def _parameters(given: Arguments) -> tuple[Parameters, Arguments]:
     given = given._replace(
         **{name: value.contiguous() for name in TENSORS if (value := getattr(given, name)) is not None}
     )
@@ -87,9 +86,9 @@ def _parameters(arguments: Sequence[object]) -> tuple[Parameters, Arguments]:
     return parameters, given
 
 
-def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """What the CUDA library's forward pass does with these arguments; RuntimeError with the executor's report."""
-    parameters, given = _parameters(arguments)
+    parameters, given = _parameters(given)
     rows = given.query.shape[0]
     loss, lse, statistics = torch.empty(rows), torch.empty(rows), torch.empty(2, rows)
     if rows:
@@ -99,10 +98,10 @@ def forward(*arguments: object) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(
-    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], *arguments: object
+    gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """The same of the backward pass."""
-    parameters, given = _parameters(arguments)
+    parameters, given = _parameters(given)
     found = [torch.zeros_like(getattr(given, name)) if needs[name] else None for name in LEAVES]
     if given.query.shape[0]:
         d_loss, d_lse, statistics = gradients[0].contiguous(), gradients[1].contiguous(), outputs[2].contiguous()
@@ -118,9 +117,9 @@ def backward(
     return found
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 BACKEND = Backend(host_executor.BACKEND, forward, backward, why_not=_why_not, available=host_executor.why_not)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argus_kernels import PagedCache, decode_attention
 from argus_kernels.ops.decode_attention import OP
+from argus_kernels.ops.decode_attention.arguments import Arguments
 from tests.csrc.simt import decode_attention_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -129,9 +130,9 @@ def test_lengths_and_pages_out_of_bounds_give_nan_and_write_nothing() -> None:
     given["lengths"] = torch.tensor([40, 49, -1, 40], dtype=torch.int32)
     cache.block_table[3, 2] = 400
     before = cache.key_pages.clone()
-    values = OP.inputs((given["q"], cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table,
+    values = Arguments._make((given["q"], cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table,
                         given["lengths"], given["k"], given["v"], None, None, None, None, 0.2, None))  # fmt: skip
-    out = decode_attention_on_host.forward(*vars(values).values())
+    out = decode_attention_on_host.forward(values)
     assert out[0].isfinite().all() and out[1:].isnan().all()
     written = (cache.key_pages != before).any(-1).any(-1).nonzero().tolist()
     assert written == [[int(cache.block_table[0, 2]), 7]]

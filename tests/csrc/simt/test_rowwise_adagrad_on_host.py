@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argus_kernels import rowwise_adagrad_
 from argus_kernels.ops.rowwise_adagrad import OP
+from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 from argus_kernels.testing import require_close
 from tests.csrc.simt import rowwise_adagrad_on_host
 
@@ -125,7 +126,7 @@ def test_rows_outside_the_table_are_left_out() -> None:
         given["rows"][given["rows"] > 19] = outside
         again, again_state = given["table"].clone(), given["state"].clone()
         rowwise_adagrad_on_host.rowwise_adagrad(
-            again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1
+            Arguments(again, again_state, given["rows"], given["row_gradients"], 0.1, 1e-8, 0.1)
         )
         assert torch.equal(again, table) and torch.equal(again_state, state)
         given["rows"][given["rows"] < 0] = 20

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend
-from argus_kernels.core.registry import Inputs
+from argus_kernels.core.records import Given
 from argus_kernels.ops.triple_embedding import native
+from argus_kernels.ops.triple_embedding.arguments import Arguments
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -143,20 +144,12 @@ def _problem(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weig
     return problem
 
 
-def forward(
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
-) -> Tensor:
+def forward(given: Arguments) -> Tensor:
     """What the CUDA library does with these arguments; RuntimeError with the executor's report."""
-    ids, weight = ids.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
+    ids, weight = given.ids.contiguous(), given.weight.contiguous()
+    bias = None if given.bias is None else given.bias.contiguous()
     output = weight.new_empty(ids.shape[1], weight.shape[1])
-    problem = _problem(ids, tables, columns, weight)
+    problem = _problem(ids, given.tables, given.columns, weight)
     _run("forward", Forward(problem=problem, bias=_address(bias), output=_address(output)))
     return output
 
@@ -165,17 +158,11 @@ def backward(
     gradients: Sequence[Tensor],
     outputs: Sequence[Tensor],
     needs: dict[str, bool],
-    ids: Tensor,
-    tables: Sequence[Tensor],
-    columns: Sequence[int],
-    weight: Tensor,
-    bias: Tensor | None,
-    sparse: bool,
-    check_ids: bool,
+    given: Arguments,
 ) -> list[list[Tensor | None] | Tensor | None]:
     """The gradients, as the CUDA library computes them."""
-    ids, weight, gradient = ids.contiguous(), weight.contiguous(), gradients[0].contiguous()
-    problem = _problem(ids, tables, columns, weight)
+    ids, weight, gradient = given.ids.contiguous(), given.weight.contiguous(), gradients[0].contiguous()
+    problem = _problem(ids, given.tables, given.columns, weight)
     events, width = gradient.shape
     depth = int(host_executor.load(LIBRARY, SOURCES).triple_embedding_depth(ctypes.byref(problem)))
 
@@ -183,7 +170,7 @@ def backward(
         return torch.empty(*shape, dtype=torch.float32)
 
     d_weight = torch.empty_like(weight) if needs["weight"] else None
-    d_bias = weight.new_empty(width) if needs["bias"] and bias is not None else None
+    d_bias = weight.new_empty(width) if needs["bias"] and given.bias is not None else None
     gathered = room(events, depth) if needs["tables"] else None
     weight_parts = None if d_weight is None else room(_parts("weight_parts", events), depth, width)
     bias_parts = None if d_bias is None else room(_parts("bias_parts", events), width)
@@ -199,17 +186,17 @@ def backward(
             d_bias=_address(d_bias),
         ),
     )
-    d_tables: list[Tensor | None] = [None] * (2 * len(tables) if sparse else len(tables))
+    d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
     if gathered is not None:
         d_tables = []
-        order = sorted(range(len(columns)), key=lambda k: columns[k])
-        keys, first_keys = _sorted_keys(ids, tables, columns, order)
-        for index, table in enumerate(tables):
-            readers = [k for k in order if columns[k] == index]
-            before = sum(columns[k] < index for k in order) * events
+        order = sorted(range(len(given.columns)), key=lambda k: given.columns[k])
+        keys, first_keys = _sorted_keys(ids, given.tables, given.columns, order)
+        for index, table in enumerate(given.tables):
+            readers = [k for k in order if given.columns[k] == index]
+            before = sum(given.columns[k] < index for k in order) * events
             entries = slice(before, before + len(readers) * events)
             of_table = (keys.values[entries], keys.indices[entries], before, first_keys[index])
-            d_tables += _row_sums(gathered, ids, table, readers, problem, sparse, *of_table)
+            d_tables += _row_sums(gathered, ids, table, readers, problem, given.sparse, *of_table)
     return [d_tables, d_weight, d_bias]
 
 
@@ -278,9 +265,9 @@ def _row_sums(
     return [values] if unique is None else [unique, values]
 
 
-def _why_not(inputs: Inputs) -> list[str]:
+def _why_not(given: Given) -> list[str]:
     # Everything the CUDA backend wants, but on the CPU.
-    return [reason for reason in native.why_not_cuda(inputs) if "expected cuda" not in reason]
+    return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
 BACKEND = Backend(host_executor.BACKEND, forward, backward, why_not=_why_not, available=host_executor.why_not)

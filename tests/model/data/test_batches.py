@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,10 @@ def test_an_epoch_trains_on_every_row_once(small: Dataset, overlap: int) -> None
     plan = BatchPlan(small, BUDGET, WINDOW, seed=3, train=train, overlap=overlap)
     targets = np.zeros(len(small), np.int64)
     history = np.zeros(len(small), bool)
-    steps = 0
     for batch in plan.batches(0):
         check_batch(small, batch, BUDGET, WINDOW)
         targets[batch.rows[batch.is_target].numpy()] += 1
         history[batch.rows.numpy()] = True
-        steps += 1
-    assert steps == plan.steps(0)
     assert targets.max() == 1 and not targets[~train].any() and not history[~train].any()
     # Only a window of a single event is left out.
     assert targets[train].mean() > 0.97
@@ -77,7 +75,7 @@ def test_batches_are_full(small: Dataset) -> None:
     assert min(sizes[:-1]) > BUDGET - WINDOW
 
 
-def rows_of(batches: Iterator[JaggedBatch]) -> list[list[int]]:
+def rows_of(batches: Iterable[JaggedBatch]) -> list[list[int]]:
     return [batch.rows.tolist() for batch in batches]
 
 
@@ -95,12 +93,28 @@ def test_an_epoch_resumes_at_any_step(small: Dataset) -> None:
         assert rows_of(plan.batches(5, start)) == whole[start:]
 
 
-def test_ranks_share_an_epoch(small: Dataset) -> None:
-    whole = rows_of(BatchPlan(small, BUDGET, WINDOW, seed=3).batches(0))
-    ranks = [BatchPlan(small, BUDGET, WINDOW, seed=3, rank=rank, world_size=3) for rank in range(3)]
-    assert {plan.steps(0) for plan in ranks} == {len(whole) // 3}
-    for rank, plan in enumerate(ranks):
-        assert rows_of(plan.batches(0)) == whole[rank::3][: len(whole) // 3]
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_a_step_that_an_epoch_does_not_fill_goes_on_in_the_next(small: Dataset, of: int) -> None:
+    plan = BatchPlan(small, BUDGET, WINDOW, seed=3)
+    whole = [rows for epoch in range(4) for rows in rows_of(plan.batches(epoch))]
+    steps = list(islice(plan.walk(plan.start(), range(of + 1), of), len(whole) // of))
+    assert [rows for step in steps for rows in rows_of(step.batches[:of])] == whole[: len(steps) * of]
+    assert all(len(step.batches[of]) == 0 for step in steps)
+    for number in (0, len(steps) // 2, len(steps) - 2):
+        again = next(plan.walk(steps[number].place, range(of), of))
+        assert rows_of(again.batches) == rows_of(steps[number + 1].batches[:of])
+
+
+def test_a_later_epoch_of_fewer_batches_does_not_stop_a_run(small: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one decides whether a step is too large; how many batches the others have is a matter of their cuts."""
+    plan = BatchPlan(small, BUDGET, WINDOW, seed=3)
+    sound = BatchPlan._plan
+    monkeypatch.setattr(BatchPlan, "_plan", lambda self, epoch: sound(self, epoch)[: 1 if epoch else 4])
+    steps = list(islice(plan.walk(plan.start(), range(4), 4), 3))
+    assert [step.place for step in steps] == [{"epoch": epoch, "batch": 4 if epoch == 0 else 1} for epoch in (0, 4, 8)]
+    assert rows_of(steps[1].batches) == [rows_of(plan.batches(epoch))[0] for epoch in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="batches_per_step is 5, expected at most the 4 batches of an epoch"):
+        plan.require(5)
 
 
 def test_training_rows_must_be_prefixes(small: Dataset) -> None:
@@ -121,8 +135,6 @@ def test_training_rows_must_be_prefixes(small: Dataset) -> None:
 def test_sizes_are_checked(small: Dataset, token_budget: int, window: int, overlap: int, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         BatchPlan(small, token_budget, window, 0, overlap=overlap)
-    with pytest.raises(ValueError, match="rank: expected a value in"):
-        BatchPlan(small, 64, 8, 0, rank=2, world_size=2)
 
 
 @pytest.mark.parametrize("history", [0, 8, None, WINDOW - 1])
@@ -275,7 +287,7 @@ def test_prepare_is_one_door(tmp_path: Path) -> None:
 
 
 def test_prepare_names_what_it_does_not_know(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of yambda, kuairand, movielens, synthetic, found 'netflix'"):
+    with pytest.raises(ValueError, match="one of yambda, kuairand, movielens, table, synthetic, found 'netflix'"):
         prepare("netflix", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="unknown option size of source 'kuairand'; it has: none"):
         prepare("kuairand", tmp_path, tmp_path / "out", size="50m")

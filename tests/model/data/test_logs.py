@@ -31,7 +31,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
         monkeypatch.setattr(movielens, "PIECE_BYTES", piece)
         monkeypatch.setattr(kuairand, "PIECE_BYTES", piece)
         monkeypatch.setattr(logs, "RANGE_ROWS", rows)
-        monkeypatch.setattr(logs, "_GROUP_ROWS", 16)
 
     return set_sizes
 

@@ -176,6 +176,21 @@ class TestStream:
         with pytest.raises(ValueError, match=r"shards \[.*\]: train: nobody has two events"):
             next(stream(sharded).walk({"lanes": {}}, [0], 2))
 
+    def test_a_lane_whose_shards_have_nobody_goes_on(self, sharded: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One shard in five has events to train on: each lane comes to it in some epoch, and none stops before."""
+        assert sharded.manifest is not None
+        second = sharded.manifest.shards[1].first_user
+
+        def only_first(self: ShardStream, block: Block) -> np.ndarray:
+            return np.full(len(block), block.users[0] < second)
+
+        monkeypatch.setattr(ShardStream, "_training_rows", only_first)
+        source = stream(sharded, protocol="all")
+        for number in range(OF):
+            steps = list(islice(source.walk(source.start(), [number], OF), 30))
+            assert all(len(step.batches[0]) > 0 for step in steps)
+            assert len({step.place["lanes"][str(number)]["epoch"] for step in steps}) > 1
+
 
 class TestTraining:
     def test_a_run_goes_on_in_the_middle_of_a_shard(self, sharded: Dataset, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_damaged_arrays_of_the_oracle_are_refused(tmp_path: Path) -> None:
         bad = [b"", b"\x93NUMPY", good[:60], good[:-1], b"rubbish", good.replace(b"'descr'", b"'desc(''")]
         for content in bad:
             file.write_bytes(content)
-            with pytest.raises(DataError, match=rf"{name}\.npy: cannot be read"):
+            with pytest.raises(DataError, match=rf"{name}\.npy: (expected a NumPy array|damaged or truncated): "):
                 OracleScores(tmp_path / "d")
         for other in (array.astype(np.float64), array[:-1], array[None], array.astype(object)):
             np.save(file, other, allow_pickle=True)

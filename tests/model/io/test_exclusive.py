@@ -105,7 +105,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     for lock in (tmp_path / "run" / ".lock", tmp_path / ".out.lock"):
         lock.parent.mkdir(exist_ok=True)
         lock.symlink_to(tmp_path / "mine")
-    with pytest.raises(OSError, match="run: cannot be written, too many levels of symbolic links"):
+    with pytest.raises(OSError, match=r"run/\.lock: cannot be written, it is a symbolic link"):
         own(tmp_path / "run")
     with pytest.raises(OSError, match="out: cannot be written, too many levels"), replacing(tmp_path / "out"):
         pass

@@ -339,6 +339,26 @@ def test_a_number_that_is_not_finite_is_named(tiny_service: Dataset, run: Path, 
     assert caught.value.file == file and caught.value.column == column
 
 
+@pytest.mark.parametrize(
+    "name", ["tensorboard", "skipped", "checkpoints", "checkpoints/step-00000008", "checkpoints/.step-00000014.partial"]
+)
+def test_a_folder_of_a_run_that_is_a_link_is_refused(
+    tiny_service: Dataset, run: Path, tmp_path: Path, name: str
+) -> None:
+    """A run that somebody sent, resumed: nothing is written, cut back or removed where its links lead."""
+    mine, link = tmp_path / "mine", run / name
+    if link.exists():
+        link.rename(mine)
+    else:
+        mine.mkdir()
+    (mine / "file").write_text("mine")
+    before = sorted(path.name for path in mine.iterdir())
+    link.symlink_to(mine)
+    with pytest.raises(WriteError, match=rf"run/{name}: cannot be written, it is a symbolic link, which is not foll"):
+        train("pretrain", tiny_service, run, MODEL, replace(CONFIG, steps=14), resume=True)
+    assert sorted(path.name for path in mine.iterdir()) == before
+
+
 def test_metrics_that_are_a_link_are_refused(tiny_service: Dataset, run: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     for content in ('{"step": 1}\n{"step": 99}\n', None):

@@ -315,6 +315,31 @@ def test_what_a_stopped_pass_left_is_gone_on_with_or_computed_anew(
         assert found.equals(expected) and found.null_count == 0
 
 
+def test_stored_states_that_shrink_are_an_error_of_the_job(service: Dataset, finetuned: Path, tmp_path: Path) -> None:
+    """They are read, not mapped: a mapped file that is cut short ends the process with SIGBUS."""
+    late = int(service.time.max()) + 10**7
+    rows = pa.table({"user_id": service.user_ids[:9], "item_id": np.arange(9), "time": np.full(9, late)})
+    scored = HistoryScorer(checkpoint.load_model(finetuned), service, None, window=WINDOW)
+    prepare_states(scored, written(tmp_path, rows), tmp_path / "out")
+    os.truncate(tmp_path / "out" / ".states" / "states.npy", 128)
+    with pytest.raises(DataError, match=r"states\.npy: was cut short while it was read"):
+        score_parquet(scored, tmp_path / "rows.parquet", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*part-*"))
+
+
+@pytest.mark.parametrize("name", [".states", "_job.json", "_finished.json", "part-000000.parquet"])
+def test_links_in_a_folder_of_scores_are_not_followed(tmp_path: Path, name: str) -> None:
+    file, out, mine = written(tmp_path, table()), tmp_path / "out", tmp_path / "mine"
+    score_parquet(scorer(), file, out)
+    mine.mkdir() if name == ".states" else mine.write_text("mine")
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(mine)
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match=rf"out/{name}: cannot be written, it is a symbolic link"):
+            score_parquet(scorer(), file, out, overwrite=overwrite)
+    assert not list(mine.iterdir()) if mine.is_dir() else mine.read_text() == "mine"
+
+
 def test_one_process_writes_to_a_folder(tmp_path: Path) -> None:
     file = written(tmp_path, table())
     with owned(tmp_path / "out"), pytest.raises(ValueError, match=f"out is in use by process {os.getpid()} on "):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from python_model.io.disk import WriteError
 from python_model.io.errors import DataError
 from python_model.io.exclusive import InUseError
 from python_model.serving.bundle import Export
@@ -133,6 +134,24 @@ def test_any_flipped_bit_of_a_session_is_found(fresh: Callable[..., SessionStore
     file.write_bytes(content)
     with fresh() as store:
         assert store.session("one").reading().query.tolist() == expected
+
+
+def test_links_among_sessions_are_not_followed(fresh: Callable[..., SessionStore], tmp_path: Path) -> None:
+    """Of the journal, of a folder and of a file: what they lead to is neither written nor cut back."""
+    file = filled(fresh())
+    (tmp_path / "mine").write_text("mine, without a line's end")
+    sessions = tmp_path / "sessions"
+    before = file.read_bytes()
+    for link, named in ((sessions / "journal.jsonl", "mine"), (file.parent, "kept"), (file, "kept")):
+        kept = tmp_path / "kept"
+        link.rename(kept)
+        link.symlink_to(tmp_path / named)
+        with pytest.raises(WriteError, match=rf"{link.name}: cannot be written, it is a symbolic link, which is not f"):
+            filled(fresh())
+        link.unlink()
+        kept.rename(link)
+    assert (tmp_path / "mine").read_text() == "mine, without a line's end"
+    assert file.read_bytes() == before
 
 
 def test_integers_and_texts_are_different_users(fresh: Callable[..., SessionStore]) -> None:

@@ -223,7 +223,7 @@ def test_only_training_rows_are_seen(tiny_service: Dataset, tmp_path: Path) -> N
     trainer = Trainer(tiny_service, tmp_path, Argus.for_dataset(MODEL, tiny_service), PRETRAIN)
     seen = np.zeros(len(tiny_service), bool)
     assert isinstance(trainer.plan, BatchPlan)
-    for batches in islice(trainer._batches(), 2 * trainer.plan.steps(0)):
+    for batches in islice(trainer._batches(), 2 * len(list(trainer.plan.batches(0)))):
         for batch in batches:
             seen[batch.rows.numpy()] = True
     assert seen.any()

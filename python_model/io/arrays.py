@@ -1,13 +1,16 @@
-"""The .npy files of an export: checked against their checksum, read and never mapped.
+"""Files of one array (.npy): read and written in blocks, and never mapped.
 
-A mapped file that somebody cuts short kills the process that reads it (SIGBUS); a file that is read gives an error.
+A mapped file that somebody cuts short, or that a full disk has no room for, kills the process (SIGBUS); reading and
+writing gives an error.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +18,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from python_model.io.errors import DataError
+
+_MOST_BYTES = 1 << 30
+_NEAR_BYTES = 1 << 16
+"""Reading what lies between two rows takes less than another call, up to about so much."""
 
 
 class ArrayFile:
@@ -51,7 +58,7 @@ class ArrayFile:
         view, place = out.reshape(-1).view(np.uint8).data, self._start + start * self._row_bytes
         done = 0
         while done < len(view):
-            count = os.preadv(self._stream.fileno(), [view[done : done + (1 << 30)]], place + done)
+            count = os.preadv(self._stream.fileno(), [view[done : done + _MOST_BYTES]], place + done)
             if count == 0:
                 raise DataError(self.file, "was cut short while it was read")
             done += count
@@ -60,6 +67,52 @@ class ArrayFile:
     def read(self) -> np.ndarray:
         """All rows."""
         return self.rows(0, len(self))
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The rows at `places` (int64 [n], rising), a copy; rows that lie close together are read at once."""
+        out = np.empty((len(places), *self.shape[1:]), self.dtype)
+        near = max(1, _NEAR_BYTES // max(self._row_bytes, 1))
+        cuts = np.flatnonzero(np.diff(places) > near) + 1
+        for begin, end in pairwise([0, *cuts.tolist(), len(places)]):
+            if begin < end:
+                first = int(places[begin])
+                out[begin:end] = self.rows(first, int(places[end - 1]) + 1)[places[begin:end] - first]
+        return out
+
+
+class ArrayWriter:
+    """An .npy file of known size, zeros at first, written block by block; a full disk is an OSError.
+
+    again: go on with the file that is there, of this type and shape.
+    """
+
+    def __init__(self, file: Path, dtype: type, shape: Sequence[int], *, again: bool = False) -> None:
+        self.file, self.dtype, self.shape = file, np.dtype(dtype), tuple(shape)
+        self._row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        self._stream = open(file, "r+b" if again else "w+b", buffering=0)  # noqa: SIM115
+        weakref.finalize(self, self._stream.close)
+        if again:
+            _header(self._stream)
+        else:
+            described = {"descr": npy.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+            npy.write_array_header_1_0(self._stream, described)
+        self._start = self._stream.tell()
+        self._stream.truncate(self._start + self.shape[0] * self._row_bytes)
+
+    def write(self, start: int, rows: np.ndarray) -> None:
+        """Rows from `start` on, in the type of the file."""
+        view = np.ascontiguousarray(rows, self.dtype).reshape(-1).view(np.uint8).data
+        done, place = 0, self._start + start * self._row_bytes
+        while done < len(view):
+            done += os.pwrite(self._stream.fileno(), view[done : done + _MOST_BYTES], place + done)
+
+    def flush(self) -> None:
+        """Wait until what was written is on the disk."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._stream.close()
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

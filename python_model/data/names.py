@@ -1,0 +1,68 @@
+"""What people call things: titles of items, labels of categories and classes, beside the numbers that models take.
+
+Titles are the column `title` of items.parquet; labels.parquet has a row for each label: of which column of events or
+items (`item_genre`, `context_device`, `feedback_stars`), of which number. Both may be absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from python_model.io.errors import DataError
+from python_model.io.files import open_parquet, present, reading_parquet, require_schema, require_values
+
+LABELS, TITLE = "labels.parquet", "title"
+_TYPES = {"column": pa.string(), "number": pa.int32(), "label": pa.string()}
+_SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYPES.items()])
+
+
+@dataclass(frozen=True)
+class Names:
+    """titles: text [V], "" where an item has none; None where nobody gave any. labels: column -> number -> label."""
+
+    titles: np.ndarray | None = None
+    labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+
+    def title(self, item: int) -> str | None:
+        """The title of an item."""
+        return None if self.titles is None else str(self.titles[item]) or None
+
+    def label(self, column: str, number: int) -> str:
+        """What a number of a column is called; the number where nobody named it, – where it is missing."""
+        return "–" if number < 0 else self.labels.get(column, {}).get(number, str(number))
+
+
+def write_labels(file: Path, labels: Mapping[str, Sequence[str]]) -> None:
+    """Write labels.parquet: the labels of each column in the order of its numbers."""
+    rows = [(column, number, label) for column, found in labels.items() for number, label in enumerate(found)]
+    columns = [pa.array(values, one.type) for values, one in zip(zip(*rows, strict=True), _SCHEMA, strict=False)]
+    table = pa.table(columns, schema=_SCHEMA) if rows else _SCHEMA.empty_table()
+    pq.write_table(table, file, write_page_checksum=True)
+
+
+def read_names(items: Path, labels: Path) -> Names:
+    """The names in the files of a data set or an export; DataError where a file is damaged."""
+    parquet, titles = open_parquet(items), None
+    if TITLE in parquet.schema_arrow.names:
+        with reading_parquet(items, TITLE):
+            column = parquet.read(columns=[TITLE]).column(0)
+        if not pa.types.is_string(column.type):
+            raise DataError(items, f"expected type string, found {column.type}", column=TITLE)
+        require_values(items, TITLE, column)
+        titles = column.to_numpy(zero_copy_only=False)
+    found: dict[str, dict[int, str]] = {}
+    if present(labels):
+        require_schema(labels, _SCHEMA)
+        with reading_parquet(labels):
+            table = open_parquet(labels).read(columns=_SCHEMA.names)
+        for name in _SCHEMA.names:
+            require_values(labels, name, table.column(name))
+        for column, number, label in zip(*(table.column(name).to_pylist() for name in _SCHEMA.names), strict=True):
+            found.setdefault(column, {})[number] = label
+    return Names(titles, found)
