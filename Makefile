@@ -23,10 +23,11 @@ $(READY): pyproject.toml setup.py constraints.txt tools/setup.sh $(NATIVE_SOURCE
 demo: $(READY)  ## Watch ARGUS learn a synthetic music service and recommend (one to two minutes on two cores, after the set-up)
 	$(BIN)/argus demo --out $(DEMO_OUT)
 
-test: $(READY)  ## Every op, backend and contract: all tests but those marked slow or sanitizer (pyproject.toml says what they are)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not sanitizer and not slow" $(PYTEST_ARGS)
+test: $(READY)  ## Every op, backend and contract, the model and the commands; leaves out what pyproject.toml marks slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not sanitizer and not slow" \
+	  --hypothesis-profile=quick $(PYTEST_ARGS)
 
-test-all: $(READY)  ## All tests: also the slow ones, and those that build the native layer under sanitizers first
+test-all: $(READY)  ## All tests, those marked slow and the native layer under sanitizers included; .ci/run runs it
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
 bench: $(READY)  ## Every op, backend and peer on its production cases (under ten minutes on two cores)

@@ -35,6 +35,7 @@ OTHER_COMMANDS = {
     "report": "report.page",
     "tune": "tune",
     "host": "scenarios.host",
+    "overhead": "scenarios.overhead",
     "serving": "scenarios.serving",
     "prepare": "scenarios.preparing",
 }

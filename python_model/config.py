@@ -14,6 +14,7 @@ from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from python_model.data.description import negative_by_name
+from python_model.data.feedback import FeedbackComponent, components
 from python_model.data.times import LATEST
 from python_model.io.settings import Between, checked, settings_of, shown
 
@@ -91,18 +92,20 @@ Int32 = Annotated[int, Between(0, 2**31 - 1)]
 class FeatureSpec(JsonConfig):
     """The vocabulary a model is built for.
 
-    items: catalogue size. context, item_features: name -> cardinality. feedback: name -> classes (1 = Bernoulli).
+    items: catalogue size. context, item_features: name -> cardinality. feedback: name -> component.
     negative: names of feedback that counts against an item; None: those that runs of before it took for that.
     """
 
     items: Count
     context: Mapping[str, Count] = field(default_factory=dict)
-    feedback: Mapping[str, Count] = field(default_factory=dict)
+    feedback: Mapping[str, FeedbackComponent] = field(default_factory=dict)
     item_features: Mapping[str, Count] = field(default_factory=dict)
     negative: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "feedback", components(self.feedback))
         self._require_kinds()
+        object.__setattr__(self, "feedback", checked(_kinds(FeatureSpec)["feedback"], "feedback", self.feedback))
         negative = negative_by_name(self.feedback) if self.negative is None else tuple(self.negative)
         object.__setattr__(self, "negative", negative)
         self._require("negative", set(negative) <= set(self.feedback), "names of feedback")
@@ -114,9 +117,16 @@ class FeatureSpec(JsonConfig):
         return cls(info.items, dict(info.context), dict(info.feedback), dict(info.item_features), info.negative)
 
     @property
-    def classes(self) -> tuple[int, ...]:
-        """Logits of each feedback component, in order."""
-        return tuple(self.feedback.values())
+    def logits(self) -> tuple[int, ...]:
+        """Logits of each feedback component, in order: `classes` of the op feedback_loss."""
+        return tuple(component.logits for component in self.feedback.values())
+
+    def identity(self) -> str:
+        """The text that fingerprints are taken of: the same for what earlier versions wrote."""
+        plain = {**asdict(self), "feedback": dict(zip(self.feedback, self.logits, strict=True))}
+        if self.negative == negative_by_name(self.feedback):
+            del plain["negative"]
+        return json.dumps(plain, indent=2) + "\n"
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def describe_item(dataset: Dataset, item: int) -> str:
 
 
 def _what_happened(dataset: Dataset, row: int) -> str:
-    answers = [name for name in dataset.info.bernoulli_tasks if dataset.feedback(name)[row] == 1]
+    answers = [name for name in dataset.info.binary_feedback if dataset.feedback(name)[row] == 1]
     how = "own choice" if dataset.organic[row] else "recommended"
     return f"{how}, {' and '.join(answers) or 'played'}"
 

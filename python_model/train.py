@@ -23,7 +23,7 @@ from python_model.config import ModelConfig, TrainConfig, preset
 from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefetch
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
-from python_model.data.splits import make_split
+from python_model.data.splits import make_split, targets_of
 from python_model.data.stream import ShardStream
 from python_model.io.disk import refuse_links
 from python_model.io.errors import DataError
@@ -146,14 +146,15 @@ class Trainer:
         self.progress, self.profile = progress, profile
         self.plan = batch_source(dataset, config)
         self.plan.require(self._of)
+        targets = targets_of(dataset, config.protocol)
         self.loss: PretrainLoss | FinetuneLoss
         if config.stage == "pretrain":
-            self.loss = PretrainLoss(config, model)
+            self.loss = PretrainLoss(config, model, targets)
             self.sampler = self.loss.sampler
         else:
             if not isinstance(model, Argus):
                 raise ValueError(f"finetune trains the two towers of ARGUS, and {model.config.model!r} has none")
-            self.loss = FinetuneLoss(config, model, _pair_window(dataset, config))
+            self.loss = FinetuneLoss(config, model, _pair_window(dataset, config), targets)
             self.sampler = self.loss.pretrain.sampler
         self.skipped = SkippedSteps(run, dataset, config.max_skipped_steps)
         model.encoder.recompute = config.activation_checkpointing

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.drawn_examples import FULL, QUICK
+
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which no test has done yet: its kernels then run in its interpreter.
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -21,10 +23,11 @@ if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-settings.register_profile(
-    "argus", deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
-settings.load_profile("argus")
+for profile, count in (("full", FULL), ("quick", QUICK)):
+    settings.register_profile(
+        profile, deadline=None, max_examples=count, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    )
+settings.load_profile("full")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from argus_kernels.attention.relative_bias import visible_pairs
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,27 @@ def history_samples(
     return [_sample(case, forward_products, backward_products, outputs) for case in cases]
 
 
+def _history_pieces(arguments: dict[str, Any], longest: int = 640) -> Iterator[dict[str, Any]]:
+    """One piece: every user's first events."""
+    offsets = arguments["offsets"].tolist()
+    spans = [(begin, min(end, begin + longest)) for begin, end in pairwise(offsets)]
+    device = arguments["q"].device
+    rows = torch.cat([torch.arange(begin, end) for begin, end in spans]).to(device)
+    total = arguments["q"].shape[0]
+    piece = {
+        name: value[rows] if isinstance(value, Tensor) and value.dim() and value.shape[0] == total else value
+        for name, value in arguments.items()
+        if name != "offsets"
+    }
+    lengths = torch.tensor([0] + [end - begin for begin, end in spans])
+    piece["offsets"] = lengths.cumsum(0).int().to(device)
+    piece["max_length"] = max(end - begin for begin, end in spans)
+    yield piece
+
+
+FIRST_EVENTS = Cut("every user's first 640 events of the case", _history_pieces)
+
+
 def _sample(
     case: HistoryCase, forward_products: int, backward_products: int, outputs: Callable[[Tensor], int]
 ) -> Sample:
@@ -120,6 +142,7 @@ def _sample(
         bytes=lambda arguments: read(arguments) + outputs(arguments["q"]),
         backward_flops=lambda arguments: backward_products * product_flops(arguments),
         backward_bytes=backward_bytes,
+        cut=FIRST_EVENTS,
     )
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a case is cut into pieces small enough for float64: a sentence for records, and the arguments of each."""
+
+    sentence: str
+    pieces: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +41,20 @@ class Sample:
     bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     backward_flops: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     backward_bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
+    cut: Cut | None = None
+    """How benchmarks judge it, whose shapes are too large for the truth; None: by the small samples of the room."""
 
     def draw(self, dtype: torch.dtype, seed: int = 0, device: str | torch.device = "cpu") -> dict[str, Any]:
         """The arguments of this sample, drawn from `seed` on `device` itself: a CPU takes seconds to fill a GPU."""
         with torch.device(device):
             return self.make(torch.Generator(device).manual_seed(seed), dtype)
+
+
+def block(index: int, size: int, total: int) -> slice:
+    """The index-th block of `size` rows of `total`, starting over at the end."""
+    blocks = max(total // size, 1)
+    first = index % blocks * size
+    return slice(first, min(first + size, total))
 
 
 def tensor_bytes(*tensors: Tensor | None) -> int:

@@ -21,8 +21,8 @@ from argus_kernels.core.registry import capture
 from argus_kernels.testing.compare import Comparison, compare
 
 Transform = Callable[[str, Tensor], Tensor]
-FEW_FACTOR = 8.0
-"""How many times the bounds hold for a result of too few elements to tell chance from error."""
+TORCH_DRAWS = 32
+"""Draws of PyTorch's own error, at most, behind the bounds of a result of few elements."""
 
 
 @dataclass
@@ -112,23 +112,49 @@ def judged(
     """The error rule's verdict on every result of a sample, by its name.
 
     Draws are pooled, `least` to `most` of them, until each result has `enough` elements, so that no lucky scalar
-    decides; an empty result needs no more draws. Where `most` draws do not give so many, errors may be `FEW_FACTOR`
-    times as large: several tiles cost too much to draw them often, and a tile left out errs more than that.
+    decides; an empty result needs no more draws. Several tiles cost the backend too much to draw them often: where
+    `most` draws do not give a result so many elements, PyTorch's error alone is drawn on, up to `TORCH_DRAWS` draws.
     """
     ours: dict[str, list[Tensor]] = {}
-    truth: dict[str, list[Tensor]] = {}
-    theirs: dict[str, list[Tensor]] = {}
+    torchs = _Yardstick(op, sample, dtype, device)
     for seed in range(most):
         if seed >= least and min(_elements(found) or enough for found in ours.values()) >= enough:
             break
-        given, exact = draw(sample, dtype, seed, device), draw(sample, dtype, seed, device, exact=True)
-        for found, values, name in ((ours, given, backend), (truth, exact, "eager"), (theirs, given, "eager")):
-            for result, value in run_op(op, sample, values, name, dtype=dtype, seed=seed).results.items():
+        given = draw(sample, dtype, seed, device)
+        for result, value in run_op(op, sample, given, backend, dtype=dtype, seed=seed).results.items():
+            ours.setdefault(result, []).append(value)
+        torchs.add(seed)
+    if not ours.keys() == torchs.truth.keys() == torchs.results.keys():
+        raise AssertionError(
+            f"results are {sorted(ours)}, expected {sorted(torchs.truth)} (PyTorch: {sorted(torchs.results)})"
+        )
+    drawn = len(next(iter(ours.values()), []))
+    for seed in range(drawn, TORCH_DRAWS):
+        if all((_elements(found) or enough) >= enough for found in torchs.truth.values()):
+            break
+        torchs.add(seed)
+    return {name: torchs.compare(name, ours[name], enough) for name in ours}
+
+
+class _Yardstick:
+    """Draws of float64 truth and of PyTorch's results in a sample's own dtype, by the result's name."""
+
+    def __init__(self, op: Op, sample: Sample, dtype: torch.dtype, device: str) -> None:
+        self.op, self.sample, self.dtype, self.device = op, sample, dtype, device
+        self.truth: dict[str, list[Tensor]] = {}
+        self.results: dict[str, list[Tensor]] = {}
+
+    def add(self, seed: int) -> None:
+        for found, exact in ((self.truth, True), (self.results, False)):
+            given = draw(self.sample, self.dtype, seed, self.device, exact)
+            run = run_op(self.op, self.sample, given, "eager", dtype=self.dtype, seed=seed)
+            for result, value in run.results.items():
                 found.setdefault(result, []).append(value)
-    if not ours.keys() == truth.keys() == theirs.keys():
-        raise AssertionError(f"results are {sorted(ours)}, expected {sorted(truth)} (PyTorch: {sorted(theirs)})")
-    slack = {name: 1.0 if (_elements(one) or enough) >= enough else FEW_FACTOR for name, one in ours.items()}
-    return {name: compare(name, ours[name], truth[name], theirs[name], slack=slack[name]) for name in ours}
+
+    def compare(self, name: str, ours: list[Tensor], enough: int) -> Comparison:
+        truth, results, drawn = self.truth[name], self.results[name], len(ours)
+        further = [] if _elements(ours) >= enough else list(zip(truth[drawn:], results[drawn:], strict=True))
+        return compare(name, ours, truth[:drawn], results[:drawn], further=further)
 
 
 def _elements(draws: list[Tensor]) -> int:

@@ -26,6 +26,7 @@ import typer
 from rich.console import Console
 
 from python_model.config import FeatureSpec, preset
+from python_model.data.feedback import BINARY, categorical
 from python_model.model.argus import Argus
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog
@@ -37,9 +38,11 @@ from python_model.serving.store import SessionStore
 PARTS = ("index", "score", "session")
 CONTENT_DIMENSIONS, ARTISTS, TOPICS = 48, 20_000, 256
 FEATURES = FeatureSpec(
-    items=100_000, context={"hour": 24, "day": 7}, feedback={"like": 1, "dislike": 1, "skip": 1, "share": 8},
+    items=100_000,
+    context={"hour": 24, "day": 7},
+    feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(8)},
     item_features={"artist": 10_000},
-)  # fmt: skip
+)
 
 
 def clustered_vectors(rows: int, width: int, seed: int, users: bool = False) -> np.ndarray:
@@ -138,7 +141,7 @@ def measure_session(
         "time": 1_690_000_000 + np.cumsum(random.integers(1, 900, cached)),
         "organic": random.random(cached) < 0.5,
         "context": np.stack([random.integers(0, count, cached) for count in FEATURES.context.values()], 1),
-        "feedback": np.stack([random.integers(0, max(count, 2), cached) for count in FEATURES.feedback.values()], 1),
+        "feedback": np.stack([random.integers(0, one.classes, cached) for one in FEATURES.feedback.values()], 1),
     }  # fmt: skip
     store = SessionStore(
         model, resident=2, dtype=dtype, max_events=cached + 2 * events, histories=lambda user: EventLog(history)

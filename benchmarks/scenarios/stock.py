@@ -158,7 +158,7 @@ class StockPretrainLoss:
     def _feedback(self, batch: JaggedBatch, readings: Readings) -> Tensor:
         logits = self.model.feedback_logits_of(readings)
         total = logits.new_zeros(())
-        parts = logits.split(self.model.features.classes, dim=-1)
+        parts = logits.split(self.model.features.logits, dim=-1)
         for part, target in zip(parts, batch.feedback.T, strict=True):
             seen = (target >= 0) & batch.is_target
             if part.shape[1] == 1:

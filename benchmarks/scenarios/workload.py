@@ -19,6 +19,7 @@ from torch import Tensor
 
 from python_model.config import FeatureSpec, TrainConfig, preset
 from python_model.data.batches import JaggedBatch
+from python_model.data.feedback import BINARY, categorical
 from python_model.model.argus import Argus
 from python_model.model.losses import PretrainLoss
 from python_model.model.optim import Optimisers
@@ -43,7 +44,7 @@ class Size:
         return FeatureSpec(
             self.items,
             context={"surface": 8, "hour": 24, "device": 50},
-            feedback={"like": 1, "dislike": 1, "skip": 1, "listened": 8},
+            feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "listened": categorical(8)},
             item_features={"artist": max(self.items // 10, 1), "genre": 168},
         )
 
@@ -104,7 +105,7 @@ def make_batch(lengths: Sequence[int], features: FeatureSpec, device: str, seed:
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
     organic = torch.rand(total, generator=draw) >= IMPRESSIONS
     context = [below(count, total) for count in features.context.values()]
-    feedback = [below(max(count, 2), total) for count in features.feedback.values()]
+    feedback = [below(one.classes, total) for one in features.feedback.values()]
     return JaggedBatch(
         offsets=offsets,
         max_length=max(lengths, default=0),

@@ -12,8 +12,8 @@ namespace argus::attention {
 
 constexpr int32_t kNoWindow = std::numeric_limits<int32_t>::max();
 
-// [rows, heads, width] of the arguments' dtype; strides in elements, a head's elements side by side. On CUDA
-// data and strides are multiples of 16 bytes.
+// [rows, heads, width] of the arguments' dtype; strides in elements; the elements of a head are contiguous.
+// On CUDA data and strides are multiples of 16 bytes.
 struct Heads {
   const void* data;
   int64_t row_stride;
@@ -73,13 +73,13 @@ struct Backward {
   float* table_parts;       // [blocks, heads, positions + times]
 };
 
-// Blocks of query rows that the backward pass has on CUDA at most: the size of its scratch.
+// The largest number of blocks of query rows in the backward pass on CUDA: the size of its scratch.
 constexpr int64_t kMinRows = 32;
 constexpr int64_t most_blocks(int64_t rows, int64_t users) {
   return rows / kMinRows + users + 1;
 }
 
-// What a CUDA kernel's shared memory has room for.
+// The limits that a CUDA kernel's shared memory sets.
 constexpr int32_t kMaxPositions = 512;
 constexpr int32_t kMaxWidth = 256;
 

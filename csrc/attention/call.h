@@ -1,6 +1,6 @@
-// The tensors of an attention op over packed histories, checked and taken apart, for both processors. What
-// the kernels index with is checked here; on CUDA all but the values of offsets and visible, which only the
-// GPU has.
+// Checks the tensors of an attention op over packed histories and unpacks them, for both processors.
+// Everything that the kernels index with is checked here, except the values of offsets and visible on CUDA,
+// which only the GPU has.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -17,7 +17,7 @@ namespace argus::attention {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The arguments as the native ops have them. Tables are contiguous, in the dtype of the sums.
+// The arguments as the native ops take them. Tables are contiguous, in the dtype of the sums.
 struct Given {
   const char* op;
   Tensor q, k, v, offsets;
@@ -231,8 +231,7 @@ inline Backward backward_of(const Given& given, const BackwardTensors& tensors) 
   };
 }
 
-// The scratch of a backward pass on CUDA; torch's allocator hands it on only to what follows on the same
-// stream.
+// The scratch of a backward pass on CUDA. torch's allocator reuses it only for later work on the same stream.
 struct CudaScratch {
   Tensor visible_bounds, table_parts, statistics;
 

@@ -1,6 +1,6 @@
-// What makes attention over histories causal_attention: softmax. Scores are kept in units of log 2, which the
-// exponential of the hardware takes. In the forward pass a row's largest score so far and the sum of its
-// weights run along, and what was summed before is scaled down whenever the largest grows.
+// The softmax policy of attention over histories. Scores are in units of log 2, as the hardware's exponential
+// takes them. The forward pass keeps a row's largest score so far and the running sum of its weights, and
+// scales down earlier sums whenever the largest score grows.
 #pragma once
 
 #include "attention/cuda/backward.cuh"
@@ -79,13 +79,15 @@ struct Softmax {
     }
   }
 
-  // What a row of `out` must be multiplied by; it also gathers the row's total. Rows past the history, which
-  // may have seen no key, get 0.
+  // The factor of a row's weighted sum of values. A row whose scores are all −∞ becomes NaN.
+  static ARGUS_DEVICE float factor(float total) { return 1.0f / total; }
+
+  // The same for a row of `out`; it also gathers the row's total.
   template <class T, int kRowTiles>
   ARGUS_DEVICE float finish(Sums<T, kRowTiles>& sums, int r, int half) const {
     const float total = row_sum(sums.total[r][half]);
     sums.total[r][half] = total;
-    return total > 0.0f ? 1.0f / total : 0.0f;
+    return factor(total);
   }
 
   template <class T, int kRowTiles>

@@ -1,4 +1,4 @@
-// Softmax over tiles of scores, keys by queries: each query's statistics stand in its lane.
+// Softmax over tiles of scores (keys × queries): each query's statistics are in its lane.
 //
 //   forward    largest = max(largest, scores), weights = e^(scores - largest), total += weights; what was
 //   summed

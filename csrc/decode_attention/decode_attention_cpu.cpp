@@ -128,7 +128,7 @@ template <class T, int64_t kWidth, class Visit>
 ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead, const Visit& visit) {
   constexpr int64_t kColumns = Block<T>::kColumns;
   const int64_t width = kWidth > 0 ? kWidth : head_width;
-  Lanes<Arithmetic<T>> x[Block<T>::kVectors];
+  LaneVector<Arithmetic<T>> x[Block<T>::kVectors];
   int64_t column = 0;
 #pragma GCC unroll 8
   for (; column + kColumns <= width; column += kColumns) {
@@ -144,10 +144,10 @@ ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead
 
 // What the lanes of q · k of one head add up to.
 template <class T, int64_t kWidth>
-ARGUS_INLINE Lanes<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width,
-                                                int64_t ahead) {
+ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width,
+                                                     int64_t ahead) {
   using A = Arithmetic<T>;
-  Lanes<A> sum = {};
+  LaneVector<A> sum = {};
   for_each_block<T, kWidth>(key, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector)
       sum += load_lanes(query + column + vector * kLanes) * x[vector];
@@ -167,7 +167,7 @@ ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const
       const T* key = piece.now.row(event + place);
       const int64_t ahead = bytes_ahead(piece, event + place, params.heads * width);
       for (int64_t head = 0; head < params.heads; ++head) {
-        const Lanes<A> sum =
+        const LaneVector<A> sum =
             lane_products<T, kWidth>(query + head * padded_width, key + head * width, width, ahead);
         std::memcpy(lane_sums + (head * kTogether + place) * kLanes, &sum, sizeof(sum));
       }
@@ -187,7 +187,7 @@ ARGUS_INLINE void add_value(Arithmetic<T>* weighted, Arithmetic<T> p, const T* v
   for_each_block<T, kWidth>(value, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector) {
       A* to = weighted + column + vector * kLanes;
-      const Lanes<A> sum = load_lanes(to) + p * x[vector];
+      const LaneVector<A> sum = load_lanes(to) + p * x[vector];
       std::memcpy(to, &sum, sizeof(sum));
     }
   });
@@ -202,7 +202,7 @@ ARGUS_INLINE void weigh_heads(const Piece<T>& piece, const Arithmetic<T>* p, int
   using A = Arithmetic<T>;
   constexpr int64_t kHeld = kHeldColumns / kLanes, kOfHead = kWidth / kLanes;
   constexpr int64_t kVectors = Block<T>::kVectors;
-  Lanes<A> held[kHeld];
+  LaneVector<A> held[kHeld];
 #pragma GCC unroll 16
   for (int64_t place = 0; place < kHeld; ++place) held[place] = load_lanes(weighted + place * kLanes);
   for (int64_t event = 0; event < piece.now.count; ++event) {
@@ -211,7 +211,7 @@ ARGUS_INLINE void weigh_heads(const Piece<T>& piece, const Arithmetic<T>* p, int
 #pragma GCC unroll 16
     for (int64_t place = 0; place < kHeld; place += kVectors) {
       const A weight = p[place / kOfHead * chunk + event];
-      Lanes<A> x[kVectors];
+      LaneVector<A> x[kVectors];
       prefetch(value + place * kLanes, ahead);
       Block<T>::load(value + place * kLanes, x);
 #pragma GCC unroll 2

@@ -22,7 +22,7 @@ constexpr int64_t kTogether = 4;           // outputs whose lanes are added up a
 template <class T, class Visit>
 ARGUS_INLINE void for_each_block(const T* row, int64_t columns, const Visit& visit) {
   constexpr int64_t kColumns = Block<T>::kColumns;
-  Lanes<Arithmetic<T>> x[Block<T>::kVectors];
+  LaneVector<Arithmetic<T>> x[Block<T>::kVectors];
   int64_t column = 0;
   for (; column + kColumns <= columns; column += kColumns) {
     Block<T>::load(row + column, x);
@@ -35,7 +35,7 @@ ARGUS_INLINE void for_each_block(const T* row, int64_t columns, const Visit& vis
 }
 
 template <class A>
-ARGUS_INLINE void store_lanes(A* to, Lanes<A> x) {
+ARGUS_INLINE void store_lanes(A* to, LaneVector<A> x) {
   std::memcpy(to, &x, sizeof(x));
 }
 
@@ -43,7 +43,7 @@ ARGUS_INLINE void store_lanes(A* to, Lanes<A> x) {
 template <class A>
 ARGUS_INLINE A sum_of_row(const A* row, int64_t columns) {
   A lanes[kTogether * kLanes] = {};
-  Lanes<A> sum = {};
+  LaneVector<A> sum = {};
   for (int64_t column = 0; column < columns; column += kLanes) sum += load_lanes(row + column);
   store_lanes<A>(lanes, sum);
   return sums_of_four(lanes)[0];
@@ -52,9 +52,9 @@ ARGUS_INLINE A sum_of_row(const A* row, int64_t columns) {
 template <class A>
 ARGUS_INLINE A squares_of_row(const A* row, int64_t columns) {
   A lanes[kTogether * kLanes] = {};
-  Lanes<A> sum = {};
+  LaneVector<A> sum = {};
   for (int64_t column = 0; column < columns; column += kLanes) {
-    const Lanes<A> x = load_lanes(row + column);
+    const LaneVector<A> x = load_lanes(row + column);
     sum += x * x;
   }
   store_lanes<A>(lanes, sum);
@@ -113,14 +113,14 @@ ARGUS_INLINE void multiply_rows(const Params& params, const T* weight, int64_t f
   constexpr int64_t kVectors = Block<T>::kVectors, kColumns = Block<T>::kColumns;
   const int64_t inputs = params.inputs, stride = prepared_columns(inputs);
   const A* x = static_cast<const A*>(params.prepared) + first_row * stride;
-  Lanes<A> sums[kOutputs][kRows] = {};
-  Lanes<A> w[kOutputs][kVectors];
+  LaneVector<A> sums[kOutputs][kRows] = {};
+  LaneVector<A> w[kOutputs][kVectors];
   const auto add = [&](int64_t column) ARGUS_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int64_t row = 0; row < kRows; ++row) {
 #pragma GCC unroll 2
       for (int64_t vector = 0; vector < kVectors; ++vector) {
-        const Lanes<A> factor = load_lanes(x + row * stride + column + vector * kLanes);
+        const LaneVector<A> factor = load_lanes(x + row * stride + column + vector * kLanes);
 #pragma GCC unroll 4
         for (int64_t output = 0; output < kOutputs; ++output) sums[output][row] += factor * w[output][vector];
       }

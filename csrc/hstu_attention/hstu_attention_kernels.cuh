@@ -32,12 +32,21 @@ struct Silu {
   template <class T, int kRowTiles, int kTiles, int kOut>
   ARGUS_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>&,
                           float (&)[kRowTiles][kOut][4]) const {
-    attention::for_each(scores, [](float& score, int, int, int) { score *= sigmoid(score, T{}); });
+    attention::for_each(
+        scores, [](float& score, int, int, int) { score = weight(score, attention::RowStatistics{}, T{}); });
   }
 
+  // What a row's weighted sum of values must be multiplied by.
+  ARGUS_DEVICE float factor(float) const { return inverse; }
   template <class T, int kRowTiles>
   ARGUS_DEVICE float finish(Sums<T, kRowTiles>&, int, int) const {
     return inverse;
+  }
+
+  // Before the division by the divisor.
+  template <class T>
+  static ARGUS_DEVICE float weight(float score, const attention::RowStatistics&, T) {
+    return score * sigmoid(score, T{});
   }
 
   // The weight of a score and, from that of the weight, the gradient of the score.

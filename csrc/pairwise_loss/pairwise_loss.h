@@ -20,7 +20,7 @@ struct Totals {
   int64_t concordant = 0;
 };
 
-// Partial results belong to this many events in a row, whoever computes them.
+// Each partial result covers this many consecutive events, on whichever thread.
 constexpr int64_t kPart = 256;
 
 inline int64_t part_count(int64_t padded_events) {

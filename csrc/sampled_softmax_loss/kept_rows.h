@@ -35,15 +35,15 @@ void gather_rows(T* to, const void* from, const int64_t* rows, int64_t count, in
 // ⟨a, b⟩ in float64: it is every score's origin, so its error would be common to the whole row.
 template <class T>
 ARGUS_INLINE double inner_product(const T* a, const T* b, int64_t width) {
-  double lanes[kSumLanes] = {};
+  double lanes[kLanes] = {};
   int64_t i = 0;
-  for (; i + kSumLanes <= width; i += kSumLanes) {
-    for (int64_t lane = 0; lane < kSumLanes; ++lane)
+  for (; i + kLanes <= width; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane)
       lanes[lane] += static_cast<double>(load(a[i + lane])) * static_cast<double>(load(b[i + lane]));
   }
   for (int64_t lane = 0; i + lane < width; ++lane)
     lanes[lane] += static_cast<double>(load(a[i + lane])) * static_cast<double>(load(b[i + lane]));
-  return lane_sum(lanes, kSumLanes);
+  return lane_sum(lanes, kLanes);
 }
 
 // to[i] = ⟨query, positive⟩ of rows[i].

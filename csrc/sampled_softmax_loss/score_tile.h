@@ -14,7 +14,6 @@ namespace argus::sampled_softmax_loss {
 
 constexpr int64_t kTileRows = 96;
 constexpr int64_t kBlock = 512;
-constexpr int64_t kLanes = kSumLanes;
 static_assert(kBlock % 32 == 0 && kBlock % kLanes == 0);
 
 template <class A>

@@ -1,4 +1,4 @@
-// triple_embedding on CUDA tensors: allocation, torch's sort of the rows, the launches. Dense gradients need
+// triple_embedding on CUDA tensors: allocation and the launches. Dense gradients need
 // no word from the GPU. Row-sparse ones have a size that only the GPU knows, so each table waits for one
 // number.
 #pragma once
@@ -7,12 +7,11 @@
 
 #include <limits>
 #include <optional>
-#include <tuple>
 #include <vector>
 
-#include "common/torch/sort.h"
 #include "common/torch/stream.h"
 #include "triple_embedding/inputs.h"
+#include "triple_embedding/table_order.h"
 #include "triple_embedding/triple_embedding_cuda.h"
 
 namespace argus::triple_embedding {
@@ -59,47 +58,6 @@ inline Tensor float_room(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, size, ScalarType::Float);
 }
 
-// Tables whose rows one numbering of 32 bits holds, and their entries in the order of that numbering.
-struct SortedTables {
-  CudaKeys keys{};
-  std::vector<size_t> tables;
-  std::vector<int> columns_before;  // of each table's first column
-  Tensor sorted, positions;
-};
-
-// The tables in as few groups as 32 bits allow, mostly one, each sorted.
-inline std::vector<SortedTables> sort_tables(const Inputs& inputs, const CudaProblem& problem) {
-  std::vector<SortedTables> groups;
-  int64_t next_key = 0;
-  for (size_t index = 0; index < inputs.tables.size(); ++index) {
-    const int64_t rows = inputs.tables[index].size(0), most = std::numeric_limits<int32_t>::max();
-    if (rows >= most) fail(kOp, "tables[", index, "] has ", rows, " rows, expected fewer than ", most);
-    if (groups.empty() || next_key + rows + 1 > most) {
-      groups.emplace_back();
-      next_key = 0;
-    }
-    CudaKeys& keys = groups.back().keys;
-    groups.back().tables.push_back(index);
-    groups.back().columns_before.push_back(keys.count);
-    for (size_t k = 0; k < inputs.columns.size(); ++k) {
-      if (inputs.columns[k] != static_cast<int64_t>(index)) continue;
-      keys.columns[keys.count] = static_cast<int>(k);
-      keys.first_keys[keys.count] = static_cast<int32_t>(next_key);
-      keys.table_rows[keys.count++] = rows;
-    }
-    next_key += rows + 1;
-  }
-  for (SortedTables& group : groups) {
-    group.keys.ids = problem.ids;
-    group.keys.events = problem.events;
-    Tensor keys = torch::stable::new_empty(inputs.ids, {group.keys.count * problem.events}, ScalarType::Int);
-    group.keys.keys = keys.mutable_data_ptr<int32_t>();
-    launch_keys(group.keys, CurrentStream(inputs.ids).get());
-    std::tie(group.sorted, group.positions) = sort_stably(keys);
-  }
-  return groups;
-}
-
 // The last element of a running sum, waited for.
 inline int64_t last_on_host(Tensor& sums) {
   if (sums.size(0) == 0) return 0;
@@ -108,10 +66,10 @@ inline int64_t last_on_host(Tensor& sums) {
               .const_data_ptr<int64_t>();
 }
 
-// The gradient of the group's n-th table into `values`, or, where row-sparse, as (rows, values) at the end of
-// `made`.
+// The gradient of the group's n-th table into `values`, or, where that is null, into `rows`: its rows, then
+// their values.
 inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Tensor& gathered,
-                     const SortedTables& group, size_t n, Tensor* values, std::vector<Tensor>& made) {
+                     const OrderedTables& group, size_t n, Tensor* values, Tensor* rows) {
   const Tensor& table = inputs.tables[group.tables[n]];
   const int begin = group.columns_before[n];
   const int end = n + 1 < group.tables.size() ? group.columns_before[n + 1] : group.keys.count;
@@ -124,7 +82,7 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
   sums.first_position = begin * problem.events;
   sums.count = (end - begin) * problem.events;
   sums.first_key = end > begin ? group.keys.first_keys[begin] : 0;
-  sums.keys = group.sorted.const_data_ptr<int32_t>() + sums.first_position;
+  sums.keys = group.ordered.const_data_ptr<int32_t>() + sums.first_position;
   sums.positions = group.positions.const_data_ptr<int64_t>() + sums.first_position;
   const int64_t windows = (sums.count + kWindow - 1) / kWindow;
   Tensor slots;
@@ -133,11 +91,11 @@ inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Ten
     launch_leaders(sums.keys, sums.count, sums.first_key, leaders.mutable_data_ptr<int64_t>(), stream.get());
     slots = running_sum(leaders);
     const int64_t found = last_on_host(slots);
-    made.push_back(torch::stable::new_empty(inputs.ids, {found}));
-    made.push_back(torch::stable::new_empty(table, {found, table.size(1)}));
+    rows[0] = torch::stable::new_empty(inputs.ids, {found});
+    rows[1] = torch::stable::new_empty(table, {found, table.size(1)});
     sums.slots = slots.const_data_ptr<int64_t>();
-    sums.unique_rows = made[made.size() - 2].mutable_data_ptr<int64_t>();
-    values = &made.back();
+    sums.unique_rows = rows[0].mutable_data_ptr<int64_t>();
+    values = &rows[1];
   }
   Tensor heads = float_room(gathered, {windows, table.size(1)}),
          tails = float_room(gathered, {windows, table.size(1)});
@@ -184,9 +142,13 @@ inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::ve
   std::vector<Tensor> made;
   if (needs_tables) {
     if (!sparse) check_zeros(inputs, d_tables);
-    for (const SortedTables& group : sort_tables(inputs, problem)) {
-      for (size_t n = 0; n < group.tables.size(); ++n)
-        sum_rows(inputs, problem, gathered, group, n, sparse ? nullptr : &d_tables[group.tables[n]], made);
+    if (sparse) made.resize(2 * inputs.tables.size());
+    for (const OrderedTables& group : order_tables(inputs, problem)) {
+      for (size_t n = 0; n < group.tables.size(); ++n) {
+        const size_t table = group.tables[n];
+        sum_rows(inputs, problem, gathered, group, n, sparse ? nullptr : &d_tables[table],
+                 sparse ? &made[2 * table] : nullptr);
+      }
     }
   }
   if (needs_weight) made.push_back(d_weight);

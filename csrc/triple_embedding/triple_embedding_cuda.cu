@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "common/cuda/stored_type.cuh"
+#include "triple_embedding/counting_kernels.cuh"
 #include "triple_embedding/triple_embedding_cuda.h"
 #include "triple_embedding/triple_embedding_kernels.cuh"
 
@@ -137,6 +138,39 @@ void launch_keys(const CudaKeys& keys, void* stream) {
   const LaunchShape shape{dim3(blocks(keys.events, kSimpleThreads), static_cast<unsigned>(keys.count)),
                           dim3(kSimpleThreads)};
   launch(kOp, key_kernel, shape, stream, keys);
+}
+
+int64_t counted_chunks(int64_t events) {
+  return (events + kCountedEvents - 1) / kCountedEvents;
+}
+
+void lay_out_counts(CudaCounts& counts) {
+  const CudaKeys& keys = counts.keys;
+  counts.lines_in_all = 0;
+  for (int first = 0, last = 0; first < keys.count; first = last) {
+    while (last < keys.count && keys.first_keys[last] == keys.first_keys[first]) ++last;
+    for (int c = first; c < last; ++c) {
+      counts.lines[c] = counts.lines_in_all + c - first;
+      counts.readers[c] = last - first;
+    }
+    counts.lines_in_all += (keys.table_rows[first] + 1) * (last - first);
+  }
+}
+
+static LaunchShape counted_shape(const CudaCounts& counts) {
+  return {dim3(static_cast<unsigned>(counted_chunks(counts.keys.events)),
+               static_cast<unsigned>(counts.keys.count)),
+          dim3(kCountWarps * kWarpSize)};
+}
+
+void launch_counts(const CudaCounts& counts, void* stream) {
+  if (counts.keys.events == 0 || counts.keys.count == 0) return;
+  launch(kOp, count_kernel, counted_shape(counts), stream, counts);
+}
+
+void launch_places(const CudaCounts& counts, void* stream) {
+  if (counts.keys.events == 0 || counts.keys.count == 0) return;
+  launch(kOp, place_kernel, counted_shape(counts), stream, counts);
 }
 
 void launch_leaders(const int32_t* keys, int64_t count, int32_t first_key, int64_t* leaders, void* stream) {

@@ -54,7 +54,7 @@ struct CudaBackward {
   void* d_bias;              // [width], or null
 };
 
-// The rows of all tables in one numbering of 32 bits, so that one sort orders the entries of several tables:
+// The rows of several tables in one numbering of 32 bits, in which their entries are ordered together:
 // key first_key + 1 + id, first_key for an id that is missing or outside its table. The entries of a table
 // stay together, as its columns do in `columns`; position c · events + t is that of column columns[c] and of
 // event t.
@@ -67,6 +67,26 @@ struct CudaKeys {
   int32_t first_keys[kMaxColumns];  // of the table that columns[c] reads
   int64_t table_rows[kMaxColumns];
 };
+
+// Tables of up to so many rows are ordered by counting, chunk by chunk of their columns' events.
+constexpr int kMaxCountedRows = 999;
+constexpr int kCountedEvents = 1024;
+
+// The entries of small tables, in order: keys.keys and positions. Counts stand by table, row (the first is
+// that of ids of no row), reading column and chunk of events.
+struct CudaCounts {
+  CudaKeys keys;
+  int64_t lines[kMaxColumns];  // of counts, chunks a line, before the column's first
+  int readers[kMaxColumns];    // columns that read the table, the lines from one row to the next
+  int64_t lines_in_all;
+  int32_t* counts;      // [lines_in_all, counted_chunks]
+  const int64_t* sums;  // their running sum, each included
+  int64_t* positions;   // [count, events]
+};
+
+// Fills in the lines; the keys are complete but for their results.
+void lay_out_counts(CudaCounts& counts);
+int64_t counted_chunks(int64_t events);
 
 constexpr int kWindow = 32;  // sorted entries that a warp sums
 
@@ -90,6 +110,8 @@ struct CudaRowSums {
 void launch_forward(const CudaForward& forward, void* stream);
 void launch_backward(const CudaBackward& backward, void* stream);
 void launch_keys(const CudaKeys& keys, void* stream);
+void launch_counts(const CudaCounts& counts, void* stream);
+void launch_places(const CudaCounts& counts, void* stream);
 // leaders[i] = whether keys[i] is that of a row and the first of its run.
 void launch_leaders(const int32_t* keys, int64_t count, int32_t first_key, int64_t* leaders, void* stream);
 void launch_row_sums(const CudaRowSums& sums, void* stream);

@@ -103,10 +103,24 @@ __global__ void __launch_bounds__(tile::kThreads)
   });
 }
 
-ARGUS_DEVICE float sum_parts(const float* first, int64_t stride, int parts) {
+constexpr int kPiece = 32;
+
+// Σ term(i) for i in [begin, end), in pieces of kPiece: torch adds in pairs, beside which the rounding of one
+// long sum shows.
+template <class Term>
+ARGUS_DEVICE float sum_in_pieces(int64_t begin, int64_t end, const Term& term) {
   float sum = 0.0f;
-  for (int part = 0; part < parts; ++part) sum += first[part * stride];
+  for (int64_t first = begin; first < end; first += kPiece) {
+    const int64_t last = end < first + kPiece ? end : first + kPiece;
+    float piece = 0.0f;
+    for (int64_t i = first; i < last; ++i) piece += term(i);
+    sum += piece;
+  }
   return sum;
+}
+
+ARGUS_DEVICE float sum_parts(const float* first, int64_t stride, int parts) {
+  return sum_in_pieces(0, parts, [&](int64_t part) { return first[part * stride]; });
 }
 
 // A block an element of depth.
@@ -133,11 +147,9 @@ __global__ void bias_part_kernel(CudaBackward backward, int64_t part_events) {
   const int width = backward.problem.width;
   const T* gradient = static_cast<const T*>(backward.gradient);
   float* part = backward.bias_parts + static_cast<int64_t>(blockIdx.x) * width;
-  for (int column = static_cast<int>(threadIdx.x); column < width; column += static_cast<int>(blockDim.x)) {
-    float sum = 0.0f;
-    for (int64_t event = begin; event < end; ++event) sum += to_float(gradient[event * width + column]);
-    part[column] = sum;
-  }
+  for (int column = static_cast<int>(threadIdx.x); column < width; column += static_cast<int>(blockDim.x))
+    part[column] =
+        sum_in_pieces(begin, end, [&](int64_t event) { return to_float(gradient[event * width + column]); });
 }
 
 template <class T>

@@ -17,7 +17,7 @@ def event_ranges(info: DatasetInfo, items: int | None) -> dict[str, tuple[int, i
     """Least and largest value of every event column that has any; items: of the catalogue, None where not yet known."""
     ranges: dict[str, tuple[int, int | None]] = {"item": (0, None if items is None else items - 1), "grade": (-1, None)}
     ranges |= {f"context_{name}": (-1, cardinality - 1) for name, cardinality in info.context.items()}
-    return ranges | {f"feedback_{name}": (-1, max(classes, 2) - 1) for name, classes in info.feedback.items()}
+    return ranges | {f"feedback_{name}": (-1, one.classes - 1) for name, one in info.feedback.items()}
 
 
 class EventChecker:
@@ -44,7 +44,7 @@ class EventChecker:
             require_range(columns[name], low, high, self.file, name, self.rows + 1)
         if self.info.has_oracle:
             self._refuse(columns, "oracle_affinity", ~np.isfinite(columns["oracle_affinity"]), "a finite number")
-            for name in self.info.bernoulli_tasks:
+            for name in self.info.binary_feedback:
                 value = columns[f"oracle_feedback_{name}"]
                 self._refuse(columns, f"oracle_feedback_{name}", ~((value >= 0) & (value <= 1)), "a probability")
         # Last, as it moves on: rows that are refused have changed nothing.

@@ -12,11 +12,14 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 
+from python_model.data.feedback import FeedbackComponent, PositiveEvents, components
 from python_model.io.errors import DataError
 from python_model.io.json_text import read_object
 from python_model.io.settings import Between, checked_settings, shown
 
 FORMAT = 1
+LISTEN_PLUS_PCT = 50
+"""The share of a track, in percent, from which Yambda's benchmark counts a listen as a positive one (Listen+)."""
 EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"
 
 _UNSAID = ("dislike", "skip", "hate")
@@ -28,9 +31,11 @@ _Rows = Annotated[int, Between(0, 2**31 - 1)]
 class DatasetInfo:
     """What dataset.json says.
 
-    context: name -> cardinality; feedback: name -> classes (1 = Bernoulli); item_features: name -> cardinality.
+    context: name -> cardinality; feedback: name -> component; item_features: name -> cardinality.
     grades says how the grade column is defined; pair_window is the default window of pairs in seconds.
     negative: names of feedback that counts against an item; every other component counts for it.
+    positive: the events that are to be predicted under the protocol of the Yambda benchmark, None where no such are
+    known.
     params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
     fingerprint: checksum of the events, column after column; "" where nobody took it.
     """
@@ -41,12 +46,13 @@ class DatasetInfo:
     items: _Rows
     events: Annotated[int, Between(0)]
     context: Mapping[str, Annotated[int, Between(1, 2**31 - 1)]]
-    feedback: Mapping[str, Annotated[int, Between(1, 2**15 - 1)]]
+    feedback: Mapping[str, FeedbackComponent]
     item_features: Mapping[str, Annotated[int, Between(1, 2**31 - 1)]]
     grades: str
     pair_window: Annotated[int, Between(0)]
     has_oracle: bool = False
     negative: tuple[str, ...] = ()
+    positive: PositiveEvents | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     format: int = FORMAT
@@ -54,17 +60,23 @@ class DatasetInfo:
     def __post_init__(self) -> None:
         """ValueError where a field is of another type or out of range."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values["feedback"] = components(values["feedback"])
         for name, value in checked_settings(DatasetInfo, values, INFO).items():
             object.__setattr__(self, name, value)
         if unknown := set(self.negative) - set(self.feedback):
             raise ValueError(f"negative: expected names of feedback, found {', '.join(sorted(unknown))}")
         if "id" in self.item_features:
             raise ValueError("item_features: expected another name than 'id', as item_id has the original ids")
+        if self.positive is not None:
+            component = self.feedback.get(self.positive.feedback)
+            if component is None or self.positive.at_least >= component.classes:
+                found = f"{self.positive.feedback!r} of at least {self.positive.at_least}"
+                raise ValueError(f"positive: expected a class of one of {', '.join(self.feedback)}, found {found}")
 
     @property
-    def bernoulli_tasks(self) -> tuple[str, ...]:
-        """Names of the feedback components with one logit."""
-        return tuple(name for name, classes in self.feedback.items() if classes == 1)
+    def binary_feedback(self) -> tuple[str, ...]:
+        """Names of the binary components."""
+        return tuple(name for name, component in self.feedback.items() if component.is_binary)
 
     def to_json(self) -> str:
         """The text of dataset.json; ValueError where params hold what JSON does not."""
@@ -81,13 +93,13 @@ class DatasetInfo:
         if raw.get("format") != FORMAT:
             raise DataError(file, f"expected format {FORMAT}, found {shown(raw.get('format'))}", column="format")
         known = {one.name for one in fields(cls)}
-        optional = {"params", "has_oracle", "negative", "fingerprint", "format"}
+        optional = {"params", "has_oracle", "negative", "positive", "fingerprint", "format"}
         for name in sorted(known - optional - raw.keys()):
             raise DataError(file, "this key is missing", column=name)
         if "negative" not in raw:
             raw["negative"] = negative_by_name(raw["feedback"])
         try:
-            return cls(**{key: value for key, value in raw.items() if key in known})
+            return cls(**{"positive": _positive_of_earlier(raw), **{key: raw[key] for key in raw if key in known}})
         except ValueError as error:
             raise DataError(file, str(error)) from error
 
@@ -95,6 +107,15 @@ class DatasetInfo:
 def negative_by_name(feedback: Any) -> tuple[str, ...]:
     """Which components count against an item where what was written before `negative` does not say so."""
     return tuple(name for name in feedback if name in _UNSAID) if isinstance(feedback, Mapping) else ()
+
+
+def _positive_of_earlier(raw: Mapping[str, Any]) -> PositiveEvents | None:
+    """Listen+ of Yambda as an earlier version prepared it: it wrote the edges of its bins of listened shares alone."""
+    params = raw.get("params")
+    edges = params.get("share_edges_pct") if raw.get("source") == "yambda" and isinstance(params, dict) else None
+    if not isinstance(edges, list) or LISTEN_PLUS_PCT not in edges:
+        return None
+    return PositiveEvents("share", edges.index(LISTEN_PLUS_PCT) + 1)
 
 
 class Fingerprint:
@@ -127,5 +148,5 @@ def event_schema(info: DatasetInfo) -> pa.Schema:
     columns += [(f"feedback_{name}", pa.int16()) for name in info.feedback]
     if info.has_oracle:
         columns += [("oracle_affinity", pa.float32())]
-        columns += [(f"oracle_feedback_{name}", pa.float32()) for name in info.bernoulli_tasks]
+        columns += [(f"oracle_feedback_{name}", pa.float32()) for name in info.binary_feedback]
     return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,14 @@ class Names:
     def title(self, item: int) -> str | None:
         """The title of an item."""
         return None if self.titles is None else str(self.titles[item]) or None
+
+    def number(self, column: str, label: str) -> int | None:
+        """The number that a label of a column names; None where there is no such label."""
+        return self._numbers.get(column, {}).get(label)
+
+    @cached_property
+    def _numbers(self) -> dict[str, dict[str, int]]:
+        return {column: {label: number for number, label in found.items()} for column, found in self.labels.items()}
 
     def label(self, column: str, number: int) -> str:
         """What a number of a column is called; the number where nobody named it, – where it is missing."""

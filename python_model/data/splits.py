@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from python_model.data.readers.yambda import LISTEN_PLUS_PCT, LISTEN_PLUS_SHARE, SHARE_EDGES_PCT
+from python_model.data.feedback import PositiveEvents
 from python_model.data.schema import Dataset
 
 PROTOCOLS = ("temporal", "leave-last-out", "yambda")
@@ -84,15 +84,31 @@ def yambda_split(dataset: Dataset) -> Split:
     return split_at(dataset, starts["validation"], starts["test"], gap=YAMBDA_GAP)
 
 
-def listen_plus(dataset: Dataset) -> np.ndarray:
-    """Which events [T] are Listen+: at least half of the track played. ValueError where the data do not say."""
-    edges = dataset.info.params.get("share_edges_pct")
-    if dataset.info.source != "yambda" or edges != SHARE_EDGES_PCT.tolist():
+def positive_events(dataset: Dataset) -> np.ndarray:
+    """Which events [T] are positive ones, Listen+ of Yambda. ValueError where the data do not say."""
+    positive = targets_of(dataset, "yambda")
+    assert positive is not None
+    return dataset.feedback(positive.feedback) >= positive.at_least
+
+
+def targets_of(dataset: Dataset, protocol: str) -> PositiveEvents | None:
+    """Which events are next items to predict under a protocol; None for all of them.
+
+    ValueError where the data do not say.
+    """
+    if protocol != "yambda":
+        return None
+    if dataset.info.positive is None:
         raise ValueError(
-            f"protocol yambda: {dataset.path} was prepared from {dataset.info.source} with the edges {edges} of "
-            f"listened shares, expected Yambda with an edge at {LISTEN_PLUS_PCT} %: make it with `argus prepare yambda`"
+            f"protocol yambda: {dataset.path} was prepared from {dataset.info.source}, which does not say what events "
+            "are positive (`positive` in dataset.json): make it with `argus prepare yambda`"
         )
-    return dataset.feedback("share") >= LISTEN_PLUS_SHARE
+    return dataset.info.positive
+
+
+def events_to_predict(dataset: Dataset, protocol: str) -> np.ndarray:
+    """The same for every event: bool [T]."""
+    return positive_events(dataset) if targets_of(dataset, protocol) else np.ones(len(dataset), bool)
 
 
 def make_split(dataset: Dataset, protocol: str) -> Split:
@@ -102,7 +118,7 @@ def make_split(dataset: Dataset, protocol: str) -> Split:
     if protocol == "leave-last-out":
         return leave_last_out(dataset)
     if protocol == "yambda":
-        listen_plus(dataset)
+        targets_of(dataset, protocol)
         return yambda_split(dataset)
     raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, found {protocol!r}")
 

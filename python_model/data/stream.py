@@ -26,7 +26,7 @@ from python_model.config import TrainConfig
 from python_model.data.batches import NOBODY, BatchPlan, JaggedBatch, Step, empty_batch
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
-from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, listen_plus
+from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, targets_of
 from python_model.io.errors import DataError
 from python_model.io.files import open_parquet, reading_parquet, require_values
 
@@ -171,7 +171,7 @@ class ShardStream:
             ends = block.offsets[1:] - np.where(lengths >= 3, 2, 0)
             rows = np.arange(len(block)) < ends[block.user]
         elif protocol == "yambda":
-            listen_plus(block)
+            targets_of(block, protocol)
             rows = block.time < self.manifest.last_time - 2 * YAMBDA_SPAN - 2 * YAMBDA_GAP
         elif protocol == "temporal":
             rows = block.time < self.manifest.temporal_start

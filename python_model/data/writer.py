@@ -21,6 +21,7 @@ from typing_extensions import Self
 from python_model.data.checks import EventChecker
 from python_model.data.columns import Values, require_range, typed
 from python_model.data.description import EVENTS, INFO, ITEMS, USERS, DatasetInfo, Fingerprint, event_schema
+from python_model.data.feedback import FeedbackComponent, PositiveEvents
 from python_model.data.identifiers import ids_from, joined, require_distinct
 from python_model.data.names import LABELS, TITLE, write_labels
 from python_model.io.errors import DataError, one_line
@@ -38,7 +39,7 @@ class DatasetWriter:
     renames it to `out`, leaving it by any exception (Ctrl-C included) removes it. Write events in order of (user,
     time), users in order, items once or in chunks:
 
-        with DatasetWriter(out, name="...", source="...", context={"hour": 24}, feedback={"like": 1}, ...) as writer:
+        with DatasetWriter(out, name="...", context={"hour": 24}, feedback={"like": BINARY}, ...) as writer:
             writer.write_events({"user": ..., "item": ..., ...})
             writer.write_users(user_ids)
             writer.write_items(item_ids, {"artist": ...})
@@ -55,13 +56,14 @@ class DatasetWriter:
         name: str,
         source: str,
         context: Mapping[str, int],
-        feedback: Mapping[str, int],
+        feedback: Mapping[str, FeedbackComponent],
         item_features: Mapping[str, int],
         grades: str,
         pair_window: int,
         has_oracle: bool = False,
         negative: Sequence[str] = (),
         params: Mapping[str, Any] | None = None,
+        positive: PositiveEvents | None = None,
         overwrite: bool = False,
         row_group: int = ROW_GROUP,
     ) -> None:
@@ -82,6 +84,7 @@ class DatasetWriter:
             has_oracle=has_oracle,
             negative=tuple(negative),
             params=params or {},
+            positive=positive,
         )
         checked(Annotated[int, Between(1)], "row_group", row_group)
         refuse_existing(self.out, self.overwrite)
@@ -183,7 +186,7 @@ class DatasetWriter:
         info = self.info
         known = {f"item_{name}": count for name, count in info.item_features.items()}
         known |= {f"context_{name}": count for name, count in info.context.items()}
-        known |= {f"feedback_{name}": max(count, 2) for name, count in info.feedback.items()}
+        known |= {f"feedback_{name}": one.classes for name, one in info.feedback.items()}
         for column, found in labels.items():
             if column not in known:
                 raise ValueError(f"labels: expected one of {', '.join(known)}, found {column!r}")

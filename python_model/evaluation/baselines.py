@@ -62,10 +62,10 @@ class ItemAverage:
         self._popularity = Popularity(dataset, training_rows)
         items = dataset.item[training_rows]
         self._feedback = {}
-        for task, classes in dataset.info.feedback.items():
+        for task, component in dataset.info.feedback.items():
             labels = dataset.feedback(task)[training_rows]
             share = np.exp(_log_frequencies(dataset, task, training_rows))
-            seen = np.stack([_count(items[labels == c], dataset) for c in range(max(classes, 2))], axis=1)
+            seen = np.stack([_count(items[labels == c], dataset) for c in range(component.classes)], axis=1)
             mean = (seen + prior * share) / (seen.sum(axis=1, keepdims=True) + prior)
             self._feedback[task] = np.log(mean)
         grade = dataset.grade[training_rows].astype(np.float64)
@@ -127,7 +127,7 @@ def _count(items: np.ndarray, dataset: Dataset) -> np.ndarray:
 
 def _log_frequencies(dataset: Dataset, task: str, training_rows: np.ndarray) -> np.ndarray:
     """float64 [C]: log of the smoothed frequency of each class among the observed training events."""
-    classes = max(dataset.info.feedback[task], 2)
+    classes = dataset.info.feedback[task].classes
     labels = dataset.feedback(task)[training_rows]
     counts = np.bincount(labels[labels >= 0], minlength=classes) + 1.0
     return np.log(counts / counts.sum())

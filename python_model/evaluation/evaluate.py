@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from python_model.data.schema import Dataset
-from python_model.data.splits import PROTOCOLS, listen_plus, make_split
+from python_model.data.splits import PROTOCOLS, events_to_predict, make_split
 from python_model.evaluation import metrics
 from python_model.evaluation.baselines import ItemAverage, Oracle, Popularity
 from python_model.evaluation.item_knn import ItemKnn
@@ -78,8 +78,8 @@ def evaluate(
     split = make_split(dataset, protocol)
     rows = np.flatnonzero(split.test if part == "test" else split.validation)
     rows = sample_users(dataset, rows, max_events, seed)
-    # What counts as an event for those who only count: Listen+, under the Yambda protocol.
-    counted = listen_plus(dataset) if protocol == "yambda" else np.ones(len(dataset), bool)
+    # What counts as an event for those who only count: what is to be predicted.
+    counted = events_to_predict(dataset, protocol)
     training_rows = np.flatnonzero(split.train & counted)
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}
     if item_average:
@@ -188,7 +188,7 @@ class _Scorer:
         for task, log_probabilities in prediction.feedback.items():
             seen = self.labels[task] >= 0
             labels, log_p = self.labels[task][seen], log_probabilities[seen]
-            auc = metrics.auc(log_p[:, 1], labels) if self.dataset.info.feedback[task] == 1 else math.nan
+            auc = metrics.auc(log_p[:, 1], labels) if self.dataset.info.feedback[task].is_binary else math.nan
             entropy = metrics.normalized_entropy(log_p, labels)
             out[task] = {"normalized_entropy": _defined(entropy), "auc": _defined(auc)}
         return out

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from python_model.data.batches import BatchBuilder, JaggedBatch, evaluation_batches, history_windows
+from python_model.data.feedback import FeedbackComponent
 from python_model.data.schema import Dataset
 from python_model.evaluation.metrics import BLOCK_SCORES, concatenate_rankings, rank_catalogue
 from python_model.evaluation.predictions import Predictions
@@ -56,10 +57,10 @@ class ModelPredictor:
             feedback.append(self.model.feedback_logits_of(readings)[target])
             scores = self.model.ranking_scores(batch, self._ranking_kind, states, lag=self._lag)
             ranking.append(scores[target].float())
-        classes = self.model.features.feedback
+        components = self.model.features.feedback
         return Predictions(
             next_item=concatenate_rankings(rankings),
-            feedback=feedback_log_probabilities(torch.cat(feedback), classes) if feedback else {},
+            feedback=feedback_log_probabilities(torch.cat(feedback), components) if feedback else {},
             ranking=torch.cat(ranking).cpu().numpy() if ranking else None,
         )
 
@@ -94,15 +95,15 @@ def pair_lag(model: Recommender, dataset: Dataset) -> int:
     return max(model.config.lag, dataset.info.pair_window + 1)
 
 
-def feedback_log_probabilities(logits: Tensor, classes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Log-probabilities of every task from its logits.
+def feedback_log_probabilities(logits: Tensor, components: Mapping[str, FeedbackComponent]) -> dict[str, np.ndarray]:
+    """Log-probabilities of the classes of every component from its logits: float64 [n, classes].
 
-    logits: [n, sum of classes]; classes: task -> number of logits, 1 = Bernoulli. Returns float64 [n, C] arrays, C = 2
-    for a Bernoulli task.
+    logits: [n, sum of their logits].
     """
-    parts = logits.double().split(list(classes.values()), dim=1)
+    parts = logits.double().split([component.logits for component in components.values()], dim=1)
     out = {}
-    for (task, count), part in zip(classes.items(), parts, strict=True):
-        log_p = torch.cat([logsigmoid(-part), logsigmoid(part)], dim=1) if count == 1 else part.log_softmax(dim=1)
+    for (task, component), part in zip(components.items(), parts, strict=True):
+        binary = component.is_binary
+        log_p = torch.cat([logsigmoid(-part), logsigmoid(part)], dim=1) if binary else part.log_softmax(dim=1)
         out[task] = log_p.cpu().numpy()
     return out

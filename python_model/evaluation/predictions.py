@@ -18,7 +18,7 @@ class Predictions:
     next_item: Ranking | None = None
     """Where the item of each event stands in the catalogue, predicted before the event."""
     feedback: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Task -> float64 [n, C] log-probabilities of its classes (C = 2 for a Bernoulli task)."""
+    """Task -> float64 [n, C] log-probabilities of its classes."""
     ranking: np.ndarray | None = None
     """float [n]: score by which the impressions of a user are ordered, higher is better."""
 

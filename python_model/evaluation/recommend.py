@@ -7,7 +7,7 @@ ranker of fine-tuning knows nothing younger than its lag and is asked that many 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,19 @@ SCORES = ("next_item", "pair")
 
 @dataclass(frozen=True)
 class Recommended:
-    """One item for one user. plays: how often it is in the user's history; why: what in the history speaks for it."""
+    """One item for one user.
+
+    plays: how often it is in the user's history. features: name -> number, labels: name -> what that is called. why:
+    what in the history speaks for it. title: None where nobody gave it one.
+    """
 
     item_id: Any
     score: float
     plays: int
     features: dict[str, int]
     why: str
+    title: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,8 @@ def _describe(dataset: Dataset, user: int, items: np.ndarray, scores: np.ndarray
                 plays=int(same.sum()),
                 features=features,
                 why=_why(dataset, history, liked, same, features),
+                title=dataset.names.title(item),
+                labels={name: dataset.names.label(f"item_{name}", number) for name, number in features.items()},
             )
         )
     return UserRecommendations(_plain(dataset.user_ids[user]), len(history), out)
@@ -174,7 +182,8 @@ def _why(dataset: Dataset, history: np.ndarray, liked: np.ndarray, same: np.ndar
     for name, value in features.items():
         shared = dataset.item_column(f"item_{name}")[history] == value
         if value >= 0 and shared.any():
-            return f"{name} {value} in the history {_times(int(shared.sum()), int((shared & liked).sum()))}"
+            label = dataset.names.label(f"item_{name}", value)
+            return f"{name} {label} in the history {_times(int(shared.sum()), int((shared & liked).sum()))}"
     return "new to this user"
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from python_model.data.schema import Dataset
-from python_model.data.splits import YAMBDA_GAP, Split, listen_plus, yambda_starts
+from python_model.data.splits import YAMBDA_GAP, Split, positive_events, yambda_starts
 from python_model.evaluation import metrics
 
 
@@ -49,7 +49,7 @@ class UserLists:
     def __init__(self, dataset: Dataset, split: Split, part: str, users: np.ndarray) -> None:
         """part: "validation" or "test"; users: int, rising, those to ask for."""
         start = yambda_starts(dataset)[part]
-        wanted = (split.test if part == "test" else split.validation) & listen_plus(dataset)
+        wanted = (split.test if part == "test" else split.validation) & positive_events(dataset)
         known = np.concatenate([np.zeros(1, np.int64), np.cumsum(dataset.time < start - YAMBDA_GAP)])[dataset.offsets]
         pairs = np.unique(np.stack([dataset.user[wanted], dataset.item[wanted]], axis=1).astype(np.int64), axis=0)
         asked = np.intersect1d(users[np.diff(known)[users] > 0], pairs[:, 0])

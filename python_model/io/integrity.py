@@ -1,16 +1,21 @@
-"""Checksums of a directory's files: written when it is complete, compared before it is believed.
+"""Checksums of a directory's files, compared before it is believed, and of what a stopped job goes on with.
 
 CRC-32 is there for accidents (a cut copy, a flipped bit) and quick beside the disk. It is no signature: whoever changes
-a file can change its sum, so nothing that is read may be able to do harm, whole or not.
+a file can change its sum, so nothing that is read may be able to do harm, whole or not. SHA-256 tells one input of a
+job from another, where sizes, times and the statistics in a footer can be equal and the content is not; reading and
+hashing takes a second of processor time for 1.1 to 1.8 GB where the processor has SHA instructions.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from python_model.io.errors import DataError
 from python_model.io.json_text import read_object
@@ -57,6 +62,34 @@ def checksum(file: Path) -> str:
         while block := stream.read(_BLOCK):
             value = zlib.crc32(block, value)
     return f"{value:08x}"
+
+
+def content_of_files(files: Iterable[Path]) -> str:
+    """SHA-256 over the sizes and bytes of files in their order, whatever their names; DataError where one is gone."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(f"{file.stat().st_size}:".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(file, f"cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def content_of_arrays(*arrays: np.ndarray) -> str:
+    """SHA-256 over the types, shapes and values of arrays, text (dtype object) among them."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        if array.dtype == object:
+            for text in array.ravel():
+                word = str(text).encode()
+                digest.update(b"%d:%b" % (len(word), word))
+        else:
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _require_file(file: Path, expected: _Sum) -> None:

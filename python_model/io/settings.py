@@ -1,8 +1,9 @@
 """Settings that a user gave by name, held to the annotations of whoever takes them: one sentence for what does not fit.
 
 A function's keyword-only parameters and a dataclass's fields are settings; their annotations say what each takes. The
-kinds known here are bool, int, float, str, Literal, Optional and unions, tuple, Mapping, Any, and Annotated with
-`Between` for a range or `OneOf` for a choice. Nothing is guessed: "5", true and 1.5 are no whole numbers.
+kinds known here are bool, int, float, str, Literal, Optional and unions, tuple, Mapping, Any, dataclasses (their own
+objects, or a mapping of their fields), and Annotated with `Between` for a range or `OneOf` for a choice. Nothing is
+guessed: "5", true and 1.5 are no whole numbers.
 """
 
 from __future__ import annotations
@@ -98,6 +99,9 @@ def expected(kind: Any) -> str:
     if origin is Annotated:
         bounds = " ".join(map(str, arguments[1:]))
         return bounds if isinstance(arguments[1], OneOf) else f"{expected(arguments[0])} {bounds}"
+    if dataclasses.is_dataclass(kind):
+        fields = (f"{name} ({expected(one)})" for name, one in settings_of(kind).items())  # type: ignore[arg-type]
+        return f"an object of {', '.join(fields)}"
     if origin is Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
@@ -126,6 +130,8 @@ def _fit(kind: Any, value: Any) -> Any:
         return value
     if kind in (bool, str, type(None)):
         return _require(isinstance(value, kind), value)
+    if dataclasses.is_dataclass(kind):
+        return _fit_dataclass(kind, value)
     if kind is int:
         whole = isinstance(value, int) and not isinstance(value, bool)
         return _require(whole and INT64_MIN <= value <= INT64_MAX, value)
@@ -144,6 +150,17 @@ def _fit(kind: Any, value: Any) -> Any:
         _require(isinstance(value, AbstractMapping), value)
         return {_fit(arguments[0], key): _fit(arguments[1], one) for key, one in value.items()}
     raise TypeError(f"the annotation {kind} is of no kind that settings have")
+
+
+def _fit_dataclass(kind: Any, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    kinds = settings_of(kind)
+    _require(isinstance(value, AbstractMapping) and set(value) == set(kinds), value)
+    try:
+        return kind(**{name: _fit(kinds[name], one) for name, one in value.items()})
+    except ValueError:
+        raise _Misfit from None
 
 
 def _fit_tuple(arguments: tuple[Any, ...], value: Any) -> tuple[Any, ...]:

@@ -252,5 +252,4 @@ def _table_shapes(config: ModelConfig, features: FeatureSpec) -> dict[str, tuple
     shapes |= {f"item_{name}": (count, small) for name, count in features.item_features.items()}
     shapes |= {"organic": (2, small), "gap": (config.time_buckets, small)}
     shapes |= {f"context_{name}": (count, small) for name, count in features.context.items()}
-    # A Bernoulli component has one logit and two values.
-    return shapes | {f"feedback_{name}": (max(count, 2), small) for name, count in features.feedback.items()}
+    return shapes | {f"feedback_{name}": (one.classes, small) for name, one in features.feedback.items()}

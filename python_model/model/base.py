@@ -60,7 +60,7 @@ class Recommender(nn.Module):
         self.register_buffer("item_columns", item_columns.to(torch.int32))
 
     def _make_feedback_head(self, feedback_width: int) -> None:
-        width, logits = self.config.width, sum(self.features.classes)
+        width, logits = self.config.width, sum(self.features.logits)
         self.feedback_hidden = nn.Linear(feedback_width, width)
         self.feedback_weight = nn.Parameter(torch.randn(width, logits) * width**-0.5)
         self.feedback_bias = nn.Parameter(torch.zeros(logits))
@@ -117,11 +117,11 @@ class Recommender(nn.Module):
         return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
 
     def feedback_logits(self, batch: JaggedBatch) -> Tensor:
-        """Logits of every feedback component at every event: [T, C]; `features.classes` says which are whose."""
+        """Logits of every feedback component at every event: [T, C]; `features.logits` says how many each has."""
         return self.feedback_logits_of(self.read(batch, self.encode(batch)))
 
     def feedback_probabilities(self, batch: JaggedBatch) -> dict[str, Tensor]:
-        """p(component) per event: [T] for a Bernoulli component, [T, classes] for the others."""
+        """p(component) per event: [T] for a binary component, [T, classes] for the others."""
         return self._probabilities(self.feedback_logits(batch))
 
     def next_item_queries(self, batch: JaggedBatch) -> Tensor:
@@ -163,10 +163,10 @@ class Recommender(nn.Module):
         return self.item_columns.device
 
     def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:
-        parts = logits.split(self.features.classes, dim=-1)
+        parts = logits.split(self.features.logits, dim=-1)
         return {
-            name: part.sigmoid().squeeze(-1) if classes == 1 else part.softmax(-1)
-            for (name, classes), part in zip(self.features.feedback.items(), parts, strict=True)
+            name: part.sigmoid().squeeze(-1) if component.is_binary else part.softmax(-1)
+            for (name, component), part in zip(self.features.feedback.items(), parts, strict=True)
         }
 
     def _expected_feedback(self, logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from argus_kernels import feedback_loss, pairwise_loss, sampled_softmax_loss
 from argus_kernels.core.varlen import user_of_row
 from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch
-from python_model.data.readers.yambda import LISTEN_PLUS_SHARE
+from python_model.data.feedback import PositiveEvents
 from python_model.model.argus import Argus
 from python_model.model.base import Readings, Recommender
 from python_model.model.negatives import Negatives, NegativeSampler
@@ -54,10 +54,13 @@ class Objective(nn.Module):
 
 
 class PretrainLoss:
-    """Sampled softmax over the next item plus the weighted feedback losses, as one number and its parts."""
+    """Sampled softmax over the next item plus the weighted feedback losses, as one number and its parts.
 
-    def __init__(self, config: TrainConfig, model: Recommender) -> None:
-        self.config, self.model = config, model
+    targets: the events that are next items to predict, None for all of them.
+    """
+
+    def __init__(self, config: TrainConfig, model: Recommender, targets: PositiveEvents | None = None) -> None:
+        self.config, self.model, self.targets = config, model, targets
         self.sampler = NegativeSampler(config, model.features.items)
         names = list(model.features.feedback)
         unknown = sorted(set(config.feedback_weights) - set(names))
@@ -148,10 +151,10 @@ class PretrainLoss:
         return drawn.to(batch.items.device)
 
     def _is_next_item(self, batch: JaggedBatch) -> Tensor | float:
-        """Which events are next items to predict: all of them, under the Yambda protocol those that are Listen+."""
-        if self.config.protocol != "yambda":
+        """Which events are next items to predict."""
+        if self.targets is None:
             return 1.0
-        return batch.feedback[:, self.names.index("share")] >= LISTEN_PLUS_SHARE
+        return batch.feedback[:, self.names.index(self.targets.feedback)] >= self.targets.at_least
 
     def _feedback(self, batch: JaggedBatch, readings: Readings, weight: Tensor, share: StepShare | None) -> Tensor:
         hidden = self.model.feedback_features(readings)
@@ -159,14 +162,16 @@ class PretrainLoss:
         own = None if share is None else self.counts(batch)[1:-1] / share.totals[1:-1].clamp(min=1)
         return feedback_loss(
             hidden, self.model.feedback_weight.to(hidden.dtype), self.model.feedback_bias.to(hidden.dtype),
-            batch.feedback, self.model.features.classes, task_weight=own, row_weight=weight,
+            batch.feedback, self.model.features.logits, task_weight=own, row_weight=weight,
         )  # fmt: skip
 
 
 class FinetuneLoss:
     """Mean of −log σ(s_a − s_b) over the pairs of a user's impressions, plus the joint loss as a regulariser."""
 
-    def __init__(self, config: TrainConfig, model: Argus, pair_window: int) -> None:
+    def __init__(
+        self, config: TrainConfig, model: Argus, pair_window: int, targets: PositiveEvents | None = None
+    ) -> None:
         self.config, self.model = config, model
         self.window = pair_window if config.pair_window is None else config.pair_window
         if config.lag_pairs and model.config.lag <= self.window:
@@ -174,7 +179,7 @@ class FinetuneLoss:
                 f"lag is {model.config.lag} s, expected more than the pair window of {self.window} s: the grades of a "
                 "pair differ, so a score that knew one of them would know the order of the pair"
             )
-        self.pretrain = PretrainLoss(config, model)
+        self.pretrain = PretrainLoss(config, model, targets)
 
     def shares(self, batches: Sequence[JaggedBatch], step: int) -> list[StepShare]:
         """As that of `PretrainLoss`; negatives are drawn where the regulariser needs them."""

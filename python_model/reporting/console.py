@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from python_model.io.disk import replace_text
-from python_model.io.errors import counted
+from python_model.io.errors import counted, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,12 +83,16 @@ def recommendations_table(found: UserRecommendations) -> Table:
     table.add_column("", justify="right")
     table.add_column("item", no_wrap=True)
     table.add_column("score", justify="right")
+    has_titles = any(item.title is not None for item in found.items)
+    if has_titles:
+        table.add_column("title")
     for name in found.items[0].features if found.items else {}:
         table.add_column(name, justify="right")
     table.add_column("why")
     for place, item in enumerate(found.items, 1):
-        features = ("–" if value < 0 else str(value) for value in item.features.values())
-        table.add_row(str(place), str(item.item_id), f"{item.score:.3f}", *features, item.why)
+        title = [printable(item.title or "–")] if has_titles else []
+        features = (item.labels.get(name, str(number)) for name, number in item.features.items())
+        table.add_row(str(place), str(item.item_id), f"{item.score:.3f}", *title, *features, item.why)
     return table
 
 
@@ -174,9 +178,13 @@ def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, score
         table.add_column("", justify="right")
         table.add_column("item", no_wrap=True)
         table.add_column("score", justify="right")
+        names = export.names
+        if names.titles is not None:
+            table.add_column("title")
         for place, (item, score) in enumerate(zip(row, values, strict=True), 1):
             if item >= 0:
-                table.add_row(str(place), str(export.item_ids.original(item)), f"{score:.3f}")
+                title = [] if names.titles is None else [printable(names.title(item) or "–")]
+                table.add_row(str(place), str(export.item_ids.original(item)), f"{score:.3f}", *title)
         stdout().print(table)
 
 

@@ -174,10 +174,11 @@ def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray
 def _data(dataset: Dataset) -> str:
     counts = np.bincount(dataset.item, minlength=dataset.info.items)
     names, shares = ["organic"], [float(dataset.organic.mean())]
-    for task, classes in dataset.info.feedback.items():
+    for task, component in dataset.info.feedback.items():
         labels = dataset.feedback(task)
         labels = labels[labels >= 0]
-        shown = [(task, 1)] if classes == 1 else [(f"{task} {index}", index) for index in range(classes)]
+        called = [f"{task} {dataset.names.label(f'feedback_{task}', index)}" for index in range(component.classes)]
+        shown = [(task, 1)] if component.is_binary else [(label, index) for index, label in enumerate(called)]
         names += [name for name, _ in shown]
         shares += [float((labels == index).mean()) if len(labels) else 0.0 for _, index in shown]
     figures = [

@@ -24,7 +24,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Scored:
-    """An item and its score."""
+    """An item, its score, and its title where it has one."""
 
     item_id: Any
     score: float
+    title: str | None = None

@@ -4,6 +4,7 @@ export.json                   which score, of which run, how late, and the error
 model/                        config.json and model.safetensors, as in a checkpoint
 items.parquet users.parquet   original ids and vectors in float32, bfloat16 (its bits, uint16) and int8 with a scale
 vectors/*.npy                 the same vectors
+labels.parquet                what the numbers of categories are called, where the data set says
 scores.parquet                the best items of every user with their scalar scores
 history/*.npy seen/*.npy      newest events of every user; all items that a user's history has
 index.faiss index.json        where `argus index` was run
@@ -26,9 +27,11 @@ import pyarrow.parquet as pq
 import torch
 
 from python_model.data.identifiers import ids_of
+from python_model.data.names import LABELS, Names, read_names
 from python_model.data.times import seconds_of
 from python_model.io.arrays import ArrayFile, require_offsets
 from python_model.io.errors import DataError
+from python_model.io.files import present
 from python_model.io.integrity import CHECKSUMS, require_whole
 from python_model.io.json_text import read_object
 from python_model.io.publish import recover
@@ -136,6 +139,12 @@ class Export:
     def user_ids(self) -> IdTable:
         """Original user ids."""
         return self._ids(USERS, "user_id", self.info.users, "users")
+
+    @cached_property
+    def names(self) -> Names:
+        """Titles of items and labels of categories, as far as the data set had any."""
+        labels = self.path / LABELS
+        return read_names(self.require_whole(ITEMS), self.require_whole(LABELS) if present(labels) else labels)
 
     @cached_property
     def user_time(self) -> np.ndarray:

@@ -65,10 +65,10 @@ def write_candidates(
     out: Path, export: Export, users: np.ndarray, k: int, search: Search, *, exclude_seen: bool = False,
     blocked: np.ndarray | None = None, progress: Progress = lambda done, total: None,
 ) -> int:  # fmt: skip
-    """Rows (user_id, rank, item_id, score) as one Parquet file, whole or not at all; returns their number."""
+    """Rows (user_id, rank, item_id, score, title if any) as one Parquet file, or none at all; returns their number."""
     done = 0
     with whole_file(out) as partial:
-        writer = ScoreWriter(partial, export.user_ids.ids, export.item_ids.ids, k)
+        writer = ScoreWriter(partial, export.user_ids.ids, export.item_ids.ids, k, export.names.titles)
         for part, items, scores in candidates(export, users, k, search, exclude_seen=exclude_seen, blocked=blocked):
             writer.write(part, items, scores)
             done += len(part)

@@ -13,8 +13,10 @@ import torch
 from python_model.config import FeatureSpec
 from python_model.data.batches import JaggedBatch
 from python_model.data.identifiers import id_of
+from python_model.data.names import Names
 from python_model.data.times import SECONDS, second_of, times_of
 from python_model.io.errors import DataError
+from python_model.io.settings import shown
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY_COLUMNS
 from python_model.serving.ids import IdTable
@@ -25,14 +27,15 @@ class Event:
     """One interaction: which item, when (seconds since 1970), whether the user chose it, where, and what came of it.
 
     item: an integer or text; one that the catalogue does not have counts as an unknown item.
-    context, feedback: name → value; what is not named is missing or not observed.
+    context, feedback: name → number, or its label where the data set has labels; what is not named is missing or not
+    observed.
     """
 
     item: Any
     time: int
     organic: bool = False
-    context: Mapping[str, int] = field(default_factory=dict)
-    feedback: Mapping[str, int] = field(default_factory=dict)
+    context: Mapping[str, int | str] = field(default_factory=dict)
+    feedback: Mapping[str, int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,11 @@ class EventRow:
 class EventReader:
     """Checks events against a vocabulary and turns them into rows."""
 
-    def __init__(self, features: FeatureSpec, items: IdTable) -> None:
-        self.features, self.items = features, items
+    def __init__(self, features: FeatureSpec, items: IdTable, names: Names | None = None) -> None:
+        self.features, self.items, self.names = features, items, names or Names()
         self.bounds: dict[str, dict[str, int]] = {
             "context": dict(features.context),
-            "feedback": {name: max(count, 2) for name, count in features.feedback.items()},
+            "feedback": {name: component.classes for name, component in features.feedback.items()},
         }
 
     def row(self, event: Event) -> EventRow:
@@ -70,7 +73,7 @@ class EventReader:
             self.values("feedback", event.feedback),
         )
 
-    def values(self, what: str, given: Mapping[str, int]) -> tuple[int, ...]:
+    def values(self, what: str, given: Mapping[str, int | str]) -> tuple[int, ...]:
         """The values of `context` or `feedback` in the order of the vocabulary, −1 where none is given."""
         counts = self.bounds[what]
         if not isinstance(given, Mapping):
@@ -79,8 +82,19 @@ class EventReader:
         for name, value in given.items():
             if name not in counts:
                 raise ValueError(f"{what} has {name!r}, expected names of {', '.join(counts) or 'nothing'}")
-            found[name] = whole_number(value, f"{what} {name!r}", -1, counts[name] - 1)
+            found[name] = self._number(what, name, value)
         return tuple(found.values())
+
+    def _number(self, what: str, name: str, value: Any) -> int:
+        """The number of a value, which may be said by its label."""
+        column, high = f"{what}_{name}", self.bounds[what][name] - 1
+        if isinstance(value, str) and column in self.names.labels:
+            number = self.names.number(column, value)
+            if number is None or number > high:
+                known = ", ".join(list(self.names.labels[column].values())[:20])
+                raise ValueError(f"{what} {name!r} is {shown(value)}, expected one of {known}, or a number to {high}")
+            return number
+        return whole_number(value, f"{what} {name!r}", -1, high)
 
     def row_of(self, values: Any) -> EventRow:
         """The row that `EventRow.plain` wrote; ValueError where it is none of this vocabulary."""

@@ -20,9 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from python_model.data.batches import BatchBuilder, history_windows, pack
+from python_model.data.names import LABELS, TITLE
 from python_model.data.schema import Dataset
 from python_model.evaluation.recommend import append_next_event
 from python_model.io.arrays import ArrayFile, ArrayWriter
+from python_model.io.files import present
 from python_model.io.integrity import seal
 from python_model.model.argus import Argus
 from python_model.serving import bundle, towers
@@ -136,6 +138,10 @@ def _write_items(folder: Path, model: Argus, dataset: Dataset) -> tuple[np.ndarr
     names = ["item_id", *(f"item_{name}" for name in dataset.info.item_features), "count"]
     columns = {"item": np.arange(dataset.info.items, dtype=np.int32)}
     columns |= {name: dataset.item_column(name) for name in names}
+    if dataset.names.titles is not None:
+        columns[TITLE] = dataset.names.titles
+    if present(dataset.path / LABELS):
+        shutil.copyfile(dataset.path / LABELS, folder / LABELS)
     schema = pa.table({name: values[:1] for name, values in columns.items()}).schema
     writer = VectorWriter(folder, "items", dataset.info.items, model.config.vector_width, schema)
     for start in range(0, dataset.info.items, BLOCK):
@@ -186,12 +192,19 @@ def _write_users(
 
 
 class ScoreWriter:
-    """The best items of users as rows (user_id, rank, item_id, score) of one Parquet file; no file where k is 0."""
+    """The best items of users as rows (user_id, rank, item_id, score) of one Parquet file; no file where k is 0.
 
-    def __init__(self, file: Path, user_ids: np.ndarray, item_ids: np.ndarray, k: int) -> None:
-        self._user_ids, self._item_ids = user_ids, item_ids
+    titles: [V], which become a column `title`.
+    """
+
+    def __init__(
+        self, file: Path, user_ids: np.ndarray, item_ids: np.ndarray, k: int, titles: np.ndarray | None = None
+    ) -> None:
+        self._user_ids, self._item_ids, self._titles = user_ids, item_ids, titles
         kinds = [("user_id", pa.array(user_ids[:1]).type), ("rank", pa.int32())]
         kinds += [("item_id", pa.array(item_ids[:1]).type), ("score", pa.float32())]
+        if titles is not None:
+            kinds.append((TITLE, pa.string()))
         self._schema = pa.schema(kinds)
         self._parquet = pq.ParquetWriter(file, self._schema, compression="zstd") if k else None
 
@@ -203,6 +216,8 @@ class ScoreWriter:
         rank = np.broadcast_to(np.arange(1, items.shape[1] + 1, dtype=np.int32), items.shape)
         user = np.broadcast_to(users[:, None], items.shape)
         columns = [self._user_ids[user[found]], rank[found], self._item_ids[items[found]], scores[found]]
+        if self._titles is not None:
+            columns.append(self._titles[items[found]])
         self._parquet.write_table(pa.table(columns, schema=self._schema))
 
     def close(self) -> None:

@@ -127,7 +127,9 @@ def _answered(store: SessionStore, session: Session, request: Request) -> dict[s
         out["unknown_item"] = True
     if request.k is not None:
         best = session.top_k(request.k, exclude_seen=request.exclude_seen, **request.asked)
-        out["items"] = [{"item": one.item_id, "score": one.score} for one in best]
+        titles = [{} if one.title is None else {"title": one.title} for one in best]
+        out["items"] = [{"item": one.item_id, **title, "score": one.score}
+                        for one, title in zip(best, titles, strict=True)]  # fmt: skip
     if request.vectors:
         out |= _vectors(store, session, reading, request)
     return out

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from argus_kernels import __version__
 from python_model.data.batches import prefetch
-from python_model.io.content import content_of_files
 from python_model.io.disk import replace_text, writing
 from python_model.io.errors import DataError
 from python_model.io.exclusive import LOCK, owned
+from python_model.io.integrity import content_of_files
 from python_model.io.json_text import read_object
 from python_model.serving import states
 from python_model.serving.files import whole_file

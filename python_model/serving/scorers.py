@@ -20,8 +20,8 @@ from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
 from python_model.data.times import LATEST, seconds_of
-from python_model.io.content import content_of_arrays
 from python_model.io.errors import DataError
+from python_model.io.integrity import content_of_arrays
 from python_model.model.argus import Argus
 from python_model.serving import towers
 from python_model.serving.bundle import Export

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.identifiers import id_of, integer_of
+from python_model.data.names import Names
 from python_model.data.times import second_of
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
@@ -78,7 +79,9 @@ class SessionStore:
         self.model, self.kind = model, towers.kind_of(model)
         self.items = items or IdTable(np.arange(model.features.items), "the items of the model")
         self._users, self._export, self._index, self._amendable = users, export, index, amendable
-        self._reader, self._save_every, self._save_at = EventReader(model.features, self.items), save_every, save_every
+        self.names = Names() if export is None else export.names
+        self._reader = EventReader(model.features, self.items, self.names)
+        self._save_every, self._save_at = save_every, save_every
         self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self._vectors: np.ndarray | None = None
         self._is_closed = False
@@ -173,7 +176,7 @@ class SessionStore:
             self.memory.absorb(users, found, [_not_before(row, one.log) for row, one in zip(rows, found, strict=True)])
             return self._readings(found)
 
-    def amend(self, user: Any, number: int, feedback: Mapping[str, int]) -> Reading:
+    def amend(self, user: Any, number: int, feedback: Mapping[str, int | str]) -> Reading:
         """See `Session.amend`."""
         user = self._key(user)
         number = whole_number(number, "amend", 0)
@@ -204,7 +207,7 @@ class SessionStore:
     @torch.inference_mode()
     def vector(
         self, user: Any, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
-        context: Mapping[str, int] | None = None,
+        context: Mapping[str, int | str] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """See `Session.vector`."""
         kind, now, organic, columns = self.require_asked(score=score, now=now, organic=organic, context=context)
@@ -214,7 +217,7 @@ class SessionStore:
 
     def require_asked(
         self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
-        context: Mapping[str, int] | None = None,
+        context: Mapping[str, int | str] | None = None,
     ) -> tuple[str, int | None, bool | None, tuple[int, ...] | None]:  # fmt: skip
         """What `vector` is asked, checked: kind, now, organic, context columns; ValueError naming what is wrong."""
         return (
@@ -241,8 +244,9 @@ class SessionStore:
             items, scores = self._index.search(vector[None], k, excluded)
         else:
             items, scores = best_items(vector[None], self._item_vectors(), k, excluded)
-        ids = self.items.original(items[0][items[0] >= 0]).tolist()
-        return [Scored(one, float(score)) for one, score in zip(ids, scores[0], strict=False)]
+        found = items[0][items[0] >= 0]
+        ids, titles = self.items.original(found).tolist(), [self.names.title(item) for item in found]
+        return [Scored(one, float(score), title) for one, score, title in zip(ids, scores[0], titles, strict=False)]
 
     def fork(self, user: Any) -> Session:
         """See `Session.what_if`."""
@@ -401,7 +405,7 @@ class Session:
         """
         return self._store.add([(self.user, event)])[0]
 
-    def amend(self, number: int, feedback: Mapping[str, int]) -> Reading:
+    def amend(self, number: int, feedback: Mapping[str, int | str]) -> Reading:
         """Feedback that came later: replaces what is known of event `number` and takes the events since over again.
 
         ValueError where the event is further back than the store's `amendable`, or values are out of bounds.
@@ -414,7 +418,7 @@ class Session:
 
     def vector(
         self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
-        context: Mapping[str, int] | None = None,
+        context: Mapping[str, int | str] | None = None,
     ) -> np.ndarray:  # fmt: skip
         """float32 [D] whose dot products with item vectors are the score, "pair" or "next_item", as of `now`.
 
@@ -426,7 +430,7 @@ class Session:
 
     def top_k(
         self, k: int, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
-        context: Mapping[str, int] | None = None, exclude_seen: bool = False, blocked: Sequence[Any] = (),
+        context: Mapping[str, int | str] | None = None, exclude_seen: bool = False, blocked: Sequence[Any] = (),
     ) -> list[Scored]:  # fmt: skip
         """The k best items, best first; fewer where the catalogue has no more.
 

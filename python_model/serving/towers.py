@@ -79,7 +79,7 @@ def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
 
 def fingerprint(model: Argus) -> str:
     """SHA-256 of the settings and all weights: equal numbers come of equal fingerprints."""
-    digest = hashlib.sha256((model.stage + model.config.to_json() + model.features.to_json()).encode())
+    digest = hashlib.sha256((model.stage + model.config.to_json() + model.features.identity()).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -88,6 +88,6 @@ def fingerprint(model: Argus) -> str:
 
 def vocabulary_fingerprint(model: Argus) -> str:
     """SHA-256 of what dense numbers mean: the vocabulary and the columns of every item."""
-    digest = hashlib.sha256(model.features.to_json().encode())
+    digest = hashlib.sha256(model.features.identity().encode())
     digest.update(model.item_columns.cpu().numpy().tobytes())
     return digest.hexdigest()

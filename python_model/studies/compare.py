@@ -15,8 +15,7 @@ import numpy as np
 
 from python_model.config import ModelConfig
 from python_model.data.schema import Dataset
-from python_model.data.splits import listen_plus, make_split
-from python_model.evaluation.evaluate import PROTOCOLS
+from python_model.data.splits import events_to_predict, make_split
 from python_model.evaluation.item_knn import ItemKnn
 from python_model.evaluation.predictions import Predictor
 from python_model.reporting.charts import range_chart
@@ -71,9 +70,7 @@ def _with_hstu(model: ModelConfig, window: int) -> ModelConfig:
 
 
 def _neighbours(dataset: Dataset, base: Trial) -> dict[str, Predictor]:
-    rows = make_split(dataset, base.protocol).train
-    if base.protocol == PROTOCOLS[-1]:
-        rows = rows & listen_plus(dataset)
+    rows = make_split(dataset, base.protocol).train & events_to_predict(dataset, base.protocol)
     return {"item_knn": ItemKnn(dataset, rows, window=base.stages[0].window)}
 
 

@@ -14,12 +14,15 @@ from functools import cache
 import torch
 
 from python_model.config import PRESETS, FeatureSpec, ModelConfig
+from python_model.data.feedback import BINARY, categorical
 from python_model.model.argus import Argus
 
 SIZES = ("3m", "19m", "126m", "1b")
 ROWS = (10**7, 10**8, 10**9)
 FEATURES = FeatureSpec(
-    items=1, context={"hour": 24, "day_of_week": 7, "gap": 8}, feedback={"like": 1, "dislike": 1, "skip": 1, "share": 5}
+    items=1,
+    context={"hour": 24, "day_of_week": 7, "gap": 8},
+    feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(5)},
 )
 SAVED = 16
 """Numbers of width d that a transformer block keeps for its backward pass, an event: its input, two norms (2), queries,

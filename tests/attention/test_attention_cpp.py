@@ -161,6 +161,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_instruction_sets(isa: str) -> None:
     environment = {**os.environ, "ARGUS_CPU_ISA": isa}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from argus_kernels import OPS
 from argus_kernels.core import Backend, Op, Sample
 from argus_kernels.ops import feedback_loss
 from benchmarks import cli
@@ -210,6 +211,7 @@ def test_the_definition_may_be_left_out_of_other_dtypes(
     assert {record.backend for record in named} == {"reference"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain_peers")
 def test_a_planted_slow_kernel_is_marked_by_compare(
     small_spec: Spec, environment: Environment, with_backend: Callable[[Backend], None]
@@ -289,3 +291,10 @@ def test_unknown_names_are_refused_at_once(given: list[str], problem: str) -> No
     result = CliRunner().invoke(cli.app, ["run", *given])
     assert result.exit_code == 2
     assert problem in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_the_room_of_an_op_says_how_its_cases_are_judged(op: Op) -> None:
+    """Float64 at production size takes too long: each such case is cut into pieces."""
+    cuts = [sample.cut for sample in op.samples() if sample.production]
+    assert cuts and all(cut is not None and cut.sentence for cut in cuts)

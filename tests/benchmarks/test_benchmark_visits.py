@@ -149,6 +149,7 @@ def test_who_fails_at_the_second_visit_is_refused(run: Run, with_backends: Regis
     assert all(record.verified for record in second.values() if record.backend == "reference")
 
 
+@pytest.mark.slow
 def test_a_burst_in_one_visit_marks_nothing_and_a_slower_kernel_is_marked(
     small_spec: Spec, environment: Environment, with_backends: Register
 ) -> None:

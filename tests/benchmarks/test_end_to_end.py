@@ -196,6 +196,7 @@ def run_command(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments))
 
 
+@pytest.mark.slow
 def test_the_command_measures_everything(tmp_path: Path) -> None:
     done = run_command("--rehearse", "--time-budget", "3", "--out", str(tmp_path))
     assert done.exit_code == 0, done.output

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,19 @@ PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
 MATRIX_KERNELS = PLANTED / "matrix_kernels.cu"
 ATTENTION = ("causal_attention", "hstu_attention")
 SAMPLED = ("90a",)
-"""What every run compiles for; `make test-all` compiles for all architectures."""
+SAMPLED_KERNELS, SAMPLED_ROOMS = ("rowwise_adagrad_cuda.cu",), ("causal_attention", "rowwise_adagrad")
+"""What `make test` compiles beside the planted kernels; `make test-all` compiles all kernels for all architectures."""
 OTHER_TARGETS = tuple(target for target in triton_resources.TARGETS if target != 90)
-KERNELS = [*resources.op_kernels(), MATRIX_KERNELS]
+COMPILED = [
+    pytest.param(
+        source,
+        architectures,
+        marks=[pytest.mark.slow] * (source.name not in SAMPLED_KERNELS or architectures != SAMPLED),
+        id=f"{'+'.join(architectures)}-{source.name}",
+    )
+    for architectures in (SAMPLED, DEFAULT_ARCHITECTURES)
+    for source in (*resources.op_kernels(), MATRIX_KERNELS)
+]
 
 needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
@@ -101,10 +112,7 @@ def objects(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("source", KERNELS, ids=lambda path: str(path.name))
-@pytest.mark.parametrize(
-    "architectures", [SAMPLED, pytest.param(DEFAULT_ARCHITECTURES, marks=pytest.mark.slow)], ids="+".join
-)
+@pytest.mark.parametrize(("source", "architectures"), COMPILED)
 def test_kernels_fit_every_target(source: Path, architectures: tuple[str, ...]) -> None:
     found = figures(source, native.nvcc_flags(architectures))
     assert {one.architecture for one in found} == {name.removesuffix("+PTX") for name in architectures}
@@ -228,6 +236,11 @@ def test_a_source_that_nvcc_refuses(tmp_path: Path) -> None:
         resources.measure(source, TOOLKIT)
 
 
+def sampled(room: str) -> Any:
+    """A room as a parameter of a test that compiles its Triton kernels: slow where `make test` leaves it out."""
+    return pytest.param(room, marks=[pytest.mark.slow] * (room not in SAMPLED_ROOMS))
+
+
 @cache
 def triton_figures(room: str, *targets: int) -> list[triton_resources.Figures]:
     """What Triton makes of a room's defaults."""
@@ -235,7 +248,7 @@ def triton_figures(room: str, *targets: int) -> list[triton_resources.Figures]:
 
 
 @needs_triton
-@pytest.mark.parametrize("room", triton_resources.rooms())
+@pytest.mark.parametrize("room", [sampled(room) for room in triton_resources.rooms()])
 @pytest.mark.parametrize(
     "targets", [(90,), pytest.param(OTHER_TARGETS, marks=pytest.mark.slow)], ids=lambda targets: f"{targets}"
 )
@@ -271,7 +284,7 @@ WIDE_PRODUCTS = {
 
 
 @needs_triton
-@pytest.mark.parametrize("room", sorted({room for room, _ in WIDE_PRODUCTS}))
+@pytest.mark.parametrize("room", [sampled(room) for room in sorted({room for room, _ in WIDE_PRODUCTS})])
 def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> None:
     found = triton_figures(room, 90)
     for case, kernels in ((case, kernels) for (of, case), kernels in WIDE_PRODUCTS.items() if of == room):
@@ -280,6 +293,28 @@ def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> N
         for one in own:
             assert min(one.product_columns) >= 32, one
             assert one.loads_in_flight >= kernels[one.kernel], one
+
+
+@needs_triton
+def test_two_programs_of_the_softmax_forward_pass_share_a_multiprocessor() -> None:
+    """Up to width 256: one multiplies while the other works on its scores."""
+    found = [one for one in triton_figures("sampled_softmax_loss", 90) if one.kernel == "forward_kernel"]
+    half = [one for one in found if one.case in ("owners-bfloat16", "owners-bfloat16-64", "owners-bfloat16-128")]
+    assert len(half) == 3
+    for one in half:
+        assert 2 * one.warps * 32 * one.registers <= 65_536, one
+        assert 2 * (one.shared_bytes + 1024) <= SHARED_LIMIT[90] + 1024, one
+    (wide,) = [one for one in found if one.case == "owners-bfloat16-512"]
+    assert wide.product_columns == [128], wide
+
+
+@needs_triton
+def test_no_tile_of_the_softmax_forward_pass_spills() -> None:
+    found = triton_resources.of_room("tests.build_support.planted.softmax_tiles", 90)
+    tiles = {one.case: one for one in found if one.kernel == "forward_kernel"}
+    assert len(tiles) == 6
+    assert {one.stack_bytes for one in tiles.values()} == {0}
+    assert {tuple(one.product_columns) for one in tiles.values()} == {(32,), (64,), (128,)}
 
 
 @needs_triton

@@ -29,6 +29,7 @@ def lines(*words: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_no_kernel_compiles_again_for_another_batch() -> None:
     found = lines("-m", "argus_kernels.testing.mock_driver", "--batches", str(min(8 * SCALE, 72)))
     assert {line["op"] for line in found} == WITH_TRITON

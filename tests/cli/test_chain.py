@@ -98,6 +98,7 @@ def test_recommend_prints_the_users_items(folder: Path) -> None:
             assert re.search(rf"│\s*{item['item_id']}\s*│\s*{item['score']:.3f}", done.stdout)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_the_step_it_was_in_and_says_how_to_resume(folder: Path) -> None:
     steps = ["--steps", "400", *QUICK]
     command = [sys.executable, "-m", "python_model", "pretrain", "data", "stopped", *steps]
@@ -120,6 +121,7 @@ def test_ctrl_c_saves_the_step_it_was_in_and_says_how_to_resume(folder: Path) ->
     assert "steps was 400, now 401" in message
 
 
+@pytest.mark.slow
 def test_killing_and_resuming_changes_no_loss(folder: Path) -> None:
     steps = ["--steps", "30", *QUICK]
     here(["pretrain", folder / "data", folder / "whole", *steps])

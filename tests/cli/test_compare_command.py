@@ -75,6 +75,7 @@ def test_budgets_and_shapes_are_equal(data: Path) -> None:
     assert trials["argus_hstu"].model.encoder == trials["hstu"].model.model == "hstu"
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(data: Path, tmp_path: Path) -> None:
     options = ["compare", str(data), str(tmp_path), "--models", "sasrec,hstu", *QUICK, *SETTINGS]
     options += ["--set", "checkpoint_every=1", "--steps", "28"]

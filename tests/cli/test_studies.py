@@ -37,6 +37,7 @@ def rows(out: Path, name: str) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in found}
 
 
+@pytest.mark.slow
 def test_scaling(data: str, tmp_path: Path) -> None:
     options = ["--sizes", "1x8,1x16,2x16", "--window", "64", *QUICK, *SETTINGS]
     study("scaling", tmp_path, data, *options)
@@ -53,6 +54,7 @@ def test_scaling(data: str, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "pretrain.steps was 3, now 4" in refused.stderr
 
 
+@pytest.mark.slow
 def test_context(data: str, tmp_path: Path) -> None:
     quick = [option for option in QUICK if option != "--finetune-steps"]
     quick.remove("2")

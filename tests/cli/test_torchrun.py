@@ -52,6 +52,7 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in one.items() if key not in ("seconds", "stage")} for one in read_metrics(run)]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
     data, whole, killed = tmp_path / "data", tmp_path / "whole", tmp_path / "killed"
     for command in (

@@ -113,3 +113,16 @@ def test_require_close_carries_the_figures() -> None:
 
 def test_empty_results_pass() -> None:
     assert compare("nothing", torch.zeros(0), torch.zeros(0, dtype=torch.float64), torch.zeros(0)).passed
+
+
+def test_further_draws_of_torch_keep_its_luck_out_and_an_error_in() -> None:
+    """A scalar for which PyTorch happens to be exact, beside 32 draws of its usual error; larger errors still fail."""
+    generator = torch.Generator().manual_seed(3)
+    draws = [torch.randn(1000, generator=generator) for _ in range(32)]
+    further = [(draw.double().sum(), draw.sum()) for draw in draws]
+    usual = max(float((result - truth).abs()) for truth, result in further)
+    truth = torch.tensor(1 / 3, dtype=torch.float64)
+    lucky, ours, wrong = truth.float(), (truth + usual / 3).float(), (truth + 4 * usual).float()
+    assert not compare("sum", ours, truth, lucky).passed
+    assert compare("sum", ours, truth, lucky, further=further).passed
+    assert not compare("sum", wrong, truth, lucky, further=further).passed

@@ -15,6 +15,7 @@ from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
 from argus_kernels.testing import captured_arguments, judged, poisoned_memory, run_op, small_samples
 from argus_kernels.testing.harness import draw, public_function
+from tests.drawn_examples import examples
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -26,13 +27,30 @@ POOLED_INTERPRETED, MAX_INTERPRETED_DRAWS = 24, 24
 
 Case = tuple[Op, str, Sample, str]
 
-CASES = [
-    pytest.param((op, backend.name, sample, device), id=f"{op.name}-{backend.name}-{sample.name}-{device}")
+
+NAMED: list[tuple[str, Case]] = [
+    (f"{op.name}-{backend.name}-{sample.name}-{device}", (op, backend.name, sample, device))
     for op in OPS
     for backend in op.backends
     for sample in small_samples(op)
     for device in DEVICES
 ]
+CASES = [pytest.param(case, id=name) for name, case in NAMED]
+
+
+def within(case: Case) -> bool:
+    """Whether the case's sample is neither the first nor the last one of its op."""
+    op, _, sample, _ = case
+    names = [one.name for one in small_samples(op)]
+    return sample.name not in (names[0], names[-1])
+
+
+SAMPLED_CASES = [
+    pytest.param(case, id=name, marks=[pytest.mark.slow] * (case[1] != "cpp" and case[3] == "cpu" and within(case)))
+    for name, case in NAMED
+]
+"""The same for contracts that run an op several times: `make test` gives `cpp` every sample and the other backends the
+first and the last one of an op; `make test-all` gives them all."""
 FIRST_CASES = [
     pytest.param((op, backend.name, small_samples(op)[0], device), id=f"{op.name}-{backend.name}-{device}")
     for op in OPS
@@ -59,8 +77,20 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
         assert torch.equal(left[name].isnan(), right[name].isnan()), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("case", CASES)
+RULED_CASES = [
+    pytest.param(
+        case,
+        dtype,
+        id=f"{name}-{str(dtype).removeprefix('torch.')}",
+        marks=[pytest.mark.slow] * (case[1::2] == ("triton", "cpu") and dtype != torch.float32 and within(case)),
+    )
+    for name, case in NAMED
+    for dtype in DTYPES
+]
+"""`make test` gives Triton's interpreter every sample in float32, in 16 bits the first and the last one of an op."""
+
+
+@pytest.mark.parametrize(("case", "dtype"), RULED_CASES)
 def test_error_rule(case: Case, dtype: torch.dtype) -> None:
     """Outputs, in-place results and every gradient are as close to float64 truth as plain PyTorch is."""
     op, backend, sample, device = case
@@ -112,7 +142,7 @@ def _as_function_of_leaves(
     return tuple(leaves), call
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_opcheck(case: Case) -> None:
     """torch's own checks of a custom op: schema, autograd registration, fake shapes, tracing."""
     op, backend, sample, _ = case
@@ -126,7 +156,7 @@ def test_opcheck(case: Case) -> None:
     assert set(report.values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_eager_equals_compiled(case: Case) -> None:
     """torch.compile(fullgraph=True) takes the op whole and changes nothing."""
     op, backend, sample, _ = case
@@ -150,7 +180,7 @@ def test_eager_equals_inductor(case: Case) -> None:
     assert_same(eager.results, traced.results)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_fresh_memory_is_not_read(case: Case) -> None:
     """With every fresh allocation full of NaN the results are the same, bit for bit; and so are two runs."""
     op, backend, sample, _ = case
@@ -161,7 +191,7 @@ def test_fresh_memory_is_not_read(case: Case) -> None:
     assert_same(plain.results, poisoned.results)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", SAMPLED_CASES)
 def test_non_contiguous_inputs(case: Case) -> None:
     """Every other element of a wider tensor, and a transposed one, give what their contiguous copies give."""
     op, backend, sample, _ = case
@@ -262,7 +292,7 @@ def _exports(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, list) and bool(value) and isinstance(value[0], Tensor))
 
 
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     lengths=st.lists(st.one_of(st.just(0), st.integers(0, 9), st.integers(0, 40)), max_size=5),
     padding=st.integers(0, 3),
@@ -285,6 +315,14 @@ def test_drawn_shapes(case: Case, lengths: list[int], padding: int, variant: int
         finite = value[value.isfinite()].double().abs()
         bound = 2e-5 * max(float(finite.max()) if finite.numel() else 0.0, 1.0)
         torch.testing.assert_close({name: ours[name].double()}, {name: value.double()}, atol=bound, rtol=0.0)
+
+
+@pytest.mark.parametrize("cases", [RULED_CASES, SAMPLED_CASES, FIRST_CASES])
+def test_make_test_leaves_out_no_backend_of_an_op(cases: list[Any]) -> None:
+    kept = [(*one.values[0][:2], *one.values[1:]) for one in cases if not one.marks]
+    every = [(*one.values[0][:2], *one.values[1:]) for one in cases]
+    assert len(kept) < len(every) or cases is FIRST_CASES
+    assert all(any(left == one for left in kept) for one in every)
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)

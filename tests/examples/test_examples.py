@@ -52,6 +52,7 @@ def test_sasrec_changes_at_most_ten_lines() -> None:
     assert len(texts[0].strip().splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_export_through_aotinductor(tmp_path: Path) -> None:
     if which("c++") is None and which("g++") is None:
         pytest.skip("AOTInductor needs a C++ compiler")
@@ -59,6 +60,7 @@ def test_export_through_aotinductor(tmp_path: Path) -> None:
     assert "23 events of 3 users, scores within" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torch.distributed") is None, reason="this torch has no torch.distributed")
 def test_two_ranks() -> None:
     assert output_of("two_ranks.py") == "2 ranks and one process: the same weights after 3 steps\n"

@@ -14,6 +14,7 @@ import torch
 
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.schema import Dataset, load_dataset
 from python_model.data.synthetic import generate, preset
 from python_model.model.argus import Argus
@@ -21,7 +22,7 @@ from python_model.model.argus import Argus
 FEATURES = FeatureSpec(
     items=40,
     context={"hour": 24, "device": 3},
-    feedback={"like": 1, "skip": 1, "share": 5},
+    feedback={"like": BINARY, "skip": BINARY, "share": categorical(5)},
     item_features={"artist": 7},
 )
 SMALL = ModelConfig(
@@ -39,7 +40,7 @@ def random_batch(lengths: Sequence[int], seed: int = 0, padding: int = 0) -> Jag
     time = np.concatenate([np.cumsum(gaps[a:b]) for a, b in pairwise(offsets)] or [gaps])
     time = 1_700_000_000 + np.concatenate([time, random.integers(-(10**9), 10**9, padding)])
     context = np.stack([random.integers(-1, count, rows) for count in FEATURES.context.values()])
-    feedback = np.stack([random.integers(-1, max(count, 2), rows) for count in FEATURES.feedback.values()], axis=1)
+    feedback = np.stack([random.integers(-1, one.classes, rows) for one in FEATURES.feedback.values()], axis=1)
     return JaggedBatch(
         offsets=torch.from_numpy(offsets.astype(np.int32)),
         max_length=max(lengths, default=0),
@@ -86,7 +87,7 @@ def changed() -> Callable[[JaggedBatch, int, str], JaggedBatch]:
         elif field == "organic":
             value[row] = ~value[row]
         elif field == "feedback":
-            limit = torch.tensor([max(count, 2) for count in FEATURES.feedback.values()])
+            limit = torch.tensor([one.classes for one in FEATURES.feedback.values()])
             value[row] = (value[row] + 1).remainder(limit)
         elif field == "context":
             limit = torch.tensor(list(FEATURES.context.values()))

@@ -52,7 +52,7 @@ def plain_feedback_losses(model: Argus, batch: JaggedBatch) -> dict[str, torch.T
     """Mean over the observed target rows, component by component, by torch's own losses."""
     out = {}
     for index, (name, logits) in enumerate(
-        zip(FEATURES.feedback, model.feedback_logits(batch).split(FEATURES.classes, -1), strict=True)
+        zip(FEATURES.feedback, model.feedback_logits(batch).split(FEATURES.logits, -1), strict=True)
     ):
         target = batch.feedback[:, index]
         seen = (target >= 0) & batch.is_target

@@ -104,6 +104,7 @@ def _gather(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_share_their_batches(tmp_path: Path) -> None:
     """Every rank draws the same negatives from all batches; only its own items have an owner."""
     start_processes(_gather, (str(tmp_path),), nprocs=len(BATCHES), start_method="spawn")

@@ -23,6 +23,7 @@ from tests.attention.attention_truth import (
     packed_offsets,
     user_parts,
 )
+from tests.drawn_examples import examples
 
 NAMES = exact_backends(BACKENDS)
 
@@ -92,7 +93,7 @@ def test_plain_causal_is_torchs_causal_attention(backend: str) -> None:
     window=st.sampled_from([None, 1, 5, 100]),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_any_jagged_batch(backend: str, lengths: list[int], padding: int, seed: int, **options: Any) -> None:
     assert_right(drawn(lengths, seed, padding=padding, **options), backend)
 

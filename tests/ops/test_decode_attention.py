@@ -13,6 +13,7 @@ from torch import Tensor
 from argus_kernels import PagedCache, causal_attention, decode_attention
 from argus_kernels.ops.decode_attention import OP
 from argus_kernels.testing import captured_arguments
+from tests.drawn_examples import examples
 
 
 def ints(*values: int) -> Tensor:
@@ -43,7 +44,7 @@ HISTORIES = {
 
 @pytest.mark.parametrize("backend", serving(torch.float64))
 @given(**HISTORIES)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_event_by_event_equals_one_pass(
     backend: str,
     lengths: list[int],
@@ -59,7 +60,7 @@ def test_event_by_event_equals_one_pass(
 
 @pytest.mark.parametrize("backend", [name for name in NAMES if name not in serving(torch.float64)])
 @given(**HISTORIES)
-@settings(max_examples=4)
+@settings(max_examples=examples(4))
 def test_event_by_event_equals_one_pass_in_float32(
     backend: str,
     lengths: list[int],

@@ -50,6 +50,7 @@ def _library() -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.slow
 def test_the_same_bits_on_every_instruction_set_and_number_of_threads() -> None:
     require_the_same_bits(DIGEST)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from argus_kernels import feedback_loss
 from argus_kernels.ops.feedback_loss import OP
 from argus_kernels.testing import captured_arguments
+from tests.drawn_examples import examples
 
 BACKENDS = [backend.name for backend in OP.backends]
 
@@ -78,7 +79,7 @@ def test_equals_one_task_at_a_time(backend: str, weighted: bool) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     rows=st.integers(0, 9), classes=st.lists(st.integers(1, 5), min_size=1, max_size=4), seed=st.integers(0, 2**31 - 1)
 )

@@ -22,6 +22,7 @@ from tests.attention.attention_truth import (
     packed_offsets,
     user_parts,
 )
+from tests.drawn_examples import examples
 
 NAMES = exact_backends(BACKENDS)
 
@@ -82,7 +83,7 @@ def assert_right(arguments: dict[str, Any], backend: str) -> None:
     divisor=st.sampled_from([None, 50.0]),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 def test_any_jagged_batch(
     backend: str, lengths: list[int], seed: int, alpha: float, divisor: float | None, **options: Any
 ) -> None:

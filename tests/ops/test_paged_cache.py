@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argus_kernels import PagedCache, causal_attention, decode_attention
+from tests.drawn_examples import examples
 
 USERS, PAGE, MOST = 5, 3, 14
 
@@ -59,7 +60,7 @@ def assert_unchanged(before: Any, cache: PagedCache) -> None:
 
 
 @given(seed=st.integers(0, 2**31), pages=st.integers(2, 14), policy=st.sampled_from(["refuse", "offload"]))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_any_sequence_of_calls_keeps_every_users_events(seed: int, pages: int, policy: str) -> None:
     draw = random.Random(seed)
     cache = PagedCache.allocate(USERS, MOST, 1, 2, page_size=PAGE, pages=pages, on_full=policy)

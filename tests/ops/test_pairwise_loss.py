@@ -15,6 +15,7 @@ from torch import Tensor
 from argus_kernels import pairwise_loss
 from argus_kernels.ops.pairwise_loss import OP, reference
 from argus_kernels.testing import captured_arguments
+from tests.drawn_examples import examples
 
 BACKENDS = [backend.name for backend in OP.backends]
 
@@ -75,7 +76,7 @@ def test_equals_a_list_of_pairs(backend: str, block: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 8), max_size=5),
     window=st.integers(0, 70),

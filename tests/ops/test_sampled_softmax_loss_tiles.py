@@ -15,7 +15,16 @@ from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, req
 
 BACKEND = "cpp"
 # One row and one candidate past a tile; few rows, few candidates; several groups of candidates and steps of rows.
-SIZES = [(97, 513, 33), (1, 2_000, 7), (500, 3, 24), (700, 1_300, 40), (200, 8_200, 1_024)]
+SIZES = [(97, 513, 33), (1, 2_000, 7), (500, 3, 24), (700, 1_300, 40)]
+LARGE = (200, 8_200, 1_024)
+CASES = [
+    *((sizes, form, dtype) for sizes in SIZES for form in FORMS for dtype in DTYPES),
+    *(
+        pytest.param(LARGE, form, dtype, marks=[pytest.mark.slow] * (form != FORMS[0] or dtype != torch.float32))
+        for form in FORMS
+        for dtype in DTYPES
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +34,13 @@ def _library() -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("sizes", "form", "dtype"), CASES, ids=str)
 def test_error_rule(sizes: tuple[int, int, int], form: str, dtype: torch.dtype) -> None:
     require_right(draw(*sizes, dtype, form), BACKEND)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("sizes", [*SIZES, pytest.param(LARGE, marks=pytest.mark.slow)], ids=str)
 def test_same_bits_on_any_number_of_threads(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     if dtype == torch.float64 and math.prod(sizes) > 10**8:
         pytest.skip("float64 serves gradient checks; its plain loops would take long")

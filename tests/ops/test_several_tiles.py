@@ -15,14 +15,15 @@ from argus_kernels.testing import captured_arguments, judged
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OFTEN = 3
-"""Samples of an op that every run takes of every backend, in float32."""
+OFTEN, OFTEN_INTERPRETED = 3, 1
+"""Samples of an op that every run takes, in float32."""
 
 
 def marks(backend: str, index: int, dtype: torch.dtype) -> list[pytest.MarkDecorator]:
-    """Slow is what Triton's interpreter takes a minute for; of cpp, in 16 bits alone, what is not taken often."""
-    rare = (index >= OFTEN, dtype != torch.float32)
-    return [pytest.mark.slow] * (all(rare) if backend == "cpp" else any(rare))
+    """Slow is what Triton's interpreter takes minutes for; of cpp, in 16 bits alone, what is not taken often."""
+    if backend == "cpp":
+        return [pytest.mark.slow] * (index >= OFTEN and dtype != torch.float32)
+    return [pytest.mark.slow] * (index >= OFTEN_INTERPRETED or dtype != torch.float32)
 
 
 CASES = [

@@ -1,13 +1,13 @@
-"""The tiles (user, block) of a batch of packed histories, the costliest first, worked out on the device in one launch.
+"""The tiles (user, block) of a batch of packed histories, the most expensive first, made on the device in one launch.
 
-A tile of queries costs the key blocks before it and its own, one of keys the query blocks after it and its own. A user
-has one tile of each cost from 1 to its number of blocks, so a tile's place follows from the users' block counts alone:
-before it come the costlier tiles of all users, then the tiles of its own cost of the users before. Nothing is sorted.
+The cost of a tile of queries is the number of key blocks up to its own, that of a tile of keys the number of query
+blocks from its own on. A user has one tile of each cost from 1 to their number of blocks, so the position of a tile
+follows from the block counts alone: before it come the more expensive tiles of all users, then the tiles of equal
+cost of earlier users. Nothing is sorted.
 
-The schedules are made for each pass of each layer: one launch of a few microseconds. They are not kept from layer to
-layer. A kept schedule would have to know that `offsets` still holds what it held, and nothing tells: writes through
-`.data`, a collective, a replayed CUDA graph or a buffer that torch.compile reuses leave the tensor, its address and its
-version as they were.
+The schedules are made again for each pass of each layer, in one launch of a few microseconds. They are not kept from
+layer to layer, because nothing shows whether `offsets` has changed: writes through `.data`, a collective, a replayed
+CUDA graph or a buffer that torch.compile reuses leave the tensor, its address and its version as they were.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def tile_schedules(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool
     """One schedule for each (block, of_keys): int32 [total // block + B, 3], first row, length and block number.
 
     offsets: int32 [B + 1] with B ≥ 1. total: how many rows there are, with the padding. The entries are in the order of
-    their cost, the costliest first, and of their users; those past the last tile have length 0.
+    their cost, the most expensive first, and of their users; those past the last tile have length 0.
     """
     offsets = offsets.contiguous()
     users = offsets.shape[0] - 1

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from argus_kernels.core import Sample
 from argus_kernels.core.huge_pages import prefer_huge_pages
-from argus_kernels.core.sample import tensor_bytes
+from argus_kernels.core.sample import Cut, tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
 DISTINCT_PAGES = 1024
@@ -123,6 +123,26 @@ _CASES = (
 )
 
 
+def _pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One piece: four users, of the full length, about half, about an eighth, and of one event."""
+    cache, users = arguments["cache"], 4
+    longest = int(arguments["lengths"][0])
+    lengths = torch.tensor([longest, longest // 2 + 1, longest // 8 + 3, 1][:users], dtype=torch.int32)
+    users = min(users, arguments["lengths"].shape[0])
+    table = cache.block_table[:users]
+    owned = table[table >= 0].long()
+    renamed = torch.full_like(table, -1)
+    renamed[table >= 0] = torch.arange(owned.shape[0], dtype=table.dtype, device=table.device)
+    pages = {name: getattr(cache, name)[owned] for name in ("key_pages", "value_pages", "time_pages")}
+    small = replace(cache, block_table=renamed, pool=None, **pages)
+    per_user = ("q", "k", "v", "query_time", "key_time")
+    cut = {name: value[:users] if name in per_user else value for name, value in arguments.items()}
+    yield {**cut, "cache": small, "lengths": lengths[:users].to(table.device)}
+
+
+_CUT = Cut("four users of the case, of different lengths", _pieces)
+
+
 def samples() -> list[Sample]:
     """All samples of the op."""
     return [_sample(case) for case in _CASES]
@@ -165,4 +185,4 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
 
 
 def _sample(case: _Case) -> Sample:
-    return Sample(case.name, case.make, (), case.production, gpu=case.gpu, flops=case.flops, bytes=case.bytes)
+    return Sample(case.name, case.make, (), case.production, gpu=case.gpu, flops=case.flops, bytes=case.bytes, cut=_CUT)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Sample
-from argus_kernels.core.sample import tensor_bytes
+from argus_kernels.core.sample import Cut, tensor_bytes
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ _CASES = (
 )
 
 
+_CUT = Cut("the case itself", lambda arguments: iter([arguments]))
+
+
 def samples() -> list[Sample]:
     """All samples of the op."""
     return [_sample(case) for case in _CASES]
@@ -107,4 +110,4 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
 
 
 def _sample(case: _Case) -> Sample:
-    return Sample(case.name, case.make, (), case.production, gpu=case.gpu, flops=case.flops, bytes=case.bytes)
+    return Sample(case.name, case.make, (), case.production, gpu=case.gpu, flops=case.flops, bytes=case.bytes, cut=_CUT)

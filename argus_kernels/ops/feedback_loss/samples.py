@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, block, tensor_bytes
 
 GRAD = ("hidden", "weight", "bias")
+
+
+def _pieces(arguments: dict[str, Any], count: int = 32, rows: int = 512) -> Iterator[dict[str, Any]]:
+    for index in range(count):
+        row = block(index, rows, arguments["hidden"].shape[0])
+        yield {**arguments, "hidden": arguments["hidden"][row], "targets": arguments["targets"][row]}
+
+
+_CUT = Cut("32 pieces of 512 rows of the case", _pieces)
 
 
 def samples() -> list[Sample]:
@@ -80,6 +89,7 @@ def _case(
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),
         backward_bytes=_backward_bytes,
+        cut=_CUT,
     )
 
 

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, tensor_bytes
 from argus_kernels.ops.pairwise_loss import reference
 
 SECONDS_BETWEEN_EVENTS = 10
+
+
+def _pieces(arguments: dict[str, Any], count: int = 64, longest: int = 128) -> Iterator[dict[str, Any]]:
+    """One user in every piece."""
+    offsets = arguments["offsets"].tolist()
+    spans = [span for span in pairwise(offsets) if span[1] > span[0]]
+    for begin, end in spans[:count]:
+        row = slice(begin, min(end, begin + longest))
+        cut = {name: arguments[name][row] for name in ("scores", "grades", "times")}
+        yield {**arguments, **cut, "offsets": arguments["offsets"].new_tensor([0, row.stop - row.start])}
+
+
+_CUT = Cut("the first 128 events of 64 users of the case, one by one", _pieces)
 
 
 def samples() -> list[Sample]:
@@ -87,6 +101,7 @@ def _case(
         bytes=_bytes,
         backward_flops=_flops,
         backward_bytes=_backward_bytes,
+        cut=_CUT,
     )
 
 

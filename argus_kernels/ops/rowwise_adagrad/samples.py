@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, tensor_bytes
+
+
+def _pieces(arguments: dict[str, Any], given: int = 4096, rows: int = 8192) -> Iterator[dict[str, Any]]:
+    table = arguments["table"][:rows]
+    cut = {"rows": arguments["rows"][:given], "row_gradients": arguments["row_gradients"][:given]}
+    folded = torch.where(cut["rows"] < 0, -1, cut["rows"] % table.shape[0])
+    yield {**arguments, **cut, "rows": folded, "table": table, "state": arguments["state"][:rows]}
+
+
+_CUT = Cut("4,096 gradients of the case, tables cut to 8,192 rows", _pieces)
 
 
 def samples() -> list[Sample]:
@@ -66,7 +76,7 @@ def _case(
             "weight_decay": weight_decay,
         }
 
-    return Sample(name, make, production=production, gpu=gpu, flops=_flops, bytes=_bytes)
+    return Sample(name, make, production=production, gpu=gpu, flops=_flops, bytes=_bytes, cut=_CUT)
 
 
 def _flops(arguments: dict[str, Any]) -> int:

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, block, tensor_bytes
 
 GRAD = ("query", "positive", "candidates", "scale")
+
+
+def _pieces(arguments: dict[str, Any], count: int = 64, rows: int = 32, drawn: int = 512) -> Iterator[dict[str, Any]]:
+    """Different rows against different candidates in every piece; ids folded so that accidental hits happen."""
+    for index in range(count):
+        row = block(index, rows, arguments["query"].shape[0])
+        column = block(index, drawn, arguments["candidates"].shape[0])
+        piece = dict(arguments)
+        for name in ("query", "positive", "positive_ids", "positive_log_q", "row_weight", "query_owner"):
+            if arguments.get(name) is not None:
+                piece[name] = arguments[name][row]
+        for name in ("candidates", "candidate_ids", "log_q", "candidate_owner"):
+            if arguments.get(name) is not None:
+                piece[name] = arguments[name][column]
+        yield {**piece, "positive_ids": piece["positive_ids"] % drawn, "candidate_ids": piece["candidate_ids"] % drawn}
+
+
+_CUT = Cut("64 pieces of the case: 32 rows against 512 candidates", _pieces)
 
 
 def samples() -> list[Sample]:
@@ -129,6 +147,7 @@ def _case(
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),
         backward_bytes=_backward_bytes,
+        cut=_CUT,
     )
 
 

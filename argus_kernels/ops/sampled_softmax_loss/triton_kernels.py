@@ -19,7 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
-from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two, processors
+from argus_kernels.core.triton_support import (
+    SHARED_LIMIT,
+    CompileCase,
+    ceil_div,
+    gpu_generation,
+    launch,
+    next_power_of_two,
+    processors,
+)
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
@@ -32,10 +40,11 @@ _NAMES = ("block_rows", "block_candidates", "block_depth", "warps", "stages")
 _TILES = {
     "sampled_softmax_loss/forward": (
         (128, 32, 256, 8, 3),
-        (128, 32, 64, 8, 3),
-        (128, 64, 64, 8, 3),
         (128, 128, 64, 8, 3),
-        (64, 128, 64, 4, 4),
+        (128, 64, 256, 8, 3),
+        (128, 128, 256, 8, 2),
+        (64, 64, 256, 4, 2),
+        (128, 64, 64, 8, 3),
     ),
     "sampled_softmax_loss/backward": ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 4)),
 }
@@ -51,6 +60,9 @@ MAX_SPLITS = 128
 """Parts that a row's candidates are cut into at most: each has 12 bytes in memory."""
 START = 2
 """What a program of the forward pass costs beside its blocks of candidates, in blocks; not measured."""
+PART = 32
+"""Columns of a tile whose scores are worked on at once. A thread holds an id, an owner (64 bits each) and log_q for
+every column of its own: for 64 columns at once they spill, 128 bytes a thread on sm_90."""
 LIFT = 4096.0
 """Shares are stored as 16-bit numbers times this, because float16 has few digits left below 2⁻¹⁴."""
 
@@ -58,101 +70,112 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _load_rows(base, row, rows, begin, width, stride, column_stride, BLOCK_DEPTH: tl.constexpr):
-    """Columns begin … begin + BLOCK_DEPTH − 1 of some rows, zero past the last row and column."""
+def _load_rows(packed, row, rows, begin, width, BLOCK_DEPTH: tl.constexpr):
+    """Columns begin … begin + BLOCK_DEPTH − 1 of some rows, zero past the last row and column.
+
+    packed: (tensor, its row stride, its column stride).
+    """
     column = begin + tl.arange(0, BLOCK_DEPTH)
     mask = (row < rows)[:, None] & (column < width)[None, :]
-    return tl.load(base + row[:, None] * stride + column[None, :] * column_stride, mask=mask, other=0.0)
+    return tl.load(packed[0] + row[:, None] * packed[1] + column[None, :] * packed[2], mask=mask, other=0.0)
 
 
 @triton.jit
 def _products(
     query, candidates, row, candidate, rows, drawn, width,
-    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A tile's products of queries and candidates, float32, a part of the width at a time."""
     product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
     for begin in range(0, width, BLOCK_DEPTH):
-        left = _load_rows(query, row, rows, begin, width, query_stride, query_column_stride, BLOCK_DEPTH)
-        right = _load_rows(
-            candidates, candidate, drawn, begin, width, candidate_stride, candidate_column_stride, BLOCK_DEPTH
-        )
+        left = _load_rows(query, row, rows, begin, width, BLOCK_DEPTH)
+        right = _load_rows(candidates, candidate, drawn, begin, width, BLOCK_DEPTH)
         product = tl.dot(left, tl.trans(right), product, input_precision="ieee")
     return product
 
 
 @triton.jit
-def _relative_scores(
-    product, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
-    row, candidate, rows, drawn,
-):  # fmt: skip
-    """A tile's products and scores, both relative to the positive, and which of its candidates count."""
-    real = row < rows
-    there = candidate < drawn
-    product -= tl.load(positive_product + row, mask=real, other=0.0)[:, None]
-    score = scale * product - tl.load(log_q + candidate, mask=there, other=0.0)[None, :]
-    own = tl.load(positive_ids + row, mask=real, other=0)
-    others = tl.load(candidate_ids + candidate, mask=there, other=0)
-    counts = real[:, None] & there[None, :] & (own[:, None] != others[None, :])
-    if query_owner is not None:
-        owner = tl.load(query_owner + row, mask=real, other=0)
-        theirs = tl.load(candidate_owner + candidate, mask=there, other=-1)
-        counts = counts & ((owner[:, None] != theirs[None, :]) | (theirs < 0)[None, :])
+def _relative_scores(product, positive_product, ids, owners, log_q, scale, row, candidate, rows, drawn):
+    """A tile's products and scores, both relative to the positive, and which of its candidates are not left out.
+
+    Past the last candidate the score is −∞. ids, owners: those of the rows and of the candidates.
+    """
+    product -= tl.load(positive_product + row, mask=row < rows, other=0.0)[:, None]
+    score = scale * product - tl.load(log_q + candidate, mask=candidate < drawn, other=float("inf"))[None, :]
+    own = tl.load(ids[0] + row, mask=row < rows, other=0)
+    theirs = tl.load(ids[1] + candidate, mask=candidate < drawn, other=0)
+    counts = own[:, None] != theirs[None, :]
+    if owners is not None:
+        own = tl.load(owners[0] + row, mask=row < rows, other=0)
+        theirs = tl.load(owners[1] + candidate, mask=candidate < drawn, other=0)
+        # Nobody's candidates equal no row's owner: a comparison a row and a candidate, none a pair.
+        counts = counts & (tl.maximum(own, -1)[:, None] != tl.where(theirs < 0, -2, theirs)[None, :])
     return product, score, counts
+
+
+@triton.jit
+def _parts(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr):
+    """A tile's columns, PART at a time, as a tuple; registers only change their names."""
+    if COLUMNS == PART:
+        return (tile,)
+    else:
+        left, right = tl.split(tl.permute(tl.reshape(tile, [ROWS, 2, COLUMNS // 2]), [0, 2, 1]))
+        return _parts(left, ROWS, COLUMNS // 2, PART) + _parts(right, ROWS, COLUMNS // 2, PART)
 
 
 @kernel
 def forward_kernel(
-    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
-    largest, total, count, rows, drawn, width, split_candidates,
-    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+    query, candidates, positive_product, ids, owners, log_q, scale, largest, total, count,
+    rows, drawn, width, split_candidates,
     WHOLE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+    PART: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     factor = tl.load(scale)
     peak = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
-    mass = tl.zeros([BLOCK_ROWS], tl.float32)
-    counted = tl.zeros([BLOCK_ROWS], tl.int32)
+    # A sum for each column of a part: they are added across threads once, at the end.
+    mass = tl.zeros([BLOCK_ROWS, PART], tl.float32)
+    counted = tl.zeros([BLOCK_ROWS, PART], tl.int32)
     # Where BLOCK_DEPTH holds the width the queries are read once, and candidates stream past them.
     own_query = 0
     if WHOLE:
-        own_query = _load_rows(query, row, rows, 0, width, query_stride, query_column_stride, BLOCK_DEPTH)
+        own_query = _load_rows(query, row, rows, 0, width, BLOCK_DEPTH)
     first = tl.program_id(1) * split_candidates
     for begin in range(first, tl.minimum(first + split_candidates, drawn), BLOCK_CANDIDATES):
         candidate = begin + tl.arange(0, BLOCK_CANDIDATES).to(tl.int64)
         if WHOLE:
-            right = _load_rows(
-                candidates, candidate, drawn, 0, width, candidate_stride, candidate_column_stride, BLOCK_DEPTH
-            )
+            right = _load_rows(candidates, candidate, drawn, 0, width, BLOCK_DEPTH)
             product = tl.dot(own_query, tl.trans(right), input_precision="ieee")
         else:
             product = _products(
-                query, candidates, row, candidate, rows, drawn, width, query_stride, query_column_stride,
-                candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
-            )  # fmt: skip
-        _, score, counts = _relative_scores(
-            product, positive_product, positive_ids, candidate_ids, log_q, factor, query_owner, candidate_owner,
-            row, candidate, rows, drawn,
-        )  # fmt: skip
-        score = tl.where(counts, score, -float("inf"))
-        higher = tl.maximum(peak, tl.max(score, axis=1))
-        # Where nothing counts yet the maximum is −∞, which must not be taken off itself.
-        taken = tl.where(higher == -float("inf"), 0.0, higher)
-        mass = mass * tl.exp2((peak - taken) * _LOG2_E) + tl.sum(tl.exp2((score - taken[:, None]) * _LOG2_E), axis=1)
-        counted += tl.sum(counts.to(tl.int32), axis=1)
-        peak = higher
+                query, candidates, row, candidate, rows, drawn, width, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH
+            )
+        parts = _parts(product, BLOCK_ROWS, BLOCK_CANDIDATES, PART)
+        for part in tl.static_range(BLOCK_CANDIDATES // PART):
+            column = begin + part * PART + tl.arange(0, PART)
+            _, score, counts = _relative_scores(
+                parts[part], positive_product, ids, owners, log_q, factor, row, column, rows, drawn
+            )
+            score = tl.where(counts, score, -float("inf"))
+            higher = tl.maximum(peak, tl.max(score, axis=1))
+            # Where nothing counts yet the maximum is −∞, which must not be taken off itself.
+            taken = tl.where(higher == -float("inf"), 0.0, higher)
+            kept = tl.exp2((peak - taken) * _LOG2_E)
+            mass = mass * kept[:, None] + tl.exp2((score - taken[:, None]) * _LOG2_E)
+            if count is not None:
+                counted += (counts & (column < drawn)[None, :]).to(tl.int32)
+            peak = higher
     place = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(largest + place, peak, mask=row < rows)
-    tl.store(total + place, mass, mask=row < rows)
-    tl.store(count + place, counted, mask=row < rows)
+    tl.store(total + place, tl.sum(mass, axis=1), mask=row < rows)
+    if count is not None:
+        tl.store(count + place, tl.sum(counted, axis=1), mask=row < rows)
 
 
 @kernel
 def score_gradient_kernel(
-    query, candidates, positive_product, positive_ids, candidate_ids, log_q, scale, query_owner, candidate_owner,
-    statistics, row_factor, d_score, scale_sums, share_sums, first_row, rows, drawn, width, slab_rows, score_stride,
-    query_stride, query_column_stride, candidate_stride, candidate_column_stride,
+    query, candidates, positive_product, ids, owners, log_q, scale, statistics, row_factor, d_score, scale_sums,
+    share_sums, first_row, rows, drawn, width, slab_rows, score_stride,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(drawn, BLOCK_CANDIDATES)
@@ -160,14 +183,10 @@ def score_gradient_kernel(
     candidate = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
     end = tl.minimum(first_row + slab_rows, rows)
     row = first_row + line
-    product = _products(
-        query, candidates, row, candidate, end, drawn, width, query_stride, query_column_stride,
-        candidate_stride, candidate_column_stride, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH,
-    )  # fmt: skip
+    product = _products(query, candidates, row, candidate, end, drawn, width, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH)
     product, score, counts = _relative_scores(
-        product, positive_product, positive_ids, candidate_ids, log_q, tl.load(scale), query_owner, candidate_owner,
-        row, candidate, end, drawn,
-    )  # fmt: skip
+        product, positive_product, ids, owners, log_q, tl.load(scale), row, candidate, end, drawn
+    )
     real = row < end
     whole = tl.load(statistics + rows + row, mask=real, other=0.0)
     factor = tl.load(row_factor + row, mask=real, other=0.0)
@@ -201,7 +220,7 @@ def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     if positive_log_q is not None and rows.kept is not None:
         positive_log_q = torch.where(rows.kept, positive_log_q, -1)
     if given.form == "refined":
-        assert positive_log_q is not None
+        assert positive_log_q is not None and count is not None
         denominator = negatives + (-positive_log_q.exp()).log1p() - count.clamp_min(1).log()
         loss = torch.where(denominator == -torch.inf, 0, denominator) * denominator.sigmoid()
         whole = negatives
@@ -257,40 +276,44 @@ def _rows(given: Arguments) -> Rows:
 
 def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, Any]:
     """What both score kernels take."""
+    owners = None
+    if given.query_owner is not None and given.candidate_owner is not None:
+        owners = (given.query_owner.contiguous(), given.candidate_owner.contiguous())
     return {
-        "query": rows.query,
-        "candidates": given.candidates,
+        "query": (rows.query, *rows.query.stride()),
+        "candidates": (given.candidates, *given.candidates.stride()),
         "positive_product": rows.positive_product,
-        "positive_ids": given.positive_ids.contiguous(),
-        "candidate_ids": given.candidate_ids.contiguous(),
+        "ids": (given.positive_ids.contiguous(), given.candidate_ids.contiguous()),
+        "owners": owners,
         "log_q": given.log_q.contiguous(),
         "scale": given.scale,
-        "query_owner": None if given.query_owner is None else given.query_owner.contiguous(),
-        "candidate_owner": None if given.candidate_owner is None else given.candidate_owner.contiguous(),
         "rows": given.query.shape[0],
         "drawn": given.candidates.shape[0],
         "width": given.query.shape[1],
-        "query_stride": rows.query.stride(0),
-        "query_column_stride": rows.query.stride(1),
-        "candidate_stride": given.candidates.stride(0),
-        "candidate_column_stride": given.candidates.stride(1),
         "BLOCK_ROWS": config["block_rows"],
         "BLOCK_CANDIDATES": config["block_candidates"],
         "BLOCK_DEPTH": config["block_depth"],
     }
 
 
-def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Log-sum-exp of the candidates' relative scores, −∞ where none counts, and how many count; [N] float32."""
+def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp of the candidates' relative scores, −∞ where none counts, and how many count; [N] float32.
+
+    Only the refined form counts them.
+    """
     count, drawn = given.query.shape[0], given.candidates.shape[0]
     config = _config("forward", given)
     row_blocks = ceil_div(count, config["block_rows"])
     blocks = ceil_div(drawn, config["block_candidates"])
-    split = split_blocks(row_blocks, blocks, processors(given.query.device)) * config["block_candidates"]
+    slots = processors(given.query.device) * resident_programs(config, given.query)
+    split = split_blocks(row_blocks, blocks, slots) * config["block_candidates"]
     splits = max(1, ceil_div(drawn, split))
     largest, total = (given.query.new_empty(splits, count, dtype=torch.float32) for _ in range(2))
-    counted = given.query.new_empty(splits, count, dtype=torch.int32)
+    counted = None
+    if given.form == "refined":
+        counted = given.query.new_empty(splits, count, dtype=torch.int32)
     arguments = _score_arguments(given, rows, config) | {
+        "PART": min(PART, config["block_candidates"]),
         "WHOLE": given.query.shape[1] <= config["block_depth"],
         "largest": largest,
         "total": total,
@@ -302,13 +325,26 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor]:
     shift = torch.where(peak == -torch.inf, 0, peak)
     # In units of log 2 the maximum would be rounded twice, an error of every share of the row.
     together = (total * (largest - shift).exp()).sum(0)
-    return shift + together.log(), counted.sum(0).float()
+    return shift + together.log(), None if counted is None else counted.sum(0).float()
+
+
+def resident_programs(config: Config, query: Tensor) -> int:
+    """How many programs of the forward pass a multiprocessor holds at once, by registers and shared memory.
+
+    Up to 32 scores a thread take at most 128 registers, which leaves room for 16 warps.
+    """
+    rows, candidates, depth, warps, stages = (config[name] for name in _NAMES)
+    by_registers = 16 if rows * candidates <= 32 * 32 * warps else 8
+    staged = (candidates * stages + rows) if query.shape[1] <= depth else (candidates + rows) * stages
+    # A multiprocessor has 1 KiB more than a block may have, and takes 1 KiB for each block.
+    limit = SHARED_LIMIT[min(gpu_generation(query.device), 10) * 10] + 1024
+    return max(1, min(by_registers // warps, limit // (staged * depth * query.element_size() + 1024)))
 
 
 def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
     """How many blocks of candidates a program takes, so that the fullest multiprocessor has the fewest to do.
 
-    slots: programs that run at once, one a multiprocessor. A program costs START blocks to start and to store, and a
+    slots: programs that run at once. A program costs START blocks to start and to store, and a
     grid of 2.2 rounds costs 3: more and shorter programs fill the last round better.
     """
 
@@ -365,10 +401,10 @@ def _through_scores(
         part = slice(first, first + here)
         by_row, gradient_sum = (sums.sum(1, dtype=torch.float64).flatten()[:here] for sums in (scale_sums, share_sums))
         # The stored logarithm's own rounding is an error of every share of its row, which their sum shows.
-        exact = lifted[part].double() * share[part].double() / gradient_sum
-        d_scale += (by_row * torch.where(gradient_sum == 0, 1.0, exact)).sum()
+        exact = (lifted[part].double() * share[part].double() / gradient_sum).nan_to_num(1.0, 1.0, 1.0)
+        d_scale += (by_row * exact).sum()
         if needs["candidates"]:
-            add_candidate_gradient(sums, d_score[:here], rows.query[part])
+            add_candidate_gradient(sums, d_score[:here], rows.query[part], exact)
         if needs["query"]:
             row_term = d_positive_score[part] * (LIFT / unit)
             factor = given.scale * (unit / LIFT)
@@ -399,42 +435,42 @@ def _config(part: str, given: Arguments) -> Config:
 
 
 def compile_cases() -> list[CompileCase]:
-    """The production shape with owners for every dtype, and without for bfloat16."""
-
-    def case(name: str, dtype: torch.dtype, *, owners: bool, twin: bool = False) -> CompileCase:
-        def call() -> None:
-            rows, drawn, width = 8_192, 16_384, 256
-            with torch.device("meta"):
-                query, positive = torch.empty(2, rows, width, dtype=dtype)
-                candidates = torch.empty(drawn, width, dtype=dtype)
-                ids, query_owner = torch.empty(2, rows, dtype=torch.int64)
-                candidate_ids, candidate_owner = torch.empty(2, drawn, dtype=torch.int64)
-                log_q, scale = torch.empty(drawn), torch.empty(())
-            if not owners:
-                query_owner = candidate_owner = None
-            given = Arguments(
-                query,
-                positive,
-                candidates,
-                ids,
-                candidate_ids,
-                log_q,
-                None,
-                scale,
-                None,
-                query_owner,
-                candidate_owner,
-                "standard",
-            )
-            outputs = forward(given)
-            needs = dict.fromkeys(("query", "positive", "candidates", "scale"), True)
-            backward(outputs, outputs, needs, given)
-
-        return CompileCase(f"{name}-{dtype}".replace("torch.", ""), call, twin=twin)
-
+    """The production shape with owners for every dtype, without for bfloat16, and other widths of the forward pass."""
     return [
-        case("owners", torch.bfloat16, owners=True),
-        case("plain", torch.float32, owners=False),
-        case("plain", torch.bfloat16, owners=False, twin=True),
-        case("owners", torch.float16, owners=True, twin=True),
+        compile_case("owners-bfloat16", torch.bfloat16),
+        *(compile_case(f"owners-bfloat16-{width}", torch.bfloat16, width=width) for width in (64, 128, 512)),
+        compile_case("plain-float32", torch.float32, owners=False),
+        compile_case("plain-bfloat16", torch.bfloat16, owners=False, twin=True),
+        compile_case("owners-float16", torch.float16, twin=True),
     ]
+
+
+def compile_case(
+    name: str, dtype: torch.dtype, *, owners: bool = True, width: int = 256, twin: bool = False
+) -> CompileCase:
+    """Both passes over 8,192 rows and 16,384 candidates."""
+
+    def call() -> None:
+        rows, drawn = 8_192, 16_384
+        with torch.device("meta"):
+            query, positive = torch.empty(2, rows, width, dtype=dtype)
+            ids, query_owner = torch.empty(2, rows, dtype=torch.int64)
+            candidate_ids, candidate_owner = torch.empty(2, drawn, dtype=torch.int64)
+            given = Arguments(
+                query=query,
+                positive=positive,
+                candidates=torch.empty(drawn, width, dtype=dtype),
+                positive_ids=ids,
+                candidate_ids=candidate_ids,
+                log_q=torch.empty(drawn),
+                positive_log_q=None,
+                scale=torch.empty(()),
+                row_weight=None,
+                query_owner=query_owner if owners else None,
+                candidate_owner=candidate_owner if owners else None,
+                form="standard",
+            )
+        outputs = forward(given)
+        backward(outputs, outputs, dict.fromkeys(("query", "positive", "candidates", "scale"), True), given)
+
+    return CompileCase(name, call, twin=twin)

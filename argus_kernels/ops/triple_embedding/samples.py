@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from argus_kernels.core.sample import Sample, tensor_bytes
+from argus_kernels.core.sample import Cut, Sample, block, tensor_bytes
 
 GRAD = ("tables", "weight", "bias")
 
 # Two hashes of the item, the artist, four small features, one of them looked up twice.
 PRODUCTION_TABLES = ((1_000_000, 64), (100_000, 64), (24, 16), (168, 16), (50, 16), (900, 16))
 PRODUCTION_COLUMNS = (0, 0, 1, 2, 3, 4, 5, 5)
+
+
+def _pieces(arguments: dict[str, Any], count: int = 4, events: int = 256, rows: int = 2048) -> Iterator[dict[str, Any]]:
+    tables = [table[:rows] for table in arguments["tables"]]
+    sizes = arguments["ids"].new_tensor([tables[column].shape[0] for column in arguments["columns"]])[:, None]
+    for index in range(count):
+        ids = arguments["ids"][:, block(index, events, arguments["ids"].shape[1])]
+        yield {**arguments, "tables": tables, "ids": torch.where(ids < 0, -1, ids % sizes)}
+
+
+_CUT = Cut("4 × 256 events of the case, tables cut to 2,048 rows", _pieces)
 
 
 def samples() -> list[Sample]:
@@ -120,6 +131,7 @@ def _case(
         bytes=_bytes,
         backward_flops=lambda arguments: 2 * _flops(arguments),
         backward_bytes=_backward_bytes,
+        cut=_CUT,
     )
 
 

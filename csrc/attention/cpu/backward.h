@@ -6,11 +6,10 @@
 //   weights', d_scores' = rule(scale · scores' + bias, d_weights')
 //   dV += weights' · dO,  dK += d_scores' · Q,  dQ' += K' · d_scores'
 //   d_bias += sums of d_scores' by bucket
-//
-// Five products and no tile is transposed: weights' and d_scores' are left operands as they lie, and
-// d_scores' is packed once for dQ'. As in the forward pass, what became NaN is done again query by query, of
-// the keys alone that each one sees. dK and dV of one user and head are summed block after block by one
-// thread; a long user's queries are cut into a few pieces, whose sums are added in their order at the end.
+// Five products, and no tile is transposed: weights' and d_scores' are left operands in their own layout, and
+// d_scores' is packed once for dQ'. As in the forward pass, a block whose sums hold a NaN is done again query
+// by query, over the keys that each query sees. One thread sums dK and dV of one user and head block after
+// block. The queries of a long user are cut into a few pieces, whose sums are added in order at the end.
 #pragma once
 
 #include <cstdint>
@@ -76,7 +75,7 @@ ARGUS_INLINE void row_products_body(A* to, const T* a, int64_t a_stride, const T
   }
 }
 
-// Columns of a tile that belong to no query: they would add their bias, whatever it is, to the tables.
+// Clears the columns of a tile that belong to no query: they would add to the tables' gradients.
 template <class A>
 ARGUS_INLINE void zero_columns_body(A* scores, A* d_scores, int64_t keys, int64_t first, int64_t last) {
   for (int64_t j = 0; j < keys; ++j) {
@@ -90,7 +89,7 @@ class BackwardWorker {
  public:
   using A = Arithmetic<T>;
 
-  // `parts`: by piece, where the sums of a piece go that is not its user's only one.
+  // `parts`: one entry per piece; it takes the sums of a piece that is not the only one of its user.
   BackwardWorker(const Backward& call, const Rule& rule, std::vector<EventSums<A>>* parts)
       : call_(call),
         problem_(call.given),

@@ -1,13 +1,11 @@
 // The biases of a tile of scores, and their gradients, on the CPU.
+// A row of a tile is one key against up to kQueries queries. Its position biases are a run of neighbouring
+// entries of the table. Its time biases are seldom more than a few entries: the earliest and the latest query
+// of the block bound the distances of the row, and if few buckets lie between these bounds, one comparison
+// per edge replaces a look-up per pair. This is exact for times in any order, and fast if they increase.
 //
-// A row of a tile is one key against up to kQueries queries. Its position bias is a run of neighbouring
-// entries of the table. Its time bias is seldom more than a few: the distances of a row lie between two that
-// are found from the block's earliest and latest query, and where few buckets lie between those, a comparison
-// with each edge replaces the look-up of each pair. That is exact for times in any order; it is only fast
-// where they rise.
-//
-// Gradients are summed per tile, 16 lanes side by side in the scores' arithmetic, and then in float64: a
-// bucket may collect millions of pairs, for which float32 sums would lose four digits.
+// Gradients are summed per tile in 16 lanes of the scores' arithmetic, and then in float64: a bucket may
+// collect millions of pairs, for which float32 sums would lose four digits.
 #pragma once
 
 #include <algorithm>
@@ -22,8 +20,7 @@
 
 namespace argus::attention {
 
-constexpr int64_t kLanes = 16;
-// Up to so many edges are compared with one by one.
+// Up to this many edges are compared one by one.
 constexpr int64_t kFewEdges = 6;
 
 // The time buckets that the pairs of a row may fall into.
@@ -108,9 +105,9 @@ ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begi
   }
 }
 
-// The sums of one tile. Rows that are `distance` events from the block's first query add to the run of
-// position entries from there on; 16 copies of the run, by the distance's remainder, keep every addition on
-// whole vectors.
+// The sums of one tile. A row that is `distance` events from the block's first query adds to the run of
+// position entries that begins there. There are 16 copies of the run, one per remainder of the distance, so
+// that every addition works on whole vectors.
 template <class A>
 struct BiasSums {
   static constexpr int64_t kRun = kKeys + kQueries + 2 * kLanes;
@@ -192,7 +189,7 @@ ARGUS_INLINE void add_bias_sums_body(const BiasView<A>* view, BiasSums<A>* sums,
   }
 }
 
-// Both tables of one problem, walked through head by head, user by user, block by block.
+// Both tables of one problem, read head by head, user by user, block by block.
 template <class A>
 class TileBias {
  public:

@@ -1,14 +1,12 @@
 // The forward pass of attention over packed histories on the CPU, for any rule from scores to weights.
 //
 // For each block of queries: out' = 0, then tile by tile (problem.h)
-//
-//   scores' = K · Q'          keys by queries: a query's statistics run down a lane, no sum across lanes
+//   scores' = K · Q'          keys × queries: a query's statistics stay in one lane, no sum across lanes
 //   weights' = rule(scale · scores' + bias, −∞ where the mask hides)
 //   out' += V' · weights'
-//
-// A hidden key of a tile has a weight of 0, which takes nothing from a value that is finite. Where a sum
-// became NaN the block is done again query by query, of the keys alone that each one sees: then NaN reaches
-// those who see it and nobody else.
+// A hidden key of a tile has the weight 0, which adds nothing of a finite value. If a sum became NaN, the
+// block is done again query by query, over the keys that each query sees: then a NaN reaches only the queries
+// that see it.
 //
 // At the end out = out' transposed, divided by what the rule says. ' marks a transpose; K is read from the
 // tensor, V is transposed once for a piece of work, Q once for a block, and a tile of weights is packed once.

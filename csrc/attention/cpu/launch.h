@@ -1,5 +1,5 @@
-// Runs attention over packed histories on torch's threads, forward and backward, and sums what several tasks
-// share in an order that no thread decides.
+// Runs attention over packed histories on torch's threads, forward and backward, and adds up sums that
+// several tasks share, in an order that does not depend on the threads.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@
 
 namespace argus::attention {
 
-// Queries of a piece: enough that packing the keys before them costs little beside them.
+// Queries of a piece: so many that packing the keys before them costs little in comparison.
 constexpr int64_t kForwardRows = 1024, kForwardPieces = 1 << 20;
 // A piece of the backward pass has its own sums of dK and dV: few, so that memory stays linear in the length.
 constexpr int64_t kBackwardRows = 2048, kBackwardPieces = 4;

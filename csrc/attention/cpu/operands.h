@@ -1,5 +1,5 @@
-// What the products of attention over one user and head take from its keys and values, packed once for all
-// blocks of queries, and how sums go back to the packed tensors.
+// The operands that the products of attention take from the keys and values of one user and head, packed once
+// for all blocks of queries, and the way from sums back to the packed tensors.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@ struct LeftOperand {
   int64_t stride;
 };
 
-// Events [begin, end) of one user and head as the left operand of a product: read from the tensor itself
-// where the product takes them as they are stored.
+// Events [begin, end) of one user and head as the left operand of a product; read from the tensor itself if
+// the product takes the layout in which they are stored.
 template <class T, class P>
 class EventRows {
  public:
@@ -152,8 +152,8 @@ ARGUS_INLINE void hide_body(A* scores, const Block* block, int64_t begin, int64_
   }
 }
 
-// Adds the biases to a tile of products and hides what the mask hides; what the result is still to be
-// multiplied with is returned.
+// Adds the biases to a tile of products and applies the mask; returns the factor that is still to be
+// multiplied.
 template <class A>
 A make_scores(A* products, const TileBias<A>& bias, const Block& block, const KeyTile& tile, A scale,
               A hidden) {

@@ -3,8 +3,8 @@
 // A query i of a user sees its event j where j = i or j < visible[i], and i - j < window; places count from
 // the user's first event. The score matrix of a user and head is cut into blocks of at most kQueries queries,
 // and a block into tiles of at most kKeys keys: first the block's own events, then those before them that any
-// of its queries sees. Tiles that no query sees are never met. All cuts depend on the user alone, so its
-// numbers do not depend on who shares the batch, nor on the number of threads.
+// of its queries sees. Tiles that no query sees are skipped. All cuts depend on the user alone, so their
+// numbers depend neither on who shares the batch nor on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@ constexpr int64_t kQueries = 128;
 constexpr int64_t kKeys = 384;
 static_assert(kKeys % kQueries == 0 && kQueries % 64 == 0);
 
-// Queries of a block of a user of whom a head's keys take `bytes`. Half of what a tile has room for while
-// keys and values stay in a core's second cache: the hidden half of a block's own events is smaller. Twice as
-// many reuse what comes from further away twice as often.
+// Query-block size, for a user whose keys of one head take `bytes`. While K and V fit in L2, half the columns
+// of a tile: less is computed of the hidden half of a block's own events. Beyond L2 all columns, which halves
+// the reads of K and V from farther away.
 inline int64_t block_queries(int64_t bytes) {
   return bytes < (int64_t{1} << 20) ? kQueries / 2 : kQueries;
 }
@@ -58,15 +58,16 @@ struct Block {
       most = std::max(most, seen);
       least = std::min(least, seen);
     }
-    // Tiles begin at multiples of 32, as the packed operands want it.
+    // Tiles begin at multiples of 32, as the packed operands require.
     begin = std::min<int64_t>(oldest[0] / 32 * 32, first);
     end = std::max(begin, std::min(most, first));
     all_begin = oldest[kQueries - 1];
     all_end = least;
   }
 
-  // Calls visit(tile) for every tile: the queries' own events first, so that no query meets a tile before it
-  // has seen at least one key.
+  // Calls visit(tile) for every tile: the queries' own events first, so that every query has seen at least
+  // one key
+  // before the next tile comes.
   template <class Visit>
   void for_each_tile(Visit&& visit) const {
     visit(KeyTile{first, first + count, true});
@@ -108,8 +109,8 @@ struct Work {
   std::vector<Task> tasks;
 };
 
-// Cuts a batch into tasks: a user's queries into pieces of about `piece_rows` and at most `most_pieces`, and
-// small pieces of one head gathered until a task is worth a 256th of the whole.
+// Cuts a batch into tasks. A user's queries are cut into at most `most_pieces` pieces of about `piece_rows`
+// rows; small pieces of one head are put together until a task is a 256th of the whole work.
 inline Work cut_work(const Arguments& problem, int64_t piece_rows, int64_t most_pieces) {
   const auto cost_of = [&](int64_t begin, int64_t end) {
     double sum = 0;

@@ -7,6 +7,7 @@
 // first blocks are the last of every user, which have most keys before them.
 #pragma once
 
+#include "attention/cuda/careful_rows.cuh"
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/scores.cuh"
 #include "attention/cuda/shapes.h"
@@ -114,16 +115,19 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   for (int r = 0; r < kShape.row_tiles; ++r) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      factor[r][half] = weights.finish(sums, r, half);
       const int place = first + row_within(r, 2 * half);
+      const float finished = weights.finish(sums, r, half);
+      factor[r][half] = place < block.length ? finished : 0.0f;
       if constexpr (Weights::kNormalised) {
         if (place < block.length && part == 0 && lane_index() % 4 == 0)
           log_sum_exp()[place] = weights.log_sum_exp(sums, r, half);
       }
     }
   }
-  store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
-             factor, first, block.length, part);
+  if (store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
+                 factor, first, block.length, part))
+    careful::forward_rows<Weights, T, Smem::kPart>(call, bias, block, head, part, first,
+                                                   min(first + kWarpRows, block.length));
 }
 
 }  // namespace argus::attention

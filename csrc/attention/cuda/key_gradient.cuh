@@ -183,10 +183,14 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   const auto store = [&](const Target<T>& target, int base, const auto& sums, float by) {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = by;
-    store_rows(target, tile_of(base, 0) + warp * kWarpRows * kWidth, sums, factor, first, block.length, part);
+    return store_rows(target, tile_of(base, 0) + warp * kWarpRows * kWidth, sums, factor, first, block.length,
+                      part);
   };
-  store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
-  store(d_v_target, Smem::kV, d_v, 1.0f);
+  const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
+  const bool nan_v = store(d_v_target, Smem::kV, d_v, 1.0f);
+  if (nan_k || nan_v)
+    careful::key_gradient_rows<Weights, T, kPart>(call, bias, block, head, part, first,
+                                                  min(first + kWarpRows, block.length));
 }
 
 }  // namespace argus::attention

@@ -2,13 +2,13 @@
 // and walks over the blocks of keys that the mask shows it, as the forward pass does. It computes the weights
 // again and writes d_q, its part of the bias tables' gradients, and what the second kernel needs of each
 // query: delta, and how far the block's queries reach.
-//
 // delta is d_out · out, and weights are exp(score − log_sum_exp), where that is exact enough. In float32 the
-// rounding of log_sum_exp would be an error of every weight in the row, and sums of a table's gradients add
-// up what the rounding of 16-bit outputs does to delta. There, a walk of its own comes first: what the
-// weights' sum misses to 1 corrects them in float32, and delta comes of the same walk.
+// rounding of log_sum_exp would be an error of every weight in the row, and the sums of a table's gradients
+// would add up the errors of delta from the rounding of 16-bit outputs. In these cases a first walk over the
+// keys sums the weights, which corrects them in float32, and computes delta.
 #pragma once
 
+#include "attention/cuda/careful_rows.cuh"
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/shapes.h"
 #include "attention/cuda/tables.cuh"
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(given, block_index);
-  // Whoever has the first part of the head's width does what is done once a row.
+  // The block with the first part of the head's width does the work that is done once per row.
   const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
   const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);
@@ -222,12 +222,23 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   float factor[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
-  store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first, block.length,
-             part);
-  if (!sums_tables) return;
-  tables.finish();
-  __syncthreads();
-  store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs, block_index, head);
+  const bool nan = store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first,
+                              block.length, part);
+  bool table_nan = false;
+  if (sums_tables) {
+    tables.finish();
+    __syncthreads();
+    table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
+                                               block_index, head);
+  }
+  if (nan)
+    careful::query_gradient_rows<Weights, T, Smem::kPart>(call, bias, block, head, part, first,
+                                                          min(first + kWarpRows, block.length));
+  if (!sums_tables || !__syncthreads_or(table_nan)) return;
+  using Pairs = careful::TablePairs<kThreads>;
+  static_assert(sizeof(Pairs) <= kShape.warps * Smem::Tables::kPairs * 4);
+  careful::add_table_part<Weights, T, kThreads>(call, bias, block, head, table_part(call, block_index, head),
+                                                *reinterpret_cast<Pairs*>(table_rooms));
 }
 
 }  // namespace argus::attention

@@ -22,12 +22,13 @@ ARGUS_DEVICE Target<T> target_of(void* data, const Arguments& given, int begin, 
 
 // Writes sums · factor, a warp's [16 · kRowTiles, 8 · kTiles], to the target's rows from `first` on, as far
 // as `end`, and its columns from `column` on. `tile` is room for the warp's rows, of this width, that nobody
-// else uses.
+// else uses. Whether any of the warp's numbers is NaN.
 template <class T, int kRowTiles, int kTiles>
-ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[kRowTiles][kTiles][4],
+ARGUS_DEVICE bool store_rows(const Target<T>& to, T* tile, const float (&sums)[kRowTiles][kTiles][4],
                              const float (&factor)[kRowTiles][2], int first, int end, int column) {
   constexpr int kWidth = 8 * kTiles, kChunks = kWidth / kChunk<T>;
   const int lane = tile::offset<T, kWidth>(row_within(0, 0), column_within(0, 0));
+  bool nan = false;
   __syncwarp();
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
@@ -38,7 +39,9 @@ ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[k
         const float (&pair)[4] = sums[r][n];
         const float by = factor[r][half];
         T* place = tile + tile::offset_from<T, kWidth>(lane, 16 * r + 8 * half, 8 * n);
-        tile::store_pair(place, pair[2 * half] * by, pair[2 * half + 1] * by);
+        const float x = pair[2 * half] * by, y = pair[2 * half + 1] * by;
+        nan = nan || is_nan(x) || is_nan(y);
+        tile::store_pair(place, x, y);
       }
     }
   }
@@ -50,6 +53,7 @@ ARGUS_DEVICE void store_rows(const Target<T>& to, T* tile, const float (&sums)[k
     *reinterpret_cast<uint4*>(place) =
         *reinterpret_cast<const uint4*>(tile + tile::offset<T, kWidth>(row, from));
   }
+  return __any_sync(kFullWarp, nan) != 0;
 }
 
 template <class T, int kThreads>

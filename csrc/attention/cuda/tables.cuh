@@ -136,18 +136,27 @@ class TableGradients {
   float bucket_sum_ = 0.0f, far_ = 0.0f;
 };
 
-// Writes the block's part; `rooms` are those of the warps, or null for zeros.
+ARGUS_DEVICE float* table_part(const Backward& call, int block, int head) {
+  return call.table_parts +
+         (static_cast<int64_t>(block) * call.given.heads + head) * table_entries(call.given);
+}
+
+// Writes the block's part; `rooms` are those of the warps, or null for zeros. Whether one of the thread's
+// entries, which are every kWarps · 32nd, is NaN.
 template <int kWarps>
-ARGUS_DEVICE void store_table_part(const Backward& call, const float* rooms, int room_floats, int skipped,
+ARGUS_DEVICE bool store_table_part(const Backward& call, const float* rooms, int room_floats, int skipped,
                                    int block, int head) {
   const int entries = table_entries(call.given);
-  float* part = call.table_parts + (static_cast<int64_t>(block) * call.given.heads + head) * entries;
+  float* part = table_part(call, block, head);
+  bool nan = false;
   for (int i = static_cast<int>(threadIdx.x); i < entries; i += kWarps * kWarpSize) {
     float sum = 0.0f;
     for (int warp = 0; rooms != nullptr && warp < kWarps; ++warp)
       sum += rooms[warp * room_floats + skipped + i];
     part[i] = sum;
+    nan = nan || is_nan(sum);
   }
+  return nan;
 }
 
 constexpr int kSumWarps = 8;

@@ -5,23 +5,16 @@
 #include <bit>
 #include <cstring>
 
-#include "common/cpu/element.h"
-#include "common/cpu/simd.h"
+#include "common/cpu/lanes.h"
 
 namespace argus::column_blocks {
 
-constexpr int64_t kLanes = 16;
-
-template <class A>
-using Lanes __attribute__((vector_size(kLanes * sizeof(A)))) = A;
 template <class A>
 using Quad __attribute__((vector_size(4 * sizeof(A)))) = A;
 
 template <class A>
-ARGUS_INLINE Lanes<A> load_lanes(const A* from) {
-  Lanes<A> lanes;
-  std::memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
+ARGUS_INLINE LaneVector<A> load_lanes(const A* from) {
+  return Lanes<A>::load(from).vector;
 }
 
 // How a block of a row's columns lies in vectors: column c of the block in lane lane(c), counted over all of
@@ -30,7 +23,7 @@ template <class T>
 struct Block {
   static constexpr int64_t kVectors = 1, kColumns = kLanes;
   static constexpr int64_t lane(int64_t column) { return column; }
-  static ARGUS_INLINE void load(const T* from, Lanes<Arithmetic<T>> (&x)[kVectors]) {
+  static ARGUS_INLINE void load(const T* from, LaneVector<Arithmetic<T>> (&x)[kVectors]) {
     x[0] = load_lanes(from);
   }
 };
@@ -41,7 +34,7 @@ template <>
 struct Block<BFloat16> {
   static constexpr int64_t kVectors = 2, kColumns = 2 * kLanes;
   static constexpr int64_t lane(int64_t column) { return column % 2 * kLanes + column / 2; }
-  static ARGUS_INLINE void load(const BFloat16* from, Lanes<float> (&x)[kVectors]) {
+  static ARGUS_INLINE void load(const BFloat16* from, LaneVector<float> (&x)[kVectors]) {
     uint32_t words[kLanes];
     float even[kLanes], odd[kLanes];
     std::memcpy(words, from, sizeof(words));
@@ -58,7 +51,7 @@ struct Block<BFloat16> {
 
 // In integers, exact for every bit pattern: GCC 12 makes no vector code of its own conversion.
 template <>
-ARGUS_INLINE void Block<Float16>::load(const Float16* from, Lanes<float> (&x)[kVectors]) {
+ARGUS_INLINE void Block<Float16>::load(const Float16* from, LaneVector<float> (&x)[kVectors]) {
   constexpr uint32_t kSmallest = 0x38800000u;  // 2⁻¹⁴, float16's smallest normal number
   uint16_t bits[kLanes];
   std::memcpy(bits, from, sizeof(bits));
@@ -77,14 +70,15 @@ ARGUS_INLINE void Block<Float16>::load(const Float16* from, Lanes<float> (&x)[kV
 
 // The first `count` columns of a block, the others zero.
 template <class T>
-ARGUS_INLINE void load_part(const T* from, int64_t count, Lanes<Arithmetic<T>> (&x)[Block<T>::kVectors]) {
+ARGUS_INLINE void load_part(const T* from, int64_t count,
+                            LaneVector<Arithmetic<T>> (&x)[Block<T>::kVectors]) {
   T part[Block<T>::kColumns] = {};
   for (int64_t column = 0; column < count; ++column) part[column] = from[column];
   Block<T>::load(part, x);
 }
 
 template <class A>
-ARGUS_INLINE Quad<A> fold_to_quad(Lanes<A> x) {
+ARGUS_INLINE Quad<A> fold_to_quad(LaneVector<A> x) {
   const auto low = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7);
   const auto high = __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
   const auto eight = low + high;

@@ -14,12 +14,13 @@
 
 namespace argus {
 
-constexpr int64_t kLanes = 16;
+// With operators, for sums and products alone.
+template <class E>
+using LaneVector __attribute__((vector_size(kLanes * sizeof(E)))) = E;
 
 template <class E>
 struct Lanes {
-  typedef E Vector __attribute__((vector_size(kLanes * sizeof(E))));
-  Vector vector;
+  LaneVector<E> vector;
 
   static ARGUS_INLINE Lanes load(const E* from) {
     Lanes x;

@@ -119,18 +119,19 @@ ARGUS_INLINE A gelu(A x) {
   return A{0.5} * x * (A{1} + fast_erf(x * static_cast<A>(0.70710678118654752440)));
 }
 
-constexpr int64_t kSumLanes = 16;
+// What a loop of the kernels holds side by side: a register of AVX-512, two of AVX2.
+constexpr int64_t kLanes = 16;
 
 // Σ x[0, count) in 16 lanes added in a fixed order: the same bits at every level.
 template <class A>
 ARGUS_INLINE A lane_sum(const A* x, int64_t count) {
-  A lanes[kSumLanes] = {};
+  A lanes[kLanes] = {};
   int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
-    for (int64_t lane = 0; lane < kSumLanes; ++lane) lanes[lane] += x[i + lane];
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane];
   }
   for (int64_t lane = 0; i + lane < count; ++lane) lanes[lane] += x[i + lane];
-  for (int64_t half = kSumLanes / 2; half > 0; half /= 2) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   }
   return lanes[0];
@@ -139,16 +140,16 @@ ARGUS_INLINE A lane_sum(const A* x, int64_t count) {
 // max(start, x[0, count)); a NaN in x is passed over.
 template <class A>
 ARGUS_INLINE A lane_max(const A* x, int64_t count, A start) {
-  A lanes[kSumLanes];
-  for (int64_t lane = 0; lane < kSumLanes; ++lane) lanes[lane] = start;
+  A lanes[kLanes];
+  for (int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] = start;
   int64_t i = 0;
-  for (; i + kSumLanes <= count; i += kSumLanes) {
-    for (int64_t lane = 0; lane < kSumLanes; ++lane)
+  for (; i + kLanes <= count; i += kLanes) {
+    for (int64_t lane = 0; lane < kLanes; ++lane)
       lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
   }
   for (int64_t lane = 0; i + lane < count; ++lane)
     lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
-  for (int64_t half = kSumLanes / 2; half > 0; half /= 2) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
     for (int64_t lane = 0; lane < half; ++lane)
       lanes[lane] = lanes[lane + half] > lanes[lane] ? lanes[lane + half] : lanes[lane];
   }

@@ -55,6 +55,10 @@ ARGUS_DEVICE float to_float(__nv_bfloat16 x) {
   return __bfloat162float(x);
 }
 
+ARGUS_DEVICE bool is_nan(float x) {
+  return x != x;
+}
+
 ARGUS_DEVICE void from_float(float& to, float x) {
   to = x;
 }

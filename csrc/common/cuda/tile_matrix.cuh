@@ -63,7 +63,7 @@ ARGUS_DEVICE void copy_async(T* to, const Source<T>& source, int first, int rows
   const int row = thread / kChunks, column = thread % kChunks * kChunk<T>;
   const bool inside = column < source.width;
   const int64_t begin = (first + row) * source.stride + column;
-  // Unrolled, its addresses take the registers that a head of 128 has not.
+  // Unrolling would spill at head width 128.
 #pragma unroll 1
   for (int i = 0; i < kRows; i += kStep) {
     const bool real = inside && first + row + i < rows;

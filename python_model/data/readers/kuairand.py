@@ -8,6 +8,7 @@ import numpy as np
 
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.readers.delimited import MISSING, Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
 from python_model.data.readers.tables import DAY, GAP_BUCKETS, HOUR, Progress, align, codes, gap_bucket, hour_and_day
@@ -34,7 +35,7 @@ def read_kuairand(
     """Prepare a KuaiRand directory (all of its log_*.csv) or one log file; logs stream, see `readers.logs`.
 
     The directory is the one of the logs, or the one above it that the published archive unpacks to (logs in data/).
-    Feedback: click, like, follow, hate, long_view (Bernoulli), share (5 bins of play time / duration). Context: tab,
+    Feedback: click, like, follow, hate, long_view (binary), share (5 bins of play time / duration). Context: tab,
     hour and day of week in Beijing, gap, random (1 in the random-exposure log) and three features of the user. Every
     event is an impression. Logs, and ties in time, keep the order of the files by name. DataError where a file breaks
     the format.
@@ -54,7 +55,8 @@ def read_kuairand(
             name="kuairand",
             source="kuairand",
             context=context,
-            feedback={"click": 1, "like": 1, "follow": 1, "hate": 1, "long_view": 1, "share": len(SHARE_EDGES) + 1},
+            feedback=dict.fromkeys(("click", "like", "follow", "hate", "long_view"), BINARY)
+            | {"share": categorical(len(SHARE_EDGES) + 1)},
             negative=("hate",),
             item_features=item_cardinality,
             grades=GRADES,

@@ -11,6 +11,7 @@ import numpy as np
 
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.readers.delimited import Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
 from python_model.data.readers.tables import GAP_BUCKETS, Progress, align, gap_bucket, hour_and_day, labelled
@@ -57,7 +58,7 @@ def read_movielens(
             name=f"movielens-{file.name}",
             source="movielens",
             context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
-            feedback={"like": 1, "dislike": 1, "rating": classes},
+            feedback={"like": BINARY, "dislike": BINARY, "rating": categorical(classes)},
             negative=("dislike",),
             item_features={name: max(len(found.labels[name]), 1) for name in features},
             grades="the rating: 1 to 5 stars" if classes == 5 else "the rating in half stars: 1 to 10",

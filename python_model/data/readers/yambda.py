@@ -17,8 +17,9 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 
-from python_model.data.description import DatasetInfo
+from python_model.data.description import LISTEN_PLUS_PCT, DatasetInfo
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, PositiveEvents, categorical
 from python_model.data.readers.tables import GAP_BUCKETS, Progress, codes, gap_bucket, hour_and_day
 from python_model.data.readers.yambda_files import (
     EVENT_TYPES,
@@ -40,9 +41,8 @@ UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 EXPLICIT = EVENT_TYPES[1:]
 SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
-# Listen+ of the benchmark: a bin of its own begins here, so that a prepared data set knows it.
-LISTEN_PLUS_PCT = 50
-LISTEN_PLUS_SHARE = int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right"))
+# A bin of its own begins at Listen+, so that a prepared data set knows it.
+LISTEN_PLUS = PositiveEvents("share", int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right")))
 FULL_PCT = 80
 # One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
@@ -89,12 +89,13 @@ def read_yambda(
         name=f"yambda-{source.listens.file.parent.name}",
         source="yambda",
         context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
-        feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES_PCT) + 1},
+        feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(len(SHARE_EDGES_PCT) + 1)},
         negative=("dislike", "skip"),
         item_features=cardinality,
         grades=f"impressions only: 0 dislike, 1 skip (under {skip_below_pct} % played), 2 listened in part, "
         f"3 at least {FULL_PCT} % played, 4 like; -1 for organic events",
         pair_window=PAIR_WINDOW,
+        positive=LISTEN_PLUS,
         overwrite=overwrite,
     )
     with scratch(out) as space, writer:

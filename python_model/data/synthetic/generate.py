@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from python_model.data.description import DatasetInfo, event_schema
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
 from python_model.data.synthetic.catalogue import build_catalogue
 from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
@@ -55,7 +56,7 @@ def generate(
         overwrite=overwrite,
         params=config.to_params(),
         context={"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(SOURCES)},
-        feedback={"like": 1, "dislike": 1, "skip": 1, "share": len(SHARE_EDGES) + 1},
+        feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(len(SHARE_EDGES) + 1)},
         negative=("dislike", "skip"),
         item_features={"artist": config.clusters * config.artists, "cluster": config.clusters},
         grades=GRADES,

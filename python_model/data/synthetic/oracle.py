@@ -72,7 +72,7 @@ class OracleScores:
         return scores
 
     def feedback_probabilities(self, task: str, event_rows: np.ndarray) -> np.ndarray:
-        """float32 [n] for a Bernoulli task, [n, classes] for `share`: true probabilities given the item shown."""
+        """float32 [n] for a binary component, [n, classes] for `share`: true probabilities given the item shown."""
         rows = self._check(event_rows)
         if task not in self.dataset.info.feedback:
             raise ValueError(f"task: expected one of {', '.join(self.dataset.info.feedback)}, found {task!r}")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.csrc.native.probe import library, sizes
+from tests.drawn_examples import examples
 
 COLUMNS = 32
 DTYPES = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16, "d": torch.float64}
@@ -69,7 +70,7 @@ def skip_without_unit(operand: str) -> None:
 
 
 @pytest.mark.parametrize(("operand", "stored"), PAIRS)
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 @given(
     rows=st.integers(1, 70),
     columns=st.integers(1, 70),
@@ -127,6 +128,7 @@ def test_rounding_to_bfloat16_is_torchs() -> None:
     assert pack("left", "b", torch.tensor([[torch.nan]]))[0].isnan()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["portable", "avx2", "avx512", "avx512_bf16"])
 def test_every_instruction_set(level: str) -> None:
     """The tests above on the lower instruction sets, in processes of their own."""

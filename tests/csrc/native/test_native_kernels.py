@@ -46,6 +46,7 @@ def _library() -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.slow
 def test_rowwise_adagrad_has_the_same_bits_everywhere() -> None:
     require_the_same_bits(DIGEST)
 

@@ -24,6 +24,7 @@ from build_support import decide
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
+FOLDER = REPOSITORY / "build" / "simt"
 EXECUTOR = tuple(sorted((REPOSITORY / "csrc/simt").glob("*.cpp")))
 WARNINGS = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
 FLAGS = (
@@ -89,11 +90,9 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     """The library made of the executor and of `sources`, which hold device code."""
     # The executor comes first: of a function template that both use, the linker keeps the copy without instrumentation.
     parts = [*((PLAIN, path) for path in EXECUTOR), *((INSTRUMENTED, path) for path in sources)]
-    with _locked_folder() as folder:
-        objects = [_object(folder, flags, path) for flags, path in parts]
-        library = folder / f"{name}-{_digest(*(path.name for path in objects))}.so"
-        if not library.exists():
-            _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
+    objects = [_object(FOLDER, flags, path) for flags, path in parts]
+    library = FOLDER / f"{name}-{_digest(*(path.name for path in objects))}.so"
+    _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
     return ctypes.CDLL(str(library))
 
 
@@ -110,21 +109,10 @@ def run(name: str, sources: Sequence[Path], function: str, *structures: ctypes.S
 def program(name: str, sources: Sequence[Path]) -> Path:
     """The executable made of the executor and of `sources`, all under the compiler's own sanitizers."""
     executor = [path for path in EXECUTOR if path.name != "instrument.cpp"]
-    with _locked_folder() as folder:
-        objects = [_object(folder / "address", ADDRESS, path) for path in (*executor, *sources)]
-        made = folder / f"{name}-{_digest(*(path.name for path in objects))}.run"
-        if not made.exists():
-            _make(made, ["-fsanitize=address,undefined", *map(str, objects)])
+    objects = [_object(FOLDER / "address", ADDRESS, path) for path in (*executor, *sources)]
+    made = FOLDER / f"{name}-{_digest(*(path.name for path in objects))}.run"
+    _make(made, ["-fsanitize=address,undefined", *map(str, objects)])
     return made
-
-
-@contextmanager
-def _locked_folder() -> Iterator[Path]:
-    folder = REPOSITORY / "build" / "simt"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
 
 
 def _compiler() -> list[str]:
@@ -144,19 +132,29 @@ def _headers() -> str:
 def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
     digest = _digest(*_compiler(), *FLAGS, *flags, _headers(), source.read_bytes())
     target = folder / f"{source.parent.name}-{source.name}-{digest}.o"
-    folder.mkdir(exist_ok=True)
-    if not target.exists():
-        _make(target, [*FLAGS, *flags, "-c", str(source)])
+    _make(target, [*FLAGS, *flags, "-c", str(source)])
     return target
 
 
 def _make(target: Path, arguments: Sequence[str]) -> None:
-    """Compiles or links `target`, then removes what it replaces."""
+    """Compiles or links `target` where it is not there, then removes what it replaces.
+
+    Each target has a lock of its own, so that two test processes compile two libraries side by side.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kind = target.stem.rpartition("-")[0]
+    with open(target.parent / f".{kind}{target.suffix}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            _replace(target, kind, arguments)
+
+
+def _replace(target: Path, kind: str, arguments: Sequence[str]) -> None:
     fresh = target.with_suffix(".new")
     command = [*_compiler(), *arguments, "-o", str(fresh)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    for old in target.parent.glob(f"{target.stem.rpartition('-')[0]}-*{target.suffix}"):
+    for old in target.parent.glob(f"{kind}-*{target.suffix}"):
         old.unlink()
     os.replace(fresh, target)

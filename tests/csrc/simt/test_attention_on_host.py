@@ -26,6 +26,7 @@ from argus_kernels.testing import require_close, run_op
 from argus_kernels.testing.harness import draw
 from build_support.resources import SHARED_LIMIT
 from tests.csrc.simt import attention_on_host
+from tests.drawn_examples import examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = [CAUSAL, HSTU]
@@ -77,7 +78,7 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 def test_any_jagged_batch(
     op: Op, backend: str, lengths: list[int], positions: int, times: int, dtype: torch.dtype, seed: int, **options: Any
 ) -> None:

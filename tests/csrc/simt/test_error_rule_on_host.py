@@ -39,12 +39,12 @@ def served(op: Op, sample: Sample) -> bool:
 
 SMALL = [pytest.param(op, one, id=f"{op.name}-{one.name}") for op in BACKENDS for one in small(op) if served(op, one)]
 TILES = [
-    pytest.param(op, one, dtype, id=f"{op.name}-{one.name}-{name(dtype)}", marks=[pytest.mark.slow] * (i % 3 != j))
+    pytest.param(op, one, dtype, id=f"{op.name}-{one.name}-{name(dtype)}", marks=[pytest.mark.slow] * (i != j))
     for op in BACKENDS
     for i, one in enumerate(op.tiles(1))
     for j, dtype in enumerate(DTYPES)
 ]
-"""Each in one dtype, the dtypes in turn; `make test-all` takes all of them."""
+"""`make test` takes three samples of an op, each in another dtype; `make test-all` takes all samples in every dtype."""
 
 
 @pytest.fixture(autouse=True)
@@ -60,15 +60,7 @@ def test_small_samples(op: Op, sample: Sample, dtype: torch.dtype) -> None:
         assert verdict.passed, verdict.sentence
 
 
-BEYOND = {("triple_embedding", "d_bias", torch.float32): 1.15}
-"""Where several tiles go beyond the rule, and how far: the events of a part are added one after the other, where torch
-adds them in pairs (rms error 1.09 times what the rule allows at 150 events)."""
-
-
 @pytest.mark.parametrize(("op", "sample", "dtype"), TILES)
 def test_several_tiles(op: Op, sample: Sample, dtype: torch.dtype) -> None:
-    for result, verdict in judged(op, sample, BACKEND, dtype, enough=24, least=2, most=2).items():
-        more = BEYOND.get((op.name, result, dtype), 1.0)
-        assert not verdict.problem, verdict.sentence
-        assert verdict.max_error <= more * verdict.max_allowed, verdict.sentence
-        assert verdict.rms_error <= more * verdict.rms_allowed, verdict.sentence
+    for verdict in judged(op, sample, BACKEND, dtype, enough=24, least=2, most=2).values():
+        assert verdict.passed, verdict.sentence

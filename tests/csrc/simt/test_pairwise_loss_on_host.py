@@ -14,6 +14,7 @@ from torch import Tensor
 from argus_kernels import pairwise_loss
 from argus_kernels.ops.pairwise_loss import OP
 from tests.csrc.simt.pairwise_loss_on_host import PAIRWISE_LOSS
+from tests.drawn_examples import examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NAME = PAIRWISE_LOSS.name
@@ -53,7 +54,7 @@ def assert_equals_reference(arguments: dict[str, Any]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=6)
+@settings(max_examples=examples(6))
 @given(
     lengths=st.lists(st.one_of(st.just(0), st.integers(0, 70)), max_size=4),
     window=st.sampled_from([0, 40, 10_000]),

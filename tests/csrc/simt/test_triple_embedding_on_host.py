@@ -83,6 +83,24 @@ def test_float32_tables_under_a_narrow_weight() -> None:
     assert_near_reference(given)
 
 
+@pytest.mark.parametrize("events", [1, 31, 1_024, 2_500])
+def test_counting_orders_as_a_stable_sort(events: int) -> None:
+    """Rows that are popular, unread and missing; the last chunk of events full and not; tables read out of order."""
+    generator = torch.Generator().manual_seed(events)
+    heights, columns = (1, 999, 1_000, 40), (3, 1, 0, 2, 1, 3)
+    highest = torch.tensor([heights[column] for column in columns])[:, None]
+    ids = (torch.rand(len(columns), events, generator=generator).square() * (highest + 2)).long() - 1
+    tables = [torch.empty(rows, 1) for rows in heights]
+    counted = triple_embedding_on_host.ordered_entries(ids, tables, columns)
+    for index, ours in enumerate(counted):
+        readers = [k for k, column in enumerate(columns) if column == index]
+        rows = ids[readers].flatten()
+        rows = torch.where((rows >= 0) & (rows < heights[index]), rows, -1)
+        expected, order = rows.sort(stable=True)
+        assert torch.equal(ours.keys - ours.first_key - 1, expected.int())
+        assert torch.equal(ours.positions - ours.first_position, order)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_same_bits_in_every_order_of_the_threads(sparse: bool) -> None:
     given = arguments(140, 40, torch.bfloat16, sparse=sparse)

@@ -84,6 +84,27 @@ void keys(CudaKeys given, int64_t columns) {
   device.copy_back();
 }
 
+void counts(CudaCounts given, int64_t columns) {
+  on_host::Device device;
+  lay_out_counts(given);
+  device.input("ids", given.keys.ids, product(columns, given.keys.events) * 8);
+  device.output("counts", given.counts, product(given.lines_in_all, counted_chunks(given.keys.events)) * 4);
+  launch_counts(given, nullptr);
+  device.copy_back();
+}
+
+void places(CudaCounts given, int64_t columns) {
+  on_host::Device device;
+  lay_out_counts(given);
+  const size_t entries = product(given.keys.count, given.keys.events);
+  device.input("ids", given.keys.ids, product(columns, given.keys.events) * 8);
+  device.input("sums", given.sums, product(given.lines_in_all, counted_chunks(given.keys.events)) * 8);
+  device.output("keys", given.keys.keys, entries * 4);
+  device.output("positions", given.positions, entries * 8);
+  launch_places(given, nullptr);
+  device.copy_back();
+}
+
 struct Leaders {
   const int32_t* keys;
   int64_t* leaders;
@@ -127,6 +148,21 @@ ARGUS_EXPORT void triple_embedding_backward(const CudaBackward* given, uint64_t 
 ARGUS_EXPORT void triple_embedding_keys(const CudaKeys* given, const int64_t* columns, uint64_t seed,
                                         char* report, size_t bytes) {
   on_host::run(seed, report, bytes, [&] { keys(*given, *columns); });
+}
+
+ARGUS_EXPORT void triple_embedding_counts(const CudaCounts* given, const int64_t* columns, uint64_t seed,
+                                          char* report, size_t bytes) {
+  on_host::run(seed, report, bytes, [&] { counts(*given, *columns); });
+}
+
+ARGUS_EXPORT void triple_embedding_places(const CudaCounts* given, const int64_t* columns, uint64_t seed,
+                                          char* report, size_t bytes) {
+  on_host::run(seed, report, bytes, [&] { places(*given, *columns); });
+}
+
+ARGUS_EXPORT int64_t triple_embedding_count_elements(CudaCounts* given) {
+  lay_out_counts(*given);
+  return given->lines_in_all * counted_chunks(given->keys.events);
 }
 
 ARGUS_EXPORT void triple_embedding_leaders(const Leaders* given, uint64_t seed, char* report, size_t bytes) {

@@ -1,12 +1,13 @@
 """The CUDA kernels of triple_embedding and their launchers as the backend "cuda_on_host", for tests only.
 
-What torch does around the kernels on a GPU (the sort, the count of rows) torch does here on the CPU.
+What torch does around the kernels on a GPU (sorts and running sums) torch does here on the CPU.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ SOURCES = (
     host_executor.HERE / "triple_embedding.cpp",
 )
 WINDOW = 32
+MAX_COUNTED_ROWS = 999
 
 
 class Column(ctypes.Structure):
@@ -76,6 +78,18 @@ class Keys(ctypes.Structure):
         ("columns", ctypes.c_int * native.MAX_CUDA_COLUMNS),
         ("first_keys", ctypes.c_int32 * native.MAX_CUDA_COLUMNS),
         ("table_rows", ctypes.c_int64 * native.MAX_CUDA_COLUMNS),
+    )
+
+
+class Counts(ctypes.Structure):
+    """argus::triple_embedding::CudaCounts."""
+
+    _fields_ = (
+        ("keys", Keys),
+        ("lines", ctypes.c_int64 * native.MAX_CUDA_COLUMNS),
+        ("readers", ctypes.c_int * native.MAX_CUDA_COLUMNS),
+        ("lines_in_all", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("counts", "sums", "positions")),
     )
 
 
@@ -189,31 +203,77 @@ def backward(
     d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
     if gathered is not None:
         d_tables = []
-        order = sorted(range(len(given.columns)), key=lambda k: given.columns[k])
-        keys, first_keys = _sorted_keys(ids, given.tables, given.columns, order)
-        for index, table in enumerate(given.tables):
-            readers = [k for k in order if given.columns[k] == index]
-            before = sum(given.columns[k] < index for k in order) * events
-            entries = slice(before, before + len(readers) * events)
-            of_table = (keys.values[entries], keys.indices[entries], before, first_keys[index])
-            d_tables += _row_sums(gathered, ids, table, readers, problem, given.sparse, *of_table)
+        for index, entries in enumerate(ordered_entries(ids, given.tables, given.columns)):
+            readers = [k for k, column in enumerate(given.columns) if column == index]
+            d_tables += _row_sums(gathered, ids, given.tables[index], readers, problem, given.sparse, entries)
     return [d_tables, d_weight, d_bias]
 
 
-def _sorted_keys(
-    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], order: Sequence[int]
-) -> tuple[torch.return_types.sort, list[int]]:
-    """All entries in the order of one numbering, whose first key of each table comes beside."""
-    first_keys = [sum(table.shape[0] + 1 for table in tables[:index]) for index in range(len(tables))]
+class Entries(NamedTuple):
+    """The reads of one table in order, `first_position` and `first_key` what its positions and keys begin at."""
+
+    keys: Tensor
+    positions: Tensor
+    first_position: int
+    first_key: int
+
+
+def ordered_entries(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int]) -> list[Entries]:
+    """The reads of each table; large tables are sorted, as the library does."""
+    found: dict[int, Entries] = {}
+    for counted in (True, False):
+        group = [index for index, table in enumerate(tables) if (table.shape[0] <= MAX_COUNTED_ROWS) == counted]
+        order = [k for index in group for k, column in enumerate(columns) if column == index]
+        heights = [tables[index].shape[0] + 1 for index in group]
+        first_keys = {index: sum(heights[:place]) for place, index in enumerate(group)}
+        keys, positions = (_counted if counted else _sorted)(ids, tables, columns, order, first_keys)
+        before = 0
+        for index in group:
+            end = before + sum(column == index for column in columns) * ids.shape[1]
+            found[index] = Entries(keys[before:end], positions[before:end], before, first_keys[index])
+            before = end
+    return [found[index] for index in range(len(tables))]
+
+
+def _keys(
+    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], order: Sequence[int], first_keys: dict[int, int]
+) -> tuple[Keys, Tensor]:
+    """The rows of the group's tables in one numbering, and room for the keys."""
     keys = torch.empty(len(order) * ids.shape[1], dtype=torch.int32)
     given = Keys(ids=_address(ids), keys=_address(keys), events=ids.shape[1], count=len(order))
     for place, k in enumerate(order):
         given.columns[place] = k
         given.first_keys[place] = first_keys[columns[k]]
         given.table_rows[place] = tables[columns[k]].shape[0]
+    return given, keys
+
+
+def _sorted(
+    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], order: Sequence[int], first_keys: dict[int, int]
+) -> tuple[Tensor, Tensor]:
+    given, keys = _keys(ids, tables, columns, order, first_keys)
     if keys.numel():
         _run("keys", given, ctypes.c_int64(len(columns)))
-    return keys.sort(stable=True), first_keys
+    values, positions = keys.sort(stable=True)
+    return values, positions
+
+
+def _counted(
+    ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], order: Sequence[int], first_keys: dict[int, int]
+) -> tuple[Tensor, Tensor]:
+    own, keys = _keys(ids, tables, columns, order, first_keys)
+    given = Counts(keys=own)
+    library = host_executor.load(LIBRARY, SOURCES)
+    library.triple_embedding_count_elements.restype = ctypes.c_int64
+    counts = torch.empty(library.triple_embedding_count_elements(ctypes.byref(given)), dtype=torch.int32)
+    positions = torch.empty(keys.numel(), dtype=torch.int64)
+    if keys.numel():
+        given.counts = _address(counts)
+        _run("counts", given, ctypes.c_int64(len(columns)))
+        sums = counts.cumsum(0)
+        given.sums, given.positions = _address(sums), _address(positions)
+        _run("places", given, ctypes.c_int64(len(columns)))
+    return keys, positions
 
 
 def _row_sums(
@@ -223,12 +283,10 @@ def _row_sums(
     readers: list[int],
     problem: Problem,
     sparse: bool,
-    keys: Tensor,
-    positions: Tensor,
-    first_position: int,
-    first_key: int,
+    entries: Entries,
 ) -> list[Tensor | None]:
     """The table's gradient, or the rows that were read and a row of gradients for each."""
+    keys, positions, first_position, first_key = entries
     count, width = keys.shape[0], table.shape[1]
     slots = unique = None
     values = torch.zeros(table.shape, dtype=table.dtype)

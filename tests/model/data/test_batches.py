@@ -23,6 +23,7 @@ from python_model.data.batches import (
     history_windows,
     prefetch,
 )
+from python_model.data.feedback import BINARY
 from python_model.data.prepare import options_of, prepare
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, split_at, temporal_split, yambda_split
@@ -307,7 +308,7 @@ def test_prepare_names_what_it_does_not_know(tmp_path: Path) -> None:
 def test_a_small_log_is_told_which_protocol_works(tmp_path: Path, events: int, says: str) -> None:
     row = np.arange(2 * events)
     with DatasetWriter(
-        tmp_path / "mine", name="mine", source="my shop", context={}, feedback={"bought": 1}, item_features={},
+        tmp_path / "mine", name="mine", source="my shop", context={}, feedback={"bought": BINARY}, item_features={},
         grades="", pair_window=60,
     ) as writer:  # fmt: skip
         writer.write_events({

@@ -43,6 +43,7 @@ def ray_engine() -> Iterator[Engine]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_tasks(ray_engine: Engine) -> None:
     assert list(ray_engine.map(math.isqrt, [])) == []
     found = ray_engine.map(math.isqrt, [81, 1, 16, -1])
@@ -75,7 +76,18 @@ def simulated(folder: Path, out: Path, engine: Engine) -> None:
     prepare("synthetic", None, out, engine=engine, preset="small", users=40, chunk_users=16)
 
 
-@pytest.mark.parametrize("source", [ratings, impressions, listens, simulated])
+def own_log(folder: Path, out: Path, engine: Engine) -> None:
+    if not folder.exists():
+        folder.mkdir()
+        dice = np.random.default_rng(0)
+        rows = [f"u{dice.integers(9)},i{dice.integers(20)},{1_700_000_000 + n},{n % 5}" for n in range(200)]
+        (folder / "a.csv").write_text("\n".join(["user,item,time,stars", *rows[:120]]))
+        (folder / "b.csv").write_text("\n".join(["user,item,time,stars", *rows[120:]]))
+    prepare("table", folder, out, engine=engine, feedback={"stars": "stars:classes"}, name="own")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [ratings, impressions, own_log, listens, simulated])
 def test_ray_gives_the_same_bytes(
     yambda_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_engine: Engine, source: Source
 ) -> None:
@@ -89,6 +101,7 @@ def test_ray_gives_the_same_bytes(
     assert_same_files(tmp_path / "local", tmp_path / "ray")
 
 
+@pytest.mark.slow
 def test_a_fault_on_a_worker_is_the_sentence_it_is_here(tmp_path: Path, ray_engine: Engine) -> None:
     lines = write_log(tmp_path / "in", "standard_4_08", 30, 0)
     file = tmp_path / "in" / "log_standard_4_08.csv"
@@ -102,6 +115,7 @@ def test_a_fault_on_a_worker_is_the_sentence_it_is_here(tmp_path: Path, ray_engi
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.slow
 def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None:
     write_ratings(tmp_path / "in", rows=40)
     for name in ("local", "ray"):
@@ -111,6 +125,7 @@ def test_the_command_takes_an_engine(tmp_path: Path, ray_engine: Engine) -> None
     assert_same_files(tmp_path / "local", tmp_path / "ray")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["export", "run"])
 def test_scoring_on_ray_gives_the_same_bytes(
     service: Dataset, finetuned: Path, exported: Export, tmp_path: Path, ray_engine: Engine,

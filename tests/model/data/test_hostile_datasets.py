@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from python_model.config import TrainConfig
+from python_model.data.feedback import BINARY
 from python_model.data.schema import EVENTS, INFO, ITEMS, USERS, DatasetWriter, load_dataset, validate
 from python_model.data.shards import read_manifest, shard_dataset
 from python_model.data.stream import ShardStream
@@ -33,7 +34,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four users of ten events each."""
     out = tmp_path_factory.mktemp("good") / "data"
     with DatasetWriter(
-        out, name="toy", source="test", context={"hour": 24}, feedback={"like": 1}, item_features={"artist": 3},
+        out, name="toy", source="test", context={"hour": 24}, feedback={"like": BINARY}, item_features={"artist": 3},
         grades="", pair_window=60, params={"a": [1.5, None, {"b": "c"}]},
     ) as writer:  # fmt: skip
         row = np.arange(ROWS)

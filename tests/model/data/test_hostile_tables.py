@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from python_model.data.feedback import BINARY
 from python_model.data.prepare import prepare
 from python_model.data.readers import logs
 from python_model.data.readers.table import sources
@@ -218,6 +219,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"title": "name"}, "are columns of a file of items: name it with items"),
     ({"items": "f", "item_features": {"id": "x"}}, "expected another name than 'id'"),
     ({"items": "f", "item_features": {"p": "x:quantiles=1"}}, "how many buckets, 2 to 1000"),
+    ({"items": "f", "item_features": {"g": "x:several=2", "g_2": "y"}}, "feature g_2: expected once, found it twice"),
+    ({"user": "a", "item": "a"}, "user, item and time: expected three columns, found a, a, time"),
     ({"unit": "hours"}, "unit is 'hours', expected one of auto, seconds, milliseconds"),
     ({"user": 3}, "user is 3, expected text"),
 ]
@@ -242,4 +245,53 @@ def test_a_mapping_that_is_none(tmp_path: Path, refused: Refusal) -> None:
 def test_a_column_with_a_colon_in_its_name(tmp_path: Path) -> None:
     file = tmp_path / "log.csv"
     file.write_text(f"user,item,time,a:b\na,x,{BEGIN},1\na,y,{BEGIN},0\n")
-    assert prepare("table", file, tmp_path / "out", feedback={"like": "a:b"}).feedback == {"like": 1}
+    assert prepare("table", file, tmp_path / "out", feedback={"like": "a:b"}).feedback == {"like": BINARY}
+
+
+def _table(**columns: Any) -> pa.Table:
+    return pa.table({"user": ["a", "a", "b", "b"], "item": ["x", "y", "x", "y"],
+                     "time": [BEGIN, BEGIN, BEGIN, BEGIN], **columns})  # fmt: skip
+
+
+TYPED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"time": [True] * 4}, {}, "column 'time': expected a time, such as"),
+    ({"time": pa.array([1, 2, 3, 4], pa.duration("s"))}, {}, "column 'time': expected a time, such as"),
+    ({"time": [float("inf")] * 4}, {}, "column 'time', data row 1: expected a time from 1990"),
+    ({"time": pa.array([2**64 - 1] * 4, pa.uint64())}, {}, "column 'time', data row 1: expected a time from 1990"),
+    ({"user": [["a"]] * 4}, {}, r"column 'user': expected ids that are integers or text, found List\(String\)"),
+    ({"user": [1.0, 2.0, None, 4.0]}, {}, "column 'user': expected ids that are integers or text, found Float64"),
+    ({"liked": [[1]] * 4}, {"feedback": {"like": "liked:classes"}}, "column 'liked': expected categories, found List"),
+    ({"liked": pa.nulls(4)}, {"feedback": {"like": "liked"}}, "column 'liked': no row has a value in this column"),
+    ({"own": [True, None, False, True]}, {"organic": "own"}, "column 'own', data row 2: expected yes or no"),
+]
+
+
+@pytest.mark.parametrize(("columns", "settings", "says"), TYPED)
+def test_typed_columns_of_other_types(
+    tmp_path: Path, columns: dict[str, Any], settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        from_frame(_table(**columns), tmp_path / "out", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+CLASSES: list[tuple[list[Any], list[str]]] = [
+    ([10.0, 9.0, None, 2.5], ["2.5", "9", "10"]), ([1, 20, 3, 3], ["1", "3", "20"]),
+    ([True, False, None, True], ["false", "true"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+@pytest.mark.parametrize(("values", "labels"), CLASSES)
+def test_classes_are_labelled_alike_in_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[Any], labels: list[str], rows: int
+) -> None:
+    monkeypatch.setattr(sources, "ROWS", rows)
+    from_frame(_table(stars=values), tmp_path / "out", feedback={"stars": "stars:classes"})
+    assert list(load_dataset(tmp_path / "out").names.labels["feedback_stars"].values()) == labels
+
+
+def test_titles_that_are_lists_are_refused(tmp_path: Path) -> None:
+    items = pa.table({"item": ["x", "y"], "name": [["a"], ["b"]]})
+    with pytest.raises(ValueError, match="items, column 'name': expected categories, found List"):
+        from_frame(_table(), tmp_path / "out", items=items, title="name")

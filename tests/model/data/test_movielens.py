@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.readers.movielens import read_movielens
 from python_model.data.schema import DataError, Dataset, load_dataset, validate
 
@@ -50,7 +51,7 @@ def test_movielens_100k(real: Dataset, test_data: Path) -> None:
     np.testing.assert_array_equal(real.feedback("like"), real.grade >= 4)
     np.testing.assert_array_equal(real.feedback("dislike"), real.grade <= 2)
     assert np.bincount(raw[:, 2]).tolist() == np.bincount(real.grade).tolist()
-    assert info.feedback == {"like": 1, "dislike": 1, "rating": 5}
+    assert info.feedback == {"like": BINARY, "dislike": BINARY, "rating": categorical(5)}
     assert not real.organic.any()
     assert info.item_features["genre"] == 18
 
@@ -104,7 +105,7 @@ def test_half_stars_make_ten_classes(tmp_path: Path) -> None:
     file.write_text("userId,movieId,rating,timestamp\n1,1,0.5,1\n1,2,3.5,2\n1,3,4.0,3\n1,4,5,4\n")
     info = read_movielens(file, tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
-    assert info.feedback["rating"] == 10
+    assert info.feedback["rating"] == categorical(10)
     assert dataset.feedback("rating").tolist() == [0, 6, 7, 9]
     assert dataset.grade.tolist() == [1, 7, 8, 10]
     assert dataset.feedback("like").tolist() == [0, 0, 1, 1]

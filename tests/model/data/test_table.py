@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.prepare import prepare
 from python_model.data.readers import logs
 from python_model.data.readers.table import sources
@@ -82,7 +83,7 @@ def write(file: Path, kind: str) -> Path:
 def test_every_kind_of_file_gives_the_same_events(tmp_path: Path, kind: str) -> None:
     dataset = prepared(tmp_path / "out", write(tmp_path / "log", kind), **SETTINGS)
     assert events(dataset) == EXPECTED
-    assert dataset.info.feedback == {"like": 1, "stars": 3, "share": 3}
+    assert dataset.info.feedback == {"like": BINARY, "stars": categorical(3), "share": categorical(3)}
     assert dataset.context("device").tolist() == [-1, 1, 0, 1, 1]
     assert dataset.grade.tolist() == [1, 1, 2, 1, 2]
     assert dataset.names.label("feedback_stars", 2) == "10", "classes that are numbers rise as numbers"
@@ -210,7 +211,7 @@ def test_organic_grade_and_negative(tmp_path: Path) -> None:
 
 def test_a_log_without_feedback_has_one_component(tmp_path: Path) -> None:
     dataset = prepared(tmp_path / "out", write(tmp_path / "log", "csv"))
-    assert dataset.info.feedback == {"event": 1}
+    assert dataset.info.feedback == {"event": BINARY}
     assert (dataset.feedback("event") == 1).all()
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from python_model.data.columns import typed
+from python_model.data.feedback import BINARY
 from python_model.data.schema import EVENTS, ITEMS, USERS, DatasetWriter, load_dataset, validate
 from python_model.data.shards import shard_dataset
 from python_model.data.times import LATEST
@@ -32,7 +33,7 @@ def write(
     out: Path, columns: Mapping[str, Any] = GOOD, users: Any = (7, 9), items: Any = (5, 6), artist: Any = (0, 1)
 ) -> None:
     with DatasetWriter(
-        out, name="toy", source="test", context={"hour": 24}, feedback={"like": 1}, item_features={"artist": 2},
+        out, name="toy", source="test", context={"hour": 24}, feedback={"like": BINARY}, item_features={"artist": 2},
         grades="", pair_window=60,
     ) as writer:  # fmt: skip
         writer.write_events(columns)
@@ -184,7 +185,7 @@ def test_ids_come_back_as_they_were(tmp_path: Path, ids: Any) -> None:
 def test_ids_in_chunks_are_one_column(tmp_path: Path, chunks: list[Any], says: str | None) -> None:
     def run() -> None:
         with DatasetWriter(
-            tmp_path / "out", name="t", source="t", context={"hour": 24}, feedback={"like": 1}, item_features={},
+            tmp_path / "out", name="t", source="t", context={"hour": 24}, feedback={"like": BINARY}, item_features={},
             grades="", pair_window=0,
         ) as writer:  # fmt: skip
             writer.write_events(GOOD)
@@ -235,7 +236,7 @@ def test_the_description_is_checked_first(tmp_path: Path, changes: dict[str, Any
 def test_params_are_json_or_refused(tmp_path: Path) -> None:
     for value in (float("nan"), {1, 2}, np.int64(3)):
         with pytest.raises(ValueError, match="params: expected what JSON holds"), DatasetWriter(
-            tmp_path / "out", name="t", source="t", context={"hour": 24}, feedback={"like": 1}, item_features={},
+            tmp_path / "out", name="t", source="t", context={"hour": 24}, feedback={"like": BINARY}, item_features={},
             grades="", pair_window=0, params={"x": value},
         ) as writer:  # fmt: skip
             writer.write_events(GOOD)
@@ -247,7 +248,7 @@ def test_params_are_json_or_refused(tmp_path: Path) -> None:
 def test_rows_that_were_refused_changed_nothing(tmp_path: Path) -> None:
     write(tmp_path / "plain")
     with DatasetWriter(
-        tmp_path / "tried", name="toy", source="test", context={"hour": 24}, feedback={"like": 1},
+        tmp_path / "tried", name="toy", source="test", context={"hour": 24}, feedback={"like": BINARY},
         item_features={"artist": 2}, grades="", pair_window=60,
     ) as writer:  # fmt: skip
         for name, values, _, _ in WRONG:

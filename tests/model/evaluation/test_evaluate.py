@@ -11,6 +11,7 @@ import torch
 
 from python_model.config import preset as model_preset
 from python_model.data.checks import EventChecker
+from python_model.data.feedback import BINARY, categorical
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, temporal_split
 from python_model.data.synthetic import generate, preset
@@ -42,9 +43,9 @@ class Clairvoyant:
         last = self.dataset.info.items
         rank = np.full(len(rows), 1 if self.sign > 0 else last)
         feedback = {}
-        for task, classes in self.dataset.info.feedback.items():
+        for task, component in self.dataset.info.feedback.items():
             labels = self.dataset.feedback(task)[rows].astype(np.int64)
-            right = np.zeros((len(rows), max(classes, 2)))
+            right = np.zeros((len(rows), component.classes))
             right[np.arange(len(rows)), labels] = self.sign * 3.0
             feedback[task] = right - np.log(np.exp(right).sum(axis=1, keepdims=True))
         grade = self.dataset.grade[rows].astype(np.float64)
@@ -169,7 +170,7 @@ def test_no_pairwise_score_knows_another_event_of_its_pair_window(dataset: Datas
 
 def test_feedback_log_probabilities_are_those_of_the_logits() -> None:
     logits = torch.tensor([[0.3, 1.0, -1.0, 0.5]])
-    found = feedback_log_probabilities(logits, {"like": 1, "share": 3})
+    found = feedback_log_probabilities(logits, {"like": BINARY, "share": categorical(3)})
     assert math.exp(found["like"][0, 1]) == pytest.approx(1 / (1 + math.exp(-0.3)))
     total = math.exp(1.0) + math.exp(-1.0) + math.exp(0.5)
     assert math.exp(found["share"][0, 2]) == pytest.approx(math.exp(0.5) / total)
@@ -180,7 +181,7 @@ def one_class_dataset(out: Path) -> Dataset:
     rng = np.random.default_rng(0)
     users, each = 20, 12
     with DatasetWriter(
-        out, name="mini", source="test", context={}, feedback={"like": 1, "hate": 1}, item_features={},
+        out, name="mini", source="test", context={}, feedback={"like": BINARY, "hate": BINARY}, item_features={},
         grades="like", pair_window=100_000,
     ) as writer:  # fmt: skip
         like = rng.integers(0, 2, users * each).astype(np.int16)
@@ -253,7 +254,7 @@ def test_of_one_item_alone_nothing_is_normalised(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(EventChecker, "finish", lambda self, items: None)
     row = np.arange(20)
     with DatasetWriter(
-        tmp_path / "d", name="one", source="test", context={}, feedback={"like": 1}, item_features={}, grades="",
+        tmp_path / "d", name="one", source="test", context={}, feedback={"like": BINARY}, item_features={}, grades="",
         pair_window=60,
     ) as writer:  # fmt: skip
         writer.write_events({

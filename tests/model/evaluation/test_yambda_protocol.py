@@ -15,7 +15,7 @@ from python_model.config import TrainConfig
 from python_model.data.batches import JaggedBatch, evaluation_batches
 from python_model.data.readers.yambda import read_yambda
 from python_model.data.schema import Dataset, load_dataset
-from python_model.data.splits import listen_plus, make_split, yambda_starts
+from python_model.data.splits import make_split, positive_events, targets_of, yambda_starts
 from python_model.evaluation.baselines import Popularity
 from python_model.evaluation.evaluate import evaluate
 from python_model.evaluation.inference import ModelPredictor
@@ -76,7 +76,7 @@ def test_the_days_their_gaps_and_listen_plus(dataset: Dataset) -> None:
     assert np.array_equal(split.test, time >= 6 * DAY)
     assert dataset.info.params["share_edges_pct"] == [20, 40, 50, 60, 80]
     share = dataset.feedback("share")
-    assert np.array_equal(listen_plus(dataset), share >= 3)
+    assert np.array_equal(positive_events(dataset), share >= 3)
     assert set(share.tolist()) == {0, 2, 3, 4, 5}, "49 % is below 50 %, in a bin of its own"
 
 
@@ -88,7 +88,7 @@ def test_lists_are_those_of_the_definition(dataset: Dataset, part: str) -> None:
     ndcg, recall = [], []
     for user in range(dataset.info.users):
         mine = dataset.user == user
-        wanted = set(dataset.item[mine & rows & listen_plus(dataset)].tolist())
+        wanted = set(dataset.item[mine & rows & positive_events(dataset)].tolist())
         if not wanted or not (mine & (dataset.time < start - GAP)).any():
             continue
         values = scores.scores[user].tolist()
@@ -106,7 +106,7 @@ def test_lists_are_those_of_the_definition(dataset: Dataset, part: str) -> None:
 
 def test_popularity_counts_listen_plus_of_the_training_part(dataset: Dataset) -> None:
     split = make_split(dataset, "yambda")
-    counts = np.bincount(dataset.item[split.train & listen_plus(dataset)], minlength=dataset.info.items)
+    counts = np.bincount(dataset.item[split.train & positive_events(dataset)], minlength=dataset.info.items)
     lists = UserLists(dataset, split, "test", np.arange(dataset.info.users))
 
     class Counts:
@@ -137,7 +137,7 @@ def test_a_list_knows_what_is_older_than_the_gap_and_nothing_younger(dataset: Da
 def test_only_listen_plus_is_a_next_item_to_predict(dataset: Dataset) -> None:
     batch: JaggedBatch = next(evaluation_batches(dataset, np.ones(len(dataset), bool), 512, 64))
     model = Argus.for_dataset(SMALL, dataset)
-    loss = PretrainLoss(CONFIG, model)
+    loss = PretrainLoss(CONFIG, model, targets_of(dataset, CONFIG.protocol))
     skipped = batch.feedback.clone()
     skipped[:, list(model.features.feedback).index("share")] = 2
     _, parts = loss(type(batch)(**{**vars(batch), "feedback": skipped}), 0)
@@ -158,7 +158,7 @@ def test_both_stages_and_the_table(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_other_data_are_refused(tiny_service: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"protocol yambda: .* was prepared from synthetic .* make it with"):
+    with pytest.raises(ValueError, match=r"protocol yambda: .* was prepared from synthetic, .* make it with"):
         train("pretrain", tiny_service, tmp_path / "run", SMALL, CONFIG)
     with pytest.raises(ValueError, match="protocol yambda"):
         evaluate({}, tiny_service, protocol="yambda")

@@ -151,7 +151,7 @@ def rewritten(dataset: Dataset, out: Path, changes: dict[str, np.ndarray], chunk
     with DatasetWriter(
         out, name=info.name, source=info.source, context=info.context, feedback=info.feedback,
         item_features=info.item_features, grades=info.grades, pair_window=info.pair_window, has_oracle=info.has_oracle,
-        params=info.params,
+        params=info.params, negative=info.negative, positive=info.positive,
     ) as writer:  # fmt: skip
         columns = {name: dataset.column(name) for name in event_schema(info).names} | changes
         for start in range(0, len(dataset), chunk):

@@ -194,6 +194,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_user_of_a_million_events(tmp_path: Path) -> None:
     """Prepared, trained on, evaluated and recommended to: memory follows the columns, not the user times the window."""
     uid = np.repeat([2, 5, 7], [20, 1_000_000, 20])

@@ -51,6 +51,7 @@ def test_a_second_signal_strikes_at_once(number: signal.Signals, kind: type[Keyb
             os.kill(os.getpid(), number)
 
 
+@pytest.mark.slow
 def test_a_terminated_training_command_says_how_to_resume(tiny_service: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
     child = start("pretrain", str(tiny_service.path), str(run), "--steps", "100000", "--recipe", "demo")

@@ -39,6 +39,7 @@ def wait_for(holds: Callable[[], object], child: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_second_training_run_is_refused(tiny_service: Dataset, tmp_path: Path) -> None:
     run, data = tmp_path / "run", str(tiny_service.path)
     command = ["pretrain", data, str(run), "--steps", "100000", "--recipe", "demo"]

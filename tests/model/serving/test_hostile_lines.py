@@ -45,7 +45,7 @@ def state_of(store: SessionStore) -> Any:
 
 
 @pytest.mark.timeout(300 * SCALE)
-@pytest.mark.parametrize("on_full", ["offload", "replay"])
+@pytest.mark.parametrize("on_full", [pytest.param("offload", marks=pytest.mark.slow), "replay"])
 def test_state_is_that_without_the_refused_lines(exported: Export, tmp_path: Path, on_full: str) -> None:
     options: dict[str, Any] = {
         "resident": 12,

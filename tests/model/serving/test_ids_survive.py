@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from python_model.data.feedback import BINARY
 from python_model.data.prepare import prepare
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset, validate
 from python_model.data.shards import shard_dataset
@@ -30,7 +31,8 @@ def prepared(out: Path, ids: list[Any]) -> Dataset:
     """Twelve users of four events each on twelve items, both with these ids."""
     row = np.arange(4 * ITEMS)
     with DatasetWriter(
-        out, name="ids", source="test", context={}, feedback={"like": 1}, item_features={}, grades="", pair_window=60,
+        out, name="ids", source="test", context={}, feedback={"like": BINARY}, item_features={}, grades="",
+        pair_window=60,
     ) as writer:  # fmt: skip
         writer.write_events({
             "user": row // 4, "item": row % ITEMS, "time": row, "organic": row < 0, "grade": row % 2,

@@ -171,6 +171,7 @@ score.score_parquet(Slow(Export.open(sys.argv[1])), Path(sys.argv[2]), Path(sys.
 """
 
 
+@pytest.mark.slow
 def test_a_killed_job_goes_on_and_has_every_row_once(service: Dataset, exported: Export, tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     rows = rows_of(service, random.integers(0, len(service), 4000))

@@ -22,6 +22,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 TIME = 1_700_000_000
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 LINES = 300 * SCALE
+# Servers are started six times; the same lines are answered in this process by test_lines.py and test_hostile_lines.py.
+pytestmark = pytest.mark.slow
 STRICT = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 

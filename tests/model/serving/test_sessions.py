@@ -239,6 +239,7 @@ for place in range(10_000):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_server_loses_no_event_it_answered(
     service: Dataset, exported: Export, fresh: Callable[..., SessionStore], tmp_path: Path
 ) -> None:

@@ -68,6 +68,7 @@ def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
     return torch.cat([query, values])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", worker.cases())
 def test_two_ranks_compute_what_one_computes(folder: Path, name: str) -> None:
     precision = worker.cases()[name][1].precision
@@ -76,6 +77,7 @@ def test_two_ranks_compute_what_one_computes(folder: Path, name: str) -> None:
         assert_same_weights(folder / f"{name}-1", folder / f"{name}-2", 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("written_by", "read_by"), [(2, 1), (2, 4), (1, 4)])
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(folder: Path, written_by: int, read_by: int) -> None:
     run = folder / f"from-{written_by}-on-{read_by}"
@@ -83,6 +85,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(folder: Path, written
     assert_same_weights(folder / "rowwise-1", run, 1e-4)
 
 
+@pytest.mark.slow
 def test_each_rank_holds_its_part(folder: Path) -> None:
     held = [json.loads((folder / f"held-{rank}.json").read_text()) for rank in range(2)]
     model = Argus.for_dataset(worker.MODEL, load_dataset(folder / "data"))
@@ -100,6 +103,7 @@ def test_each_rank_holds_its_part(folder: Path) -> None:
     assert cut >= 2
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_of_several_ranks_is_refused(folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(folder / "rowwise-2", run)
@@ -118,6 +122,7 @@ def test_a_damaged_checkpoint_of_several_ranks_is_refused(folder: Path, tmp_path
     assert checkpoint.recover(run).name == "step-00000003"
 
 
+@pytest.mark.slow
 class TestErrors:
     """An error on one rank ends the run on all of them, with its sentence, and none waits for another."""
 
@@ -173,5 +178,6 @@ class TestRows:
         assert sharding.span(9) is None and sharding.span(11) == (6, 11)
 
 
+@pytest.mark.slow
 def test_a_run_says_how_many_batches_its_step_has(folder: Path) -> None:
     assert checkpoint.read_description(folder / "rowwise-2").train_config.batches_per_step == 4

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from python_model.data.feedback import FeedbackComponent
 from python_model.data.readers.logs import Found, Rows
 from python_model.data.readers.table import values as read_as
 from python_model.data.readers.table.mapping import AUTO, Column, TableMapping
@@ -22,22 +23,27 @@ if TYPE_CHECKING:
 
 MAX_GRADE = 127
 _ORGANIC = "organic"
+_FIRST = 1000
 
 
 class Note(NamedTuple):
-    """What a part says besides its rows: what its times are, rows left out by column, values present by column."""
+    """What a part says of its rows.
 
+    rows: how many are kept. times: what they are. dropped: rows left out by column. present: columns with any value.
+    """
+
+    rows: int
     times: str
     dropped: dict[str, int]
-    present: dict[str, int]
+    present: frozenset[str]
 
 
 @dataclass(frozen=True)
 class EventPlan:
-    """How rows become events: for each feedback component its classes, the new order of them, and the grade."""
+    """How rows become events: each component of feedback, the new order of its classes, and the grade."""
 
     mapping: TableMapping
-    feedback: Mapping[str, int]
+    feedback: Mapping[str, FeedbackComponent]
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -80,9 +86,9 @@ def read_part(mapping: TableMapping, kinds: Mapping[str, str], part: TablePart) 
     level = pl.CompatLevel.oldest()
     ids = {"user": columns[mapping.user].to_arrow(compat_level=level),
            "item": columns[mapping.item].to_arrow(compat_level=level)}  # fmt: skip
-    present = {name: len(values) - int(_is_missing(values).sum()) for name, values in found.items()}
+    present = frozenset(name for name, values in found.items() if _has_any(values))
     dropped = {name: int(absent.sum()) for name, absent in missing.items() if absent.any()}
-    return Found({**ids, "order": order, **typed}, read, Note(said, dropped, present))
+    return Found({**ids, "order": order, **typed}, read, Note(len(order), said, dropped, present))
 
 
 def _typed(mapping: TableMapping, kinds: Mapping[str, str], found: Mapping[str, pl.Series], file: Path) -> Rows:
@@ -169,7 +175,7 @@ def _grade(plan: EventPlan, rows: Rows, feedback: Mapping[str, np.ndarray]) -> n
     for negative in (False, True):
         for name, values in feedback.items():
             if (name in mapping.negative) == negative:
-                grade[values * 2 >= max(plan.feedback[name], 2)] = 0 if negative else 2
+                grade[values * 2 >= plan.feedback[name].classes] = 0 if negative else 2
     return grade
 
 
@@ -188,6 +194,11 @@ def _duplicates(rows: Rows) -> np.ndarray:
         equal &= column[order][1:] == column[order][:-1]
     again[tied[order[1:][equal]]] = True
     return again
+
+
+def _has_any(values: pl.Series) -> bool:
+    # Most columns have one in their first rows.
+    return not _is_missing(values.head(_FIRST)).all() or not _is_missing(values).all()
 
 
 def _is_missing(values: pl.Series) -> pl.Series:

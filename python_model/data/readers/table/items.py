@@ -73,7 +73,7 @@ def read_items(source: Source, mapping: TableMapping, item_ids: pa.Array) -> Ite
     for one in mapping.feature_columns:
         _add_feature(items, one, found[one.column], rows, source.file)
     if mapping.title is not None:
-        titles = found[mapping.title].cast(pl.String)
+        titles = read_as.categories(found[mapping.title], read_as.TEXT, source.file)
         items.titles = _taken(titles, rows).fill_null("").to_numpy().astype(object)
     return items
 
@@ -129,8 +129,8 @@ def _add_several(items: Items, one: Column, values: pl.Series, rows: np.ndarray,
     places = [read_as.categories(lists.list.get(place, null_on_oob=True).str.strip_chars(" ").alias(one.column),
                                  read_as.TEXT, file) for place in range(one.count)]  # fmt: skip
     codes, labels = _coded(pl.concat(places))
-    for place, part in enumerate(codes.reshape(one.count, -1)):
-        items.add(one.name if place == 0 else f"{one.name}_{place + 1}", part, labels)
+    for name, part in zip(one.names, codes.reshape(one.count, -1), strict=True):
+        items.add(name, part, labels)
 
 
 def _coded(values: pl.Series) -> tuple[np.ndarray, list[str]]:

@@ -45,6 +45,12 @@ class Column:
     edges: tuple[float, ...] = ()
     count: int = 0
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The features that it makes."""
+        more = range(2, self.count + 1) if self.kind == "several" else ()
+        return (self.name, *(f"{self.name}_{place}" for place in more))
+
 
 @dataclass(frozen=True)
 class TableMapping:
@@ -92,9 +98,15 @@ class TableMapping:
         if unknown := [name for name in self.negative if name not in self.feedback]:
             known = ", ".join(self.feedback) or "none"
             raise ValueError(f"negative: expected names of feedback ({known}), found {unknown[0]!r}")
+        ids = (self.user, self.item, self.time)
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"user, item and time: expected three columns, found {', '.join(ids)}")
         if self.items is None and (self.title is not None or self.item_features or self.item_id is not None):
             raise ValueError("title, item_features and item_id are columns of a file of items: name it with items")
-        _ = self.feedback_columns, self.feature_columns
+        made = [name for one in self.feature_columns for name in one.names]
+        if again := [name for name in made if made.count(name) > 1]:
+            raise ValueError(f"feature {again[0]}: expected once, found it twice; several=N makes NAME_2 to NAME_N")
+        _ = self.feedback_columns
 
     @cached_property
     def feedback_columns(self) -> tuple[Column, ...]:

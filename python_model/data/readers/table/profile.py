@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from python_model.data.feedback import FeedbackComponent
 from python_model.data.readers.table.events import Events, Note
 from python_model.data.readers.table.items import Items
 from python_model.io.errors import counted
@@ -19,10 +20,10 @@ _DAY = 86_400
 class Profile:
     """Figures of a log, gathered range by range."""
 
-    def __init__(self, feedback: Mapping[str, int], labels: Mapping[str, Sequence[str]]) -> None:
+    def __init__(self, feedback: Mapping[str, FeedbackComponent], labels: Mapping[str, Sequence[str]]) -> None:
         self._feedback = feedback
         self._labels = labels
-        self._classes = {name: np.zeros(max(count, 2) + 1, np.int64) for name, count in feedback.items()}
+        self._classes = {name: np.zeros(one.classes + 1, np.int64) for name, one in feedback.items()}
         self._lengths: list[np.ndarray] = []
         self._first, self._last = np.iinfo(np.int64).max, 0
         self._organic = self._duplicates = self._future = 0
@@ -54,7 +55,8 @@ class Profile:
             "events_a_user": {"least": int(lengths.min()), "median": int(np.median(lengths)),
                               "mean": round(float(lengths.mean()), 2), "most": int(lengths.max()),
                               "alone": int((lengths == 1).sum())},
-            "times": notes[0].times, "first_time": self._first, "last_time": self._last, "in_the_future": self._future,
+            "times": next(note.times for note in notes if note.rows),
+            "first_time": self._first, "last_time": self._last, "in_the_future": self._future,
             "organic": round(self._organic / int(lengths.sum()), 4),
             "feedback": {name: self._shares(name) for name in self._feedback},
             "duplicates": self._duplicates, "duplicates_dropped": once, "dropped": dict(dropped),
@@ -68,7 +70,7 @@ class Profile:
         seen = int(counts.sum())
         if seen == 0:
             return None
-        if self._feedback[name] == 1:
+        if self._feedback[name].is_binary:
             return round(int(counts[1]) / seen, 4)
         labels = self._labels[f"feedback_{name}"]
         return {label: round(int(count) / seen, 4) for label, count in zip(labels, counts, strict=True)}

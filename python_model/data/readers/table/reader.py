@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from python_model.data.description import DatasetInfo
 from python_model.data.engines import LOCAL, Engine
+from python_model.data.feedback import BINARY, FeedbackComponent, categorical
 from python_model.data.identifiers import is_text
 from python_model.data.readers.logs import SortedLogs, sort_logs
 from python_model.data.readers.table import values as read_as
@@ -148,27 +149,27 @@ def _require_one_kind_of_times(logs: SortedLogs, files: Sequence[Path], mapping:
 def _require_values(logs: SortedLogs, file: Path, mapping: TableMapping) -> None:
     """A column that is empty throughout is mostly another one's name."""
     for name in mapping.log_columns:
-        if not any(note.present[name] for note in logs.notes):
+        if not any(name in note.present for note in logs.notes):
             raise DataError(file, "no row has a value in this column", column=name)
 
 
 def _plan(logs: SortedLogs, mapping: TableMapping, file: Path) -> tuple[EventPlan, dict[str, list[str]]]:
     """How rows become events, and the labels of contexts and feedback that the whole log has."""
     labels: dict[str, list[str]] = {}
-    feedback: dict[str, int] = {}
+    feedback: dict[str, FeedbackComponent] = {}
     orders: dict[str, np.ndarray] = {}
     for one in mapping.feedback_columns:
         column = f"feedback_{one.name}"
         if one.kind == "bool":
-            feedback[one.name] = 1
+            feedback[one.name] = BINARY
         elif one.kind == "bins":
             # One edge makes two bins: a yes or no.
-            feedback[one.name] = 1 if len(one.edges) == 1 else len(one.edges) + 1
+            feedback[one.name] = BINARY if len(one.edges) == 1 else categorical(len(one.edges) + 1)
             labels[column] = labels_of_bins(one.edges)
         else:
             labels[column], orders[one.name] = _classes(logs.values[column], file, one.column)
-            feedback[one.name] = len(labels[column])
-    if mapping.grade in feedback and feedback[mapping.grade] > MAX_GRADE + 1:
+            feedback[one.name] = categorical(len(labels[column]))
+    if mapping.grade in feedback and feedback[mapping.grade].classes > MAX_GRADE + 1:
         raise ValueError(f"grade: expected feedback of at most {MAX_GRADE + 1} classes, found {mapping.grade}")
     for name, column in mapping.context.items():
         values = logs.values[f"context_{name}"]
@@ -176,7 +177,7 @@ def _plan(logs: SortedLogs, mapping: TableMapping, file: Path) -> tuple[EventPla
             message = f"expected at most {MAX_CATEGORIES:,} categories, found {len(values):,}: no category but a number"
             raise DataError(file, message, column=column)
         labels[f"context_{name}"] = [str(value) for value in values.to_pylist()]
-    return EventPlan(mapping, feedback or {EVENT: 1}, orders), labels
+    return EventPlan(mapping, feedback or {EVENT: BINARY}, orders), labels
 
 
 def _classes(values: pa.Array, file: Path, column: str) -> tuple[list[str], np.ndarray]:

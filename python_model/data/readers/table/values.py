@@ -58,8 +58,7 @@ def ids(values: pl.Series, kind: str, file: Path) -> pl.Series:
         found = values.cast(wanted, strict=False)
         _refuse(file, name, values, found.is_null() & values.is_not_null(), f"an integer of {kind} as in other files")
         return found
-    values = values.cast(pl.String)
-    values = values.set(values == "", None)
+    values = _nothing_is_null(values.cast(pl.String))
     long = (values.str.len_bytes() > MAX_BYTES).fill_null(False)
     _refuse(file, name, values, long, f"an id of 1 to {MAX_BYTES} bytes")
     return values
@@ -88,13 +87,10 @@ def categories(values: pl.Series, kind: str, file: Path) -> pl.Series:
     if kind != TEXT:
         return values.cast(pl.Int64 if kind == INT64 else pl.UInt64)
     if values.dtype.is_float():
-        whole = values.is_nan() | (values == values.floor())
-        if whole.fill_null(True).all():
-            values = values.fill_nan(None).cast(pl.Int64, strict=False)
+        return values.fill_nan(None).cast(pl.String).str.strip_suffix(".0")
     if values.dtype.is_nested() or values.dtype == pl.Binary:
         raise DataError(file, f"expected categories, found {values.dtype}", column=values.name)
-    values = values.cast(pl.String)
-    return values.set(values == "", None)
+    return _nothing_is_null(values.cast(pl.String))
 
 
 def yes_no(values: pl.Series, file: Path) -> np.ndarray:
@@ -162,6 +158,7 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
     elif values.dtype == pl.Date:
         micro, said = values.to_physical().cast(pl.Int64).to_numpy() * 86_400 * MICRO, "dates"
     elif values.dtype.is_numeric():
+        values = values.cast(pl.Float64) if values.dtype.is_decimal() else values
         micro, said = _ticks(values.to_numpy(), unit, file, name)
     elif values.dtype == pl.String:
         micro, said = _text_times(values, unit, file)
@@ -220,6 +217,11 @@ def _uuids(values: pl.Series, file: Path) -> pl.Series:
     for part in rest:
         first = first + "-" + part
     return first.alias(values.name)
+
+
+def _nothing_is_null(values: pl.Series) -> pl.Series:
+    empty = values == ""
+    return values.set(empty, None) if empty.any() else values
 
 
 def _refuse(file: Path, column: str, values: pl.Series, bad: pl.Series, expected: str) -> None:
