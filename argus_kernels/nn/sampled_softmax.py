@@ -136,14 +136,9 @@ class SampledSoftmaxLoss(nn.Module):
             query, vectors[:count], vectors[count:], positives, negatives.ids, negatives.log_q,
             positive_log_q=negatives.positive_log_q, scale=self.current_scale(), row_weight=weight,
             query_owner=None if negatives.owner is None else owner, candidate_owner=negatives.owner, form=self.form,
+            reduction=self.reduction,
         )  # fmt: skip
-        if self.reduction == "none":
-            return loss
-        total = loss.sum()
-        if self.reduction == "sum":
-            return total
-        divisor = weight.sum()
-        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+        return loss
 
     def current_scale(self) -> float | Tensor:
         """The factor on the scores: the setting, or the learned one within its range."""

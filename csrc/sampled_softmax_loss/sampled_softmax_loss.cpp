@@ -119,6 +119,7 @@ Inputs Given::inputs() const {
 
 using Losses = std::tuple<Tensor, Tensor, Tensor>;
 using Found = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using LossesAndFound = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 struct Needs {
   bool query, positive, candidates, scale;
@@ -143,6 +144,10 @@ void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor&)
 
 void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor&) {
   backward_cpu(inputs, gradients);
+}
+
+void compute_both(const Inputs& inputs, const Outputs& outputs, const Gradients& gradients, const Tensor&) {
+  forward_and_backward_cpu(inputs, outputs, gradients);
 }
 
 #else
@@ -201,7 +206,60 @@ void compute_gradients(const Inputs& inputs, const Gradients& gradients, const T
   backward_cuda(inputs, gradients, plan, workspace, stream.get());
 }
 
+void compute_both(const Inputs& inputs, const Outputs& outputs, const Gradients& gradients,
+                  const Tensor& query) {
+  compute_losses(inputs, outputs, query);
+  compute_gradients(inputs, gradients, query);
+}
+
 #endif
+
+// What the forward pass returns, before it is computed.
+struct NewLosses {
+  Tensor loss, lse, statistics;
+
+  explicit NewLosses(const Tensor& query)
+      : loss(numbers(query, {query.size(0)})),
+        lse(numbers(query, {query.size(0)})),
+        statistics(numbers(query, {2, query.size(0)})) {}
+
+  Outputs outputs() {
+    return {loss.mutable_data_ptr(), lse.mutable_data_ptr(), statistics.mutable_data_ptr()};
+  }
+
+ private:
+  static Tensor numbers(const Tensor& query, const std::vector<int64_t>& sizes) {
+    return torch::stable::new_empty(query, sizes, statistics_of(query));
+  }
+};
+
+// What the backward pass returns, before it is computed.
+struct NewGradients {
+  Needs needs;
+  Tensor query, positive, candidates, scale;
+
+  NewGradients(const Given& given, Needs wanted)
+      : needs(wanted),
+        query(gradient_of(given.query, wanted.query, given.query.size(0))),
+        positive(gradient_of(given.positive, wanted.positive, given.query.size(0))),
+        candidates(gradient_of(given.candidates, wanted.candidates, given.query.size(0))),
+        scale(gradient_of(given.scale, wanted.scale, given.query.size(0))) {}
+
+  Gradients gradients(const Tensor& d_loss, const Tensor& d_lse, const void* statistics) {
+    const auto place = [](bool needed, Tensor& tensor) {
+      return needed ? tensor.mutable_data_ptr() : nullptr;
+    };
+    return {
+        .d_loss = d_loss.const_data_ptr(),
+        .d_lse = d_lse.const_data_ptr(),
+        .statistics = statistics,
+        .d_query = place(needs.query, query),
+        .d_positive = place(needs.positive, positive),
+        .d_candidates = place(needs.candidates, candidates),
+        .d_scale = place(needs.scale, scale),
+    };
+  }
+};
 
 Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor positive_ids, Tensor candidate_ids,
                   Tensor log_q, MaybeTensor positive_log_q, Tensor scale, MaybeTensor row_weight,
@@ -210,14 +268,9 @@ Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor posit
               positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
   given.check();
   given.make_dense();
-  const int64_t rows = query.size(0);
-  const ScalarType statistics_dtype = statistics_of(query);
-  Tensor loss = torch::stable::new_empty(query, {rows}, statistics_dtype);
-  Tensor lse = torch::stable::new_empty(query, {rows}, statistics_dtype);
-  Tensor statistics = torch::stable::new_empty(query, {2, rows}, statistics_dtype);
-  const Outputs outputs{loss.mutable_data_ptr(), lse.mutable_data_ptr(), statistics.mutable_data_ptr()};
-  compute_losses(given.inputs(), outputs, query);
-  return {loss, lse, statistics};
+  NewLosses losses(given.query);
+  compute_losses(given.inputs(), losses.outputs(), query);
+  return {losses.loss, losses.lse, losses.statistics};
 }
 
 Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, bool need_positive,
@@ -238,20 +291,30 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   check_same_device(kOp, "statistics", statistics, "query", query);
   const Tensor dense_loss = dense(kOp, "d_loss", d_loss), dense_lse = dense(kOp, "d_lse", d_lse);
   const Tensor dense_statistics = dense(kOp, "statistics", statistics);
-  Found found{gradient_of(query, need_query, rows), gradient_of(positive, need_positive, rows),
-              gradient_of(candidates, need_candidates, rows), gradient_of(scale, need_scale, rows)};
-  const auto place = [](bool needed, Tensor& tensor) { return needed ? tensor.mutable_data_ptr() : nullptr; };
-  const Gradients gradients{
-      .d_loss = dense_loss.const_data_ptr(),
-      .d_lse = dense_lse.const_data_ptr(),
-      .statistics = dense_statistics.const_data_ptr(),
-      .d_query = place(need_query, std::get<0>(found)),
-      .d_positive = place(need_positive, std::get<1>(found)),
-      .d_candidates = place(need_candidates, std::get<2>(found)),
-      .d_scale = place(need_scale, std::get<3>(found)),
-  };
+  NewGradients found(given, {need_query, need_positive, need_candidates, need_scale});
+  const Gradients gradients = found.gradients(dense_loss, dense_lse, dense_statistics.const_data_ptr());
   compute_gradients(given.inputs(), gradients, query);
-  return found;
+  return {found.query, found.positive, found.candidates, found.scale};
+}
+
+// The losses and, for gradients of them that are known beforehand, what they give the arguments.
+LossesAndFound with_gradients_op(Tensor d_loss, bool need_query, bool need_positive, bool need_candidates,
+                                 bool need_scale, Tensor query, Tensor positive, Tensor candidates,
+                                 Tensor positive_ids, Tensor candidate_ids, Tensor log_q,
+                                 MaybeTensor positive_log_q, Tensor scale, MaybeTensor row_weight,
+                                 MaybeTensor query_owner, MaybeTensor candidate_owner, bool refined) {
+  Given given{query,          positive, candidates, positive_ids, candidate_ids,   log_q,
+              positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
+  given.check();
+  given.make_dense();
+  check_vector("d_loss", d_loss, query.size(0), statistics_of(query), query);
+  const Tensor dense_loss = dense(kOp, "d_loss", d_loss);
+  const Tensor d_lse = torch::stable::new_zeros(query, {query.size(0)}, statistics_of(query));
+  NewLosses losses(given.query);
+  NewGradients found(given, {need_query, need_positive, need_candidates, need_scale});
+  const Gradients gradients = found.gradients(dense_loss, d_lse, losses.statistics.const_data_ptr());
+  compute_both(given.inputs(), losses.outputs(), gradients, query);
+  return {losses.loss, losses.lse, found.query, found.positive, found.candidates, found.scale};
 }
 
 }  // namespace
@@ -270,11 +333,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
       "sampled_softmax_loss_backward(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, "
       "bool need_positive, bool need_candidates, bool need_scale, " ARGUS_ARGUMENTS
       ") -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "sampled_softmax_loss_with_gradients(Tensor d_loss, bool need_query, bool need_positive, "
+      "bool need_candidates, bool need_scale, " ARGUS_ARGUMENTS
+      ") -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
   m.impl("sampled_softmax_loss", TORCH_BOX(&argus::sampled_softmax_loss::forward_op));
   m.impl("sampled_softmax_loss_backward", TORCH_BOX(&argus::sampled_softmax_loss::backward_op));
+  m.impl("sampled_softmax_loss_with_gradients", TORCH_BOX(&argus::sampled_softmax_loss::with_gradients_op));
 }
 
 #else
@@ -282,6 +350,7 @@ STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
   m.impl("sampled_softmax_loss", TORCH_BOX(&argus::sampled_softmax_loss::forward_op));
   m.impl("sampled_softmax_loss_backward", TORCH_BOX(&argus::sampled_softmax_loss::backward_op));
+  m.impl("sampled_softmax_loss_with_gradients", TORCH_BOX(&argus::sampled_softmax_loss::with_gradients_op));
 }
 
 #endif

@@ -56,5 +56,7 @@ struct Gradients {
 // On the CPU, spread over torch's threads; the same bits for any number of them.
 void forward_cpu(const Inputs& inputs, const Outputs& outputs);
 void backward_cpu(const Inputs& inputs, const Gradients& gradients);
+// Both in three products instead of four; losses.statistics and gradients.statistics are the same memory.
+void forward_and_backward_cpu(const Inputs& inputs, const Outputs& losses, const Gradients& gradients);
 
 }  // namespace argus::sampled_softmax_loss

@@ -1,5 +1,7 @@
 // The backward pass on the CPU. Scores are computed again, tile by tile, and turned into their gradients dS
-// in place; dS · C goes to the rows and dSᵀ · Q to the candidates.
+// in place; dS · C goes to the rows and dSᵀ · Q to the candidates. Where the gradients of the losses are
+// known beforehand the forward pass is part of it: a step's scores are stored, and no product is computed
+// twice.
 //
 // Rows are taken in steps. Within a step a work item is one group of candidates, which no other item shares,
 // so that d_candidates is added to without locks; each item has its own partial d_query of the step, and
@@ -15,51 +17,36 @@
 
 #include "common/cpu/matmul.h"
 #include "common/cpu/stored_type.h"
+#include "sampled_softmax_loss/backward_plan.h"
 #include "sampled_softmax_loss/kept_rows.h"
 #include "sampled_softmax_loss/left_out.h"
+#include "sampled_softmax_loss/row_gradients.h"
+#include "sampled_softmax_loss/row_loss.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"
 #include "sampled_softmax_loss/score_tile.h"
+#include "sampled_softmax_loss/stored_scores.h"
 #include "sampled_softmax_loss/workspace.h"
 
 namespace argus::sampled_softmax_loss {
 namespace {
-
-constexpr int64_t kWorkItems = 16;          // at least, where the sizes allow it
-constexpr int64_t kStepElements = 1 << 18;  // of a section's partial d_query
-
-// How rows and candidates are cut.
-struct Plan {
-  int64_t blocks, groups, sections, section_rows, step_rows, steps;
-
-  Plan(int64_t rows, int64_t drawn, int64_t width)
-      : blocks(divide_up(drawn, kBlock)), groups(std::min(blocks, kWorkItems)) {
-    const int64_t tiles = divide_up(rows, kTileRows);
-    sections = groups == 0 ? 0 : std::min(divide_up(kWorkItems, groups), tiles);
-    section_rows = sections == 0 ? 0 : divide_up(tiles, sections) * kTileRows;
-    if (section_rows > 0) sections = divide_up(rows, section_rows);
-    const int64_t wanted = kStepElements / std::max<int64_t>(width, 1) / kTileRows;
-    step_rows = std::min(std::max<int64_t>(wanted, 1) * kTileRows, section_rows);
-    steps = step_rows == 0 ? 0 : divide_up(section_rows, step_rows);
-  }
-
-  int64_t first_block(int64_t group) const { return blocks * group / groups; }
-};
 
 template <class T, class P>
 class Backward {
  public:
   using A = matmul::Sum<P>;
 
-  Backward(const Inputs& inputs, const Gradients& gradients)
+  // losses: null where the forward pass has run, and gradients.statistics are its.
+  Backward(const Inputs& inputs, const Gradients& gradients, const Outputs* losses)
       : in_(inputs),
         out_(gradients),
+        losses_(losses),
         left_out_(inputs),
         kept_(kept_rows<A>(inputs)),
         log_q_(padded_log_q<A>(inputs, round_up(inputs.drawn, kBlock))),
         kept_count_(static_cast<int64_t>(kept_.size())),
         width_(inputs.width),
         depth_(matmul::padded_depth<P>(inputs.width)),
-        plan_(kept_count_, inputs.drawn, inputs.width),
+        plan_(kept_count_, inputs.drawn, inputs.width, losses != nullptr),
         items_(plan_.sections * plan_.groups),
         product_(kept_count_),
         whole_(kept_count_),
@@ -69,10 +56,15 @@ class Backward {
         right_(plan_.sections * plan_.step_rows / kTileRows * right_tile()),
         d_query_(items_ * plan_.step_rows * width_),
         sums_(3 * items_ * plan_.step_rows),
+        strip_(losses == nullptr ? 0 : plan_.sections * plan_.step_rows * plan_.blocks * kBlock),
+        shift_(losses == nullptr ? 0 : plan_.sections * plan_.step_rows * plan_.blocks),
+        running_(losses == nullptr ? 0 : 3 * items_ * plan_.step_rows),
         d_candidates_(accumulates_in_place() ? 0 : plan_.sections * inputs.drawn * width_) {}
 
   void run() {
+    if (losses_ != nullptr) clear_losses<A>(in_, *losses_);
     run_once();
+    losses_ = nullptr;
     if (!became_nan() && !d_scale_may_be_nan()) return;
     pair_by_pair_ = true;
     run_once();
@@ -81,10 +73,20 @@ class Backward {
  private:
   void run_once() {
     clear_left_out_rows();
-    parallel(kept_count_, kRowGrain, [&](int64_t i) { prepare_row(i); });
+    parallel(kept_count_, kRowGrain, [&](int64_t i) { prepare_product(i); });
+    if (losses_ == nullptr || items_ == 0)
+      parallel(kept_count_, kRowGrain, [&](int64_t i) { prepare_row(i, 0, 0, 0); });
     for (int64_t step = 0; step < plan_.steps; ++step) {
       const int64_t tiles = plan_.step_rows / kTileRows;
       parallel(plan_.sections * tiles, 1, [&](int64_t at) { pack_tile(step, at / tiles, at % tiles); });
+      if (losses_ != nullptr) {
+        torch::stable::parallel_for(0, items_, 1, [&](int64_t first, int64_t last) {
+          Buffer<P> for_scores(matmul::right_size<P>(kBlock, width_));
+          for (int64_t item = first; item < last; ++item)
+            store_scores(step, item / plan_.groups, item % plan_.groups, for_scores.get());
+        });
+        parallel(plan_.sections * tiles, 1, [&](int64_t at) { prepare_tile(step, at / tiles, at % tiles); });
+      }
       torch::stable::parallel_for(0, items_, 1, [&](int64_t first, int64_t last) {
         Scratch scratch(*this);
         for (int64_t item = first; item < last; ++item)
@@ -140,9 +142,26 @@ class Backward {
     }
   }
 
-  void prepare_row(int64_t i) {
+  void prepare_product(int64_t i) {
     const int64_t row = kept_[static_cast<size_t>(i)];
     positive_products<T>(product_.get() + i, in_, &row, 1);
+  }
+
+  void prepare_tile(int64_t step, int64_t section, int64_t tile) {
+    const int64_t first = first_row(step, section, tile), count = rows_in(step, section, tile);
+    for (int64_t i = 0; i < count; ++i)
+      prepare_row(first + i, section * plan_.groups, plan_.groups, tile * kTileRows + i);
+  }
+
+  // What the gradients of a row's scores are made from. The sums of its scores stand at `place` of each
+  // item's.
+  void prepare_row(int64_t i, int64_t first_item, int64_t groups, int64_t place) {
+    const int64_t row = kept_[static_cast<size_t>(i)];
+    if (losses_ != nullptr) {
+      const RunningSums<A> first = running_sums(first_item);
+      const PartialSums<A> sums{first.peak + place, first.total + place, 3 * plan_.step_rows, groups};
+      write_row_loss(in_, *losses_, row, product_.get()[i], sums, left_out_);
+    }
     const A denominator = at(out_.statistics, row), whole = at(out_.statistics, in_.rows + row);
     const bool empty = denominator == kMinusInfinity<A>;
     A weight = in_.row_weight == nullptr ? A{1} : at(in_.row_weight, row);
@@ -170,22 +189,75 @@ class Backward {
     return right_.get() + (section * plan_.step_rows / kTileRows + tile) * right_tile();
   }
 
+  A* strip(int64_t section, int64_t tile, int64_t block) const {
+    const int64_t tiles = plan_.step_rows / kTileRows;
+    return strip_.get() + ((section * tiles + tile) * plan_.blocks + block) * kTileRows * kBlock;
+  }
+
+  // [tile rows, blocks]: what the exponentials of a row's block are relative to.
+  A* shift(int64_t section, int64_t tile, int64_t block) const {
+    return shift_.get() + (section * plan_.step_rows + tile * kTileRows) * plan_.blocks + block;
+  }
+  RunningSums<A> running_sums(int64_t item) const {
+    A* sums = running_.get() + 3 * item * plan_.step_rows;
+    return {sums, sums + plan_.step_rows, sums + 2 * plan_.step_rows};
+  }
+
+  // The scores of one group of candidates with one section's rows of the step, and the rows' sums over them.
+  void store_scores(int64_t step, int64_t section, int64_t group, P* for_scores) {
+    const int64_t item = section * plan_.groups + group;
+    const RunningSums<A> sums = running_sums(item);
+    std::fill_n(sums.peak, plan_.step_rows, kMinusInfinity<A>);
+    std::fill_n(sums.total, plan_.step_rows, A{0});
+    std::fill_n(sums.moment, plan_.step_rows, A{0});
+    for (int64_t block = plan_.first_block(group); block < plan_.first_block(group + 1); ++block) {
+      const int64_t columns = std::min(kBlock, in_.drawn - block * kBlock);
+      const T* from = static_cast<const T*>(in_.candidates) + block * kBlock * width_;
+      matmul::pack_right<P, T>(for_scores, from, columns, width_, width_, 1);
+      for (int64_t tile = 0; tile * kTileRows < plan_.step_rows; ++tile) {
+        const int64_t first = first_row(step, section, tile), count = rows_in(step, section, tile);
+        if (count == 0) break;
+        A* scores = strip(section, tile, block);
+        matmul::multiply<P>(scores, kBlock, left(section, tile), depth_, for_scores, count, columns, width_,
+                            false);
+        const ScoreTile<A> scored = score_tile(scores, first, count, block, columns);
+        const int64_t rows = tile * kTileRows;
+        ForEachIsa<&store_exponentials_body<A>>::call(
+            scored, RunningSums<A>{sums.peak + rows, sums.total + rows, sums.moment + rows},
+            shift(section, tile, block), plan_.blocks);
+      }
+    }
+  }
+
+  // A tile of products as scores, those of pairs that are left out −∞.
+  ScoreTile<A> score_tile(A* scores, int64_t first, int64_t count, int64_t block, int64_t columns) const {
+    for (int64_t i = 0; i < count; ++i) {
+      left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
+          .cross_out(scores + i * kBlock, block * kBlock, block * kBlock + columns);
+    }
+    return {scores, count, columns, product_.get() + first, log_q_.data() + block * kBlock, scale()};
+  }
+
   // One group of candidates against one section's rows of the step.
   void work(int64_t step, int64_t section, int64_t group, Scratch& scratch) {
     const int64_t item = section * plan_.groups + group;
     A* sums = sums_.get() + 3 * item * plan_.step_rows;
     std::fill_n(sums, 3 * plan_.step_rows, A{0});
+    if (losses_ != nullptr) take_moments(step, section, item, sums + plan_.step_rows);
     for (int64_t block = plan_.first_block(group); block < plan_.first_block(group + 1); ++block) {
       const int64_t columns = std::min(kBlock, in_.drawn - block * kBlock);
       const T* from = static_cast<const T*>(in_.candidates) + block * kBlock * width_;
-      matmul::pack_right<P, T>(scratch.for_scores.get(), from, columns, width_, width_, 1);
+      if (losses_ == nullptr)
+        matmul::pack_right<P, T>(scratch.for_scores.get(), from, columns, width_, width_, 1);
       matmul::pack_right<P, T>(scratch.for_queries.get(), from, width_, columns, 1, width_);
       for (int64_t tile = 0; tile * kTileRows < plan_.step_rows; ++tile) {
         const int64_t count = rows_in(step, section, tile);
         if (count == 0) break;
         const int64_t first = first_row(step, section, tile);
         const bool some_left_out = pair_by_pair_ && mark_left_out(first, count, block, columns, scratch);
-        d_scores(first, count, left(section, tile), block, columns, sums + tile * kTileRows, scratch);
+        A* tile_sums = sums + tile * kTileRows;
+        losses_ == nullptr ? d_scores(first, count, left(section, tile), block, columns, tile_sums, scratch)
+                           : scale_stored(section, tile, first, count, block, columns, tile_sums, scratch);
         A* d_query = d_query_.get() + (item * plan_.step_rows + tile * kTileRows) * width_;
         const bool first_block = block == plan_.first_block(group), first_tile = step == 0 && tile == 0;
         if (some_left_out) {
@@ -287,15 +359,30 @@ class Backward {
     matmul::multiply<P>(scores, kBlock, left, depth_, scratch.for_scores.get(), count, columns, width_,
                         false);
     if (pair_by_pair_) add_infinite_products(first, count, columns, sums + plan_.step_rows, scratch);
-    for (int64_t i = 0; i < count; ++i) {
-      left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
-          .cross_out(scores + i * kBlock, block * kBlock, block * kBlock + columns);
-    }
-    const ScoreTile<A> scored{scores, count, columns, product_.get() + first, log_q_.data() + block * kBlock,
-                              scale()};
-    const RowShares<A> rows{whole_.get() + first, factor_.get() + first, sums, sums + plan_.step_rows,
-                            sums + 2 * plan_.step_rows};
-    ForEachIsa<&share_gradients_body<P, A>>::call(scored, rows, scratch.d_scores.get());
+    const ScoreTile<A> scored = score_tile(scores, first, count, block, columns);
+    ForEachIsa<&share_gradients_body<P, A>>::call(scored, row_shares(first, sums), scratch.d_scores.get());
+  }
+
+  // The same from the stored exponentials.
+  void scale_stored(int64_t section, int64_t tile, int64_t first, int64_t count, int64_t block,
+                    int64_t columns, A* sums, Scratch& scratch) {
+    const ScoreTile<A> scored{strip(section, tile, block), count, columns, nullptr, nullptr, A{0}};
+    ForEachIsa<&scale_exponentials_body<P, A>>::call(
+        scored, row_shares(first, sums), shift(section, tile, block), plan_.blocks, scratch.d_scores.get());
+  }
+
+  RowShares<A> row_shares(int64_t first, A* sums) const {
+    return {whole_.get() + first, factor_.get() + first, sums, sums + plan_.step_rows,
+            sums + 2 * plan_.step_rows};
+  }
+
+  // The moments of a group's candidates, which storing the exponentials has summed up.
+  void take_moments(int64_t step, int64_t section, int64_t item, A* moment) {
+    const RunningSums<A> sums = running_sums(item);
+    const int64_t first = first_row(step, section, 0);
+    const int64_t end = std::min((section + 1) * plan_.section_rows, kept_count_);
+    for (int64_t i = 0; i < std::min(plan_.step_rows, end - first); ++i)
+      moment[i] = sums.moment[i] * std::exp(shift_of(sums.peak[i]) - whole_.get()[first + i]);
   }
 
   A* d_candidates(int64_t section) const {
@@ -332,7 +419,7 @@ class Backward {
     const A d_lse = empty ? A{0} : at(out_.d_lse, row);
     const A d_positive_score = d_lse - row_scale_.get()[i] * share * correction;
     row_scale_.get()[i] = row_scale_.get()[i] * moment * correction + d_lse * product_.get()[i];
-    const RowGradients gradients{
+    const RowGradients<T, A> gradients{
         .query = static_cast<const T*>(in_.query) + row * width_,
         .positive = static_cast<const T*>(in_.positive) + row * width_,
         .partial = d_query_.get() + (first_item * plan_.step_rows + place) * width_,
@@ -345,38 +432,7 @@ class Backward {
         .d_query = out_.d_query == nullptr ? nullptr : static_cast<T*>(out_.d_query) + row * width_,
         .d_positive = out_.d_positive == nullptr ? nullptr : static_cast<T*>(out_.d_positive) + row * width_,
     };
-    ForEachIsa<&write_row_body>::call(gradients);
-  }
-
-  struct RowGradients {
-    const T* query;
-    const T* positive;
-    const A* partial;
-    int64_t partial_stride, groups, width;
-    A correction, positive_factor, query_factor;
-    T* d_query;
-    T* d_positive;
-  };
-
-  static ARGUS_INLINE void write_row_body(RowGradients row) {
-    if (row.d_query != nullptr) {
-      for (int64_t column = 0; column < row.width; column += kLanes) {
-        const int64_t count = std::min(kLanes, row.width - column);
-        A sum[kLanes] = {};
-        for (int64_t group = 0; group < row.groups; ++group) {
-          const A* partial = row.partial + group * row.partial_stride + column;
-          for (int64_t lane = 0; lane < count; ++lane) sum[lane] += partial[lane];
-        }
-        for (int64_t lane = 0; lane < count; ++lane) {
-          const A own = row.positive_factor * load(row.positive[column + lane]);
-          store(row.d_query[column + lane], sum[lane] * row.correction + own);
-        }
-      }
-    }
-    if (row.d_positive != nullptr) {
-      for (int64_t column = 0; column < row.width; ++column)
-        store(row.d_positive[column], row.query_factor * load(row.query[column]));
-    }
+    ForEachIsa<&write_row_body<T, A>>::call(gradients);
   }
 
   // Adds the sections' d_candidates in order and rounds once.
@@ -389,17 +445,9 @@ class Backward {
     }
     if (accumulates_in_place()) return;
     parallel(in_.drawn, kRowGrain, [&](int64_t m) {
-      ForEachIsa<&write_candidate_body>::call(to + m * width_, d_candidates_.get() + m * width_,
-                                              plan_.sections, in_.drawn * width_, width_);
+      ForEachIsa<&write_candidate_body<T, A>>::call(to + m * width_, d_candidates_.get() + m * width_,
+                                                    plan_.sections, in_.drawn * width_, width_);
     });
-  }
-
-  static ARGUS_INLINE void write_candidate_body(T* to, A* from, int64_t sections, int64_t stride,
-                                                int64_t width) {
-    for (int64_t section = 1; section < sections; ++section) {
-      for (int64_t column = 0; column < width; ++column) from[column] += from[section * stride + column];
-    }
-    for (int64_t column = 0; column < width; ++column) store(to[column], from[column]);
   }
 
   void finish_scale() {
@@ -411,11 +459,12 @@ class Backward {
 
   const Inputs& in_;
   const Gradients& out_;
+  const Outputs* losses_;
   LeftOut left_out_;
   std::vector<int64_t> kept_;
   std::vector<A> log_q_;
   int64_t kept_count_, width_, depth_;
-  Plan plan_;
+  BackwardPlan plan_;
   int64_t items_;
   bool pair_by_pair_ = false;
   Buffer<A> product_, whole_, factor_;  // of the kept rows
@@ -423,18 +472,27 @@ class Backward {
   Buffer<P> left_, right_;              // the step's queries, tile by tile
   Buffer<A> d_query_;                   // [items, step rows, width]
   Buffer<A> sums_;                      // [items, 3, step rows]: as in RowShares
-  Buffer<A> d_candidates_;              // [sections, candidates, width]
+  // Where losses_ are computed, too:
+  Buffer<A> strip_;         // [sections, tiles, blocks]: the step's scores, see stored_scores.h
+  Buffer<A> shift_;         // [sections, step rows, blocks]
+  Buffer<A> running_;       // [items, 3, step rows]: as in RunningSums
+  Buffer<A> d_candidates_;  // [sections, candidates, width]
 };
 
-template <class T>
-void run(const Inputs& inputs, const Gradients& gradients) {
-  matmul::with_operand<T>([&]<class P>() { Backward<T, P>(inputs, gradients).run(); });
+void run(const Inputs& inputs, const Gradients& gradients, const Outputs* losses) {
+  with_stored_type(inputs.dtype, [&]<class T>() {
+    matmul::with_operand<T>([&]<class P>() { Backward<T, P>(inputs, gradients, losses).run(); });
+  });
 }
 
 }  // namespace
 
 void backward_cpu(const Inputs& inputs, const Gradients& gradients) {
-  with_stored_type(inputs.dtype, [&]<class T>() { run<T>(inputs, gradients); });
+  run(inputs, gradients, nullptr);
+}
+
+void forward_and_backward_cpu(const Inputs& inputs, const Outputs& losses, const Gradients& gradients) {
+  run(inputs, gradients, &losses);
 }
 
 }  // namespace argus::sampled_softmax_loss

@@ -2,7 +2,6 @@
 // them, keeping a peak and a sum for each row. Where there are few tiles the candidates are cut into chunks
 // whose peaks and sums are combined in order; the cut depends on the sizes alone.
 #include <algorithm>
-#include <cmath>
 
 #include <torch/csrc/stable/ops.h>
 
@@ -10,6 +9,7 @@
 #include "common/cpu/stored_type.h"
 #include "sampled_softmax_loss/kept_rows.h"
 #include "sampled_softmax_loss/left_out.h"
+#include "sampled_softmax_loss/row_loss.h"
 #include "sampled_softmax_loss/sampled_softmax_loss.h"
 #include "sampled_softmax_loss/score_tile.h"
 #include "sampled_softmax_loss/workspace.h"
@@ -18,13 +18,6 @@ namespace argus::sampled_softmax_loss {
 namespace {
 
 constexpr int64_t kWorkItems = 16;  // at least, where the sizes allow it
-
-// log(e^a + e^b); either may be infinite.
-double log_add(double a, double b) {
-  if (std::isnan(a) || std::isnan(b)) return a + b;
-  const double high = std::fmax(a, b);
-  return std::isinf(high) ? high : high + std::log1p(std::exp(std::fmin(a, b) - high));
-}
 
 template <class T, class P>
 class Forward {
@@ -50,9 +43,7 @@ class Forward {
         total_(chunks_ * kept_count_) {}
 
   void run() {
-    std::fill_n(static_cast<A*>(out_.loss), in_.rows, A{0});
-    std::fill_n(static_cast<A*>(out_.lse), in_.rows, A{0});
-    std::fill_n(static_cast<A*>(out_.statistics), 2 * in_.rows, A{0});
+    clear_losses<A>(in_, out_);
     torch::stable::parallel_for(0, blocks_, 1, [&](int64_t first, int64_t last) {
       for (int64_t block = first; block < last; ++block) pack(block);
     });
@@ -109,44 +100,12 @@ class Forward {
     }
   }
 
-  // The row's log-sum-exp over its candidates, the chunks taken in order.
-  double candidates_log_sum_exp(int64_t i) const {
-    double peak = -std::numeric_limits<double>::infinity(), total = 0.0;
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk)
-      peak = std::fmax(peak, static_cast<double>(peak_.get()[chunk * kept_count_ + i]));
-    const double shift = shift_of(peak);
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
-      const int64_t at = chunk * kept_count_ + i;
-      total += static_cast<double>(total_.get()[at]) * std::exp(static_cast<double>(peak_.get()[at]) - shift);
-    }
-    return shift + std::log(total);
-  }
-
   void finish(int64_t i) {
-    const int64_t row = kept_[static_cast<size_t>(i)];
-    const double negatives = candidates_log_sum_exp(i);
-    const double log_q = in_.positive_log_q == nullptr ? 0.0 : value(in_.positive_log_q, row);
-    double denominator = 0.0, loss = 0.0;
-    if (in_.refined) {
-      const double count = static_cast<double>(std::max<int64_t>(left_out_.count_kept(row), 1));
-      denominator = negatives + std::log1p(-std::exp(log_q)) - std::log(count);
-      loss = std::isinf(denominator) && denominator < 0 ? 0.0 : denominator / (1.0 + std::exp(-denominator));
-    } else {
-      loss = denominator = log_add(-log_q, negatives);
-    }
-    const double weight = in_.row_weight == nullptr ? 1.0 : value(in_.row_weight, row);
-    const double positive_score = static_cast<double>(scale()) * static_cast<double>(product_.get()[i]);
-    A* statistics = static_cast<A*>(out_.statistics);
-    static_cast<A*>(out_.loss)[row] = static_cast<A>(weight * loss);
-    static_cast<A*>(out_.lse)[row] = static_cast<A>(denominator + positive_score);
-    statistics[row] = static_cast<A>(denominator);
-    statistics[in_.rows + row] = static_cast<A>(in_.refined ? negatives : denominator);
+    const PartialSums<A> chunks{peak_.get() + i, total_.get() + i, kept_count_, chunks_};
+    write_row_loss(in_, out_, kept_[static_cast<size_t>(i)], product_.get()[i], chunks, left_out_);
   }
 
   A scale() const { return *static_cast<const A*>(in_.scale); }
-  static double value(const void* array, int64_t row) {
-    return static_cast<double>(static_cast<const A*>(array)[row]);
-  }
 
   const Inputs& in_;
   const Outputs& out_;

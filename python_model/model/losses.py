@@ -132,8 +132,9 @@ class PretrainLoss:
             self.model.queries(readings), vectors[: len(batch)], vectors[len(batch) :], positives, negative_items,
             negatives.log_q.to(device), positive_log_q=positive_log_q, scale=self.model.temperature,
             row_weight=weight, query_owner=owner, candidate_owner=negative_owner, form=self.config.softmax_form,
+            reduction="sum",
         )  # fmt: skip
-        return loss.sum() / targets.clamp(min=1)
+        return loss / targets.clamp(min=1)
 
     def _binary(self, batch: JaggedBatch, step: int, readings: Readings, weight: Tensor) -> Tensor:
         """−log σ(s⁺) − log σ(−s⁻) with one item that is not in the user's window, drawn uniformly: [T]."""

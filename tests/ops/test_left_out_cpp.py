@@ -33,8 +33,8 @@ def gradients(dtype: torch.dtype, form: str, broken: dict[str, int], weight: Ten
     ids[list(HITS)] = 7
     wide = torch.promote_types(dtype, torch.float32)
     loss, *_ = sampled_softmax_loss(
-        **leaves, positive_ids=torch.arange(ROWS), candidate_ids=ids, log_q=torch.zeros(DRAWN, dtype=wide),
-        positive_log_q=torch.full((ROWS,), -1.0, dtype=wide), row_weight=weight.to(wide), form=form, backend="cpp",
+        leaves["query"], leaves["positive"], leaves["candidates"], torch.arange(ROWS), ids,
+        torch.zeros(DRAWN, dtype=wide), positive_log_q=torch.full((ROWS,), -1.0, dtype=wide), row_weight=weight.to(wide), form=form, backend="cpp",
     )  # fmt: skip
     return [loss.detach(), *torch.autograd.grad(loss.sum(), list(leaves.values()))]
 

@@ -15,9 +15,11 @@ from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
+from argus_kernels.ops.sampled_softmax_loss.reduced import DIFFERENTIABLE, total, with_reduced
 from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples, tiles
 
 FORMS = ("standard", "refined")
+REDUCTIONS = ("none", "sum", "mean")
 
 
 def sampled_softmax_loss(
@@ -34,6 +36,7 @@ def sampled_softmax_loss(
     query_owner: Tensor | None = None,
     candidate_owner: Tensor | None = None,
     form: str = "standard",
+    reduction: str = "none",
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The softmax loss of N positives against M sampled candidates, corrected for how often each is drawn.
@@ -65,12 +68,15 @@ def sampled_softmax_loss(
         query_owner: [N] int64, such as the user of the row; together with `candidate_owner`, or None.
         candidate_owner: [M] int64; a negative owner is nobody's.
         form: "standard" or "refined".
+        reduction: "none" gives a loss a row. "sum" adds them up; "mean" divides the sum by that of row_weight (by N
+            without it), 0 where that is 0. The gradients of one number are computed in the forward pass, in three
+            matrix products instead of four, where query and candidates require gradients.
         backend: which backend computes; None for the default.
 
     Returns:
         (loss [N], lse [N]), float32 (float64 for float64 inputs), both differentiable in query, positive, candidates
-        and scale. A row with no candidate left: standard, loss −positive_log_q (0 without it); refined, loss 0 and
-        lse −∞, with zero gradients.
+        and scale; with a reduction loss has no dimension and lse no gradient. A row with no candidate left: standard,
+        loss −positive_log_q (0 without it); refined, loss 0 and lse −∞, with zero gradients.
 
     Raises:
         ValueError: a shape, dtype, layout or device does not fit, one owner without the other, the refined form without
@@ -94,10 +100,32 @@ def sampled_softmax_loss(
             query_owner,
             candidate_owner,
             form,
+            _computes_gradients(reduction, query, candidates),
         )
     )
-    loss, lse, _ = OP(given, backend=backend, prepare=_prepare)
-    return loss, lse
+    loss, lse, *_ = OP(given, backend=backend, prepare=_prepare)
+    if reduction == "none":
+        return loss, lse
+    loss = loss if given.reduced else total(loss)
+    return loss / _divisor(query, row_weight) if reduction == "mean" else loss, lse.detach()
+
+
+def _computes_gradients(reduction: str, query: Any, candidates: Any) -> bool:
+    """Whether the forward pass computes the gradients: of one number, and where two of three products are for them."""
+    if reduction == "none":
+        return False
+    problems = Problems("sampled_softmax_loss")
+    problems.choice("reduction", reduction, REDUCTIONS)
+    problems.raise_if_any()
+    wanted = [isinstance(one, Tensor) and one.requires_grad for one in (query, candidates)]
+    return torch.is_grad_enabled() and all(wanted)
+
+
+def _divisor(query: Tensor, row_weight: Tensor | None) -> Tensor | int:
+    if row_weight is None:
+        return max(query.shape[0], 1)
+    whole = total(row_weight.detach())
+    return torch.where(whole > 0, whole, torch.ones_like(whole))
 
 
 def _temperature(scale: Any, query: Any) -> Any:
@@ -204,30 +232,37 @@ def _require(name: str, value: Tensor, holds: Tensor, expected: str) -> None:
         raise ValueError(f"sampled_softmax_loss: {place} is {float(value[position])}, expected {expected}")
 
 
-def _fake(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    query = given.query
-    rows, dtype = query.shape[0], torch.promote_types(query.dtype, torch.float32)
+def _fake(given: Arguments) -> tuple[Tensor, ...]:
+    rows, statistics = given.query.shape[0], given.log_q.dtype
+    differentiable = [getattr(given, name) for name in DIFFERENTIABLE]
     return (
-        query.new_empty(rows, dtype=dtype),
-        query.new_empty(rows, dtype=dtype),
-        query.new_empty(2, rows, dtype=dtype),
+        given.query.new_empty(() if given.reduced else rows, dtype=statistics),
+        given.query.new_empty(rows, dtype=statistics),
+        given.query.new_empty(0 if given.reduced else (2, rows), dtype=statistics),
+        *(tensor.new_empty(tensor.shape if given.reduced else 0) for tensor in differentiable),
     )
 
 
 BACKENDS = (
-    Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
-    Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
-    triton_backend("argus_kernels.ops.sampled_softmax_loss.triton_kernels", triton_limits.why_not),
-    Backend("reference", reference.forward, reference.backward),
+    with_reduced(
+        Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
+        native.both,
+    ),
+    with_reduced(
+        Backend("cpp", native.forward, native.backward, why_not=native.why_not_cpp, available=native.available_cpp),
+        native.both,
+    ),
+    with_reduced(triton_backend("argus_kernels.ops.sampled_softmax_loss.triton_kernels", triton_limits.why_not)),
+    with_reduced(Backend("reference", reference.forward, reference.backward)),
 )
 
 OP = Op(
     "sampled_softmax_loss",
     arguments=Arguments,
-    returns="(Tensor, Tensor, Tensor)",
+    returns="(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
     backends=BACKENDS,
-    differentiable=("query", "positive", "candidates", "scale"),
+    differentiable=DIFFERENTIABLE,
     check=_check_values,
     samples=samples,
     tiles=tiles,

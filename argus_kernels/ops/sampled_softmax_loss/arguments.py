@@ -11,6 +11,7 @@ class Arguments(NamedTuple):
     """What `sampled_softmax_loss` hands to every backend, in the order of its schema.
 
     log_q, positive_log_q, scale and row_weight are float32 (float64 for a float64 query); scale has no dimension.
+    reduced: the loss is one number, the sum over the rows, and its gradients are computed in the forward pass.
     """
 
     query: Tensor
@@ -25,3 +26,4 @@ class Arguments(NamedTuple):
     query_owner: Tensor | None
     candidate_owner: Tensor | None
     form: str
+    reduced: bool

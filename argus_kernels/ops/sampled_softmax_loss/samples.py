@@ -43,8 +43,14 @@ def samples() -> list[Sample]:
         _case("ignored_rows_hold_nan", 5, 4, 3, row_weight=True, garbage=True),
         _case("no_candidate", 3, 0, 2),
         _case("no_row", 0, 4, 2),
+        _case("sum", 5, 7, 3, positive_log_q=True, row_weight=True, owners=True, reduction="sum"),
+        _case("mean_refined", 4, 6, 3, positive_log_q=True, row_weight=True, form="refined", reduction="mean"),
+        _case("sum_without_candidate", 3, 0, 2, reduction="sum"),
+        _case("mean_without_row", 0, 4, 2, row_weight=True, reduction="mean"),
         _case("rows_8192_candidates_16384", 8_192, 16_384, 256, catalogue=1_000_000, production=True),
         _case("full_softmax_8192_of_16384", 8_192, 16_384, 256, full=True, production=True),
+        _case("mean_8192_of_16384", 8_192, 16_384, 256, catalogue=1_000_000, reduction="mean", production=True),
+        _case("full_softmax_mean_8192_of_16384", 8_192, 16_384, 256, full=True, reduction="mean", production=True),
         _case("rows_65536_candidates_16384", 65_536, 16_384, 1_024, catalogue=1_000_000, production=True, gpu=True),
     ]
 
@@ -60,6 +66,7 @@ def tiles(scale: int = 1) -> list[Sample]:
             ("", {}),
             ("_everything", {**every, "garbage": True}),
             ("_refined", {**every, "form": "refined"}),
+            *([("_sum", {**every, "reduction": "sum"})] if width == 64 else []),
         )
     ]
 
@@ -90,6 +97,7 @@ def _case(
     row_weight: bool = False,
     owners: bool = False,
     form: str = "standard",
+    reduction: str = "none",
     garbage: bool = False,
     full: bool = False,
     production: bool = False,
@@ -111,6 +119,7 @@ def _case(
             "log_q": torch.zeros(drawn) if full else torch.rand(drawn, generator=generator) - 3.0,
             "scale": torch.tensor(1 / math.sqrt(width), dtype=torch.promote_types(dtype, torch.float32)),
             "form": form,
+            "reduction": reduction,
         }
         if full:
             arguments["positive"] = arguments["candidates"][arguments["positive_ids"]]

@@ -479,6 +479,7 @@ def compile_case(
                 query_owner=query_owner if owners else None,
                 candidate_owner=candidate_owner if owners else None,
                 form="standard",
+                reduced=False,
             )
         outputs = forward(given)
         backward(outputs, outputs, dict.fromkeys(("query", "positive", "candidates", "scale"), True), given)

@@ -12,6 +12,7 @@ from argus_kernels.core import Backend
 from argus_kernels.core.records import Given
 from argus_kernels.ops.sampled_softmax_loss import native
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
+from argus_kernels.ops.sampled_softmax_loss.reduced import with_reduced
 from tests.csrc.simt import host_executor
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
@@ -122,4 +123,6 @@ def _why_not(given: Given) -> list[str]:
     return [reason for reason in native.why_not_cuda(given) if "expected cuda" not in reason]
 
 
-BACKEND = Backend(host_executor.BACKEND, forward, backward, why_not=_why_not, available=host_executor.why_not)
+BACKEND = with_reduced(
+    Backend(host_executor.BACKEND, forward, backward, why_not=_why_not, available=host_executor.why_not)
+)
