@@ -30,6 +30,16 @@ def _explain_options(context: typer.Context, source: Source) -> Source:
     return source
 
 
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH...",
+        help="File or directory to read, of a table one or several; for synthetic: demo, small or large.",
+        show_default=False,
+    ),
+]
+
+
 @app.command(
     epilog="Examples: `argus prepare movielens ml-100k data/ml`, `argus prepare kuairand kuairand-pure data/kuairand`, "
     "`argus prepare yambda yambda/flat/50m data/yambda`, `argus prepare synthetic small data/small --set seed=7`, "
@@ -41,14 +51,7 @@ def prepare(
     source: Annotated[
         Source, typer.Argument(help="The format to read.", show_default=False, is_eager=True, callback=_explain_options)
     ],
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH...",
-            help="File or directory to read, of a table one or several; for synthetic: demo, small or large.",
-            show_default=False,
-        ),
-    ],
+    paths: Paths,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to make.", show_default=False)],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a prepared data set in OUT.")] = False,
     settings: Annotated[

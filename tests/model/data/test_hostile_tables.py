@@ -139,6 +139,13 @@ def test_broken_json_lines(tmp_path: Path, refused: Refusal, line: str, row: int
         prepare("table", file, tmp_path / "out")
 
 
+def test_an_array_of_json_is_refused(tmp_path: Path, refused: Refusal) -> None:
+    file = tmp_path / "log.json"
+    file.write_text(json.dumps([{"user": "a", "item": "x", "time": BEGIN}], indent=1))
+    with refused(tmp_path / "out", file, None, None, "found an array of them: write them as JSON lines"):
+        prepare("table", file, tmp_path / "out")
+
+
 def test_parquet_of_other_types(tmp_path: Path, refused: Refusal) -> None:
     file = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1.5, 2.0], "item": [1, 2], "time": [BEGIN, BEGIN]}), file)

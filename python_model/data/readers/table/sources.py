@@ -132,7 +132,10 @@ def open_source(file: Path, names: Sequence[str], space: Path) -> Source:
         head = _head(content)
         if head.startswith(b"PAR1"):
             return _parquet(file, content, names)
-        if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        begin = b"".join(head.removeprefix(b"\xef\xbb\xbf").split())
+        if begin.startswith(b"[{"):
+            raise DataError(file, "expected one JSON object a line, found an array of them: write them as JSON lines")
+        if begin.startswith(b"{"):
             form = Form(names=tuple(names), quotes=False)
             parts = tuple(TextPart(file, piece, json=True) for piece in pieces(content, form, PIECE_BYTES))
         else:
