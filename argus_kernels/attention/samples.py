@@ -262,3 +262,17 @@ def _production(
 
 def _offsets(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
+HISTORY_SIZES, FEW_HISTORY_SIZES = (512, 1024, 2048, 4096, 8192), (32, 64, 128)
+"""Events of a user over which attention grows in benchmarks."""
+
+
+def grown_case(events: int) -> HistoryCase:
+    """One user of so many events, with both bias tables."""
+    return HistoryCase("one_user", (events,), heads=4, width=64, position_buckets=128, time_buckets=128)
+
+
+def held_by_history(events: int, element: int) -> int:
+    """Bytes of `grown_case`: q, k, v and their gradients, and two times of every event."""
+    return events * (6 * 4 * 64 * element + 16)

@@ -50,6 +50,21 @@ class Sample:
             return self.make(torch.Generator(device).manual_seed(seed), dtype)
 
 
+@dataclass(frozen=True)
+class Growth:
+    """How a case grows with one size, for benchmarks of cost against size.
+
+    axis: what the size is. sizes: those of a full run; few: small ones, that only show that everything runs.
+    sample(size): the case. held(size, element): bytes that its arguments take, floating-point ones of `element` each.
+    """
+
+    axis: str
+    sizes: tuple[int, ...]
+    few: tuple[int, ...]
+    sample: Callable[[int], Sample]
+    held: Callable[[int, int], int]
+
+
 def block(index: int, size: int, total: int) -> slice:
     """The index-th block of `size` rows of `total`, starting over at the end."""
     blocks = max(total // size, 1)

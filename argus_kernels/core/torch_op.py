@@ -19,7 +19,7 @@ from argus_kernels.core.eager import Direct, is_plain, restore, save
 from argus_kernels.core.plans import MAX_PLANS, Plan, key_of
 from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
 from argus_kernels.core.registry import Backend, Probe, choose, default_backend, unknown_backend
-from argus_kernels.core.sample import Sample
+from argus_kernels.core.sample import Growth, Sample
 
 NAMESPACE = "argus"
 
@@ -75,6 +75,7 @@ class Op:
     samples: the cases of tests and benchmarks. tiles: cases of several tiles in every direction at the widths 64, 128
     and 256, the smallest first; its argument multiplies the number of events. drawn: a further case for any lengths of
     users, rows of padding and variant (a number that picks the optional arguments), so that tests draw jagged shapes.
+    grows: a case over one size on a machine, "cpu", "cuda" or "tiny", for benchmarks of cost against size.
     assemble: turns what a backend's backward returned, flattened, into one gradient per differentiable argument.
     """
 
@@ -94,6 +95,7 @@ class Op:
         samples: Callable[[], list[Sample]] = list,
         tiles: Callable[[int], list[Sample]] = lambda scale: [],
         drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
+        grows: Callable[[str], Growth] | None = None,
     ) -> None:
         self.name = name
         self.record = arguments
@@ -105,6 +107,7 @@ class Op:
         self.tiles = tiles
         self.drawn = drawn
         self._leaves = [(name, self.arguments.index(name)) for name in self.differentiable]
+        self.grows = grows
         kinds = list(schema_types(arguments).values())
         self._floats = [index for index, kind in enumerate(kinds) if kind.startswith("float")]
         self._takes_tensor_lists = "Tensor[]" in kinds

@@ -1,4 +1,7 @@
-"""What the scaling benchmark varies: an op's inputs as a function of one size, and the calls that are timed on them."""
+"""What the scaling benchmark varies: inputs as a function of one size, and the calls that are timed on them.
+
+An op's own case and its sizes are those of its room (`Op.grows`); here is what takes two ops.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ import torch
 from torch import Tensor
 
 import argus_kernels
-from argus_kernels.attention.samples import HistoryCase
+from argus_kernels import OPS
+from argus_kernels.core import Op
+from argus_kernels.core.sample import Growth
+from argus_kernels.testing.harness import public_function
 
-HEADS, HEAD_WIDTH, BIAS_BUCKETS = 4, 64, 128
 TABLE_WIDTH, OUT_WIDTH = 64, 256
 
 Arguments = dict[str, Any]
@@ -37,91 +42,22 @@ class Curve:
 
 def curves(device: str, *, tiny: bool = False) -> list[Curve]:
     """The curves of a device; `tiny` has sizes that only show that everything runs."""
-    rows, width = (8192, 256) if device == "cuda" else (512, 128)
-    events = 16_384 if device == "cuda" else 4096
-    if tiny:
-        rows, width, events = 16, 8, 32
-    return [
-        _attention("causal_attention", tiny),
-        _attention("hstu_attention", tiny),
-        _decode(2 if tiny else 64, tiny),
-        _sampled_softmax(rows, width, tiny),
-        _tables(events, tiny),
-    ]
+    machine = "tiny" if tiny else device
+    found = [_of_room(op, op.grows(machine), tiny) for op in OPS if op.grows is not None]
+    return [*found, _tables({"tiny": 32, "cpu": 4096, "cuda": 16_384}[machine], tiny)]
 
 
-def _attention(op: str, tiny: bool) -> Curve:
-    def make(size: int, dtype: torch.dtype, device: str) -> Arguments:
-        case = HistoryCase(
-            "one_user", (size,), heads=HEADS, width=HEAD_WIDTH, position_buckets=BIAS_BUCKETS,
-            time_buckets=BIAS_BUCKETS,
-        )  # fmt: skip
-        drawn = case.make(torch.Generator().manual_seed(0), dtype)
-        return _on(device, drawn, ("q", "k", "v", "position_bias", "time_bias"))
-
-    grad = ("q", "k", "v", "position_bias", "time_bias")
-    return Curve(
-        op,
-        "events per user",
-        (32, 64, 128) if tiny else (512, 1024, 2048, 4096, 8192),
-        make,
-        _differentiable(getattr(argus_kernels, op), grad),
-        lambda size, element: size * (6 * HEADS * HEAD_WIDTH * element + 16),
-    )
-
-
-def _decode(users: int, tiny: bool) -> Curve:
-    """One new event of each user against caches of so many events, nothing appended."""
+def _of_room(op: Op, growth: Growth, tiny: bool) -> Curve:
+    """The curve of an op's own case: forward, and forward with backward where the case has gradients."""
+    sizes = growth.few if tiny else growth.sizes
+    grad = growth.sample(sizes[0]).grad
 
     def make(size: int, dtype: torch.dtype, device: str) -> Arguments:
-        draw = torch.Generator(device).manual_seed(0)
-        cache = argus_kernels.PagedCache.allocate(users, size, HEADS, HEAD_WIDTH, dtype=dtype, device=device)
-        for pages in (cache.key_pages, cache.value_pages):
-            pages.copy_(torch.randn(pages.shape, generator=draw, device=device))
-        return {
-            "q": torch.randn(users, HEADS, HEAD_WIDTH, generator=draw, device=device).to(dtype),
-            "cache": cache,
-            "lengths": torch.full((users,), size, dtype=torch.int32, device=device),
-        }
+        drawn = growth.sample(size).draw(dtype, 0, device)
+        return {name: value.requires_grad_() if name in grad else value for name, value in drawn.items()}
 
-    def forward(given: Arguments, backend: str) -> Call:
-        def run() -> Any:
-            with torch.no_grad():
-                return argus_kernels.decode_attention(**given, backend=backend)
-
-        return run
-
-    return Curve(
-        "decode_attention",
-        "cached events per user",
-        (32, 64, 128) if tiny else (512, 1024, 2048, 4096, 8192),
-        make,
-        {"forward": forward},
-        lambda size, element: 2 * users * size * HEADS * HEAD_WIDTH * element,
-    )
-
-
-def _sampled_softmax(rows: int, width: int, tiny: bool) -> Curve:
-    def make(size: int, dtype: torch.dtype, device: str) -> Arguments:
-        draw = torch.Generator(device).manual_seed(0)
-        shapes = {"query": rows, "positive": rows, "candidates": size}
-        drawn: Arguments = {
-            name: torch.randn(count, width, generator=draw, device=device).to(dtype) for name, count in shapes.items()
-        }
-        drawn["positive_ids"] = torch.randint(0, 10 * size, (rows,), generator=draw, device=device)
-        drawn["candidate_ids"] = torch.randint(0, 10 * size, (size,), generator=draw, device=device)
-        drawn["log_q"] = torch.zeros(size, device=device)
-        drawn["scale"] = torch.tensor(width**-0.5, device=device)
-        return _on(device, drawn, ("query", "positive", "candidates"))
-
-    return Curve(
-        "sampled_softmax_loss",
-        "candidates",
-        (64, 256, 1024) if tiny else (1_000, 4_000, 16_000, 64_000, 250_000, 1_000_000),
-        make,
-        _differentiable(argus_kernels.sampled_softmax_loss, ("query", "positive", "candidates")),
-        lambda size, element: 2 * (size + 2 * rows) * width * element + 12 * size,
-    )
+    passes = _passes(public_function(op), grad)
+    return Curve(op.name, growth.axis, sizes, make, passes, growth.held)
 
 
 def _tables(events: int, tiny: bool) -> Curve:
@@ -164,7 +100,7 @@ def _tables(events: int, tiny: bool) -> Curve:
     )
 
 
-def _differentiable(function: Callable[..., Any], grad: Sequence[str]) -> dict[str, Callable[[Arguments, str], Call]]:
+def _passes(function: Callable[..., Any], grad: Sequence[str]) -> dict[str, Callable[[Arguments, str], Call]]:
     def forward(given: Arguments, backend: str) -> Call:
         def run() -> Any:
             with torch.no_grad():
@@ -180,11 +116,7 @@ def _differentiable(function: Callable[..., Any], grad: Sequence[str]) -> dict[s
 
         return run
 
-    return {"forward": forward, "forward_backward": forward_backward}
-
-
-def _on(device: str, drawn: Arguments, grad: Sequence[str]) -> Arguments:
-    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in drawn.items()}
-    for name in grad:
-        moved[name] = moved[name].detach().requires_grad_()
-    return moved
+    passes: dict[str, Callable[[Arguments, str], Call]] = {"forward": forward}
+    if grad:
+        passes["forward_backward"] = forward_backward
+    return passes

@@ -34,7 +34,8 @@ def gradients(dtype: torch.dtype, form: str, broken: dict[str, int], weight: Ten
     wide = torch.promote_types(dtype, torch.float32)
     loss, *_ = sampled_softmax_loss(
         leaves["query"], leaves["positive"], leaves["candidates"], torch.arange(ROWS), ids,
-        torch.zeros(DRAWN, dtype=wide), positive_log_q=torch.full((ROWS,), -1.0, dtype=wide), row_weight=weight.to(wide), form=form, backend="cpp",
+        torch.zeros(DRAWN, dtype=wide), positive_log_q=torch.full((ROWS,), -1.0, dtype=wide),
+        row_weight=weight.to(wide), form=form, backend="cpp",
     )  # fmt: skip
     return [loss.detach(), *torch.autograd.grad(loss.sum(), list(leaves.values()))]
 

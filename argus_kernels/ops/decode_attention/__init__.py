@@ -17,7 +17,7 @@ from argus_kernels.ops.decode_attention import native, reference, triton_limits
 from argus_kernels.ops.decode_attention.arguments import Arguments
 from argus_kernels.ops.decode_attention.cache import PagedCache
 from argus_kernels.ops.decode_attention.direct import DirectDecoder
-from argus_kernels.ops.decode_attention.samples import drawn, samples, tiles
+from argus_kernels.ops.decode_attention.samples import drawn, grows, samples, tiles
 
 __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "decode_attention"]
 
@@ -90,6 +90,7 @@ OP = Op(
     samples=samples,
     tiles=tiles,
     drawn=drawn,
+    grows=grows,
 )
 
 

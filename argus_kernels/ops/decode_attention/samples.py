@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.samples import FEW_HISTORY_SIZES, HISTORY_SIZES
 from argus_kernels.core import Sample
 from argus_kernels.core.huge_pages import prefer_huge_pages
-from argus_kernels.core.sample import Cut, tensor_bytes
+from argus_kernels.core.sample import Cut, Growth, tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
 
 DISTINCT_PAGES = 1024
@@ -182,6 +183,19 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
         window=(None, 1, 4)[variant // 12 % 3],
     )
     return _sample(case)
+
+
+def grows(machine: str) -> Growth:
+    """One new event of each user against caches of so many events, nothing appended."""
+    users, heads, width = 2 if machine == "tiny" else 64, 4, 64
+
+    def sample(size: int) -> Sample:
+        return _sample(_Case("cached", (size,) * users, heads=heads, width=width, page_size=64, append=False))
+
+    return Growth(
+        "cached events per user", HISTORY_SIZES, FEW_HISTORY_SIZES, sample,
+        lambda size, element: 2 * users * size * heads * width * element,
+    )  # fmt: skip
 
 
 def _sample(case: _Case) -> Sample:

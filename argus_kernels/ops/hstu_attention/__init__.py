@@ -11,7 +11,7 @@ from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.hstu_attention import native, reference
-from argus_kernels.ops.hstu_attention.samples import drawn, samples, tiles
+from argus_kernels.ops.hstu_attention.samples import drawn, grows, samples, tiles
 
 BACKENDS = (
     Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda),
@@ -40,6 +40,7 @@ OP = Op(
     samples=samples,
     tiles=tiles,
     drawn=drawn,
+    grows=grows,
 )
 
 

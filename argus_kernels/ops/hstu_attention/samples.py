@@ -8,14 +8,19 @@ from dataclasses import replace
 from torch import Tensor
 
 from argus_kernels.attention.samples import (
+    FEW_HISTORY_SIZES,
+    HISTORY_SIZES,
     SMALL_CASES,
     HistoryCase,
     drawn_case,
+    grown_case,
+    held_by_history,
     history_samples,
     production_cases,
     tile_cases,
 )
 from argus_kernels.core import Sample
+from argus_kernels.core.sample import Growth
 
 
 def samples() -> list[Sample]:
@@ -32,6 +37,13 @@ def tiles(scale: int = 1) -> list[Sample]:
 def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
     """A case for any users; `variant` picks the optional arguments."""
     return _of(drawn_case(lengths, padding, variant))[0]
+
+
+def grows(machine: str) -> Growth:
+    """One user's history."""
+    return Growth(
+        "events per user", HISTORY_SIZES, FEW_HISTORY_SIZES, lambda size: _of(grown_case(size))[0], held_by_history
+    )
 
 
 def _of(*cases: HistoryCase) -> list[Sample]:

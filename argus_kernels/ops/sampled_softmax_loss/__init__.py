@@ -16,7 +16,7 @@ from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.reduced import DIFFERENTIABLE, total, with_reduced
-from argus_kernels.ops.sampled_softmax_loss.samples import drawn, samples, tiles
+from argus_kernels.ops.sampled_softmax_loss.samples import drawn, grows, samples, tiles
 
 FORMS = ("standard", "refined")
 REDUCTIONS = ("none", "sum", "mean")
@@ -267,4 +267,5 @@ OP = Op(
     samples=samples,
     tiles=tiles,
     drawn=drawn,
+    grows=grows,
 )

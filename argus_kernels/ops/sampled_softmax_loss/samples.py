@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.core.sample import Cut, Sample, block, tensor_bytes
+from argus_kernels.core.sample import Cut, Growth, Sample, block, tensor_bytes
 
 GRAD = ("query", "positive", "candidates", "scale")
 
@@ -83,6 +83,18 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
         row_weight=variant % 2 == 1,
         owners=variant // 8 % 2 == 1,
         form="refined" if refined else "standard",
+    )
+
+
+def grows(machine: str) -> Growth:
+    """Rows of a batch against so many candidates."""
+    rows, width = {"tiny": (16, 8), "cpu": (512, 128), "cuda": (8192, 256)}[machine]
+    return Growth(
+        "candidates",
+        (1_000, 4_000, 16_000, 64_000, 250_000, 1_000_000),
+        (64, 256, 1024),
+        lambda size: _case("candidates", rows, size, width, catalogue=10 * size),
+        lambda size, element: 2 * (size + 2 * rows) * width * element + 12 * size,
     )
 
 
