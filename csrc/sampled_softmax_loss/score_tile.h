@@ -71,7 +71,7 @@ ARGUS_INLINE void add_to_log_sum_exp_body(ScoreTile<A> tile, A* peak, A* total) 
   }
 }
 
-// What the backward pass wants of each row, and what it sums up over the candidates.
+// What the backward pass needs of each row, and its sums over the candidates.
 template <class A>
 struct RowShares {
   const A* whole;   // log of the sum that the shares are shares of; +∞ where it is of nothing

@@ -54,7 +54,7 @@ void* dynamic_shared();
 // Faults unless `address` lies in shared memory and is aligned.
 void require_shared(const char* instruction, const void* address, size_t alignment);
 
-// cp.async: the bytes arrive at the wait; until then nobody may touch their place. Source bytes past
+// cp.async: the bytes arrive at the wait; until then no thread may touch their destination. Source bytes past
 // `source_bytes` are zero.
 void copy_async(void* shared, const void* global, size_t bytes, size_t source_bytes);
 void copy_async_commit();

@@ -27,7 +27,7 @@ struct Table {
 struct Column {
   int table;
   const int64_t* ids;  // [events]
-  int64_t offset;      // of the weight's rows that this column meets
+  int64_t offset;      // the first row of the weight for this column
 };
 
 struct Problem {

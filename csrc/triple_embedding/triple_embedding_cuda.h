@@ -15,7 +15,7 @@ constexpr int kMaxColumns = 32;
 struct CudaColumn {
   const void* table;
   int64_t rows, row_stride, column_stride;
-  int width, offset;  // of its rows; of the weight's rows that it meets
+  int width, offset;  // of its rows; the weight's first row for it
   int first_chunk;    // laid out by lay_out_chunks
   bool aligned;       // chunks of its rows lie on 16-byte addresses
 };
