@@ -171,7 +171,7 @@ class Plan:
             raise
 
     def backward(self, given: Given) -> Backend:
-        """The backend of the backward pass."""
-        if self._backward is None or not self.stands():
+        """The backend of the backward pass; the settings are those of the forward call."""
+        if self._backward is None or self.backends is not self.op.backends:
             self._backward = self.op.serving(given, self.wanted, "backward")
         return self._backward

@@ -160,6 +160,7 @@ def test_lists_are_read_anew() -> None:
         feedback_loss(hidden, weight, bias, targets, classes)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_keys_tell_types_apart_and_leave_out_what_cannot_be_kept() -> None:
     assert key_of([1], []) != key_of([True], []) != key_of([1.0], [])
     assert key_of([0.5], []) == key_of([0.25], []) != key_of([-0.5], [])

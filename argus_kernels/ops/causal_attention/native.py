@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
-from argus_kernels.attention.native import Launch, heads, in_dtype_of, native_arguments, statistic, table_gradient
+from argus_kernels.attention.native import (
+    Launch,
+    empty_rows,
+    heads,
+    in_dtype_of,
+    native_arguments,
+    statistic,
+    table_gradient,
+)
 
 
 def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
     q = given.q
     history = native_arguments(given, aligned=launch is not None or q.is_cuda)
-    out, log_sum_exp = q.new_empty(q.shape), statistic(q)
+    out, log_sum_exp = empty_rows(q), statistic(q)
     launch = launch or torch.ops.argus_native.causal_attention_
     launch(out, log_sum_exp, *history, given.scale, given.window or 0)
     return out, log_sum_exp
@@ -37,7 +45,7 @@ def backward(
     history = native_arguments(given, aligned=aligned)
     d_position = table_gradient(given.position_bias, needs["position_bias"], q)
     d_time = table_gradient(given.time_bias, needs["time_bias"], q)
-    found = [q.new_empty(q.shape) for _ in range(3)]
+    found = [empty_rows(q) for _ in range(3)]
     launch = launch or torch.ops.argus_native.causal_attention_backward_
     launch(
         *found,

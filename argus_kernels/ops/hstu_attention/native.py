@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
-from argus_kernels.attention.native import Launch, heads, in_dtype_of, native_arguments, table_gradient
+from argus_kernels.attention.native import Launch, empty_rows, heads, in_dtype_of, native_arguments, table_gradient
 
 
 def forward(given: History, *, launch: Launch | None = None) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype."""
     q = given.q
     history = native_arguments(given, aligned=launch is not None or q.is_cuda)
-    out = q.new_empty(q.shape)
+    out = empty_rows(q)
     launch = launch or torch.ops.argus_native.hstu_attention_
     launch(out, *history, given.scale, given.divisor, given.window or 0)
     return out
@@ -37,7 +37,7 @@ def backward(
     history = native_arguments(given, aligned=aligned)
     d_position = table_gradient(given.position_bias, needs["position_bias"], q)
     d_time = table_gradient(given.time_bias, needs["time_bias"], q)
-    found = [q.new_empty(q.shape) for _ in range(3)]
+    found = [empty_rows(q) for _ in range(3)]
     launch = launch or torch.ops.argus_native.hstu_attention_backward_
     launch(
         *found,
