@@ -41,23 +41,23 @@ def _log1p(u):
 
 
 @triton.jit
-def _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride):
+def _observe(targets, row_weight, row, real, task):
     """(weight, target) of the rows for one task: 0 and −1 where it does not count."""
-    target = tl.load(targets + row * targets_stride + task * task_stride, mask=real, other=-1)
+    target = tl.load(targets[0] + row * targets[1] + task * targets[2], mask=real, other=-1)
     if row_weight is None:
         weight = tl.where(target >= 0, 1.0, 0.0)
     else:
-        given = tl.load(row_weight + row * row_weight_stride, mask=real, other=0.0)
+        given = tl.load(row_weight[0] + row * row_weight[1], mask=real, other=0.0)
         weight = tl.where(target >= 0, given, 0.0)
     return weight, tl.where(weight != 0.0, target, -1)
 
 
 @triton.jit
-def _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, TASKS: tl.constexpr):
+def _counts(targets, row_weight, row, real, TASKS: tl.constexpr):
     """Whether a row counts for any task; what the others hold reaches nothing."""
     counts = row < 0
     for task in tl.static_range(TASKS):
-        _, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        _, target = _observe(targets, row_weight, row, real, task)
         counts = counts | (target >= 0)
     return counts
 
@@ -71,11 +71,6 @@ def _project(
     counts,
     width,
     columns,
-    hidden_stride,
-    hidden_column_stride,
-    weight_stride,
-    weight_column_stride,
-    bias_stride,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -87,17 +82,17 @@ def _project(
     for begin in range(0, width, BLOCK_DEPTH):
         d = begin + tl.arange(0, BLOCK_DEPTH)
         piece = tl.load(
-            hidden + row[:, None] * hidden_stride + d[None, :] * hidden_column_stride,
+            hidden[0] + row[:, None] * hidden[1] + d[None, :] * hidden[2],
             mask=counts[:, None] & (d < width)[None, :],
             other=0.0,
         )
         factor = tl.load(
-            weight + d.to(tl.int64)[:, None] * weight_stride + column[None, :] * weight_column_stride,
+            weight[0] + d.to(tl.int64)[:, None] * weight[1] + column[None, :] * weight[2],
             mask=(d < width)[:, None] & inside[None, :],
             other=0.0,
         )
         logits = tl.dot(piece, factor, logits, input_precision="ieee")
-    return logits + tl.load(bias + column * bias_stride, mask=inside, other=0.0).to(tl.float32)[None, :]
+    return logits + tl.load(bias[0] + column * bias[1], mask=inside, other=0.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -117,14 +112,6 @@ def forward_kernel(
     rows,
     width,
     columns,
-    hidden_stride,
-    hidden_column_stride,
-    weight_stride,
-    weight_column_stride,
-    bias_stride,
-    targets_stride,
-    task_stride,
-    row_weight_stride,
     CLASSES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -132,28 +119,12 @@ def forward_kernel(
 ):
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     real = row < rows
-    counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
-    logits = _project(
-        hidden,
-        weight,
-        bias,
-        row,
-        counts,
-        width,
-        columns,
-        hidden_stride,
-        hidden_column_stride,
-        weight_stride,
-        weight_column_stride,
-        bias_stride,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_DEPTH,
-    )
+    counts = _counts(targets, row_weight, row, real, len(CLASSES))
+    logits = _project(hidden, weight, bias, row, counts, width, columns, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH)
     column = tl.arange(0, BLOCK_COLUMNS)[None, :]
     first = 0
     for task in tl.static_range(len(CLASSES)):
-        given, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        given, target = _observe(targets, row_weight, row, real, task)
         if CLASSES[task] == 1:
             x = _wrong(tl.sum(tl.where(column == first, logits, 0.0), 1), target)
             loss = tl.where(x > 0, x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
@@ -182,14 +153,6 @@ def backward_kernel(
     rows,
     width,
     columns,
-    hidden_stride,
-    hidden_column_stride,
-    weight_stride,
-    weight_column_stride,
-    bias_stride,
-    targets_stride,
-    task_stride,
-    row_weight_stride,
     CLASSES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
@@ -199,28 +162,12 @@ def backward_kernel(
     inside = column < columns
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     real = row < rows
-    counts = _counts(targets, row_weight, row, real, targets_stride, task_stride, row_weight_stride, len(CLASSES))
-    logits = _project(
-        hidden,
-        weight,
-        bias,
-        row,
-        counts,
-        width,
-        columns,
-        hidden_stride,
-        hidden_column_stride,
-        weight_stride,
-        weight_column_stride,
-        bias_stride,
-        BLOCK_ROWS,
-        BLOCK_COLUMNS,
-        BLOCK_DEPTH,
-    )
+    counts = _counts(targets, row_weight, row, real, len(CLASSES))
+    logits = _project(hidden, weight, bias, row, counts, width, columns, BLOCK_ROWS, BLOCK_COLUMNS, BLOCK_DEPTH)
     found = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
     first = 0
     for task in tl.static_range(len(CLASSES)):
-        given, target = _observe(targets, row_weight, row, real, task, targets_stride, task_stride, row_weight_stride)
+        given, target = _observe(targets, row_weight, row, real, task)
         scale = (given * tl.load(factors + task))[:, None]
         seen = (target >= 0)[:, None]
         if CLASSES[task] == 1:
@@ -244,7 +191,7 @@ def backward_kernel(
         d = begin + tl.arange(0, BLOCK_DEPTH)
         deep = d < width
         factor = tl.load(
-            weight + d.to(tl.int64)[None, :] * weight_stride + column[:, None] * weight_column_stride,
+            weight[0] + d.to(tl.int64)[None, :] * weight[1] + column[:, None] * weight[2],
             mask=inside[:, None] & deep[None, :],
             other=0.0,
         ).to(tl.float32)
@@ -261,8 +208,6 @@ def weight_gradient_kernel(
     rows,
     split_rows,
     width,
-    hidden_stride,
-    hidden_column_stride,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -280,7 +225,7 @@ def weight_gradient_kernel(
         # A row without a residual adds nothing, whatever its hidden holds: NaN is not 0.
         adds = tl.sum((residual != 0.0).to(tl.int32), 1) > 0
         piece = tl.load(
-            hidden + row[None, :] * hidden_stride + d[:, None] * hidden_column_stride,
+            hidden[0] + row[None, :] * hidden[1] + d[:, None] * hidden[2],
             mask=adds[None, :] & deep[:, None],
             other=0.0,
         ).to(tl.float32)
@@ -292,22 +237,14 @@ def weight_gradient_kernel(
 def _arguments(given: Arguments) -> dict[str, Any]:
     """What both kernels take."""
     return {
-        "hidden": given.hidden,
-        "weight": given.weight,
-        "bias": given.bias,
-        "targets": given.targets,
-        "row_weight": given.row_weight,
+        "hidden": (given.hidden, *given.hidden.stride()),
+        "weight": (given.weight, *given.weight.stride()),
+        "bias": (given.bias, *given.bias.stride()),
+        "targets": (given.targets, *given.targets.stride()),
+        "row_weight": None if given.row_weight is None else (given.row_weight, *given.row_weight.stride()),
         "rows": given.hidden.shape[0],
         "width": given.hidden.shape[1],
         "columns": given.weight.shape[1],
-        "hidden_stride": given.hidden.stride(0),
-        "hidden_column_stride": given.hidden.stride(1),
-        "weight_stride": given.weight.stride(0),
-        "weight_column_stride": given.weight.stride(1),
-        "bias_stride": given.bias.stride(0),
-        "targets_stride": given.targets.stride(0),
-        "task_stride": given.targets.stride(1),
-        "row_weight_stride": 0 if given.row_weight is None else given.row_weight.stride(0),
         "CLASSES": tuple(given.classes),
         "BLOCK_ROWS": _ROWS,
         "BLOCK_COLUMNS": max(16, next_power_of_two(given.weight.shape[1])),
@@ -372,7 +309,7 @@ def _weight_gradient(arguments: dict[str, Any], residuals: Tensor) -> Tensor:
     depth_blocks, tiles = ceil_div(width, _DEPTH), ceil_div(rows, _ROWS)
     splits = max(1, min(tiles, ceil_div(_WANTED_PROGRAMS, max(depth_blocks, 1))))
     parts = residuals.new_empty(splits, width, residuals.shape[1])
-    names = ("hidden", "hidden_stride", "hidden_column_stride", "rows", "width", "BLOCK_COLUMNS", "BLOCK_DEPTH")
+    names = ("hidden", "rows", "width", "BLOCK_COLUMNS", "BLOCK_DEPTH")
     own = {
         "residuals": residuals,
         "d_weight": parts,

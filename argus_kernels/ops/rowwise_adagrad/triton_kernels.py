@@ -32,38 +32,34 @@ def _row_at(sorted_rows, position, count):
 
 
 @triton.jit
-def _sum_range(order, row_gradients, begin, end, width, gradient_stride, gradient_column_stride, BLOCK: tl.constexpr):
+def _sum_range(order, row_gradients, begin, end, width, BLOCK: tl.constexpr):
     """The sum of the gradients at the sorted positions begin … end − 1, in order, float32 [BLOCK]."""
     column = tl.arange(0, BLOCK).to(tl.int64)
     total = tl.zeros([BLOCK], tl.float32)
     for position in range(begin, end):
-        given = row_gradients + tl.load(order + position) * gradient_stride
-        total += tl.load(given + column * gradient_column_stride, mask=column < width, other=0.0).to(tl.float32)
+        given = row_gradients[0] + tl.load(order + position) * row_gradients[1]
+        total += tl.load(given + column * row_gradients[2], mask=column < width, other=0.0).to(tl.float32)
     return total
 
 
 @triton.jit
-def _update_row(
-    table, state, row, gradient, lr, eps, weight_decay, width, table_stride, table_column_stride, state_stride,
-    BLOCK: tl.constexpr,
-):  # fmt: skip
+def _update_row(table, state, row, gradient, lr, eps, weight_decay, width, BLOCK: tl.constexpr):
     """One step of row-wise Adagrad on a row, by the sum of its gradients."""
     column = tl.arange(0, BLOCK).to(tl.int64)
     inside = column < width
-    place = table + row * table_stride + column * table_column_stride
+    place = table[0] + row * table[1] + column * table[2]
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
     # A decay of 0 leaves the table out of the sum, infinities too.
     gradient += tl.where(weight_decay == 0, 0.0, weight_decay * value)
-    second_moment = tl.load(state + row * state_stride) + tl.sum(gradient * gradient) / width
+    second_moment = tl.load(state[0] + row * state[1]) + tl.sum(gradient * gradient) / width
     step = lr * gradient / (tl.sqrt_rn(second_moment) + eps)
-    tl.store(place, (value - step).to(table.dtype.element_ty), mask=inside)
-    tl.store(state + row * state_stride, second_moment)
+    tl.store(place, (value - step).to(table[0].dtype.element_ty), mask=inside)
+    tl.store(state[0] + row * state[1], second_moment)
 
 
 @kernel
 def update_kernel(
     table, state, sorted_rows, order, row_gradients, lr, eps, weight_decay, count, table_rows, width,
-    table_stride, table_column_stride, state_stride, gradient_stride, gradient_column_stride,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     position = tl.program_id(0).to(tl.int64)
@@ -75,19 +71,13 @@ def update_kernel(
         end = position + 1
         while _row_at(sorted_rows, end, count) == row:
             end += 1
-        gradient = _sum_range(
-            order, row_gradients, position, end, width, gradient_stride, gradient_column_stride, BLOCK
-        )
-        _update_row(
-            table, state, row, gradient, lr, eps, weight_decay, width, table_stride, table_column_stride,
-            state_stride, BLOCK,
-        )  # fmt: skip
+        gradient = _sum_range(order, row_gradients, position, end, width, BLOCK)
+        _update_row(table, state, row, gradient, lr, eps, weight_decay, width, BLOCK)
 
 
 @kernel
 def piece_kernel(
-    sorted_rows, order, row_gradients, heads, tails, count, width, gradient_stride, gradient_column_stride,
-    CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    sorted_rows, order, row_gradients, heads, tails, count, width, CHUNK: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     begin = chunk * CHUNK
@@ -101,7 +91,7 @@ def piece_kernel(
         stop = begin + 1
         while (stop < end) & (_row_at(sorted_rows, stop, end) == first_row):
             stop += 1
-        total = _sum_range(order, row_gradients, begin, stop, width, gradient_stride, gradient_column_stride, BLOCK)
+        total = _sum_range(order, row_gradients, begin, stop, width, BLOCK)
         tl.store(heads + chunk * width + column, total, mask=column < width)
     # The run at its end, where it fills the chunk after.
     fills_next = last_row == _row_at(sorted_rows, begin + 2 * CHUNK - 1, count)
@@ -109,14 +99,13 @@ def piece_kernel(
         start = end - 1
         while _row_at(sorted_rows, start - 1, count) == last_row:
             start -= 1
-        total = _sum_range(order, row_gradients, start, end, width, gradient_stride, gradient_column_stride, BLOCK)
+        total = _sum_range(order, row_gradients, start, end, width, BLOCK)
         tl.store(tails + chunk * width + column, total, mask=column < width)
 
 
 @kernel
 def join_kernel(
     table, state, sorted_rows, heads, tails, lr, eps, weight_decay, count, table_rows, width,
-    table_stride, table_column_stride, state_stride,
     CHUNK: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
@@ -140,10 +129,7 @@ def join_kernel(
             gradient += tl.sum(values, axis=0)
             piece += PIECES
             more = tl.min(belongs.to(tl.int32), axis=0) == 1
-        _update_row(
-            table, state, row, gradient, lr, eps, weight_decay, width, table_stride, table_column_stride,
-            state_stride, BLOCK,
-        )  # fmt: skip
+        _update_row(table, state, row, gradient, lr, eps, weight_decay, width, BLOCK)
 
 
 def forward(given: Arguments) -> None:
@@ -158,22 +144,14 @@ def forward(given: Arguments) -> None:
     # A row of 128 columns is 4 elements a thread of one warp: no block-wide barrier, many rows in flight.
     warps = max(1, min(block // 256, 8))
     sorted_places: dict[str, Any] = {"sorted_rows": sorted_rows, "count": count, "width": max(width, 1)}
-    ordered_gradients = {
-        "order": order,
-        "row_gradients": row_gradients,
-        "gradient_stride": row_gradients.stride(0),
-        "gradient_column_stride": row_gradients.stride(1),
-    }
+    ordered_gradients = {"order": order, "row_gradients": (row_gradients, *row_gradients.stride())}
     step = {
-        "table": given.table,
-        "state": given.state,
+        "table": (given.table, *given.table.stride()),
+        "state": (given.state, *given.state.stride()),
         "lr": given.lr,
         "eps": given.eps,
         "weight_decay": given.weight_decay,
         "table_rows": given.table.shape[0],
-        "table_stride": given.table.stride(0),
-        "table_column_stride": given.table.stride(1),
-        "state_stride": given.state.stride(0),
     }
     tile = {"CHUNK": CHUNK, "BLOCK": block}
     launch(update_kernel, (count,), sorted_places | ordered_gradients | step | tile, warps=warps, stages=1)
