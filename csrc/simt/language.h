@@ -20,6 +20,7 @@
 #define __constant__ const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(bytes) alignas(bytes)
 
 #define ARGUS_UNCHECKED __attribute__((noinline, no_sanitize("thread", "undefined")))

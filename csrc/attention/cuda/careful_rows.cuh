@@ -55,6 +55,24 @@ struct Slice {
   }
 };
 
+// Which rows the calling warp has, and where its block's tables lie. It is found again, by functions that are
+// not inlined: kept from the kernel's beginning it takes registers of the main loop, and on sm_100 kernels of
+// either op spilled 8 to 16 bytes.
+template <class Smem>
+struct Rows {
+  Bias bias;
+  Block block;
+  int head, part, first, last;
+
+  ARGUS_DEVICE Rows(const Arguments& given, unsigned char* room, int block_index)
+      : bias(bias_in(given, room + Smem::kBias)),
+        block(find_block<Smem::kShape.rows>(given, block_index)),
+        head(static_cast<int>(blockIdx.y)),
+        part(static_cast<int>(blockIdx.z) * Smem::kPart),
+        first(block.first + warp_index() * Smem::kShape.warp_rows),
+        last(min(first + Smem::kShape.warp_rows, block.length)) {}
+};
+
 // visit(lane) for every lane whose pair is seen, in their order.
 template <class Visit>
 ARGUS_DEVICE void for_each_seen(bool seen, Visit visit) {
@@ -108,33 +126,36 @@ struct Pairs {
     return score;
   }
   ARGUS_DEVICE float largest_score(int query) const {
-    float largest = -INFINITY;
+    // A score of NaN makes the row NaN, whatever the largest is.
+    float largest = -INFINITY, last = 0.0f;
 #pragma unroll 1
-    for (int key = first_key(query) + lane_index(); key <= query; key += kWarpSize) {
-      if (sees(query, key)) largest = fmaxf(largest, score(query, key));
+    for (int key = first_key(query) + lane_index(); key <= query && !is_nan(last); key += kWarpSize) {
+      if (!sees(query, key)) continue;
+      last = score(query, key);
+      largest = fmaxf(largest, last);
     }
     return warp_max(largest);
   }
 };
 
-// The queries [first, last) of a warp in the forward pass.
-template <class Weights, class T, int kPart>
-ARGUS_DEVICE void forward_rows(const Forward& call, const Bias& bias, const Block& block, int head, int part,
-                               int first, int last) {
+// The queries of a warp in the forward pass.
+template <class Weights, class T, class Smem>
+ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
+  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   constexpr float kLn2 = 0.6931471805599453f;
-  const Pairs<Weights, T> pairs(call.given, bias, block.begin, head);
+  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
   const Weights weights(call.given);
-  const Slice<kPart> slice{part, call.given.width};
-  const Target<T> target = target_of<T>(call.out, call.given, block.begin, head);
+  const Slice<Smem::kPart> slice{rows.part, call.given.width};
+  const Target<T> target = target_of<T>(call.out, call.given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
-  for (int query = first; query < last; ++query) {
+  for (int query = rows.first; query < rows.last; ++query) {
     T* row = target.data + query * target.stride;
     if (!slice.any_nan(row)) continue;
     // Weights are relative to the largest score.
     RowStatistics statistics{0.0f, 0.0f, 1.0f};
     if constexpr (Weights::kNormalised) statistics.log_sum_exp = pairs.largest_score(query) * kLn2;
-    float sums[Slice<kPart>::kCount] = {}, total = 0.0f;
+    float sums[Slice<Smem::kPart>::kCount] = {}, total = 0.0f;
     // log_sum_exp may be a number where all values seen are NaN.
     const auto done = [&] {
       return slice.all_nan(sums) && (!Weights::kNormalised || __any_sync(kFullWarp, is_nan(total)));
@@ -152,8 +173,8 @@ ARGUS_DEVICE void forward_rows(const Forward& call, const Bias& bias, const Bloc
     total = warp_sum(total);
     slice.replace_nan(row, sums, weights.factor(total));
     if constexpr (Weights::kNormalised) {
-      float& log_sum_exp = floats(call.log_sum_exp)[head * call.given.rows + block.begin + query];
-      if (part == 0 && lane_index() == 0 && !(fabsf(log_sum_exp) < INFINITY))
+      float& log_sum_exp = floats(call.log_sum_exp)[rows.head * call.given.rows + rows.block.begin + query];
+      if (rows.part == 0 && lane_index() == 0 && !(fabsf(log_sum_exp) < INFINITY))
         log_sum_exp = statistics.log_sum_exp + logf(total);
     }
   }
@@ -166,7 +187,7 @@ ARGUS_DEVICE RowStatistics query_statistics(const Backward& call, const Pairs<We
   RowStatistics row{floats(call.log_sum_exp)[at], 0.0f, 1.0f};
   float total = 0.0f, product = 0.0f;
 #pragma unroll 1
-  for (int key = pairs.first_key(query) + lane_index(); key <= query; key += kWarpSize) {
+  for (int key = pairs.first_key(query) + lane_index(); key <= query && !is_nan(total); key += kWarpSize) {
     if (!pairs.sees(query, key)) continue;
     const float weight = Weights::weight(pairs.score(query, key), row, T{});
     total += weight;
@@ -177,30 +198,30 @@ ARGUS_DEVICE RowStatistics query_statistics(const Backward& call, const Pairs<We
   return row;
 }
 
-// The queries [first, last) of a warp in the first kernel of the backward pass.
-template <class Weights, class T, int kPart>
-ARGUS_DEVICE void query_gradient_rows(const Backward& call, const Bias& bias, const Block& block, int head,
-                                      int part, int first, int last) {
-  const Pairs<Weights, T> pairs(call.given, bias, block.begin, head);
+// The queries of a warp in the first kernel of the backward pass.
+template <class Weights, class T, class Smem>
+ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
+  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
+  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
   const Weights weights(call.given);
-  const Slice<kPart> slice{part, call.given.width};
-  const Target<T> target = target_of<T>(call.d_q, call.given, block.begin, head);
-  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, block.begin, head);
+  const Slice<Smem::kPart> slice{rows.part, call.given.width};
+  const Target<T> target = target_of<T>(call.d_q, call.given, rows.block.begin, rows.head);
+  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
-  for (int query = first; query < last; ++query) {
+  for (int query = rows.first; query < rows.last; ++query) {
     T* d_q = target.data + query * target.stride;
     if (!slice.any_nan(d_q)) continue;
     RowStatistics statistics{0.0f, 0.0f, 1.0f};
     if constexpr (Weights::kNormalised) {
-      const int64_t at = head * call.given.rows + block.begin + query;
+      const int64_t at = rows.head * call.given.rows + rows.block.begin + query;
       statistics = query_statistics(call, pairs, d_out, at, query);
-      if (part == 0 && lane_index() == 0) {
+      if (rows.part == 0 && lane_index() == 0) {
         if (is_nan(call.delta[at])) call.delta[at] = statistics.delta;
         if (sizeof(T) == 4 && is_nan(call.correction[at])) call.correction[at] = statistics.correction;
       }
     }
-    float sums[Slice<kPart>::kCount] = {};
+    float sums[Slice<Smem::kPart>::kCount] = {};
 #pragma unroll 1
     for (int key = pairs.first_key(query); key <= query && !slice.all_nan(sums); key += kWarpSize) {
       const int own = key + lane_index();
@@ -236,30 +257,30 @@ ARGUS_DEVICE void differentiate_pair(float& score, float& gradient, const Backwa
   Weights(call.given).differentiate(score, gradient, statistics, T{});
 }
 
-// The keys [first, last) of a warp in the second kernel of the backward pass.
-template <class Weights, class T, int kPart>
-ARGUS_DEVICE void key_gradient_rows(const Backward& call, const Bias& bias, const Block& block, int head,
-                                    int part, int first, int last) {
-  const Pairs<Weights, T> pairs(call.given, bias, block.begin, head);
-  const Slice<kPart> slice{part, call.given.width};
-  const Target<T> d_k_target = target_of<T>(call.d_k, call.given, block.begin, head);
-  const Target<T> d_v_target = target_of<T>(call.d_v, call.given, block.begin, head);
-  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, block.begin, head);
+// The keys of a warp in the second kernel of the backward pass.
+template <class Weights, class T, class Smem>
+ARGUS_RARE void key_gradient_rows(const Backward& call, unsigned char* room) {
+  const Rows<Smem> rows(call.given, room, static_cast<int>(blockIdx.x));
+  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
+  const Slice<Smem::kPart> slice{rows.part, call.given.width};
+  const Target<T> d_k_target = target_of<T>(call.d_k, call.given, rows.block.begin, rows.head);
+  const Target<T> d_v_target = target_of<T>(call.d_v, call.given, rows.block.begin, rows.head);
+  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
-  for (int key = first; key < last; ++key) {
+  for (int key = rows.first; key < rows.last; ++key) {
     T* d_k = d_k_target.data + key * d_k_target.stride;
     T* d_v = d_v_target.data + key * d_v_target.stride;
     if (!slice.any_nan(d_k) && !slice.any_nan(d_v)) continue;
-    const int end = key + min(call.given.window, block.length - key);
-    float d_k_sums[Slice<kPart>::kCount] = {}, d_v_sums[Slice<kPart>::kCount] = {};
+    const int end = key + min(call.given.window, rows.block.length - key);
+    float d_k_sums[Slice<Smem::kPart>::kCount] = {}, d_v_sums[Slice<Smem::kPart>::kCount] = {};
 #pragma unroll 1
     for (int query = key; query < end && !(slice.all_nan(d_k_sums) && slice.all_nan(d_v_sums));
          query += kWarpSize) {
       const int own = query + lane_index();
       const bool seen = own < end && pairs.sees(own, key);
       float weight = 0.0f, gradient = 0.0f;
-      if (seen) differentiate_pair(weight, gradient, call, pairs, d_out, head, own, key);
+      if (seen) differentiate_pair(weight, gradient, call, pairs, d_out, rows.head, own, key);
       for_each_seen(seen, [&](int lane) {
         slice.add(d_v_sums, __shfl_sync(kFullWarp, weight, lane), row_of(d_out, query + lane));
         slice.add(d_k_sums, __shfl_sync(kFullWarp, gradient, lane), row_of(pairs.q, query + lane));
@@ -279,12 +300,17 @@ struct TablePairs {
 
 // The NaN among the entries of the block's part of the bias tables' gradients; every thread of the block
 // calls it, after a barrier.
-template <class Weights, class T, int kThreads>
-ARGUS_DEVICE void add_table_part(const Backward& call, const Bias& bias, const Block& block, int head,
-                                 float* part, TablePairs<kThreads>& shared) {
+template <class Weights, class T, class Smem>
+ARGUS_RARE void add_table_part(const Backward& call, unsigned char* room) {
+  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   const Arguments& given = call.given;
-  const Pairs<Weights, T> pairs(given, bias, block.begin, head);
-  const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
+  const Pairs<Weights, T> pairs(given, rows.bias, rows.block.begin, rows.head);
+  const tile::Source<T> d_out = source_of<T>(call.d_out, given, rows.block.begin, rows.head);
+  constexpr int kThreads = Smem::kShape.threads;
+  using Shared = TablePairs<kThreads>;
+  static_assert(sizeof(Shared) <= Smem::kShape.warps * Smem::Tables::kPairs * 4);
+  Shared& shared = *reinterpret_cast<Shared*>(room + Smem::kBias + BiasSmem(given).bytes);
+  float* part = table_part(call, static_cast<int>(gridDim.x - 1 - blockIdx.x), rows.head);
   const int thread = static_cast<int>(threadIdx.x), entries = table_entries(given);
   unsigned mine = 0;  // of the entries thread, thread + kThreads, …
   for (int n = 0, entry = thread; entry < entries; ++n, entry += kThreads) {
@@ -293,16 +319,16 @@ ARGUS_DEVICE void add_table_part(const Backward& call, const Bias& bias, const B
     part[entry] = 0.0f;
   }
 #pragma unroll 1
-  for (int query = block.first; query < block.first + block.rows; ++query) {
+  for (int query = rows.block.first; query < rows.block.first + rows.block.rows; ++query) {
 #pragma unroll 1
     for (int first = pairs.first_key(query); first <= query; first += kThreads) {
       const int key = first + thread;
       float score = 0.0f, gradient = 0.0f;
       int position = -1, time = -1;
       if (pairs.sees(query, key)) {
-        differentiate_pair(score, gradient, call, pairs, d_out, head, query, key);
-        if (bias.last_position >= 0) position = pairs.position_of(query, key);
-        if (bias.last_time >= 0) time = used_positions(given) + pairs.bucket_of(query, key);
+        differentiate_pair(score, gradient, call, pairs, d_out, rows.head, query, key);
+        if (rows.bias.last_position >= 0) position = pairs.position_of(query, key);
+        if (rows.bias.last_time >= 0) time = used_positions(given) + pairs.bucket_of(query, key);
       }
       shared.gradient[thread] = gradient;
       shared.position[thread] = position;
@@ -315,8 +341,9 @@ ARGUS_DEVICE void add_table_part(const Backward& call, const Bias& bias, const B
           if (shared.position[i] == entry || shared.time[i] == entry) sum += shared.gradient[i];
         }
         part[entry] += sum;
+        if (is_nan(part[entry])) mine &= ~(left & -left);
       }
-      __syncthreads();
+      if (!__syncthreads_or(mine != 0)) return;
     }
   }
 }

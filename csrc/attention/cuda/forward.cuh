@@ -33,7 +33,8 @@ struct ForwardSmem {
 };
 
 template <class Weights, class T, int kWidth>
-__global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) forward_kernel(Forward call) {
+__global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
+    forward_kernel(const __grid_constant__ Forward call) {
   using Smem = ForwardSmem<T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
@@ -126,8 +127,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1) f
   }
   if (store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
                  factor, first, block.length, part))
-    careful::forward_rows<Weights, T, Smem::kPart>(call, bias, block, head, part, first,
-                                                   min(first + kWarpRows, block.length));
+    careful::forward_rows<Weights, T, Smem>(call, room);
 }
 
 }  // namespace argus::attention

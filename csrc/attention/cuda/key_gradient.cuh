@@ -73,7 +73,7 @@ struct QueryBlocks {
 
 template <class Weights, class T, int kWidth>
 __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
-    key_gradient_kernel(Backward call) {
+    key_gradient_kernel(const __grid_constant__ Backward call) {
   using Smem = KeySmem<T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kQueries = kShape.columns, kWarpRows = kShape.warp_rows;
@@ -188,9 +188,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   };
   const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
   const bool nan_v = store(d_v_target, Smem::kV, d_v, 1.0f);
-  if (nan_k || nan_v)
-    careful::key_gradient_rows<Weights, T, kPart>(call, bias, block, head, part, first,
-                                                  min(first + kWarpRows, block.length));
+  if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, Smem>(call, room);
 }
 
 }  // namespace argus::attention

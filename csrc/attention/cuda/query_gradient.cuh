@@ -77,7 +77,7 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
 
 template <class Weights, class T, int kWidth>
 __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
-    query_gradient_kernel(Backward call) {
+    query_gradient_kernel(const __grid_constant__ Backward call) {
   using Smem = QuerySmem<T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
@@ -231,14 +231,9 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
                                                block_index, head);
   }
-  if (nan)
-    careful::query_gradient_rows<Weights, T, Smem::kPart>(call, bias, block, head, part, first,
-                                                          min(first + kWarpRows, block.length));
+  if (nan) careful::query_gradient_rows<Weights, T, Smem>(call, room);
   if (!sums_tables || !__syncthreads_or(table_nan)) return;
-  using Pairs = careful::TablePairs<kThreads>;
-  static_assert(sizeof(Pairs) <= kShape.warps * Smem::Tables::kPairs * 4);
-  careful::add_table_part<Weights, T, kThreads>(call, bias, block, head, table_part(call, block_index, head),
-                                                *reinterpret_cast<Pairs*>(table_rooms));
+  careful::add_table_part<Weights, T, Smem>(call, room);
 }
 
 }  // namespace argus::attention

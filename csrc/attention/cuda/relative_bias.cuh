@@ -43,6 +43,14 @@ struct BiasSmem {
   }
 };
 
+ARGUS_DEVICE Bias bias_in(const Arguments& given, unsigned char* room) {
+  const BiasSmem places(given);
+  return {reinterpret_cast<const float*>(room + places.position),
+          reinterpret_cast<const float*>(room + places.time),
+          reinterpret_cast<const uint64_t*>(room + places.edges), used_positions(given) - 1,
+          used_times(given) - 1};
+}
+
 // Fills the room with head's tables times `factor`; a barrier must follow.
 template <int kThreads>
 ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsigned char* room) {
@@ -60,7 +68,7 @@ ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsi
     for (int i = thread; i < kTimeBuckets; i += kThreads) edges[i] = kTimeEdges[i];
     if (thread == 0) edges[kLastEdge] = ~uint64_t{0};
   }
-  return {position, time, edges, positions - 1, times - 1};
+  return bias_in(given, room);
 }
 
 ARGUS_DEVICE uint64_t time_distance(int64_t a, int64_t b) {

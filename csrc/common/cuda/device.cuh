@@ -19,6 +19,13 @@
 
 #define ARGUS_DEVICE __device__ __forceinline__
 #define ARGUS_HOST_DEVICE __host__ __device__ __forceinline__
+// A function that is seldom called, with registers of its own; a kernel that hands it its argument declares
+// that as `const __grid_constant__`, or the argument would be copied to the stack.
+#if defined(__CUDACC__)
+#define ARGUS_RARE __device__ __noinline__
+#else
+#define ARGUS_RARE __attribute__((noinline))
+#endif
 
 // ARGUS_SHARED(float, tile, [32][33]) declares `tile`, shared by the block; ARGUS_DYNAMIC_SHARED(float,
 // buffer) a pointer to the launch's dynamic shared memory, aligned to 128 bytes.
