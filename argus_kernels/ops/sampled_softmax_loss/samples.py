@@ -41,6 +41,7 @@ def samples() -> list[Sample]:
         _case("refined_every_argument", 4, 6, 3, positive_log_q=True, row_weight=True, owners=True, form="refined"),
         _case("every_candidate_a_hit", 3, 4, 2, catalogue=1),
         _case("ignored_rows_hold_nan", 5, 4, 3, row_weight=True, garbage=True),
+        _case("one_row", 1, 6, 3),
         _case("no_candidate", 3, 0, 2),
         _case("no_row", 0, 4, 2),
         _case("sum", 5, 7, 3, positive_log_q=True, row_weight=True, owners=True, reduction="sum"),
@@ -58,7 +59,7 @@ def samples() -> list[Sample]:
 def tiles(scale: int = 1) -> list[Sample]:
     """Rows, candidates and columns past a tile, several splits; `scale` multiplies rows and candidates."""
     every: dict[str, Any] = {"positive_log_q": True, "row_weight": True, "owners": True}
-    sizes = ((150, 140, 37), (1, 300, 8), (130, 270, 64), (130, 140, 128), (20, 140, 136), (66, 140, 256))
+    sizes = ((150, 140, 37), (5, 300, 8), (130, 270, 64), (130, 140, 128), (20, 140, 136), (66, 140, 256))
     return [
         _case(f"tiles_{width}{end}", rows * scale, drawn * scale, width, catalogue=40, **given)
         for rows, drawn, width in sizes
