@@ -160,14 +160,21 @@ def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], arguments: Mapping[str, Any], *, warps: int = 4, stages: int = 3
+    kernel: Any,
+    grid: tuple[int, ...],
+    arguments: Mapping[str, Any],
+    *,
+    warps: int = 4,
+    stages: int = 3,
+    registers: int | None = None,
 ) -> None:
     """Launches `kernel` on the current stream with its arguments by name; an empty grid launches nothing.
 
     arguments: tensors, numbers, None, tuples of these (a tensor with its strides), and the kernel's constexprs.
-    warps, stages: Triton's num_warps and num_stages.
+    warps, stages, registers: Triton's num_warps, num_stages and maxnreg, the most registers of a thread (None: ptxas
+    decides).
     """
     if all(grid):
         values = (one for value in arguments.values() for one in (value if isinstance(value, tuple) else (value,)))
         with on_device(next(value for value in values if isinstance(value, Tensor))):
-            kernel[grid](**arguments, num_warps=warps, num_stages=stages)
+            kernel[grid](**arguments, num_warps=warps, num_stages=stages, maxnreg=registers)

@@ -46,7 +46,7 @@ class Launch:
     kernel: the JIT function. key: its name, and the key under which Triton keeps what it compiled. signature: the type
     of every argument by name. constants: what is compiled in, by position: (2,) is the third argument, (2, 0) the first
     of its tuple. attributes: what is known of an argument, such as that 16 divides it, by position. options: num_warps,
-    num_stages.
+    num_stages, and maxnreg where the launch sets it.
     """
 
     kernel: Any
@@ -113,6 +113,8 @@ def mocked(compiles: bool = False, architecture: int = ARCHITECTURE) -> Iterator
 
     def note(*, key: str, fn: Any, compile: Mapping[str, Any], **_: Any) -> bool:
         options = {name: compile[name] for name in ("num_warps", "num_stages")}
+        registers = json.loads(compile["specialization_data"])["options"]["maxnreg"]
+        options |= {"maxnreg": registers} if registers else {}
         launches.append(
             Launch(
                 fn.jit_function,

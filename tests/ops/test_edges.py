@@ -16,14 +16,12 @@ from torch import Tensor
 
 from argus_kernels import OPS, PagedCache
 from argus_kernels.core import Op, Sample
-from argus_kernels.core.varlen import user_of_row
 from argus_kernels.testing import captured_arguments, run_op, small_samples
 from argus_kernels.testing.harness import draw
 
 NAN, INFINITY = float("nan"), float("inf")
-ATTENTION = ("causal_attention", "hstu_attention")
 EXACT = ("cpp", "reference")
-"""Their masks are exact pair by pair; a tile of the others multiplies hidden pairs by 0, and 0 · NaN is NaN."""
+"""Their masks are exact pair by pair in every op; on the others attention's are."""
 
 CASES = [
     pytest.param(op, backend.name, sample, id=f"{op.name}-{backend.name}-{sample.name}")
@@ -80,7 +78,7 @@ def test_what_is_not_finite_reaches_only_what_it_may(op: Op, backend: str, sampl
                 assert truth == found, about
                 continue
             for result, expected in truth.items():
-                mask = compared(op.name, backend, name, row, result, expected, plain)
+                mask = compared(op.name, backend, name, row, result, expected)
                 assert_alike(found[result], expected, mask, f"{about}: {result}")
 
 
@@ -95,13 +93,9 @@ def assert_alike(found: Tensor, expected: Tensor, mask: Tensor, about: str) -> N
     assert not error.numel() or float(error.max()) <= 2e-5 * max(largest, 1.0), f"{about}: off by {float(error.max())}"
 
 
-def compared(
-    op: str, backend: str, name: str, row: int, result: str, expected: Tensor, arguments: dict[str, Any]
-) -> Tensor:
+def compared(op: str, backend: str, name: str, row: int, result: str, expected: Tensor) -> Tensor:
     """Which elements of a result have to agree, bool, to be broadcast to it."""
     everything = torch.tensor(True)
-    if op in ATTENTION and backend not in EXACT:
-        return other_users(name, row, expected, arguments)
     if op == "sampled_softmax_loss":
         exact = backend in (*EXACT, "triton") and name not in ("query", "positive")
         if result == "d_scale":
@@ -110,14 +104,6 @@ def compared(
         if not exact:
             return other_rows(name, row, result, expected)
     return everything
-
-
-def other_users(name: str, row: int, expected: Tensor, arguments: dict[str, Any]) -> Tensor:
-    """Rows of users other than the one whose row holds what is not finite; nothing where a table holds it."""
-    if name not in ("q", "k", "v") or expected.shape != arguments["q"].shape:
-        return torch.tensor(False)
-    users = user_of_row(arguments["offsets"], expected.shape[0])
-    return (users != users[row])[:, None, None]
 
 
 def other_rows(name: str, row: int, result: str, expected: Tensor) -> Tensor:

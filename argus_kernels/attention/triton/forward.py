@@ -2,7 +2,8 @@
 
 One program computes a tile of queries of one user and head. It walks the user's keys, its own block first, so that
 every query has seen itself before the running maximum is used; blocks that the mask hides are never visited. Scores are
-in the base-2 logarithm's units, and softmax is the online one.
+in the base-2 logarithm's units, and softmax is the online one. Rows in which a NaN is left are computed again
+(`seen_rows`).
 """
 
 from __future__ import annotations
@@ -10,16 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from argus_kernels.attention.triton.tiles import (
-    LN_2,
-    LOG2_E,
-    add_biases,
-    key_ranges,
-    load_rows,
-    position_bucket,
-    shown,
-    time_bucket,
-)
+from argus_kernels.attention.triton.records import own_queries, own_rows, own_tile, own_times
+from argus_kernels.attention.triton.seen_rows import any_of, attend_row, broken_rows, entry, is_broken
+from argus_kernels.attention.triton.tiles import LN_2, add_biases, key_ranges, load_rows, shown
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -29,63 +23,49 @@ def _attend(
     largest,
     denominator,
     query,
-    place,
-    limit,
-    query_time,
-    key_base,
-    value_base,
-    key_time,
-    position_bias,
-    time_bias,
-    upper_edges,
+    queries,
+    k,
+    v,
     low,
     high,
-    length,
+    tile,
+    biases,
     window,
     scale,
-    k_stride,
-    k_column_stride,
-    v_stride,
-    v_column_stride,
     MASKED: tl.constexpr,
-    SOFTMAX: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
+    OWN: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_KEY: tl.constexpr,
 ):
-    """Adds the keys low … high − 1 to a query tile's sums."""
-    column = tl.arange(0, BLOCK_WIDTH)
+    """Adds the keys low … high − 1 to a query tile's sums; OWN: they are the tile's own block, the first of all."""
     for first in range(low, high, BLOCK_KEY):
         key_place = first + tl.arange(0, BLOCK_KEY)
-        key = load_rows(key_base, key_place, length, k_stride, column, k_column_stride, WIDTH, BLOCK_WIDTH)
+        key = load_rows(k, key_place, tile.length, SHAPE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        positions = 0
-        times = 0
-        if position_bias is not None:
-            positions = position_bucket(place[:, None], key_place[None, :], POSITIONS)
-        if time_bias is not None:
-            moment = tl.load(key_time + key_place, mask=key_place < length, other=0)
-            times = time_bucket(query_time[:, None] - moment[None, :], upper_edges, BUCKETS)
-        scores = add_biases(scores, positions, times, position_bias, time_bias, LOG2_E if SOFTMAX else 1.0)
-        if SOFTMAX:
+        key_time = own_times(biases.key_time, tile, key_place)
+        scores, _, _ = add_biases(
+            scores, queries.place[:, None], key_place[None, :], queries.time[:, None], key_time[None, :],
+            tile, biases, SHAPE,
+        )  # fmt: skip
+        seen = shown(queries.place[:, None], key_place[None, :], queries.limit[:, None], window, SHAPE.windowed)
+        if SHAPE.softmax:
             if MASKED:
-                seen = shown(place[:, None], key_place[None, :], limit[:, None], window, WINDOWED)
                 scores = tl.where(seen, scores, -float("inf"))
             higher = tl.maximum(largest, tl.max(scores, axis=1))
-            weights = tl.exp2(scores - higher[:, None])
-            shrink = tl.exp2(largest - higher)
+            subtracted = higher
+            if OWN:
+                # A query that has seen no key yet, not even itself: −∞ − −∞ would be NaN.
+                subtracted = tl.where(higher == -float("inf"), 0.0, higher)
+            weights = tl.exp2(scores - subtracted[:, None])
+            shrink = tl.exp2(largest - subtracted)
             denominator = denominator * shrink + tl.sum(weights, axis=1)
             total = total * shrink[:, None]
             largest = higher
         else:
             weights = scores * tl.sigmoid(scores)
             if MASKED:
-                seen = shown(place[:, None], key_place[None, :], limit[:, None], window, WINDOWED)
                 weights = tl.where(seen, weights, 0.0)
-        value = load_rows(value_base, key_place, length, v_stride, column, v_column_stride, WIDTH, BLOCK_WIDTH)
+        value = load_rows(v, key_place, tile.length, SHAPE)
         total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
     return total, largest, denominator
 
@@ -99,112 +79,61 @@ def forward_kernel(
     log_sum_exp,
     schedule,
     visible,
-    position_bias,
-    time_bias,
-    query_time,
-    key_time,
-    upper_edges,
+    biases,
     scale,
     divisor,
     window,
     rows,
     heads,
-    q_stride,
-    q_head_stride,
-    q_column_stride,
-    k_stride,
-    k_head_stride,
-    k_column_stride,
-    v_stride,
-    v_head_stride,
-    v_column_stride,
-    position_stride,
-    time_stride,
-    SOFTMAX: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    BUCKETS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
+    SHAPE: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
     BLOCK_KEY: tl.constexpr,
 ):
-    head = tl.program_id(0) % heads
-    tile = schedule + tl.program_id(0) // heads * 3
-    start = tl.load(tile).to(tl.int64)
-    length = tl.load(tile + 1)
-    first = tl.load(tile + 2) * BLOCK_QUERY
-    if first >= length:
+    BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
+    tile = own_tile(schedule, heads, BLOCK_QUERY)
+    if tile.first >= tile.length:
         return
-    place = first + tl.arange(0, BLOCK_QUERY)
-    column = tl.arange(0, BLOCK_WIDTH)
+    length = tile.length
+    place = tile.first + tl.arange(0, BLOCK_QUERY)
     real = place < length
-    q_base = q + start * q_stride + head.to(tl.int64) * q_head_stride
-    key_base = k + start * k_stride + head.to(tl.int64) * k_head_stride
-    value_base = v + start * v_stride + head.to(tl.int64) * v_head_stride
-    query = load_rows(q_base, place, length, q_stride, column, q_column_stride, WIDTH, BLOCK_WIDTH)
-    limit = place
-    if visible is not None:
-        limit = tl.load(visible + start + place, mask=real, other=0)
-    moment = place
-    own_key_time = key_time
-    own_position_bias = position_bias
-    own_time_bias = time_bias
-    if position_bias is not None:
-        own_position_bias = position_bias + head * position_stride
-    if time_bias is not None:
-        own_time_bias = time_bias + head * time_stride
-        own_key_time = key_time + start
-        moment = tl.load(query_time + start + place, mask=real, other=0)
+    q, k, v = own_rows(q, tile), own_rows(k, tile), own_rows(v, tile)
+    query = load_rows(q, place, length, SHAPE)
+    queries = own_queries(visible, biases, tile, place)
     low, inner, outer, high = key_ranges(
-        first, limit, real, length, window, BLOCK_QUERY, BLOCK_KEY, visible is not None, WINDOWED
+        tile, queries.limit, window, visible is not None, SHAPE.windowed, BLOCK_QUERY, BLOCK_KEY
     )
     total = tl.zeros([BLOCK_QUERY, BLOCK_WIDTH], tl.float32)
     largest = tl.full([BLOCK_QUERY], -float("inf"), tl.float32)
     denominator = tl.zeros([BLOCK_QUERY], tl.float32)
-    own_end = tl.minimum(first + BLOCK_QUERY, length)
+    own_end = tl.minimum(tile.first + BLOCK_QUERY, length)
     for part in tl.static_range(4):
         # Its own block, then the keys that a window cuts, those that every query sees, and those that a limit cuts.
-        if (part == 0) or (part == 2) or (part == 1 and WINDOWED) or (part == 3 and visible is not None):
-            begin = first if part == 0 else (low if part == 1 else (inner if part == 2 else outer))
+        if (part == 0) or (part == 2) or (part == 1 and SHAPE.windowed) or (part == 3 and visible is not None):
+            begin = tile.first if part == 0 else (low if part == 1 else (inner if part == 2 else outer))
             end = own_end if part == 0 else (inner if part == 1 else (outer if part == 2 else high))
             total, largest, denominator = _attend(
-                total,
-                largest,
-                denominator,
-                query,
-                place,
-                limit,
-                moment,
-                key_base,
-                value_base,
-                own_key_time,
-                own_position_bias,
-                own_time_bias,
-                upper_edges,
-                begin,
-                end,
-                length,
-                window,
-                scale,
-                k_stride,
-                k_column_stride,
-                v_stride,
-                v_column_stride,
-                part != 2,
-                SOFTMAX,
-                WINDOWED,
-                POSITIONS,
-                BUCKETS,
-                WIDTH,
-                BLOCK_WIDTH,
-                BLOCK_KEY,
-            )
-    if SOFTMAX:
+                total, largest, denominator, query, queries, k, v, begin, end, tile, biases, window, scale,
+                part != 2, part == 0, SHAPE, BLOCK_KEY,
+            )  # fmt: skip
+    broken = broken_rows(total, real)
+    row = tile.head.to(tl.int64) * rows + tile.start
+    target = out + (tile.start * heads + tile.head) * SHAPE.width
+    line = heads * SHAPE.width
+    kept = real & (broken == 0)
+    if SHAPE.softmax:
         total = total / denominator[:, None]
-        statistic = (largest + tl.log2(denominator)) * LN_2
-        tl.store(log_sum_exp + head.to(tl.int64) * rows + start + place, statistic, mask=real)
+        tl.store(log_sum_exp + row + place, (largest + tl.log2(denominator)) * LN_2, mask=kept)
     else:
         total = total / divisor
-    target = out + ((start + place) * heads + head)[:, None] * WIDTH + column[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=real[:, None] & (column < WIDTH)[None, :])
+    column = tl.arange(0, BLOCK_WIDTH)
+    pointers = target + place.to(tl.int64)[:, None] * line + column[None, :]
+    tl.store(pointers, total.to(out.dtype.element_ty), mask=kept[:, None] & (column < SHAPE.width)[None, :])
+    if any_of(broken):
+        for number in range(tl.minimum(length - tile.first, BLOCK_QUERY)):
+            if is_broken(broken, number, BLOCK_QUERY):
+                one = tile.first + number
+                attend_row(
+                    q, k, v, target + one.to(tl.int64) * line, log_sum_exp + row + one if SHAPE.softmax else None, one,
+                    entry(queries.limit, number, BLOCK_QUERY), entry(queries.time, number, BLOCK_QUERY),
+                    low, tile, biases, divisor, window, scale, SHAPE,
+                )  # fmt: skip

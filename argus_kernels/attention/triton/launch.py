@@ -21,6 +21,7 @@ from argus_kernels.attention.arguments import History
 from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
 from argus_kernels.attention.triton.forward import forward_kernel
+from argus_kernels.attention.triton.records import Biases, Rows, Shape, Statistics
 from argus_kernels.attention.triton.schedule import tile_schedules
 from argus_kernels.attention.triton.tables import table_gradient_kernel
 from argus_kernels.core.triton_support import gpu_generation, launch, next_power_of_two
@@ -65,34 +66,35 @@ class Attention(History):
         )
 
     def shared_arguments(self) -> dict[str, Any]:
-        """The arguments that all three kernels take."""
-        strides = {
-            f"{name}_{stride}": tensor.stride(axis)
-            for name, tensor in (("q", self.q), ("k", self.k), ("v", self.v))
-            for axis, stride in enumerate(("stride", "head_stride", "column_stride"))
-        }
+        """The arguments that all kernels take."""
         position, time = _rows(self.position_bias), _rows(self.time_bias)
-        return strides | {
-            "q": self.q,
-            "k": self.k,
-            "v": self.v,
+        biases = Biases(
+            position,
+            0 if position is None else position.stride(0),
+            time,
+            0 if time is None else time.stride(0),
+            None if time is None or self.query_time is None else self.query_time.contiguous(),
+            None if time is None or self.key_time is None else self.key_time.contiguous(),
+            None if time is None else upper_edges(time.shape[1], self.q.device),
+        )
+        return {
+            "q": Rows(self.q, *self.q.stride()),
+            "k": Rows(self.k, *self.k.stride()),
+            "v": Rows(self.v, *self.v.stride()),
             "visible": None if self.visible is None else self.visible.contiguous(),
-            "position_bias": position,
-            "time_bias": time,
-            "query_time": None if time is None or self.query_time is None else self.query_time.contiguous(),
-            "key_time": None if time is None or self.key_time is None else self.key_time.contiguous(),
-            "upper_edges": None if time is None else upper_edges(time.shape[1], self.q.device),
+            "biases": biases,
             "scale": self.scale * math.log2(math.e) if self.softmax else self.scale,
             "window": 0 if self.window is None else self.window,
+            "rows": self.q.shape[0],
             "heads": self.q.shape[1],
-            "position_stride": 0 if position is None else position.stride(0),
-            "time_stride": 0 if time is None else time.stride(0),
-            "SOFTMAX": self.softmax,
-            "WINDOWED": self.window is not None,
-            "POSITIONS": 0 if position is None else position.shape[1],
-            "BUCKETS": 0 if time is None else time.shape[1],
-            "WIDTH": self.q.shape[2],
-            "BLOCK_WIDTH": self.block_width(),
+            "SHAPE": Shape(
+                self.softmax,
+                self.window is not None,
+                0 if position is None else position.shape[1],
+                0 if time is None else time.shape[1],
+                self.q.shape[2],
+                self.block_width(),
+            ),
         }
 
 
@@ -108,7 +110,10 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
         warps = 8 if part == "query_gradient" or (part == "forward" and width <= 32) else 4
-        return {"block_query": side, "block_key": side, "warps": warps, "stages": 1}
+        # Left alone, ptxas takes 68 and 166 registers, and a block less fits a multiprocessor; nothing is spilled so.
+        limits = {"forward": 64, "query_gradient": 128} if width <= 32 else {}
+        limit = {"registers": limits[part]} if part in limits else {}
+        return {"block_query": side, "block_key": side, "warps": warps, "stages": 1, **limit}
     plain, narrow = width <= 128 and not biased, width <= 64
     if part == "forward":
         # 128 keys spill at a head width of 16 on sm_100.
@@ -121,7 +126,11 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
         tile = (32 if plain else 16, 64, 8, 2)
     else:
         tile = (64, 64, 4, 3) if narrow else (32, 64, 4, 2)
-    return dict(zip(("block_query", "block_key", "warps", "stages"), tile, strict=True))
+    config = dict(zip(("block_query", "block_key", "warps", "stages"), tile, strict=True))
+    if biased and generation >= 10 and part != "query_gradient":
+        # Left alone, ptxas spills up to 64 bytes to come down to 128 and 80 registers; with these limits nothing.
+        config["registers"] = 168 if part == "forward" else 128
+    return config
 
 
 @functools.lru_cache(maxsize=64)
@@ -144,7 +153,6 @@ def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
             "log_sum_exp": log_sum_exp,
             "schedule": schedule,
             "divisor": given.divisor or 1.0,
-            "rows": total,
             **_blocks(config),
         }
         _launch(forward_kernel, heads, arguments, config)
@@ -171,15 +179,9 @@ def backward(
     delta = given.q.new_empty(heads, total, dtype=torch.float32) if given.softmax else None
     exact = given.softmax and given.q.dtype == torch.float32
     shared = given.shared_arguments() | {
-        "d_out": d_out,
-        "log_sum_exp": log_sum_exp,
-        "delta": delta,
-        "norm": torch.empty_like(delta) if delta is not None and exact else None,
-        "rows": total,
+        "d_out": Rows(d_out, *d_out.stride()),
+        "statistics": Statistics(log_sum_exp, delta, torch.empty_like(delta) if delta is not None and exact else None),
         "factor": given.scale / (given.divisor or 1.0),
-        "d_out_stride": d_out.stride(0),
-        "d_out_head_stride": d_out.stride(1),
-        "d_out_column_stride": d_out.stride(2),
     }
     configs = given.config("query_gradient"), given.config("key_gradient")
     wanted = [(configs[0]["block_query"], False), (configs[1]["block_key"], True)]
@@ -253,7 +255,14 @@ def _key_gradient(given: Attention, shared: dict[str, Any], config: Config, d_k:
 
 def _launch(kernel: Any, heads: int, arguments: dict[str, Any], config: Config) -> None:
     # The heads of a tile are neighbours: they read the same schedule entry, limits and times.
-    launch(kernel, (arguments["schedule"].shape[0] * heads,), arguments, warps=config["warps"], stages=config["stages"])
+    launch(
+        kernel,
+        (arguments["schedule"].shape[0] * heads,),
+        arguments,
+        warps=config["warps"],
+        stages=config["stages"],
+        registers=config.get("registers"),
+    )
 
 
 def _blocks(config: Config) -> dict[str, int]:

@@ -19,12 +19,13 @@ ESTIMATE_MARGIN = tl.constexpr(1e-3)
 
 
 @triton.jit
-def load_rows(base, place, length, stride, column, column_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of one user and head, [places, BLOCK]; zero past the user's end and past the head's width."""
-    pointers = base + place.to(tl.int64)[:, None] * stride + column[None, :] * column_stride
+def load_rows(rows, place, length, SHAPE: tl.constexpr):
+    """Rows of one user and head, [places, block_width]; zero past the user's end and past the head's width."""
+    column = tl.arange(0, SHAPE.block_width)
+    pointers = rows.data + place.to(tl.int64)[:, None] * rows.row + column[None, :] * rows.column
     real = (place < length)[:, None]
-    if BLOCK != WIDTH:
-        real = real & (column < WIDTH)[None, :]
+    if SHAPE.block_width != SHAPE.width:
+        real = real & (column < SHAPE.width)[None, :]
     return tl.load(pointers, mask=real, other=0.0)
 
 
@@ -53,20 +54,20 @@ def position_bucket(place, key_place, POSITIONS: tl.constexpr):
 
 
 @triton.jit
-def add_biases(
-    scores,
-    positions,
-    times,
-    position_bias,
-    time_bias,
-    FACTOR: tl.constexpr,
-):
-    """Scores + FACTOR · (position_bias[positions] + time_bias[times]); a table that is None adds nothing."""
-    if position_bias is not None:
-        scores += tl.load(position_bias + positions).to(tl.float32) * FACTOR
-    if time_bias is not None:
-        scores += tl.load(time_bias + times).to(tl.float32) * FACTOR
-    return scores
+def add_biases(scores, place, key_place, time, key_time, tile, biases, SHAPE: tl.constexpr):
+    """Scores plus the biases in their units, and the buckets of both tables; a table that is None adds nothing."""
+    factor: tl.constexpr = LOG2_E if SHAPE.softmax else 1.0
+    positions = 0
+    times = 0
+    if biases.position is not None:
+        positions = position_bucket(place, key_place, SHAPE.positions)
+    if biases.time is not None:
+        times = time_bucket(time - key_time, biases.upper_edges, SHAPE.buckets)
+    if biases.position is not None:
+        scores += tl.load(biases.position + tile.head * biases.position_row + positions).to(tl.float32) * factor
+    if biases.time is not None:
+        scores += tl.load(biases.time + tile.head * biases.time_row + times).to(tl.float32) * factor
+    return scores, positions, times
 
 
 @triton.jit
@@ -74,6 +75,28 @@ def silu_slope(scores):
     """The derivative of x / (1 + e^−x)."""
     share = tl.sigmoid(scores)
     return share * (1.0 + scores * (1.0 - share))
+
+
+@triton.jit
+def slopes(scores, d_weights, seen, statistic, delta, norm, MASKED: tl.constexpr, SHAPE: tl.constexpr):
+    """The weights and the gradients of the scores. norm: None, or what softmax's weights are multiplied by.
+
+    Weights of hidden pairs are 0, and so are gradients of their scores, or NaN where the value or d_out is not finite.
+    """
+    if SHAPE.softmax:
+        weights = tl.exp2(scores - statistic)
+        if norm is not None:
+            weights *= norm
+        if MASKED:
+            weights = tl.where(seen, weights, 0.0)
+        d_scores = weights * (d_weights - delta)
+    else:
+        weights = scores * tl.sigmoid(scores)
+        d_scores = d_weights * silu_slope(scores)
+        if MASKED:
+            weights = tl.where(seen, weights, 0.0)
+            d_scores = tl.where(seen, d_scores, 0.0)
+    return weights, d_scores
 
 
 @triton.jit
@@ -91,20 +114,20 @@ def add_to_histogram(histogram, bucket, values, lowest, highest, BLOCK: tl.const
 
 @triton.jit
 def key_ranges(
-    first,
+    tile,
     limit,
-    real,
-    length,
     window,
-    BLOCK_QUERY: tl.constexpr,
-    BLOCK_KEY: tl.constexpr,
     LIMITED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    BLOCK_QUERY: tl.constexpr,
+    BLOCK_KEY: tl.constexpr,
 ):
     """Keys before a query tile's own: [low, inner) masked, [inner, outer) seen by every query, [outer, high) masked.
 
     All but `high` are multiples of BLOCK_KEY, as `first` is.
     """
+    first = tile.first
+    real = first + tl.arange(0, BLOCK_QUERY) < tile.length
     low = first * 0
     inner = first * 0
     outer = first
@@ -114,7 +137,7 @@ def key_ranges(
         outer = tl.minimum(first, tl.min(tl.where(real, limit, first), axis=0)) // BLOCK_KEY * BLOCK_KEY
     if WINDOWED:
         low = tl.maximum(first - window + 1, 0) // BLOCK_KEY * BLOCK_KEY
-        last = tl.minimum(first + BLOCK_QUERY, length) - 1
+        last = tl.minimum(first + BLOCK_QUERY, tile.length) - 1
         inner = tl.maximum(last - window + BLOCK_KEY, 0) // BLOCK_KEY * BLOCK_KEY
         inner = tl.minimum(tl.maximum(inner, low), tl.cdiv(high, BLOCK_KEY) * BLOCK_KEY)
         inner = tl.maximum(inner, low)

@@ -1,0 +1,178 @@
+"""Single rows of attention's results, computed so that a pair that the mask hides adds nothing whatever it holds.
+
+A matrix product multiplies hidden pairs by 0, and 0 · NaN and 0 · ∞ are NaN: one event that is not finite would reach
+others of its user that do not see it. It always shows as NaN in a tile's sums, which stay NaN once they are. So the
+kernels look for NaN at a tile's end and compute the rows that hold one again, here: a row at a time against blocks of
+the other side, with sums of `where` in the place of products. Rows without a NaN keep what the products gave.
+
+The functions work on small blocks, so that the kernels' products keep their registers; a row costs many times its
+share of a tile. On sm_90 a block less of float32's kernels, and of the query gradient with biases, fits a
+multiprocessor for it, unless `launch` limits the registers; that of plain 16-bit ones stays.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from argus_kernels.attention.triton.records import own_queries, own_times
+from argus_kernels.attention.triton.tiles import LN_2, LOG2_E, add_biases, load_rows, shown, slopes
+
+ENTRIES = tl.constexpr(512)
+"""Of a block of rows: few, for the same reason."""
+
+
+@triton.jit
+def broken_rows(total, real):
+    """Which of the real rows of a tile's sums hold a NaN: int32 [rows]."""
+    return tl.max(((total != total) & real[:, None]).to(tl.int32), axis=1)
+
+
+@triton.jit
+def any_of(broken):
+    """Whether a row is broken. A matrix of one row: for sm_100 Triton 3.6 cannot reduce a vector behind a product."""
+    return tl.max(broken[None, :], axis=1).item() > 0
+
+
+@triton.jit
+def is_broken(broken, number, BLOCK: tl.constexpr):
+    """Whether row `number` is broken."""
+    own = tl.arange(0, BLOCK) == number
+    return tl.max(tl.where(own, broken, 0)[None, :], axis=1).item() > 0
+
+
+@triton.jit
+def entry(values, number, BLOCK: tl.constexpr):
+    """values[number] of values [BLOCK]."""
+    return tl.sum(tl.where(tl.arange(0, BLOCK) == number, values, 0), axis=0)
+
+
+@triton.jit
+def load_row(rows, place, SHAPE: tl.constexpr):
+    """One row in float32, [block_width]; zero past the head's width."""
+    column = tl.arange(0, SHAPE.block_width)
+    pointers = rows.data + place.to(tl.int64) * rows.row + column * rows.column
+    return tl.load(pointers, mask=column < SHAPE.width, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _add_seen(total, factors, seen, rows):
+    """Total + Σ_j factors[j] · rows[j] over the rows that are seen."""
+    return total + tl.sum(tl.where(seen[:, None], factors[:, None] * rows, 0.0), axis=0)
+
+
+@triton.jit
+def _scores(row, rows, place, key_place, time, key_time, tile, biases, scale, SHAPE: tl.constexpr):
+    """The scores of one row [block_width] with the rows of the other side [N, block_width]."""
+    scores = tl.sum(rows * row[None, :], axis=1) * scale
+    return add_biases(scores, place, key_place, time, key_time, tile, biases, SHAPE)[0]
+
+
+@triton.jit
+def _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE: tl.constexpr):
+    """Keys from `first` on, which of them the query sees, and their scores."""
+    key_place = first + tl.arange(0, ENTRIES // SHAPE.block_width)
+    key_time = own_times(biases.key_time, tile, key_place)
+    key = load_rows(k, key_place, tile.length, SHAPE).to(tl.float32)
+    seen = shown(place, key_place, limit, window, SHAPE.windowed)
+    return key, seen, _scores(query, key, place, key_place, time, key_time, tile, biases, scale, SHAPE)
+
+
+@triton.jit
+def _store_row(target, row, SHAPE: tl.constexpr):
+    column = tl.arange(0, SHAPE.block_width)
+    tl.store(target + column, row.to(target.dtype.element_ty), mask=column < SHAPE.width)
+
+
+@triton.jit(noinline=True)
+def attend_row(
+    q, k, v, out, log_sum_exp, place, limit, time, low, tile, biases, divisor, window, scale, SHAPE: tl.constexpr
+):
+    """Writes a query's result to `out` and its log_sum_exp, which SiLU has not."""
+    BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
+    block: tl.constexpr = ENTRIES // BLOCK_WIDTH
+    query = load_row(q, place, SHAPE)
+    total = tl.zeros([BLOCK_WIDTH], tl.float32)
+    largest = tl.full([], -float("inf"), tl.float32)
+    denominator = tl.zeros([], tl.float32)
+    subtracted = tl.zeros([], tl.float32)
+    if SHAPE.softmax:
+        for first in tl.range(low, place + 1, block, num_stages=1):
+            _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
+            largest = tl.maximum(largest, tl.max(tl.where(seen, scores, -float("inf")), axis=0))
+        # Where every score is −∞, −∞ − −∞ would be NaN.
+        subtracted = tl.where(largest == -float("inf"), 0.0, largest)
+    for first in tl.range(low, place + 1, block, num_stages=1):
+        _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
+        if SHAPE.softmax:
+            weights = tl.exp2(scores - subtracted)
+            denominator += tl.sum(tl.where(seen, weights, 0.0), axis=0)
+        else:
+            weights = scores * tl.sigmoid(scores)
+        value = load_rows(v, first + tl.arange(0, block), tile.length, SHAPE).to(tl.float32)
+        total = _add_seen(total, weights, seen, value)
+    if SHAPE.softmax:
+        tl.store(log_sum_exp, (largest + tl.log2(denominator)) * LN_2)
+        divisor = denominator
+    _store_row(out, total / divisor, SHAPE)
+
+
+@triton.jit
+def query_gradient_row(
+    q, d_out, k, v, d_q, place, limit, time, statistic, delta, low, tile, biases, factor, window, scale,
+    EXACT: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Writes a query's gradient to `d_q`; statistic: log_sum_exp in units of log₂."""
+    BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
+    block: tl.constexpr = ENTRIES // BLOCK_WIDTH
+    query = load_row(q, place, SHAPE)
+    above = load_row(d_out, place, SHAPE)
+    total = tl.zeros([BLOCK_WIDTH], tl.float32)
+    weight_sum = tl.zeros([], tl.float32)
+    for first in tl.range(low, place + 1, block, num_stages=1):
+        key, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
+        value = load_rows(v, first + tl.arange(0, block), tile.length, SHAPE).to(tl.float32)
+        d_weights = tl.sum(value * above[None, :], axis=1)
+        weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, None, True, SHAPE)
+        total = _add_seen(total, d_scores, seen, key)
+        weight_sum += tl.sum(weights, axis=0)
+    if EXACT:
+        total = total / weight_sum
+    _store_row(d_q, total * factor, SHAPE)
+
+
+@triton.jit
+def key_gradient_row(
+    q, d_out, k, v, d_k, d_v, place, statistics, row, visible, high, tile, biases, factor, divisor, window, scale,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Writes the gradients of a key and its value to `d_k` and `d_v`; row: of the statistics, the user's first."""
+    BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
+    block: tl.constexpr = ENTRIES // BLOCK_WIDTH
+    key = load_row(k, place, SHAPE)
+    value = load_row(v, place, SHAPE)
+    key_time = own_times(biases.key_time, tile, place)
+    d_key = tl.zeros([BLOCK_WIDTH], tl.float32)
+    d_value = tl.zeros([BLOCK_WIDTH], tl.float32)
+    for first in tl.range(place, high, block, num_stages=1):
+        query_place = first + tl.arange(0, block)
+        real = query_place < tile.length
+        queries = own_queries(visible, biases, tile, query_place)
+        query = load_rows(q, query_place, tile.length, SHAPE).to(tl.float32)
+        above = load_rows(d_out, query_place, tile.length, SHAPE).to(tl.float32)
+        scores = _scores(key, query, query_place, place, queries.time, key_time, tile, biases, scale, SHAPE)
+        d_weights = tl.sum(above * value[None, :], axis=1)
+        seen = shown(query_place, place, queries.limit, window, SHAPE.windowed) & real
+        if SHAPE.softmax:
+            statistic = tl.load(statistics.log_sum_exp + row + query_place, mask=real, other=float("inf")) * LOG2_E
+            delta = tl.load(statistics.delta + row + query_place, mask=real, other=0.0)
+            norm = None
+            if statistics.norm is not None:
+                norm = tl.load(statistics.norm + row + query_place, mask=real, other=0.0)
+            weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, norm, True, SHAPE)
+        else:
+            weights, d_scores = slopes(scores, d_weights, seen, None, None, None, True, SHAPE)
+        d_value = _add_seen(d_value, weights, seen, above)
+        d_key = _add_seen(d_key, d_scores, seen, query)
+    _store_row(d_k, d_key * factor, SHAPE)
+    _store_row(d_v, d_value / divisor, SHAPE)
