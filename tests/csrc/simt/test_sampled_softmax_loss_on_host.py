@@ -28,6 +28,7 @@ def _with_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -44,6 +45,7 @@ def test_blocks_fill_whole_waves_of_a_large_gpu(rows: int, drawn: int, width: in
         assert blocks / (264 * -(-blocks // 264)) > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_in_every_order_of_the_threads(dtype: torch.dtype) -> None:
     arguments = draw(*SIZES[0], dtype)
