@@ -6,8 +6,9 @@ kernels look for NaN at a tile's end and compute the rows that hold one again, h
 the other side, with sums of `where` in the place of products. Rows without a NaN keep what the products gave.
 
 The functions work on small blocks, so that the kernels' products keep their registers; a row costs many times its
-share of a tile. On sm_90 a block less of float32's kernels, and of the query gradient with biases, fits a
-multiprocessor for it, unless `launch` limits the registers; that of plain 16-bit ones stays.
+share of a tile. Where ptxas would still take more of them, or spill to take fewer, `launch` limits the registers.
+`attend_row` is called, not inlined: inlined, float32's forward kernel spills 8 bytes at 64 registers. The gradients'
+are inlined: called, the key gradient of head width 128 spills 8 bytes on sm_100.
 """
 
 from __future__ import annotations
