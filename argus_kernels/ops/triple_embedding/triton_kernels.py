@@ -65,9 +65,6 @@ def forward_kernel(
     table_column_strides,
     ids_stride,
     ids_event_stride,
-    weight_stride,
-    weight_column_stride,
-    bias_stride,
     WIDTHS: tl.constexpr,
     DEPTHS: tl.constexpr,
     BLOCK_EVENTS: tl.constexpr,
@@ -92,13 +89,13 @@ def forward_kernel(
                 start[:, None] + part[None, :] * table_column_strides[k],
                 mask=present[:, None] & real_part[None, :],
                 other=0.0,
-            ).to(weight.dtype.element_ty)
-            place = (first + part).to(tl.int64)[:, None] * weight_stride + column[None, :] * weight_column_stride
-            factor = tl.load(weight + place, mask=real_part[:, None] & inside[None, :], other=0.0)
+            ).to(weight[0].dtype.element_ty)
+            place = (first + part).to(tl.int64)[:, None] * weight[1] + column[None, :] * weight[2]
+            factor = tl.load(weight[0] + place, mask=real_part[:, None] & inside[None, :], other=0.0)
             total = tl.dot(rows, factor, total, input_precision="ieee")
         first += WIDTHS[k]
     if bias is not None:
-        total += tl.load(bias + column * bias_stride, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias[0] + column * bias[1], mask=inside, other=0.0).to(tl.float32)[None, :]
     place = event[:, None] * width + column[None, :]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
@@ -111,10 +108,6 @@ def gathered_gradient_kernel(
     events,
     width,
     height,
-    gradient_stride,
-    gradient_column_stride,
-    weight_stride,
-    weight_column_stride,
     BLOCK_EVENTS: tl.constexpr,
     BLOCK_HEIGHT: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
@@ -129,12 +122,12 @@ def gathered_gradient_kernel(
         column = begin + tl.arange(0, BLOCK_DEPTH)
         real_column = column < width
         left = tl.load(
-            gradient + event[:, None] * gradient_stride + column[None, :] * gradient_column_stride,
+            gradient[0] + event[:, None] * gradient[1] + column[None, :] * gradient[2],
             mask=real[:, None] & real_column[None, :],
             other=0.0,
         )
         right = tl.load(
-            weight + line[None, :] * weight_stride + column[:, None] * weight_column_stride,
+            weight[0] + line[None, :] * weight[1] + column[:, None] * weight[2],
             mask=inside[None, :] & real_column[:, None],
             other=0.0,
         )
@@ -156,10 +149,6 @@ def weight_gradient_kernel(
     reader,
     ids_stride,
     ids_event_stride,
-    table_stride,
-    table_column_stride,
-    gradient_stride,
-    gradient_column_stride,
     BLOCK_EVENTS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_HEIGHT: tl.constexpr,
@@ -178,13 +167,13 @@ def weight_gradient_kernel(
         row = tl.load(own_ids + event * ids_event_stride, mask=real, other=-1)
         present = (row >= 0) & (row < table_rows)
         rows = tl.load(
-            table + row[:, None] * table_stride + line[None, :] * table_column_stride,
+            table[0] + row[:, None] * table[1] + line[None, :] * table[2],
             mask=present[:, None] & real_line[None, :],
             other=0.0,
-        ).to(gradient.dtype.element_ty)
+        ).to(gradient[0].dtype.element_ty)
         # The output's columns are the product's rows: a table may be 16 wide, and wgmma takes 64 rows or more.
         left = tl.load(
-            gradient + event[None, :] * gradient_stride + column[:, None] * gradient_column_stride,
+            gradient[0] + event[None, :] * gradient[1] + column[:, None] * gradient[2],
             mask=real[None, :] & inside[:, None],
             other=0.0,
         )
@@ -204,8 +193,8 @@ def forward(given: Arguments) -> Tensor:
     arguments: dict[str, Any] = {
         "ids": given.ids,
         "tables": read,
-        "weight": given.weight,
-        "bias": given.bias,
+        "weight": (given.weight, *given.weight.stride()),
+        "bias": None if given.bias is None else (given.bias, *given.bias.stride()),
         "out": out,
         "events": events,
         "width": width,
@@ -214,9 +203,6 @@ def forward(given: Arguments) -> Tensor:
         "table_column_strides": tuple(table.stride(1) for table in read),
         "ids_stride": given.ids.stride(0),
         "ids_event_stride": given.ids.stride(1),
-        "weight_stride": given.weight.stride(0),
-        "weight_column_stride": given.weight.stride(1),
-        "bias_stride": 0 if given.bias is None else given.bias.stride(0),
         "WIDTHS": tuple(table.shape[1] for table in read),
         "DEPTHS": tuple(min(max(next_power_of_two(table.shape[1]), 16), depth) for table in read),
         "BLOCK_EVENTS": config["block_events"],
@@ -264,16 +250,12 @@ def _gathered_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     d_gathered = gradient.new_empty(events, height, dtype=torch.float32)
     config = _config(_GATHERED, weight, events)
     arguments: dict[str, Any] = {
-        "gradient": gradient,
-        "weight": weight,
+        "gradient": (gradient, *gradient.stride()),
+        "weight": (weight, *weight.stride()),
         "d_gathered": d_gathered,
         "events": events,
         "width": width,
         "height": height,
-        "gradient_stride": gradient.stride(0),
-        "gradient_column_stride": gradient.stride(1),
-        "weight_stride": weight.stride(0),
-        "weight_column_stride": weight.stride(1),
         "BLOCK_EVENTS": config["block_events"],
         "BLOCK_HEIGHT": _block(config["block_width"], height),
         "BLOCK_DEPTH": _FLOAT32_DEPTH if weight.dtype == torch.float32 else 64,
@@ -295,8 +277,8 @@ def _weight_gradient(ids: Tensor, reader: int, table: Tensor, gradient: Tensor, 
     partial = gradient.new_empty(splits, table_width, width, dtype=torch.float32)
     arguments: dict[str, Any] = {
         "ids": ids,
-        "table": table,
-        "gradient": gradient,
+        "table": (table, *table.stride()),
+        "gradient": (gradient, *gradient.stride()),
         "partial": partial,
         "events": events,
         "width": width,
@@ -306,10 +288,6 @@ def _weight_gradient(ids: Tensor, reader: int, table: Tensor, gradient: Tensor, 
         "reader": reader,
         "ids_stride": ids.stride(0),
         "ids_event_stride": ids.stride(1),
-        "table_stride": table.stride(0),
-        "table_column_stride": table.stride(1),
-        "gradient_stride": gradient.stride(0),
-        "gradient_column_stride": gradient.stride(1),
         "BLOCK_EVENTS": config["block_events"],
         "BLOCK_WIDTH": block_width,
         "BLOCK_HEIGHT": block_height,

@@ -34,7 +34,7 @@ def _row_at(keys, position, base, table_rows):
 @kernel
 def sum_runs_kernel(
     keys, order, slots, d_gathered, d_table, heads, tails, base, first, count, events, height, width, table_rows,
-    table_stride, table_column_stride, STARTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    STARTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     # The table's own part of the ordered places.
     keys += first
@@ -66,8 +66,8 @@ def sum_runs_kernel(
         slot = row
         if slots is not None:
             slot = tl.load(slots + position).to(tl.int64)
-        target = d_table + slot * table_stride + column * table_column_stride
-        tl.store(target, total.to(d_table.dtype.element_ty), mask=real & began_here & last)
+        target = d_table[0] + slot * d_table[1] + column * d_table[2]
+        tl.store(target, total.to(d_table[0].dtype.element_ty), mask=real & began_here & last)
         piece_ends = last | (position + 1 == end)
         tl.store(heads + chunk * width + column, total, mask=real & piece_ends & (began_here == 0))
         tl.store(tails + chunk * width + column, total, mask=real & began_here & (last == 0) & (position + 1 == end))
@@ -76,7 +76,7 @@ def sum_runs_kernel(
 
 @kernel
 def join_pieces_kernel(
-    keys, slots, d_table, heads, tails, base, first, count, width, table_rows, table_stride, table_column_stride,
+    keys, slots, d_table, heads, tails, base, first, count, width, table_rows,
     CHUNK: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     keys += first
@@ -103,8 +103,8 @@ def join_pieces_kernel(
         slot = row
         if slots is not None:
             slot = tl.load(slots + end - 1).to(tl.int64)
-        target = d_table + slot * table_stride + column * table_column_stride
-        tl.store(target, total.to(d_table.dtype.element_ty), mask=inside)
+        target = d_table[0] + slot * d_table[1] + column * d_table[2]
+        tl.store(target, total.to(d_table[0].dtype.element_ty), mask=inside)
 
 
 def dense(places: Places, d_gathered: Tensor, starts: tuple[int, ...], table: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _sum(
     shared: dict[str, Any] = {
         "keys": places.keys,
         "slots": slots,
-        "d_table": d_table,
+        "d_table": (d_table, *d_table.stride()),
         "heads": heads,
         "tails": tails,
         "base": places.base,
@@ -155,8 +155,6 @@ def _sum(
         "count": places.count,
         "width": width,
         "table_rows": table_rows,
-        "table_stride": d_table.stride(0),
-        "table_column_stride": d_table.stride(1),
         "CHUNK": CHUNK,
         "BLOCK": block,
     }
