@@ -49,17 +49,19 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
   const Arguments& given = call.given;
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
   const T* out = static_cast<const T*>(call.out) + dense_offset(given, block.begin, head);
-  const int64_t statistics = head * given.rows + block.begin;
+  const int64_t statistics = head * given.rows + block.begin, stride = dense_offset(given, 1, 0);
+  // Read once: nvcc takes the stores below for stores to the arguments, and would not unroll the loop.
+  const int width = given.width;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int place = first + row_within(r, 2 * half);
       float sum = 0.0f;
-      for (int column = lane_index() % 4 * kChunk; place < block.length && column < given.width;
+      for (int column = lane_index() % 4 * kChunk; place < block.length && column < width;
            column += 4 * kChunk) {
         const uint4 left = *reinterpret_cast<const uint4*>(d_out.data + place * d_out.stride + column);
-        const uint4 right = *reinterpret_cast<const uint4*>(out + dense_offset(given, place, 0) + column);
+        const uint4 right = *reinterpret_cast<const uint4*>(out + place * stride + column);
         T x[kChunk], y[kChunk];
         memcpy(x, &left, sizeof(x));
         memcpy(y, &right, sizeof(y));
