@@ -20,14 +20,6 @@ from argus_kernels.testing import captured_arguments, run_op, small_samples
 from argus_kernels.testing.harness import draw
 
 NAN, INFINITY = float("nan"), float("inf")
-<<<<<<< HEAD
-EXACT = ("cpp", "reference")
-"""Their masks are exact pair by pair in every op; on the others attention's are."""
-=======
-ATTENTION = ("causal_attention", "hstu_attention")
-EXACT = ("cpp", "cuda", "cuda_on_host", "reference")
-"""Their masks are exact pair by pair; a tile of the others multiplies hidden pairs by 0, and 0 · NaN is NaN."""
->>>>>>> cua
 
 CASES = [
     pytest.param(op, backend.name, sample, id=f"{op.name}-{backend.name}-{sample.name}")
@@ -89,7 +81,7 @@ def require_what_float64_gives(op: Op, backend: str, sample: Sample) -> None:
                 assert truth == found, about
                 continue
             for result, expected in truth.items():
-                mask = compared(op.name, backend, name, row, result, expected)
+                mask = compared(op.name, name, row, result, expected)
                 assert_alike(found[result], expected, mask, f"{about}: {result}")
 
 
@@ -104,28 +96,22 @@ def assert_alike(found: Tensor, expected: Tensor, mask: Tensor, about: str) -> N
     assert not error.numel() or float(error.max()) <= 2e-5 * max(largest, 1.0), f"{about}: off by {float(error.max())}"
 
 
-def compared(op: str, backend: str, name: str, row: int, result: str, expected: Tensor) -> Tensor:
+def compared(op: str, name: str, row: int, result: str, expected: Tensor) -> Tensor:
     """Which elements of a result have to agree, bool, to be broadcast to it."""
-    everything = torch.tensor(True)
-    if op == "sampled_softmax_loss":
-        exact = backend in (*EXACT, "triton") and name not in ("query", "positive")
-        if result == "d_scale":
-            # A share of 0 times a score of −∞ is NaN, or nothing where the kernel does not multiply.
-            return torch.tensor(exact)
-        if not exact:
-            return other_rows(name, row, result, expected)
-    return everything
+    if op != "sampled_softmax_loss" or name not in ("query", "positive"):
+        return torch.tensor(True)
+    if result == "d_scale":
+        # A share of 0 times a score of −∞ is NaN, or nothing where the kernel does not multiply.
+        return torch.tensor(False)
+    return other_rows(row, result, expected)
 
 
-def other_rows(name: str, row: int, result: str, expected: Tensor) -> Tensor:
-    """Losses of all rows but the one that holds it; gradients in query and positive of those, if a row holds it.
+def other_rows(row: int, result: str, expected: Tensor) -> Tensor:
+    """Losses and gradients in query and positive of all rows but the one that holds it.
 
     A row whose every candidate is left out may lose its NaN or not: its scores drop out of the loss.
     """
-    per_row = result in ("output 0", "output 1", "d_query", "d_positive") and expected.dim() > 0
-    if name == "candidates":
-        return torch.tensor(result.startswith("output"))
-    if name not in ("query", "positive") or not per_row:
-        return torch.tensor(name not in ("query", "positive"))
+    if result not in ("output 0", "output 1", "d_query", "d_positive") or expected.dim() == 0:
+        return torch.tensor(False)
     others = torch.arange(expected.shape[0]) != row
     return others.view(-1, *([1] * (expected.dim() - 1)))
