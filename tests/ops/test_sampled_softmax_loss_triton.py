@@ -148,3 +148,18 @@ def test_what_a_row_leaves_out_does_not_reach_it(name: str, form: str, value: fl
         torch.testing.assert_close(one[finite].double(), truth[finite], atol=3e-5, rtol=3e-5)
     reached = ~expected[2 if name == "candidates" else 4].isfinite().all(1)
     assert reached.any() and not reached.all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("form", ["standard", "refined"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_without_a_candidate_left_counts_none_past_the_last(value: float, form: str) -> None:
+    """Its positive is not finite, and 40 candidates leave the second tile half empty."""
+    arguments = drawn(3, 40, 4)
+    arguments["positive_ids"] = torch.tensor([77, 1, 2], device=DEVICE)
+    arguments["candidate_ids"] = torch.full((40,), 77, device=DEVICE)
+    arguments["row_weight"] = torch.ones(3, device=DEVICE)
+    arguments["positive"][0, 1] = value
+    exact = {key: one.double() if key in NAMES else one for key, one in arguments.items()}
+    for found, truth in zip(results("triton", arguments, form)[:2], results("reference", exact, form), strict=False):
+        torch.testing.assert_close(found.double(), truth, atol=3e-5, rtol=3e-5, equal_nan=True)

@@ -106,7 +106,9 @@ def _relative_scores(product, positive_product, ids, owners, log_q, scale, row, 
     score = scale * product - tl.load(log_q + candidate, mask=candidate < drawn, other=float("inf"))[None, :]
     own = tl.load(ids[0] + row, mask=row < rows, other=0)
     theirs = tl.load(ids[1] + candidate, mask=candidate < drawn, other=0)
-    counts = own[:, None] != theirs[None, :]
+    # One operation a pair for two questions: whether the ids differ, and whether there is such a candidate.
+    real = tl.where(candidate < drawn, -1, 0).to(tl.int64)
+    counts = ((own[:, None] ^ theirs[None, :]) & real[None, :]) != 0
     if owners is not None:
         own = tl.load(owners[0] + row, mask=row < rows, other=0)
         theirs = tl.load(owners[1] + candidate, mask=candidate < drawn, other=0)
@@ -165,7 +167,7 @@ def forward_kernel(
             kept = tl.exp2((peak - taken) * _LOG2_E)
             mass = mass * kept[:, None] + tl.exp2((score - taken[:, None]) * _LOG2_E)
             if count is not None:
-                counted += (counts & (column < drawn)[None, :]).to(tl.int32)
+                counted += counts.to(tl.int32)
             peak = higher
     place = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(largest + place, peak, mask=row < rows)
@@ -232,6 +234,8 @@ def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         own = torch.zeros_like(negatives) if positive_log_q is None else -positive_log_q
         loss = whole = denominator = torch.logaddexp(own, negatives)
     lse = denominator + given.scale * rows.positive_product
+    if given.form == "refined":
+        lse = torch.where(denominator == -torch.inf, denominator, lse)
     statistics = torch.stack([denominator, whole])
     if given.row_weight is None:
         return loss, lse, statistics
@@ -324,7 +328,17 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
         "count": counted,
         "split_candidates": split,
     }
-    launch(forward_kernel, (row_blocks, splits), arguments, warps=config["warps"], stages=config["stages"])
+    # Two programs of 8 warps fit a multiprocessor at 128 registers. Left alone, ptxas spills 8 bytes on sm_100 to come
+    # down to 80 at widths of 64 and 128.
+    limit = 128 if config["block_candidates"] < 128 and config["warps"] == 8 else None
+    launch(
+        forward_kernel,
+        (row_blocks, splits),
+        arguments,
+        warps=config["warps"],
+        stages=config["stages"],
+        registers=limit,
+    )
     peak = largest.amax(0)
     shift = torch.where(peak == -torch.inf, 0, peak)
     # In units of log 2 the maximum would be rounded twice, an error of every share of the row.
