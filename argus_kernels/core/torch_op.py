@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from argus_kernels.core.eager import Direct, is_plain, restore, save
+from argus_kernels.core.eager import apply_recorded, is_plain, is_quiet, restore, save
 from argus_kernels.core.plans import MAX_PLANS, Plan, key_of
 from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
 from argus_kernels.core.registry import Backend, Probe, choose, default_backend, unknown_backend
@@ -139,12 +139,10 @@ class Op:
         wanted = default_backend() if backend is None else backend
         key = None
         if not torch.compiler.is_compiling() and type(wanted) is str and wanted != "eager":
-            tensors: list[Tensor] = []
-            key = key_of((wanted, torch.is_grad_enabled(), *also, *given), tensors)
-            if key is not None and is_plain(tensors):
-                plan = self._plans.get(key)
-                if plan is not None and plan.stands():
-                    return self._directly(plan, plan.replay(given))
+            key = key_of((wanted, torch.is_grad_enabled(), *also, *given))
+            plan = None if key is None else self._plans.get(key)
+            if plan is not None and is_quiet() and plan.stands():
+                return self._directly(plan, plan.replay(given))
         raw = given
         if prepare is not None:
             given = prepare(raw, *also)
@@ -189,9 +187,9 @@ class Op:
 
     def _directly(self, plan: Plan, given: Given) -> Any:
         if plan.wants_gradients:
-            return Direct.apply(plan, given, *plan.tensors(given))
-        written = [getattr(given, name) for name in self.mutates]
-        if written:
+            return apply_recorded(plan, given, *plan.tensors(given))
+        if self.mutates:
+            written = [getattr(given, name) for name in self.mutates]
             torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
         return plan.compute(given)
 
@@ -338,26 +336,23 @@ class Op:
         given: Given,
         outputs: list[Tensor],
         gradients: Sequence[Tensor | None],
-        needs: Sequence[bool],
+        needs: tuple[bool, ...],
     ) -> list[Tensor | None]:
         """One gradient for each tensor of the record, without the registered op where nothing has to see it."""
-        needed = {field: any(needs[first : first + (count or 1)]) for field, first, count in plan.places}
+        wanted, slots = plan.wants(needs)
         filled = _filled(gradients, outputs)
         if torch.is_grad_enabled() or not is_plain(filled):
-            wants = [needed.get(field, False) for field in range(len(given))]
-            found = self.gradients(gradients, [*given, plan.wanted], outputs, [*wants, False])
+            wants = [wanted.get(name, False) for name in self.arguments]
+            every = self.gradients(gradients, [*given, plan.wanted], outputs, [*wants, False])
+            parts: Sequence[Any] = [every[field] for _, field in self._leaves]
         else:
-            wanted = {name: needed.get(field, False) for name, field in self._leaves}
             parts = plan.backward(given).backward(filled, outputs, wanted, given)  # type: ignore[misc]
             if self._assemble is not None:
                 parts = self._assemble(given, wanted, _flatten(parts, filled[0]))
-            found = [None] * len(given)
-            for (_, field), part in zip(self._leaves, parts, strict=True):
-                found[field] = part
         flat: list[Tensor | None] = [None] * plan.count
-        for field, first, count in plan.places:
-            gradient = found[field]
-            if gradient is None or not needed[field]:
+        for index, first, count in slots:
+            gradient = parts[index]
+            if gradient is None:
                 continue
             if count is None:
                 flat[first] = gradient
@@ -421,9 +416,9 @@ def _is_free(number: Any) -> bool:
 
 
 def _filled(gradients: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the outputs, zeros for those that have none."""
+    """The gradients of the outputs, zeros for those that have none; an output of no elements is its own."""
     return [
-        torch.zeros_like(output) if gradient is None else gradient
+        gradient if gradient is not None else torch.zeros_like(output) if output.numel() else output.detach()
         for gradient, output in zip(gradients, outputs, strict=True)
     ]
 

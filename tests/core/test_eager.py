@@ -96,3 +96,19 @@ def test_what_only_the_registered_op_serves() -> None:
     with torch._subclasses.FakeTensorMode():
         assert not is_plain([])
     torch.func.vmap(lambda one: refused() if is_plain([one]) else one)(plain)
+
+
+def test_what_is_left_over_from_a_transform_is_a_constant() -> None:
+    kept: list[Tensor] = []
+    leaf = torch.ones(2, 1, 4)
+
+    def keeping(leaf: Tensor) -> Tensor:
+        kept.append(leaf * 2)
+        return leaf.sum()
+
+    torch.func.grad(keeping)(leaf)
+    assert kept[0].requires_grad and not is_plain(kept)
+    for _ in range(2):
+        out = hstu_attention(kept[0], leaf, leaf, torch.tensor([0, 2], dtype=torch.int32))
+        assert not out.requires_grad
+        assert torch.equal(out, hstu_attention(leaf * 2, leaf, leaf, torch.tensor([0, 2], dtype=torch.int32)))

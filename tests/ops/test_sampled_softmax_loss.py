@@ -332,6 +332,36 @@ def test_scale_as_a_number_and_as_a_tensor() -> None:
     assert gradients(sampled_softmax_loss(**arguments)[0].sum(), arguments, ("scale",))[0].shape == ()
 
 
+@pytest.mark.parametrize("weights", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_mean_has_the_dtype_of_the_loss_whatever_that_of_the_weights(weights: torch.dtype) -> None:
+    """Six weights of 60,000 are more than float16 holds; 257 of them are 256 or 258 in bfloat16."""
+    arguments = draw(6, 9, dtype=torch.float32)
+    expected = sampled_softmax_loss(**arguments, reduction="mean")[0]
+    heavy = torch.full((6,), 60_000, dtype=weights)
+    loss = sampled_softmax_loss(**arguments, row_weight=heavy, reduction="mean")[0]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    many = draw(257, 9, dtype=torch.float32)
+    loss = sampled_softmax_loss(**many, row_weight=torch.ones(257, dtype=weights), reduction="mean")[0]
+    torch.testing.assert_close(loss, sampled_softmax_loss(**many, reduction="mean")[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float16, 65_536), (torch.bfloat16, 1 / 3)])
+def test_the_gradient_of_one_number_is_multiplied_before_it_is_rounded(
+    backend: str, dtype: torch.dtype, factor: float
+) -> None:
+    """65,536, where torch's gradient scaler begins, is infinite in float16, and a third in bfloat16 is .3340."""
+    arguments = draw(3, 5, dtype=dtype)
+    with torch.no_grad():
+        for name in LEAVES[:3]:
+            arguments[name] *= 2**-6
+    loss, _ = serve(backend, {**arguments, "reduction": "sum"})
+    once = gradients(loss, arguments)
+    for one, scaled in zip(once, gradients(loss * factor, arguments), strict=True):
+        assert torch.equal(scaled, (one.double() * torch.tensor(factor).double()).to(one.dtype))
+
+
 def with_value(tensor: Tensor, position: int, value: float) -> Tensor:
     tensor = tensor.detach().clone()
     tensor[position] = value
@@ -355,6 +385,8 @@ def with_value(tensor: Tensor, position: int, value: float) -> Tensor:
         ({"scale": 0.0}, r"scale is 0\.0, expected a finite number above 0"),
         ({"scale": -1.0}, r"scale is -1\.0"),
         ({"scale": math.nan}, r"scale is nan"),
+        ({"scale": 1e39}, r"scale is 1e\+39, expected at most 3\.4028235e\+38, the largest torch\.float32"),
+        ({"scale": 10**400}, r"scale is an integer of 1329 bits, expected a finite number above 0$"),
         ({"scale": torch.tensor(-2.0)}, r"scale is -2\.0, expected a finite value above 0"),
         ({"scale": torch.ones(1)}, r"scale has shape \[1\], expected \[\]"),
         ({"row_weight": torch.tensor([1.0, -1.0, 0.0])}, r"row_weight\[1\] is -1\.0"),

@@ -107,7 +107,7 @@ def sampled_softmax_loss(
     if reduction == "none":
         return loss, lse
     loss = loss if given.reduced else total(loss)
-    return loss / _divisor(query, row_weight) if reduction == "mean" else loss, lse.detach()
+    return loss / _divisor(loss, lse, row_weight) if reduction == "mean" else loss, lse.detach()
 
 
 def _computes_gradients(reduction: str, query: Any, candidates: Any) -> bool:
@@ -121,18 +121,22 @@ def _computes_gradients(reduction: str, query: Any, candidates: Any) -> bool:
     return torch.is_grad_enabled() and all(wanted)
 
 
-def _divisor(query: Tensor, row_weight: Tensor | None) -> Tensor | int:
+def _divisor(loss: Tensor, lse: Tensor, row_weight: Tensor | None) -> Tensor | int:
+    """What "mean" divides by, in the dtype of the loss: weights of another one may not hold their own sum."""
     if row_weight is None:
-        return max(query.shape[0], 1)
-    whole = total(row_weight.detach())
+        return max(lse.shape[0], 1)
+    whole = total(row_weight.detach().to(loss.dtype))
     return torch.where(whole > 0, whole, torch.ones_like(whole))
 
 
 def _temperature(scale: Any, query: Any) -> Any:
     """A number as the tensor that backends take; anything else as it is, for the checks to refuse."""
-    if type(scale) is not float or not isinstance(query, Tensor) or not 0 < scale < torch.inf:
+    if type(scale) is not float or not isinstance(query, Tensor):
         return scale
-    return torch.full((), scale, dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
+    statistics = torch.promote_types(query.dtype, torch.float32)
+    if not 0 < scale <= torch.finfo(statistics).max:
+        return scale
+    return torch.full((), scale, dtype=statistics, device=query.device)
 
 
 def _prepare(given: Arguments) -> Arguments:
@@ -143,7 +147,11 @@ def _prepare(given: Arguments) -> Arguments:
     statistics = torch.promote_types(query.dtype, torch.float32)
     scale: Any = given.scale
     if not isinstance(scale, Tensor):
-        scale = torch.full((), problems.number("scale", scale, above=0), dtype=statistics, device=query.device)
+        scale, highest = problems.number("scale", scale, above=0), torch.finfo(statistics).max
+        if isinstance(scale, float) and highest < scale < math.inf:
+            problems.found.append(f"scale is {scale}, expected at most {highest:.8g}, the largest {statistics}")
+            problems.raise_if_any()
+        scale = torch.full((), scale, dtype=statistics, device=query.device)
     given = given._replace(query=query, positive=positive, candidates=candidates, scale=scale)
     _check_arguments(problems, given)
     return given._replace(

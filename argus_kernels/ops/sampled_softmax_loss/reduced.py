@@ -51,9 +51,16 @@ def with_reduced(backend: Backend, both: Both | None = None) -> Backend:
             assert backend.backward is not None
             return backend.backward(gradients, outputs, needs, given)
         found = zip(DIFFERENTIABLE, outputs[3:], strict=True)
-        return [found_one * gradients[0].to(found_one.dtype) if needs[name] else None for name, found_one in found]
+        return [_times(found_one, gradients[0]) if needs[name] else None for name, found_one in found]
 
     return dataclasses.replace(backend, forward=forward, backward=backward)
+
+
+def _times(found: Tensor, factor: Tensor) -> Tensor:
+    """The product with a factor of no dimension, rounded once: float16 cannot hold the 65,536 of a gradient scaler."""
+    if found.dtype == factor.dtype:
+        return found * factor
+    return torch.mul(found, factor.reshape(1), out=torch.empty_like(found))
 
 
 def total(loss: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ BROKEN: list[tuple[list[str], dict[str, Any], str | None, int | None, str]] = [
     (["a,x,2023-11-14T22:13:20Z,1", "a,y,2023-11-14T22:13:20,1"], {}, "time", 2, "a time with a zone as in the rows"),
     (["a,x,2023-02-30,1"], {}, "time", 1, "found '2023-02-30'"),
     (["a,x,2023-11-14T25:00:00Z,1"], {}, "time", 1, "found '2023-11-14T25:00:00Z'"),
+    (["a,x,2023-11-14T22:13+24:00,1"], {}, "time", 1, "found '2023-11-14T22:13+24:00'"),
+    (["a,x,2023-11-14T22:13+05:60,1"], {}, "time", 1, "found '2023-11-14T22:13+05:60'"),
     (["a,x,14/11/2023,1"], {}, "time", 1, "expected a time, such as 2024-05-17T08:30:00Z"),
     (["a,x,1950-01-01,1"], {}, "time", 1, "found -631152000"),
     ([f"a,x,{BEGIN},1"], {"unit": "milliseconds"}, "time", 1, "in seconds it would be 2023-11-14: give milliseconds"),
@@ -218,6 +220,8 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"feedback": {"like": "x:bins"}}, "feedback like=x:bins: expected edges, rising numbers"),
     ({"feedback": {"like": "x:bins=2,1"}}, "expected edges, rising numbers such as bins=0.2,0.8"),
     ({"feedback": {"like": "x:bins=a"}}, "expected edges, rising numbers"),
+    ({"feedback": {"like": "x:bins=nan"}}, "expected edges, rising numbers"),
+    ({"feedback": {"like": "x:bins=0,inf"}}, "expected edges, rising numbers"),
     ({"feedback": {"like": "x:bool=1"}}, "expected no number behind bool"),
     ({"feedback": {"like": "x:several=2"}}, "expected :bool, :classes, :bins behind the column, found :several"),
     ({"feedback": {"like": ""}}, "feedback like=: expected a column"),
@@ -263,6 +267,7 @@ def _table(**columns: Any) -> pa.Table:
 TYPED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"time": [True] * 4}, {}, "column 'time': expected a time, such as"),
     ({"time": pa.array([1, 2, 3, 4], pa.duration("s"))}, {}, "column 'time': expected a time, such as"),
+    ({"time": np.full(4, BEGIN, np.float32)}, {}, "column 'time': expected times of 64 bits, found 32"),
     ({"time": [float("inf")] * 4}, {}, "column 'time', data row 1: expected a time from 1990"),
     ({"time": pa.array([2**64 - 1] * 4, pa.uint64())}, {}, "column 'time', data row 1: expected a time from 1990"),
     ({"user": [["a"]] * 4}, {}, r"column 'user': expected ids that are integers or text, found List\(String\)"),
@@ -302,3 +307,37 @@ def test_titles_that_are_lists_are_refused(tmp_path: Path) -> None:
     items = pa.table({"item": ["x", "y"], "name": [["a"], ["b"]]})
     with pytest.raises(ValueError, match="items, column 'name': expected categories, found List"):
         from_frame(_table(), tmp_path / "out", items=items, title="name")
+
+
+SEVERAL: list[tuple[Any, list[str], list[list[int]]]] = [
+    ([["Rock, Pop", "a|b"], ["Jazz"]], ["Jazz", "Rock, Pop", "a|b"], [[1, 0], [2, -1]]),
+    (pa.array([["a", "b"], ["b", "c"]], pa.list_(pa.string(), 2)), ["a", "b", "c"], [[0, 1], [1, 2]]),
+    ([["", "b"], [None, None]], ["b"], [[0, -1], [-1, -1]]),
+    (["a||b", "|c"], ["a", "b", "c"], [[0, 2], [1, -1]]),
+]
+
+
+@pytest.mark.parametrize(("values", "labels", "codes"), SEVERAL)
+def test_a_list_is_not_cut_at_separators_and_nothing_takes_no_place(
+    tmp_path: Path, values: Any, labels: list[str], codes: list[list[int]]
+) -> None:
+    items = pa.table({"item": ["x", "y"], "tags": values})
+    from_frame(_table(), tmp_path / "out", items=items, item_features={"tag": "tags:several=2"})
+    dataset = load_dataset(tmp_path / "out")
+    assert list(dataset.names.labels["item_tag"].values()) == labels
+    assert [dataset.item_column(name).tolist() for name in ("item_tag", "item_tag_2")] == codes
+
+
+def test_lists_of_what_is_no_category_are_refused(tmp_path: Path) -> None:
+    items = pa.table({"item": ["x", "y"], "tags": [[{"a": 1}], [{"a": 2}]]})
+    with pytest.raises(
+        ValueError, match=r"items, column 'tags': expected categories or lists of them, found List\(Str"
+    ):
+        from_frame(_table(), tmp_path / "out", items=items, item_features={"tag": "tags:several=2"})
+
+
+def test_a_column_of_a_frame_that_is_there_twice(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame([[1, 1, 2, BEGIN]], columns=["user", "user", "item", "time"])
+    with pytest.raises(ValueError, match="frame, column 'user': expected every column once, found it again"):
+        from_frame(frame, tmp_path / "out")

@@ -123,11 +123,20 @@ def _add_several(items: Items, one: Column, values: pl.Series, rows: np.ndarray,
     """The first categories of each item, each place a feature of its own over the same labels."""
     import polars as pl
 
-    taken = _taken(_plain(values).cast(pl.String), rows)
-    separator = next((mark for mark in _SPLIT if taken.str.contains(mark, literal=True).any()), _SPLIT[0])
-    lists = taken.str.split(separator)
-    places = [read_as.categories(lists.list.get(place, null_on_oob=True).str.strip_chars(" ").alias(one.column),
-                                 read_as.TEXT, file) for place in range(one.count)]  # fmt: skip
+    taken = _taken(values, rows)
+    inner = getattr(taken.dtype, "inner", taken.dtype)
+    if inner.is_nested() or inner == pl.Binary:
+        raise DataError(file, f"expected categories or lists of them, found {taken.dtype}", column=one.column)
+    if taken.dtype == pl.List:
+        lists = taken.cast(pl.List(pl.String))
+    else:
+        text = taken.cast(pl.String)
+        separator = next((mark for mark in _SPLIT if text.str.contains(mark, literal=True).any()), _SPLIT[0])
+        lists = text.str.split(separator)
+    # An empty piece, as between two separators, is no category and takes no place.
+    lists = lists.list.eval(pl.element().str.strip_chars(" ")).list.eval(pl.element().filter(pl.element() != ""))
+    places = [read_as.categories(lists.list.get(place, null_on_oob=True).alias(one.column), read_as.TEXT, file)
+              for place in range(one.count)]  # fmt: skip
     codes, labels = _coded(pl.concat(places))
     for name, part in zip(one.names, codes.reshape(one.count, -1), strict=True):
         items.add(name, part, labels)

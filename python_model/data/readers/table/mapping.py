@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -191,7 +192,8 @@ def _column(what: str, name: str, text: str, kinds: tuple[str, ...]) -> Column:
     except ValueError:
         raise ValueError(f"{where}: expected {_NUMBERS[kind]}") from None
     if kind == "bins":
-        if any(not low < high for low, high in pairwise(found)) or len(found) > 1000:
+        rising = all(map(math.isfinite, found)) and all(low < high for low, high in pairwise(found))
+        if not rising or len(found) > 1000:
             raise ValueError(f"{where}: expected {_NUMBERS[kind]}")
         return Column(name, column, kind, edges=found)
     if kind in _LIMITS:

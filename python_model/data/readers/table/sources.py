@@ -166,6 +166,9 @@ def _arrow(frame: Any, name: str) -> pa.Table:
     if kind.__module__.split(".")[0] == "polars" and kind.__name__ in ("DataFrame", "LazyFrame"):
         return (frame.collect() if kind.__name__ == "LazyFrame" else frame).to_arrow()
     if kind.__module__.split(".")[0] == "pandas" and kind.__name__ == "DataFrame":
+        if not frame.columns.is_unique:
+            again = frame.columns[frame.columns.duplicated()][0]
+            raise DataError(Path(name), "expected every column once, found it again", column=str(again))
         try:
             return pa.Table.from_pandas(frame, preserve_index=False)
         except (pa.ArrowException, TypeError, ValueError) as error:
@@ -178,7 +181,9 @@ def _series(table: pa.Table, names: Sequence[str]) -> dict[str, pl.Series]:
 
     found = pl.from_arrow(table)
     assert isinstance(found, pl.DataFrame)
-    return {name: found[name] for name in names}
+    columns = {name: found[name] for name in names}
+    # Lists of one length are lists.
+    return {name: one.arr.to_list() if one.dtype == pl.Array else one for name, one in columns.items()}
 
 
 def _parquet(file: Path, content: Path, names: Sequence[str]) -> Source:

@@ -27,7 +27,7 @@ MICRO = 1_000_000
 _YES = {"true": 1, "1": 1, "1.0": 1, "yes": 1, "t": 1, "y": 1, "false": 0, "0": 0, "0.0": 0, "no": 0, "f": 0, "n": 0}
 _ISO = (
     r"^([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,]([0-9]{1,9}))?"
-    r" ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?$"
+    r" ?(Z|UTC|[+-](?:[01][0-9]|2[0-3])(?::?[0-5][0-9])?)?)?$"
 )
 _MOMENT = "a time, such as 2024-05-17T08:30:00Z or a number of seconds since 1970"
 
@@ -157,6 +157,9 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
         said = "timestamps"
     elif values.dtype == pl.Date:
         micro, said = values.to_physical().cast(pl.Int64).to_numpy() * 86_400 * MICRO, "dates"
+    elif values.dtype == pl.Float32:
+        # A second of 2024 is told to 128 s, its millisecond to 36 hours: every gap between events would be wrong.
+        raise DataError(file, "expected times of 64 bits, found 32, which cannot hold their seconds", column=name)
     elif values.dtype.is_numeric():
         values = values.cast(pl.Float64) if values.dtype.is_decimal() else values
         micro, said = _ticks(values.to_numpy(), unit, file, name)
