@@ -15,6 +15,8 @@ from argus_kernels.core.registry import needs_device, needs_dtype
 _ON_CUDA = (torch.float32, torch.bfloat16, torch.float16)
 _ON_CPU = (*_ON_CUDA, torch.float64)
 _PIECE_BYTES = 16
+WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in _ON_CPU}
+"""The dtype of sums, statistics and tables by that of q."""
 MAX_WIDTH = 256
 MAX_HEADS = 65_535
 MAX_POSITIONS = 512
@@ -69,17 +71,17 @@ def native_arguments(given: History, *, aligned: bool) -> HistoryArguments:
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
     projection to all three; the tables come in the dtype of the sums. aligned: heads as the CUDA kernels read them.
     """
-    wide = torch.promote_types(given.q.dtype, torch.float32)
+    q, k, v, offsets, _, visible, position_bias, time_bias, query_time, key_time, *_ = given
     return (
-        heads(given.q, aligned),
-        heads(given.k, aligned),
-        heads(given.v, aligned),
-        given.offsets.contiguous(),
-        _contiguous(given.visible),
-        _wide(given.position_bias, wide),
-        _wide(given.time_bias, wide),
-        _contiguous(given.query_time),
-        _contiguous(given.key_time),
+        heads(q, aligned),
+        heads(k, aligned),
+        heads(v, aligned),
+        offsets.contiguous(),
+        None if visible is None else visible.contiguous(),
+        None if position_bias is None else position_bias.to(WIDE[q.dtype]).contiguous(),
+        None if time_bias is None else time_bias.to(WIDE[q.dtype]).contiguous(),
+        None if query_time is None else query_time.contiguous(),
+        None if key_time is None else key_time.contiguous(),
     )
 
 
@@ -89,7 +91,7 @@ def heads(packed: Tensor, aligned: bool) -> Tensor:
     aligned: heads begin at multiples of 16 bytes, too, which is what the CUDA kernels copy at once.
     """
     if not aligned:
-        return packed if packed.shape[2] <= 1 or packed.stride(2) == 1 else packed.contiguous()
+        return packed if packed.stride(2) == 1 or packed.shape[2] <= 1 else packed.contiguous()
     piece = _PIECE_BYTES // packed.element_size()
     fits = packed.stride(2) == 1 and packed.stride(0) % piece == 0 and packed.stride(1) % piece == 0
     return (
@@ -106,24 +108,17 @@ def empty_rows(q: Tensor) -> Tensor:
 
 def statistic(q: Tensor) -> Tensor:
     """Memory for one number a head and row [H, T], in the dtype of the sums."""
-    return q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
+    rows, heads, _ = q.shape
+    return q.new_empty(heads, rows, dtype=WIDE[q.dtype])
 
 
 def table_gradient(table: Tensor | None, wanted: bool, q: Tensor) -> Tensor | None:
     """Memory for the gradient of a bias table, in the dtype of the sums; None where it is not wanted."""
     if table is None or not wanted:
         return None
-    return q.new_empty(table.shape, dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(table.shape, dtype=WIDE[q.dtype])
 
 
 def in_dtype_of(gradient: Tensor | None, table: Tensor | None) -> Tensor | None:
     """The gradient in the table's own dtype."""
     return None if gradient is None or table is None else gradient.to(table.dtype)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
-def _wide(table: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if table is None else table.to(dtype).contiguous()

@@ -6,7 +6,6 @@ user's do not depend on who shares the batch; the CUDA half is safe in a CUDA gr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
@@ -19,6 +18,7 @@ from argus_kernels.attention.native import (
     statistic,
     table_gradient,
 )
+from argus_kernels.core import native
 
 
 def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Te
     q = given.q
     history = native_arguments(given, aligned=launch is not None or q.is_cuda)
     out, log_sum_exp = empty_rows(q), statistic(q)
-    launch = launch or torch.ops.argus_native.causal_attention_
+    launch = launch or native.op("causal_attention_")
     launch(out, log_sum_exp, *history, given.scale, given.window or 0)
     return out, log_sum_exp
 
@@ -46,7 +46,7 @@ def backward(
     d_position = table_gradient(given.position_bias, needs["position_bias"], q)
     d_time = table_gradient(given.time_bias, needs["time_bias"], q)
     found = [empty_rows(q) for _ in range(3)]
-    launch = launch or torch.ops.argus_native.causal_attention_backward_
+    launch = launch or native.op("causal_attention_backward_")
     launch(
         *found,
         d_position,

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from argus_kernels.core import native
@@ -24,14 +20,8 @@ def forward(given: Arguments) -> Tensor:
     having changed nothing, for shapes and dtypes that the kernels do not take, and on the CPU for a length or a page
     out of bounds and for two users that append to one page.
     """
-    out: Tensor = _op()(*given)
+    out: Tensor = native.op("decode_attention")(*given)
     return out
-
-
-@functools.cache
-def _op() -> Any:
-    """Looked up once: the way through torch.ops takes longer than the call."""
-    return torch.ops.argus_native.decode_attention.default
 
 
 def available_cpp() -> str | None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from argus_kernels.core import native
@@ -22,14 +18,8 @@ def forward(given: Arguments) -> Tensor:
 
     Raises ValueError for shapes, dtypes and numbers of rows that the kernel does not take.
     """
-    out: Tensor = _op()(*given[:-1], given.activation == "gelu")
+    out: Tensor = native.op("decode_linear")(*given[:-1], given.activation == "gelu")
     return out
-
-
-@functools.cache
-def _op() -> Any:
-    """Looked up once: the way through torch.ops takes longer than a small call."""
-    return torch.ops.argus_native.decode_linear.default
 
 
 def available() -> str | None:

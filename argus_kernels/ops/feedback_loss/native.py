@@ -21,7 +21,7 @@ MAX_LOGITS = 128
 
 def forward(given: Arguments) -> Tensor:
     """The losses [F] of hidden [N, D], weight [D, C], bias [C], targets [N, F]."""
-    losses: Tensor = torch.ops.argus_native.feedback_loss(*given)
+    losses: Tensor = native.op("feedback_loss")(*given)
     return losses
 
 
@@ -32,7 +32,7 @@ def backward(
     given: Arguments,
 ) -> list[Tensor | None]:
     """Gradients of hidden, weight and bias from the gradient of the losses [F]; one pass gives all three."""
-    found = torch.ops.argus_native.feedback_loss_backward(gradients[0], *given)
+    found = native.op("feedback_loss_backward")(gradients[0], *given)
     wanted = (needs["hidden"], needs["weight"], needs["bias"])
     return [gradient if wants else None for gradient, wants in zip(found, wanted, strict=True)]
 

@@ -6,11 +6,11 @@ user's do not depend on who shares the batch; the CUDA half is safe in a CUDA gr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
 from argus_kernels.attention.native import Launch, empty_rows, heads, in_dtype_of, native_arguments, table_gradient
+from argus_kernels.core import native
 
 
 def forward(given: History, *, launch: Launch | None = None) -> Tensor:
@@ -18,7 +18,7 @@ def forward(given: History, *, launch: Launch | None = None) -> Tensor:
     q = given.q
     history = native_arguments(given, aligned=launch is not None or q.is_cuda)
     out = empty_rows(q)
-    launch = launch or torch.ops.argus_native.hstu_attention_
+    launch = launch or native.op("hstu_attention_")
     launch(out, *history, given.scale, given.divisor, given.window or 0)
     return out
 
@@ -38,7 +38,7 @@ def backward(
     d_position = table_gradient(given.position_bias, needs["position_bias"], q)
     d_time = table_gradient(given.time_bias, needs["time_bias"], q)
     found = [empty_rows(q) for _ in range(3)]
-    launch = launch or torch.ops.argus_native.hstu_attention_backward_
+    launch = launch or native.op("hstu_attention_backward_")
     launch(
         *found,
         d_position,

@@ -22,9 +22,7 @@ _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 def forward_cpp(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.argus_native.pairwise_loss(
-        *given._replace(grades=given.grades.to(torch.int64))
-    )
+    found: tuple[Tensor, Tensor, Tensor] = native.op("pairwise_loss")(*_int64_grades(given))
     return found
 
 
@@ -37,18 +35,18 @@ def backward_cpp(
     """Gradient of scores from that of the loss; the counts have none."""
     if not needs["scores"]:
         return [None]
-    return [
-        torch.ops.argus_native.pairwise_loss_backward(
-            gradients[0], *given._replace(grades=given.grades.to(torch.int64))
-        )
-    ]
+    return [native.op("pairwise_loss_backward")(gradients[0], *_int64_grades(given))]
+
+
+def _int64_grades(given: Arguments) -> Arguments:
+    if given.grades.dtype == torch.int64:
+        return given
+    return given._replace(grades=given.grades.to(torch.int64))
 
 
 def forward_cuda(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The same on the GPU."""
-    found: tuple[Tensor, Tensor, Tensor] = torch.ops.argus_native.pairwise_loss_ordered(
-        *ordered_arguments(given), given.window
-    )
+    found: tuple[Tensor, Tensor, Tensor] = native.op("pairwise_loss_ordered")(*ordered_arguments(given), given.window)
     return found
 
 
@@ -61,9 +59,7 @@ def backward_cuda(
     """The same on the GPU."""
     if not needs["scores"]:
         return [None]
-    return [
-        torch.ops.argus_native.pairwise_loss_ordered_backward(gradients[0], *ordered_arguments(given), given.window)
-    ]
+    return [native.op("pairwise_loss_ordered_backward")(gradients[0], *ordered_arguments(given), given.window)]
 
 
 def ordered_arguments(given: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:

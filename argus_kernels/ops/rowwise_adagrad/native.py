@@ -25,7 +25,7 @@ def forward(given: Arguments) -> None:
             kernels do not take.
     """
     row_gradients = kept_apart(given.row_gradients, given.table, given.state)
-    torch.ops.argus_native.rowwise_adagrad_(*given._replace(row_gradients=row_gradients))
+    native.op("rowwise_adagrad_")(*given._replace(row_gradients=row_gradients))
 
 
 def kept_apart(read: Tensor, *written: Tensor) -> Tensor:

@@ -220,11 +220,13 @@ def _plainly_right(given: Arguments) -> bool:
     if not 0 < given.scale.item() < math.inf or not math.isfinite(given.log_q.sum().item()):
         return False
     weight, value = given.row_weight, given.positive_log_q
-    if weight is not None and not (math.isfinite(weight.sum().item()) and bool((weight >= 0).all())):
+    if given.positive_ids.numel() == 0:
+        return True
+    if weight is not None and not (weight.min().item() >= 0 and math.isfinite(weight.sum().item())):
         return False
     if value is None:
         return True
-    return math.isfinite(value.sum().item()) and (given.form != "refined" or bool((value < 0).all()))
+    return math.isfinite(value.sum().item()) and (given.form != "refined" or value.max().item() < 0)
 
 
 def _positive(value: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss [N], lse [N], statistics [2, N]) as `reference.forward`."""
-    loss, lse, statistics = torch.ops.argus_native.sampled_softmax_loss(*_native(given))
+    loss, lse, statistics = native.op("sampled_softmax_loss")(*_native(given))
     return loss, lse, statistics
 
 
@@ -29,15 +29,13 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of query, positive, candidates and scale, None where not wanted."""
     wanted = [needs[name] for name in ("query", "positive", "candidates", "scale")]
-    found = torch.ops.argus_native.sampled_softmax_loss_backward(
-        gradients[0], gradients[1], outputs[2], *wanted, *_native(given)
-    )
+    found = native.op("sampled_softmax_loss_backward")(gradients[0], gradients[1], outputs[2], *wanted, *_native(given))
     return [gradient if needed else None for gradient, needed in zip(found, wanted, strict=True)]
 
 
 def both(d_loss: Tensor, given: Arguments) -> tuple[Tensor, ...]:
     """(loss, lse, d_query, d_positive, d_candidates, d_scale) in three products on the CPU; on a GPU in four."""
-    found: tuple[Tensor, ...] = torch.ops.argus_native.sampled_softmax_loss_with_gradients(
+    found: tuple[Tensor, ...] = native.op("sampled_softmax_loss_with_gradients")(
         d_loss, True, True, True, True, *_native(given)
     )
     return found

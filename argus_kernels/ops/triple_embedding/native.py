@@ -28,7 +28,7 @@ def forward(given: Arguments) -> Tensor:
     An id outside its table is a ValueError on the CPU, whether `check_ids` or not; on a GPU, where it was not checked,
     it reads as missing.
     """
-    out: Tensor = torch.ops.argus_native.triple_embedding(*given[:5])
+    out: Tensor = native.op("triple_embedding")(*given[:5])
     return out
 
 
@@ -42,7 +42,7 @@ def backward(
     needs_bias = needs["bias"] and given.bias is not None
     dense = [_zeros(table) for table in given.tables] if needs["tables"] and not given.sparse else []
     wanted = (needs["tables"], needs["weight"], needs_bias)
-    native_backward = torch.ops.argus_native.triple_embedding_backward
+    native_backward = native.op("triple_embedding_backward")
     found = iter(native_backward(gradients[0], *given[:4], dense, given.sparse, *wanted))
     d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
     if needs["tables"]:
