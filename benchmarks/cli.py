@@ -233,6 +233,10 @@ def compare(
         else:
             given = {"op": op, "case": case, "backend": backend, "dtype": dtype, "peer": ["none"], "device": [device]}
             options = [part for name, values in given.items() for one in values or () for part in (f"--{name}", one)]
+            if after is None:
+                # This tree knows its names; a wrong one is refused before another is checked out and built.
+                specs = select(op or (), case or (), dtype or ["fp32", "bf16"], device)
+                _settings(specs, backend, ["none"], "quick", device, 0, None, True)
             with rounding.tree_of(before) as one, rounding.tree_of(after or str(REPOSITORY)) as other:
                 runs = rounding.in_turns([one, other], rounds, options, console.print)
         found = comparing.compare(*runs)

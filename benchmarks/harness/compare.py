@@ -85,6 +85,8 @@ def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
         raise ValueError(f"expected as many runs of both sides, found {len(before)} and {len(after)}")
     first, second = ([{record.key: record for record in run} for run in side] for side in (before, after))
     common = [key for key in first[0] if all(key in run for run in (*first, *second))]
+    if not common:
+        raise ValueError("no case is in both sides: nothing to compare")
     known = {key for run in second for key in run}
     refused = [key for key in common if first[0][key].verified and not second[0][key].verified]
     timed = [key for key in common if all(run[key].ms for run in (*first, *second))]

@@ -130,7 +130,13 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", dir_okay=False, help="Write the figures here.")] = None,
 ) -> None:
     """Time a call of every op on eight events, beside torch's attention."""
-    found = measure(turns, repeats, backend)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        # Said before anything is measured.
+        raise typer.BadParameter(f"cannot write {json_file}: its directory is missing", param_hint="'--json'")
+    try:
+        found = measure(turns, repeats, backend)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     shown = Table("op", "forward", "recorded", "backward", title=f"µs a call, {EVENTS} events, backend {backend}")
     for one in found:
         figures = (one.forward, one.recorded, one.backward)

@@ -105,6 +105,30 @@ def test_the_command_compares_files(tmp_path: Path, make_record: MakeRecord) -> 
         assert refused.exit_code == 2 and "two trees or commits" in " ".join(refused.output.split())
 
 
+@pytest.mark.parametrize("ops", [[], ["another"]])
+def test_files_without_a_common_case_are_refused(tmp_path: Path, make_record: MakeRecord, ops: list[str]) -> None:
+    """An empty file, such as one of a run that was cut short, has not shown that nothing got slower."""
+    write_records(tmp_path / "a.jsonl", run(make_record, 1))
+    write_records(tmp_path / "b.jsonl", [record for op in ops for record in run(make_record, 1, op=op)])
+    command = ["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--fail-on-slower"]
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2 and "no case is in both sides" in " ".join(result.output.split())
+
+
+WRONG = [(["--op", "nope"], "op nope is unknown"), (["--case", "nope"], "case nope is unknown"),
+         (["--dtype", "fp8"], "dtype fp8 is unknown"), (["--device", "tpu"], "device tpu is unknown"),
+         (["--backend", "nope"], "backend nope is unknown")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "says"), WRONG)
+def test_a_wrong_name_is_refused_before_a_commit_is_checked_out(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], says: str
+) -> None:
+    monkeypatch.setattr(rounds, "tree_of", lambda named: pytest.fail("a tree was asked for"))
+    result = CliRunner().invoke(cli.app, ["compare", "HEAD", *options])
+    assert result.exit_code == 2 and says in " ".join(result.output.replace("│", " ").split())
+
+
 def test_the_command_runs_trees_in_turns(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_record: MakeRecord
 ) -> None:
