@@ -2,8 +2,8 @@
 
 A prepared data set is a directory:
 
-- events.parquet   one row an event, sorted by (user, time, original order)
-- items.parquet    one row an item, users.parquet one row a user: dense number -> original id
+- events.parquet   one row per event, sorted by (user, time, original order)
+- items.parquet    one row per item, users.parquet one row per user: dense number -> original id
 - labels.parquet   what the numbers of categories are called, where the source says (`python_model.data.names`)
 - dataset.json     `DatasetInfo`
 - shards/          instead of events.parquet, several files of whole users each (`python_model.data.shards`)

@@ -50,7 +50,7 @@ _Time = Annotated[int, Between(SECONDS.earliest, SECONDS.latest)]
 class Shard:
     """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1.
 
-    crc32: checksum of the file, "" where nobody took it.
+    crc32: checksum of the file, "" where it was not computed.
     """
 
     file: str

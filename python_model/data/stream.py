@@ -75,11 +75,11 @@ class ShardStream:
         self._kept = None if order is None else order < max(1, round(share * users))
 
     def start(self) -> dict[str, Any]:
-        """As `BatchSource` has it."""
+        """See `BatchSource`."""
         return {"lanes": {}}
 
     def require(self, of: int) -> None:
-        """As `BatchSource` has it."""
+        """See `BatchSource`."""
         if of > len(self.manifest.shards):
             raise ValueError(
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
@@ -87,7 +87,7 @@ class ShardStream:
             )
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """As `BatchSource` has it; the place has that of every lane that this rank reads."""
+        """See `BatchSource`; the place has that of every lane that this rank reads."""
         self.require(of)
         lanes = {number: self._lane(number, of, _place(place, number)) for number in numbers if number < of}
         nothing = empty_batch(self.dataset.info)
@@ -97,7 +97,7 @@ class ShardStream:
             yield Step([taken[number][0] if number in taken else nothing for number in numbers], {"lanes": places})
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As `BatchSource` has it: each rank knows the places of its lanes."""
+        """See `BatchSource`: each rank knows the places of its lanes."""
         return {"lanes": {number: lane for place in places for number, lane in place["lanes"].items()}}
 
     def _lane(self, number: int, of: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:

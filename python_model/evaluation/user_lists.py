@@ -1,4 +1,4 @@
-"""One list a user: the whole catalogue ranked once, from what is known before the held-out day of the Yambda split.
+"""One list per user: the whole catalogue ranked once, from what is known before the held-out day of the Yambda split.
 
 A user is asked for who has an event before the gap and a Listen+ event in the held-out day; what they listened to
 there, each item once, is what their list should begin with. Items heard before stay in. With n such items

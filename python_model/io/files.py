@@ -72,7 +72,7 @@ def reading_parquet(file: Path, column: str | None = None) -> Iterator[None]:
 
 
 def require_column(file: Path, schema: pa.Schema, name: str) -> pa.DataType:
-    """The type of a column; DataError where it is missing or stands twice."""
+    """The type of a column; DataError where it is missing or occurs twice."""
     count = schema.names.count(name)
     if count == 0:
         raise DataError(file, f"this column is missing; the file has {', '.join(schema.names)}", column=name)

@@ -58,7 +58,7 @@ def format_metric(value: float | None) -> str:
 
 
 def metrics_table(result: EvaluationResult) -> Table:
-    """One line a predictor, one column a metric, as keyed in the JSON."""
+    """One line per predictor, one column a metric, as keyed in the JSON."""
     counts = result.counts
     table = Table(
         title=f"{result.dataset}, {result.protocol} split",
@@ -154,7 +154,7 @@ def counting_progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_recommendations(found: Sequence[UserRecommendations]) -> None:
-    """One table a user."""
+    """One table per user."""
     console = stdout()
     for user in found:
         console.print(recommendations_table(user))
@@ -172,7 +172,7 @@ def working(title: str) -> Iterator[None]:
 
 
 def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
-    """One table a user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
+    """One table per user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
     for user, row, values in zip(users, items, scores, strict=True):
         table = Table(title=f"User {export.user_ids.original(user)}")
         table.add_column("", justify="right")

@@ -168,7 +168,7 @@ class Export:
         return found
 
     def history(self, user: int) -> dict[str, np.ndarray]:
-        """The newest events of a user, oldest first: `HISTORY_COLUMNS`, each one row an event."""
+        """The newest events of a user, oldest first: `HISTORY_COLUMNS`, each one row per event."""
         offsets, columns = self._history
         rows = int(offsets[user]), int(offsets[user + 1])
         return {name: values.rows(*rows) for name, values in columns.items()}

@@ -31,7 +31,7 @@ class Part:
 def input_parts(rows: Path) -> list[Part]:
     """The row groups of a Parquet file, or of all Parquet files in a folder by name.
 
-    DataError where it is neither, a column stands twice, or the files of a folder differ in their columns.
+    DataError where it is neither, a column occurs twice, or the files of a folder differ in their columns.
     """
     files = _files_of(rows) if rows.is_dir() else [rows]
     parts: list[Part] = []

@@ -41,7 +41,7 @@ def align(
 ) -> dict[str, np.ndarray]:
     """Rows of a table of int32 columns for the ids `wanted`; -1 where `keys` lacks an id.
 
-    DataError with file, the column of the keys and row where an id stands twice and not with the same values.
+    DataError with file, the column of the keys and row where an id occurs twice and not with the same values.
     """
     unique, first, place_of = np.unique(keys, return_index=True, return_inverse=True)
     for name, of_row in values.items():

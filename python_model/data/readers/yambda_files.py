@@ -22,7 +22,7 @@ _FLAT_BATCH, _SEQUENTIAL_BATCH = 1 << 19, 256
 
 
 class EventFile:
-    """One event file; in sequential files every column but uid is a list, one row a user.
+    """One event file; in sequential files every column but uid is a list, one row per user.
 
     columns: the columns to read beside uid. sort: times of a user may be in any order, which `in_order_of_time` then
     mends. Rows of errors are 1-based data rows of the file.

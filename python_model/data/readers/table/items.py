@@ -1,4 +1,4 @@
-"""A file with one row an item: titles and features of the items of a log."""
+"""A file with one row per item: titles and features of the items of a log."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def item_columns(mapping: TableMapping) -> list[str]:
 def read_items(source: Source, mapping: TableMapping, item_ids: pa.Array) -> Items:
     """Titles and features of the items `item_ids` from a file, which is read as a whole.
 
-    DataError with column and row for an id that is missing, or stands twice with different values.
+    DataError with column and row for an id that is missing, or occurs twice with different values.
     """
     import polars as pl
 

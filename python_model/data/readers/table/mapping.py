@@ -62,7 +62,7 @@ class TableMapping:
     negative: names of feedback that counts against an item.
     grade: a column of whole numbers from 0 to 127, or a name of feedback, that orders what a user was shown; made of
     the feedback by default. organic: a column that is true where the user chose the item and no recommender did.
-    context: name -> COLUMN, categories known before the item. items: a file with one row an item.
+    context: name -> COLUMN, categories known before the item. items: a file with one row per item.
     item_id: its column of ids, that of the log by default. title: its column of titles.
     item_features: name -> COLUMN[:category|:several=N|:quantiles=N|:bins=EDGES]; category by default.
     pair_window: seconds between two events of a user whose grades may be compared.

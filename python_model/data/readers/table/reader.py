@@ -66,7 +66,7 @@ def from_frame(
 ) -> DatasetInfo:  # fmt: skip
     """Prepare a log that is a pandas or polars DataFrame or a pyarrow Table; see `read_table`.
 
-    items: None, a file, or another frame with one row an item. settings: those of `TableMapping`. Errors name
+    items: None, a file, or another frame with one row per item. settings: those of `TableMapping`. Errors name
     the frame as "frame" and "items"; rows count from 1.
     """
     out = Path(out)
