@@ -40,10 +40,10 @@ from python_model.io.settings import Between, OneOf, checked_settings
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
-# A bin of its own begins at Listen+, so that a prepared data set knows it.
+# One bin begins at the threshold of Listen+, so that a prepared data set can tell these listens.
 LISTEN_PLUS = PositiveEvents("share", int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right")))
 FULL_PCT = 80
-# One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
+# One sitting: its impressions are ranked by the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
 _LISTEN_COLUMNS = ("item_id", "timestamp", "is_organic", *LISTEN_ONLY)
 _EXPLICIT_COLUMNS = ("uid", "item_id", "timestamp", "event_type")
