@@ -1,4 +1,4 @@
-"""What a model and a training run are made of: frozen settings with validation, JSON round trip and presets.
+"""The settings of a model and of a training run: frozen dataclasses with validation, JSON round trip and presets.
 
 `ModelConfig` fixes the shapes, `TrainConfig` one stage of training, `FeatureSpec` the vocabulary of the data that a
 model was built for. All three travel with every checkpoint. `PRESETS` are the published sizes, `RECIPES`
@@ -31,7 +31,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 
 class JsonConfig:
-    """Shared by the frozen dataclasses here: JSON in and out, one clear error for what does not fit."""
+    """Base of the frozen dataclasses here: JSON in and out, one clear error for an invalid value."""
 
     def to_json(self) -> str:
         """A JSON object with every field."""
@@ -84,7 +84,7 @@ Width = Annotated[int, Between(1, 1 << 16)]
 Buckets = Annotated[int, Between(1, 1 << 16)]
 Share = Annotated[float, Between(0, 1)]
 Rate = Annotated[float, Between(0, 1e30)]
-"""AdamW divides a rate by its bias correction, which float32 must hold; one that diverges is found in training."""
+"""AdamW divides the rate by its bias correction; the quotient must fit float32. Training itself detects divergence."""
 Int32 = Annotated[int, Between(0, 2**31 - 1)]
 
 
@@ -93,7 +93,7 @@ class FeatureSpec(JsonConfig):
     """The vocabulary a model is built for.
 
     items: catalogue size. context, item_features: name -> cardinality. feedback: name -> component.
-    negative: names of feedback that counts against an item; None: those that runs of before it took for that.
+    negative: names of feedback that counts against an item; None: the names that runs without this field used.
     """
 
     items: Count
@@ -118,11 +118,11 @@ class FeatureSpec(JsonConfig):
 
     @property
     def logits(self) -> tuple[int, ...]:
-        """Logits of each feedback component, in order: `classes` of the op feedback_loss."""
+        """Number of logits of each feedback component, in order: `classes` of the op feedback_loss."""
         return tuple(component.logits for component in self.feedback.values())
 
     def identity(self) -> str:
-        """The text that fingerprints are taken of: the same for what earlier versions wrote."""
+        """The text that fingerprints are computed from; it is the same for files of earlier versions."""
         plain = {**asdict(self), "feedback": dict(zip(self.feedback, self.logits, strict=True))}
         if self.negative == negative_by_name(self.feedback):
             del plain["negative"]
@@ -279,7 +279,7 @@ class TrainConfig(JsonConfig):
 
 
 def _published(layers: int, width: int) -> ModelConfig:
-    """A published size: head width 64 is our choice, embedding widths too."""
+    """A published size; the head width of 64 and the embedding widths are our choice."""
     return ModelConfig(
         layers=layers, width=width, heads=width // 64, item_width=min(width, 512), feature_width=min(width // 4, 128),
         vector_width=min(width, 512),
@@ -287,10 +287,10 @@ def _published(layers: int, width: int) -> ModelConfig:
 
 
 def _hstu(like: ModelConfig, max_events: int) -> ModelConfig:
-    """The width and, to a few percent, the parameters of a transformer: a block of HSTU has 5/12 of the other's.
+    """An HSTU model of a transformer's width and, to a few percent, its parameters; an HSTU block has 5/12 as many.
 
-    max_events is what attention divides by: the longest history trained on, not the longest imaginable. One position
-    for every distance and 128 + 1 time buckets, as published.
+    Attention divides by max_events, so max_events is the longest history trained on. One position per distance and
+    128 + 1 time buckets, as published.
     """
     return replace(
         like, encoder="hstu", layers=round(like.layers * 12 / 5), max_events=max_events, position_buckets=max_events,

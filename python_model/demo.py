@@ -53,7 +53,7 @@ def run_demo(
 def _run(
     out: Path, service: SyntheticConfig, pretraining: TrainConfig, finetuning: TrainConfig, device: str
 ) -> tuple[EvaluationResult, Path]:
-    """All steps of the demo; what they came to and where the report is."""
+    """All steps of the demo; returns its results and the path of the report."""
     console.say("1/5 Generating a music service: users with drifting tastes, a recommender, and the truth behind both")
     generate(out / "data", service, overwrite=True)
     dataset = load_dataset(out / "data")
@@ -85,7 +85,7 @@ def _run(
 
 
 def typical_user(dataset: Dataset) -> int:
-    """The user with the median number of events (the first of them): long enough a history to judge by eye."""
+    """The first user with the median number of events: a history long enough to judge by eye."""
     lengths = np.diff(dataset.offsets)
     return int(np.argmin(np.abs(lengths - np.median(lengths))))
 
@@ -131,7 +131,7 @@ def _print(result: EvaluationResult, found: UserRecommendations, history: list[s
 
 
 def _require_room(out: Path) -> None:
-    """Refuse a directory that holds anything but an earlier demo, or hidden files, which one that was killed leaves."""
+    """Refuse a directory with anything but an earlier demo or hidden files, which a killed demo may leave."""
     data = out / "data"
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, expected a directory: choose another with --out")

@@ -1,6 +1,6 @@
 """The `argus` command: prepare data, train, evaluate, recommend, serve, and a demo of all of it.
 
-Only option parsing stands here, one file a group of commands; torch and the model are imported by the command that
+This package only parses options, in one file per group of commands. Each command imports torch and the model when it
 needs them, so that --help is quick.
 """
 
@@ -32,6 +32,6 @@ def main() -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has enough of it (`| head`); Python would complain once more when it ends.
+        # The reader of the output closed it (`| head`); otherwise Python would report the closed pipe again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""The `argus` command itself: its groups, what its help begins with, and how errors in the input are said.
+"""The `argus` command itself: its groups, the first lines of its help, and how errors in the input are reported.
 
 Errors in what the user gave are one sentence on stderr and exit code 2; --debug shows the traceback.
 """
@@ -32,7 +32,7 @@ def exit_code(stop: KeyboardInterrupt) -> int:
 
 
 def stop_on_sigterm() -> None:
-    """Let SIGTERM end a command as Ctrl-C does: what it was writing is removed or saved."""
+    """Let SIGTERM end a command as Ctrl-C does: unfinished output is removed or saved."""
 
     def strike(number: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -41,28 +41,28 @@ def stop_on_sigterm() -> None:
 
 
 def print_in_any_encoding() -> None:
-    """Let what stdout and stderr cannot encode come out as its escape: no id and no dash of a help text is an error."""
+    """Print characters that stdout or stderr cannot encode as escapes, so that ids and help texts raise no error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
-"""What typer raises for options and arguments that do not fit; its place differs between typer's versions."""
+"""What typer raises for invalid options and arguments; the module that defines it differs between typer's versions."""
 
 
 class ArgusGroup(TyperGroup):
     """Turns errors in the user's input into one sentence and exit code 2, Ctrl-C into 130 and SIGTERM into 143."""
 
     def make_context(self, *given: Any, **named: Any) -> Any:
-        """What a command line begins with; an option that does not fit becomes a message."""
+        """Parse a command line; an invalid option becomes a message."""
         try:
             return super().make_context(*given, **named)
         except UsageError as error:
             raise _refusal(error) from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command; ValueError (DataError among them), OSError, divergence and want of memory become a message."""
+        """Run a command; ValueError (with DataError), OSError, divergence and lack of memory become a message."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -81,7 +81,7 @@ class ArgusGroup(TyperGroup):
 
 
 def _sentence(error: Exception) -> str | None:
-    """What an error says to the user; None for one that is a fault of this package."""
+    """The message of an error in the user's input; None for an error that is a bug of this package."""
     text = str(error)
     if isinstance(error, MemoryError) or re.search("not enough memory|out of memory|can't allocate memory", text):
         return f"not enough memory: {_one_line(text)[:300] or 'the system gave none'}"
@@ -94,16 +94,16 @@ def _sentence(error: Exception) -> str | None:
 
 
 def _one_line(text: str) -> str:
-    """A message as one line, of at most some hundred words: it may hold what the user gave."""
+    """A message on one line, shortened: it may quote input of any length."""
     text = " ".join(text.split())
     return text if len(text) <= MAX_SENTENCE else f"{text[: MAX_SENTENCE // 2]} … {text[-MAX_SENTENCE // 4 :]}"
 
 
 def _refusal(error: Any) -> Exception:
-    """Says in one sentence what does not fit in a command line; what ends the command then."""
+    """Prints in one sentence what is wrong with a command line; returns the exception that ends the command."""
     if type(error).__name__ == "NoArgsIsHelpError":
         return error
-    # Some versions of typer do not say what came; their cause does.
+    # Some versions of typer do not show the value in the message; the exception's cause does.
     causes: list[Any] = getattr(error.__cause__, "errors", list)()
     found = f", found {shown(causes[0]['input'])}" if causes else ""
     text = _one_line(error.format_message()).rstrip(".")
@@ -113,7 +113,7 @@ def _refusal(error: Any) -> Exception:
 
 
 def _which_rank() -> str:
-    """Under torchrun, which of its processes speaks: an error may be of one alone."""
+    """Under torchrun, the rank that reports: an error may concern one process only."""
     return f" (rank {os.environ['RANK']})" if "RANK" in os.environ and "WORLD_SIZE" in os.environ else ""
 
 

@@ -34,8 +34,8 @@ def compare(
 ) -> None:
     """Train ARGUS, HSTU and SASRec with equal budgets and compare them, popularity and item-kNN on held-out events.
 
-    Table, figures and figures' numbers go to OUT (compare.md, compare_*.svg, compare.json). The same command goes on
-    where it was stopped; what is done is not trained again.
+    The table, the figures and their numbers go to OUT (compare.md, compare_*.svg, compare.json). The same command
+    resumes after a stop; finished models are not trained again.
     """
     from python_model.data.schema import load_dataset
     from python_model.studies.compare import compare as study_of_models

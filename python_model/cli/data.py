@@ -1,4 +1,4 @@
-"""`argus prepare` and `argus shard`: interactions from their source into the one format that everything else reads."""
+"""`argus prepare` and `argus shard`: convert interactions from their source to the format that all commands read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def _explain_options(context: typer.Context, source: Source) -> Source:
-    """`--set help` prints what the source takes and leaves, whatever else is missing."""
+    """`--set help` prints the options of the source and exits, even where other arguments are missing."""
     from python_model.data.prepare import describe_options
 
-    # Options are read before arguments: of the eager ones --set is there already.
+    # Eager options are parsed before eager arguments, so --set is known here.
     if asked(context.params.get("settings")):
         typer.echo(describe_options(source.value))
         raise typer.Exit

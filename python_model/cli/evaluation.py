@@ -1,4 +1,4 @@
-"""`argus evaluate` and `argus recommend`: what trained runs are worth and what they say."""
+"""`argus evaluate` and `argus recommend`: the metrics and the recommendations of trained runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
         k=k, max_events=max_events, window=window, item_average=item_average, item_knn=item_knn,
         ranking_kind=ranking.value if ranking else None,
     )  # fmt: skip
-    # Files first: whoever reads the table through `| head` still gets them.
+    # Write the files first: they are complete even if `| head` closes the output while the table is printed.
     if json_file is not None:
         console.write_json(json_file, result.to_dict())
     if report is not None:

@@ -93,7 +93,7 @@ class Engines(str, Enum):
 
 
 def _explain_settings(assignments: list[str] | None) -> list[str] | None:
-    """`--set help` prints what --set takes and leaves, whatever else is missing."""
+    """`--set help` prints all settings and exits, even where other arguments are missing."""
     if asked(assignments):
         from python_model.config import ModelConfig, TrainConfig
 
@@ -114,9 +114,9 @@ def _own_device(device: str) -> str:
 MAX_PROFILE = 100
 """Steps: every event of a profiled step is held in memory, some kilobytes each."""
 MAX_LAG = 4_102_444_800
-"""Seconds: no event is older, for times begin in 1970 and end in 2100."""
+"""Seconds. Times begin in 1970 and end in 2100, so no event is older than this."""
 MAX_THREADS = 1024
-"""More threads than any machine here has cores; the runtime would try to start as many as it is told."""
+"""More threads than a machine has cores; the runtime would try to start any number that it is given."""
 
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="Directory that `argus prepare` made.", show_default=False)]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Directory of what is made here.", show_default=False)]
@@ -185,7 +185,7 @@ def parse_settings(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def check(device: str, *files: Path | None) -> None:
-    """Refuse, before the work rather than after it, a device that is not there and files that cannot be written."""
+    """Refuse a missing device and files that cannot be written, before the work begins."""
     from python_model.io.disk import require_writable
 
     for file in files:

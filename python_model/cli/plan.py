@@ -1,4 +1,4 @@
-"""`argus plan`: what a run on several ranks needs, before one pays for it."""
+"""`argus plan`: the memory and communication of a run on several ranks, computed before the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`argus export`, `index`, `candidates`, `score` and `serve`: a trained run at work, in three ways."""
+"""`argus export`, `index`, `candidates`, `score` and `serve`: the three ways to serve a trained run."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def index(
     threads: Threads = None,
     json_file: Json = None,
 ) -> None:
-    """Build the HNSW index over the item vectors of an export, and say what it finds of the exact best items."""
+    """Build the HNSW index over the item vectors of an export and measure its recall against exact search."""
     from python_model.io.exclusive import replacing
     from python_model.serving import index as indexing
     from python_model.serving.bundle import Export
@@ -222,8 +222,8 @@ def score(
 ) -> None:
     """Score rows of user, item and time in batches, each exactly once, as a feature for another ranker.
 
-    With a run and --data a row's score knows what was known at its time; from an export it knows the user's newest
-    state, and rows before that have none. Unknown users and items have none either; the reasons are counted.
+    With a run and --data, a row's score uses what was known at the row's time. With an export, it uses the newest
+    state of the user, and earlier rows have no score. Unknown users and items have no score; the reasons are counted.
     """
     from python_model.data.engines import open_engine
     from python_model.serving import score as scoring
@@ -302,11 +302,11 @@ def serve(
     """Serve sessions: events as JSON lines in, the best items (and vectors) as JSON lines out, user by user.
 
     A line names `user`. With `item` and `time` it is an event, with `organic`, `context` and `feedback` where known;
-    with `amend` and `feedback` it is feedback for an event that came before. `k` asks for items, `exclude_seen` leaves
-    out known ones, `vectors` asks for the vectors, `score`, `now`, `organic` and `context` say of what moment. Every
-    line is answered; one answered by `error` has changed nothing.
+    with `amend` and `feedback` it is feedback for an earlier event. `k` asks for items, `exclude_seen` leaves out known
+    ones, `vectors` asks for the vectors; `score`, `now`, `organic` and `context` describe the request. Every line is
+    answered; a line answered with `error` has changed nothing.
     """
-    # Read by torch when it first allocates: a long history lies in thousands of pages of 4 KB.
+    # torch reads this when it first allocates: a long history spans thousands of 4 KB pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     import torch
 
@@ -323,5 +323,5 @@ def serve(
         try:
             lines.serve(store, sys.stdin.buffer, sys.stdout.buffer)
         except BrokenPipeError:
-            # Nobody reads the answers any more: no error, and nothing is left for the interpreter to write at its end.
+            # The reader of the answers has gone: this is no error, and the interpreter must not flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

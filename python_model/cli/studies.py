@@ -1,4 +1,4 @@
-"""`argus study`: one command a study."""
+"""`argus study`: one command per study."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def logq(
     negatives: Annotated[int, typer.Option(min=2, help="Negatives of a step, half of the batch, half uniform.")] = 64,
     threads: Threads = 1,
 ) -> None:
-    """What the logQ correction is worth, on data whose true probabilities are known; resumes where it was stopped."""
+    """Measure the effect of the logQ correction on data with known true probabilities; resumes after a stop."""
     import torch
 
     from python_model.studies import logq as study_of_logq
@@ -170,7 +170,7 @@ def ablations(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """What each part is worth: the model against models that each lack one; resumes where it was stopped."""
+    """Measure the effect of each part of the model by leaving it out; resumes where it was stopped."""
     from python_model.studies.ablations import SERVICE
     from python_model.studies.ablations import ablations as study_of_ablations
 
@@ -239,7 +239,7 @@ def one_pass(
 
 @study.command(epilog="Example: `argus study ceiling runs/ceiling`, some seconds.")
 def ceiling(out: StudyOut, data: StudyData = None, part: Annotated[Part, typer.Option()] = Part.test) -> None:
-    """How far from popularity to the oracle pairwise accuracy can get at all on a synthetic service."""
+    """Compute the highest pairwise accuracy possible on a synthetic service, between popularity and the oracle."""
     from dataclasses import asdict
 
     from python_model.data.synthetic import preset
@@ -262,7 +262,7 @@ def as_list(text: str) -> list[str]:
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Number], bounds: Between) -> list[Number]:
-    """The numbers between the commas of an option, each within bounds; ValueError naming the first that is not."""
+    """The comma-separated numbers of an option, each within bounds; ValueError naming the first that is not."""
     found = []
     for part in as_list(text):
         try:
@@ -281,7 +281,7 @@ def budget_of(
     steps: int | None, finetune_steps: int | None, batch_events: int | None, window: int | None, seeds: int | None,
     max_events: int | None, settings: list[str] | None,
 ) -> Budget:  # fmt: skip
-    """What the options of a study say."""
+    """The budget that the options of a study give."""
     from python_model.studies.study import Budget, require_budget
 
     given = parse_settings(settings or [])
@@ -304,7 +304,7 @@ def _run(
 def run(
     out: Path, dataset: Dataset, make: Callable[[Dataset], Study], device: str, threads: int | None, width: int = 0
 ) -> None:
-    """Run a study, say what was written or how to go on."""
+    """Run a study; print which files were written, or how to resume."""
     from python_model.studies.study import run_study
     from python_model.training.runs import use_threads
 

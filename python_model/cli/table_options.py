@@ -1,4 +1,4 @@
-"""The options of `argus prepare table`: which columns of a log of one's own mean what."""
+"""The options of `argus prepare table`: the meaning of the columns of the user's own log."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _train(
     from python_model.training.step_profile import StepProfile
 
     check(device)
-    # The elastic agent starts the same command line again: what it began is then there to go on with.
+    # The elastic agent restarts the same command line: the run exists by then and must be resumed.
     resume = resume or (process_group.restarted() and checkpoint.exists(out))
     say = console.say if process_group.is_first() else _say_nothing
     dataset = load_dataset(data)
@@ -180,7 +180,7 @@ def _train(
 
 
 def _progress(title: str) -> AbstractContextManager[Callable[[StepReport], None] | None]:
-    """The progress bar; of several ranks the first has one."""
+    """The progress bar; only the first rank shows one."""
     from python_model.training import process_group
 
     return console.TrainingProgress(title) if process_group.is_first() else nullcontext()
@@ -206,7 +206,7 @@ def _say_next(stage: str, data: Path, out: Path, protocol: str) -> None:
     if stage == "pretrain":
         command = ["argus", "finetune", str(data), "runs/finetune", "--from", str(out)]
     elif protocol == "all":
-        # Nothing is held out, so that there is nothing to evaluate on.
+        # Nothing is held out, so there is nothing to evaluate on.
         command = ["argus", "export", str(data), str(out), "exports/all"]
     else:
         command = ["argus", "evaluate", str(data), str(out)]

@@ -66,32 +66,32 @@ def empty_batch(info: DatasetInfo) -> JaggedBatch:
 
 
 class BatchSource(Protocol):
-    """Where the batches of a run come from, without end; BatchPlan and `python_model.data.stream.ShardStream`."""
+    """An endless source of a run's batches; implemented by BatchPlan and `python_model.data.stream.ShardStream`."""
 
     def start(self) -> dict[str, Any]:
-        """The place of a run that begins: what `walk` takes, and what a checkpoint holds as JSON."""
+        """The position of a new run: what `walk` takes, and what a checkpoint stores as JSON."""
         ...
 
     def require(self, of: int) -> None:
-        """ValueError where a step cannot have so many batches: before anything is made for a run."""
+        """ValueError where a step cannot have `of` batches; called before a run creates anything."""
         ...
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """For every step from a place on, those of its `of` batches that have these numbers.
+        """From a position on, the batches of every step with these numbers, out of its `of` batches.
 
-        A number of `of` or more gives a batch without events. What a step holds does not depend on who takes which
-        numbers of it.
+        A number of `of` or more gives a batch without events. The content of a step does not depend on which rank takes
+        which numbers.
         """
         ...
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The place of the run from those of its ranks, in their order."""
+        """The position of the run from the positions of its ranks, in rank order."""
         ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """A rank's batches of one step and the place behind them, as far as this rank knows it."""
+    """A rank's batches of one step and the position after them, as far as this rank knows it."""
 
     batches: list[JaggedBatch]
     place: dict[str, Any]
@@ -99,7 +99,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Windows:
-    """Pieces of histories as row ranges: window i shows rows start[i] .. end[i], those from target[i] on count."""
+    """Pieces of histories as row ranges: window i shows rows start[i] .. end[i]; rows from target[i] on are targets."""
 
     start: np.ndarray
     target: np.ndarray
@@ -130,7 +130,7 @@ def cut_windows(
     """Cut row ranges first[i] .. last[i] into windows of at most `window` rows, each led by `overlap` rows of history.
 
     History never reaches below floor[i], the user's first row; a window there has room for more targets. phase [n] in
-    [0, 1) moves the cuts of a range that needs several. Every row of a range is a target of exactly one window.
+    [0, 1) shifts the cuts of a range of several windows. Every row of a range is a target of exactly one window.
     """
     stride = window - overlap
     lead = np.minimum(first - floor, overlap)
@@ -152,7 +152,7 @@ def cut_windows(
 def pack(windows: Windows, token_budget: int, window: int, order: np.ndarray | None = None) -> list[Windows]:
     """The windows in the given order (int64, default their own), cut into batches of at most token_budget tokens."""
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(windows.lengths, dtype=np.int64)])
-    # Each window goes in as a history of its own, so that windows of one user are shuffled apart.
+    # Each window is passed as a separate history, so that the windows of one user are shuffled independently.
     plan = pack_events(offsets, token_budget, window, order=order)
     return [windows.take(batch.users) for batch in plan]
 
@@ -166,7 +166,7 @@ class BatchBuilder:
         self._feedback = [dataset.feedback(name) for name in dataset.info.feedback]
 
     def build(self, windows: Windows, targets: np.ndarray | None = None) -> JaggedBatch:
-        """One batch of the windows; targets bool [events] narrows which rows count further."""
+        """One batch of the windows; targets bool [events] further restricts which rows are targets."""
         lengths = windows.lengths
         offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
         data = self.dataset
@@ -205,8 +205,8 @@ NOBODY = (
 class BatchPlan:
     """The training batches of every epoch, a function of (seed, epoch) alone.
 
-    train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: most events of
-    a user in one window, overlap of them history.
+    train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: largest number
+    of events of a user in one window, `overlap` of them history.
     """
 
     def __init__(
@@ -234,16 +234,16 @@ class BatchPlan:
             yield self._builder.build(windows)
 
     def start(self) -> dict[str, Any]:
-        """As `BatchSource` has it."""
+        """See `BatchSource`."""
         return {"epoch": 0, "batch": 0}
 
     def require(self, of: int) -> None:
-        """As `BatchSource` has it: the first epoch decides."""
+        """See `BatchSource`: the first epoch decides."""
         if of > 1 and (there := len(self._plan(0))) < of:
             raise ValueError(f"batches_per_step is {of}, expected at most the {there} batches of an epoch")
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """As `BatchSource` has it; a step that the rest of an epoch does not fill goes on in the next one."""
+        """See `BatchSource`; a step that the rest of an epoch does not fill goes on in the next one."""
         self.require(of)
         epoch, behind = place["epoch"], place["batch"]
         plan = self._plan(epoch)
@@ -260,7 +260,7 @@ class BatchPlan:
             yield Step(batches, {"epoch": epoch, "batch": behind})
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As `BatchSource` has it: every rank knows the whole."""
+        """See `BatchSource`: every rank has the same position."""
         return dict(places[0])
 
     def _plan(self, epoch: int) -> list[Windows]:
@@ -278,8 +278,8 @@ def evaluation_batches(
 ) -> Iterator[JaggedBatch]:
     """Batches that show every row of `targets` (bool [events]) exactly once as a target, in row order.
 
-    Each target has at least `history` events before it in its window (default window // 2), or all its user has;
-    windows end at a target. History is whatever came before, of the training part or not.
+    Each target has at least `history` events before it in its window (default window // 2), or all that its user has;
+    windows end at a target. History includes all earlier events, of the training part or not.
     """
     history = window // 2 if history is None else history
     _check_window(token_budget, window, history)
@@ -298,7 +298,7 @@ def history_windows(dataset: Dataset, ends: np.ndarray, window: int) -> Windows:
 
 
 def prefetch(values: Iterable[Value], depth: int = 2) -> Iterator[Value]:
-    """The same values, produced up to `depth` ahead in a background thread; its exceptions come out here."""
+    """The same values, produced up to `depth` ahead in a background thread; its exceptions are raised here."""
     ready: queue.Queue[tuple[bool, Value | BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

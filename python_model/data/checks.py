@@ -1,4 +1,4 @@
-"""The contract of the event rows, checked chunk after chunk."""
+"""Checks event rows against their contract, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from python_model.io.errors import DataError
 
 
 def event_ranges(info: DatasetInfo, items: int | None) -> dict[str, tuple[int, int | None]]:
-    """Least and largest value of every event column that has any; items: of the catalogue, None where not yet known."""
+    """Smallest and largest value of each bounded event column; items: catalogue size, None where not yet known."""
     ranges: dict[str, tuple[int, int | None]] = {"item": (0, None if items is None else items - 1), "grade": (-1, None)}
     ranges |= {f"context_{name}": (-1, cardinality - 1) for name, cardinality in info.context.items()}
     return ranges | {f"feedback_{name}": (-1, one.classes - 1) for name, one in info.feedback.items()}
@@ -36,7 +36,7 @@ class EventChecker:
         self.longest = 0
 
     def check(self, columns: Mapping[str, np.ndarray]) -> None:
-        """Check the next rows (any length, also none), in the types of the schema."""
+        """Check the next rows (any number, also zero), in the types of the schema."""
         rows = len(columns["user"])
         if rows == 0:
             return
@@ -47,12 +47,12 @@ class EventChecker:
             for name in self.info.binary_feedback:
                 value = columns[f"oracle_feedback_{name}"]
                 self._refuse(columns, f"oracle_feedback_{name}", ~((value >= 0) & (value <= 1)), "a probability")
-        # Last, as it moves on: rows that are refused have changed nothing.
+        # Advance the state last: refused rows have changed nothing.
         self._check_order(columns["user"], columns["time"])
         self.rows += rows
 
     def finish(self, items: int) -> None:
-        """After the last rows: DataError where there is nothing to learn from, or one item that all would be."""
+        """Call after the last rows: DataError where there is nothing to learn from, or only one item."""
         if self.rows == 0:
             raise DataError(self.file, "the data set is empty: no event was written")
         if self.longest < 2:

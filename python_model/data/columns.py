@@ -1,4 +1,4 @@
-"""Columns that a program hands over, in the types of the prepared format: every value exactly, or refused by row."""
+"""Converts columns from a program to the types of the prepared format: each value exactly, or refused with its row."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Values = np.ndarray | Sequence[Any]
 def typed(values: Values, kind: pa.DataType, file: Path, column: str, first_row: int = 1) -> np.ndarray:
     """One column in the numpy type of an Arrow type: booleans, integers that fit it, or numbers as float32.
 
-    Nothing is converted that could be meant otherwise: floats, texts, times and booleans are no integers, 0 and 1 no
-    booleans. DataError with the row (`first_row` is that of the first value) of a value that does not fit.
+    Ambiguous values are not converted: floats, texts, times and booleans are not integers, 0 and 1 are not booleans.
+    DataError with the row (`first_row` is that of the first value) of a value that does not fit.
     """
     array = _array(values, file, column)
     dtype = np.dtype(kind.to_pandas_dtype())
@@ -42,7 +42,7 @@ def require_range(
     values: np.ndarray, low: int, high: int | None, file: Path, column: str, first_row: int = 1,
     rows: np.ndarray | None = None,
 ) -> None:  # fmt: skip
-    """DataError at the first value out of [low, high]; rows: the 1-based row of each, `first_row` and on by default."""
+    """DataError at the first value out of [low, high]; rows: 1-based row of each value, from `first_row` by default."""
     if len(values) == 0 or (values.min() >= low and (high is None or values.max() <= high)):
         return
     bad = values < low
@@ -74,7 +74,7 @@ def _expected(dtype: np.dtype[Any]) -> str:
 
 
 def _refuse_type(array: np.ndarray, expected: str, file: Path, column: str, first_row: int) -> NoReturn:
-    """The first value that shows why the type is another."""
+    """DataError at the first value that shows that the type is wrong."""
     row = 0
     if array.dtype.kind == "f":
         broken = ~np.isfinite(array) | (np.floor(array) != array)

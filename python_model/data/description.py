@@ -1,4 +1,4 @@
-"""What a prepared data set is made of: its files, its description (dataset.json) and the columns of its events."""
+"""The contents of a prepared data set: its files, its description (dataset.json) and the columns of its events."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LISTEN_PLUS_PCT = 50
 EVENTS, ITEMS, USERS, INFO = "events.parquet", "items.parquet", "users.parquet", "dataset.json"
 
 _UNSAID = ("dislike", "skip", "hate")
-"""Components that counted against an item in data sets and runs that do not say which do, of before `negative`."""
+"""Components that count against an item in data sets and runs written before the field `negative` existed."""
 _Rows = Annotated[int, Between(0, 2**31 - 1)]
 
 
@@ -37,7 +37,7 @@ class DatasetInfo:
     positive: the events that are to be predicted under the protocol of the Yambda benchmark, None where no such are
     known.
     params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
-    fingerprint: checksum of the events, column after column; "" where nobody took it.
+    fingerprint: checksum of the events, column after column; "" where it was not computed.
     """
 
     name: str
@@ -105,12 +105,12 @@ class DatasetInfo:
 
 
 def negative_by_name(feedback: Any) -> tuple[str, ...]:
-    """Which components count against an item where what was written before `negative` does not say so."""
+    """Components that count against an item, for files written before the field `negative` existed."""
     return tuple(name for name in feedback if name in _UNSAID) if isinstance(feedback, Mapping) else ()
 
 
 def _positive_of_earlier(raw: Mapping[str, Any]) -> PositiveEvents | None:
-    """Listen+ of Yambda as an earlier version prepared it: it wrote the edges of its bins of listened shares alone."""
+    """Listen+ of a Yambda data set of an earlier version, which stored only the bin edges of the listened share."""
     params = raw.get("params")
     edges = params.get("share_edges_pct") if raw.get("source") == "yambda" and isinstance(params, dict) else None
     if not isinstance(edges, list) or LISTEN_PLUS_PCT not in edges:
@@ -119,7 +119,7 @@ def _positive_of_earlier(raw: Mapping[str, Any]) -> PositiveEvents | None:
 
 
 class Fingerprint:
-    """CRC-32 of every event column as it flows by, whatever the chunks; one string for all of them."""
+    """CRC-32 of every event column, updated chunk by chunk and independent of the chunk sizes; one string for all."""
 
     def __init__(self) -> None:
         self._columns: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Where work that is not training runs: in this process, a task at a time, or on Ray, on as many machines as it has.
+"""Engines for work other than training: this process, one task at a time, or a Ray cluster of any size.
 
 Both engines map a function over tasks and hand the results out in the order of the tasks, a few at a time, so that they
 give the same output row for row. Functions and tasks travel by pickle; files that tasks name must lie where every
@@ -24,12 +24,12 @@ class Engine(Protocol):
     """Maps a function over tasks."""
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """The results in the order of the tasks; an exception of the function comes out in its place."""
+        """The results in the order of the tasks; an exception of the function is raised in place of its result."""
         ...
 
 
 class LocalEngine:
-    """One task at a time, when its result is asked for."""
+    """Runs one task at a time, when its result is requested."""
 
     def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """The results in the order of the tasks."""
@@ -56,9 +56,9 @@ class RayEngine:
 
 
 class _Worker:
-    """Runs the function on one row, where relative paths mean what they mean here.
+    """Runs the function on one row, with the working directory of this process.
 
-    What it raises travels as a value, since Ray would wrap it in errors of its own.
+    Exceptions are returned as values, since Ray would wrap them in its own errors.
     """
 
     def __init__(self, function: Callable[[Any], Any], directory: Path) -> None:
@@ -81,8 +81,8 @@ LOCAL = LocalEngine()
 def open_engine(name: str) -> Iterator[Engine]:
     """The engine of a name, for the length of a block; ValueError for an unknown one, or where Ray is not installed.
 
-    Ray: the cluster that this process is connected to, that RAY_ADDRESS names, or one of this machine's own cores that
-    ends with the block.
+    Ray: the cluster that this process is connected to, else the one that RAY_ADDRESS names, else a local one on this
+    machine's cores, which is shut down at the end of the block.
     """
     if name == "local":
         yield LOCAL

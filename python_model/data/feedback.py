@@ -33,7 +33,7 @@ class FeedbackComponent:
 
     @property
     def logits(self) -> int:
-        """How many logits predict it, which is what the op feedback_loss takes as its classes."""
+        """Number of logits that predict it: the `classes` of the op feedback_loss."""
         return 1 if self.is_binary else self.classes
 
 
@@ -46,9 +46,9 @@ def categorical(classes: int) -> FeedbackComponent:
 
 
 def components(given: Any) -> Any:
-    """Feedback by name, in which earlier versions wrote the number of logits: 1 for a binary component.
+    """Feedback components by name; also reads the number of logits that earlier versions wrote (1: binary).
 
-    What is neither is left as it is, for whoever checks it to refuse.
+    Any other value is returned unchanged; the caller's checks refuse it.
     """
     if not isinstance(given, Mapping):
         return given
@@ -63,7 +63,7 @@ def _component(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class PositiveEvents:
-    """The events whose label in a component of feedback is at least so much: what a protocol wants to be predicted."""
+    """The events whose label in a feedback component is at least a threshold: the targets of a protocol."""
 
     feedback: str
     at_least: Annotated[int, Between(0, MAX_CLASSES - 1)]

@@ -1,7 +1,7 @@
-"""What an id is: an integer of 64 bits, signed or not, or a text, compared exactly and never turned into the other.
+"""Ids: integers of 64 bits, signed or not, or text, compared exactly and never converted into each other.
 
-Everything that reads, compares or searches the ids of users and items asks here. "007" is another id than "7", 1.0 and
-true are none.
+All code that reads, compares or searches ids of users and items uses this module. "007" and "7" are different ids; 1.0
+and true are not ids.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _INTEGER = re.compile(CANONICAL, re.ASCII)
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether an Arrow type is one of text."""
+    """Whether an Arrow type is a text type."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def ids_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
-    """The ids of an Arrow column as they are: int64, uint64 where a value needs it, or objects of text.
+    """The ids of an Arrow column unchanged: int64, uint64 where a value needs it, or objects of text.
 
-    DataError where the column is of another type, or at the first row (1-based, `first_row` is that of the first
-    value) that has no id, an empty one, or a text of more than MAX_BYTES.
+    DataError where the column has another type, or at the first row with no id, an empty id, or a text of more than
+    MAX_BYTES (rows are 1-based; `first_row` is the row of the first value).
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -57,7 +57,7 @@ def ids_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, fi
 
 
 def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
-    """The ids of an array or a sequence that a program hands over, as `ids_of` has them.
+    """The ids of an array or a sequence from a program, in the types of `ids_of`.
 
     DataError where they are of mixed or other types, or not in one dimension.
     """
@@ -79,7 +79,7 @@ def ids_from(values: Any, file: str | Path, column: str, first_row: int = 1) -> 
 
 
 def _large(values: Any, file: str | Path, column: str, first_row: int) -> pa.Array:
-    """Integers of which one is above 2⁶³ − 1."""
+    """Integers, at least one of them above 2⁶³ − 1."""
     for row, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**64:
             message = f"expected integers of 64 bits, none negative beside one above 2⁶³ − 1, found {value!r:.60}"
@@ -88,9 +88,9 @@ def _large(values: Any, file: str | Path, column: str, first_row: int) -> pa.Arr
 
 
 def joined(parts: Sequence[np.ndarray], file: str | Path, column: str) -> np.ndarray:
-    """Ids of several parts as one column; DataError where some are text and some integers, or no type holds them all.
+    """Ids of several parts as one column; DataError where text and integers mix, or no type holds them all.
 
-    numpy would make float64 of int64 and uint64, in which neighbouring ids are one.
+    numpy would convert int64 and uint64 to float64, in which neighbouring ids become equal.
     """
     parts = [part for part in parts if len(part)]
     if not parts:
@@ -107,8 +107,8 @@ def joined(parts: Sequence[np.ndarray], file: str | Path, column: str) -> np.nda
 
 
 def require_distinct(ids: np.ndarray, file: str | Path, column: str) -> None:
-    """DataError at the first id that stands a second time."""
-    # Numbered by their first places: an id that comes again has no number above all before it.
+    """DataError at the first id that occurs a second time."""
+    # Ids are numbered in the order of their first occurrence: a repeated id gets no new largest number.
     numbers = pa.array(ids).dictionary_encode().indices.to_numpy()
     again = np.diff(np.maximum.accumulate(numbers), prepend=-1) == 0
     if again.any():
@@ -125,7 +125,7 @@ def narrowed(ids: np.ndarray) -> np.ndarray:
 
 
 def integer_of(text: str) -> int | None:
-    """The integer that a text spells in the one canonical way and that int64 or uint64 holds; None for any other."""
+    """The integer that a text spells canonically and that fits int64 or uint64; None for any other text."""
     if len(text) > 20 or _INTEGER.fullmatch(text) is None:
         return None
     value = int(text)
@@ -133,7 +133,7 @@ def integer_of(text: str) -> int | None:
 
 
 def id_of(value: Any, what: str) -> int | str:
-    """One id as it came in a request; ValueError that begins with `what` where it is none."""
+    """One id from a request; ValueError that begins with `what` where the value is not an id."""
     if isinstance(value, np.integer):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):

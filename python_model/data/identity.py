@@ -1,4 +1,4 @@
-"""What a data set is, for work that goes on where it was stopped: its content, not its name or its counts."""
+"""The identity of a data set, compared when work resumes: its content, not only its name or its counts."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _known: WeakKeyDictionary[Dataset, dict[str, Any]] = WeakKeyDictionary()
 def identity_of(dataset: Dataset) -> dict[str, Any]:
     """Name, counts and checksums (CRC-32) of the values of events, items and users, however they are compressed.
 
-    Reads every event once: of a data set in shards the bytes, each rank a part of the files. A collective call on
-    several ranks. DataError where events or shards are not those that dataset.json and shards.json were written with.
+    Reads every event once; of a sharded data set it reads the bytes, each rank a part of the files. Collective on
+    several ranks. DataError where events or shards differ from those that dataset.json and shards.json describe.
     """
     if dataset not in _known:
         _require_shards(dataset)
@@ -49,7 +49,7 @@ def _identity(dataset: Dataset) -> dict[str, Any]:
 
 
 def fingerprint_of_items(dataset: Dataset) -> str:
-    """Checksum of the items' ids and features in their order: what the rows of an item table stand for."""
+    """Checksum of the items' ids and features in their order: the meaning of the rows of an item table."""
     names = ["item_id", *(f"item_{name}" for name in dataset.info.item_features)]
     return _checksum(dataset.item_column(name) for name in names)
 
@@ -64,7 +64,7 @@ def _checksum(columns: Iterable[np.ndarray]) -> str:
 
 
 def _require_shards(dataset: Dataset) -> None:
-    """DataError on every rank where one of them finds another file than the shards' manifest was written for."""
+    """DataError on every rank where one of them finds a shard that differs from the manifest."""
     if dataset.manifest is None:
         return
     failed: DataError | None = None

@@ -1,4 +1,4 @@
-"""What people call things: titles of items, labels of categories and classes, beside the numbers that models take.
+"""Readable names: titles of items, labels of categories and classes, beside the numbers that models use.
 
 Titles are the column `title` of items.parquet; labels.parquet has a row for each label: of which column of events or
 items (`item_genre`, `context_device`, `feedback_stars`), of which number. Both may be absent.
@@ -25,7 +25,7 @@ _SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TYP
 
 @dataclass(frozen=True)
 class Names:
-    """titles: text [V], "" where an item has none; None where nobody gave any. labels: column -> number -> label."""
+    """titles: text [V], "" where an item has none; None without any titles. labels: column -> number -> label."""
 
     titles: np.ndarray | None = None
     labels: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Names:
         return {column: {label: number for number, label in found.items()} for column, found in self.labels.items()}
 
     def label(self, column: str, number: int) -> str:
-        """What a number of a column is called; the number where nobody named it, – where it is missing."""
+        """The label of a number of a column; the number itself where it has no label, – where it is missing."""
         return "–" if number < 0 else self.labels.get(column, {}).get(number, str(number))
 
 

@@ -1,4 +1,4 @@
-"""`prepare`: one door to every source; the function behind `argus prepare`."""
+"""`prepare`: one entry point for every source; the function behind `argus prepare`."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def prepare(
     service `preset`, `chunk_users` and any setting of `SyntheticConfig`. engine: where the work runs
     (`python_model.data.engines`); every engine gives the same rows. progress(done, total) is called as the work goes
     on, in rows or users.
-    Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` is taken and
-    overwrite is not set. Nothing stays behind in `out` on any of them.
+    Raises ValueError for an unknown source or option, DataError for bad data, FileExistsError where `out` exists and
+    overwrite is not set. After any of these errors nothing is left in `out`.
     """
     require_options(source, options)
     if source == "synthetic":

@@ -1,10 +1,10 @@
-"""The prepared data set: what its files hold, how it is described, loaded and validated.
+"""The prepared data set: its files, its description, loading and validation.
 
 A prepared data set is a directory:
 
-- events.parquet   one row an event, sorted by (user, time, original order)
-- items.parquet    one row an item, users.parquet one row a user: dense number -> original id
-- labels.parquet   what the numbers of categories are called, where the source says (`python_model.data.names`)
+- events.parquet   one row per event, sorted by (user, time, original order)
+- items.parquet    one row per item, users.parquet one row per user: dense number -> original id
+- labels.parquet   labels of category numbers, where the source has them (`python_model.data.names`)
 - dataset.json     `DatasetInfo`
 - shards/          instead of events.parquet, several files of whole users each (`python_model.data.shards`)
 - oracle/          synthetic data only: the hidden state that `python_model.data.synthetic.OracleScores` reads
@@ -77,7 +77,7 @@ class Dataset:
         return values
 
     def require_in_range(self, name: str, values: np.ndarray, file: Path, rows: np.ndarray | None = None) -> None:
-        """DataError at the first value of an event column that indexes nothing or is no time; rows: 1-based rows."""
+        """DataError at the first value of an event column that is an invalid index or time; rows: 1-based rows."""
         if name == "time":
             times_of(values, SECONDS, file, name, rows)
             return
@@ -88,7 +88,7 @@ class Dataset:
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """What the shards are, for a data set that `argus shard` has cut into files."""
+        """The manifest of the shards; None for a data set that `argus shard` has not cut into files."""
         return read_manifest(self.path)
 
     @property
@@ -147,7 +147,7 @@ class Dataset:
 
     @cached_property
     def names(self) -> Names:
-        """Titles of items and labels of categories, as far as the data set has any."""
+        """Titles of items and labels of categories, where the data set has any."""
         return read_names(self.path / ITEMS, self.path / LABELS)
 
     @cached_property
@@ -180,7 +180,7 @@ def load_dataset(path: str | Path) -> Dataset:
 
 
 def fingerprint_of_events(dataset: Dataset) -> str:
-    """The fingerprint that dataset.json should have, from one pass over the events in bounded memory."""
+    """The fingerprint that belongs in dataset.json, from one pass over the events in bounded memory."""
     schema, fingerprint = event_schema(dataset.info), Fingerprint()
     for file, _ in dataset.event_files:
         for columns in _batches(file, schema.names):
@@ -217,7 +217,7 @@ def validate(path: str | Path) -> DatasetInfo:
 
 
 def _values(file: Path, name: str, rows: int) -> pa.ChunkedArray:
-    """One column with as many rows as there are to be."""
+    """One column; DataError where it does not have `rows` rows."""
     parquet = open_parquet(file)
     require_column(file, parquet.schema_arrow, name)
     with reading_parquet(file, name):

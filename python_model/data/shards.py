@@ -1,10 +1,10 @@
 """A data set in shards: the events in several files, each of whole users, for training that streams them.
 
     shards/part-00000.parquet …   events of users first_user … first_user + users − 1, in the schema of events.parquet
-    shards/shards.json            the list of them, and the two moments that splits in time are made from
+    shards/shards.json            the list of them, and the two times from which temporal splits are made
 
-beside the dataset.json, items.parquet and users.parquet of every prepared data set. Row groups end where a user's
-events end, so that one can be read alone.
+These files lie beside the dataset.json, items.parquet and users.parquet of every prepared data set. Row groups end
+where a user's events end, so that a row group can be read alone.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from python_model.io.settings import Between, checked, settings_of, shown
 
 SHARDS, MANIFEST = "shards", "shards.json"
 ROW_GROUP = 1 << 17
-"""Events of a row group at least, where the shard has as many: then it ends with the user."""
+"""Least number of events of a row group, where the shard has as many; the group ends where that user ends."""
 _READ = 1 << 18
 _BINS = 1 << 16
 
@@ -50,7 +50,7 @@ _Time = Annotated[int, Between(SECONDS.earliest, SECONDS.latest)]
 class Shard:
     """One file: its users first_user … first_user + users − 1, its events rows first_row … first_row + events − 1.
 
-    crc32: checksum of the file, "" where nobody took it.
+    crc32: checksum of the file, "" where it was not computed.
     """
 
     file: str
@@ -74,7 +74,7 @@ class Manifest:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def require(self, directory: Path, info: DatasetInfo) -> None:
-        """DataError where the shards are not all users and all events of a description, one after the other."""
+        """DataError where the shards do not cover all users and events of a description in order."""
         file = directory / SHARDS / MANIFEST
         users = events = 0
         for number, shard in enumerate(self.shards):
@@ -114,7 +114,7 @@ def _typed(owner: type, raw: Any, where: str) -> dict[str, Any]:
 
 
 def _exactly(owner: type, raw: Any, where: str) -> dict[str, Any]:
-    """The object with the keys that a dataclass has; ValueError for another. What has a default may be absent."""
+    """A JSON object with exactly the fields of a dataclass, else ValueError; fields with a default may be absent."""
     if not isinstance(raw, dict):
         raise ValueError(f"{where}expected an object, found {kind_of(raw)}")
     needed = {one.name for one in fields(owner) if one.default is MISSING}
@@ -130,8 +130,8 @@ def shard_dataset(
 ) -> Manifest:
     """Cut a prepared data set into `shards` files of whole users and about as many events each, in the new `out`.
 
-    Memory is that of a row group and of 16 bytes a user. Raises ValueError where there are more shards than users,
-    FileExistsError where `out` is not an empty place, WriteError where the disk is full; nothing stays behind then.
+    Memory is one row group and 16 bytes per user. Raises ValueError where there are more shards than users,
+    FileExistsError where `out` is not empty, WriteError where the disk is full; nothing is left then.
     """
     data, out = Path(data), Path(out)
     checked(Annotated[int, Between(1)], "row_group", row_group)
@@ -168,7 +168,7 @@ def _cut_users(events: Path, info: DatasetInfo, shards: int) -> _Cuts:
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
     ideal = np.searchsorted(offsets, np.arange(1, shards) * (info.events / shards))
     cuts = np.concatenate([[0], ideal, [info.users]]).astype(np.int64)
-    # At least one user a shard, however many events a single one has.
+    # At least one user per shard, even where one user has more events than a shard should hold.
     for index in range(1, shards):
         cuts[index] = min(max(cuts[index], cuts[index - 1] + 1), info.users - (shards - index))
     return _Cuts(offsets, cuts)
@@ -207,7 +207,7 @@ def _write(
 
 
 def _group_ends(offsets: np.ndarray, first: int, last: int, row_group: int) -> Iterator[int]:
-    """Rows where the row groups of the users first … last − 1 end: each has whole users and row_group rows or more."""
+    """End rows of the row groups of users first … last − 1; a group has whole users and at least row_group rows."""
     while first < last:
         first = min(int(np.searchsorted(offsets, offsets[first] + row_group)), last)
         yield int(offsets[first])
@@ -223,7 +223,7 @@ class _RowReader:
         self._row = self._read = 0
 
     def until(self, end: int) -> pa.Table:
-        """The rows from where the last call ended up to `end`."""
+        """The rows from the end of the last call up to `end`."""
         while self._read < end:
             with reading_parquet(self._file):
                 self._held.append(pa.Table.from_batches([next(self._batches)]))
@@ -237,12 +237,12 @@ class _RowReader:
 
 
 def temporal_start(times: Callable[[], Iterator[np.ndarray]], events: int) -> int:
-    """When the validation part of `splits.temporal_split` begins, from several passes over the times."""
+    """Start time of the validation part of `splits.temporal_split`, from several passes over the times."""
     return kth_smallest(times, min(int((1 - 0.05 - 0.1) * events), events - 1))
 
 
 def kth_smallest(chunks: Callable[[], Iterator[np.ndarray]], k: int) -> int:
-    """The k-th smallest value (from 0) of integers that come in chunks: a histogram a pass, in 0.5 MB of memory."""
+    """The k-th smallest value (from 0) of integers that come in chunks: one histogram per pass, in 0.5 MB of memory."""
     bounds = [(int(chunk.min()), int(chunk.max())) for chunk in chunks() if len(chunk)]
     low, high = min(first for first, _ in bounds), max(last for _, last in bounds)
     while low < high:

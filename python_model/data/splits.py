@@ -1,7 +1,7 @@
-"""Train, validation and test rows: the global temporal split, that of the Yambda benchmark, leave-last-out.
+"""Train, validation and test rows: the global temporal split, the split of the Yambda benchmark, leave-last-out.
 
-All give every user a prefix of their history for training, so nothing a model trains on lies behind what it is tested
-on: in time under the temporal splits, in the user's own order under leave-last-out.
+The training rows of a user are always a prefix of their history, so no model trains on events later than its test
+events: later in time under the temporal splits, in the user's own order under leave-last-out.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def split_at(dataset: Dataset, validation_start: int, test_start: int, *, gap: i
 
 
 def _other_protocols(dataset: Dataset) -> str:
-    """What a data set can be trained with that is too small or too short to be split in time."""
+    """The protocols that remain for a data set that is too small or too short to be split in time."""
     advice = "pretrain with --protocol all, which trains on every event and holds none out"
     if int(np.diff(dataset.offsets).max()) >= 4:
         advice += ", or leave-last-out, which holds out the last two of each user"
@@ -73,7 +73,7 @@ def temporal_split(dataset: Dataset, *, validation_share: float = 0.05, test_sha
 
 
 def yambda_starts(dataset: Dataset) -> dict[str, int]:
-    """When validation and test of the Yambda benchmark begin, in seconds: a day each, a gap of 1,800 s before each."""
+    """Start times of validation and test of the Yambda benchmark, in seconds: a day each, after a gap of 1,800 s."""
     test = int(dataset.time.max()) - YAMBDA_SPAN
     return {"validation": test - YAMBDA_GAP - YAMBDA_SPAN, "test": test}
 
@@ -85,16 +85,16 @@ def yambda_split(dataset: Dataset) -> Split:
 
 
 def positive_events(dataset: Dataset) -> np.ndarray:
-    """Which events [T] are positive ones, Listen+ of Yambda. ValueError where the data do not say."""
+    """Mask [T] of the positive events (Listen+ of Yambda). ValueError where the data set does not define them."""
     positive = targets_of(dataset, "yambda")
     assert positive is not None
     return dataset.feedback(positive.feedback) >= positive.at_least
 
 
 def targets_of(dataset: Dataset, protocol: str) -> PositiveEvents | None:
-    """Which events are next items to predict under a protocol; None for all of them.
+    """The events whose items are predicted under a protocol; None for all of them.
 
-    ValueError where the data do not say.
+    ValueError where the data set does not define them.
     """
     if protocol != "yambda":
         return None
@@ -112,7 +112,7 @@ def events_to_predict(dataset: Dataset, protocol: str) -> np.ndarray:
 
 
 def make_split(dataset: Dataset, protocol: str) -> Split:
-    """The split of one of PROTOCOLS; ValueError for an unknown one and for data that it is not made for."""
+    """The split of one of PROTOCOLS; ValueError for an unknown protocol or one that does not apply to the data."""
     if protocol == "temporal":
         return temporal_split(dataset)
     if protocol == "leave-last-out":

@@ -1,13 +1,13 @@
 """Training batches from shards, in bounded memory, shuffled, resumable in the middle of a shard.
 
 A step has `of` batches (`TrainConfig.batches_per_step`); batch n comes from lane n. In an epoch the shards are
-permuted by (seed, epoch) and dealt to the lanes in turn; a lane reads its shards one after the other, in blocks of row
-groups that are permuted by (seed, epoch, shard), cuts and shuffles a block's users into batches (`BatchPlan`), and goes
-on. Lanes go from epoch to epoch on their own. What a lane gives depends on nothing but the settings and its place, and
-ranks take lanes, so that another number of ranks changes no batch: in every epoch each user is read once by one lane,
-whatever was resumed where. The last batch of a block may be less than full: BLOCK_BATCHES bounds what that costs.
+permuted by (seed, epoch) and dealt to the lanes in turn. A lane reads its shards one after the other, in blocks of row
+groups permuted by (seed, epoch, shard), and cuts and shuffles each block's users into batches (`BatchPlan`). Each lane
+advances from epoch to epoch on its own. The output of a lane depends only on the settings and its position, and ranks
+take whole lanes, so the number of ranks changes no batch: in every epoch each user is read once by one lane, wherever a
+run was resumed. The last batch of a block may be less than full; BLOCK_BATCHES bounds this cost.
 
-Memory: a block a lane, which is BLOCK_BATCHES batches, or a row group where that is more (a row group holds
+Memory: one block per lane, which is BLOCK_BATCHES batches, or one row group where that is more (a row group holds
 `shards.ROW_GROUP` events, or one user).
 """
 
@@ -35,7 +35,7 @@ BLOCK_BATCHES = 16
 
 @dataclass(frozen=True)
 class Place:
-    """Where a lane is: batches taken of a block of a shard of an epoch, each counted in the lane's own order."""
+    """The position of a lane: epoch, shard, block and batches taken from it, each counted in the lane's own order."""
 
     epoch: int = 0
     shard: int = 0
@@ -44,7 +44,7 @@ class Place:
 
 
 class Block(Dataset):
-    """Some row groups of a shard as a data set of their own: users numbered from 0, `first_user` + number outside."""
+    """Some row groups of a shard as a data set; its user u is user `first_user` + u of the whole data set."""
 
     def __init__(self, whole: Dataset, shard: Shard, groups: Sequence[int]) -> None:
         super().__init__(whole.path)
@@ -75,11 +75,11 @@ class ShardStream:
         self._kept = None if order is None else order < max(1, round(share * users))
 
     def start(self) -> dict[str, Any]:
-        """As `BatchSource` has it."""
+        """See `BatchSource`."""
         return {"lanes": {}}
 
     def require(self, of: int) -> None:
-        """As `BatchSource` has it."""
+        """See `BatchSource`."""
         if of > len(self.manifest.shards):
             raise ValueError(
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
@@ -87,7 +87,7 @@ class ShardStream:
             )
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
-        """As `BatchSource` has it; the place has that of every lane that this rank reads."""
+        """See `BatchSource`; the position contains that of every lane that this rank reads."""
         self.require(of)
         lanes = {number: self._lane(number, of, _place(place, number)) for number in numbers if number < of}
         nothing = empty_batch(self.dataset.info)
@@ -97,13 +97,13 @@ class ShardStream:
             yield Step([taken[number][0] if number in taken else nothing for number in numbers], {"lanes": places})
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """As `BatchSource` has it: each rank knows the places of its lanes."""
+        """See `BatchSource`: each rank knows the positions of its lanes."""
         return {"lanes": {number: lane for place in places for number, lane in place["lanes"].items()}}
 
     def _lane(self, number: int, of: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
-        """The batches of a lane, each with the place behind it.
+        """The batches of a lane, each with the position after it.
 
-        A shard without anybody to train on is passed over; where every shard is one, that is a ValueError.
+        A shard without training events is skipped; ValueError where every shard is one.
         """
         barren: set[int] = set()
         while True:
@@ -126,7 +126,7 @@ class ShardStream:
             place = Place(place.epoch + 1)
 
     def _shard(self, number: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
-        """The batches of a shard from a place in it on."""
+        """The batches of a shard from a position on."""
         shard = self.manifest.shards[number]
         blocks = self._blocks(shard, number, place.epoch)
         for index in range(place.block, len(blocks)):
@@ -186,7 +186,7 @@ def _place(place: Mapping[str, Any], number: int) -> Place:
 
 
 def _read(file: Path, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np.ndarray]:
-    """Row groups of a shard in ascending order, and the rows of the whole data set that they are, int64."""
+    """Row groups of a shard in ascending order, and their row numbers in the whole data set, int64."""
     parquet = open_parquet(file)
     sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.metadata.num_row_groups)]
     begins = np.concatenate([[0], np.cumsum(sizes)])

@@ -1,8 +1,8 @@
-"""What a time is: a whole number of seconds since 1970 in UTC, no later than 2100, in one place for everybody.
+"""Times: whole seconds since 1970 in UTC, no later than 2100; the one definition for the package.
 
-Readers, the writer, `argus score` and `argus serve` ask here. A number outside the range of its unit is one of another
-unit: milliseconds read as seconds would put every gap between events into the last bucket and let a score see the
-future, without a word.
+Readers, the writer, `argus score` and `argus serve` use this module. A number outside the range of its unit has another
+unit. Milliseconds read as seconds would silently put every gap between events into the last bucket and let a score see
+the future.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from python_model.io.errors import DataError
 from python_model.io.settings import shown
 
 LATEST = 4_102_444_800
-"""2100-01-01 00:00 UTC in seconds; a column of later seconds is one of milliseconds or finer."""
+"""2100-01-01 00:00 UTC in seconds; larger values are milliseconds or a finer unit."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit of times: its name, how many make a second, and the earliest value (in it) that can be of this unit."""
+    """A unit of times: its name, how many make a second, and the earliest value accepted, in this unit."""
 
     name: str
     per_second: int
@@ -36,13 +36,13 @@ class Unit:
         return LATEST * self.per_second
 
     def expected(self) -> str:
-        """What a value of this unit is, in words."""
+        """The valid range of this unit, in words."""
         since = "since 1970" if self.earliest == 0 else f"since 1970, at least {self.earliest}"
         return f"a whole number of {self.name} {since} up to 2100 ({self.latest})"
 
 
 SECONDS = Unit("seconds", 1, 0)
-# Seconds of today read as milliseconds fall into January 1970, when nobody logged an event.
+# Present-day seconds read as milliseconds fall into January 1970, when nobody logged an event.
 MILLISECONDS = Unit("milliseconds", 1_000, 10**11)
 MICROSECONDS = Unit("microseconds", 1_000_000, 10**14)
 NANOSECONDS = Unit("nanoseconds", 1_000_000_000, 10**17)
@@ -54,7 +54,7 @@ _TICKS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 def times_of(
     values: np.ndarray, unit: Unit, file: str | Path, column: str, rows: np.ndarray | None = None
 ) -> np.ndarray:
-    """The times of a column of integers, int64 in `unit` as they came; DataError at the first that is none.
+    """The times of a column of integers, int64 in `unit`; DataError at the first value out of range.
 
     rows: the 1-based data row of each value; 1, 2, … by default.
     """
@@ -69,9 +69,9 @@ def times_of(
 
 
 def unit_of(values: np.ndarray, file: str | Path, column: str) -> Unit:
-    """The one unit in which every number of a column is a time from 1990 to 2100; of units no two share a number.
+    """The unit in which every number of a column is a time from 1990 to 2100; these ranges do not overlap.
 
-    DataError at the first that is a time in no unit, or in another unit than the first of the column.
+    DataError at the first number that is a time in no unit, or in another unit than the first one.
     """
     low, high = values.min(), values.max()
     for unit in UNITS.values():
@@ -99,10 +99,10 @@ def _likely_unit(value: float) -> str | None:
 
 
 def seconds_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str, first_row: int = 1) -> np.ndarray:
-    """Seconds int64 of an Arrow column: integers are seconds, timestamps of any unit and zone say themselves.
+    """Seconds int64 of an Arrow column of integers (seconds) or timestamps of any unit and zone.
 
-    A timestamp with a zone is a moment whatever the zone; one without is taken as UTC. Fractions of a second are cut
-    off. DataError for null, another type, or a time before 1970 or after 2100; `first_row` is the row of the first.
+    A timestamp without a zone is taken as UTC. Fractions of a second are cut off. DataError for null, another type, or
+    a time before 1970 or after 2100; `first_row` is the row of the first.
     """
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -115,7 +115,7 @@ def seconds_of(values: pa.Array | pa.ChunkedArray, file: str | Path, column: str
         raise DataError(file, f"expected {SECONDS.expected()}, found nothing", column=column, row=row)
     if pa.types.is_integer(kind):
         return times_of(values.to_numpy(zero_copy_only=False), SECONDS, file, column, rows)
-    # The stored number is in UTC: no zone is asked, so that no local hour can be ambiguous.
+    # The stored number is in UTC: the zone is not used, so no local hour can be ambiguous.
     ticks = values.view(pa.int64()).to_numpy(zero_copy_only=False)
     return times_of(ticks // _TICKS[kind.unit], SECONDS, file, column, rows)
 
@@ -134,7 +134,7 @@ def _wrong(value: int, unit: Unit) -> str:
 
 
 def _guess(value: int, unit: Unit) -> str:
-    """What else a value may be, as a question: the coarsest unit in which it is a time after 1990."""
+    """A hint, as a question: the coarsest unit in which the value is a time after 1990."""
     name = _likely_unit(value)
     if name is None or name == unit.name:
         return ""

@@ -1,7 +1,6 @@
 """Writes a prepared data set: streamed record batches, one atomic rename at the end, nothing half-written.
 
-Rows are collected into row groups of a fixed size, so the bytes of the files do not depend on the sizes of the chunks
-that came in.
+Rows are collected into row groups of a fixed size, so the bytes of the files do not depend on the chunk sizes.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ class DatasetWriter:
                 self._events.close()
                 self._finish()
             else:
-                # The directory goes away: a full disk must not hide the error that brought us here.
+                # The directory is removed anyway: a full disk must not hide the original error.
                 with contextlib.suppress(Exception):
                     self._events.abandon()
         except BaseException as failure:
@@ -156,14 +155,14 @@ class DatasetWriter:
         self._events.append(pa.table([pa.array(found[one.name], one.type) for one in schema], schema=schema))
 
     def write_users(self, user_ids: Values) -> None:
-        """Append the original ids of the next users: integers of 64 bits or text, every one once."""
+        """Append the original ids of the next users: integers of 64 bits or text, without duplicates."""
         first_row = sum(map(len, self._user_ids)) + 1
         self._user_ids.append(ids_from(user_ids, self.out / USERS, "user_id", first_row))
 
     def write_items(self, item_ids: Values, features: Mapping[str, Values], titles: Values | None = None) -> None:
-        """Append the original ids (as of users), the features (int32, -1 missing) and the titles of the next items.
+        """Append the original ids (as for users), features (int32, -1 missing) and titles of the next items.
 
-        titles: text, "" where an item has none; of all items or of none.
+        titles: text, "" where an item has none; given in all calls or in none.
         """
         _require_names("features", features, self.info.item_features)
         file, first_row = self.out / ITEMS, sum(map(len, self._item_ids)) + 1
@@ -179,7 +178,7 @@ class DatasetWriter:
             self._item_features[name].append(values)
 
     def write_labels(self, labels: Mapping[str, Sequence[str]]) -> None:
-        """Say what the numbers of columns are called: `item_<feature>`, `context_<name>`, `feedback_<name>` -> labels.
+        """Set the labels of the numbers of columns `item_<feature>`, `context_<name>`, `feedback_<name>`.
 
         ValueError for another column, or more labels than it has numbers.
         """
@@ -195,7 +194,7 @@ class DatasetWriter:
             self._labels[column] = list(found)
 
     def _count(self, item: np.ndarray) -> None:
-        """Events of each item, in memory of the distinct ones: until the end, a number may be anything."""
+        """Count the events of each item, in memory of the distinct items: the catalogue size is not known yet."""
         numbers, counts = _counted(item)
         items = np.union1d(self._items, numbers)
         total = np.zeros(len(items), np.int64)
@@ -204,7 +203,7 @@ class DatasetWriter:
         self._items, self._counts = items, total
 
     def set_params(self, params: Mapping[str, Any]) -> None:
-        """Replace the description's params, as far as they are known only at the end."""
+        """Replace the description's params, some of which are known only at the end."""
         self.info = replace(self.info, params=dict(params))
 
     def _finish(self) -> None:
@@ -238,9 +237,9 @@ class DatasetWriter:
 
 
 def _counted(item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the distinct numbers in rising order, how often each is there)."""
+    """(the distinct numbers in rising order, the count of each)."""
     if len(item) and item.max() < 4 * len(item):
-        # 5 times as fast as sorting, in memory of what is here anyway.
+        # 5 times as fast as sorting, in memory proportional to the input.
         counts = np.bincount(item)
         numbers = np.flatnonzero(counts)
         return numbers, counts[numbers]
@@ -248,7 +247,7 @@ def _counted(item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raises as `require_place` where a data set can neither be made nor replaced at `out`."""
+    """Raises as `require_place` does where a data set can neither be created nor replaced at `out`."""
     require_place(out, INFO, overwrite=overwrite)
 
 

@@ -1,6 +1,6 @@
 """Predictors without a model: popularity, item averages, and the oracle of the synthetic service.
 
-Each counts over the training events only, the same ones that the models see.
+The counts are over the training events, the same that the models are trained on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from python_model.evaluation.user_lists import Requests
 
 
 class Popularity:
-    """The same answer for everybody.
+    """Popularity: the same prediction for every user.
 
     Next item: frequency in training, P(v) = (count + 1) / (N + V), which is never zero. Feedback: the training
     frequency of each class, with one event of every class added. Pairs: the more popular item first.
@@ -44,17 +44,17 @@ class Popularity:
         )
 
     def catalogue_scores(self, requests: Requests) -> Iterator[torch.Tensor]:
-        """The counts for everybody: see `user_lists.ListPredictor`."""
+        """The counts, the same for every user: see `user_lists.ListPredictor`."""
         scores = torch.from_numpy(self.counts.astype(np.float64))
         for _ in requests.users:
             yield scores[None]
 
 
 class ItemAverage:
-    """What an item got from others, without a user: the strongest answer that is the same for everybody.
+    """The mean feedback of each item: the strongest prediction that is the same for every user.
 
-    Next item: popularity. Feedback and pairs: the item's mean in training, pulled towards the mean of all items as if
-    `prior` further events had had it.
+    Next item: popularity. Feedback and pairs: the item's mean in training, shrunk towards the mean of all items with
+    the weight of `prior` events.
     """
 
     def __init__(self, dataset: Dataset, training_rows: np.ndarray, prior: float = 10.0) -> None:
@@ -89,7 +89,7 @@ class ItemAverage:
 
 
 class Oracle:
-    """The truth of the synthetic service, which draws events from these very probabilities: no model can do better."""
+    """The true probabilities from which the synthetic service draws its events: no model can do better."""
 
     def __init__(self, dataset: Dataset) -> None:
         """ValueError where the data set is not a synthetic one."""

@@ -1,10 +1,10 @@
-"""Evaluation: what models, baselines and the oracle predict for held-out events, and the table of their metrics.
+"""Evaluation: predictions of models, baselines and the oracle for held-out events, and the table of their metrics.
 
-Three protocols. "temporal": the events after a point in time, for all users at once; nothing later than that point was
-trained on. "leave-last-out": the last event of every user. "yambda": the last day of that benchmark's split; NDCG and
-recall are then of one list a user (`user_lists`), the next item is a Listen+ event, feedback and pairs are of the whole
-day. The history of an evaluated event is everything its user did before it, held-out events included, as it would be
-when serving.
+Three protocols. "temporal": the events after a point in time, for all users at once; models are trained on earlier
+events only. "leave-last-out": the last event of every user. "yambda": the last day of that benchmark's split; NDCG and
+recall are then computed from one list per user (`user_lists`), next items are Listen+ events, feedback and pairs cover
+the whole day. The history of an evaluated event is everything its user did before it, held-out events included, as in
+serving.
 
 Metrics are averages over the evaluated events (over pairs for the pairwise accuracy), not over users; standard errors
 take users, not events, as independent.
@@ -33,7 +33,7 @@ Metrics = dict[str, float | None]
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Rows of metrics, and what they were measured on.
+    """Rows of metrics, and the counts of what they were measured on.
 
     rows: predictor -> metric -> value, None where it is not defined. standard_errors: the same shape, where known.
     feedback: predictor -> task -> {"normalized_entropy", "auc"}. counts: events, users, pairs. pair_window: seconds.
@@ -78,7 +78,7 @@ def evaluate(
     split = make_split(dataset, protocol)
     rows = np.flatnonzero(split.test if part == "test" else split.validation)
     rows = sample_users(dataset, rows, max_events, seed)
-    # What counts as an event for those who only count: what is to be predicted.
+    # The baselines count only events whose items are to be predicted.
     counted = events_to_predict(dataset, protocol)
     training_rows = np.flatnonzero(split.train & counted)
     predictors: dict[str, Predictor] = {"popularity": Popularity(dataset, training_rows)}
@@ -110,9 +110,9 @@ def _replace_by_lists(
 
 
 def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, seed: int) -> np.ndarray:
-    """Keep the rows of users drawn at random until `max_events` rows are reached; None keeps all. Rows stay rising.
+    """Keep the rows of randomly drawn users until `max_events` rows are reached; None keeps all. Rows stay in order.
 
-    A user who has more rows than that keeps the first `max_events` of them.
+    A single user with more rows keeps the first `max_events` of them.
     """
     if max_events is None or len(rows) <= max_events:
         return rows
@@ -174,7 +174,7 @@ class _Scorer:
                 row[f"{metric}@{cutoff}"] = None if gains is None else _defined(_mean_of(gains))
                 error[f"{metric}@{cutoff}"] = None if gains is None else _defined(self._error(gains))
         loss = math.nan if ranking is None else _mean_of(ranking.log_loss[self.next_items])
-        # Of one item alone the unigram loss is 0: nothing is left to normalise.
+        # With a single item the unigram loss is 0, and the normalised loss is not defined.
         row["next_item_ne"] = _defined(loss / unigram) if unigram else None
         return row, error
 
@@ -194,7 +194,7 @@ class _Scorer:
         return out
 
     def _shared_tasks(self, feedback: Mapping[str, Mapping[str, Metrics]]) -> list[str]:
-        """Tasks defined for every predictor that predicts feedback: only over these is an average comparable."""
+        """Tasks defined for every predictor of feedback: only averages over these are comparable."""
         return [
             task
             for task in self.dataset.info.feedback
@@ -224,7 +224,7 @@ def _pairs_error(pairs: metrics.Pairs) -> float:
 
 
 def _mean_of(values: np.ndarray) -> float:
-    """NaN, not defined, without values."""
+    """The mean; NaN (not defined) without values."""
     return float(values.mean()) if len(values) else math.nan
 
 

@@ -26,8 +26,8 @@ class ModelPredictor:
     window: events of a user that one pass sees at most; every evaluated event has at least window // 2 events of
     history, or all that its user has. The encoder runs once over a window for all its evaluated events and both heads.
     ranking_kind: which score orders impressions (`ranking_scores`); None takes the one of the model's stage.
-    The score of an impression knows only events more than the data's pair window older: see `pair_lag`; `lag` (seconds)
-    takes its place, for studies of what a smaller one would pretend.
+    The score of an impression uses only events older than it by more than the data's pair window: see `pair_lag`. `lag`
+    (seconds) overrides this, for studies of the inflated figures of a smaller lag.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class ModelPredictor:
 
     @torch.inference_mode()
     def catalogue_scores(self, requests: Requests) -> Iterator[Tensor]:
-        """Cosines [n, V] of what each user is asked for and every item: see `user_lists.ListPredictor`."""
+        """Cosines [n, V] of each user's query and every item: see `user_lists.ListPredictor`."""
         items = self.model.item_matrix()
         builder = BatchBuilder(self._dataset)
-        # The placeholder of what is asked takes one place of the window.
+        # The placeholder of the predicted event takes one position of the window.
         windows = history_windows(self._dataset, requests.ends - 1, self._window - 1)
         users = max(1, min(self._token_budget // self._window, BLOCK_SCORES // max(1, len(items))))
         for start in range(0, len(windows), users):
@@ -88,9 +88,9 @@ class ModelPredictor:
 def pair_lag(model: Recommender, dataset: Dataset) -> int:
     """Age in seconds of the states behind pairwise scores: the model's lag, but always more than the pair window.
 
-    Only pairs of different grade count. A score that knows the other event's feedback could win them without any taste:
-    what follows a like within the window is, in every pair that counts, the lesser of the two. On KuaiRand, scoring by
-    minus the mean grade of the last day orders .72 of the pairs of a day rightly.
+    Only pairs of different grades count. A score that knows the earlier event's feedback can order pairs without
+    knowing any taste: after a top grade, the later event of every counted pair has the lower grade. On KuaiRand,
+    scoring by minus the mean grade of the last day orders .72 of the pairs of a day correctly.
     """
     return max(model.config.lag, dataset.info.pair_window + 1)
 

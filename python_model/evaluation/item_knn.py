@@ -1,13 +1,14 @@
-"""Item-kNN: what users of the same items also had.
+"""Item-kNN: items that co-occur with the items of a user's history.
 
     similarity(i, j) = c_ij / (√(c_i c_j) + shrinkage),     i ≠ j
 
-with c_i the users who have item i in training and c_ij those who have both; the cosine of two binary columns, pulled
-towards 0 where few users speak for it (Deshpande & Karypis, 2004). Each item keeps its `neighbours` most similar ones;
+with c_i the number of users with item i in training and c_ij with both; the cosine of two binary columns, shrunk
+towards 0 where few users support it (Deshpande & Karypis, 2004). Each item keeps its `neighbours` most similar items;
 the score of an item is the sum of its similarities to the distinct items of the user's history.
 
-Co-occurrences are counted block by block of items, a block at most PAIRS_AT_ONCE numbers, from the pairs of each user's
-items: time is the sum over users of the square of their distinct items, memory that of a block and of the neighbours.
+Co-occurrences are counted from the pairs of each user's items, one block of items at a time, with at most PAIRS_AT_ONCE
+counts per block. Time is the sum over users of their squared number of distinct items; memory is a block and the
+neighbours.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class ItemKnn:
     """Item-kNN as a predictor: the next item and the order of impressions, no feedback.
 
     training_rows: int64 or bool index of the training events. neighbours: kept for each item. shrinkage: in users.
-    window: newest events of a history that count. Impressions are scored by what is more than the data's pair window
-    older, as for every other row of a table.
+    window: newest events of a history that count. Impressions are scored by events older than them by more than the
+    data's pair window, as in every other row of a table.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class ItemKnn:
 
     @cached_property
     def _near(self) -> tuple[np.ndarray, np.ndarray]:
-        """What `most_similar` finds, once it is needed."""
+        """The result of `most_similar`, computed on first use."""
         user, item = (column[self._rows].astype(np.int64) for column in (self._dataset.user, self._dataset.item))
         pairs = np.unique(user * self._items + item)
         return most_similar(pairs // self._items, pairs % self._items, self._items, self._kept, self._shrinkage)
 
     def predict(self, rows: np.ndarray) -> Predictions:
-        """Predictions for events `rows`; the log loss is not defined, for scores are no probabilities."""
+        """Predictions for events `rows`; the log loss is not defined, since scores are not probabilities."""
         data = self._dataset
         lag = data.info.pair_window + 1
         parts, ranking = [], np.zeros(len(rows))
@@ -78,7 +79,7 @@ class ItemKnn:
             yield self._scores(starts[begin : begin + block], requests.ends[begin : begin + block])
 
     def _known(self, rows: np.ndarray, lag: int) -> np.ndarray:
-        """For each row the row after the last event of its user that is at least `lag` seconds older."""
+        """For each row, one past the last event of its user that is at least `lag` seconds older."""
         time, starts = self._dataset.time, self._dataset.offsets[self._dataset.user[rows]]
         known = [
             start + np.searchsorted(time[start:row], time[row] - lag, side="right")
@@ -102,8 +103,8 @@ def most_similar(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The most similar items of each item and their similarities: int32 and float32 [items, neighbours].
 
-    user, item: int64 [n], distinct pairs sorted by user. Where an item has fewer neighbours, similarity 0 fills up.
-    Item i is looked up by the history, so row i holds the items whose score it adds to.
+    user, item: int64 [n], distinct pairs sorted by user. Rows with fewer neighbours are padded with similarity 0. Row i
+    is looked up for an item i of the history and holds the items whose scores it raises.
     """
     counts = np.bincount(item, minlength=items).astype(np.float64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(user))]) if len(user) else np.zeros(1)
@@ -127,7 +128,7 @@ def most_similar(
 def _together(
     user: np.ndarray, item: np.ndarray, offsets: np.ndarray, chosen: np.ndarray, first: int, last: int, items: int
 ) -> np.ndarray:
-    """float64 [last − first, items]: users who have both; `chosen`: places of the pairs with the block's items."""
+    """float64 [last − first, items]: users who have both; `chosen`: indices of the pairs with the block's items."""
     together = np.zeros((last - first) * items)
     lengths = np.diff(offsets)[user[chosen]]
     ends = np.cumsum(lengths)

@@ -1,7 +1,7 @@
-"""What evaluation measures: full-ranking recall and NDCG, normalised entropy, AUC, pairwise accuracy.
+"""The metrics: full-ranking recall and NDCG, normalised entropy, AUC, pairwise accuracy.
 
-Every function takes plain arrays and knows nothing of models or data sets. Scores that are NaN are refused everywhere:
-a NaN compares false with everything and would rank as the best item or the worst by accident of the comparison.
+Every function takes plain arrays, independent of models and data sets. NaN scores are refused everywhere: a NaN
+compares false with everything, so the form of the comparison would decide whether it ranks best or worst.
 
 Definitions
 - rank: 1 + the number of other items that score at least as high as the target. Ties count against the predictor
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 BLOCK_SCORES = 1 << 24
-"""Scores held at once while the catalogue is ranked: 64 MiB of float32."""
+"""Scores in memory at once while the catalogue is ranked: 64 MiB of float32."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Where the targets of n events stand in the whole catalogue."""
+    """The ranks of the targets of n events in the whole catalogue."""
 
     rank: np.ndarray
     """int64 [n], 1 = best."""
@@ -138,12 +138,12 @@ class Pairs:
 
     @property
     def gains(self) -> np.ndarray:
-        """float64 [B]: pairs ordered rightly, ties as halves."""
+        """float64 [B]: pairs ordered correctly, ties as halves."""
         return self.concordant + 0.5 * self.ties
 
     @property
     def accuracy(self) -> float:
-        """Share of pairs ordered rightly, ties as halves; NaN without pairs."""
+        """Share of pairs ordered correctly, ties as halves; NaN without pairs."""
         return float(self.gains.sum() / self.total) if self.total else float("nan")
 
 

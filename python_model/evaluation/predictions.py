@@ -1,4 +1,4 @@
-"""What any predictor (a trained model, popularity, the oracle) says about the evaluated events, in one form."""
+"""The common form of all predictions for evaluated events: of a trained model, popularity or the oracle."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Predictions:
     """Predictions for n events; a part that a predictor does not offer is None (or missing from the mapping)."""
 
     next_item: Ranking | None = None
-    """Where the item of each event stands in the catalogue, predicted before the event."""
+    """The rank of each event's item in the catalogue, predicted before the event."""
     feedback: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Task -> float64 [n, C] log-probabilities of its classes."""
     ranking: np.ndarray | None = None

@@ -1,7 +1,7 @@
-"""Top-k items for given users, and what in their history speaks for them.
+"""Top-k items for given users, and the part of their history that explains each item.
 
-The model is asked about one more event after a user's last: an unknown item in the context of the last event. The
-ranker of fine-tuning knows nothing younger than its lag and is asked that many seconds later: it may know everything.
+The model predicts one more event after a user's last one: an unknown item in the context of the last event. The ranker
+of fine-tuning does not see events younger than its lag, so its time is set `lag` seconds later and it sees all events.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SCORES = ("next_item", "pair")
 class Recommended:
     """One item for one user.
 
-    plays: how often it is in the user's history. features: name -> number, labels: name -> what that is called. why:
-    what in the history speaks for it. title: None where nobody gave it one.
+    plays: how often it is in the user's history. features: name -> number, labels: name -> label of that number. why:
+    the part of the history that explains it. title: None where it has none.
     """
 
     item_id: Any
@@ -79,7 +79,7 @@ def recommend(
     model = model.to(device).eval()
     items = model.item_matrix()
     builder = BatchBuilder(dataset)
-    # The placeholder takes one place of the window.
+    # The placeholder takes one position of the window.
     windows = history_windows(dataset, dataset.offsets[users + 1] - 1, min(window, model.config.max_events) - 1)
     delay = model.config.lag if score == "pair" else 0
     block = max(1, block_scores // max(1, len(items)))
@@ -95,8 +95,8 @@ def recommend(
 def append_next_event(batch: JaggedBatch, delay: int = 0) -> JaggedBatch:
     """The batch with one more event at the end of every window, whose item, grade and feedback are unknown (-1).
 
-    Its context, and whether the user or the service chooses, are those of the window's last event; its time is that
-    event's time + `delay` seconds. It is the only target of its window. Windows must not be empty.
+    Its context and its organic flag are those of the window's last event; its time is that event's time + `delay`
+    seconds. It is the only target of its window. Windows must not be empty.
     """
     windows = len(batch.users)
     last = batch.offsets[1:].long() - 1
@@ -176,7 +176,7 @@ def _describe(dataset: Dataset, user: int, items: np.ndarray, scores: np.ndarray
 
 
 def _why(dataset: Dataset, history: np.ndarray, liked: np.ndarray, same: np.ndarray, features: dict[str, int]) -> str:
-    """The closest thing in the history: the item itself, else the first item feature (in order) it shares."""
+    """The closest match in the history: the item itself, else the first item feature (in order) that it shares."""
     if same.any():
         return f"in the history {_times(int(same.sum()), int((same & liked).sum()))}"
     for name, value in features.items():

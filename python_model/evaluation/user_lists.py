@@ -1,13 +1,13 @@
-"""One list a user: the whole catalogue ranked once, from what is known before the held-out day of the Yambda split.
+"""One list per user: the whole catalogue ranked once, from what is known before the held-out day of the Yambda split.
 
-A user is asked for who has an event before the gap and a Listen+ event in the held-out day; what they listened to
-there, each item once, is what their list should begin with. Items heard before stay in. With n such items
+The evaluated users have an event before the gap and a Listen+ event in the held-out day. The items of their Listen+
+events of that day, each once, are the relevant items. Items heard before stay in the ranking. With n relevant items
 
     NDCG@k  =  Σ_{their ranks r ≤ k} 1 / log2(1 + r)  ÷  Σ_{r = 1}^{min(k, n)} 1 / log2(1 + r)
-    recall@k = those of them that rank in the first k ÷ n
+    recall@k = number of relevant items that rank in the first k ÷ n
 
-averaged over users. The benchmark's own evaluation is another: see docs/cli.md. A model is asked as `argus recommend`
-asks it, at the beginning of the day.
+averaged over users. The benchmark's own evaluation differs: see docs/cli.md. A model predicts as in `argus recommend`,
+for the beginning of the day.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from python_model.evaluation import metrics
 
 @dataclass(frozen=True)
 class Requests:
-    """What is asked: users int64 [n], rising; ends int64 [n], the row after the last event that is known; time, s."""
+    """Requests: users int64 [n], rising; ends int64 [n], one past the last known event's row; time in seconds."""
 
     users: np.ndarray
     ends: np.ndarray
@@ -36,7 +36,7 @@ class Requests:
 
 @runtime_checkable
 class ListPredictor(Protocol):
-    """A predictor that can order the catalogue for a user at a moment of its own choosing."""
+    """A predictor that can order the catalogue for a user at a given time."""
 
     def catalogue_scores(self, requests: Requests) -> Iterator[Tensor]:
         """Scores [n_i, V] of consecutive users, in blocks that fit in memory."""
@@ -44,10 +44,10 @@ class ListPredictor(Protocol):
 
 
 class UserLists:
-    """The requests of a held-out day and the items that answer them."""
+    """The requests of a held-out day and their relevant items."""
 
     def __init__(self, dataset: Dataset, split: Split, part: str, users: np.ndarray) -> None:
-        """part: "validation" or "test"; users: int, rising, those to ask for."""
+        """part: "validation" or "test"; users: int, rising, the users to evaluate."""
         start = yambda_starts(dataset)[part]
         wanted = (split.test if part == "test" else split.validation) & positive_events(dataset)
         known = np.concatenate([np.zeros(1, np.int64), np.cumsum(dataset.time < start - YAMBDA_GAP)])[dataset.offsets]
@@ -59,16 +59,16 @@ class UserLists:
         self.requests = Requests(asked, dataset.offsets[asked] + np.diff(known)[asked], start)
 
     def __len__(self) -> int:
-        """Users that are asked for."""
+        """Number of evaluated users."""
         return len(self.requests.users)
 
     def ranks(self, predictor: ListPredictor) -> np.ndarray:
-        """int64: rank of every user's every wanted item, 1 = best; ties count against the predictor."""
+        """int64: rank of each relevant item of each user, 1 = best; ties count against the predictor."""
         parts, first = [np.zeros(0, np.int64)], 0
         for scores in predictor.catalogue_scores(self.requests):
             low, high = np.searchsorted(self._owner, [first, first + len(scores)])
             rows = torch.from_numpy(self._owner[low:high] - first).to(scores.device)
-            # Row by row: a user may want many items, and each would take a copy of the user's scores.
+            # Row by row: a user may have many relevant items, and each would take a copy of the user's scores.
             for row in range(len(scores)):
                 mine = self._item[low:high].to(scores.device)[rows == row]
                 values = scores[row]

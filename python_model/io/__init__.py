@@ -1,1 +1,1 @@
-"""Files that are read and written with care: what a broken one says, who owns a directory."""
+"""Safe reading and writing of files: errors of damaged files, atomic writes, ownership of directories."""

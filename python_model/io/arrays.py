@@ -1,7 +1,7 @@
 """Files of one array (.npy): read and written in blocks, and never mapped.
 
-A mapped file that somebody cuts short, or that a full disk has no room for, kills the process (SIGBUS); reading and
-writing gives an error.
+If a mapped file is truncated, or the disk is full, access to it kills the process (SIGBUS); reading and writing raises
+an error instead.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from python_model.io.errors import DataError
 
 _MOST_BYTES = 1 << 30
 _NEAR_BYTES = 1 << 16
-"""Reading what lies between two rows takes less than another call, up to about so much."""
+"""Bytes between two rows up to which reading them is cheaper than another call."""
 
 
 class ArrayFile:
     """An array on disk, [rows, …]; DataError where it is not of this type and shape.
 
-    shape: what is expected; None for a number of rows that the file says itself.
+    shape: the expected shape; None as the number of rows takes it from the file.
     """
 
     def __init__(self, file: Path, dtype: type, shape: Sequence[int | None]) -> None:
         self.file, self.dtype = file, np.dtype(dtype)
         try:
-            # As long as the descriptor is open a file that is replaced is still the one that was checked.
+            # The open descriptor keeps the checked file, even if another one replaces it under its name.
             self._stream = open(file, "rb", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._stream.close)
             found, is_fortran, kind = _header(self._stream)
@@ -69,7 +69,7 @@ class ArrayFile:
         return self.rows(0, len(self))
 
     def take(self, places: np.ndarray) -> np.ndarray:
-        """The rows at `places` (int64 [n], rising), a copy; rows that lie close together are read at once."""
+        """The rows `places` (int64 [n], rising), a copy; rows that lie close together are read at once."""
         out = np.empty((len(places), *self.shape[1:]), self.dtype)
         near = max(1, _NEAR_BYTES // max(self._row_bytes, 1))
         cuts = np.flatnonzero(np.diff(places) > near) + 1
@@ -83,7 +83,7 @@ class ArrayFile:
 class ArrayWriter:
     """An .npy file of known size, zeros at first, written block by block; a full disk is an OSError.
 
-    again: go on with the file that is there, of this type and shape.
+    again: continue the existing file, of this type and shape.
     """
 
     def __init__(self, file: Path, dtype: type, shape: Sequence[int], *, again: bool = False) -> None:
@@ -107,11 +107,11 @@ class ArrayWriter:
             done += os.pwrite(self._stream.fileno(), view[done : done + _MOST_BYTES], place + done)
 
     def flush(self) -> None:
-        """Wait until what was written is on the disk."""
+        """Wait until all written data is on the disk."""
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         self._stream.close()
 
 
@@ -127,7 +127,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def require_offsets(offsets: np.ndarray, rows: int, file: Path) -> np.ndarray:
-    """Offsets int64 [n + 1] that cut so many rows into n parts; DataError where they do not."""
+    """Offsets int64 [n + 1] that cut `rows` rows into n parts; DataError where they do not."""
     if offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
         raise DataError(file, f"expected offsets that rise from 0 to {rows}")
     return offsets

@@ -1,9 +1,9 @@
-"""Writing files where the disk may be full, a quota used up or a mount lost: one sentence, and what was there stays.
+"""Writes files safely when the disk is full, a quota is used up or a mount is lost; earlier files stay.
 
-`writing` turns what the libraries raise into a `WriteError` that names the path, the reason and what to do;
-`require_writable` says it before the work; `whole_file` and `replace_text` write a file as a whole or not at all;
-`flush` brings a file or directory to the disk. Symbolic links are followed: a link stays, what it names is written;
-only within a directory that is changed in place (a run, sessions, scores) are they refused (`refuse_link`).
+`writing` turns the errors of libraries into a `WriteError` that names the path, the reason and what to do;
+`require_writable` checks before the work; `whole_file` and `replace_text` write a file as a whole or not at all;
+`flush` brings a file or directory to the disk. Symbolic links are followed: the link stays and its target is written.
+Within a directory that is changed in place (a run, sessions, scores), links are refused (`refuse_link`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from python_model.io.names import hidden
 
 REMEDY = "free some space or choose another directory"
 ELSEWHERE = "choose another place"
-"""What to do where space is not the reason."""
+"""Advice for errors other than lack of space."""
 _ALMOST_NOTHING = 1 << 16
 NO_SPACE = "no space is left on the device"
 _REASONS = {
@@ -33,11 +33,11 @@ _REASONS = {
     errno.EFBIG: "the file may not grow any further (the file system or `ulimit -f`)",
 }
 FULL = frozenset(_REASONS)
-"""Error numbers of a disk that takes no more."""
+"""Error numbers of a full disk or an exceeded limit."""
 
 
 class WriteError(OSError):
-    """A file could not be written; `path` says which, the message why and what to do."""
+    """A file could not be written: `path` is the file, the message gives the reason and what to do."""
 
     def __init__(self, path: str | Path, reason: str, remedy: str = REMEDY) -> None:
         super().__init__(f"{path}: cannot be written, {reason}; {remedy}")
@@ -50,9 +50,9 @@ class WriteError(OSError):
 
 @contextlib.contextmanager
 def writing(path: Path, then: str = "", kept: str = "") -> Iterator[None]:
-    """A block that writes `path` or below it; what fails in it comes out as one WriteError.
+    """A block that writes `path` or files below it; a failure in it is raised as one WriteError.
 
-    then: what to do once there is space again, or once another reason is gone. kept: what stays meanwhile.
+    then: what to do once the reason is removed. kept: what stays until then.
     """
     try:
         yield
@@ -69,9 +69,9 @@ def writing(path: Path, then: str = "", kept: str = "") -> Iterator[None]:
 
 
 def as_write_error(error: BaseException | None, path: Path, partial: Path) -> WriteError | None:
-    """The sentence, about `path`, for an error that came of writing `partial`; None for any other error.
+    """The WriteError about `path` for an error from writing `partial`; None for any other error.
 
-    That is one of a disk (that of `partial`) that takes no more, and one that names `partial`, which nobody knows of.
+    Such an error says that the disk of `partial` is full, or names `partial`, a hidden name that users do not know.
     """
     if isinstance(error, (WriteError, FileExistsError)) or not isinstance(error, OSError):
         return None
@@ -89,7 +89,7 @@ def reason_of(error: Exception, path: Path) -> str:
     if number is None and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])
     if number is None and _free(path) < _ALMOST_NOTHING:
-        # numpy reports a short write without saying why.
+        # numpy reports a short write without its reason.
         number = errno.ENOSPC
     if number is None:
         return str(error)
@@ -97,7 +97,7 @@ def reason_of(error: Exception, path: Path) -> str:
 
 
 def followed(path: Path) -> Path:
-    """Where a path leads, symbolic links followed; WriteError where the path is a link to nothing or no text."""
+    """The target of a path, symbolic links followed; WriteError where the path is a dangling link or no valid text."""
     try:
         os.fspath(path).encode("utf-8")
     except UnicodeEncodeError as error:
@@ -108,26 +108,26 @@ def followed(path: Path) -> Path:
             raise WriteError(path, reason, "make that first or remove the link")
         target = Path(os.path.realpath(path))
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            target.lstat()  # says so where a name is too long
+            target.lstat()  # raises where a name is too long
         return target
 
 
 def refuse_link(path: Path) -> None:
-    """WriteError where a path is a symbolic link: what somebody else sent must not name what is written here."""
+    """WriteError where a path is a symbolic link: a received directory must not choose which files are written."""
     if path.is_symlink():
         raise WriteError(path, "it is a symbolic link, which is not followed here", "remove it")
 
 
 def refuse_links(directory: Path) -> None:
-    """The same for everything that lies in a directory, which need not be there."""
+    """`refuse_link` for every entry of a directory, which may be missing."""
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         refuse_link(path)
 
 
 def require_writable(file: str | Path) -> Path:
-    """Refuse a file that could not be written, before the work that it is for; returns where it will lie.
+    """Refuse, before the work, a file that could not be written after it; returns its final path.
 
-    WriteError where its directory is missing or may not be written to, and where the name is taken by what is no file.
+    WriteError where its directory is missing or not writable, or where something other than a file has its name.
     """
     file = Path(file)
     target = followed(file)
@@ -143,9 +143,9 @@ def require_writable(file: str | Path) -> Path:
 
 
 def require_parent(path: Path, target: Path, *, make: bool) -> None:
-    """WriteError, about `path`, where nothing can be made beside `target`.
+    """WriteError, about `path`, where nothing can be created beside `target`.
 
-    make: directories above it that are missing will be made.
+    make: missing parent directories will be created.
     """
     above = target.parent
     while make and not os.path.lexists(above):
@@ -160,7 +160,7 @@ def require_parent(path: Path, target: Path, *, make: bool) -> None:
 
 @contextlib.contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """A hidden file beside `file`: flushed and renamed to it where the block ends well, removed otherwise.
+    """A hidden file beside `file`: flushed and renamed to it when the block succeeds, removed otherwise.
 
     WriteError, before the block, where `file` cannot be written (see `require_writable`), and where the disk is full.
     """
@@ -182,7 +182,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file (UTF-8), replacing what was there as a whole; WriteError where that fails."""
+    """Write a text file (UTF-8), replacing an earlier one atomically; WriteError where that fails."""
     with whole_file(path) as partial, writing(path):
         partial.write_text(text, encoding="utf-8")
 
@@ -197,7 +197,7 @@ def flush(path: Path) -> None:
 
 
 def _free(path: Path) -> int:
-    """Bytes free where `path` is, or would be."""
+    """Free bytes on the disk of `path`, which may be missing."""
     for place in (path, *path.absolute().parents):
         with contextlib.suppress(OSError):
             return shutil.disk_usage(place).free

@@ -32,17 +32,17 @@ class DataError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text on one line that any UTF-8 terminal prints: what is not printable is escaped as in Python."""
+    """A text on one line that any UTF-8 terminal prints; unprintable characters are escaped as in Python."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def one_line(error: Exception) -> str:
-    """What a library says, without line breaks and at most 200 characters of it."""
+    """The message of a library's error without line breaks, at most 200 characters."""
     return " ".join(str(error).split())[:200]
 
 
 def counted(number: int, noun: str) -> str:
-    """A number of things in words: "1 row", "2,000 rows"."""
+    """A count with its noun: "1 row", "2,000 rows"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,7 +1,7 @@
-"""One process owns a directory that it changes in place; a second one is refused by the name of the first.
+"""A process owns a directory that it changes in place; a second process is refused with an error that names the first.
 
-The lock is the kernel's (`flock`): it ends with the process that holds it, however that ends. The file says who holds
-it, for the sentence that another process gets.
+The lock is the kernel's (`flock`): it is released when its process ends for any reason. The lock file names the owner,
+for the error message of another process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class InUseError(ValueError):
 
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[None]:
-    """Own a directory, which is made where it is not there, for the length of a block; see `own`.
+    """Own a directory during a block, creating it where it is missing; see `own`.
 
-    A directory that was made here and into which nothing was written is removed again.
+    A directory that was created here and stayed empty is removed again.
     """
     made = not os.path.lexists(directory)
     lock = own(directory)
@@ -44,17 +44,17 @@ def owned(directory: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 (directory / LOCK).unlink()
                 directory.rmdir()
-        # A folder that nobody owns says nothing of who made it.
+        # Without an owner, the lock file must not name the last one.
         with contextlib.suppress(OSError):
             os.ftruncate(lock.fileno(), 0)
         lock.close()
 
 
 def own(directory: Path) -> IO[str]:
-    """Own a directory until the file that is returned is closed, or until this process ends.
+    """Own a directory until the returned file is closed, or until this process ends.
 
     Raises InUseError naming process, command and start where another process owns it, or this one already does;
-    FileExistsError where it is no directory, WriteError where it cannot be made or a link lies in it.
+    FileExistsError where it is not a directory, WriteError where it cannot be created or contains a link.
     """
     target = followed(directory)
     if os.path.lexists(target) and not target.is_dir():
@@ -67,10 +67,10 @@ def own(directory: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def replacing(out: Path, named: Path | None = None) -> Iterator[None]:
-    """Own the name `out`, which is to appear or to be replaced as a whole, for the length of a block; see `own`.
+    """Own the name `out`, which will be created or replaced as a whole, during a block; see `own`.
 
-    The lock lies beside `out` under a hidden name and is removed when the block ends. named: what the sentences call
-    `out`.
+    The lock lies beside `out` under a hidden name and is removed when the block ends. named: the name of `out` in
+    messages.
     """
     file = hidden(out, LOCK)
     lock = _hold_current(file, named or out)
@@ -82,7 +82,7 @@ def replacing(out: Path, named: Path | None = None) -> Iterator[None]:
 
 
 def _hold_current(file: Path, what: Path) -> IO[str]:
-    """The lock of the file that is there: whoever held it before may have removed theirs, which keeps nobody out."""
+    """Lock the file that has the name now: its last owner may have removed the file that was opened here."""
     while True:
         with writing(what):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _hold_current(file: Path, what: Path) -> IO[str]:
 
 
 def _hold(file: Path, what: Path) -> IO[str]:
-    # No link is followed: what a directory of somebody else's names must not be written to.
+    # Links are not followed: a directory from somebody else must not choose which file is written.
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     lock = os.fdopen(descriptor, "r+", encoding="utf-8")
     try:
@@ -109,7 +109,7 @@ def _hold(file: Path, what: Path) -> IO[str]:
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     command = " ".join(sys.argv)
     said = {"process": os.getpid(), "host": socket.gethostname(), "command": command, "since": started}
-    # A full disk takes the name, not the lock.
+    # On a full disk the owner's name cannot be written, but the lock holds.
     with contextlib.suppress(OSError):
         os.ftruncate(lock.fileno(), 0)
         os.write(lock.fileno(), json.dumps(said).encode())
@@ -117,11 +117,11 @@ def _hold(file: Path, what: Path) -> IO[str]:
 
 
 def _owner(lock: IO[str]) -> str:
-    """Who wrote a lock file, in words."""
+    """The owner named in a lock file, in words."""
     lock.seek(0)
     try:
         said = parse(lock.read())
         return f"process {said['process']} on {said['host']} ({said['command']}, since {said['since']})"
     except (ValueError, KeyError, TypeError):
-        # It has the lock and has not yet said who it is.
+        # The owner has the lock and has not written its name yet.
         return "another process"

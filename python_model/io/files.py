@@ -1,4 +1,4 @@
-"""Files that somebody else wrote, opened: one sentence for what is not there, is no file or cannot be read."""
+"""Opens files from other programs: one clear error for a path that is missing, not a file or not readable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from python_model.io.errors import DataError, one_line
 
 
 def require_file(file: Path) -> None:
-    """DataError where a path is missing, a directory or anything else that is no regular file."""
+    """DataError where a path is missing or is not a regular file."""
     with reading(file):
         mode = file.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -26,19 +26,19 @@ def require_file(file: Path) -> None:
 
 
 def require_path(path: Path) -> None:
-    """DataError where neither a file nor a directory is there."""
+    """DataError where a path is neither a file nor a directory."""
     with reading(path):
         path.stat()
 
 
 def present(path: Path) -> bool:
-    """Whether something of this name is there; a link to nothing is, so that it is refused and not passed over."""
+    """Whether a path exists; a dangling link counts, so that it is refused and not ignored."""
     return os.path.lexists(path)
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Turns what the system says of a file into a DataError that names it."""
+    """Turns an OSError about a file into a DataError that names it."""
     try:
         yield
     except FileNotFoundError as error:
@@ -50,10 +50,10 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """A Parquet file; DataError where it is not there or is none.
+    """Open a Parquet file; DataError where it is missing or is not Parquet.
 
-    Its pages are verified where they have checksums. It is not memory-mapped: a file that another process truncates
-    would end this one instead of raising.
+    Pages with checksums are verified. The file is not memory-mapped: if another process truncated it, access would kill
+    this process instead of raising.
     """
     require_file(file)
     try:
@@ -64,7 +64,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 @contextmanager
 def reading_parquet(file: Path, column: str | None = None) -> Iterator[None]:
-    """Turns what the library says of damaged pages into a DataError that names file and column."""
+    """Turns the library's error about damaged pages into a DataError that names file and column."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -72,7 +72,7 @@ def reading_parquet(file: Path, column: str | None = None) -> Iterator[None]:
 
 
 def require_column(file: Path, schema: pa.Schema, name: str) -> pa.DataType:
-    """The type of a column; DataError where it is missing or stands twice."""
+    """The type of a column; DataError where it is missing or occurs twice."""
     count = schema.names.count(name)
     if count == 0:
         raise DataError(file, f"this column is missing; the file has {', '.join(schema.names)}", column=name)

@@ -1,9 +1,9 @@
-"""Checksums of a directory's files, compared before it is believed, and of what a stopped job goes on with.
+"""Checksums: of a directory's files, compared before they are used, and of the inputs of a job that may be resumed.
 
-CRC-32 is there for accidents (a cut copy, a flipped bit) and quick beside the disk. It is no signature: whoever changes
-a file can change its sum, so nothing that is read may be able to do harm, whole or not. SHA-256 tells one input of a
-job from another, where sizes, times and the statistics in a footer can be equal and the content is not; reading and
-hashing takes a second of processor time for 1.1 to 1.8 GB where the processor has SHA instructions.
+CRC-32 detects accidents (a truncated copy, a flipped bit) and is fast compared with the disk. It is not a signature:
+anybody who changes a file can change its checksum, so reading must be safe for any content. SHA-256 identifies the
+inputs of a job, since sizes, times and footer statistics can be equal while the content differs; reading and hashing
+takes a second of processor time for 1.1 to 1.8 GB where the processor has SHA instructions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sums_of(directory: Path, files: Iterable[Path]) -> dict[str, Any]:
 
 
 def seal(directory: Path, sums: Mapping[str, Any] | None = None) -> None:
-    """Write the sums of all files of a directory to its checksums.json; sums: where they are known already."""
+    """Write the sums of all files of a directory to its checksums.json; sums: the values, where known already."""
     if sums is None:
         files = directory.rglob("*")
         sums = sums_of(directory, (path for path in files if path.is_file() and path.name != CHECKSUMS))
@@ -43,7 +43,7 @@ def seal(directory: Path, sums: Mapping[str, Any] | None = None) -> None:
 def require_whole(directory: Path, names: Iterable[str] | None = None, *, at_least: Iterable[str] = ()) -> None:
     """DataError naming the first file that is missing, truncated or changed.
 
-    names: some files, None for all that checksums.json names. at_least: files that it must name as well.
+    names: the files to check, None for all in checksums.json. at_least: further files that it must list.
     """
     record = _read(directory)
     chosen = list(record if names is None else names)
@@ -65,7 +65,7 @@ def checksum(file: Path) -> str:
 
 
 def content_of_files(files: Iterable[Path]) -> str:
-    """SHA-256 over the sizes and bytes of files in their order, whatever their names; DataError where one is gone."""
+    """SHA-256 over the sizes and bytes of files in order, independent of names; DataError where one is missing."""
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -113,7 +113,7 @@ class _Sum(NamedTuple):
 
 
 def _read(directory: Path) -> dict[str, _Sum]:
-    """checksums.json, every name one below the directory."""
+    """The content of checksums.json, whose names must all lie below the directory."""
     file = directory / CHECKSUMS
     if not file.is_file():
         raise DataError(file, "not found: the checkpoint is incomplete")

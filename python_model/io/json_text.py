@@ -1,7 +1,7 @@
-"""JSON that somebody else wrote: one sentence for whatever is wrong with it, and no surprise in what is right.
+"""Strict reading of JSON from other programs, with one clear error for any fault.
 
-Python's own reader ends with RecursionError in deep nesting, reads NaN and Infinity, which are not JSON, and takes the
-last of two equal keys without a word.
+Python's own reader raises RecursionError for deep nesting, accepts NaN and Infinity, which are not JSON, and silently
+takes the last of two equal keys.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, NoReturn
 from python_model.io.errors import DataError
 
 MAX_DEPTH = 64
-"""Deepest nesting of arrays and objects; nothing here needs ten."""
+"""Deepest nesting of arrays and objects; no format of this package needs ten levels."""
 
 
 def parse(text: str | bytes) -> Any:
-    """The value of a JSON text; bytes are UTF-8, a byte order mark before it is skipped.
+    """The value of a JSON text; bytes are UTF-8, and a leading byte order mark is skipped.
 
     ValueError, one sentence, for text that is not UTF-8, not JSON, nested deeper than MAX_DEPTH, with a key twice in
-    one object, or with a number that no JSON has (NaN, Infinity) or that no float64 holds.
+    one object, or with a number that is not JSON (NaN, Infinity) or does not fit float64.
     """
     if isinstance(text, bytes):
         try:
@@ -38,9 +38,9 @@ def parse(text: str | bytes) -> Any:
 
 
 def read_object(file: Path, what: str = "a JSON object") -> dict[str, Any]:
-    """The JSON object of a file; DataError where it is missing, cannot be read or is something else.
+    """The JSON object of a file; DataError where it is missing, cannot be read or is not an object.
 
-    what: what is expected where the file is not there.
+    what: the expected content, named in the error for a missing file.
     """
     try:
         content = file.read_bytes()
@@ -61,7 +61,7 @@ def read_object(file: Path, what: str = "a JSON object") -> dict[str, Any]:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in JSON's own words."""
+    """The JSON name of a value's type."""
     names = {dict: "an object", list: "an array", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
 
@@ -98,7 +98,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _integer(digits: str) -> int:
-    # Python refuses to read more digits than sys.get_int_max_str_digits(), in words about itself.
+    # Python refuses more digits than sys.get_int_max_str_digits(), with a message about its own setting.
     if len(digits) > 40:
         raise ValueError(f"expected a number of at most 40 digits, found {len(digits)}")
     return int(digits)

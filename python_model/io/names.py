@@ -1,4 +1,4 @@
-"""Hidden names beside a path, for what is not whole yet."""
+"""Hidden names beside a path, for incomplete files and directories."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import zlib
 from pathlib import Path
 
 MAX_NAME = 255
-"""Bytes of a name in a directory, as every common file system has it."""
+"""Longest file name in bytes on all common file systems."""
 
 
 def hidden(path: Path, ending: str) -> Path:
-    """`.NAME<ending>` beside `path`; of a name too long for that the beginning and a checksum."""
+    """`.NAME<ending>` beside `path`; a NAME that is too long is replaced by its beginning and a checksum."""
     name = f".{path.name}{ending}"
     if len(os.fsencode(name)) > MAX_NAME:
         raw = os.fsencode(path.name)
@@ -26,7 +26,7 @@ MARKERS = {
     "store.json": "the sessions of a server",
     "_job.json": "scores",
 }
-"""Files by which a directory that a command made is known, and what it holds then."""
+"""Marker files that identify a directory made by a command, and the kind of content."""
 
 
 def require_unmarked(directory: Path) -> None:

@@ -1,13 +1,13 @@
-"""Directories that appear under their name when they are complete, or not at all; the one place that does it.
+"""Publishes directories atomically: a directory appears under its name when it is complete, or not at all.
 
-    NAME is not there      `.NAME.argus-partial` beside it is written, flushed and renamed
+    NAME is missing        `.NAME.argus-partial` beside it is written, flushed and renamed
     NAME is empty          it stays (a mount point, a link's target, the current directory): `NAME/.argus-partial` is
                            written, flushed, renamed to `NAME/.argus-complete` and its entries move up, the marker last
     NAME is to be replaced `.NAME.argus-partial` is written, flushed and exchanged with it in one step of the kernel;
-                           where the file system cannot, NAME steps aside as `.NAME.old` first
+                           where the file system cannot do this, NAME is first renamed to `.NAME.old`
 
-A kill at any moment leaves the old directory, the new one or, between two renames, what `recover` puts right. One
-process at a time owns a name (`io.exclusive`), so that hidden names found by it are of processes that are gone.
+A kill at any time leaves the old directory, the new one or, between two renames, a state that `recover` repairs. Only
+one process owns a name at a time (`io.exclusive`), so hidden files found by the owner come from dead processes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from python_model.io.names import hidden
 PARTIAL, OLD, SCRATCH = ".argus-partial", ".old", ".argus-scratch"
 COMPLETE, CONTENTS = ".argus-complete", "argus-contents"
 _OURS = {PARTIAL, COMPLETE, SCRATCH, f".{CONTENTS}.lock", f".{SCRATCH}.lock"}
-"""What a process that was killed may have left in a directory that counts as empty."""
+"""Names that a killed process may have left in a directory that still counts as empty."""
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV}
 
 logger = logging.getLogger(__name__)
 
 
 def require_place(out: Path, marker: str, *, overwrite: bool | None = False) -> Path:
-    """Refuse, before the work, a directory that could not be made after it; returns where it will lie, links followed.
+    """Refuse, before the work, a directory that could not be created after it; returns its path, links followed.
 
-    marker: the file that says what kind of directory this is. overwrite: None where the command never replaces one.
-    FileExistsError where `out` is there and not empty, unless `overwrite` is set and it has the marker; WriteError
-    where `out` cannot be made or replaced.
+    marker: the file that identifies this kind of directory. overwrite: None where the command never replaces one.
+    FileExistsError where `out` exists and is not empty, unless `overwrite` is set and it has the marker; WriteError
+    where `out` cannot be created or replaced.
     """
     target = followed(out)
     recover(target, marker)
@@ -82,15 +82,15 @@ def _holds_this_process(directory: Path) -> bool:
 
 
 def is_vacant(directory: Path) -> bool:
-    """Whether a directory is there and holds nothing, but for what a killed process left in it."""
+    """Whether a directory exists and is empty, except for what a killed process left in it."""
     return directory.is_dir() and all(path.name in _OURS for path in directory.iterdir())
 
 
 @contextlib.contextmanager
 def whole_directory(out: Path, marker: str, *, overwrite: bool | None = False) -> Iterator[Path]:
-    """A hidden directory that becomes `out` where the block ends well, flushed, and is removed otherwise.
+    """A hidden directory that is flushed and becomes `out` when the block succeeds, and is removed otherwise.
 
-    Raises as `require_place`, InUseError where another process makes `out`, WriteError where the disk is full.
+    Raises as `require_place`, InUseError where another process is writing `out`, WriteError where the disk is full.
     """
     target = require_place(out, marker, overwrite=overwrite)
     with _owned(out, target):
@@ -116,7 +116,7 @@ def whole_directory(out: Path, marker: str, *, overwrite: bool | None = False) -
 
 @contextlib.contextmanager
 def scratch(out: Path) -> Iterator[Path]:
-    """A hidden directory for the length of a block, where `out` will lie; a disk that it fills up is one WriteError."""
+    """A temporary hidden directory beside `out` during a block; a disk that it fills up is one WriteError."""
     target = followed(out)
     if not is_vacant(target):
         require_parent(out, target, make=True)
@@ -136,9 +136,9 @@ def scratch(out: Path) -> Iterator[Path]:
 
 
 def recover(path: Path, marker: str) -> None:
-    """Put right what a process left that was killed between two renames: the old directory back, or the rest moved up.
+    """Repair the state after a kill between two renames: move the old directory back, or the remaining entries up.
 
-    Nothing happens while another process owns the path, or where this one may not write there.
+    Does nothing while another process owns the path, or without permission to write there.
     """
     target = Path(os.path.realpath(path))
     if not _is_torn(target, marker):
@@ -154,7 +154,7 @@ def _is_torn(target: Path, marker: str) -> bool:
 
 
 def _is_made_here(directory: Path, marker: str, *, moved: bool = False) -> bool:
-    """Whether it is a directory with the marker (which moves last: or an empty one, where all has `moved`), no link."""
+    """Whether it is a real directory (no link) with the marker, or an empty one where all entries have `moved`."""
     if directory.is_symlink() or not directory.is_dir():
         return False
     return (directory / marker).is_file() or (moved and not any(directory.iterdir()))
@@ -172,7 +172,7 @@ def _mend(target: Path, marker: str) -> None:
 
 
 def _tidy(target: Path, marker: str) -> None:
-    """Remove what processes that are gone have left; the caller owns the name."""
+    """Remove the leftovers of dead processes; the caller owns the name."""
     _mend(target, marker)
     _remove(hidden(target, PARTIAL))
     _remove(target / PARTIAL)
@@ -226,7 +226,7 @@ def _move_up(target: Path, marker: str) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two names change places in one step; False where kernel or file system cannot."""
+    """Exchange two names in one step; False where the kernel or the file system cannot."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False

@@ -1,9 +1,9 @@
-"""Settings that a user gave by name, held to the annotations of whoever takes them: one sentence for what does not fit.
+"""Checks settings given by name against the annotations of their owner, with one clear error for an invalid value.
 
-A function's keyword-only parameters and a dataclass's fields are settings; their annotations say what each takes. The
-kinds known here are bool, int, float, str, Literal, Optional and unions, tuple, Mapping, Any, dataclasses (their own
-objects, or a mapping of their fields), and Annotated with `Between` for a range or `OneOf` for a choice. Nothing is
-guessed: "5", true and 1.5 are no whole numbers.
+A function's keyword-only parameters and a dataclass's fields are settings; their annotations define the valid values.
+The supported annotations are bool, int, float, str, Literal, Optional and unions, tuple, Mapping, Any, dataclasses
+(their own objects, or a mapping of their fields), and Annotated with `Between` for a range or `OneOf` for a choice.
+Values are not converted: "5", true and 1.5 are not whole numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class Between:
-    """The range of a number, both ends in it unless `below`, which leaves out `high`; None: no end on that side."""
+    """The range of a number, inclusive; `below` excludes `high`; None: no bound on that side."""
 
     low: float | None = None
     high: float | None = None
@@ -43,7 +43,7 @@ class Between:
 
 @dataclass(frozen=True)
 class OneOf:
-    """The texts that a setting takes."""
+    """The texts that a setting accepts."""
 
     choices: tuple[str, ...]
 
@@ -55,10 +55,10 @@ class OneOf:
 
 
 def checked(kind: Any, name: str, value: Any) -> Any:
-    """`value` as the annotation `kind` (resolved, not a string) has it: numbers of float as float, lists as tuples.
+    """`value` in the type of the annotation `kind` (resolved, not a string): float numbers as float, lists as tuples.
 
-    int is a whole number of 64 bits, float a finite one. ValueError, one sentence with `name`, what is expected and
-    what came, where the value is of another kind; TypeError for an annotation that is not known here.
+    int is a whole number of 64 bits, float a finite number. ValueError, one sentence with `name`, the expected and the
+    actual value, for an invalid value; TypeError for an unsupported annotation.
     """
     try:
         return _fit(kind, value)
@@ -67,10 +67,9 @@ def checked(kind: Any, name: str, value: Any) -> Any:
 
 
 def checked_settings(owner: Callable[..., Any], values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Every value as the setting of its name in `owner` (a function or a dataclass) has it.
+    """Every value in the type of the setting of its name in `owner` (a function or a dataclass).
 
-    ValueError where `owner` has no such setting, which lists those it has, or a value does not fit; `what` says whose
-    settings they are.
+    ValueError for an unknown setting, listing the known ones, or an invalid value; `what` names the owner in messages.
     """
     kinds = settings_of(owner)
     unknown = sorted(set(values) - set(kinds))
@@ -90,7 +89,7 @@ def settings_of(owner: Callable[..., Any]) -> dict[str, Any]:
 
 
 def expected(kind: Any) -> str:
-    """What a value of an annotation is, in words."""
+    """The values that an annotation accepts, in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     simple = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text", type(None): "null",
               Any: "any value"}  # fmt: skip
@@ -116,12 +115,12 @@ def expected(kind: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it stands in a message, shortened where it is long."""
+    """A value as shown in a message, shortened where it is long."""
     return _short.repr(value)
 
 
 class _Misfit(Exception):
-    """A value is not of the kind; the sentence is made where its name is known."""
+    """A value does not fit its annotation; the caller that knows the setting's name makes the message."""
 
 
 def _fit(kind: Any, value: Any) -> Any:
@@ -196,7 +195,7 @@ def _require(holds: bool, value: Any) -> Any:
 
 
 class _Short(reprlib.Repr):
-    """repr of at most about 60 characters; an integer too long for decimal digits is said by its size."""
+    """repr of at most about 60 characters; a very long integer is described by its size."""
 
     def repr_int(self, value: int, level: int) -> str:
         if abs(value) >= 10**40:

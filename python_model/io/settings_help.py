@@ -1,6 +1,7 @@
-"""All settings of a configuration or a reader, one line each: name, default, range and meaning, from their one place.
+"""Lists the settings of a configuration or a reader, one line each: name, default, range and meaning.
 
-A meaning is what the docstring of the owner says after `name:` or `name, other:`, up to the next name or paragraph.
+The meaning is read from the owner's docstring: the text after `name:` or `name, other:`, up to the next name or
+paragraph.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ ASKED = "help"
 
 
 def asked(assignments: Sequence[str] | None) -> bool:
-    """Whether one of several --set asks for the list of settings."""
+    """Whether one of the --set options asks for the list of settings."""
     return any(text.strip() == ASKED for text in assignments or ())
 
 
 def meanings(owner: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring of a dataclass or function says of each of its settings; "" where it says nothing."""
+    """The meaning of each setting from the docstring of a dataclass or function; "" where it has none."""
     names = list(settings_of(owner))
     word = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     start = re.compile(rf"(?:(?<=[.;] )|(?<=\n)|^)((?:{word})(?:(?:, | and )(?:{word}))*): ", re.MULTILINE)
@@ -38,7 +39,7 @@ def meanings(owner: Callable[..., Any]) -> dict[str, str]:
 
 
 def listing(*owners: Callable[..., Any], without: Collection[str] = ()) -> str:
-    """One line a setting: `name=default  meaning (kind)`, in the order in which the owners have them."""
+    """One line per setting, `name=default  meaning (kind)`, in the order of definition."""
     lines = []
     for owner in owners:
         said, defaults = meanings(owner), _defaults(owner)
@@ -53,7 +54,7 @@ def listing(*owners: Callable[..., Any], without: Collection[str] = ()) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """What a value is; text is left to the meaning, which names the choices."""
+    """The kind of a value in words; "" for text, whose choices the meaning names."""
     return "" if annotation is str else expected(annotation)
 
 

@@ -1,1 +1,1 @@
-"""The models: what every one offers, the two encoders and the simplified one, their losses and optimisers."""
+"""The models: their common interface, ARGUS, the HSTU encoder, the sequential baselines, losses and optimisers."""

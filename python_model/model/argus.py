@@ -1,12 +1,12 @@
 """ARGUS: a causal transformer over interactions (context, item, feedback) with a next-item and a feedback head.
 
-Two forms, one interface. Simplified: one vector per interaction; what is said of event t is read from the state
-before it, h_{t−1}, together with the embedding of context_t (and item_t for the feedback). Full: three tokens per
-interaction; the state at the context token is read for the item, the one at the item token for the feedback.
+Two forms, one interface. Simplified: one vector per interaction; the heads predict event t from the state before it,
+h_{t−1}, and the embedding of context_t (and of item_t for the feedback). Full: three tokens per interaction; the item
+is predicted from the state at the context token, the feedback from the state at the item token.
 
-On top, the two-tower ranker of fine-tuning: the user vector of event t is read from a state that knows only events at
-least `lag` seconds older than t; the score is its dot product with the vector of the item. docs/model.md derives why
-no reading contains its answer.
+The two-tower ranker of fine-tuning is built on top: the user vector of event t is read from a state that sees only
+events at least `lag` seconds older than t; the score is its dot product with the item vector. docs/model.md shows that
+no reading contains its own target.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ class Argus(Recommender):
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
         lag: the states are for readings with a lag. Full form: a context token sees only events at least `lag` seconds
-        older than itself; item and feedback tokens stay causal, so that the states it does see are those that a server
-        would have stored. lag_items puts item tokens under the lag as well, for a feedback score of a candidate.
-        Simplified form: HSTU's time bias counts from the time of the event itself, as a server does not know of the
-        next one yet; without a lag from the next event's, which is in the context of what is read from the state.
+        older than itself; item and feedback tokens stay causal, so that the visible states equal those that a server
+        would have stored. lag_items applies the lag to item tokens too, for a feedback score of a candidate.
+        Simplified form: with a lag, HSTU's time bias counts from the time of the event itself, as a server does not
+        know the next event yet; without a lag, from the time of the next event, which is part of its known context.
         """
         if batch.max_length > self.config.max_events:
             raise ValueError(
@@ -120,16 +120,16 @@ class Argus(Recommender):
         return self.encoder(tokens, layout)
 
     def _token_visibility(self, batch: JaggedBatch, lag: int, lag_items: bool) -> Tensor:
-        """int32 [3T]: a context token sees the tokens of events old enough, the two others all before them."""
+        """int32 [3T]: a context token sees the tokens of events that are old enough, the others all tokens before."""
         local = local_positions(batch.offsets, batch.time.shape[0]).clamp(min=0)
         seen = events_before(batch.time, batch.offsets, lag)
         item = 3 * seen if lag_items else 3 * local + 1
         return torch.stack([3 * seen, item, 3 * local + 2], dim=1).flatten().int()
 
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
-        """What the heads read, from `encode(batch)`: states before each event, in simplified form at least `lag` old.
+        """Inputs of the heads from `encode(batch)`: states before each event; in simplified form at least `lag` old.
 
-        lag None: all that came before the event, as in pre-training. The full form has its lag from `encode`.
+        lag None: all earlier events are visible, as in pre-training. The full form applies its lag in `encode`.
         """
         if self.config.form == "full":
             context, item, _ = states.view(-1, 3, states.shape[-1]).unbind(1)
@@ -140,9 +140,9 @@ class Argus(Recommender):
         return Readings(torch.cat([before, context], -1), torch.cat([before, context, item], -1))
 
     def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
-        """What ranking reads: nothing of an event younger than `lag` seconds before t (None: the model's own lag).
+        """Inputs of ranking: only events at least `lag` seconds older than t are visible (None: the model's own lag).
 
-        states: `encode(batch)` where it is at hand; used where `shares_states`.
+        states: `encode(batch)`, where already computed; used where `shares_states`.
         """
         lag = self.config.lag if lag is None else lag
         if states is None or not self.shares_states:
@@ -151,11 +151,11 @@ class Argus(Recommender):
 
     @property
     def shares_states(self) -> bool:
-        """Whether readings with a lag take the states of `encode(batch)`: one pass serves both."""
+        """Whether readings with a lag can use the states of `encode(batch)`, so that one pass serves both."""
         return self.config.form == "simplified" and self.config.encoder == "transformer"
 
     def read_user(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
-        """What the user tower reads [T, ·]: as `read_lagged`, and nothing of the event's own item."""
+        """Inputs of the user tower [T, ·]: as `read_lagged`, without the event's own item."""
         if self.config.form == "simplified":
             return self.read_lagged(batch, states, lag).item
         lag = self.config.lag if lag is None else lag
@@ -185,8 +185,8 @@ class Argus(Recommender):
 
         kind: "pair" (two towers, what fine-tuning trains), "next_item" (logit of the next-item head) or "feedback"
         (expected feedback: see `Recommender`). None takes "pair" for a fine-tuned model, "next_item" otherwise.
-        states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
-        takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
+        states: `encode(batch)`, where already computed. lag: every kind reads states at least this many seconds old;
+        None takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """
         kind = kind or ("pair" if self.stage == "finetune" else "next_item")
         if kind not in RANKING_KINDS:
@@ -199,7 +199,7 @@ class Argus(Recommender):
         return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
 
     def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
-        """On several ranks, reads the rows of sharded tables that a batch and these items [n] need, for the block.
+        """On several ranks, holds during the block the rows of sharded tables that a batch and these items [n] need.
 
         A collective call; without sharded tables nothing happens.
         """
@@ -223,11 +223,11 @@ class Argus(Recommender):
         return torch.where(items >= 0, ids, -1)
 
     def feedback_ids(self, batch: JaggedBatch) -> Tensor:
-        """Feedback columns [F, T] as the encoder sees them: −1 everywhere where it shall not."""
+        """Feedback columns [F, T] as the encoder sees them: −1 everywhere where `feedback_input` is false."""
         return batch.feedback.T if self.config.feedback_input else torch.full_like(batch.feedback.T, -1)
 
     def _context_ids(self, batch: JaggedBatch, lag: int | None) -> Tensor:
-        """Context columns [K, T]: organic, bucketed time since the newest event that may be known, the data's own."""
+        """Context columns [K, T]: organic, bucketed time since the newest visible event, the data's own columns."""
         seen = events_before(batch.time, batch.offsets, lag)
         newest = states_after(batch.time[:, None], batch.time.new_zeros(1), batch.offsets, seen)[:, 0]
         gap = torch.where(seen > 0, time_buckets(batch.time - newest, self.config.time_buckets), -1)

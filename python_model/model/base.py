@@ -1,8 +1,8 @@
-"""What every model here offers to losses, evaluation and serving, and what follows from its states and vectors alone.
+"""The common interface of all models for losses, evaluation and serving, and the code that they share.
 
-A model encodes histories into states, `read`s from them what may be known of each event, and has two heads: query
+A model encodes histories into states, `read`s from them the inputs of the heads at each event, and has two heads: query
 vectors whose products with item vectors order the catalogue, and the feedback head. `Argus` and the baselines of
-`sequential` say how; the rest stands here, the same for all.
+`sequential` implement these parts; this module holds the rest.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from python_model.training.row_sharding import RowExchange
 
 @dataclass(frozen=True)
 class Readings:
-    """What the heads read at each event: `item` [T, ·] knows the context, `feedback` [T, ·] the item as well."""
+    """Inputs of the heads at each event: `item` [T, ·] includes the context, `feedback` [T, ·] also the item."""
 
     item: Tensor
     feedback: Tensor
 
 
 class Outputs(NamedTuple):
-    """Of every event: query vectors [T, D] and feedback logits [T, C]; vectors of the items asked for [n, D], float32.
+    """Query vectors [T, D] and feedback logits [T, C] of every event; vectors of the requested items [n, D], float32.
 
     temperature * queries @ item_vectors.T are the logits of the next item.
     """
@@ -43,10 +43,10 @@ class Outputs(NamedTuple):
 
 
 class Recommender(nn.Module):
-    """A model of what comes next and of how it is received. `stage` says how far it is trained.
+    """A model of the next item and of the feedback. `stage` is the last stage of training.
 
     stage: "new", "pretrain" or "finetune". item_columns: int [C, items], the rows of the item tables of each item.
-    feedback_width: what `Readings.feedback` is wide.
+    feedback_width: width of `Readings.feedback`.
     """
 
     encoder: Encoder
@@ -71,11 +71,11 @@ class Recommender(nn.Module):
 
     @abstractmethod
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
-        """What the heads read from `encode(batch)`: nothing of the event itself but its context, and its item."""
+        """Inputs of the heads from `encode(batch)`; of the event itself, only context and, for feedback, the item."""
 
     @abstractmethod
     def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
-        """The same, knowing nothing of an event younger than `lag` seconds (None: the model's own lag)."""
+        """The same, with only events at least `lag` seconds older visible (None: the model's own lag)."""
 
     @abstractmethod
     def queries(self, readings: Readings) -> Tensor:
@@ -91,17 +91,17 @@ class Recommender(nn.Module):
         """Factor on the product of query and item."""
 
     def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
-        """On several ranks, reads the rows of cut tables that a batch and these items [n] need, for the block.
+        """On several ranks, holds during the block the rows of sharded tables that a batch and these items [n] need.
 
-        A collective call; here nothing happens: a model whose tables are cut says what it reads of them.
+        A collective call. This default does nothing; a model with sharded tables overrides it.
         """
         return nullcontext()
 
     def forward(self, batch: JaggedBatch, items: Tensor | None = None) -> Outputs:
-        """What a loss of next items and feedback is made of; items int64 [n], None: those of the batch.
+        """Outputs for a loss of next items and feedback; items int64 [n], None: those of the batch.
 
-        For DistributedDataParallel, torch.compile and loops of one's own. DistributedDataParallel needs
-        find_unused_parameters=True, as the user tower takes no part. The package's own losses call the parts.
+        For DistributedDataParallel, torch.compile and custom training loops. DistributedDataParallel needs
+        find_unused_parameters=True, as the user tower is not used. The package's own losses call the parts directly.
         """
         readings = self.read(batch, self.encode(batch))
         vectors = self.item_vectors(batch.items if items is None else items)
@@ -112,7 +112,7 @@ class Recommender(nn.Module):
         return gelu(self.feedback_hidden(readings.feedback))
 
     def feedback_logits_of(self, readings: Readings) -> Tensor:
-        """Logits of every feedback component [T, C] from what the heads read."""
+        """Logits of every feedback component [T, C] from the heads' inputs."""
         hidden = self.feedback_features(readings)
         return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
 
@@ -139,8 +139,8 @@ class Recommender(nn.Module):
 
         kind: "next_item" (logit of the next-item head, None) or "feedback" (expected feedback: what `features.negative`
         names counts against an item).
-        states: `encode(batch)` where it is at hand. lag: every kind reads states at least this many seconds old; None
-        takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
+        states: `encode(batch)`, where already computed. lag: every kind reads states at least this many seconds old;
+        None takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """
         kind = kind or "next_item"
         if kind not in ("next_item", "feedback"):
@@ -159,7 +159,7 @@ class Recommender(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model."""
         return self.item_columns.device
 
     def _probabilities(self, logits: Tensor) -> dict[str, Tensor]:

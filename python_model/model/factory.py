@@ -1,4 +1,4 @@
-"""From settings to a model: `ModelConfig.model` says which."""
+"""Makes the model that `ModelConfig.model` names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def make_model(config: ModelConfig, features: FeatureSpec, item_columns: Tensor)
 def model_for_dataset(config: ModelConfig, dataset: Dataset, sharding: RowSharding | None = None) -> Recommender:
     """A new model for the catalogue and the features of a prepared data set.
 
-    sharding: on several ranks, which tables of ARGUS are cut; each rank has a copy of a baseline's.
+    sharding: on several ranks, which tables of ARGUS are sharded; each rank has a copy of a baseline's tables.
     """
     if config.model == "argus":
         return Argus.for_dataset(config, dataset, sharding)

@@ -5,9 +5,9 @@
     Y          = Linear(dropout(U ⊙ LayerNorm(A V))) + X
 
 No 1/√d and no feed-forward network; both LayerNorms without parameters, eps 1e-6; n the maximum length, here
-`max_events`, so that a user's numbers do not depend on who shares the batch; one pair of bias tables a layer for all
-heads. Δt runs from the key to the event *after* the query. That is no leak: what is read from state h_t concerns event
-t + 1, whose time is part of its context. Where states are read with a lag it would be one, and Δt runs to the query.
+`max_events`, so that a user's result does not depend on the other users of the batch; one pair of bias tables per layer
+for all heads. Δt runs from the key to the event *after* the query. This is no leak: state h_t is read to predict event
+t + 1, whose time is part of its context. For states read with a lag it would be a leak, so Δt runs to the query.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class HstuBlock(nn.Module):
 
 
 class HstuEncoder(Encoder):
-    """A stack of such blocks in the place of the transformer's.
+    """A stack of HSTU blocks in place of the transformer's.
 
-    The last norm is ours: ARGUS' heads are perceptrons over states of unit scale. norm=False leaves it out, for outputs
-    that are scaled to unit length as in the research code.
+    The final norm is our addition: ARGUS' heads are perceptrons over states of unit scale. norm=False omits it, for
+    outputs that are scaled to unit length as in the research code.
     """
 
     def __init__(self, config: ModelConfig, *, norm: bool = True) -> None:

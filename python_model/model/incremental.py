@@ -1,7 +1,7 @@
-"""Incremental inference: the encoder's state after one more event of some users, from what is cached of the others.
+"""Incremental inference: the encoder's state after one more event of some users, from their cached earlier events.
 
-The states are those of `Argus.encode` over the whole histories. A layer's keys, values and times lie in a paged cache
-that all layers' caches share a table with, so that users are evicted, forked and offloaded in all of them at once.
+The states equal those of `Argus.encode` over the whole histories. Keys, values and times of each layer lie in a paged
+cache; the caches of all layers share one page table, so users are evicted, forked and offloaded in all layers at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DenseLayer:
 
     @classmethod
     def of(cls, block: Block, backend: str | None = None) -> DenseLayer:
-        """On the CPU through decode_linear, which reads the weights as they are at each call; elsewhere stock torch."""
+        """On the CPU with decode_linear, which reads the current weights at each call; elsewhere with stock torch."""
         if block.output.weight.device.type != "cpu":
             return cls.stock(block)
         return cls(
@@ -53,7 +53,7 @@ class DenseLayer:
 
     @classmethod
     def stock(cls, block: Block) -> DenseLayer:
-        """As the block's modules compute them."""
+        """Computed by the block's own modules."""
         return cls(
             lambda x: block.query_key_value(block.attention_norm(x)),
             lambda attended, x: x + block.output(attended),
@@ -63,7 +63,7 @@ class DenseLayer:
 
 
 def direct_head(head: Head, backend: str | None = None) -> Callable[[Tensor], Tensor]:
-    """A head of the model for what a few rows read, [B, ·] → [B, fan_out]; on the CPU through decode_linear."""
+    """A head of the model for a few rows, [B, ·] → [B, fan_out]; on the CPU with decode_linear."""
     if head.output.weight.device.type != "cpu":
         return head
     hidden = _direct(head.hidden, activation="gelu", backend=backend)
@@ -83,7 +83,7 @@ def blocks_of(model: Argus) -> list[Block]:
 
 
 def encode_newest(model: Argus, layers: Sequence[DenseLayer], tokens: Tensor, attend: Attend) -> Tensor:
-    """States [B, d] of the newest event of B users from their tokens [B, d], everything before them being cached."""
+    """States [B, d] of the newest event of B users from their tokens [B, d]; all earlier events are cached."""
     encoder, x = model.encoder, tokens
     heads = model.config.heads
     for number, layer in enumerate(layers):
@@ -97,10 +97,10 @@ def encode_newest(model: Argus, layers: Sequence[DenseLayer], tokens: Tensor, at
 class IncrementalEncoder:
     """The states of `users` users of a simplified model, kept up to date event by event.
 
-    users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. A user without events is there
-    from the start. dtype: of the cached keys and values, the weights' own by default; half of it halves the memory and
-    nearly the time of a long history. backend: of decode_attention and decode_linear. `caches` holds one cache per
-    layer, for all that concerns pages alone.
+    users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. Every user exists from the
+    start, without events. dtype: of the cached keys and values, the weights' own by default; a type of half the size
+    halves the memory and nearly the time of a long history. backend: of decode_attention and decode_linear. `caches`
+    holds one cache per layer, for operations that concern only pages.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class IncrementalEncoder:
             config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,
             pages=pages, dtype=self._dtype, device=model.device, on_full=on_full, folder=folder,
         )  # fmt: skip
-        # Seconds of each user's newest event, which the next one's gap is counted from.
+        # Time in seconds of each user's newest event; the gap of the next event is counted from it.
         self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
         with torch.no_grad():
             biases = zip(model.encoder.position_bias, model.encoder.time_bias, strict=True)
@@ -135,7 +135,7 @@ class IncrementalEncoder:
     def append(self, users: Sequence[int], events: JaggedBatch) -> Tensor:
         """States [n, d] of n users after one more event each; `events` holds one event of each, in the same order.
 
-        Raises ValueError, having changed nothing, where pages run out or a user is not there: see `PagedCache`.
+        Raises ValueError, having changed nothing, where pages run out or a user is evicted: see `PagedCache`.
         """
         if len(events.items) != len(users) or events.max_length > 1:
             raise ValueError(
@@ -200,13 +200,13 @@ class IncrementalEncoder:
         return self.caches[0].copy_out(user)
 
     def copy_in(self, user: int, parts: Sequence[Tensor]) -> None:
-        """Gives them to a user without events, of this encoder or of another of the same model and dtype."""
+        """Restores the result of `copy_out` for a user without events, from an encoder of the same model and dtype."""
         self.caches[0].copy_in(user, parts)
         if len(parts[-1]):
             self._newest[user] = parts[-1][-1]
 
     def fork(self, source: int, targets: Sequence[int]) -> None:
-        """Lets the targets go on from the source's history; see `PagedCache.fork`."""
+        """Lets the targets continue the source's history; see `PagedCache.fork`."""
         self.caches[0].fork(source, targets)
         self._newest[torch.tensor(list(targets), device=self._newest.device)] = self._newest[source].clone()
 

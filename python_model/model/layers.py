@@ -1,8 +1,8 @@
 """The layers of the model: embeddings of an interaction, the causal encoder, heads.
 
 Shapes: T packed events of B users with `offsets` int32 [B + 1]; rows past offsets[B] are padding, whatever they hold.
-A "state" is the encoder's output at an event; `states_after` picks, for every event, the state that an earlier moment
-left behind, which is how the heads are kept from reading the answer.
+A "state" is the encoder's output at an event; `states_after` picks, for every event, the state after an earlier event,
+so that the heads do not see their target.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from python_model.config import ModelConfig
 from python_model.training.row_sharding import ReadRows, RowSharding, initial_rows
 
 MAY_BE_LARGE = ("item", "context_")
-"""How the names of tables begin that may be cut over ranks: those of the catalogue and of the data's own context."""
+"""Prefixes of the names of tables that may be sharded over ranks: tables of the catalogue and of the data's context."""
 
 
 FEW = 8
-"""Events up to which plain lookups beat the fused op."""
+"""Number of events up to which plain lookups are faster than the fused op."""
 
 
 class Tables(nn.Module):
     """Embedding tables by name, shared by every `TripleEmbedding` of a model.
 
-    sharding: on several ranks, cuts the large tables; `weights` then holds this rank's rows of them (`spans`), and what
-    is read of them must be `at_hand`. row_sparse: whether gradients may be row-sparse where a lookup asks for it.
+    sharding: on several ranks, shards the large tables; `weights` then holds this rank's rows of them (`spans`), and
+    lookups need their rows in an `at_hand` block. row_sparse: whether gradients may be row-sparse where a lookup asks
+    for it.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]], sharding: RowSharding | None = None) -> None:
@@ -61,7 +62,7 @@ class Tables(nn.Module):
             self._at_hand = {}
 
     def places(self, names: Sequence[str], ids: Tensor) -> Tensor:
-        """Ids [K, T] of the columns' tables, renumbered where the rows at hand are a part of the table."""
+        """Ids [K, T] of the columns' tables, renumbered where only a part of the table's rows is at hand."""
         if not self._at_hand:
             return ids
         columns = zip(names, ids, strict=True)
@@ -86,7 +87,7 @@ class TripleEmbedding(nn.Module):
         self.column_names = tuple(columns)
         self.sparse = sparse
         fan_in = sum(tables[name].shape[1] for name in columns)
-        # A column contributes unit variance per unit of its share, so that many columns do not drown the item.
+        # Each of the K columns contributes variance 1 / K, so that the sum has unit variance for any K.
         self.weight = nn.Parameter(torch.randn(fan_in, width) * len(columns) ** -0.5)
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -98,7 +99,7 @@ class TripleEmbedding(nn.Module):
         return triple_embedding(ids, used, self.columns, self.weight, self.bias, sparse=sparse)
 
     def of_few(self, tables: Tables, ids: Tensor) -> Tensor:
-        """The same of a few events, on the CPU by plain lookups: the op's boundary would cost more than they do."""
+        """The same for a few events; on the CPU by plain lookups, which cost less than the call overhead of the op."""
         if ids.is_cuda or ids.shape[1] > FEW:
             vectors: Tensor = self(tables, ids)
             return vectors
@@ -115,12 +116,11 @@ class TripleEmbedding(nn.Module):
 
 @dataclass(frozen=True)
 class Layout:
-    """How packed tokens lie: users, times, and how much of its user's past each token may see.
+    """The layout of packed tokens: users, times, and how much of its user's past each token may see.
 
     offsets int32 [B + 1]; times int64 [T] seconds; max_length: tokens of the longest user at most;
     visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all before it).
-    query_times int64 [T] or None: when each token is read, for an encoder whose time bias counts from then (HSTU);
-    None: at its own time.
+    query_times int64 [T] or None: the time from which the time bias of each token counts (HSTU); None: its own time.
     """
 
     offsets: Tensor
@@ -164,8 +164,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Causal transformer over packed tokens, with learned biases for relative position and elapsed time.
 
-    The bias tables and the final norm lie beside `blocks`: the published parameter counts are those of the blocks.
-    block: makes one of them. bias_heads: heads with tables of their own, all of them by default. recompute: activation
+    The bias tables and the final norm are outside `blocks`: the published parameter counts are those of the blocks.
+    block: makes one block. bias_heads: number of heads with their own tables, by default all. recompute: activation
     checkpointing.
     """
 
@@ -183,13 +183,13 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def layer(self, block: nn.Module, x: Tensor, *inputs: Layout | Tensor | None) -> Tensor:
-        """One block; under `recompute` it keeps only its inputs for the backward pass and computes the rest anew."""
+        """Run one block; under `recompute` it keeps only its inputs and recomputes the rest in the backward pass."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, x, *inputs, use_reentrant=False)
         return block(x, *inputs)
 
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [T, d] of tokens [T, d]; a state holds its own token and those before it that it may see."""
+        """States [T, d] of tokens [T, d]; a state depends on its own token and the visible tokens before it."""
         x = self.dropout(tokens)
         for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):
             x = self.layer(block, x, layout, position_bias, time_bias)
@@ -210,7 +210,7 @@ class Head(nn.Module):
 
 
 def next_times(times: Tensor, offsets: Tensor) -> Tensor:
-    """The time of the event after each one of its user, int64 [T]; of a user's last event its own."""
+    """Time of the user's next event after each event, int64 [T]; for a user's last event, its own time."""
     total = times.shape[0]
     later = torch.arange(1, total + 1, device=times.device).clamp(max=max(total - 1, 0))
     user = user_of_row(offsets, total)
@@ -218,7 +218,7 @@ def next_times(times: Tensor, offsets: Tensor) -> Tensor:
 
 
 def events_before(times: Tensor, offsets: Tensor, lag: int | None) -> Tensor:
-    """How many events of its user each event may know of, int64 [T]: those before it and at least `lag` s older.
+    """Number of events of its user visible to each event, int64 [T]: those before it and at least `lag` s older.
 
     lag None: every event before it, whatever its time. Times rise within a user; padding rows get 0.
     """
@@ -230,7 +230,7 @@ def events_before(times: Tensor, offsets: Tensor, lag: int | None) -> Tensor:
     real = user < offsets.shape[0] - 1
     first = torch.where(real, times, times.new_full((), torch.iinfo(torch.int64).max)).min()
     since = torch.where(real, times - first, 0)
-    # Users laid end to end on one rising scale, far enough apart that no lag reaches into the user before.
+    # Shift the users' times so that one rising sequence holds all of them, further apart than any lag.
     key = user * (since.max() + lag + 1) + since
     old = torch.searchsorted(key, key - lag, right=True)
     starts = torch.cat([offsets, offsets[-1:]]).long()[user]

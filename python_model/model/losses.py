@@ -1,7 +1,8 @@
 """The two losses: joint pre-training (next item + feedback) and pairwise fine-tuning.
 
-A loss is a mean over the targets (the observations, the pairs) of a step. Where a step has several batches, one after
-the other or on several ranks, each is divided by the counts of all of them, so that their sum is the loss of the whole.
+A loss is a mean over the targets (the observations, the pairs) of a step. Where a step has several batches, in sequence
+or on several ranks, each batch's sum is divided by the counts of the whole step, so that the results add up to the loss
+of the step.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from python_model.training.process_group import sum_over_ranks
 
 @dataclass(frozen=True)
 class StepShare:
-    """What one batch of a step must know of the others.
+    """What a batch needs from the other batches of its step.
 
     totals: float64 [1 + F + 1] over all batches and ranks: next items to predict, observed targets of each feedback
-    component, pairs. negatives: the candidates of the step with the owners as this batch sees them, None without any.
+    component, pairs. negatives: the candidates of the step, with owners relative to this batch; None without any.
     """
 
     totals: Tensor
@@ -38,7 +39,7 @@ class StepShare:
 
 
 class Objective(nn.Module):
-    """A loss as a module over its model: what FSDP wraps, so that all weights are there while a loss is computed."""
+    """A loss as a module that contains its model; FSDP wraps it, so all weights are gathered during the loss."""
 
     def __init__(self, model: Recommender, loss: PretrainLoss | FinetuneLoss) -> None:
         super().__init__()
@@ -70,12 +71,12 @@ class PretrainLoss:
         self.weights = torch.tensor([float(config.feedback_weights.get(name, 1.0)) for name in names])
 
     def shares(self, batches: Sequence[JaggedBatch], step: int) -> list[StepShare]:
-        """What this rank's batches must know of the step; a collective call, with as many batches on each rank."""
+        """The `StepShare` of each of this rank's batches; a collective call, with equally many batches on each rank."""
         totals = sum_over_ranks(torch.stack([self.counts(batch) for batch in batches]).sum(0))
         return [StepShare(totals, negatives) for negatives in self.draw(batches, step)]
 
     def counts(self, batch: JaggedBatch) -> Tensor:
-        """What the parts of the loss of a batch are means over: float64 [1 + F + 1], see `StepShare`; no pairs here."""
+        """Counts by which the parts of a batch's loss are divided: float64 [1 + F + 1], see `StepShare`; no pairs."""
         observed = ((batch.feedback >= 0) & batch.is_target[:, None]).sum(0)
         next_items = (batch.is_target * self._is_next_item(batch)).sum()[None]
         return torch.cat([next_items, observed, observed.new_zeros(1)]).double()
@@ -89,7 +90,7 @@ class PretrainLoss:
     def __call__(
         self, batch: JaggedBatch, step: int, states: Tensor | None = None, *, share: StepShare | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and its parts for the events that are targets; `states` where the encoder has run already.
+        """Loss and its parts for the target events; `states`, where the encoder has already run.
 
         share: None where the batch is the whole step.
         """
@@ -103,7 +104,7 @@ class PretrainLoss:
         return total, {"next_item": next_item.detach()} | parts
 
     def items_read(self, batch: JaggedBatch, step: int, share: StepShare) -> Tensor:
-        """The items [n] whose rows the loss of a batch reads: its own and those they are told from."""
+        """The items [n] whose rows the loss of a batch reads: its own items and the negatives."""
         if share.negatives is None and self.config.next_item_loss == "bce":
             return torch.cat([batch.items, self._unseen(batch, step)])
         others = [] if share.negatives is None else [share.negatives.items.to(batch.items.device)]
@@ -125,7 +126,7 @@ class PretrainLoss:
         positive_log_q = None
         if self.config.softmax_form == "refined":
             positive_log_q = self.sampler.log_q(positives.cpu().numpy(), negatives.mix).to(device)
-        # Each different item goes through the tower once.
+        # Each distinct item goes through the tower once.
         distinct, place = torch.unique(torch.cat([positives, negative_items]), return_inverse=True)
         vectors = self.model.item_vectors(distinct).index_select(0, place)
         loss, _ = sampled_softmax_loss(
@@ -158,7 +159,7 @@ class PretrainLoss:
 
     def _feedback(self, batch: JaggedBatch, readings: Readings, weight: Tensor, share: StepShare | None) -> Tensor:
         hidden = self.model.feedback_features(readings)
-        # The op divides by the observations of this batch: their share in those of the step makes it the step's mean.
+        # The op divides by the observations of this batch; scaling by their share of the step gives the step's mean.
         own = None if share is None else self.counts(batch)[1:-1] / share.totals[1:-1].clamp(min=1)
         return feedback_loss(
             hidden, self.model.feedback_weight.to(hidden.dtype), self.model.feedback_bias.to(hidden.dtype),
@@ -182,13 +183,13 @@ class FinetuneLoss:
         self.pretrain = PretrainLoss(config, model, targets)
 
     def shares(self, batches: Sequence[JaggedBatch], step: int) -> list[StepShare]:
-        """As that of `PretrainLoss`; negatives are drawn where the regulariser needs them."""
+        """See `PretrainLoss`; negatives are drawn where the regulariser needs them."""
         totals = sum_over_ranks(torch.stack([self.counts(batch) for batch in batches]).sum(0))
         drawn = self.pretrain.draw(batches, step) if self.config.pretrain_weight > 0 else [None] * len(batches)
         return [StepShare(totals, negatives) for negatives in drawn]
 
     def counts(self, batch: JaggedBatch) -> Tensor:
-        """As that of `PretrainLoss`, with the pairs: their number does not depend on the scores."""
+        """See `PretrainLoss`; includes the number of pairs, which does not depend on the scores."""
         rows, offsets = rated_rows(batch)
         nothing = torch.zeros(len(rows), device=rows.device)
         _, pairs, _ = pairwise_loss(nothing, batch.grade[rows], offsets, batch.time[rows], self.window)
@@ -197,7 +198,7 @@ class FinetuneLoss:
         return counts
 
     def items_read(self, batch: JaggedBatch, step: int, share: StepShare) -> Tensor:
-        """As that of `PretrainLoss`."""
+        """See `PretrainLoss`."""
         return self.pretrain.items_read(batch, step, share)
 
     def __call__(
@@ -224,7 +225,7 @@ class FinetuneLoss:
 
 
 def owned_items(batch: JaggedBatch) -> tuple[np.ndarray, np.ndarray]:
-    """The items of the batch's events, int64 [n], and whose they are; padding and unknown items are left out."""
+    """The items of the batch's events, int64 [n], and their users; padding and unknown items are left out."""
     owner = user_of_row(batch.offsets, len(batch))
     real = ((owner < batch.offsets.shape[0] - 1) & (batch.items >= 0)).cpu().numpy()
     return batch.items.cpu().numpy()[real], owner.cpu().numpy()[real]

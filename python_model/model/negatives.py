@@ -1,11 +1,11 @@
 """The negatives of the next-item loss: mixed from batch and catalogue, corrected for how often each is drawn.
 
-A negative's logit is corrected by log of how often it is expected among the M drawn,
+A negative's logit is corrected by the log of its expected count among the M drawn,
 
     M · Q(j),   Q(j) = w · frequency(j) + (1 − w) / N,   w = in-batch share of the negatives, N = items,
 
 so that the sum over the negatives estimates the sum over the catalogue. Frequencies come from a count-min sketch that
-is updated while the stream flows. Where several ranks train together, the batch is that of all of them.
+is updated with every step. Where several ranks train together, the batch is the union of their batches.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class Negatives:
 
 
 class NegativeSampler:
-    """Draws the negatives of a step; a function of (seed, step) and of the sketch, which is all its state."""
+    """Draws the negatives of a step, a function of (seed, step) and the sketch; the sketch is its only state."""
 
     def __init__(self, config: TrainConfig, items: int) -> None:
         self.config, self.items = config, items
         self.sketch = FrequencySketch(config.sketch_width, config.sketch_depth, config.seed)
 
     def draw(self, step: int, items: np.ndarray, owner: np.ndarray) -> Negatives:
-        """Negatives for a batch with the given items [n] and their owners [n]; the sketch takes the items in first.
+        """Negatives for a batch with the given items [n] and their owners [n]; the sketch first counts the items.
 
         A collective call where ranks train together: all of them draw the same negatives.
         """
@@ -56,7 +56,7 @@ class NegativeSampler:
     def draw_for_batches(self, step: int, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[Negatives]:
         """The same candidates for every batch of a step, drawn from the items of all of them, on all ranks.
 
-        A batch knows the owners of its own items; those of the others, which show other windows, are nobody's. All
+        A batch knows the owners of its own items; items of other batches, which hold other windows, have no owner. All
         ranks must give equally many batches.
         """
         parts = [gather_across_ranks(items, owner) for items, owner in batches]
@@ -81,9 +81,9 @@ class NegativeSampler:
         return out
 
     def draw_unseen(self, step: int, items: np.ndarray, owner: np.ndarray) -> Tensor:
-        """One item for each event [n], drawn uniformly among those that its owner [n] has not in the batch; int64 [n].
+        """One item per event [n], drawn uniformly among those that its owner [n] does not have in the batch; int64 [n].
 
-        An item that is drawn amiss is drawn again, ten times at most: a user may have seen the whole catalogue.
+        An item of the owner is drawn again, at most ten times: a user may have seen the whole catalogue.
         """
         random = np.random.default_rng([self.config.seed, step, 1])
         seen = owner * self.items + items
@@ -96,7 +96,7 @@ class NegativeSampler:
         return torch.from_numpy(drawn)
 
     def log_q(self, items: np.ndarray, mix: tuple[int, int]) -> Tensor:
-        """What the op wants of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
+        """The op's `log_q` of items [n] drawn in this mix: log(M · Q), or log Q for the refined form; float32 [n].
 
         log(M · Q) is 0 where every item of the catalogue is drawn once: the loss is then the full softmax. Without the
         correction it is 0 everywhere.
@@ -126,13 +126,13 @@ def merge_repeated(negatives: Negatives) -> Negatives:
 def gather_across_ranks(items: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The items (int64 [n]) of all ranks' batches in the order of ranks, and their owners as this rank sees them.
 
-    Other ranks hold other users, so their items are nobody's here. On one rank, or without torch.distributed, what was
-    given.
+    Other ranks hold other users, so their items have no owner here. On one rank, or without torch.distributed, returns
+    its arguments.
     """
     count = process_group.size()
     if count == 1:
         return items, owner
-    # On the CPU, where the items are drawn from: nccl would cost two copies and a wait for the GPU.
+    # Gather on the CPU, where negatives are drawn: nccl would cost two copies and a wait for the GPU.
     lengths = [torch.empty(1, dtype=torch.int64) for _ in range(count)]
     dist.all_gather(lengths, torch.tensor([len(items)]))
     padded = torch.zeros(max(map(int, lengths)), dtype=torch.int64)

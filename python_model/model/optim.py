@@ -1,6 +1,6 @@
 """Optimisers of a training run: AdamW for dense parameters, row-wise Adagrad for row-sparse embedding tables.
 
-Also the learning-rate schedule, gradient clipping that understands row-sparse gradients, and the optimisers' state as
+Also the learning-rate schedule, gradient clipping that supports row-sparse gradients, and the optimisers' state as
 flat named tensors for checkpoints.
 """
 
@@ -86,7 +86,7 @@ class Optimisers:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Restore the result of `state`."""
         by_name = {name: parameter for parameter, name in self.names.items()}
         owner = {
             parameter: optimiser
@@ -96,7 +96,7 @@ class Optimisers:
         }
         for name, value in tensors.items():
             parameter = by_name[name.rsplit("::", 1)[0]]
-            # AdamW keeps its step counters on the CPU, everything else lies beside its parameter.
+            # AdamW keeps its step counters on the CPU; all other states are on the device of their parameter.
             value = value if value.dim() == 0 else value.to(parameter.device)
             owner[parameter].state[parameter][name.rsplit("::", 1)[1]] = value.clone()
 
@@ -112,8 +112,8 @@ def rate_factor(step: int, config: TrainConfig) -> float:
 def clip_gradients(parameters: Iterable[Tensor], most: float, parts: Sequence[Tensor] = ()) -> Tensor:
     """Scales all gradients so that their joint norm is at most `most`; returns the norm before. No host sync.
 
-    parts: those of the parameters that are parts of larger ones, the other parts of which lie on other ranks; a
-    collective call where there are any.
+    parts: the parameters that are sharded, with their other parts on other ranks; a collective call where there are
+    any.
     """
     divided = set(parts)
     norms: dict[bool, list[Tensor]] = {False: [], True: []}

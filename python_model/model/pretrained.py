@@ -1,6 +1,7 @@
-"""A model as a directory to hand on: model.safetensors, config.json, README.md (its card) and checksums.json.
+"""A model as a directory for distribution: model.safetensors, config.json, README.md (its card) and checksums.json.
 
-No pickle is written or read. `python_model.training.checkpoint` holds runs, which can go on; this is the model alone.
+No pickle is written or read. For runs that can be resumed see `python_model.training.checkpoint`; this is the model
+only.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ STAGES = ("new", "pretrain", "finetune")
 def save_pretrained(model: Recommender, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Writes the model to a new directory, or over one that this function wrote; returns it.
 
-    ValueError where its tables are cut over ranks; FileExistsError where something else is there; WriteError where the
-    disk is full, and nothing is left then.
+    ValueError where its tables are sharded over ranks; FileExistsError where the directory holds something else;
+    WriteError where the disk is full; nothing is left then.
     """
     if model.tables.spans:
         raise ValueError("save_pretrained: the model's tables are cut over ranks, expected a model loaded on one rank")
@@ -52,7 +53,7 @@ def save_pretrained(model: Recommender, directory: str | Path, *, overwrite: boo
 def from_pretrained(directory: str | Path, device: str | torch.device = "cpu") -> Recommender:
     """The model that `save_pretrained` wrote, in evaluation mode.
 
-    DataError where a file is missing, damaged or does not fit the configuration; before memory is taken.
+    DataError, before memory is allocated, where a file is missing, damaged or does not fit the configuration.
     """
     where = Path(directory)
     raw = read_object(where / CONFIG) if (where / CONFIG).is_file() else None
@@ -83,7 +84,7 @@ def _description(file: Path, raw: dict[str, Any]) -> Description:
 
 
 def card(model: Recommender) -> str:
-    """The model card: what it is, its sizes, how to load it."""
+    """The model card: the kind of model, its sizes, how to load it."""
     config, features = model.config, model.features
     count = sum(parameter.numel() for parameter in model.parameters())
     tasks = ", ".join(features.feedback)

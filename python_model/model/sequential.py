@@ -1,14 +1,14 @@
-"""The baselines that are trained: SASRec and HSTU as a recommender of their own, over the sequence of items alone.
+"""The trained baselines: SASRec and HSTU as complete recommenders over the sequence of items alone.
 
     x_t = √d · E[i_t] + P[t]                            item and learned absolute position
     h   = encoder(x)                                    causal
     s_t(j) = ⟨h_{t−1}, E[j]⟩                            SASRec (arXiv 1808.09781); the table is read at both ends
     s_t(j) = ⟨h_{t−1}, E[j]⟩ / (|h_{t−1}| |E[j]| 0.05)  HSTU (arXiv 2402.17152), its research code
 
-Neither sees contexts, feedback or features of items: that is what ARGUS adds. SASRec's blocks are this package's
-transformer blocks without biases, HSTU's are `hstu.HstuBlock`, whose time bias knows when the predicted event takes
-place. So that the comparison has a number for feedback too, both get ARGUS' feedback head, a perceptron over
-[h_{t−1}; E[i_t]], and are trained jointly with its loss; neither has one as published.
+Neither sees contexts, feedback or item features, which ARGUS adds. SASRec's blocks are this package's transformer
+blocks without biases; HSTU's are `hstu.HstuBlock`, whose time bias uses the time of the predicted event. Neither has a
+feedback head as published. For a comparison of feedback metrics, both get ARGUS' feedback head, a perceptron over
+[h_{t−1}; E[i_t]], and are trained jointly with its loss.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SequenceModel(Recommender):
         return Readings(before, torch.cat([before, self._items(batch.items) * self.config.width**0.5], -1))
 
     def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
-        """The same from states at least `lag` seconds old; `states` serve where no time is in them."""
+        """The same from states at least `lag` seconds old; uses `states` where they do not depend on time."""
         lag = self.config.lag if lag is None else lag
         if states is None or self.config.model == "hstu":
             states = self.encode(batch, lag=lag)

@@ -1,1 +1,1 @@
-"""What a person reads: the console, charts and the HTML report."""
+"""Output for people: the console, charts and the HTML report."""

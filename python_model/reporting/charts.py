@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from python_model.io.disk import replace_text
 
-# Stands for the page's text colour: replaced by currentColor, so that one drawing serves light and dark pages.
+# Placeholder for the page's text colour; replaced by currentColor, so that one drawing fits light and dark pages.
 _INK = "#010203"
 PALETTE = ("#3b82f6", "#e2703a", "#2a9d6f", "#a855f7", "#c28f0e", "#d6456e", "#0e9db0", "#8b8b8b")
 _STYLE: dict[Any, Any] = {
@@ -81,7 +81,7 @@ def point_chart(
     levels: Mapping[str, float] | None = None,
     log_y: bool = False,
 ) -> str:
-    """SVG of name -> (x [n], n arrays of repeated measurements): each one a faint point, their means joined by a line.
+    """SVG of name -> (x [n], n arrays of repeated measurements): measurements as faint points, a line through means.
 
     The horizontal axis is logarithmic. line: (x, y) of a fit, dashed. levels: name -> height of a dotted line.
     """
@@ -107,7 +107,7 @@ def point_chart(
 
 
 def range_chart(measured: Mapping[str, np.ndarray], x_label: str, *, zero: bool = False) -> str:
-    """SVG of a row a name, the first on top: repeated measurements as points, their range, their mean as a bar across.
+    """SVG of one row per name, the first on top: measurements as points, their range, their mean as a vertical bar.
 
     zero: a line at 0, for differences.
     """
@@ -172,7 +172,7 @@ def rank_frequency(counts: np.ndarray, x_label: str, y_label: str) -> str:
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the last `window` values at every place, of fewer at the start; values [n] -> [n]."""
+    """Mean of the last `window` values at every position, of fewer at the start; values [n] -> [n]."""
     total = np.cumsum(np.concatenate([[0.0], values.astype(np.float64)]))
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
@@ -180,7 +180,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def write_svg(path: Path, svg: str) -> None:
-    """A drawing as a file of its own, on white, for pages that only link to it."""
+    """Write a drawing as a separate file, on white, for pages that link to it."""
     box = re.search(r'viewBox="([^"]*)"', svg)
     if box is None:
         raise ValueError("svg has no viewBox, expected a drawing of this module")

@@ -1,4 +1,4 @@
-"""What the commands print: tables, progress and errors. Tables go to stdout, everything else to stderr."""
+"""Output of the commands: tables, progress and errors. Tables go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 
 def stdout() -> Console:
-    """Where tables go; wide enough for every column when the output is a file or a pipe."""
+    """The console for tables; wide enough for every column when the output is a file or a pipe."""
     console = _plain_console()
     return console if console.is_terminal else _plain_console(width=160)
 
 
 def stderr() -> Console:
-    """Where progress, hints and errors go."""
+    """The console for progress, hints and errors."""
     return _plain_console(stderr=True, soft_wrap=True)
 
 
 def _plain_console(**options: Any) -> Console:
-    """A console that prints ids and names as they are: "[red]" is no colour in them and ":tea:" no picture."""
+    """A console that prints ids and names unchanged: "[red]" is not a colour and ":tea:" is not an emoji."""
     return Console(highlight=False, markup=False, emoji=False, **options)
 
 
 def say(text: str) -> None:
-    """A sentence on stderr."""
+    """Print a sentence on stderr."""
     stderr().print(text, markup=False)
 
 
 def write_json(file: str | Path, values: Mapping[str, Any]) -> None:
-    """Write JSON, replacing the file as a whole; WriteError naming the file where that cannot be."""
+    """Write JSON, replacing the file atomically; WriteError naming the file where that fails."""
     replace_text(Path(file), json.dumps(values, indent=2) + "\n")
 
 
@@ -58,7 +58,7 @@ def format_metric(value: float | None) -> str:
 
 
 def metrics_table(result: EvaluationResult) -> Table:
-    """One line a predictor, one column a metric, as keyed in the JSON."""
+    """One line per predictor, one column a metric, as keyed in the JSON."""
     counts = result.counts
     table = Table(
         title=f"{result.dataset}, {result.protocol} split",
@@ -78,7 +78,7 @@ def metrics_table(result: EvaluationResult) -> Table:
 
 
 def recommendations_table(found: UserRecommendations) -> Table:
-    """The items of one user with what speaks for them."""
+    """The items of one user with their explanations."""
     table = Table(title=f"User {found.user_id}, {counted(found.events, 'event')} of history", caption_justify="left")
     table.add_column("", justify="right")
     table.add_column("item", no_wrap=True)
@@ -154,7 +154,7 @@ def counting_progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_recommendations(found: Sequence[UserRecommendations]) -> None:
-    """One table a user."""
+    """One table per user."""
     console = stdout()
     for user in found:
         console.print(recommendations_table(user))
@@ -172,7 +172,7 @@ def working(title: str) -> Iterator[None]:
 
 
 def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, scores: np.ndarray) -> None:
-    """One table a user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
+    """One table per user: items int [n, k], −1 where there are no more, and scores [n, k] of users [n]."""
     for user, row, values in zip(users, items, scores, strict=True):
         table = Table(title=f"User {export.user_ids.original(user)}")
         table.add_column("", justify="right")

@@ -33,7 +33,7 @@ LOWER_IS_BETTER = ("next_item_ne", "feedback_ne")
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of training as logged: its name and, for each logged step, one mapping of numbers."""
+    """The log of one stage of training: its name and one mapping of numbers per logged step."""
 
     name: str
     history: Sequence[Mapping[str, Any]]
@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recommendations:
-    """What one user did last and what is recommended next, in words, best first."""
+    """The last events of one user and the recommended items, in words, best first."""
 
     user: str
     history: Sequence[str]
@@ -83,7 +83,7 @@ def metric_title(name: str) -> str:
 
 
 def best_rows(rows: Mapping[str, Metrics], metric: str) -> set[str]:
-    """The rows with the best value of a metric, the oracle aside."""
+    """The rows with the best value of a metric, without the oracle."""
     values = {name: row[metric] for name, row in rows.items() if name != "oracle"}
     defined = [value for value in values.values() if value is not None]
     if not defined:
@@ -93,7 +93,7 @@ def best_rows(rows: Mapping[str, Metrics], metric: str) -> set[str]:
 
 
 def metric_table(result: EvaluationResult) -> str:
-    """The table of metrics as HTML; the best value of each column, the oracle aside, is bold."""
+    """The table of metrics as HTML; the best value of each column, without the oracle, is bold."""
     names = list(next(iter(result.rows.values())))
     best = {metric: best_rows(result.rows, metric) for metric in names}
     head = "".join(f"<th scope=col>{escape(metric_title(metric))}{_arrow(metric)}</th>" for metric in names)
@@ -148,7 +148,7 @@ def _recommendations(found: Recommendations) -> str:
 
 
 def _curves(stage: Stage) -> str:
-    """The heads in separate charts: their losses share no scale."""
+    """Loss curves, one chart per head, since their losses have different scales."""
     logged = list(dict.fromkeys(name for entry in stage.history for name in entry))
     groups = {
         "pairwise loss (nats)": [name for name in logged if name == "pair"],

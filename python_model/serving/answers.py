@@ -1,4 +1,4 @@
-"""What a session answers: vectors after an event, and items with their scores."""
+"""Answers of a session: vectors after an event, and items with their scores."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Reading:
-    """What a session says after an event.
+    """The answer of a session after an event.
 
-    number: of the event, counted from 0 over the user's life, for `Session.amend`. query float32 [D]: its dot products
-    with item vectors order what comes next. user_vector float32 [D]: the two-tower ranker's; None of a model that was
-    not fine-tuned. Both speak of the moment in which they may know all events: see `Session.vector`.
+    number: of the event, counted from 0 over all events of the user, for `Session.amend`. query float32 [D]: its dot
+    products with item vectors order the next items. user_vector float32 [D]: the two-tower ranker's; None for a model
+    that was not fine-tuned. Both are for the time at which they may use all events: see `Session.vector`.
     """
 
     number: int

@@ -1,7 +1,7 @@
-"""The folder of a store of sessions: who owns it, the users' files, and the journal of what came since they were saved.
+"""The folder of a session store: its lock, the users' files, and the journal of events since they were saved.
 
-What was answered outlives the process: an event is in the journal before it is answered, and leaves the journal only
-when its user's file is whole on the disk.
+Answered events survive the process: an event is in the journal before it is answered, and it leaves the journal only
+when its user's file is complete on the disk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Histories = Callable[[int | str], EventLog | None]
 
 
 class SessionArchive:
-    """The folder, owned by this process until `close`; InUseError, which names the owner, where another one has it.
+    """The folder, owned by this process until `close`; InUseError, naming the owner, where another process owns it.
 
     histories: user → log of a user who was never saved; None where there is none.
     """
@@ -39,7 +39,7 @@ class SessionArchive:
             raise
 
     def log_of(self, user: int | str) -> tuple[EventLog, SavedSession | None]:
-        """A user's events, those of the journal too, and the file they came from where the journal adds nothing.
+        """A user's events, including the journal's, and their saved file where the journal adds nothing to it.
 
         DataError where the user's file is damaged.
         """
@@ -49,17 +49,17 @@ class SessionArchive:
         return log, None if replay(log, entries, self.journal, is_saved=saved is not None) else saved
 
     def is_pending(self, user: int | str) -> bool:
-        """Whether the journal has events of a user that nobody asked for since the start."""
+        """Whether the journal has events of a user who has not been loaded since the start."""
         return user in self._pending
 
     def taken(self, user: int | str) -> None:
-        """Says that what the journal has of a user is in memory now, and is saved from there."""
+        """Marks the journal's events of a user as loaded: they are now saved from memory."""
         self._pending.pop(user, None)
 
     def settle(self, model: str) -> None:
-        """Writes the files of the users whose events are in the journal alone, and empties it.
+        """Writes the files of the users whose events are only in the journal, and empties the journal.
 
-        What belongs to a user whose file is damaged stays in the journal, with a warning.
+        Entries of a user whose file is damaged stay in the journal, with a warning.
         """
         for user in list(self._pending):
             try:
@@ -67,12 +67,12 @@ class SessionArchive:
             except DataError as error:
                 self.journal.warn("%s; %d lines of the journal wait for it", error, len(self._pending[user]))
                 continue
-            # Their events are put where they belong, the state can wait until somebody asks for them.
+            # Save the events now; the state is computed when the user is next requested.
             self.files.save(user, SavedSession(log, model, None, None))
             del self._pending[user]
         self.journal.keep([one for entries in self._pending.values() for one in entries])
 
     def close(self) -> None:
-        """Ends the journal and gives the folder back."""
+        """Closes the journal and releases the folder."""
         self.journal.close()
         self._lock.close()

@@ -1,14 +1,14 @@
-"""What `argus export` made, read back: one directory that is all that serving needs.
+"""Reads the directory that `argus export` writes, which contains all that serving needs.
 
-export.json                   which score, of which run, how late, and the errors of the small forms
+export.json                   the kind of score, the run, the lag and delay, and the errors of the small forms
 model/                        config.json and model.safetensors, as in a checkpoint
 items.parquet users.parquet   original ids and vectors in float32, bfloat16 (its bits, uint16) and int8 with a scale
 vectors/*.npy                 the same vectors
-labels.parquet                what the numbers of categories are called, where the data set says
+labels.parquet                labels of category numbers, where the data set has them
 scores.parquet                the best items of every user with their scalar scores
 history/*.npy seen/*.npy      newest events of every user; all items that a user's history has
 index.faiss index.json        where `argus index` was run
-checksums.json                sizes and CRC-32 of all of them but the index, whose own index.json has
+checksums.json                sizes and CRC-32 of all files but the index, whose checksum is in index.json
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ FORMAT = 1
 INFO, MODEL, ITEMS, USERS, SCORES = "export.json", "model", "items.parquet", "users.parquet", "scores.parquet"
 VECTORS, HISTORY, SEEN = "vectors", "history", "seen"
 LEAST = {"lag": 1, "width": 1, "items": 1, "window": 2}
-"""Least whole numbers in export.json; 0 for the others."""
+"""Smallest valid values of whole numbers in export.json; 0 for all others."""
 HISTORY_COLUMNS = ("items", "time", "organic", "context", "feedback")
 
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """What export.json says.
+    """The content of export.json.
 
-    score: what a dot product of vectors is, "pair" or "next_item". lag: seconds by which an event is older than the
-    moment of a score that may know of it. delay: seconds after a user's newest event that its vector speaks of.
-    window: newest events behind a user vector. errors: side → form → how far it is from float32.
+    score: the kind of score of a dot product of vectors, "pair" or "next_item". lag: a score may use events at least so
+    many seconds older than its time. delay: seconds from a user's newest event to the time of their vector. window:
+    newest events behind a user vector. errors: side → form → its error relative to float32.
     """
 
     score: str
@@ -80,7 +80,7 @@ class ExportInfo:
 
 
 class Export:
-    """An export directory; each file is compared with its checksum when it is first used, and read, never mapped."""
+    """An export directory; each file is checked against its checksum on first use, and read, never mapped."""
 
     def __init__(self, path: Path, info: ExportInfo) -> None:
         self.path, self.info = path, info
@@ -88,7 +88,7 @@ class Export:
 
     @classmethod
     def open(cls, path: str | Path) -> Export:
-        """DataError where the directory is no export, of another format, or damaged."""
+        """DataError where the directory is not an export, has another format, or is damaged."""
         path = Path(path)
         recover(path, INFO)
         file = path / INFO
@@ -102,20 +102,20 @@ class Export:
 
     @staticmethod
     def is_at(path: str | Path) -> bool:
-        """Whether a directory says that it is an export."""
+        """Whether a directory is marked as an export."""
         return (Path(path) / INFO).is_file()
 
     def require_whole(self, name: str) -> Path:
-        """The path of one of its files; DataError where it is not as it was written. Each is read once for that."""
+        """The path of one of its files, checked once against its checksum; DataError where it was changed."""
         if name not in self._whole:
             require_whole(self.path, [name])
             self._whole.add(name)
         return self.path / name
 
     def model(self, device: str | torch.device = "cpu") -> Argus:
-        """The model, in evaluation mode; DataError where model/ is damaged, or is not the one behind the vectors."""
+        """The model, in evaluation mode; DataError where model/ is damaged or is not the model of the vectors."""
         folder = self.path / MODEL
-        # What several ranks wrote is described by a pickle, which can run a command: no export has it.
+        # Refuse the format of several ranks, whose pickle could run a command: no export contains it.
         for name in (PICKLE, PARTS):
             if os.path.lexists(folder / name):
                 raise DataError(folder / name, "no file of an export, and not read: make the export again")
@@ -168,22 +168,22 @@ class Export:
         return found
 
     def history(self, user: int) -> dict[str, np.ndarray]:
-        """The newest events of a user, oldest first: `HISTORY_COLUMNS`, each one row an event."""
+        """The newest events of a user, oldest first: `HISTORY_COLUMNS`, one row per event."""
         offsets, columns = self._history
         rows = int(offsets[user]), int(offsets[user + 1])
         return {name: values.rows(*rows) for name, values in columns.items()}
 
     def of_history(self, user: int, error: DataError) -> DataError:
-        """An error in a column and row of a user's history, said of the file and its own row."""
+        """An error in a row of a user's history, restated for the file and the row in the file."""
         row = None if error.row is None else int(self._history[0][user]) + error.row
         return DataError(self.path / HISTORY / f"{error.column}.npy", error.message, row=row)
 
     def open_histories(self) -> None:
-        """Checks and opens history/ and seen/ now, which otherwise the first user who needs them waits for."""
+        """Checks and opens history/ and seen/ now; otherwise the first request that needs them waits for it."""
         _ = self._history, self._seen
 
     def column(self, file: str, name: str) -> pa.ChunkedArray:
-        """One column of items.parquet or users.parquet; DataError where it is not there, or of another length."""
+        """One column of items.parquet or users.parquet; DataError where it is missing or has another length."""
         path, rows = self.require_whole(file), self.info.items if file == ITEMS else self.info.users
         try:
             found = pq.read_table(path, columns=[name], memory_map=False)
@@ -249,7 +249,7 @@ class Export:
 
 
 def _info(file: Path, raw: Mapping[str, Any]) -> ExportInfo:
-    """What export.json says; DataError naming the first key that is missing or of another type or range."""
+    """The content of export.json; DataError naming the first key that is missing or has an invalid value."""
     found: dict[str, Any] = {}
     for one in fields(ExportInfo):
         if one.name not in raw:

@@ -1,4 +1,4 @@
-"""The best items of many users, block after block, without those that they have seen or that are blocked."""
+"""The best items of many users, block by block, without seen and blocked ones."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def candidates(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:  # fmt: skip
     """(users [n], items int64 [n, k], scores float32 [n, k]) for dense user numbers, in their order; k ≤ all items.
 
-    exclude_seen leaves out all items of a user's history, blocked (dense item numbers) some for everybody. −1 stands
-    where the catalogue has fewer than k items left.
+    exclude_seen leaves out all items of a user's history, blocked (dense item numbers) leaves out items for all users.
+    Rows are padded with −1 where the catalogue has fewer than k items left.
     """
     if k < 1:
         raise ValueError(f"k: expected at least 1, found {k}")
@@ -65,7 +65,7 @@ def write_candidates(
     out: Path, export: Export, users: np.ndarray, k: int, search: Search, *, exclude_seen: bool = False,
     blocked: np.ndarray | None = None, progress: Progress = lambda done, total: None,
 ) -> int:  # fmt: skip
-    """Rows (user_id, rank, item_id, score, title if any) as one Parquet file, or none at all; returns their number."""
+    """Write rows (user_id, rank, item_id, score, title if any) atomically as one Parquet file; returns their number."""
     done = 0
     with whole_file(out) as partial:
         writer = ScoreWriter(partial, export.user_ids.ids, export.item_ids.ids, k, export.names.titles)

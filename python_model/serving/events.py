@@ -1,4 +1,4 @@
-"""Events as they come to a server, the rows they become, and a user's log of them."""
+"""Events that a server receives, their dense rows, and each user's log of rows."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from python_model.serving.ids import IdTable
 
 @dataclass(frozen=True)
 class Event:
-    """One interaction: which item, when (seconds since 1970), whether the user chose it, where, and what came of it.
+    """One interaction: item, time (seconds since 1970), whether the user chose the item, context and feedback.
 
-    item: an integer or text; one that the catalogue does not have counts as an unknown item.
-    context, feedback: name → number, or its label where the data set has labels; what is not named is missing or not
+    item: an integer or text; an id that is not in the catalogue counts as an unknown item.
+    context, feedback: name → number, or its label where the data set has labels; absent names are missing or not
     observed.
     """
 
@@ -49,7 +49,7 @@ class EventRow:
     feedback: tuple[int, ...]
 
     def plain(self) -> list[Any]:
-        """As JSON has it; see `EventReader.row_of`."""
+        """The row as JSON values; see `EventReader.row_of`."""
         return [self.item, self.time, self.organic, list(self.context), list(self.feedback)]
 
 
@@ -64,7 +64,7 @@ class EventReader:
         }
 
     def row(self, event: Event) -> EventRow:
-        """ValueError naming what of the event is out of bounds or of another type; an unknown item is −1."""
+        """The row of an event; ValueError naming an invalid value. An unknown item is −1."""
         return EventRow(
             self.items.number(id_of(event.item, "item")),
             second_of(event.time, "time"),
@@ -86,7 +86,7 @@ class EventReader:
         return tuple(found.values())
 
     def _number(self, what: str, name: str, value: Any) -> int:
-        """The number of a value, which may be said by its label."""
+        """The number of a value, which may be given as its label."""
         column, high = f"{what}_{name}", self.bounds[what][name] - 1
         if isinstance(value, str) and column in self.names.labels:
             number = self.names.number(column, value)
@@ -97,7 +97,7 @@ class EventReader:
         return whole_number(value, f"{what} {name!r}", -1, high)
 
     def row_of(self, values: Any) -> EventRow:
-        """The row that `EventRow.plain` wrote; ValueError where it is none of this vocabulary."""
+        """The row that `EventRow.plain` wrote; ValueError where it does not fit this vocabulary."""
         if not isinstance(values, list) or len(values) != len(fields(EventRow)):
             raise ValueError(f"row is {values!r}, expected item, time, organic, context, feedback")
         item, time, organic, context, feedback = values
@@ -110,7 +110,7 @@ class EventReader:
         )
 
     def values_of(self, what: str, values: Any) -> tuple[int, ...]:
-        """The values of `context` or `feedback` as `values` gave them; ValueError where they are none of these."""
+        """The stored result of `values` for `context` or `feedback`; ValueError where it is invalid."""
         counts = self.bounds[what]
         if not isinstance(values, list) or len(values) != len(counts):
             raise ValueError(f"{what} is {values!r}, expected {len(counts)} values")
@@ -118,7 +118,7 @@ class EventReader:
         return tuple(whole_number(value, f"{what} {name!r}", -1, count - 1) for value, (name, count) in pairs)
 
     def require_log(self, columns: Mapping[str, np.ndarray], file: Path) -> None:
-        """DataError naming column and row where `HISTORY_COLUMNS` of a file are no log of this vocabulary."""
+        """DataError naming column and row where `HISTORY_COLUMNS` of a file do not fit this vocabulary."""
         events = len(columns["items"]) if columns["items"].ndim else 0
         for name, empty in EventLog.empty(self.features).columns().items():
             found, shape = columns[name], (events, *empty.shape[1:])
@@ -163,7 +163,7 @@ class EventLog:
 
     @property
     def total(self) -> int:
-        """Events of the user so far, dropped ones too: the number of the next one."""
+        """Number of events of the user so far, dropped ones included: the number of the next event."""
         return self.first + self._length
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -186,24 +186,24 @@ class EventLog:
         self._length += 1
 
     def take_back(self, length: int) -> None:
-        """Forgets the newest events, so that `length` are left."""
+        """Removes the newest events, so that `length` are left."""
         self._length = length
 
     def drop_oldest(self, events: int) -> None:
-        """Forgets some of the oldest events."""
+        """Drops some of the oldest events."""
         events = min(max(events, 0), self._length)
         self._columns = {name: values[events : self._length].copy() for name, values in self._columns.items()}
         self._length -= events
         self.first += events
 
     def set_feedback(self, place: int, feedback: tuple[int, ...]) -> np.ndarray:
-        """Replaces what came of the event at `place`, −1 leaves what is there; returns what was there."""
+        """Replaces the feedback of the event at `place`, −1 keeps a value; returns the old feedback."""
         old = self._columns["feedback"][place].copy()
         self._columns["feedback"][place] = np.where(np.array(feedback) >= 0, feedback, old)
         return old
 
     def restore_feedback(self, place: int, feedback: np.ndarray) -> None:
-        """Puts back what `set_feedback` returned."""
+        """Restores the feedback that `set_feedback` returned."""
         self._columns["feedback"][place] = feedback
 
     def row(self, place: int) -> EventRow:

@@ -1,4 +1,4 @@
-"""The best items by exact search, in blocks: what an index is measured against, and the way out where it falls short.
+"""Exact search for the best items, in blocks: the reference for an index, and the fallback where it finds too few.
 
 Items [V, D] and queries [n, D] are float32; the score is the dot product.
 """

@@ -1,8 +1,8 @@
 """`argus export`: vectors, ids, histories and the model of a trained run, in one directory that needs no data set.
 
 Everything is computed and written in blocks, so that memory is bounded by the catalogue's vectors and one block of
-users beside the columns of the data set. The user vector is the one that `argus recommend` asks with: one more event
-after the user's newest, in its context, `delay` seconds later.
+users beside the columns of the data set. The user vector is that of `argus recommend`: for one more event after the
+user's newest, in its context, `delay` seconds later.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from python_model.serving.quantize import ErrorMeter, from_bfloat16, from_int8, 
 from python_model.training import checkpoint
 
 BLOCK = 1 << 15
-"""Rows of vectors that are computed and written at once; a row group of the Parquet files."""
+"""Rows of vectors computed and written at once; the row group size of the Parquet files."""
 
 Progress = Callable[[int, int], None]
 
@@ -49,10 +49,10 @@ def export(
 ) -> ExportInfo:  # fmt: skip
     """Write the export of a run, whole or not at all; returns what export.json says.
 
-    score: "pair" or "next_item"; that of the run's stage where None. window: newest events of a user behind its
-    vector, and kept as its history; what the run was trained with where None. best: items of every user in
-    scores.parquet, 0 for none. Raises FileExistsError where `out` is not empty (see `overwrite`), ValueError or
-    DataError for a run that is not there or has no such score.
+    score: "pair" or "next_item"; None: that of the run's stage. window: newest events of a user behind their vector,
+    also kept as their history; None: the window of the run's training. best: items of every user in scores.parquet, 0
+    for none. Raises FileExistsError where `out` is not empty (see `overwrite`), ValueError or DataError for a run that
+    is missing or has no such score.
     """
     whole_number(best, "best", 0)
     best = min(best, dataset.info.items)
@@ -81,14 +81,14 @@ def export(
 
 
 def write_model(source: Path, model: Argus, target: Path) -> None:
-    """What of a checkpoint serving needs: settings and weights in one file, whoever wrote them; no optimiser."""
+    """Write a checkpoint's settings, and its weights in one file, however many ranks wrote them; no optimiser state."""
     target.mkdir()
     shutil.copyfile(source / checkpoint.CONFIG, target / checkpoint.CONFIG)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     try:
         save_file(weights, target / checkpoint.MODEL)
     except SafetensorError as error:
-        # safetensors' own error for a full disk; whoever writes the directory says it of the directory.
+        # safetensors' own error for a full disk; the caller restates it for the whole directory.
         raise OSError(str(error)) from error
     seal(target)
 
@@ -160,7 +160,7 @@ def _user_blocks(
     users = dataset.info.users
     for start in range(0, users, BLOCK):
         newest = dataset.offsets[start + 1 : min(start + BLOCK, users) + 1] - 1
-        # The placeholder after the newest event takes one place of the window.
+        # The placeholder after the newest event takes one position of the window.
         windows = history_windows(dataset, newest, window - 1)
         found = []
         for part in pack(windows, max(token_budget, window), window):
@@ -221,7 +221,7 @@ class ScoreWriter:
         self._parquet.write_table(pa.table(columns, schema=self._schema))
 
     def close(self) -> None:
-        """Ends the file."""
+        """Close the file."""
         if self._parquet is not None:
             self._parquet.close()
 

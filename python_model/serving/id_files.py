@@ -1,6 +1,6 @@
-"""A file of ids that somebody wrote: every id is used, or unknown and counted, or refused by file and line.
+"""Reads a user's file of ids: every id is used, or counted as unknown, or refused with file and line.
 
-A list that was not understood must not pass for an empty one: what it was to keep out would be served.
+A list that cannot be read must not be taken as empty: the items that it blocks would be served.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SEPARATORS = re.compile(r"[\s,;|]+")
 
 @dataclass(frozen=True)
 class IdsOfFile:
-    """What a file of ids names. numbers: dense numbers int64, rising, each once. ids: entries; unknown: of them."""
+    """The ids of a file. numbers: dense int64, rising, distinct. ids, unknown: counts of all and of unknown ids."""
 
     file: Path
     what: str
@@ -50,10 +50,10 @@ class IdsOfFile:
 
 
 def read_ids(file: Path, table: IdTable, column: str) -> IdsOfFile:
-    """The ids of a file, known and unknown: of Parquet, whatever its name, `column`; of UTF-8 text, an id a line.
+    """The ids of a file: of Parquet (recognised by content) its `column`; of UTF-8 text one id per line.
 
-    Blank lines are skipped and a byte order mark is no part of an id. DataError for other files, for a line that is not
-    an id as the table spells it (such as "50", 50, and 50.0 for integers), and for ids of another type.
+    Blank lines and a byte order mark are skipped. DataError for other files, for a line that is not an id as the table
+    spells it (for integers `"50"` in quotes, `50,` or `50.0`), and for ids of another type.
     """
     if file.is_dir():
         raise DataError(file, "is a folder, expected a file of ids")
@@ -89,7 +89,7 @@ def _of_parquet(file: Path, content: bytes, table: IdTable, column: str) -> tupl
 
 
 def find_ids(table: IdTable, values: pa.Array | pa.ChunkedArray, file: str | Path, column: str) -> np.ndarray:
-    """What `IdTable.find` gives; DataError about the column of the file where its ids are of another type."""
+    """The result of `IdTable.find`; DataError about the column of the file where its ids have another type."""
     try:
         return table.find(values, column)
     except DataError as error:
@@ -113,7 +113,7 @@ def _of_text(file: Path, content: bytes, table: IdTable) -> tuple[np.ndarray, Se
 
 
 def _lines(file: Path, content: bytes) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, numbered from 1; only a line feed ends one, for an id may hold any other mark."""
+    """The non-blank lines with their numbers from 1; only a line feed ends a line, as ids may hold other separators."""
     for magic, name in _OTHERS.items():
         if content.startswith(magic):
             raise DataError(file, f"expected Parquet or UTF-8 text with an id a line, found {name}")
@@ -133,7 +133,7 @@ def _lines(file: Path, content: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _number(line: str, table: IdTable) -> int | None:
-    """Dense number of a line's id, −1 where unknown; None where the line is no id, or a known one in other dress."""
+    """Dense number of a line's id, −1 where unknown; None where the line is not an id, or misspells a known one."""
     if table.are_integers:
         word = line.strip(" \t")
         return None if integer_of(word) is None else table.number(word)
@@ -141,7 +141,7 @@ def _number(line: str, table: IdTable) -> int | None:
     if number >= 0:
         return number
     words = [word.strip("\"'") for word in _SEPARATORS.split(line) if word]
-    # A mark of byte order within a text comes of files laid end to end.
+    # A byte order mark inside a text comes from concatenated files.
     undressed = line.strip("\ufeff").strip().strip("\"',;|").strip()
     known = table.number(undressed) >= 0 or all(table.number(word) >= 0 for word in words)
     return None if known else -1

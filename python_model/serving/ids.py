@@ -1,4 +1,4 @@
-"""Original ids to dense numbers, many at a time; what an id is stands in `python_model.data.identifiers`."""
+"""Maps original ids to dense numbers, many at a time; `python_model.data.identifiers` defines ids."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from python_model.io.errors import DataError
 
 
 class IdTable:
-    """Original ids, each at its dense number; integers are found by search, texts in a dictionary.
+    """Original ids, indexed by dense number; integers are found by binary search, texts in a dictionary.
 
-    Integers are compared as integers of 64 bits, signed or not, texts letter by letter: never one as the other.
+    Integers are compared as integers of 64 bits, signed or not, texts character by character; neither equals the other.
     """
 
     def __init__(self, ids: np.ndarray, what: str) -> None:
@@ -78,7 +78,7 @@ class IdTable:
         if len(self.ids) == 0 or len(values) == 0:
             return np.full(len(values), -1, np.int64)
         keys, order = self._sorted
-        # numpy compares int64 with uint64 as float64: what the type of the table cannot hold is unknown to it.
+        # numpy compares int64 with uint64 as float64; a value that the table's type cannot hold is unknown.
         bounds = np.iinfo(keys.dtype)
         fits = (values >= np.array(0, values.dtype)) if bounds.min == 0 else np.ones(len(values), bool)
         if values.dtype == np.uint64 and keys.dtype == np.int64:

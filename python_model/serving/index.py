@@ -1,9 +1,9 @@
 """Candidate generation: a FAISS HNSW graph over the item vectors, with items left out, measured against exact search.
 
-The graph is searched by inner product over float16 copies of the vectors, half the memory to read, and what it finds is
-ordered by the float32 ones. What is left out (seen or blocked items) is kept out of the result while the graph is
-walked; where the walk ends with fewer items than asked for, or most of the catalogue is left out, the query is answered
-by exact search: as many items come back as there are.
+The graph is searched by inner product over float16 copies of the vectors, which halves the memory traffic; the found
+items are ordered by the float32 vectors. Excluded (seen or blocked) items are filtered during the graph search. Where
+the search finds fewer than k items, or most of the catalogue is excluded, exact search answers the query, so that fewer
+than k items come back only where the catalogue has no more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ INDEX, SETTINGS = "index.faiss", "index.json"
 
 @dataclass(frozen=True)
 class IndexSettings:
-    """Of HNSW. links: of a node (M). build_breadth, search_breadth: nodes kept in view (efConstruction, efSearch)."""
+    """HNSW settings. links: per node (M). build_breadth, search_breadth: candidate nodes (efConstruction, efSearch)."""
 
     links: int = 48
     build_breadth: int = 80
@@ -43,7 +43,7 @@ class IndexSettings:
 
 
 def require_faiss() -> Any:
-    """The faiss module; ValueError saying what to install where it is not there."""
+    """The faiss module; ValueError saying what to install where it is missing."""
     try:
         import faiss
     except ImportError:
@@ -52,7 +52,7 @@ def require_faiss() -> Any:
 
 
 def _settings(export: Export, remedy: str) -> IndexSettings:
-    """What index.json says of the index of an export; DataError where it says something else, or of another file."""
+    """The settings in the index.json of an export; DataError where it is invalid or describes another index file."""
     file = export.path / SETTINGS
     found = read_object(file)
     names = [one.name for one in fields(IndexSettings)]
@@ -70,7 +70,7 @@ def _settings(export: Export, remedy: str) -> IndexSettings:
 
 
 class CandidateIndex:
-    """An HNSW graph over item vectors float32 [V, D], which exact search reads too."""
+    """An HNSW graph over item vectors float32 [V, D], which exact search also uses."""
 
     def __init__(self, graph: Any, vectors: np.ndarray, settings: IndexSettings) -> None:
         self._faiss = require_faiss()
@@ -95,9 +95,9 @@ class CandidateIndex:
         return cls(graph, vectors, settings)
 
     def save(self, folder: Path, made_for: str) -> None:
-        """Writes the graph and its settings, each file whole or not at all; made_for: what it must be opened with.
+        """Writes the graph and its settings, each file atomically; made_for: identity of the vectors it belongs to.
 
-        index.json has the checksum of index.faiss: FAISS believes what it reads, and may end the process over it.
+        index.json has the checksum of index.faiss: FAISS does not check what it reads and may crash the process.
         """
         with whole_file(folder / INDEX) as partial:
             self._faiss.write_index(self._graph, str(partial))
@@ -107,7 +107,7 @@ class CandidateIndex:
 
     @classmethod
     def open(cls, export: Export) -> CandidateIndex:
-        """The index of an export; DataError where it is damaged, or `argus index` has not made one of these vectors."""
+        """The index of an export; DataError where it is damaged or `argus index` did not make it from these vectors."""
         faiss = require_faiss()
         file, remedy = export.path / INDEX, f"make it with `argus index {export.path}`"
         if not file.is_file() or not (export.path / SETTINGS).is_file():
@@ -131,8 +131,8 @@ class CandidateIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(items int64 [n, k], scores float32 [n, k]) of queries float32 [n, D], best first.
 
-        excluded: dense item numbers that must not appear, one array a query. breadth: nodes kept in view, that of the
-        settings where None, at least k. −1 and −inf stand where the catalogue has fewer than k items left.
+        excluded: dense item numbers that must not appear, one array per query. breadth: candidate nodes, at least k;
+        None: that of the settings. Rows are padded with −1 and −inf where fewer than k items are left.
         """
         whole_number(k, "k", 1)
         queries = np.ascontiguousarray(queries, np.float32)
@@ -154,7 +154,7 @@ class CandidateIndex:
         allowed = np.full(-(-len(self) // 8), 255, np.uint8)
         np.bitwise_and.at(allowed, left_out >> 3, ~(np.uint8(1) << (left_out & 7).astype(np.uint8)))
         selector = self._faiss.IDSelectorBitmap(allowed)
-        # Items that are left out are the likely ones: the walk passes through them on its way.
+        # Excluded items tend to score high, so the search passes through them.
         breadth = breadth + min(len(left_out), 4 * breadth)
         _, items = self._graph.search(query, min(k, len(self)), params=self._parameters(breadth, selector))
         return self._padded(*self._ordered(query, items), k, query, left_out)
@@ -187,21 +187,21 @@ class CandidateIndex:
 
 
 def _first_not_finite(faiss: Any, graph: Any) -> int | None:
-    """The first of the float16 vectors of a graph with a number that is not finite: its links mean nothing."""
+    """The first float16 vector of a graph that is not finite, so that its links are meaningless; None without one."""
     codes = faiss.vector_to_array(faiss.downcast_index(graph.storage).codes).view(np.float16)
     finite = np.isfinite(codes.reshape(graph.ntotal, graph.d)).all(1)
     return None if finite.all() else int(np.argmin(finite))
 
 
 def sample_users(export: Export, users: int, seed: int = 0) -> np.ndarray:
-    """Vectors float32 [n, D] of so many users of an export, drawn at random, all of them where there are fewer."""
+    """Vectors float32 [n, D] of `users` random users of an export, of all where there are fewer."""
     chosen = np.random.default_rng(seed).permutation(export.info.users)[:users]
     return np.ascontiguousarray(export.user_vectors()[np.sort(chosen)])
 
 
 @dataclass(frozen=True)
 class IndexCheck:
-    """How an index does beside exact search, over `queries` queries on one thread; milliseconds a query."""
+    """An index compared with exact search, over `queries` queries on one thread; times in milliseconds per query."""
 
     queries: int
     k: int
@@ -212,7 +212,7 @@ class IndexCheck:
 
 
 def check_index(index: CandidateIndex, queries: np.ndarray, k: int, *, breadth: int | None = None) -> IndexCheck:
-    """Recall@k against exact search (the share of the exact k best that is found), and times query by query."""
+    """Recall@k against exact search (the share of the exact k best that is found), and times of single queries."""
     faiss = require_faiss()
     began = time.perf_counter()
     exact, _ = best_items(queries, index.vectors, k)

@@ -1,9 +1,9 @@
-"""The journal of a store of sessions: one JSON object a line of what happened since the last save.
+"""The journal of a session store: one JSON object per line for each change since the last save.
 
 `{"user": 5, "number": 31, "row": [item, time, organic, [context …], [feedback …]]}` is an event in dense numbers,
 `{"user": 5, "amend": 30, "feedback": […]}` feedback that came late. A line reaches the operating system before the call
-returns: it outlives the process, not a loss of power. What a crash, a full disk or a damaged disk leaves of a line is
-one line that is left out, never another one.
+returns: it survives the process, but not a power failure. A line that a crash, a full disk or a damaged disk left
+incomplete is skipped and never read as another entry.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from python_model.serving.events import EventLog, EventReader, EventRow
 
 JOURNAL = "journal.jsonl"
 MAX_LOST = 100_000
-"""Events of one user that may be gone between two lines: so many lines the journal has before it is emptied."""
+"""Most events of one user that may be lost between two lines: the journal is emptied after so many lines."""
 MAX_WARNINGS = 5
-"""Warnings of one kind that are said; of the others their number."""
+"""Warnings of one kind that are shown; further ones are counted."""
 _BLOCK = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """What happened to a user: an event, which became number `number`, or feedback for that one.
+    """A change of a user: their event with number `number`, or later feedback for that event.
 
-    row: the event, None where it is feedback. line: 1-based line of the journal, 0 before it is written.
+    row: the event, None for feedback. line: 1-based line of the journal, 0 before it is written.
     """
 
     user: int | str
@@ -48,7 +48,7 @@ class Entry:
     line: int = 0
 
     def to_json(self) -> str:
-        """The line, without its end; its last key is the CRC-32 of what it is without it."""
+        """The line, without its end; its last key is the CRC-32 of the line without that key."""
         said: dict[str, Any] = {"user": self.user, "amend": self.number, "feedback": list(self.feedback)}
         if self.row is not None:
             said = {"user": self.user, "number": self.number, "row": self.row.plain()}
@@ -56,7 +56,7 @@ class Entry:
 
     @classmethod
     def of(cls, text: bytes, line: int, reader: EventReader) -> Entry:
-        """The entry of a line; ValueError where it is none of this vocabulary."""
+        """The entry of a line; ValueError where it does not fit this vocabulary."""
         found = parse(text)
         keys = {"user", "number", "row"}, {"user", "amend", "feedback"}
         if not isinstance(found, dict) or found.keys() - {"crc32"} not in keys:
@@ -74,7 +74,7 @@ class Entry:
 
 
 class FirstWarnings:
-    """Says the first few warnings about a file, and at `finish` how many more there were."""
+    """Logs the first few warnings about a file, and in `finish` the number of further ones."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._count = file, 0
@@ -86,16 +86,16 @@ class FirstWarnings:
             logger.warning(text, *values)
 
     def finish(self) -> None:
-        """Says how many were not said, and begins anew."""
+        """Logs the number of suppressed warnings and resets the count."""
         if self._count > MAX_WARNINGS:
             logger.warning("%s: %d more such warnings", self._file, self._count - MAX_WARNINGS)
         self._count = 0
 
 
 class Journal:
-    """The file, opened for adding lines; what a crash left of a last line counts as not written.
+    """The file, opened for appending; an incomplete last line counts as not written.
 
-    lines: written since it was last emptied. warn: says what of it does not fit, up to the next `keep` or `close`.
+    lines: written since it was last emptied. warn: reports invalid entries, up to the next `keep` or `close`.
     """
 
     def __init__(self, file: Path) -> None:
@@ -107,7 +107,7 @@ class Journal:
             self._cut()
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Adds some entries, all or none of them; WriteError where the disk takes no more."""
+        """Appends entries, all or none of them; WriteError where the disk is full."""
         found = [one.to_json() for one in entries]
         if not found:
             return
@@ -117,7 +117,7 @@ class Journal:
             try:
                 self._is_torn = True
                 done = 0
-                # The kernel may take a part: the rest is written by the next call, or the reason comes with it.
+                # The kernel may write a part only; the next call writes the rest or raises the reason.
                 while done < len(content):
                     done += os.pwrite(self._descriptor, content[done:], self._end + done)
                 self._is_torn = False
@@ -129,7 +129,7 @@ class Journal:
         self.lines += len(found)
 
     def entries(self, reader: EventReader) -> Iterator[Entry]:
-        """All entries; a line that is none is left out, with a warning that names it."""
+        """All entries; an invalid line is skipped with a warning that names it."""
         warn = FirstWarnings(self.file)
         with open(self.file, "rb") as opened:
             for number, line in enumerate(opened, 1):
@@ -141,7 +141,7 @@ class Journal:
         warn.finish()
 
     def keep(self, entries: list[Entry]) -> None:
-        """Forgets all entries but these, once what the others say is saved."""
+        """Drops all entries except these; the changes of the others must be saved."""
         self.warn.finish()
         if not entries:
             with writing(self.file):
@@ -162,7 +162,7 @@ class Journal:
             self._descriptor = -1
 
     def _cut(self) -> None:
-        """Removes what a failed write left of a line, so that the next one does not go on from it."""
+        """Removes the rest of a failed write, so that the next line does not continue it."""
         if self._is_torn:
             os.ftruncate(self._descriptor, self._end)
             self._is_torn = False
@@ -180,12 +180,12 @@ class Journal:
 
 
 def replay(log: EventLog, entries: list[Entry], journal: Journal, *, is_saved: bool) -> bool:
-    """Puts the entries of one user into their log; whether it changed. Warns of what does not fit.
+    """Applies the entries of one user to their log; returns whether it changed. Warns of entries that do not fit.
 
-    is_saved: whether the log was saved by a store; its numbers are then those that were answered. A log of an export
-    is numbered as the first entry says. An event that the log has already was saved before the journal was emptied.
-    Up to MAX_LOST events whose lines are gone, damaged or removed, count as events with an unknown item, so that the
-    numbers of the later ones stay.
+    is_saved: whether the log was saved by a store; its event numbers are then those that were answered. A log of an
+    export is numbered from the first entry. An event that is already in the log was saved before the journal was
+    emptied. Up to MAX_LOST events whose lines are damaged or missing become events with an unknown item, so that the
+    numbers of later events stay.
     """
     events = [one for one in entries if one.row is not None]
     if events and not is_saved:
@@ -221,5 +221,5 @@ def replay(log: EventLog, entries: list[Entry], journal: Journal, *, is_saved: b
 
 
 def _same(one: EventRow, other: EventRow) -> bool:
-    """Whether two rows are one event; its feedback may have been amended since."""
+    """Whether two rows are the same event, up to its feedback, which may have been amended."""
     return (one.item, one.time, one.organic, one.context) == (other.item, other.time, other.organic, other.context)

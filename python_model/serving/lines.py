@@ -1,6 +1,6 @@
-"""One JSON object in, one out: what `argus serve` does with a line. docs/serving.md has the keys.
+"""The protocol of `argus serve`: one JSON object per line in, one out. docs/serving.md lists the keys.
 
-Every line is answered, whatever it holds; one that is answered with `error` has changed nothing.
+Every line is answered, whatever it holds; a line answered with `error` has changed nothing.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ NEEDED = {
     "time": ("item",), "feedback": ("item", "amend"), "score": ("k",), "exclude_seen": ("k",), "now": ("k", "vectors"),
     "organic": ("item", "k", "vectors"), "context": ("item", "k", "vectors"),
 }  # fmt: skip
-"""Keys that have no effect in a request without one of these."""
+"""Key → other keys; without one of those, the key has no effect in a request."""
 REQUIRED = {"item": "time", "amend": "feedback"}
 MAX_LINE = 1 << 20
-"""Longest line in bytes; a longer one is refused without being held."""
+"""Longest line in bytes; a longer one is refused and not kept in memory."""
 MAX_SENTENCE = 1000
-"""Characters of an answer's `error`: what came may be as long as a line."""
+"""Most characters of an answer's `error`, which may quote the request."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """A line whose keys fit together, each of its type.
+    """A valid request: the keys fit together and have the right types.
 
-    event: what is absorbed; amend: the number of the event that `feedback` is for; neither of a request that only asks.
-    asked: score, now, organic and context of `Session.vector`, those that are given. k: None where no items are asked
-    for.
+    event: the new event; amend: number of the event that `feedback` is for; both None for a pure query. asked: the
+    given ones of score, now, organic and context of `Session.vector`. k: None where no items are requested.
     """
 
     user: Any
@@ -55,7 +54,7 @@ class Request:
 
     @classmethod
     def of(cls, found: Any) -> Request:
-        """The request of a JSON value; ValueError where it is none."""
+        """The request of a JSON value; ValueError where it is invalid."""
         if not isinstance(found, dict):
             raise ValueError(f"expected a JSON object that names a user, found {kind_of(found)}")
         unknown = sorted(found.keys() - set(OF_EVENT + OF_REQUEST))
@@ -94,7 +93,7 @@ def _require_fit(keys: set[str]) -> None:
 
 
 def answer(store: SessionStore, line: str | bytes) -> dict[str, Any]:
-    """The answer to a line; for one that cannot be answered an object with `error`, a sentence: nothing has changed."""
+    """The answer to a line; on failure an object with a sentence under `error`, and nothing has changed."""
     try:
         request = Request.of(parse(line))
         session = store.session(request.user)
@@ -104,7 +103,7 @@ def answer(store: SessionStore, line: str | bytes) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         sentence = str(error)
     except Exception as error:
-        # The server outlives whatever happens within: the state is as it was, and somebody can read what it was.
+        # The server must survive any exception: the state is unchanged, and the log has the traceback.
         logger.exception("a request failed within")
         sentence = f"internal error, nothing has changed: {type(error).__name__}: {error}"
     return _refusal(sentence)
@@ -166,7 +165,7 @@ def serve(store: SessionStore, requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def lines_of(stream: BinaryIO) -> Iterator[bytes | None]:
-    """The lines of a stream without their ends; None for one longer than MAX_LINE, of which no more is held."""
+    """The lines of a stream without their ends; None for a line longer than MAX_LINE, which is not kept in memory."""
     while line := stream.readline(MAX_LINE + 1):
         if len(line) <= MAX_LINE or line.endswith(b"\n"):
             yield line.removesuffix(b"\n")

@@ -1,7 +1,7 @@
-"""Who is in memory: users' events and their cached keys and values, who makes room, and what a request changes.
+"""Users in memory: their events, their cached keys and values, eviction, and the undoing of a request.
 
-The least recently used user makes room for one who is asked for. A change of a request can be undone until the request
-has ended: an appended event is taken back; events that are encoded again are so beside the old ones, which stay.
+A requested user replaces the least recently used one. A request's changes can be undone until it ends: an appended
+event is removed again; events are re-encoded into a copy, and the old ones stay until then.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from python_model.serving.session_files import SavedSession
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The user of a what-if: no id that a request can name."""
+    """The user of a what-if session; no request can name it as an id."""
 
     number: int
 
@@ -37,7 +37,7 @@ User = int | str | WhatIf
 
 @dataclass
 class Resident:
-    """A user in memory: row of the cache, log of the events that are cached, state [d] after the newest."""
+    """A user in memory: row of the cache, log of the cached events, state [d] after the newest event."""
 
     slot: int
     log: EventLog
@@ -48,7 +48,7 @@ class Resident:
 
 @dataclass
 class Changes:
-    """What a request has changed so far: for the journal, to undo it, to complete it, and whose it is."""
+    """The changes of a request so far: entries for the journal, how to undo and complete them, and their users."""
 
     entries: list[Entry] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
@@ -59,10 +59,11 @@ class Changes:
 class SessionMemory:
     """At most `resident` users of a model over `pages` pages of page_size events that they share.
 
-    pages: None gives every resident room for max_events. amendable: newest events that may be encoded again. histories:
-    of users who are not in memory, where there is no archive. offloads: whether the archive gets keys and values too.
+    pages: None gives every resident room for max_events. amendable: newest events that may be re-encoded. histories:
+    of users who are not in memory, where there is no archive. offloads: whether the archive also stores keys and
+    values.
 
-    archive: where users are kept who made room; None forgets them.
+    archive: stores evicted users; None drops them.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class SessionMemory:
         self.archive: SessionArchive | None = None
         self._histories = histories
         self._max_events, self._offloads = max_events, offloads
-        # One event more than stays, and a copy of those that are amended until it takes the place of the old ones.
+        # One event more than stays, and a temporary copy of the events that an amendment re-encodes.
         slots, spare = -(-(max_events + 1) // page_size), 2 + -(-min(amendable, max_events) // page_size)
         shared = (
             resident * slots + spare if pages is None else whole_number(pages, "SessionStore: pages", slots + spare)
@@ -85,7 +86,7 @@ class SessionMemory:
 
     @torch.inference_mode()
     def absorb(self, users: list[User], found: list[Resident], rows: list[EventRow]) -> None:
-        """One more event of each of these users, who are in memory."""
+        """Append one event to each of these users, who are in memory."""
         changes = self._changing(users)
         self._make_room(0, len(users), users)
         before = [(one, len(one.log), one.state) for one in found]
@@ -110,7 +111,7 @@ class SessionMemory:
         changes.complete.append(lambda: self._keep(found))
 
     def _keep(self, found: list[Resident]) -> None:
-        """Completes an event: it is to be saved, and lets the oldest page go of a history that grew too long."""
+        """Completes an event: marks the user as unsaved and drops the oldest page of a history that is too long."""
         cache = self.encoder.caches[0]
         for one in found:
             one.dirty = not one.is_fork
@@ -120,7 +121,7 @@ class SessionMemory:
 
     @torch.inference_mode()
     def take_over(self, user: User, one: Resident, place: int, feedback: tuple[int, ...]) -> None:
-        """Encodes the events from `place` on again, beside the old ones, which stay until the request has ended."""
+        """Re-encodes the events from `place` on into a copy; the old ones stay until the request ends."""
         changes, cache = self._changing([user]), self.encoder.caches[0]
         self._make_room(0, 1 + -(-len(one.log) // cache.page_size) - place // cache.page_size, [user])
         spare, state = self._spare, one.state
@@ -154,7 +155,7 @@ class SessionMemory:
         return changes
 
     def admit(self, users: Sequence[User]) -> list[Resident]:
-        """The users in memory, all of them at once, and marked as just used."""
+        """Brings the users into memory, all at once, and marks them as just used."""
         self._require_room(sum(user not in self.residents for user in users), 0, users)
         for user in users:
             if user not in self.residents:
@@ -168,7 +169,7 @@ class SessionMemory:
         log, saved = self.log_of(user)
         usable = saved is not None and self._fits(user, saved) and len(log) <= self._max_events
         log.drop_oldest(len(log) - self._max_events)
-        # One page for the event that they are brought in for.
+        # One more page, for the event for which they are loaded.
         self._make_room(1, 1 + -(-len(log) // self.encoder.caches[0].page_size), kept)
         one = Resident(self._free[-1], log, self.model.start.detach())
         try:
@@ -188,7 +189,7 @@ class SessionMemory:
         self._free.pop()
 
     def _fits(self, user: User, saved: SavedSession) -> bool:
-        """Whether keys, values and state of a file can be taken as they are; DataError where they are damaged."""
+        """Whether keys, values and state of a file can be used unchanged; DataError where they are damaged."""
         if saved.cache is None or saved.state is None or saved.model != self.fingerprint:
             return False
         config, start, cached = self.model.config, self.model.start, len(saved.log)
@@ -208,7 +209,7 @@ class SessionMemory:
         return kind == self.encoder.caches[0].key_pages.dtype
 
     def log_of(self, user: User) -> tuple[EventLog, SavedSession | None]:
-        """A user's events, those of the journal too, and the file they came from where the journal adds nothing."""
+        """A user's events, including the journal's, and their saved file where the journal adds nothing to it."""
         if isinstance(user, WhatIf):
             raise ValueError("this what-if was closed")
         if self.archive is not None:
@@ -216,7 +217,7 @@ class SessionMemory:
         return self._histories(user) or EventLog.empty(self.model.features), None
 
     def fork(self, user: User) -> WhatIf:
-        """A user who goes on from another one's events, whose pages they share; `drop` forgets them."""
+        """A new user who continues another one's events and shares their pages; `drop` removes them."""
         [source] = self.admit([user])
         self._make_room(1, 1, [user])
         slot = self._free[-1]
@@ -229,7 +230,7 @@ class SessionMemory:
         return WhatIf(self._forks)
 
     def _require_room(self, slots: int, pages: int, kept: Sequence[User]) -> None:
-        """ValueError where so many free rows and pages cannot be had, before anybody had to go for them."""
+        """ValueError, before any eviction, where so many rows and pages cannot be freed."""
         if len(self._free) >= slots and self.encoder.caches[0].free_pages >= pages:
             return
         named = self._kept(kept)
@@ -245,7 +246,7 @@ class SessionMemory:
             )
 
     def _make_room(self, slots: int, pages: int, kept: Sequence[User]) -> None:
-        """Lets the least recently used of the other users go until there are so many free rows and pages."""
+        """Evicts the least recently used of the other users until so many rows and pages are free."""
         self._require_room(slots, pages, kept)
         staying = self._kept(kept)
         while len(self._free) < slots or self.encoder.caches[0].free_pages < pages:
@@ -256,11 +257,11 @@ class SessionMemory:
             self.drop(chosen)
 
     def _kept(self, users: Sequence[User]) -> set[User]:
-        """Users who have to stay: those asked about, and those whom the request has changed."""
+        """Users who must not be evicted: those requested, and those changed by the request."""
         return set(users) | (self.changes.users if self.changes is not None else set())
 
     def drop(self, user: User) -> None:
-        """Forgets a user."""
+        """Removes a user from memory."""
         one = self.residents.pop(user)
         self.encoder.evict([one.slot])
         self._free.append(one.slot)
@@ -268,7 +269,7 @@ class SessionMemory:
     def save(self, user: User, one: Resident) -> None:
         """Writes a user's file."""
         assert self.archive is not None and not isinstance(user, WhatIf)
-        # They differ where a signal came between the two: the events are the truth.
+        # They differ after a signal between the two updates; the events are authoritative.
         is_cached = self.encoder.caches[0].lengths[one.slot] == len(one.log) > 0
         cache = self.encoder.copy_out(one.slot) if self._offloads and is_cached else None
         self.archive.files.save(user, SavedSession(one.log, self.fingerprint, one.state, cache))

@@ -1,4 +1,4 @@
-"""Vectors in half and in a quarter of float32: bfloat16 as its 16 bits, int8 with one scale a row; and their errors.
+"""Vectors at a half and a quarter of float32's size: bfloat16 as its 16 bits, int8 with one scale per row; errors.
 
 int8, symmetric: scale = max |x| / 127 over the row, q = round(x / scale), so |x − scale · q| ≤ scale / 2.
 bfloat16, round to nearest even: |x − x̂| ≤ 2⁻⁸ · |x|.

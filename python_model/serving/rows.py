@@ -1,4 +1,4 @@
-"""The rows that `argus score` is given: Parquet files, row group after row group, and where in them a row lies."""
+"""The input rows of `argus score`: Parquet files, read by row group, and the position of each row in its file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARQUET = ".parquet"
 
 @dataclass(frozen=True)
 class Part:
-    """One row group of the input, after `first` rows of its file; group None: the only part of an input without any."""
+    """One row group of the input, after `first` rows of its file; group None: the only part of an empty input."""
 
     file: Path
     group: int | None
@@ -31,7 +31,7 @@ class Part:
 def input_parts(rows: Path) -> list[Part]:
     """The row groups of a Parquet file, or of all Parquet files in a folder by name.
 
-    DataError where it is neither, a column stands twice, or the files of a folder differ in their columns.
+    DataError where it is neither, a column occurs twice, or the files of a folder differ in their columns.
     """
     files = _files_of(rows) if rows.is_dir() else [rows]
     parts: list[Part] = []
@@ -79,7 +79,7 @@ def empty_table(part: Part, columns: list[str] | None = None) -> pa.Table:
 
 @contextmanager
 def located(part: Part, before: int = 0) -> Iterator[None]:
-    """What a scorer says of a row of its table comes out as said of the file; before: rows of the part before it."""
+    """Restates a scorer's errors about rows of its table for the file; before: rows of the part before the table."""
     try:
         yield
     except DataError as error:
@@ -91,7 +91,7 @@ def located(part: Part, before: int = 0) -> Iterator[None]:
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
-    """A Parquet file; DataError where there is none."""
+    """Open a Parquet file; DataError where it is missing."""
     if not file.is_file():
         raise DataError(file, "not found: expected a Parquet file, or a folder of them")
     try:
@@ -101,7 +101,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def _files_of(folder: Path) -> list[Path]:
-    """The Parquet files of a folder; hidden files and those that begin with _ are somebody's notes, as for Spark."""
+    """The Parquet files of a folder; hidden files and names that begin with _ are ignored, as in Spark."""
     shown = sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
     for entry in shown:
         if entry.is_dir() or entry.suffix.lower() != PARQUET:

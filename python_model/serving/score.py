@@ -1,9 +1,9 @@
 """`argus score`: rows of (user_id, item_id, time) from Parquet to Parquet, in bounded memory, each exactly once.
 
-The output is a folder with one part per row group of the input, the rows in their order. A part is written under a
-hidden name, flushed and renamed; `_job.json` says what is being scored by what, `_finished.json` that all of it is
-there. The same command goes on where it was stopped or killed, by the same content: another input, model, history or
-version of this package is another job. One process at a time writes to the folder.
+The output is a folder with one part per row group of the input, rows in input order. A part is written under a hidden
+name, flushed and renamed; `_job.json` identifies input and scorer, `_finished.json` marks a complete folder. The same
+command resumes a stopped or killed job. Jobs are compared by content: another input, model, history or version of this
+package is another job. One process at a time writes to the folder.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from python_model.serving.rows import BATCH, Part, empty_table, files_of, input_
 from python_model.serving.scorers import MISSING, REQUIRED, HistoryScorer, RowScorer
 
 FORMAT = 2
-"""Of the folder; what another format left is another job."""
+"""Format of the folder; a folder of another format is another job."""
 JOB, FINISHED, STATES_FOLDER = "_job.json", "_finished.json", ".states"
 
 Progress = Callable[[int, int], None]
 Bar = Callable[[str], AbstractContextManager[Progress]]
-"""Progress of a phase with a title."""
+"""Shows the progress of a phase with a title."""
 Workers = Callable[[Sequence[tuple[Part, Path]]], Iterator[Any]]
 
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What came of a job: rows, how many have a score, and how many have none, by reason. scored_now: in this run."""
+    """The result of a job: rows, how many have a score, how many have none, by reason. scored_now: in this run."""
 
     rows: int
     scored: int
@@ -61,13 +61,13 @@ def score_parquet(
     scorer: RowScorer, rows: Path, out: Path, *, overwrite: bool = False, bar: Bar = _silent,
     workers: Workers | None = None,
 ) -> ScoreReport:  # fmt: skip
-    """Score all rows into the folder `out`, going on where an earlier run of the same job was stopped.
+    """Score all rows into the folder `out`, resuming an earlier run of the same job.
 
-    A scorer from histories without states is given them first (`prepare_states`). bar: progress of a titled phase.
-    workers: what scores parts elsewhere (`python_model.serving.spread`), with the same scorer; None for this process.
+    A history scorer without states gets them first, as by `prepare_states`. bar: shows the progress of a titled phase.
+    workers: score parts in other processes (`python_model.serving.spread`), with the same scorer; None: in this one.
 
-    Raises ValueError where `out` holds another job (see `overwrite`), is no folder of scores or is in use; DataError
-    for rows that break the contract, which leaves no part of them behind.
+    Raises ValueError where `out` holds another job (see `overwrite`), is not a folder of scores or is in use; DataError
+    for rows that break the contract; no scores of them are left then.
     """
     with _open_job(scorer, rows, out, overwrite) as parts:
         files = {part: out / f"part-{number:06d}.parquet" for number, part in enumerate(parts)}
@@ -92,9 +92,9 @@ def score_parquet(
 def prepare_states(
     scorer: HistoryScorer, rows: Path, out: Path, *, overwrite: bool = False, bar: Bar = _silent
 ) -> None:
-    """Gives the scorer the states that the rows ask for: one pass over the rows, one over the histories behind them.
+    """Gives the scorer the states that the rows need: one pass over the rows, one over their histories.
 
-    They lie in a hidden folder of `out` until the job is finished; a stopped pass goes on. Raises as `score_parquet`.
+    They lie in a hidden folder of `out` until the job is finished; a stopped pass resumes. Raises as `score_parquet`.
     """
     with _open_job(scorer, rows, out, overwrite) as parts:
         if not (out / FINISHED).is_file():
@@ -102,7 +102,7 @@ def prepare_states(
 
 
 def needed_states(scorer: HistoryScorer, parts: Sequence[Part], progress: Progress) -> np.ndarray:
-    """Rows of the events whose states the scorer will ask for, int64, rising: one pass over three columns."""
+    """Rows of the events whose states the scorer needs, int64, rising: one pass over three columns."""
     needed = np.zeros(scorer.events, bool)
     done, total = 0, sum(part.rows for part in parts)
     for part in parts:
@@ -118,7 +118,7 @@ def needed_states(scorer: HistoryScorer, parts: Sequence[Part], progress: Progre
 
 
 def score_part(scorer: RowScorer, part: Part, file: Path, progress: Callable[[int], None] = lambda rows: None) -> None:
-    """Score the rows of a part into `file`, which is there when all of them are in it, or not at all."""
+    """Score the rows of a part into `file`, which is written atomically."""
     done = 0
     with whole_file(file) as hidden:
         writer: pq.ParquetWriter | None = None
@@ -142,7 +142,7 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
     """The parts of a job whose folder this process owns for the length of the block; see `score_parquet`."""
     parts = input_parts(rows)
     _require_apart(rows, out)
-    # What is wrong with the columns is said before anything is made, what is wrong with the rows before any is lost.
+    # Errors in the columns are raised before anything is created, errors in the rows before old scores are removed.
     with located(parts[0]):
         scorer(empty_table(parts[0]))
     _require_scores(out)
@@ -161,7 +161,7 @@ def _open_job(scorer: RowScorer, rows: Path, out: Path, overwrite: bool) -> Iter
         try:
             yield parts
         except DataError:
-            # Rows that are mended are another job, which nothing that came of these is to keep out.
+            # Corrected rows are another job, so the leftovers of this one must not block it.
             if begins and not any(out.glob("part-*.parquet")):
                 _empty(out)
                 if created:
@@ -184,7 +184,7 @@ def _check_rows(scorer: RowScorer, parts: Sequence[Part]) -> None:
 
 
 def _require_apart(rows: Path, out: Path) -> None:
-    """Neither inside the other: `--overwrite` empties OUT, and the next run would take OUT for rows."""
+    """ValueError where one lies in the other: `--overwrite` empties OUT, and the next run would read OUT as rows."""
     one, other = rows.resolve(), out.resolve()
     if one == other or other in one.parents or (one.is_dir() and one in other.parents):
         raise ValueError(f"ROWS {rows} and OUT {out} lie in each other: choose a folder elsewhere for OUT")
@@ -198,7 +198,7 @@ def _require_scores(out: Path) -> None:
 
 
 def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
-    """Makes the folder that of this job, or checks that it is; whether the job begins here."""
+    """Marks the folder as this job's, or checks that it is; returns whether the job begins here."""
     if overwrite:
         _empty(out)
     if not (out / JOB).is_file():
@@ -216,7 +216,7 @@ def _start(out: Path, identity: Mapping[str, Any], overwrite: bool) -> bool:
 
 
 def _empty(out: Path) -> None:
-    """Removes what a job wrote, the file that makes it one last: a kill in between leaves a folder of scores."""
+    """Removes the files of a job, its marker last: after a kill in between it is still a folder of scores."""
     (out / FINISHED).unlink(missing_ok=True)
     shutil.rmtree(out / STATES_FOLDER, ignore_errors=True)
     for file in [*out.glob("part-*.parquet"), *out.glob(".part-*.partial")]:
@@ -254,7 +254,7 @@ def _advance(progress: Progress, before: int, total: int, rows: int) -> None:
 
 
 def _report(files: Mapping[Part, Path], scored_now: int) -> ScoreReport:
-    """Counts what the parts hold; DataError where one is damaged or has not the rows of its row group."""
+    """Counts the rows of the parts; DataError where a part is damaged or lacks rows of its row group."""
     rows = 0
     missing: dict[str, int] = {}
     for part, path in files.items():

@@ -1,7 +1,7 @@
-"""What scores rows of (user, item, time): Table in, Table out, from stored user vectors or from stored states.
+"""Scorers of rows of (user, item, time), from stored user vectors or from stored states.
 
-A scorer is a pure function of one table: the same rows in the same order, with a column `score` (float32) and a column
-`score_missing` that says why a score is null. So tables may be cut anywhere and scored by anybody.
+A scorer is a pure function of one table. It returns the same rows in the same order, with a column `score` (float32)
+and a column `score_missing`, the reason for a null score. So tables may be cut anywhere and scored in any process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from python_model.serving.ids import IdTable
 from python_model.serving.states import Progress, StateFiles, write_states
 
 REASONS = ("unknown user", "unknown item", "no time", "before the user's vector")
-"""Why a row has no score, in the order in which they are looked for."""
+"""Reasons why a row has no score, in the order in which they are checked."""
 
 REQUIRED = ("user_id", "item_id", "time")
 SCORE, MISSING, USER_VECTOR, ITEM_VECTOR = "score", "score_missing", "user_vector", "item_vector"
@@ -38,15 +38,15 @@ CONTEXT = "context_"
 CHUNK = 1 << 13
 NO_TIME = -1
 ROWS = "rows"
-"""What an error in a table names for its file; `python_model.serving.rows.located` puts the file there."""
+"""Placeholder for the file in a table's errors; `python_model.serving.rows.located` replaces it."""
 
 
 class RowScorer(Protocol):
-    """Scores the rows of a table; `identity` is what its numbers depend on besides the rows."""
+    """Scores the rows of a table; `identity` is everything that the scores depend on besides the rows."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """JSON values; computed when first asked for, since it reads all that the numbers depend on."""
+        """JSON values; computed on first use, since it reads everything that the scores depend on."""
         ...
 
     def check(self, rows: pa.Table) -> None:
@@ -61,10 +61,10 @@ class RowScorer(Protocol):
 class VectorScorer:
     """Scores with the users' newest vectors.
 
-    A vector knows all events of its user, so a row gets a score only from `lag` seconds after the newest of them on;
-    an earlier one has null, for the vector may know what came of it. user_ids, user_vectors float32 [U, D], newest
-    int64 [U] (seconds of each user's newest event); item_ids, item_vectors float32 [V, D]. vectors: adds both vectors
-    as columns.
+    A vector depends on all events of its user, so a row has a score only if it is at least `lag` seconds later than the
+    newest of them; for an earlier row, the vector may contain its outcome, and the score is null. user_ids,
+    user_vectors float32 [U, D], newest int64 [U] (time of each user's newest event); item_ids, item_vectors float32 [V,
+    D]. vectors: adds both vectors as columns.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class VectorScorer:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """Which vectors, and what is written of them."""
+        """The vectors, and which columns are written."""
         users, items = self._user_vectors.numpy(), self._item_vectors.numpy()
         content = content_of_arrays(self._users.ids, users, self._newest, self._items.ids, items)
         return {"kind": "vectors", "content": content, "vectors": self._vectors, "lag": self._lag}
@@ -103,7 +103,7 @@ class VectorScorer:
 
 
 class ExportScorer(VectorScorer):
-    """Scores with what an export holds."""
+    """Scores with the vectors of an export."""
 
     def __init__(self, export: Export, *, vectors: bool = False) -> None:
         super().__init__(
@@ -114,16 +114,16 @@ class ExportScorer(VectorScorer):
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The same, and which model made the vectors."""
+        """The same, and the model that made the vectors."""
         return {**super().identity, "kind": "export", "model": self._info.model, "score": self._info.score}
 
 
 class HistoryScorer:
-    """Scores with what was known of each user at the time of each row, from stored states.
+    """Scores with the state of each user at the time of each row, from stored states.
 
-    The state behind a row at time t is the one after the user's newest event that is at least `lag` seconds older than
-    t; a user known to the data without such an event has the start state. Context columns (`organic`, `context_…`)
-    are those of the rows where they have them, else those of that newest event. The simplified form only.
+    A row at time t uses the state after the user's newest event that is at least `lag` seconds older than t; without
+    such an event, a known user has the start state. Context columns (`organic`, `context_…`) come from the rows where
+    present, else from that newest event. Only for the simplified form.
     """
 
     def __init__(
@@ -147,14 +147,14 @@ class HistoryScorer:
         self._items = IdTable(dataset.item_column("item_id"), f"the items of {dataset.path}")
         with torch.inference_mode():
             self._item_vectors = model.item_matrix()
-        # Users laid end to end on one rising scale, so that one search finds the place of every row.
+        # Shift the users' times into one rising sequence, so that one search finds the position of every row.
         self._first = int(dataset.time.min())
         self._span = int(dataset.time.max()) - self._first + 2
         self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The model's weights and settings, what the data set holds, and how the one is asked about the other."""
+        """The model's weights and settings, the content of the data set, and the settings of scoring."""
         return {
             "kind": "history", "model": towers.fingerprint(self._model), "data": identity_of(self._dataset),
             "score": self._kind, "lag": self.lag, "window": self.window, "vectors": self._vectors,
@@ -166,7 +166,7 @@ class HistoryScorer:
         return len(self._dataset)
 
     def compute_states(self, rows: np.ndarray, folder: Path, progress: Progress) -> None:
-        """Takes the states after the events `rows` (int64 [n], rising) from a folder, after computing what it lacks."""
+        """Computes the states after the events `rows` (int64 [n], rising) that a folder lacks, and opens them all."""
         self.states = write_states(
             self._model, self._dataset, rows, folder, window=self.window, lag=self.lag, progress=progress
         )
@@ -178,7 +178,7 @@ class HistoryScorer:
         self._context(rows, none, none, none)
 
     def state_rows(self, rows: pa.Table) -> np.ndarray:
-        """For each row the event whose state is behind it, int64; −1 for the start state or a row without a score."""
+        """For each row the event whose state it uses, int64; −1 for the start state or a row without a score."""
         user, item, time = read_rows(rows, self._users, self._items)
         return np.where(reasons(user, item, time) < 0, self._newest_known(user, time), -1)
 
@@ -190,7 +190,7 @@ class HistoryScorer:
         known = np.flatnonzero(missing < 0)
         newest = self._newest_known(user[known], time[known])
         context = self._context(rows, known, newest, time[known])
-        # Rows of one impression list, and all that differ in nothing else, share one user vector.
+        # Rows with equal user, state and context, as in one impression list, share one user vector.
         first, place = distinct([newest, *context])
         vectors = self._user_vectors(newest[first], context[:, first])
         one, other = torch.from_numpy(place), torch.from_numpy(item[known])
@@ -200,7 +200,7 @@ class HistoryScorer:
         return with_scores(rows, known, missing, scores, found)
 
     def _newest_known(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Row of the user's newest event that a score at `time` may know of, −1 where there is none."""
+        """Row of the user's newest event that a score at `time` may use, −1 where there is none."""
         since = np.clip(time - self.lag - self._first, -1, self._span - 2)
         place = np.searchsorted(self._key, user * self._span + since, side="right") - 1
         return np.where((user >= 0) & (place >= self._dataset.offsets[np.maximum(user, 0)]), place, -1)
@@ -239,7 +239,7 @@ class HistoryScorer:
 def read_rows(rows: pa.Table, users: IdTable, items: IdTable) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(user, item, time) int64 of the columns user_id, item_id, time: −1 where null or unknown.
 
-    DataError (of the file ROWS) for a column that is missing or of another type, and for a time that is none.
+    DataError (of the file ROWS) for a column that is missing or of another type, and for an invalid time.
     """
     columns = {}
     for name in REQUIRED:
@@ -265,7 +265,7 @@ def _times(column: pa.Array) -> np.ndarray:
 
 
 def reasons(user: np.ndarray, item: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """int8 [n]: which of REASONS keeps a row from its score, −1 for none."""
+    """int8 [n]: index in REASONS of why a row has no score, −1 where it has one."""
     missing = np.full(len(user), -1, np.int8)
     for name, bad in (("no time", time == NO_TIME), ("unknown item", item < 0), ("unknown user", user < 0)):
         missing[bad] = REASONS.index(name)
@@ -284,7 +284,7 @@ def row_dots(one: Tensor, rows_of_one: Tensor, other: Tensor, rows_of_other: Ten
 
 
 def distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """(first [m], place [n]) of the distinct rows of int64 columns of at least −1: row i equals row first[place[i]]."""
+    """(first [m], place [n]) of the distinct rows of int64 columns (values ≥ −1): row i equals row first[place[i]]."""
     key = np.zeros(len(columns[0]), np.int64)
     most = 1
     for column in columns:
@@ -300,7 +300,7 @@ def distinct(columns: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 def with_scores(
     rows: pa.Table, known: np.ndarray, missing: np.ndarray, scores: Tensor, vectors: tuple[Tensor, Tensor] | None
 ) -> pa.Table:
-    """The rows with what scoring adds; scores and vectors are those of the rows `known`, in order."""
+    """The rows with the columns of scoring; scores and vectors are those of the rows `known`, in order."""
     values = np.zeros(len(rows), np.float32)
     values[known] = scores.cpu().numpy()
     out = rows.append_column(SCORE, pa.array(values, mask=missing >= 0))
@@ -321,7 +321,7 @@ def _vector_column(vectors: np.ndarray, known: np.ndarray, rows: int) -> pa.Arra
 
 
 def _require_known_context(rows: pa.Table, known: Mapping[str, int]) -> None:
-    """DataError for a context column that the data set does not have: left out in silence, it would change scores."""
+    """DataError for a context column that the data set does not have: ignoring it silently would change scores."""
     for name in rows.column_names:
         if name.startswith(CONTEXT) and name.removeprefix(CONTEXT) not in known:
             has = ", ".join(CONTEXT + one for one in known) or "none"

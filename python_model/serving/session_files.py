@@ -1,7 +1,7 @@
-"""Sessions on disk: one safetensors file a user, written whole or not at all.
+"""Sessions on disk: one safetensors file per user, written atomically.
 
-A file holds the user's newest events and, where wanted, the cached keys and values behind the newest state. Events are
-the truth: where the cache is missing, or of another model, the events are encoded again.
+A file holds the user's newest events and, optionally, the cached keys and values behind the newest state. The events
+are authoritative: where the cache is missing or belongs to another model, the events are encoded again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STORE = "store.json"
 
 @dataclass
 class SavedSession:
-    """What a file holds: the log, and the state [d] and cache of its newest events where `model` made them."""
+    """The content of a file: the log, and the state [d] and cache of its newest events, computed by `model`."""
 
     log: EventLog
     model: str
@@ -41,7 +41,7 @@ class SavedSession:
 
 
 def require_folder_of_sessions(folder: Path) -> None:
-    """ValueError where a directory is not empty and no folder of sessions: nothing of others is written into."""
+    """ValueError where a directory is neither empty nor a folder of sessions, so that no other data is changed."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, expected a directory of sessions")
     if folder.is_dir() and not (folder / STORE).is_file() and any(one.name != LOCK for one in folder.iterdir()):
@@ -49,7 +49,7 @@ def require_folder_of_sessions(folder: Path) -> None:
 
 
 class SessionFiles:
-    """The files of a folder; `vocabulary` says what the dense numbers in them mean, `reader` what may be in them."""
+    """The files of a folder; `vocabulary` identifies the meaning of dense numbers, `reader` checks their values."""
 
     def __init__(self, folder: Path, vocabulary: str, reader: EventReader) -> None:
         require_folder_of_sessions(folder)
@@ -63,7 +63,7 @@ class SessionFiles:
             raise DataError(marker, "these sessions are of another catalogue or vocabulary: choose another folder")
 
     def path(self, user: int | str) -> Path:
-        """Where a user's file is; an integer and a text are different users."""
+        """The path of a user's file; an integer and a text are different users."""
         name = hashlib.sha256(json.dumps(user).encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
@@ -72,7 +72,7 @@ class SessionFiles:
         return self.path(user).is_file()
 
     def save(self, user: int | str, saved: SavedSession) -> None:
-        """Writes a user's file in the place of the one before; WriteError where that fails or it is a link."""
+        """Writes a user's file, replacing an earlier one; WriteError where that fails or the file is a link."""
         file = self.path(user)
         tensors = {f"log.{name}": torch.from_numpy(values.copy()) for name, values in saved.log.columns().items()}
         if saved.state is not None and saved.cache is not None:
@@ -91,10 +91,10 @@ class SessionFiles:
                 save_file(tensors, partial, metadata)
 
     def load(self, user: int | str) -> SavedSession:
-        """Reads a user's file; DataError, which names it, where it is damaged or no session of this vocabulary."""
+        """Reads a user's file; DataError naming it where it is damaged or has another vocabulary."""
         file = self.path(user)
         try:
-            # As a whole: safetensors' own access to single tensors leaks 65 bytes for each, and maps the file, whose
+            # Read the whole file: safetensors' access to single tensors leaks 65 bytes each, and maps the file, whose
             # truncation would kill the process.
             content = file.read_bytes()
             tensors = load(content)
@@ -115,7 +115,7 @@ class SessionFiles:
         return SavedSession(EventLog(columns, first), metadata["model"], state, cache or None)
 
     def _first(self, file: Path, user: int | str, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> int:
-        """The number of the oldest event; DataError where the metadata are no session's of this user."""
+        """The number of the oldest event; DataError where the metadata are not of a session of this user."""
         expected = {"format": FORMAT, "user": json.dumps(user)}
         if "crc32" in metadata:  # not in files of earlier versions
             expected["crc32"] = _checksum(tensors)

@@ -1,7 +1,7 @@
 """Batch scoring on the workers of an engine: each part of the input is scored and written by one of them.
 
-A worker makes its scorer from a recipe, once, and writes parts as this process would: under a hidden name, flushed and
-renamed. So a job may be stopped anywhere and continued by either engine, and its rows are the same.
+A worker makes its scorer once, from a recipe, and writes parts like this process: under a hidden name, flushed and
+renamed. So a job may be stopped at any time and continued by either engine with the same rows.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def scorer_of(recipe: Recipe) -> RowScorer:
 
 
 def workers(engine: Engine, recipe: Recipe) -> Workers | None:
-    """What scores parts on an engine, for `score_parquet`; None for this process."""
+    """The function that scores parts on an engine, for `score_parquet`; None for this process."""
     return None if engine is LOCAL else partial(engine.map, partial(_score, recipe))
 
 

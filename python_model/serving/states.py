@@ -2,7 +2,7 @@
 
 rows.npy     int64 [n], rising: rows of events.parquet
 states.npy   float32 [n, d]
-done.json    how many are there; a stopped pass goes on from here
+done.json    number of finished states; a stopped pass resumes from here
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class StateFiles:
         self._states = ArrayFile(folder / STATES, np.float32, (len(self.rows), None))
 
     def after(self, rows: np.ndarray) -> np.ndarray:
-        """float32 [n, d] after the events `rows` (rising), every one of which must be there.
+        """float32 [n, d] after the events `rows` (rising), all of which must be stored.
 
-        DataError where the file has been cut short since.
+        DataError where the file has been truncated since.
         """
         place = np.searchsorted(self.rows, rows)
         if len(rows) and (place.max() >= len(self.rows) or (self.rows[place] != rows).any()):
@@ -47,9 +47,9 @@ class StateFiles:
 
 
 def begun(folder: Path) -> np.ndarray | None:
-    """The rows of a pass that was stopped, whose states are then gone on with; None where there are none to go on with.
+    """The rows of a stopped pass that can be resumed; None where there is none.
 
-    What cannot be read is computed anew: it is no more than what the job can make again.
+    Unreadable files are computed again.
     """
     try:
         done = read_object(folder / DONE).get("states")
@@ -64,12 +64,12 @@ def write_states(
     model: Argus, dataset: Dataset, rows: np.ndarray, folder: Path, *, window: int, lag: int, token_budget: int = 8192,
     progress: Progress = lambda done, total: None,
 ) -> StateFiles:  # fmt: skip
-    """Computes what of the states after `rows` (int64 [n], rising) is not in the folder yet; flushed block by block.
+    """Computes the states after `rows` (int64 [n], rising) that the folder lacks; flushed block by block.
 
-    A pass that was stopped goes on where it has the same rows; otherwise the folder begins anew.
+    A stopped pass with the same rows resumes; otherwise the folder is started again.
 
-    Every state has at least window // 2 events behind it, or all that its user has. lag: seconds after which they are
-    read at the earliest. Only of the simplified form, whose states do not depend on what is asked of them then.
+    Every state has at least window // 2 events behind it, or all that its user has. lag: the states are read at least
+    so many seconds later. Only for the simplified form, whose states do not depend on the later request.
     """
     width = model.config.width
     folder.mkdir(parents=True, exist_ok=True)

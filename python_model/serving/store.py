@@ -1,9 +1,9 @@
-"""Sessions of many users in bounded memory: who is in it, who makes room, what is saved and what comes back.
+"""Sessions of many users in bounded memory, with eviction, saving and loading.
 
-`resident` users at most have their keys and values in the paged cache. Whoever else is needed comes from the folder,
-from the export's history or, never seen before, from nothing; the least recently used makes room. What a request
-changes is undone where it ends with an error; the journal has every event before it is answered, so that a process that
-is killed loses none of those it answered.
+At most `resident` users have their keys and values in the paged cache. Other users are loaded from the folder or from
+the export's history, or start empty; the least recently used user is evicted for them. The changes of a request that
+ends with an error are undone. The journal has every event before it is answered, so that a killed process loses no
+answered event.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ logger = logging.getLogger(__name__)
 class SessionStore:
     """Sessions over one model of the simplified form; not for several threads at once.
 
-    items: original item ids, dense numbers where None. folder: where users are kept, owned by this store until `close`
-    (InUseError, which names the owner, where another process has it); None forgets who makes room.
-    on_full: "offload" writes keys and values with the events, "replay" the events alone, which are encoded again in
-    one pass when the user returns. resident: users in memory. pages: pages of page_size events that they share; None
-    gives every resident room for max_events. max_events: longest history, at most the model's; the oldest page slides
-    out of one that grows beyond it.
-    dtype: of keys and values (see `IncrementalEncoder`). amendable: how far back feedback may come late, in events.
-    save_every: events after which `save` is called by itself. histories: user → log of a user who was never saved.
+    items: original item ids, dense numbers where None. folder: stores evicted users, owned by this store until `close`
+    (InUseError, naming the owner, where another process owns it); None drops evicted users.
+    on_full: "offload" writes keys and values with the events, "replay" only the events, which are encoded again in one
+    pass when the user returns. resident: users in memory. pages: pages of page_size events that they share; None gives
+    every resident room for max_events. max_events: longest history, at most the model's; a longer history drops its
+    oldest page.
+    dtype: of keys and values (see `IncrementalEncoder`). amendable: how many events back late feedback may apply.
+    save_every: events after which `save` is called automatically. histories: user → log of a user who was never saved.
     users: original user ids; where they are integers, a text that spells one is that user.
     """
 
@@ -91,7 +91,7 @@ class SessionStore:
         )  # fmt: skip
         if export is not None and self.fingerprint != export.info.model:
             raise DataError(export.path / INFO, "the vectors are of another model than model/ holds", column="model")
-        # Last: a store that cannot be made has not touched its folder.
+        # Open the folder last: a store that cannot be created must not touch it.
         self._archive: SessionArchive | None = None
         if folder is not None:
             vocabulary = towers.vocabulary_fingerprint(model)
@@ -133,9 +133,9 @@ class SessionStore:
 
     @contextmanager
     def atomically(self) -> Iterator[None]:
-        """A block of requests; what it changed is undone, journal included, where it ends with an error.
+        """A block of requests; its changes are undone, journal included, where it ends with an error.
 
-        A user can be changed once in it.
+        Each user can be changed once in a block.
         """
         self._require_open()
         memory = self.memory
@@ -161,8 +161,8 @@ class SessionStore:
     def add(self, events: Sequence[tuple[Any, Event]]) -> list[Reading]:
         """Absorbs one more event of each of several users in one step; the readings in their order.
 
-        ValueError, having changed nothing, for values out of bounds, a user named twice, or more users than there is
-        room for at once.
+        ValueError, having changed nothing, for values out of bounds, a user named twice, or more users than fit in
+        memory at once.
         """
         users = [self._key(user) for user, _ in events]
         if len(set(users)) < len(users):
@@ -219,7 +219,7 @@ class SessionStore:
         self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
         context: Mapping[str, int | str] | None = None,
     ) -> tuple[str, int | None, bool | None, tuple[int, ...] | None]:  # fmt: skip
-        """What `vector` is asked, checked: kind, now, organic, context columns; ValueError naming what is wrong."""
+        """The checked arguments of `vector`: kind, now, organic, context columns; ValueError naming what is wrong."""
         return (
             towers.kind_of(self.model, score),
             None if now is None else second_of(now, "now"),
@@ -231,7 +231,7 @@ class SessionStore:
         self, user: Any, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
     ) -> list[Scored]:
         """The k best items for a vector; see `Session.top_k`."""
-        # No more than there are: k is a wish, and room for it is taken before the search.
+        # Limit k to the catalogue: the search allocates memory for k results.
         k = min(whole_number(k, "k", 1), len(self.items))
         if isinstance(blocked, (str, bytes)):
             raise ValueError(f"blocked is {blocked!r}, expected several item ids")
@@ -254,7 +254,7 @@ class SessionStore:
         return Session(self, self.memory.fork(self._key(user)))
 
     def close_fork(self, user: Any) -> None:
-        """Forgets a what-if; leaves any other session as it is."""
+        """Removes a what-if session; leaves any other session unchanged."""
         if isinstance(user, WhatIf) and user in self.memory.residents:
             self.memory.drop(user)
 
@@ -275,7 +275,7 @@ class SessionStore:
         self._save_at = self._save_every
 
     def close(self) -> None:
-        """Saves, where there is a folder, and gives the folder back, saved or not; more than once does nothing."""
+        """Saves, where there is a folder, and releases the folder even if saving fails; further calls do nothing."""
         if self._is_closed:
             return
         try:
@@ -297,13 +297,13 @@ class SessionStore:
         self.close()
 
     def _save_in_time(self) -> None:
-        """Saves after `save_every` events; where the disk takes no more the journal goes on, and it is tried later."""
+        """Saves after `save_every` events; on a full disk the journal is kept and saving is tried again later."""
         if self._archive is None or self._archive.journal.lines < self._save_at:
             return
         try:
             self.save()
         except (OSError, ValueError, MemoryError, RuntimeError) as error:
-            # The request has been absorbed and is in the journal: it is answered as such.
+            # The request is complete and in the journal, so it is answered normally.
             self._save_at = self._archive.journal.lines + self._save_every
             logger.warning("sessions are not saved, the journal has their events: %s", error)
 
@@ -326,7 +326,7 @@ class SessionStore:
 
     @torch.inference_mode()
     def _read(self, found: list[Resident], asked: list[list[int]]) -> Tensor:
-        """What the heads read [n, ·] of the users' states at these requests."""
+        """Inputs [n, ·] of the heads from the users' states at these requests."""
         model = self.model
         ids = torch.tensor(asked, dtype=torch.int64, device=model.device).T.contiguous()
         bucket = time_buckets(ids[1], model.config.time_buckets)
@@ -371,12 +371,12 @@ class SessionStore:
         return self.memory.admit(users)
 
     def _log(self, user: User) -> EventLog:
-        """A user's events, without bringing them into memory."""
+        """A user's events, without loading the user into memory."""
         found = self.memory.residents.get(user)
         return found.log if found is not None else self.memory.log_of(user)[0]
 
     def _key(self, user: Any) -> User:
-        """The user meant by an id: exact, but that a text spells an integer where the users are integers."""
+        """The user of an id, compared exactly, except that a text may spell an integer where users are integers."""
         if isinstance(user, WhatIf):
             return user
         found = id_of(user, "user")
@@ -387,18 +387,18 @@ class SessionStore:
 
 
 def _not_before(row: EventRow, log: EventLog) -> EventRow:
-    """A user's time never runs backwards: an older event takes the time of the newest one."""
+    """The row with a time not before the user's newest event: a user's time never runs backwards."""
     return replace(row, time=max(row.time, log.newest_time())) if len(log) else row
 
 
 class Session:
-    """A user of a `SessionStore`; a handle that stays good while the user is moved out of memory and back."""
+    """A user of a `SessionStore`; the handle stays valid while the user is evicted and loaded again."""
 
     def __init__(self, store: SessionStore, user: User) -> None:
         self._store, self.user = store, user
 
     def add(self, event: Event) -> Reading:
-        """Absorbs one more event; its feedback is what is known of it now, see `amend`.
+        """Absorbs one more event with the feedback known so far; `amend` adds later feedback.
 
         An event older than the newest one takes that one's time: a user's time never runs backwards. ValueError,
         having changed nothing, for values that are out of bounds.
@@ -406,14 +406,14 @@ class Session:
         return self._store.add([(self.user, event)])[0]
 
     def amend(self, number: int, feedback: Mapping[str, int | str]) -> Reading:
-        """Feedback that came later: replaces what is known of event `number` and takes the events since over again.
+        """Late feedback: replaces the feedback of event `number` and re-encodes the events from it on.
 
         ValueError where the event is further back than the store's `amendable`, or values are out of bounds.
         """
         return self._store.amend(self.user, number, feedback)
 
     def reading(self) -> Reading:
-        """What `add` said last, or what can be said of a user without events (number −1)."""
+        """The last result of `add`, or the reading of a user without events (number −1)."""
         return self._store.reading(self.user)
 
     def vector(
@@ -422,9 +422,9 @@ class Session:
     ) -> np.ndarray:  # fmt: skip
         """float32 [D] whose dot products with item vectors are the score, "pair" or "next_item", as of `now`.
 
-        now: seconds; never before the newest event, and for "pair" at least the model's lag after it, from when on the
-        ranker may know it; that moment where None. organic, context: of the request, those of the newest event where
-        None. It is the vector that `argus export` gives a user with this history.
+        now: seconds; never before the newest event, and for "pair" at least the model's lag after it, so that the
+        ranker may use it; None: the earliest such time. organic, context: of the request; None: those of the newest
+        event. It is the vector that `argus export` gives a user with this history.
         """
         return self._store.vector(self.user, score=score, now=now, organic=organic, context=context)
 
@@ -442,18 +442,18 @@ class Session:
         return self._store.best(self.user, vector, k, exclude_seen=exclude_seen, blocked=blocked)
 
     def what_if(self) -> Session:
-        """A session that goes on from this one's history by itself, without copying it; close it when done.
+        """An independent session that continues this one's history, without copying it; close it when done.
 
-        It is kept in memory until then and never saved: use it in a `with` statement.
+        It stays in memory until then and is never saved: use it in a `with` statement.
         """
         return self._store.fork(self.user)
 
     def __len__(self) -> int:
-        """Events of the user, those included that slid out of the history."""
+        """Number of events of the user, including those dropped from the history."""
         return self._store.events_of(self.user)
 
     def close(self) -> None:
-        """Ends a what-if; of any other session nothing is lost by not calling it."""
+        """Ends a what-if session; other sessions need not be closed."""
         self._store.close_fork(self.user)
 
     def __enter__(self) -> Session:

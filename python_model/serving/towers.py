@@ -1,4 +1,4 @@
-"""Which score a model is served with, and the user vectors whose dot products with item vectors are that score."""
+"""The score that a model is served with, and the user vectors whose dot products with item vectors are that score."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def kind_of(model: Argus, kind: str | None = None) -> str:
 
 
 def lag_of(model: Argus) -> int:
-    """Seconds by which an event is older than the moment of a score that may know of it: at least one."""
+    """A score may use events at least so many seconds older than its time; at least 1."""
     return max(model.config.lag, 1)
 
 
 def delay_of(model: Argus, kind: str) -> int:
-    """Seconds after a user's newest event that its vector speaks of: the ranker may know an event after its lag."""
+    """Seconds from a user's newest event to the time of their vector: the ranker may use an event after its lag."""
     return model.config.lag if kind == "pair" else 0
 
 
@@ -44,18 +44,18 @@ def head_of(model: Argus, kind: str) -> Head:
 
 
 def vectors_of(model: Argus, readings: Tensor, kind: str, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """User vectors float32 [n, D] of what the heads read [n, ·]; `next_item` has the temperature for its length.
+    """User vectors float32 [n, D] of the heads' inputs [n, ·]; "next_item" vectors have the temperature as length.
 
-    head: computes what `head_of` does; itself where None.
+    head: replaces the head of `head_of`, with the same result; None: that head.
     """
     found = (head or head_of(model, kind))(readings).float()
     return found if kind == "pair" else model.temperature * normalize(found, dim=-1)
 
 
 def first_without_length(vectors: np.ndarray) -> int | None:
-    """The first row of float32 [n, D] whose squared length is not finite: one that is NaN, infinite or of 10¹⁹.
+    """The first row of float32 [n, D] whose squared length is not finite: it has NaN, infinity or values near 10¹⁹.
 
-    Where all rows have one, no dot product of two of them overflows (Cauchy-Schwarz), so that every score is a number.
+    If all squared lengths are finite, no dot product of two rows overflows (Cauchy-Schwarz), so every score is finite.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         fits = np.isfinite(np.einsum("nd,nd->n", vectors, vectors))
@@ -78,7 +78,7 @@ def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
 
 
 def fingerprint(model: Argus) -> str:
-    """SHA-256 of the settings and all weights: equal numbers come of equal fingerprints."""
+    """SHA-256 of the settings and all weights: models with equal fingerprints give equal results."""
     digest = hashlib.sha256((model.stage + model.config.to_json() + model.features.identity()).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -87,7 +87,7 @@ def fingerprint(model: Argus) -> str:
 
 
 def vocabulary_fingerprint(model: Argus) -> str:
-    """SHA-256 of what dense numbers mean: the vocabulary and the columns of every item."""
+    """SHA-256 of the meaning of dense numbers: the vocabulary and the columns of every item."""
     digest = hashlib.sha256(model.features.identity().encode())
     digest.update(model.item_columns.cpu().numpy().tobytes())
     return digest.hexdigest()

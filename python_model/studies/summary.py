@@ -63,7 +63,7 @@ def signed(value: float) -> str:
 def table(
     results: Sequence[TrialResult], columns: Sequence[str] = COLUMNS, *, costs: bool = True, heading: str = ""
 ) -> str:
-    """Markdown: a row a trial, means over its seeds with the lowest and highest in brackets.
+    """Markdown: a row per trial, means over its seeds with the lowest and highest in brackets.
 
     costs: adds parameters of the encoder, training events and seconds of training, where there was any.
     """

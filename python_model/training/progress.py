@@ -71,7 +71,7 @@ class Throughput:
 class MetricsLog:
     """Appends one JSON object a step to metrics.jsonl and the same figures to TensorBoard.
 
-    resumed_step: lines after it are dropped, so the file has one line a step whatever was interrupted. Raises
+    resumed_step: lines after it are dropped, so the file has one line per step whatever was interrupted. Raises
     WriteError where the disk is full.
     """
 

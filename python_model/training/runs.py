@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from python_model.reporting.report import Stage
 
 NARROW = 256
-"""Width from which on a model is worth more than one thread."""
+"""Width from which a model is worth more than one thread."""
 ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
 RECIPE_OF_SOURCE = {"synthetic": "demo", "movielens": "ml-100k", "kuairand": "kuairand-pure"}
 TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}

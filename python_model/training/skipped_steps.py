@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: they change nothing, are counted, and their batches are kept to look at.
 
 A run stops with `TrainingDiverged` after `max_skipped_steps` of them in a row. `<run>/skipped/step-<n>.parquet` holds
-the batch of a skipped step, one row an event with its original ids; `read_batch` makes a `JaggedBatch` of it again.
+the batch of a skipped step, one row per event with its original ids; `read_batch` makes a `JaggedBatch` of it again.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SkippedSteps:
 
 
 def write_batch(file: Path, batch: JaggedBatch, dataset: Dataset, about: Mapping[str, Any]) -> None:
-    """One row an event: window, user, row in events.parquet, original ids, and everything else the model saw.
+    """One row per event: window, user, row in events.parquet, original ids, and everything else the model saw.
 
     about: plain values, kept in the file's metadata. WriteError where the disk is full; nothing half-written stays.
     """

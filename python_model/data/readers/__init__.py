@@ -1,1 +1,1 @@
-"""Readers: public data sets and what they share, into the prepared format."""
+"""Readers that convert public data sets to the prepared format, and their shared code."""

@@ -1,8 +1,8 @@
 r"""Delimited text of any size: cut into pieces of whole rows, checked byte by byte, read as typed columns.
 
 A row ends with \n or \r\n and with nothing else; within quotes neither ends it. A quote opens a cell, closes it or is
-doubled inside one. So what is a row does not depend on where the file is cut, and the rows of errors are those that a
-spreadsheet counts: 1 is the first below the header.
+doubled inside one. So the rows do not depend on where the file is cut, and errors number rows as a spreadsheet without
+its header does: 1 is the first row below the header.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from python_model.io.files import reading, require_file
 from python_model.io.settings import shown
 
 if TYPE_CHECKING:
-    # Only readers of text need it: training, evaluation and serving do without.
+    # Only the readers of text need it; training, evaluation and serving do not.
     import polars as pl
 
 MISSING = int(np.iinfo(np.int64).min)
-"""What stands for an empty cell in a column of `optional` integers."""
+"""Value of an empty cell in a column of `optional` integers."""
 MAX_RECORD = 1 << 20
 """Longest header, and longest cell with line ends in it, in bytes."""
 _QUOTE, _RETURN, _LINE = b'"', b"\r", b"\n"
@@ -43,7 +43,7 @@ _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 @dataclass(frozen=True)
 class Form:
-    """How a table is written; names: its columns where no header line has them. separator "::" has no quotes."""
+    """The format of a table; names: its columns where it has no header line. separator "::" has no quotes."""
 
     separator: str = ","
     names: tuple[str, ...] | None = None
@@ -67,7 +67,7 @@ class Piece:
         return self.end - self.start
 
     def content(self) -> bytes:
-        """The bytes of the piece; DataError where the file has gone or has become shorter."""
+        """The bytes of the piece; DataError where the file was removed or has become shorter."""
         with reading(self.file), self.file.open("rb") as stream:
             stream.seek(self.start)
             content = stream.read(self.end - self.start)
@@ -77,9 +77,9 @@ class Piece:
 
 
 def pieces(file: Path, form: Form, size: int | None = None) -> list[Piece]:
-    """The rows of a file cut into pieces of about `size` bytes, into one by default; empty lines at its end are none.
+    """Cut the rows of a file into pieces of about `size` bytes, by default one; empty lines at its end are no rows.
 
-    DataError where the file is not there, is of another kind, or has no row or no header that can be read.
+    DataError where the file is missing, has another format, or has no row or no readable header.
     """
     require_file(file)
     with reading(file), file.open("rb") as stream:
@@ -120,10 +120,10 @@ def read_piece(
 ) -> dict[str, np.ndarray]:
     """Columns of a piece: int64 (optional: MISSING where empty), float64 (nan where empty), object str.
 
-    An integer has one spelling, plain digits without leading zeros: "007" and "7" would be two users to whoever wrote
-    them. Spaces around a number are no part of it. Where integers are optional, a column with gaps may have been
-    written as "7.0". Rows in errors are those of the piece, from 1. DataError for a missing column, a row of another
-    width, a cell that is no number, one that is empty in `integers`, and text that is not in the form's encoding.
+    An integer has one spelling, plain digits without leading zeros: "007" and "7" may be different users in the source.
+    Spaces around a number are ignored. Where integers are optional, a column with gaps may be written as "7.0". Errors
+    number the rows of the piece from 1. DataError for a missing column, a row of another width, a cell that is not a
+    number, an empty cell in `integers`, and text that is not in the form's encoding.
     """
     wanted = (*integers, *optional, *numbers, *texts)
     places = [_place(piece, name) for name in wanted]
@@ -155,7 +155,7 @@ def refuse(file: Path, column: str, values: np.ndarray, bad: np.ndarray, expecte
 
 
 def _begin(file: Path, stream: BinaryIO) -> int:
-    """Where the text begins, behind a byte order mark; DataError for files that are of another kind altogether."""
+    """Offset of the text, after a byte order mark; DataError for files of another format."""
     head = stream.read(16)
     for magic, what in _OTHER_FILES.items():
         if head.startswith(magic):
@@ -164,7 +164,7 @@ def _begin(file: Path, stream: BinaryIO) -> int:
 
 
 def _end(stream: BinaryIO, begin: int) -> int:
-    """Where the last line's text ends: behind it there are only line ends."""
+    """Offset at which the last non-empty line ends; only line ends follow it."""
     end, block = stream.seek(0, 2), 1 << 16
     while end > begin:
         start = max(begin, end - block)
@@ -203,7 +203,7 @@ def _cuts(stream: BinaryIO, begin: int, end: int, size: int, form: Form) -> Iter
         quotes = stream.read(max(size, 1) - 1).count(_QUOTE)
         line = stream.readline()
         quotes, limit = quotes + line.count(_QUOTE), stream.tell() + MAX_RECORD
-        # Where a quote is not closed for so long, the piece that ends here says so.
+        # A quote that stays open this long is an error, which the check of the piece that ends here reports.
         while form.quotes and quotes % 2 and line and stream.tell() < limit:
             line = stream.readline()
             quotes += line.count(_QUOTE)
@@ -223,12 +223,12 @@ def _place(piece: Piece, name: str) -> int:
 
 
 def _cells(piece: Piece, places: list[int]) -> dict[int, pl.Series]:
-    """The text of some columns, "" where empty; every row has been found to have as many cells as there are names."""
+    """The text of some columns, "" where empty; the caller has checked that every row has one cell per name."""
     import polars as pl
 
     content, separator = piece.content(), piece.form.separator.encode()
     if len(separator) > 1:
-        # No columnar reader takes a separator of two characters.
+        # No columnar reader accepts a separator of two characters.
         content, separator = content.replace(separator, _UNIT), _UNIT
     rows = _check_rows(piece, content, separator)
     if piece.form.encoding != "utf-8":
@@ -246,7 +246,7 @@ def _cells(piece: Piece, places: list[int]) -> dict[int, pl.Series]:
 
 
 def _check_rows(piece: Piece, content: bytes, separator: bytes) -> int:
-    """How many rows there are; DataError at the first that is not one of the form's."""
+    """Number of rows; DataError at the first row that breaks the form."""
     buffer = np.frombuffer(content, np.uint8)
     quotes = np.flatnonzero(buffer == ord(_QUOTE)) if piece.form.quotes else np.zeros(0, np.int64)
 
@@ -286,7 +286,7 @@ def _check_rows(piece: Piece, content: bytes, separator: bytes) -> int:
 def _check_quotes(
     buffer: np.ndarray, quotes: np.ndarray, separator: bytes, wrong: Callable[[int, str, str], DataError]
 ) -> None:
-    """Of quotes in turn, one opens a cell (or is the second of a doubled one), the next closes it (or is the first)."""
+    """Quotes alternate: one opens a cell (or ends a doubled quote), the next closes it (or begins a doubled quote)."""
     if len(quotes) == 0:
         return
     edges = [ord(separator), ord(_RETURN), ord(_LINE), ord(_QUOTE)]
@@ -305,7 +305,7 @@ def _numbers(file: Path, name: str, cells: pl.Series) -> np.ndarray:
 
 
 def numbers_of(cells: pl.Series, file: Path, name: str) -> pl.Series:
-    """Float64 of cells of text, nan where empty; DataError at the first that is no finite number."""
+    """Float64 values of text cells, nan where empty; DataError at the first that is not a finite number."""
     import polars as pl
 
     empty = cells == ""

@@ -1,4 +1,4 @@
-"""KuaiRand: short-video impressions in its own CSV files, with video and user features where they are there."""
+"""KuaiRand: short-video impressions in its published CSV files, with video and user features where present."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _read_log(piece: Piece) -> Found:
 
 
 def _event_columns(log: Rows) -> Rows:
-    """Everything of events.parquet but the user's features, from whole users in order of time."""
+    """All columns of events.parquet except the user's features, from whole users in order of time."""
     user, time = log["user"], log["order"] // 1000
     hour, day = hour_and_day(time + _BEIJING)
     share = np.searchsorted(SHARE_EDGES, log["play_time_ms"] / np.maximum(log["duration_ms"], 1), side="right")

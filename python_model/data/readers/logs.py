@@ -1,10 +1,10 @@
 """Event logs of any size in order of (user, time): an external sort whose memory does not grow with the log.
 
 A log is read in pieces of a few megabytes. Each piece is checked, its ids and categories are replaced by their ranks
-among those of the piece, and its rows are put down in order of users. The distinct values of all pieces, sorted, are
-the numbers of the whole. Then the users are cut into ranges of about `RANGE_ROWS` rows, and each range gathers its
-users' rows from all pieces and puts them in order of time. Memory is that of one piece or one range (at least one user)
-plus the distinct values; the disk takes the rows once more while it lasts. Pieces and ranges are tasks of an `Engine`.
+within the piece, and its rows are written in order of users. The distinct values of all pieces, merged and sorted, give
+the final numbers. Then the users are cut into ranges of about `RANGE_ROWS` rows; each range gathers its users' rows
+from all pieces and sorts them by time. Memory is that of one piece or one range (at least one user) plus the distinct
+values; the disk holds one more copy of the rows during the sort. Pieces and ranges are tasks of an `Engine`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Part(Protocol):
 
 
 class Found(NamedTuple):
-    """What was read of a piece.
+    """The content of a piece.
 
-    rows: columns in the order of the file; `user`, `item` and every Arrow column are ids or categories, which come out
-    as numbers (-1 for null), `order` int64 is what sorts the events of a user, all others are carried along. read: rows
-    of the file behind them. note: what else the source wants to know of the piece.
+    rows: columns in the order of the file; `user`, `item` and every Arrow column are ids or categories and become
+    numbers (-1 for null), `order` int64 sorts the events of a user, other columns are carried along. read: number of
+    file rows behind them. note: anything else that the source records about the piece.
     """
 
     rows: dict[str, np.ndarray | pa.Array]
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class UserRange:
-    """Users first .. last - 1 (dense numbers) and how many rows they have."""
+    """Users first .. last - 1 (dense numbers) and their number of rows."""
 
     first: int
     last: int
@@ -68,7 +68,7 @@ class UserRange:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What a piece put down: its rows, the types of its columns, and what was noted."""
+    """What the scan of a piece returns: its number of rows, the types of its columns, and its note."""
 
     rows: int
     read: int
@@ -78,7 +78,7 @@ class _Scan:
 
 @dataclass
 class SortedLogs:
-    """What the pieces hold: distinct values of each coded column in ascending order, rows of each user, the notes."""
+    """The sorted pieces: distinct values of each coded column in ascending order, rows of each user, the notes."""
 
     directory: Path
     scans: list[_Scan] = field(default_factory=list)
@@ -92,7 +92,7 @@ class SortedLogs:
 
     @property
     def notes(self) -> list[Any]:
-        """What was noted of each piece, in order."""
+        """The note of each piece, in order."""
         return [scan.note for scan in self.scans]
 
     @property
@@ -134,7 +134,7 @@ def sort_logs(
     read: Callable[[Any], Found], todo: Sequence[Part], directory: Path, engine: Engine, *,
     progress: Progress | None = None,
 ) -> SortedLogs:  # fmt: skip
-    """Read, check and sort every piece into `directory`, which is made; ties in `order` keep the order of the pieces.
+    """Read, check and sort every piece into the new `directory`; ties in `order` keep the order of the pieces.
 
     DataError with the row of the whole file where `read` refuses one of a piece.
     """
@@ -180,7 +180,7 @@ def _scan(read: Callable[[Any], Found], directory: Path, task: tuple[int, Part])
 
 
 def _ranked(values: np.ndarray | pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Distinct values in ascending order and, of every value, its place among them: int32, -1 where null."""
+    """Distinct values in ascending order, and the rank of every value among them: int32, -1 where null."""
     encoded = pa.array(values).dictionary_encode()
     order = pc.sort_indices(encoded.dictionary)
     rank = np.full(len(order) + 1, -1, np.int32)
@@ -189,7 +189,7 @@ def _ranked(values: np.ndarray | pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 
 def _stable_order(rank: np.ndarray) -> np.ndarray:
-    """What sorts numbers from 0 on, ties in order. numpy has a radix sort for 16 bits: 9 times as fast as for 32."""
+    """Stable argsort of non-negative integers; numpy's radix sort for 16 bits is 9 times as fast as its 32-bit sort."""
     order = np.argsort(rank.astype(np.uint16), kind="stable")
     if len(rank) and rank.max() >> 16:
         order = order[np.argsort((rank >> 16).astype(np.uint16)[order], kind="stable")]
@@ -197,7 +197,7 @@ def _stable_order(rank: np.ndarray) -> np.ndarray:
 
 
 def _number(logs: SortedLogs) -> None:
-    """Merge the distinct values of all pieces, and write down the number in the whole of each value of a piece."""
+    """Merge the distinct values of all pieces, and store for each piece the final number of each of its values."""
     import polars as pl
 
     pieces = range(len(logs.scans))
@@ -216,7 +216,7 @@ def _number(logs: SortedLogs) -> None:
 
 
 def merged(parts: Iterator[pa.Array]) -> pa.Array:
-    """The distinct values of several columns, in ascending order; columns that are merged wait until there are many."""
+    """The distinct values of several columns, in ascending order; columns are collected and merged many at a time."""
     whole: pa.Array | None = None
     waiting: list[pa.Array] = []
     for part in parts:
@@ -243,7 +243,7 @@ def _gather(directory: Path, scans: Sequence[_Scan], columns: Callable[[Rows], A
 
 
 def _event_order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """As `event_order`, of small numbers of users; a log that was written as time went by needs no sort by time."""
+    """`event_order` for small user numbers; a log that is already in order of time skips the sort by time."""
     order = _stable_order(user)
     of_user, ahead = user[order], np.diff(time[order])
     back = (ahead < 0) & (of_user[1:] == of_user[:-1])
@@ -266,7 +266,7 @@ def _rows_of(directory: Path, number: int, scan: _Scan, users: UserRange) -> Row
     for name in scan.types:
         file = _file(directory, number, f"{name}-numbers")
         if file.exists():
-            # Nothing has the rank -1, the last number.
+            # Index -1 selects the last entry, so null keeps -1.
             rows[name] = np.append(_mapped(file, np.int32), np.int32(-1))[rows[name]]
     return rows
 
@@ -277,7 +277,7 @@ def _distinct(directory: Path, number: int, name: str) -> pa.Array:
 
 
 def _save(file: Path, arrays: Sequence[np.ndarray]) -> None:
-    # numpy's own writer says of a full disk how many bytes it wrote, not that the disk is full.
+    # On a full disk, numpy's own writer reports the number of bytes written, not the reason.
     with file.open("wb") as stream:
         for array in arrays:
             stream.write(np.ascontiguousarray(array).data.cast("B") if len(array) else b"")

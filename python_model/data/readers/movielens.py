@@ -40,9 +40,9 @@ def read_movielens(
     """Prepare a MovieLens directory or one of its rating files; ratings stream, see `python_model.data.readers.logs`.
 
     Feedback: like (rating >= 4), dislike (rating <= 2), rating (5 classes; 10 where the file has half stars). grade
-    counts the same classes from 1. MovieLens does not record how a film was come upon, ratings were given on lists
-    that the site showed: every event is an impression. Ties in time keep the order of the file. DataError where the
-    files break their format.
+    counts the same classes from 1. MovieLens does not record how a user found a film; ratings were given on lists that
+    the site showed, so every event is an impression. Ties in time keep the order of the file. DataError where the files
+    break their format.
     """
     out = Path(out)
     refuse_existing(out, overwrite)
@@ -75,7 +75,7 @@ def read_movielens(
 
 
 def _event_columns(classes: int, rows: Rows) -> Rows:
-    """Everything of events.parquet, from whole users in order of time."""
+    """All columns of events.parquet, from whole users in order of time."""
     time, half_stars = rows["order"], rows["half_stars"]
     rating = half_stars - 1 if classes == 10 else half_stars // 2 - 1
     hour, day = hour_and_day(time)
@@ -113,7 +113,7 @@ def _rating_file(path: Path) -> Path:
 
 
 def _read_ratings(piece: Piece) -> Found:
-    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order; noted is whether any has a half star."""
+    """user, item, order (time), half_stars (1 to 10): int64 [n] in file order; note: whether any has a half star."""
     file = piece.file
     users, items = ("userId", "movieId") if file.suffix == ".csv" else ("user", "item")
     table = read_piece(piece, integers=(users, items, "timestamp"), numbers=("rating",))
@@ -128,7 +128,7 @@ def _read_ratings(piece: Piece) -> Found:
 
 @dataclass(frozen=True)
 class _Items:
-    """Features of the items, what their numbers are called, and titles."""
+    """Features of the items, labels of their numbers, and titles."""
 
     features: dict[str, np.ndarray] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class _Items:
 
 
 def _item_features(directory: Path, item_ids: np.ndarray) -> _Items:
-    """Genre (the first one listed), year and title from whichever of the item files is there; else nothing."""
+    """Genre (the first one listed), year and title from the item file that is present; nothing without one."""
     for name, reader in (("u.item", _read_u_item), ("movies.dat", _read_movies_dat), ("movies.csv", _read_movies_csv)):
         file = directory / name
         if present(file):

@@ -1,4 +1,4 @@
-"""What the readers share: categories, features joined by id, what a time says, the order of events."""
+"""Shared code of the readers: categories, features joined by id, context from times, the order of events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from python_model.io.errors import DataError
 
 DAY, HOUR = 86_400, 3_600
-# Upper edges in seconds of the time since the user's event before: the same page, minute, sitting, hour, day, week.
+# Upper edges in seconds of the time since the user's previous event: same page, minute, sitting, hour, day, week.
 GAP_EDGES = np.array([1, 10, 60, 600, 3_600, DAY, 7 * DAY])
 GAP_BUCKETS = len(GAP_EDGES) + 1
 
@@ -41,7 +41,7 @@ def align(
 ) -> dict[str, np.ndarray]:
     """Rows of a table of int32 columns for the ids `wanted`; -1 where `keys` lacks an id.
 
-    DataError with file, the column of the keys and row where an id stands twice and not with the same values.
+    DataError with file, key column and row where an id occurs twice with different values.
     """
     unique, first, place_of = np.unique(keys, return_index=True, return_inverse=True)
     for name, of_row in values.items():
@@ -61,7 +61,7 @@ def hour_and_day(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def gap_bucket(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """int32: bucket (GAP_EDGES) of the time since the user's event before, -1 for their first; rows in event order."""
+    """int32: bucket (GAP_EDGES) of the time since the user's previous event, -1 for the first; rows in event order."""
     gap = np.diff(time, prepend=time[:1])
     bucket = np.searchsorted(GAP_EDGES, gap, side="right").astype(np.int32)
     bucket[np.diff(user.astype(np.int64), prepend=-1) != 0] = -1

@@ -40,10 +40,10 @@ from python_model.io.settings import Between, OneOf, checked_settings
 UNSORTED = ("refuse", "sort")
 FORMATS, SIZES = ("flat", "sequential"), ("50m", "500m", "5b")
 SHARE_EDGES_PCT = np.array([20, 40, 50, 60, 80])
-# A bin of its own begins at Listen+, so that a prepared data set knows it.
+# One bin begins at the threshold of Listen+, so that a prepared data set can tell these listens.
 LISTEN_PLUS = PositiveEvents("share", int(np.searchsorted(SHARE_EDGES_PCT, LISTEN_PLUS_PCT, side="right")))
 FULL_PCT = 80
-# One sitting: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
+# One sitting: its impressions are ranked by the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
 _LISTEN_COLUMNS = ("item_id", "timestamp", "is_organic", *LISTEN_ONLY)
 _EXPLICIT_COLUMNS = ("uid", "item_id", "timestamp", "event_type")
@@ -123,7 +123,7 @@ def read_yambda(
 
 @dataclass(frozen=True)
 class _Source:
-    """Listens, and files of explicit events by their kind; none where the listens' file has them too."""
+    """The file of listens, and files of explicit events by kind; none where the file of listens contains them."""
 
     listens: EventFile
     explicit: dict[str, EventFile]
@@ -145,7 +145,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows (first, behind the last) of the same whole users in every file."""
+    """Rows (first, last + 1) of the same whole users in every file."""
 
     listens: tuple[int, int]
     explicit: dict[str, tuple[int, int]]
@@ -153,7 +153,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A part's columns, its users numbered from 0, and what was counted on the way."""
+    """A part's columns, with users numbered from 0, and its counts."""
 
     user_ids: np.ndarray
     columns: Rows
@@ -164,7 +164,7 @@ class _Prepared:
 def _plan(source: _Source) -> tuple[np.ndarray, list[_Part]]:
     """One pass over order and items of all files: sorted item ids of the listens [V], and parts of whole users.
 
-    DataError where there is no listen. Users without any are in a part all the same: their events are checked.
+    DataError where there is no listen. Users without listens still belong to a part: their events are checked.
     """
     listens = source.listens
     columns = ("item_id", "timestamp", "event_type") if "event_type" in listens.columns else ("item_id", "timestamp")
@@ -262,9 +262,9 @@ def _feedback(
 
 
 def uncancelled(explicit: Rows, kind: int, cancel: int) -> Rows:
-    """The events of `kind` that no `cancel` follows directly among the two on the same (uid, item_id).
+    """The events of `kind` not directly followed by a `cancel`, among events of these two types on one (uid, item_id).
 
-    At the same time the event comes before what cancels it.
+    At equal times, the event comes before its cancellation.
     """
     mine = np.flatnonzero((explicit["event_type"] == kind) | (explicit["event_type"] == cancel))
     rows = {name: values[mine] for name, values in explicit.items()}
@@ -283,8 +283,8 @@ def nearest_listen(listens: Rows, explicit: Rows) -> np.ndarray:
 
     That is the last listen of the same (uid, item_id) at or before the event, else the first one after it.
     """
-    # Few pairs have an explicit event: sorting only their listens is several times faster. Pairs that this key
-    # confuses are sorted along, nothing more.
+    # Few pairs have an explicit event: sorting only their listens is several times faster. Pairs that collide in this
+    # key are sorted too, without further effect.
     wanted = np.isin((listens["uid"] << 32) ^ listens["item_id"], (explicit["uid"] << 32) ^ explicit["item_id"])
     rows = np.flatnonzero(wanted)
     count = len(rows)

@@ -1,4 +1,4 @@
-"""Reads Yambda's Parquet files as checked rows, flat or sequential, and finds where whole users begin and end."""
+"""Reads Yambda's Parquet files as checked rows, flat or sequential, and finds the boundaries between users."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FLAT_BATCH, _SEQUENTIAL_BATCH = 1 << 19, 256
 
 
 class EventFile:
-    """One event file; in sequential files every column but uid is a list, one row a user.
+    """One event file; in sequential files every column but uid is a list, one row per user.
 
-    columns: the columns to read beside uid. sort: times of a user may be in any order, which `in_order_of_time` then
-    mends. Rows of errors are 1-based data rows of the file.
+    columns: the columns to read beside uid. sort: the times of a user may be in any order; `in_order_of_time` then
+    sorts them. Errors name 1-based data rows of the file.
     """
 
     def __init__(self, file: Path, columns: Sequence[str], *, sort: bool = False) -> None:
@@ -45,8 +45,8 @@ class EventFile:
     def batches(self, first: int = 0, last: int | None = None) -> Iterator[tuple[Rows, np.ndarray]]:
         """Events of rows first .. last - 1 of the file (all by default), and the 1-based row each came from.
 
-        Flat int64 columns (event_type: index into EVENT_TYPES), checked: no nulls, sorted, nothing negative. Where
-        there is an event_type, nulls of the listen-only columns are allowed off listens and come as -1.
+        Flat int64 columns (event_type: index into EVENT_TYPES), checked: no nulls, sorted, not negative. Where there is
+        an event_type, listen-only columns may be null for other events and are then -1.
         """
         last_user, last_time = -1, 0
         batches = self._record_batches(first, self.rows if last is None else last)
@@ -63,7 +63,7 @@ class EventFile:
             yield rows, file_row
 
     def read(self, first: int, last: int) -> Rows:
-        """The events of `batches` at once."""
+        """All events of `batches` together."""
         parts = [rows for rows, _ in self.batches(first, last)]
         return {
             name: np.concatenate([part[name] for part in parts]) if parts else np.zeros(0, np.int64)
@@ -71,7 +71,7 @@ class EventFile:
         }
 
     def _record_batches(self, first: int, last: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """The rows as they are, and the 0-based row each batch begins with; reads only row groups that hold some."""
+        """The unchecked rows, and the 0-based first row of each batch; reads only the row groups that are needed."""
         parquet = open_parquet(self.file)
         groups, start, before = [], 0, 0
         for group in range(parquet.metadata.num_row_groups):
@@ -178,7 +178,7 @@ def _refuse(
 
 
 def _require_kind(file: Path, column: str, kind: pa.DataType) -> None:
-    """Ids and times are integers and nothing that could be taken for them; flags may be booleans."""
+    """DataError where ids or times are not integers; flags may also be booleans."""
     if column == "event_type":
         words = kind.value_type if pa.types.is_dictionary(kind) else kind
         fits, expected = is_text(words), "text"
@@ -190,7 +190,7 @@ def _require_kind(file: Path, column: str, kind: pa.DataType) -> None:
 
 
 def in_order_of_time(rows: Rows) -> tuple[Rows, int]:
-    """Rows of whole users sorted by time within each, equal times as they came, and how often time went back."""
+    """Rows of whole users stably sorted by time within each user, and the number of times that went back."""
     backwards = int(((np.diff(rows["timestamp"]) < 0) & (np.diff(rows["uid"]) == 0)).sum())
     if backwards == 0:
         return rows, 0
@@ -199,7 +199,7 @@ def in_order_of_time(rows: Rows) -> tuple[Rows, int]:
 
 
 class Cuts:
-    """Rows of a file at which a new user begins, about a batch apart, from its batches as they flow by.
+    """Collects, from the batches of a file, rows at which a new user begins, about one batch apart.
 
     rows: 0-based rows; users: the uid that begins there.
     """
@@ -219,7 +219,7 @@ class Cuts:
 
 
 def rows_of_users(file: EventFile, users: Sequence[int]) -> list[int]:
-    """For each of these uids, in ascending order, the first row of the file whose user is not below it."""
+    """For each of these ascending uids, the first row of the file whose uid is at least as large."""
     wanted = np.array(users, np.int64)
     found = np.full(len(wanted), file.rows, np.int64)
     done = 0

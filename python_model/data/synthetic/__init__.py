@@ -1,7 +1,7 @@
-"""The synthetic music service: a known world with drifting tastes, sessions, a logging policy and an oracle.
+"""The synthetic music service: a simulator with drifting tastes, sessions, a logging policy and an oracle.
 
-`generate` writes a prepared data set, `OracleScores` knows the truth behind it. The model is described, with its
-equations, in docs/data.md.
+`generate` writes a prepared data set, `OracleScores` gives its true probabilities. docs/data.md describes the model
+with its equations.
 """
 
 from python_model.data.synthetic.config import PRESETS, SyntheticConfig, preset

@@ -1,4 +1,4 @@
-"""The model of choice and feedback: what the simulation draws from and what the oracle evaluates.
+"""The model of choice and feedback: the simulation draws from it, the oracle evaluates it.
 
 A next track comes from one of six components (COMPONENTS); `component_weights` says how likely each is on a surface,
 the other functions give each component's distribution. `feedback` gives the probabilities of what the user then does.
@@ -30,8 +30,8 @@ def day_part(hour: np.ndarray) -> np.ndarray:
 def component_weights(source: np.ndarray, can_repeat: np.ndarray, can_continue: np.ndarray) -> np.ndarray:
     """[n, 6]: probability of each component on surface source [n].
 
-    A component that is not available (nothing to repeat; no track before it in this session, or that one was skipped)
-    leaves its share to the taste of the user on organic surfaces, to the policy's estimate on the others.
+    A component may be unavailable: there is nothing to repeat, or the session has no previous track or it was skipped.
+    Its share then goes to the user's taste on organic surfaces, to the policy's estimate on the others.
     """
     weights = _SURFACES[source]
     fallback = np.where(source >= RADIO, ESTIMATE, TASTE)
@@ -58,7 +58,7 @@ def artist_weights(catalogue: Catalogue, taste: np.ndarray, cluster: np.ndarray,
 
 
 def next_in_album(item: np.ndarray, tracks: int) -> np.ndarray:
-    """The track after `item`, the first one after the last."""
+    """The track after `item` in its album; the first track follows the last."""
     return item - item % tracks + (item % tracks + 1) % tracks
 
 
@@ -90,7 +90,7 @@ def feedback(
     plays: np.ndarray,
     expectation: float,
 ) -> FeedbackModel:
-    """The user of taste [n, D] and leniency [n] meets item [n] on device [n]; organic [n] bool; plays [n] of late."""
+    """Feedback of users (taste [n, D], leniency [n]) to item [n] on device [n]; organic [n] bool; recent plays [n]."""
     affinity = dot(taste, catalogue.tracks[item]) / np.sqrt(taste.shape[-1]) + catalogue.quality[item]
     pull = affinity + DEVICE_EFFECT[device] + 0.4 * leniency - 0.25 * plays + 0.25 * organic - expectation
     skip = sigmoid(0.65 - 2.1 * pull)

@@ -33,7 +33,7 @@ class Catalogue:
 
     @property
     def popularity(self) -> np.ndarray:
-        """[V]: the share of plays that an item gets from those who follow popularity alone."""
+        """[V]: the share of plays of each item when items are chosen by popularity alone."""
         cluster = self.cluster_weight / self.cluster_weight.sum()
         artist = cluster[:, None] * self.artist_weight / self.artist_weight.sum(axis=1, keepdims=True)
         return (artist.reshape(-1, 1) * self.track_share).reshape(-1)
@@ -45,7 +45,7 @@ class Catalogue:
 
 
 def build_catalogue(config: SyntheticConfig) -> Catalogue:
-    """The catalogue is a function of the seed and of its own sizes."""
+    """Build the catalogue, a function of the seed and of its sizes."""
     draws = Draws(config.seed)
     c, a, p, d = config.clusters, config.artists, config.tracks, config.dimensions
     dims = np.arange(d)

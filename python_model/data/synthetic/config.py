@@ -23,7 +23,7 @@ SURFACES = (
 )
 
 MAX_NUMBERS = 1 << 28
-"""Numbers in the vectors of the catalogue at most: 2 GiB."""
+"""Largest number of values in the vectors of the catalogue: 2 GiB."""
 _Count = Annotated[int, Between(1, 10_000_000)]
 _Share = Annotated[float, Between(0, 1, below=True)]
 _Strength = Annotated[float, Between(0, 1000)]
@@ -31,9 +31,9 @@ _Strength = Annotated[float, Between(0, 1000)]
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Everything that decides what the service generates; equal settings give equal bytes.
+    """All settings of the service; equal settings give equal bytes.
 
-    The equations that the parameters stand in are in docs/data.md.
+    docs/data.md has the equations in which the parameters occur.
 
     users: how many. events_per_user: mean number of events of a user. days: length of the calendar, from 2024 on.
     clusters: of artists. artists: in a cluster. tracks: of an artist; the catalogue has clusters x artists x tracks.
@@ -41,8 +41,8 @@ class SyntheticConfig:
     recommender chose. session_length: mean number of events of a session. mode_persistence: probability that a run of
     organic or of recommended listening goes on. drift: how much of a slow taste stays from session to session.
     organic_sharpness: of the choices by taste. policy_sharpness: of the choices by the recommender's estimate.
-    policy_noise: error of that estimate. expectation: what users have got used to, raised for a larger catalogue, which
-    serves a taste better, to keep skips and listened shares where they are. recent: tracks that a user may repeat.
+    policy_noise: error of that estimate. expectation: subtracted from every user's pull; raised for a larger catalogue,
+    which serves a taste better, to keep skips and listened shares constant. recent: tracks that a user may repeat.
     """
 
     users: Annotated[int, Between(1, 2**31 - 1)] = 2000

@@ -22,7 +22,7 @@ from python_model.data.writer import DatasetWriter
 from python_model.io.settings import Between, checked
 
 ORACLE = "oracle"
-# One session: what ranks its impressions is the state from before it (docs/data.md, "Pairs").
+# One session: its impressions are ranked by the state from before it (docs/data.md, "Pairs").
 PAIR_WINDOW = 3 * 3_600
 Progress = Callable[[int, int], None]
 ChunkUsers = Annotated[int, Between(1, 2**31 - 1)]
@@ -42,7 +42,7 @@ def generate(
     """Generate the service of `config` into the new directory `out`; memory grows with chunk_users, not with users.
 
     chunk_users: users that are simulated at once; the files do not depend on it. progress: called with (users done,
-    users) after every chunk. Measured statistics stand in dataset.json under params["statistics"].
+    users) after every chunk. Measured statistics are in dataset.json under params["statistics"].
     """
     checked(ChunkUsers, "chunk_users", chunk_users)
     starts = range(0, config.users, chunk_users)
@@ -122,7 +122,7 @@ class _Statistics:
 
 
 class _Arrays:
-    """The .npy files of the oracle, written as a stream: the length in the header is put right at the end."""
+    """The .npy files of the oracle, written as a stream; the length in the header is set at the end."""
 
     def __init__(self, directory: Path, dimensions: int) -> None:
         shapes: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {

@@ -1,7 +1,7 @@
-"""The known truth of a synthetic data set: what a model could at best know before an event.
+"""The true probabilities of a synthetic data set: the most that a model could know before an event.
 
 The oracle sees the hidden taste of the session and the policy's estimate of it, the past, and the context of the
-event (surface and hour). What it does not know is what no model can: the dice.
+event (surface and hour). It does not see the random draws.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OracleScores:
         self.session_estimate = _load(directory / "session_estimate.npy", sessions, np.float32)
 
     def next_item_scores(self, event_rows: np.ndarray) -> np.ndarray:
-        """float32 [n, V]: log-probability of each item being the one at events event_rows [n], before it is known."""
+        """float32 [n, V]: log-probability of each item at events event_rows [n], before the item is known."""
         rows = self._check(event_rows)
         scores = np.empty((len(rows), self.config.items), np.float32)
         for start in range(0, len(rows), _ROWS_AT_ONCE):

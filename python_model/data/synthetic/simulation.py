@@ -1,7 +1,7 @@
-"""Simulates a chunk of users, all of them one event further at a time.
+"""Simulates a chunk of users; each step adds one event to all of them.
 
 Every random number is a hash of (seed, stream, user, session or event number), so users do not depend on each other
-and a chunk's size changes nothing.
+and the chunk size changes nothing.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Chunk:
 
 
 class ChunkSimulation:
-    """State of users first .. last - 1 between two events; `run` plays it to the end of the calendar."""
+    """State of users first .. last - 1 between two events; `run` simulates to the end of the calendar."""
 
     def __init__(self, config: SyntheticConfig, catalogue: Catalogue, first: int, last: int) -> None:
         self.config, self.catalogue = config, catalogue
@@ -126,7 +126,7 @@ class ChunkSimulation:
         self._move_taste(rows)
 
     def _move_taste(self, rows: np.ndarray) -> None:
-        """Drift, this session's mood, and the policy's view: a session late, without the mood, and noisy."""
+        """Update slow taste, mood, and the policy's estimate, which is one session late, noisy and without the mood."""
         config, dims = self.config, np.arange(self.config.dimensions)
         user, session = self.user[rows, None], self.session[rows, None]
         noise = self.noise[rows]
@@ -148,7 +148,7 @@ class ChunkSimulation:
         )
 
     def _step(self, rows: np.ndarray) -> None:
-        """One event of every row: surface, item, feedback; the state moves on."""
+        """Simulate one event of every row (surface, item, feedback) and update the state."""
         source = self._surface(rows)
         hour = (self.time[rows] - START) // 3600 % 24
         item = self._item(rows, source, day_part(hour))
@@ -194,7 +194,7 @@ class ChunkSimulation:
         self._remember(rows, item, outcome)
 
     def _surface(self, rows: np.ndarray) -> np.ndarray:
-        """Organic and recommended listening come in runs; a run keeps its surface kind, not its surface."""
+        """Draw surfaces. Organic and recommended listening come in runs; a run keeps its kind, not its surface."""
         user, event, draws = self.user[rows], self.events[rows], self.draws
         redraw = (self.in_session[rows] == 0) | (draws.uniform(_STAY, user, event) >= self.config.mode_persistence)
         drawn = draws.uniform(_MODE, user, event) < self.propensity[rows]
@@ -280,7 +280,7 @@ class ChunkSimulation:
         return drawn | (self.in_session[rows] >= LONGEST_SESSION)
 
     def _collect(self) -> Chunk:
-        """Steps and sessions, each in order of user, then number."""
+        """The steps and sessions, each in order of (user, number)."""
         columns = {name: np.concatenate([step[name] for step in self._steps]) for name in self._steps[0]}
         order = np.argsort(columns["user"], kind="stable")
         columns = {name: values[order] for name, values in columns.items()}

@@ -1,1 +1,1 @@
-"""Anybody's own log: which columns are users, items, times and feedback is said by a `TableMapping`."""
+"""Reads a user's own log; a `TableMapping` names the columns of users, items, times and feedback."""

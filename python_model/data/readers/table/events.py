@@ -1,4 +1,4 @@
-"""Rows of somebody's own log, checked and typed part by part, then as event columns range by range."""
+"""Checks and converts the rows of a log part by part, then makes event columns from them range by range."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _FIRST = 1000
 
 
 class Note(NamedTuple):
-    """What a part says of its rows.
+    """What was found in a part.
 
-    rows: how many are kept. times: what they are. dropped: rows left out by column. present: columns with any value.
+    rows: how many are kept. times: how times are written. dropped: rows left out, by column. present: columns with any
+    value.
     """
 
     rows: int
@@ -48,7 +49,7 @@ class EventPlan:
 
 
 class Events(NamedTuple):
-    """Columns of events.parquet of whole users, and how many rows were there twice."""
+    """Columns of events.parquet of whole users, and the number of duplicate rows."""
 
     columns: Rows
     duplicates: int
@@ -57,7 +58,7 @@ class Events(NamedTuple):
 def read_part(mapping: TableMapping, kinds: Mapping[str, str], part: TablePart) -> Found:
     """The rows of a part in the order of the file: ids and categories, order (microseconds), feedback, grade.
 
-    kinds: how ids and categories are read, by column. DataError at the first row that is not as the mapping says.
+    kinds: how ids and categories are read, by column. DataError at the first row that contradicts the mapping.
     """
     import polars as pl
 
@@ -121,14 +122,14 @@ def _typed(mapping: TableMapping, kinds: Mapping[str, str], found: Mapping[str, 
 
 
 def binned(numbers: np.ndarray, column: Column) -> np.ndarray:
-    """int16 bin of each number, -1 of nan: the edges that it has reached."""
+    """int16 bin of each number, the count of edges at or below it; -1 for nan."""
     found = np.searchsorted(np.array(column.edges), numbers, side="right").astype(np.int16)
     found[np.isnan(numbers)] = -1
     return found
 
 
 def event_columns(plan: EventPlan, rows: Rows) -> Events:
-    """Everything of events.parquet, from whole users in order of time."""
+    """All columns of events.parquet, from whole users in order of time."""
     mapping = plan.mapping
     again = _duplicates(rows)
     duplicates = int(again.sum())
@@ -180,7 +181,7 @@ def _grade(plan: EventPlan, rows: Rows, feedback: Mapping[str, np.ndarray]) -> n
 
 
 def _duplicates(rows: Rows) -> np.ndarray:
-    """Whether a row is the same in everything as one before it; rows are in order of user and time."""
+    """Whether a row equals an earlier row in every column; rows are in order of user and time."""
     user, time = rows["user"], rows["order"]
     same = (user[1:] == user[:-1]) & (time[1:] == time[:-1])
     again = np.zeros(len(user), bool)
@@ -213,7 +214,7 @@ def _is_missing(values: pl.Series) -> pl.Series:
 
 @contextmanager
 def _rows_of_file(rows: np.ndarray | None) -> Iterator[None]:
-    """Errors in rows of which some were left out name the row of the file."""
+    """Errors name the row of the file, even where rows were left out before."""
     try:
         yield
     except DataError as error:

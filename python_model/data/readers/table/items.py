@@ -1,4 +1,4 @@
-"""A file with one row an item: titles and features of the items of a log."""
+"""A file with one row per item: titles and features of the items of a log."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Items:
     unused: int = 0
 
     def add(self, name: str, codes: np.ndarray, labels: list[str]) -> None:
-        """One more feature; without any label it has the one category that nobody has."""
+        """Add a feature; without any label it has one category that no item has."""
         self.features[name] = codes.astype(np.int32)
         self.cardinality[name] = max(len(labels), 1)
         self.labels[f"item_{name}"] = labels or [""]
@@ -50,7 +50,7 @@ def item_columns(mapping: TableMapping) -> list[str]:
 def read_items(source: Source, mapping: TableMapping, item_ids: pa.Array) -> Items:
     """Titles and features of the items `item_ids` from a file, which is read as a whole.
 
-    DataError with column and row for an id that is missing, or stands twice with different values.
+    DataError with column and row for an id that is missing, or occurs twice with different values.
     """
     import polars as pl
 
@@ -120,7 +120,7 @@ def _add_feature(items: Items, one: Column, values: pl.Series, rows: np.ndarray,
 
 
 def _add_several(items: Items, one: Column, values: pl.Series, rows: np.ndarray, file: Path) -> None:
-    """The first categories of each item, each place a feature of its own over the same labels."""
+    """The first categories of each item: one feature per position, all over the same labels."""
     import polars as pl
 
     taken = _taken(values, rows)
@@ -133,7 +133,7 @@ def _add_several(items: Items, one: Column, values: pl.Series, rows: np.ndarray,
         text = taken.cast(pl.String)
         separator = next((mark for mark in _SPLIT if text.str.contains(mark, literal=True).any()), _SPLIT[0])
         lists = text.str.split(separator)
-    # An empty piece, as between two separators, is no category and takes no place.
+    # An empty piece, as between two separators, is not a category and takes no position.
     lists = lists.list.eval(pl.element().str.strip_chars(" ")).list.eval(pl.element().filter(pl.element() != ""))
     places = [read_as.categories(lists.list.get(place, null_on_oob=True).alias(one.column), read_as.TEXT, file)
               for place in range(one.count)]  # fmt: skip
@@ -158,7 +158,7 @@ def _quantiles(numbers: np.ndarray, count: int) -> tuple[float, ...]:
 
 
 def labels_of_bins(edges: tuple[float, ...]) -> list[str]:
-    """What a bin holds, in words."""
+    """A label for each bin, in words."""
     if not edges:
         return ["any"]
     shown = [f"{edge:g}" for edge in edges]

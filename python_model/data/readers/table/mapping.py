@@ -1,4 +1,4 @@
-"""What the columns of somebody's own log mean: settings of `argus prepare table`, the same as a TOML file."""
+"""The meaning of the columns of a user's own log: the settings of `argus prepare table`, also as a TOML file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LIMITS = {"several": (1, 16), "quantiles": (2, 1000)}
 
 @dataclass(frozen=True)
 class Column:
-    """One column as it is to be read: `kind` says as what, `edges` and `count` with which numbers."""
+    """One column and how to read it: `kind` is the type, `edges` and `count` are its parameters."""
 
     name: str
     column: str
@@ -48,7 +48,7 @@ class Column:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The features that it makes."""
+        """Names of the features made from it."""
         more = range(2, self.count + 1) if self.kind == "several" else ()
         return (self.name, *(f"{self.name}_{place}" for place in more))
 
@@ -62,7 +62,7 @@ class TableMapping:
     negative: names of feedback that counts against an item.
     grade: a column of whole numbers from 0 to 127, or a name of feedback, that orders what a user was shown; made of
     the feedback by default. organic: a column that is true where the user chose the item and no recommender did.
-    context: name -> COLUMN, categories known before the item. items: a file with one row an item.
+    context: name -> COLUMN, categories known before the item. items: a file with one row per item.
     item_id: its column of ids, that of the log by default. title: its column of titles.
     item_features: name -> COLUMN[:category|:several=N|:quantiles=N|:bins=EDGES]; category by default.
     pair_window: seconds between two events of a user whose grades may be compared.
@@ -111,12 +111,12 @@ class TableMapping:
 
     @cached_property
     def feedback_columns(self) -> tuple[Column, ...]:
-        """The feedback as it is to be read."""
+        """The feedback columns and how to read them."""
         return tuple(_column("feedback", name, text, _FEEDBACK) for name, text in self.feedback.items())
 
     @cached_property
     def feature_columns(self) -> tuple[Column, ...]:
-        """The features of the items as they are to be read."""
+        """The item feature columns and how to read them."""
         return tuple(_column("feature", name, text, _FEATURES) for name, text in self.item_features.items())
 
     @property
@@ -129,7 +129,7 @@ class TableMapping:
 
     @property
     def grade_column(self) -> str | None:
-        """The column of grades, where they are not made of feedback."""
+        """The column of grades; None where grades are made from feedback."""
         return None if self.grade in self.feedback else self.grade
 
     def to_toml(self) -> str:
@@ -148,7 +148,7 @@ class TableMapping:
     def read(cls, file: Path, **changes: Any) -> TableMapping:
         """The mapping of a TOML file with some settings changed; DataError where it is not one.
 
-        A relative `items` of the file is meant from where the file is.
+        A relative `items` path is relative to the directory of the TOML file.
         """
         with reading(file):
             content = file.read_bytes()
@@ -207,5 +207,5 @@ def _column(what: str, name: str, text: str, kinds: tuple[str, ...]) -> Column:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # JSON's escapes are TOML's, but for DEL, which TOML does not have as it is.
+    # TOML uses JSON's escapes, except that TOML requires DEL to be escaped.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

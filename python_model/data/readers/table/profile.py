@@ -42,7 +42,7 @@ class Profile:
             counts += np.bincount(columns[f"feedback_{name}"] + 1, minlength=len(counts))
 
     def figures(self, notes: Sequence[Note], items: Items | None, read: int, once: bool) -> dict[str, Any]:
-        """Everything as JSON has it; once: whether duplicates were left out.
+        """All figures, JSON-ready; once: whether duplicates were left out.
 
         feedback: share of the events that say yes, or of each class; null where it was never observed.
         """

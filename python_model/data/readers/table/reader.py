@@ -1,4 +1,4 @@
-"""`argus prepare table`: somebody's own log of any size as a prepared data set; `from_frame` does it in Python."""
+"""`argus prepare table`: prepares a user's own log of any size; `from_frame` does the same in Python."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def read_table(
 ) -> DatasetInfo:  # fmt: skip
     """Prepare one or several files of a log (or directories of them) as `mapping` says.
 
-    CSV, TSV, JSON lines and Parquet, each also compressed with gzip; which it is says the content. Ties in time keep
-    the order of the files as they are named. What was found is in `params["profile"]`. DataError with file, column and
-    row where the log is not as the mapping says, and FileExistsError as `DatasetWriter`; nothing stays behind then.
+    CSV, TSV, JSON lines and Parquet, each also compressed with gzip; the format is recognised by the content. Ties in
+    time keep the order in which the files are named. What was found is in `params["profile"]`. DataError with file,
+    column and row where the log contradicts the mapping, and FileExistsError as `DatasetWriter`; nothing is left then.
     """
     out = Path(out)
     refuse_existing(out, overwrite)
@@ -66,13 +66,13 @@ def from_frame(
 ) -> DatasetInfo:  # fmt: skip
     """Prepare a log that is a pandas or polars DataFrame or a pyarrow Table; see `read_table`.
 
-    items: None, a file, or another frame with one row an item. settings: those of `TableMapping`. Errors name
+    items: None, a file, or another frame with one row per item. settings: those of `TableMapping`. Errors name
     the frame as "frame" and "items"; rows count from 1.
     """
     out = Path(out)
     refuse_existing(out, overwrite)
     is_file = isinstance(items, (str, Path))
-    # What the mapping checks of columns of items holds for a frame too.
+    # The mapping's checks of item columns apply to a frame too.
     mapping = TableMapping(**settings, items=None if items is None else str(items) if is_file else "items")
     mapping = replace(mapping, name=mapping.name or "frame")
     with scratch(out) as space:
@@ -129,7 +129,7 @@ def _prepare(
 
 
 def _repeatable(mapping: TableMapping, described: Source | None) -> TableMapping:
-    """The mapping with the file of items where it is found from anywhere."""
+    """The mapping with an absolute path of the file of items."""
     if described is None or not described.file.is_file():
         return mapping
     return replace(mapping, items=str(described.file.absolute()))
@@ -147,7 +147,7 @@ def _require_one_kind_of_times(logs: SortedLogs, files: Sequence[Path], mapping:
 
 
 def _require_values(logs: SortedLogs, file: Path, mapping: TableMapping) -> None:
-    """A column that is empty throughout is mostly another one's name."""
+    """DataError for a column without any value: its name is usually a mistake."""
     for name in mapping.log_columns:
         if not any(name in note.present for note in logs.notes):
             raise DataError(file, "no row has a value in this column", column=name)
@@ -181,14 +181,14 @@ def _plan(logs: SortedLogs, mapping: TableMapping, file: Path) -> tuple[EventPla
 
 
 def _classes(values: pa.Array, file: Path, column: str) -> tuple[list[str], np.ndarray]:
-    """(labels in rising order, the class of each value and of none at the end): numbers as numbers, text as text."""
+    """(labels in rising order, class of each value, then −1 for a missing one); text of numbers in numeric order."""
     texts = [str(value) for value in values.to_pylist()]
     if not 2 <= len(texts) <= MAX_CLASSES:
         found = f"{len(texts):,}" + (f" ({texts[0]!r} in every row)" if len(texts) == 1 else "")
         raise DataError(file, f"expected 2 to {MAX_CLASSES:,} classes, found {found}", column=column)
     order = np.arange(len(texts))
     if is_text(values.type):
-        # Text that is no number keeps the order of text.
+        # Text that is not a number is sorted as text.
         with suppress(ValueError):
             order = np.argsort([float(text) for text in texts], kind="stable")
     place = np.empty(len(texts) + 1, np.int16)

@@ -30,7 +30,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class TextPart:
-    """Bytes of delimited text or JSON lines; file: what errors name, another one where it was decompressed."""
+    """Bytes of delimited text or JSON lines; file: the file that errors name, the compressed one where there is one."""
 
     file: Path
     piece: Piece
@@ -42,7 +42,7 @@ class TextPart:
         return self.piece.size
 
     def read(self, names: Sequence[str]) -> dict[str, pl.Series]:
-        """The cells of some columns as text, "" or null where there is nothing."""
+        """The cells of some columns as text, "" or null where empty."""
         with _named(self.file):
             return _json_columns(self.piece, names) if self.json else text_columns(self.piece, names)
 
@@ -72,7 +72,7 @@ class ParquetPart:
 
 @dataclass(frozen=True)
 class FramePart:
-    """Rows of a table that a program handed over."""
+    """Rows of an in-memory table."""
 
     file: Path
     table: pa.Table
@@ -100,7 +100,7 @@ class Source:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The files that were named, and those of the directories among them, hidden ones left out; each once."""
+    """The named files and the files of the named directories, without hidden ones; each once."""
     found: list[Path] = []
     for path in paths:
         require_path(path)
@@ -118,10 +118,10 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_source(file: Path, names: Sequence[str], space: Path) -> Source:
-    """A file as parts of about PIECE_BYTES that have the columns `names`; its content says its kind.
+    """A file as parts of about PIECE_BYTES with the columns `names`; its format is recognised by its content.
 
-    space: a directory for what must be decompressed. DataError where the file is of another kind, lacks a column, or
-    is cut short.
+    space: a directory for decompressed files. DataError where the file has another format, lacks a column, or is cut
+    short.
     """
     require_file(file)
     content = file
@@ -182,7 +182,7 @@ def _series(table: pa.Table, names: Sequence[str]) -> dict[str, pl.Series]:
     found = pl.from_arrow(table)
     assert isinstance(found, pl.DataFrame)
     columns = {name: found[name] for name in names}
-    # Lists of one length are lists.
+    # Arrow lists of fixed size are read as ordinary lists.
     return {name: one.arr.to_list() if one.dtype == pl.Array else one for name, one in columns.items()}
 
 
@@ -204,7 +204,7 @@ def _parquet(file: Path, content: Path, names: Sequence[str]) -> Source:
 
 
 def _form(content: Path, names: Sequence[str]) -> Form:
-    """The separator with which the header has the most of the names; a comma where none is better."""
+    """The separator with which the header contains the most of `names`; a comma on a tie."""
 
     def known(separator: str) -> int:
         try:
@@ -238,7 +238,7 @@ def _json_columns(piece: Piece, names: Sequence[str]) -> dict[str, pl.Series]:
 
 
 def _json_fault(piece: Piece, content: bytes) -> DataError | None:
-    """The first line that is no JSON object."""
+    """The error at the first line that is not a JSON object; None without one."""
     for row, line in enumerate(content.split(b"\n"), 1):
         try:
             value = parse(line)
@@ -260,7 +260,7 @@ def _decompress(file: Path, content: Path) -> None:
             try:
                 out.write(block)
             except OSError as error:
-                # Said by whoever gave the directory: `file` can be read.
+                # The caller that gave the directory reports this: `file` itself can be read.
                 raise WriteError(content, reason_of(error, content)) from error
 
 
@@ -275,7 +275,7 @@ def _block(file: Path, stream: BinaryIO) -> bytes:
 
 @contextmanager
 def _named(file: Path, content: Path | None = None) -> Iterator[None]:
-    """What is said of decompressed content is said of the file that was named."""
+    """Errors in decompressed content name the file that the user named."""
     try:
         yield
     except DataError as error:

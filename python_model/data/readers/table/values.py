@@ -1,7 +1,7 @@
-"""Columns of a log as ids, categories, yes or no, numbers and times, every value exactly or refused by its row.
+"""Reads columns of a log as ids, categories, yes or no, numbers and times: each value exactly, or refused by its row.
 
-Text (delimited files, JSON lines) and typed columns (Parquet, data frames) meet here: what a cell of text says and what
-a typed value is come out alike. Empty cells, nulls and not-a-number are missing.
+Text (delimited files, JSON lines) and typed columns (Parquet, data frames) give the same result for the same value.
+Empty cells, nulls and not-a-number are missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOMENT = "a time, such as 2024-05-17T08:30:00Z or a number of seconds since 197
 
 
 def kind_of_ids(schemas: Sequence[pa.Schema | None], column: str) -> str:
-    """How a column of ids or categories is read in all files alike: as text unless all have it as integers."""
+    """How to read a column of ids or categories in all files: as text unless it is an integer column in each."""
     kinds = [None if schema is None else schema.field(column).type for schema in schemas]
     if any(kind is None or not pa.types.is_integer(kind) for kind in kinds):
         return TEXT
@@ -65,7 +65,7 @@ def ids(values: pl.Series, kind: str, file: Path) -> pl.Series:
 
 
 def whole_ids(values: pa.Array, from_text: bool) -> pa.Array:
-    """The distinct ids of a whole log: integers where they came as text and every one spells one of 64 bits."""
+    """The distinct ids of a whole log; text becomes integers where every id spells an integer of 64 bits."""
     import polars as pl
 
     if not from_text or not is_text(values.type):
@@ -81,7 +81,7 @@ def whole_ids(values: pa.Array, from_text: bool) -> pa.Array:
 
 
 def categories(values: pl.Series, kind: str, file: Path) -> pl.Series:
-    """Categories as text or integers, null where missing; a float that is whole is the integer's text."""
+    """Categories as text or integers, null where missing; a whole float becomes the text of its integer."""
     import polars as pl
 
     if kind != TEXT:
@@ -130,7 +130,7 @@ def numbers(values: pl.Series, file: Path) -> np.ndarray:
 
 
 def whole_numbers(values: pl.Series, high: int, file: Path) -> np.ndarray:
-    """int64 from 0 to `high`, -1 where missing or said; DataError at the first other value."""
+    """int64 from 0 to `high`, -1 where missing or given as -1; DataError at the first other value."""
     import polars as pl
 
     found = pl.Series(numbers(values, file)).fill_nan(-1)
@@ -140,10 +140,10 @@ def whole_numbers(values: pl.Series, high: int, file: Path) -> np.ndarray:
 
 
 def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, str]:
-    """(microseconds since 1970 int64, in what the column says them); nothing may be missing.
+    """(microseconds since 1970 int64, the format or unit of the column); no value may be missing.
 
-    unit: of numbers, None where it is to be found out. Times of text are ISO 8601, in UTC where they name no zone.
-    DataError at the first value that is no time, or is one of another kind than the first.
+    unit: of numbers, None to detect it. Text times are ISO 8601, in UTC where they name no zone. DataError at the first
+    value that is not a time, or has another format than the first.
     """
     import polars as pl
 
@@ -158,7 +158,7 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
     elif values.dtype == pl.Date:
         micro, said = values.to_physical().cast(pl.Int64).to_numpy() * 86_400 * MICRO, "dates"
     elif values.dtype == pl.Float32:
-        # A second of 2024 is told to 128 s, its millisecond to 36 hours: every gap between events would be wrong.
+        # float32 resolves a time of 2024 to about 128 s, in any unit: every gap between events would be wrong.
         raise DataError(file, "expected times of 64 bits, found 32, which cannot hold their seconds", column=name)
     elif values.dtype.is_numeric():
         values = values.cast(pl.Float64) if values.dtype.is_decimal() else values
@@ -173,7 +173,7 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
 
 def _ticks(values: np.ndarray, unit: str | None, file: Path, name: str) -> tuple[np.ndarray, str]:
     found = unit_of(values, file, name) if unit is None else UNITS[unit]
-    # Out of range is said in the unit of the column.
+    # Report a value out of range in the unit of the column.
     whole = np.floor(values).clip(-(2.0**62), 2.0**62).astype(np.int64) if values.dtype.kind == "f" else values
     ticks = times_of(whole, found, file, name)
     if found.per_second > MICRO:
