@@ -137,7 +137,7 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
 
 @functools.lru_cache(maxsize=64)
 def upper_edges(buckets: int, device: torch.device) -> Tensor:
-    """Entry b is the smallest difference past bucket b, int64 [buckets]; cached: CUDA graphs cannot capture the copy."""
+    """Entry b is the smallest difference past bucket b, int64 [buckets]; cached: a CUDA graph cannot capture a copy."""
     edges = time_thresholds(buckets, device)
     return torch.cat([edges[1:], edges.new_full((1,), torch.iinfo(torch.int64).max)])
 
