@@ -1,6 +1,6 @@
 // The arguments of attention over packed user histories, as the kernels of both processors take them:
-// causal_attention and hstu_attention share everything but the function from scores to weights. call.h makes
-// them from tensors.
+// causal_attention and hstu_attention differ only in the function from scores to weights. call.h makes them
+// from tensors.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,7 @@ struct Backward {
   void* d_v;
   void* d_position_bias;  // [heads, positions], null where not wanted
   void* d_time_bias;      // [heads, times], null where not wanted
-  // Scratch on CUDA; what it holds at first does not matter.
+  // Scratch on CUDA; it need not be initialised.
   float* delta;             // [heads, rows], softmax only, as is the next
   float* correction;        // [heads, rows]
   int32_t* visible_bounds;  // [blocks, 2]
@@ -79,7 +79,7 @@ constexpr int64_t most_blocks(int64_t rows, int64_t users) {
   return rows / kMinRows + users + 1;
 }
 
-// The limits that a CUDA kernel's shared memory sets.
+// Limits set by the CUDA kernels' shared memory.
 constexpr int32_t kMaxPositions = 512;
 constexpr int32_t kMaxWidth = 256;
 

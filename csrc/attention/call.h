@@ -1,6 +1,6 @@
 // Checks the tensors of an attention op over packed histories and unpacks them, for both processors.
-// Everything that the kernels index with is checked here, except the values of offsets and visible on CUDA,
-// which only the GPU has.
+// Every value that the kernels use as an index is checked here, except the values of offsets and visible on
+// CUDA, which are not on the host.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -63,8 +63,8 @@ inline void check_query(const Given& given) {
   if (heads > 65535) fail(given.op, "q has ", heads, " heads, expected at most 65535");
 }
 
-// A tensor like q, the elements of a head side by side; on CUDA rows of 16-byte pieces, which the kernels
-// copy.
+// A tensor shaped like q; the elements of a head are contiguous. On CUDA each row is aligned to 16 bytes,
+// because the kernels copy 16 bytes at a time.
 inline Heads heads_of(const Given& given, const char* name, const Tensor& tensor) {
   const Tensor& q = given.q;
   check_shape(given.op, name, tensor, "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
@@ -177,14 +177,14 @@ inline Arguments arguments_of(const Given& given) {
   };
 }
 
-// A result like q, contiguous, that is written or was.
+// A contiguous result shaped like q: an output of this pass or of an earlier one.
 inline void* result_of(const Given& given, const char* name, const Tensor& tensor) {
   const Tensor& q = given.q;
   check_like(given, name, tensor, q.scalar_type(), "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
   return tensor.mutable_data_ptr();
 }
 
-// One number a head and row; null where the op has no statistics.
+// One number per head and row; null if the op has no statistics.
 inline void* statistic_of(const Given& given, const char* name, const OptionalTensor& tensor) {
   if (!tensor.has_value()) return nullptr;
   check_like(given, name, *tensor, given.wide(), "[H, T]", {given.q.size(1), given.q.size(0)});
@@ -195,7 +195,7 @@ inline Forward forward_of(const Given& given, const Tensor& out, const OptionalT
   return {arguments_of(given), result_of(given, "out", out), statistic_of(given, "log_sum_exp", log_sum_exp)};
 }
 
-// What the backward pass takes and gives besides the arguments; the statistics are softmax's.
+// Inputs and outputs of the backward pass besides the arguments; only softmax has statistics.
 struct BackwardTensors {
   Tensor d_q, d_k, d_v;
   OptionalTensor d_position_bias, d_time_bias;

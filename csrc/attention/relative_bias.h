@@ -5,8 +5,8 @@
 //
 // The edges of the time buckets are integers and come from attention/relative_bias.py, so that every backend
 // agrees at each of them. No logarithm is taken: the exponent and the first two mantissa bits of |x| name a
-// cell, narrower than any bucket, and so a cell holds at most one edge: an entry gives the bucket at the
-// cell's start, one integer comparison the rest.
+// cell. A cell is narrower than any bucket, so it holds at most one edge: a table gives the bucket at the
+// cell's start, and one integer comparison decides the rest.
 #pragma once
 
 #include <algorithm>
@@ -36,13 +36,13 @@ ARGUS_INLINE bool time_wraps(int64_t a, int64_t b) {
   return overflows || difference == std::numeric_limits<int64_t>::min();
 }
 
-// The first `count` time buckets, the last of them without an end.
+// The first `count` time buckets; the last one is unbounded.
 class TimeBuckets {
  public:
   // What the kernels' loops read: two tables by cell.
   struct Cells {
     const int64_t* first;  // the bucket of the cell's smallest integer
-    const int64_t* edge;   // the smallest |x| of the bucket after that, int64's maximum where there is none
+    const int64_t* edge;   // the smallest |x| of the next bucket, int64's maximum if there is none
 
     ARGUS_INLINE int64_t bucket(int64_t distance) const {
       const int64_t cell = cell_of(distance);
@@ -68,7 +68,7 @@ class TimeBuckets {
   static constexpr size_t kCells = size_t{64} << kMantissaBits;
   static constexpr std::array<int64_t, kTimeBuckets> kEdges = {ARGUS_TIME_EDGES};
 
-  // Rises with the distance, as rounding to double does.
+  // Monotonic in the distance, as rounding to double is.
   static ARGUS_INLINE int64_t cell_of(int64_t distance) {
     const int64_t bits = std::bit_cast<int64_t>(static_cast<double>(distance));
     return (bits >> (52 - kMantissaBits)) - (int64_t{1023} << kMantissaBits);

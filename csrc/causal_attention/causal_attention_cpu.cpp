@@ -1,4 +1,5 @@
-// causal_attention on the CPU: the blocks and their walk are attention/cpu/, the softmax is softmax_rule.h.
+// causal_attention on the CPU: attention/cpu/ has the loops over blocks and tiles, softmax_rule.h the
+// softmax.
 #include "attention/cpu/launch.h"
 #include "causal_attention/causal_attention.h"
 #include "causal_attention/softmax_rule.h"

@@ -1,6 +1,6 @@
-// The softmax policy of attention over histories. Scores are in units of log 2, as the hardware's exponential
-// takes them. The forward pass keeps a row's largest score so far and the running sum of its weights, and
-// scales down earlier sums whenever the largest score grows.
+// The softmax policy of attention over histories. Scores are in units of ln 2, because the hardware's
+// exponential is 2^x. The forward pass keeps a row's largest score so far and the running sum of its weights,
+// and scales down earlier sums whenever the largest score grows.
 #pragma once
 
 #include "attention/cuda/backward.cuh"
@@ -82,7 +82,7 @@ struct Softmax {
   // The factor of a row's weighted sum of values. A row whose scores are all −∞ becomes NaN.
   static ARGUS_DEVICE float factor(float total) { return 1.0f / total; }
 
-  // The same for a row of `out`; it also gathers the row's total.
+  // The same for a row of `out`; it also reduces the row's total.
   template <class T, int kRowTiles>
   ARGUS_DEVICE float finish(Sums<T, kRowTiles>& sums, int r, int half) const {
     const float total = row_sum(sums.total[r][half]);

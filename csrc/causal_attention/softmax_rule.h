@@ -32,7 +32,7 @@ ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int
     }
   }
   for (int64_t c = 0; c < columns; ++c) {
-    // Scores that are all −∞ so far weigh nothing; −∞ − −∞ would be NaN.
+    // Scores that are all −∞ so far have weight 0; −∞ − −∞ would be NaN.
     base[c] = largest[c] == kNothing ? A{0} : largest[c];
     correction[c] = fast_exp(before[c] - base[c]);
     total[c] *= correction[c];
@@ -83,7 +83,7 @@ class SoftmaxRule {
                                      static_cast<A*>(correction_), keys, columns, factor);
   }
 
-  // Brings the sums over earlier tiles to the present largest score.
+  // Rescales the sums over earlier tiles to the current largest score.
   void correct(A* sums, int64_t width, int64_t columns) {
     bool needed = false;
     for (int64_t c = 0; c < columns; ++c) needed |= correction_[c] != A{1};
@@ -91,13 +91,13 @@ class SoftmaxRule {
     ForEachIsa<&correct_body<A>>::call(sums, static_cast<const A*>(correction_), width, columns);
   }
 
-  // What the sums are multiplied with at the end.
+  // The factor that the sums are multiplied by at the end.
   const A* factors() {
     for (int64_t c = 0; c < kQueries; ++c) correction_[c] = A{1} / total_[c];
     return correction_;
   }
 
-  // NaN, as the output is, where all scores are −∞.
+  // NaN, like the output, if all scores are −∞.
   A statistic(int64_t c) const {
     return total_[c] == A{0} ? std::numeric_limits<A>::quiet_NaN() : largest_[c] + std::log(total_[c]);
   }

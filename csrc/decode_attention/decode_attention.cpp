@@ -21,7 +21,7 @@ constexpr const char* kOp = "decode_attention";
 
 using Optional = std::optional<Tensor>;
 
-// The arguments as the schema has them, contiguous where the kernels want it.
+// The arguments in the schema's order, contiguous where the kernels need it.
 struct Arguments {
   Tensor q, key_pages, value_pages, time_pages, block_table, lengths;
   Optional k, v, position_bias, time_bias, query_time, key_time;
@@ -182,7 +182,8 @@ void check_history(const Params& params, int64_t user) {
   }
 }
 
-// A page that a user appends to must be its own: another user that holds it would find its events changed.
+// A page that a user appends to must belong to that user alone: the append would change the history of any
+// other user of the page.
 void check_appended_pages(const Params& params) {
   std::unordered_map<int32_t, int64_t> writer;
   for (int64_t user = 0; user < params.users; ++user) {
@@ -196,10 +197,10 @@ void check_appended_pages(const Params& params) {
   }
 }
 
-// Threads share the chunks one by one; small calls stay on the calling thread.
+// Chunks are distributed over the threads one by one; small calls stay on the calling thread.
 constexpr int64_t kBytesWorthAThread = 1 << 17;
 
-// `appends`: k and v are given; of no width they have no memory.
+// `appends`: k and v are given. A flag, because at width 0 their data pointers are null.
 void run_on_cpu(Params& params, bool appends) {
   const int64_t row_bytes = params.heads * params.width *
                             (params.dtype == Dtype::float64   ? 8

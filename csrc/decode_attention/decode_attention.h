@@ -8,9 +8,9 @@
 //   out_b    =  Σ softmax_j(score_j) · v_j   over j < L with L − 1 − j < window
 //
 // A history is cut into chunks of a fixed number of events. Each chunk gives, per head, its largest score m,
-// the sum l of exp(score − m) and Σ exp(score − m) · v; a user's chunks are then combined in their order. How
-// events fall into chunks depends on the shape of an event alone, so a user's bits depend neither on the
-// number of threads nor on who else is in the call.
+// the sum l of exp(score − m) and Σ exp(score − m) · v; a user's chunks are then combined in their order. The
+// cut into chunks depends only on the shape of an event, so a user's bits depend neither on the number of
+// threads nor on the other users of the call.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace argus::decode_attention {
 
 struct Params {
   const void* q;    // [users, heads, width]
-  void* key_pages;  // [pages, page_size, heads, width]; pages and slots may lie apart
+  void* key_pages;  // [pages, page_size, heads, width]; pages and slots may have any stride
   void* value_pages;
   int64_t* time_pages;         // [pages, page_size]
   const int32_t* block_table;  // [users, table_width]
@@ -36,7 +36,7 @@ struct Params {
   const int64_t* query_time;  // [users]
   const int64_t* key_time;    // [users], or null
   void* out;                  // [users, heads, width]
-  void* partial;              // what each chunk gave
+  void* partial;              // the partial results of each chunk
   int64_t users;
   int64_t heads;
   int64_t width;
@@ -63,7 +63,8 @@ struct Chunk {
   int64_t begin, end;  // events
 };
 
-// What a chunk gives, in the arithmetic type: [heads] m, [heads] l, [heads, width] weighted values.
+// The partial result of a chunk, in the arithmetic type: [heads] m, [heads] l, [heads, width] weighted
+// values.
 inline int64_t partial_elements(const Params& params) {
   return params.heads * (params.width + 2);
 }
@@ -71,32 +72,32 @@ inline int64_t partial_elements(const Params& params) {
 // Writes the new events of the users [first, last) to the cache.
 void append_cpu(const Params& params, int64_t first, int64_t last);
 
-// Results of chunks [first, last) into params.partial.
+// Writes the results of chunks [first, last) to params.partial.
 void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_t last);
 
 // `out` of the users [first, last) from their chunks; those of user b are first_chunk[b] … first_chunk[b + 1]
 // − 1.
 void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last);
 
-// The GPU's kernels. A row wider than this is refused.
+// The CUDA kernels' limit: wider rows are refused.
 constexpr int64_t kWidest = 256;
 
 // Events in a chunk on the GPU, for histories of at most `capacity` events: short, so that one user fills
-// many multiprocessors, but never more than 64 chunks, whose results take less than a hundredth of the
-// history.
+// many multiprocessors, but at most 64 chunks per history, so that their results take less than a hundredth
+// of the history's memory.
 inline int64_t cuda_chunk_events(int64_t capacity) {
   constexpr int64_t kTile = 128, kMaxChunks = 64;
   return std::max(kTile, (capacity + kMaxChunks * kTile - 1) / (kMaxChunks * kTile) * kTile);
 }
 
-// Chunks that a history can reach into.
+// The largest number of chunks of a history.
 inline int64_t cuda_chunks(const Params& params) {
   const int64_t capacity = params.table_width * params.page_size;
   const int64_t all = (capacity + params.chunk - 1) / params.chunk;
   return std::min(all, params.window / params.chunk + 2);
 }
 
-// Users whose partial results are in memory at one time.
+// Users whose partial results are in memory at the same time.
 inline int64_t cuda_users_at_once(const Params& params) {
   constexpr int64_t kMaxElements = int64_t{1} << 26, kMaxPairs = int64_t{1} << 30;
   const int64_t of_user = std::max<int64_t>(1, cuda_chunks(params) * partial_elements(params));

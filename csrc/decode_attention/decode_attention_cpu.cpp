@@ -1,7 +1,7 @@
-// decode_attention on the CPU. A chunk is read front to back twice over, all heads of an event together as
-// they lie in memory: keys into a row of scores per head, then, after the softmax over the chunk, values into
-// the weighted sum. Reading is what bounds it, and memory gives most in the order of addresses: what several
-// events want of one head at a time comes at a third of the rate.
+// decode_attention on the CPU. A chunk is read front to back in two passes, all heads of an event together as
+// they lie in memory: first keys, giving a row of scores per head; then, after the softmax over the chunk,
+// values, giving the weighted sum. The op is bound by memory reads, which are fastest in address order:
+// reading several events of one head at a time reaches a third of the rate.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -26,14 +26,14 @@ constexpr int64_t padded(int64_t width) {
   return (width + Block<T>::kColumns - 1) / Block<T>::kColumns * Block<T>::kColumns;
 }
 
-// Where a column of a head lies in a row of blocks.
+// Position of a head's column in a row of blocks.
 template <class T>
 constexpr int64_t place_of(int64_t column) {
   const int64_t within = column % Block<T>::kColumns;
   return column - within + Block<T>::lane(within);
 }
 
-// What a thread works in.
+// A thread's scratch memory.
 template <class T>
 struct Scratch {
   using A = Arithmetic<T>;
@@ -68,7 +68,7 @@ struct Rows {
   ARGUS_INLINE const T* row(int64_t event) const { return first + event * stride; }
 };
 
-// Those of a user from `begin` on; none where `end` is not beyond it.
+// The pages of a user from `begin` on; none if `end` ≤ `begin`.
 template <class T>
 ARGUS_INLINE Rows<T> rows_from(const Params& params, const Pages<T>& pages, int64_t user, int64_t begin,
                                int64_t end) {
@@ -79,18 +79,18 @@ ARGUS_INLINE Rows<T> rows_from(const Params& params, const Pages<T>& pages, int6
           std::min(params.page_size - slot, end - begin)};
 }
 
-// What is read together, and what will be read after it.
+// The events that are read together, and those to be read after them.
 template <class T>
 struct Piece {
   Rows<T> now, next;
 
-  // The same of a part of each row.
+  // The same for a part of each row.
   ARGUS_INLINE Piece from(int64_t column) const {
     return {{now.first + column, now.stride, now.count}, {next.first + column, next.stride, next.count}};
   }
 };
 
-// Calls visit(place in the chunk, piece) for the pages of a chunk in turn; `after` is read when it is done.
+// Calls visit(position in the chunk, piece) for the pages of a chunk in turn; `after` is read next.
 template <class T, class Visit>
 ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const Pages<T>& pages,
                                  const Rows<T>& after, const Visit& visit) {
@@ -104,7 +104,7 @@ ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const
   }
 }
 
-// How far behind the row of `event` lies the one to ask for while it is read, in bytes; 0 at the end.
+// Distance in bytes from the row of `event` to the row that is prefetched while it is read; 0 at the end.
 template <class T>
 ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t columns) {
   constexpr int64_t kPrefetchBytes = 16384;
@@ -115,15 +115,15 @@ ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t c
   return reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(piece.now.row(event));
 }
 
-// Into the second-level cache: the hardware asks too late by itself, and prefetching into the first level is
-// slower than not at all. One beside each load: a burst of them stalls.
+// Prefetches into L2: the hardware's own prefetch comes too late, and prefetching into L1 is slower than
+// none. One prefetch per load: a burst of them stalls.
 template <class T>
 ARGUS_INLINE void prefetch(const T* from, int64_t bytes) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(from) + bytes), 0, 2);
 }
 
-// Calls visit(columns before it, vectors) for each block of a head's row. kWidth is the width, 0 where it is
-// not known.
+// Calls visit(columns before it, vectors) for each block of a head's row. kWidth is the width, 0 if it is not
+// known at compile time.
 template <class T, int64_t kWidth, class Visit>
 ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead, const Visit& visit) {
   constexpr int64_t kColumns = Block<T>::kColumns;
@@ -142,7 +142,7 @@ ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead
   }
 }
 
-// What the lanes of q · k of one head add up to.
+// The sum of the lanes of q · k of one head.
 template <class T, int64_t kWidth>
 ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width,
                                                      int64_t ahead) {
@@ -155,7 +155,7 @@ ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query,
   return sum;
 }
 
-// `lane_sums` is room for [heads, kTogether, kLanes].
+// `lane_sums` is scratch of [heads, kTogether, kLanes].
 template <class T, int64_t kWidth>
 ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* query,
                               Arithmetic<T>* lane_sums, Arithmetic<T>* scores) {
@@ -283,7 +283,7 @@ template <class A>
 ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   largest = lane_max(scores, count, kNothing);
-  // Scores that are all −∞ weigh nothing; −∞ − −∞ would be NaN.
+  // Scores that are all −∞ have weight 0; −∞ − −∞ would be NaN.
   const A subtracted = largest == kNothing ? A{0} : largest;
   for (int64_t event = 0; event < count; ++event) scores[event] = fast_exp(scores[event] - subtracted);
   sum = lane_sum(scores, count);

@@ -14,7 +14,7 @@ bool aligned(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
-// Whether every row begins on 16 bytes.
+// Whether every row is aligned to 16 bytes.
 bool rows_are_aligned(const Params& params, int64_t element_bytes) {
   const auto whole = [&](int64_t elements) { return elements * element_bytes % 16 == 0; };
   return aligned(params.q) && aligned(params.k) && aligned(params.v) && aligned(params.key_pages) &&
@@ -38,7 +38,7 @@ void launch_rows(const Params& params, void* stream) {
   }
 }
 
-// A width that is not among those with aligned rows is padded to the next of two.
+// Other widths, and rows that are not aligned, are padded to 64 or to kWidest.
 template <class T>
 void launch_typed(const Params& params, void* stream) {
   if (rows_are_aligned(params, sizeof(T))) {

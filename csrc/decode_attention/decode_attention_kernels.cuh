@@ -2,8 +2,7 @@
 // many events as it has threads: first a thread per event finds its row, its bias and whether it counts; then
 // groups of lanes take events in turn, each lane 16 bytes of a row at a time, with their own running softmax.
 // The groups are combined by shuffles and shared memory in a fixed order, the chunks by a second kernel.
-//
-// No lane waits for keys before it asks for values: both rows of four events are on their way at once.
+// Loads of values do not wait for keys: both rows of four events are in flight at once.
 #pragma once
 
 #include <cmath>
@@ -18,7 +17,7 @@ namespace argus::decode_attention {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kUnrolled = 4;  // events that a group has on their way at once
+constexpr int kUnrolled = 4;  // events per group in flight at once
 
 // The oldest event that the window shows.
 ARGUS_DEVICE int64_t first_event(const Params& params, int64_t length) {
@@ -40,8 +39,8 @@ struct Row {
   static_assert(kThreads % (kUnrolled * kGroups) == 0);
 };
 
-// A lane's part of a row as it lies in memory. Rows are read as constants: the only slots that a launch
-// writes are those of the new events, which are read from what was given instead.
+// A lane's part of a row as it lies in memory. Rows are read through the read-only cache: a launch writes
+// only the slots of the new events, and those are read from k and v instead.
 template <class R>
 struct Part {
   uint4 words[R::kVectors];
@@ -97,19 +96,19 @@ ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __half) {
   for (int i = 0; i < 8; ++i) to[i] = __half2float(values[i]);
 }
 
-// One softmax under way: the largest score, the sum of exp(score − largest), the weighted values of a lane.
+// A running softmax: the largest score, the sum of exp(score − largest), and the weighted values of a lane.
 template <class R>
 struct Running {
   float largest, sum;
   float weighted[R::kElements];
 };
 
-// exp(a − b) where both may be −∞ and nothing weighs anything then.
+// exp(a − b), and 0 if a is −∞: −∞ − −∞ would be NaN.
 ARGUS_DEVICE float weight_of(float a, float b) {
   return a == -INFINITY ? 0.0f : expf(a - b);
 }
 
-// What a tile's threads have found out about its events.
+// What the threads have computed for a tile's events.
 template <class T>
 struct Tile {
   const T** keys;  // null where the event does not count
@@ -117,7 +116,7 @@ struct Tile {
   float* bias;
 };
 
-// In global memory: each lane reads another edge, which constant memory would serve one by one.
+// In global memory: each lane reads a different edge, and constant memory would serialise such reads.
 static __device__ const uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
 
 ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time, int head) {
@@ -127,16 +126,17 @@ ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time
   constexpr unsigned long long kLargest = 0x7ffffffffffffffeull;
   const long long distance =
       static_cast<long long>(magnitude < 1 ? 1ull : (magnitude > kLargest ? kLargest : magnitude));
-  // The logarithm, lowered a little, is the bucket or the one below; the integer edge above decides.
+  // The logarithm, lowered a little, gives the bucket or the one below; comparing with the next integer edge
+  // decides.
   const float estimate = logf(static_cast<float>(distance)) * (1.0f / kTimeLogStep) - 1e-3f;
-  // No distance reaches a later bucket than the edges have.
+  // No distance lies past the last bucket of the edges.
   const int last = static_cast<int>(min(params.time_buckets, int64_t{kTimeBuckets})) - 1;
   int bucket = min(max(static_cast<int>(estimate), 0), last);
   if (bucket < last && static_cast<uint64_t>(distance) >= kTimeEdges[bucket + 1]) ++bucket;
   return static_cast<const float*>(params.time_bias)[head * params.time_buckets + bucket];
 }
 
-// The row and the bias of event `event` of the user; the newest one's come from what is being appended.
+// The row and the bias of event `event` of the user; the newest event's come from k and v.
 template <class T>
 ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, int64_t user, int head,
                                  int64_t event, int64_t length, int place, bool& broken) {
@@ -171,7 +171,7 @@ ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, int6
   tile.bias[place] = bias;
 }
 
-// The new event of the user, this head's part of it, to its slot.
+// Writes this head's part of the user's new event to its slot.
 template <class T>
 ARGUS_DEVICE void append_event(const Params& params, int64_t user, int head, int64_t event) {
   const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
@@ -191,7 +191,7 @@ ARGUS_DEVICE void append_event(const Params& params, int64_t user, int head, int
         params.key_time[user];
 }
 
-// Adds kUnrolled events of the tile, `step` apart from place `first` on, to a group's softmax.
+// Adds kUnrolled events of the tile, `step` apart from position `first` on, to a group's softmax.
 template <class R>
 ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Element>& tile, int first, int step,
                              const float (&query)[R::kElements], int lane, Running<R>& running) {
@@ -243,7 +243,7 @@ ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Elemen
   }
 }
 
-// The groups of a warp become one: every lane ends with the sums over the lanes that hold the same columns.
+// Combines the groups of a warp: every lane ends with the sums over the lanes that hold the same columns.
 template <class R>
 ARGUS_DEVICE void combine_groups(Running<R>& running) {
   float largest = running.largest;
@@ -269,8 +269,8 @@ ARGUS_DEVICE float* partial_of(const Params& params, int64_t pair, int64_t chunk
   return static_cast<float*>(params.partial) + (pair * chunks + chunk) * (params.width + 2);
 }
 
-// Block (pair, chunk): pair counts users from first_user on, then heads; chunk from the first one that is
-// seen.
+// Block (pair, chunk): pair numbers users from first_user on, then heads; chunk counts from the first visible
+// one.
 template <class R>
 __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t first_user) {
   using T = typename R::Element;
@@ -350,7 +350,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
     sum += weights[i] * warp_sum_of[i];
   }
   float* partial = partial_of(params, blockIdx.x, blockIdx.y, gridDim.y);
-  // A page that is not there must show, not read as a history without it.
+  // A missing page must give NaN, not the result of a history without it.
   if (any_broken) largest = sum = NAN;
   for (int column = thread; column < params.width; column += kThreads) {
     float total = 0.0f;
@@ -364,8 +364,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
   }
 }
 
-// Block (pair): the chunks of a user and a head, in their order, a tile of as many as there are threads at a
-// time.
+// Block (pair): the chunks of a user and a head, in their order, as many at a time as there are threads.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     combine_kernel(Params params, int64_t first_user, int64_t chunks) {

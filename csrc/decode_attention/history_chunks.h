@@ -1,4 +1,4 @@
-// The chunks that the histories of a call fall into, user after user.
+// The chunks of the histories of a call, user after user.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace argus::decode_attention {
 
-// Events in a chunk: about a quarter of a megabyte of keys and values, which outweighs what a chunk costs
-// beside reading them, and still lets one user of a thousand events fill several threads.
+// Events in a chunk: about a quarter of a megabyte of keys and values, whose reads cost far more than a
+// chunk's overhead, while one user of a thousand events still fills several threads.
 inline int64_t chunk_events(int64_t event_bytes) {
   constexpr int64_t kChunkBytes = 1 << 18, kMin = 64, kMax = 1024;
   return std::clamp(kChunkBytes / std::max<int64_t>(event_bytes, 1) / 16 * 16, kMin, kMax);

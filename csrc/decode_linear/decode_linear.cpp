@@ -17,7 +17,7 @@ constexpr const char* kOp = "decode_linear";
 
 using Optional = std::optional<Tensor>;
 
-// The arguments as the schema has them, dense where the kernel reads them.
+// The arguments in the schema's order, contiguous where the kernel needs it.
 struct Arguments {
   Tensor x, weight;
   Optional bias, norm_weight, norm_bias, residual;
@@ -60,7 +60,7 @@ int64_t element_bytes(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-// Weights that a thread is worth waking for: about ten microseconds of reading.
+// The least weight memory per thread: about ten microseconds of reading, enough to pay for waking it.
 constexpr int64_t kBytesWorthAThread = 1 << 18;
 
 void run(Params& params) {
@@ -70,7 +70,7 @@ void run(Params& params) {
   prepare_cpu(params);
   const int64_t tiles = (params.outputs + kTileOutputs - 1) / kTileOutputs;
   const int64_t tile_bytes = kTileOutputs * params.inputs * element_bytes(params.dtype);
-  // Four rows take about as long as reading their weights.
+  // The products of four rows take about as long as reading the weights.
   const int64_t cost = tile_bytes * std::max<int64_t>(1, params.rows / 4);
   const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / cost);
   torch::stable::parallel_for(0, tiles, grain,

@@ -1,10 +1,10 @@
-// One linear layer of a few rows, with what stands around it in a transformer:
+// One linear layer of a few rows, with the LayerNorm, activation and residual around it in a transformer:
 //
 //   out  =  residual + act( LayerNorm(x) Wᵀ + b )
 //
-// x [rows, inputs], W [outputs, inputs], out and residual [rows, outputs]; LayerNorm, b, act and residual
-// only where they are given. All tensors are dense and of one stored type; arithmetic is float, or double for
-// it.
+// x [rows, inputs], W [outputs, inputs], out and residual [rows, outputs]; LayerNorm, b, act and residual are
+// optional. All tensors are contiguous and of one stored type; arithmetic is in float, or in double for
+// double.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Params {
   const void* norm_bias;    // [inputs], with norm_weight
   const void* residual;     // [rows, outputs] or null
   void* out;
-  void* prepared;  // room for rows · prepared_columns(inputs) elements of double
+  void* prepared;  // scratch of rows · prepared_columns(inputs) doubles
   int64_t rows;
   int64_t inputs;
   int64_t outputs;
@@ -38,10 +38,10 @@ constexpr int64_t prepared_columns(int64_t inputs) {
   return (inputs + 31) / 32 * 32;
 }
 
-// Fills `prepared` with the rows as the products want them, normalised where that is asked for.
+// Fills `prepared` with the rows in the layout of the products, normalised if a LayerNorm is given.
 void prepare_cpu(const Params& params);
 
-// The outputs of tiles [first, last), kTileOutputs each, of all rows.
+// Computes the outputs of tiles [first, last), kTileOutputs each, for all rows.
 void multiply_cpu(const Params& params, int64_t first, int64_t last);
 
 }  // namespace argus::decode_linear

@@ -1,6 +1,6 @@
-// decode_linear on the CPU. Reading the weights is what bounds it: they are read once, row by row in the
-// order of their addresses, and every row of x is multiplied by a row of them while it is in the nearest
-// cache. A product is summed in 16 lanes, whatever rows share the call.
+// decode_linear on the CPU. It is bound by reading the weights: they are read once, row by row in address
+// order, and every row of x is multiplied by a row of weights while that is in L1. A product is summed in 16
+// lanes in an order that does not depend on the other rows of the call.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,8 +15,8 @@ namespace {
 
 using namespace column_blocks;
 
-constexpr int64_t kPrefetchBytes = 16384;  // into the second-level cache
-constexpr int64_t kTogether = 4;           // outputs whose lanes are added up at once; rows held in registers
+constexpr int64_t kPrefetchBytes = 16384;  // into L2
+constexpr int64_t kTogether = 4;           // outputs whose lanes are summed together; rows held in registers
 
 // Calls visit(column, vectors) for each block of a dense row; the columns past the last are zero.
 template <class T, class Visit>
@@ -61,7 +61,7 @@ ARGUS_INLINE A squares_of_row(const A* row, int64_t columns) {
   return sums_of_four(lanes)[0];
 }
 
-// Mean and variance in two passes; the places past the last column stay zero.
+// Mean and variance in two passes; the elements past the last column stay zero.
 template <class T>
 ARGUS_INLINE void normalise(const Params& params, Arithmetic<T>* row) {
   using A = Arithmetic<T>;
@@ -131,7 +131,7 @@ ARGUS_INLINE void multiply_rows(const Params& params, const T* weight, int64_t f
 #pragma GCC unroll 4
     for (int64_t output = 0; output < kOutputs; ++output) {
       const T* from = weight + output * inputs + column;
-      // One row is multiplied as fast as the hardware reads ahead; while several are, it falls behind.
+      // With one row the hardware's prefetching keeps up; with several it falls behind.
       if constexpr (kRows > 1) __builtin_prefetch(reinterpret_cast<const char*>(from) + kPrefetchBytes, 0, 2);
       Block<T>::load(from, w[output]);
     }
@@ -166,8 +166,8 @@ ARGUS_INLINE void multiply_some_rows(const Params& params, const T* weight, int6
   }
 }
 
-// Up to kTogether rows of weights. The first rows of x take one after the other, in the order of addresses;
-// the further ones find them in the nearest cache and take kTogether at once, which loads x less often.
+// Up to kTogether rows of weights. The first rows of x read them one after the other, in address order; the
+// further rows find them in L1 and take kTogether at once, which loads x less often.
 template <class T>
 ARGUS_INLINE void multiply_outputs(const Params& params, const T* weight, int64_t count,
                                    Arithmetic<T>* lane_sums) {
@@ -187,7 +187,7 @@ ARGUS_INLINE void multiply_outputs(const Params& params, const T* weight, int64_
   }
 }
 
-// `products` holds kTileOutputs sums of one row, `count` of them wanted.
+// `products` holds kTileOutputs sums of one row, of which `count` are used.
 template <class T>
 ARGUS_INLINE void finish(const Params& params, int64_t row, int64_t output, int64_t count,
                          Arithmetic<T>* products) {
@@ -198,7 +198,7 @@ ARGUS_INLINE void finish(const Params& params, int64_t row, int64_t output, int6
     for (int64_t i = 0; i < count; ++i) products[i] += load(bias[output + i]);
   }
   if (params.gelu) {
-    // Without the pragma the loop is unrolled before it can become vector code.
+    // Without the pragma the loop is unrolled before it can be vectorised.
 #pragma GCC unroll 1
     for (int64_t i = 0; i < kTileOutputs; ++i) products[i] = gelu(products[i]);
   }

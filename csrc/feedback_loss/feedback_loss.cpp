@@ -20,7 +20,7 @@ namespace {
 
 constexpr const char* kOp = "feedback_loss";
 
-// The arguments, made dense where they were not; params points into them.
+// The arguments, made contiguous if needed; params points into them.
 struct Inputs {
   Tensor hidden, weight, bias, targets;
   std::optional<Tensor> task_weight, row_weight;
@@ -93,7 +93,7 @@ Inputs checked(const Tensor& hidden, const Tensor& weight, const Tensor& bias, c
   return inputs;
 }
 
-// Without a row or a task nothing reaches the gradients.
+// Without rows or tasks the gradients are zero.
 bool no_losses(const Inputs& inputs) {
   return inputs.classes.empty() || inputs.hidden.size(0) == 0;
 }
@@ -244,7 +244,7 @@ const float* floats_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? tensor->const_data_ptr<float>() : nullptr;
 }
 
-// The kernels' scratch; torch's allocator hands it on only to what follows on the same stream.
+// The kernels' scratch; torch's allocator reuses it only for later work on the same stream.
 struct Work {
   Tensor hidden, part_loss, part_weight, scale;
   CudaParams params;

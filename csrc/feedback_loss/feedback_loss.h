@@ -5,8 +5,8 @@
 //   l = logsumexp_c z_c − z_target  more classes
 //   loss_f = v_f · Σ_n w_n l_nf / Σ_n w_n over the rows that observed task f
 //
-// A target of −1 was not observed; such a (row, task) and a row of weight 0 reach nothing, whatever they
-// hold.
+// A target of −1 was not observed; such a (row, task) pair and a row of weight 0 contribute nothing, whatever
+// they hold.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace argus::feedback_loss {
 
-// Row weights, bias, d_loss … are in the type of arithmetic: float, for float64 hidden states double.
+// Row weights, bias, d_loss … are in the arithmetic type: float, and double for float64 hidden states.
 struct Params {
   const void* hidden;      // [rows, width], rows hidden_stride elements apart
   const void* weight;      // [width, columns], contiguous
@@ -32,8 +32,8 @@ struct Params {
   Dtype dtype;
 };
 
-// Rows are cut into blocks by their number alone, and sums run block by block: the same bits on any number of
-// threads.
+// The cut of rows into blocks depends only on their number, and sums run block by block: the bits are the
+// same for any number of threads.
 constexpr int64_t kMaxBlocks = 64;
 
 inline int64_t block_rows(int64_t rows) {
@@ -50,13 +50,12 @@ inline int64_t block_count(int64_t rows) {
 // Σ w of the rows of blocks [first, last) that observed each task: weights[block · tasks + f].
 void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* weights);
 
-// Σ w · l of the same: losses[block · tasks + f].
+// Σ w · l of the same rows: losses[block · tasks + f].
 void forward_cpu(const Params& params, int64_t first, int64_t last, double* losses);
 
-// Gradients of blocks [first, last). `factors` [tasks] is what (residual · w) is multiplied by, as double.
-// d_hidden [rows, width] is written; d_weight and d_bias get one partial sum a block, in the type of
-// arithmetic, gradient_columns(columns) columns of padded_width(width) elements and gradient_columns(columns)
-// elements each.
+// Gradients of blocks [first, last). `factors` [tasks], as double, multiply (residual · w). d_hidden [rows,
+// width] is written. d_weight and d_bias get one partial sum per block, in the arithmetic type:
+// gradient_columns(columns) columns of padded_width(width) elements, and gradient_columns(columns) elements.
 void backward_cpu(const Params& params, const double* factors, int64_t first, int64_t last, void* d_hidden,
                   void* d_weight_parts, void* d_bias_parts);
 

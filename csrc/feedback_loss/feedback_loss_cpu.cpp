@@ -1,8 +1,7 @@
 // The feedback losses on the CPU, a tile of 32 rows at a time.
-//
-// The projection (products.h) leaves the few logits of the tile transposed, a lane a row: task losses and
-// residuals are elementwise there. Backward reads the tile once more, from the cache, for d_hidden and
-// d_weight at once. Rows stay in the type they are multiplied in (Operand): bfloat16 where the machine has
+// The projection (products.h) gives the tile's logits transposed, one row per lane, so that task losses and
+// residuals are elementwise. Backward reads the tile once more, from the cache, for both d_hidden and
+// d_weight. Rows stay in the type they are multiplied in (Operand): bfloat16 where the machine has
 // instructions for it, else float32.
 #include <algorithm>
 #include <bit>
@@ -32,7 +31,7 @@ ARGUS_INLINE double log_from_one(double x) {
   return std::log(x);
 }
 
-// A value as an operand of the products; bfloat16 operands come from bfloat16 tensors alone.
+// A value as an operand of the products; bfloat16 operands come only from bfloat16 tensors.
 template <class Operand, class T>
 ARGUS_INLINE Operand as_operand(T x) {
   if constexpr (std::is_same_v<Operand, T>) {
@@ -42,7 +41,8 @@ ARGUS_INLINE Operand as_operand(T x) {
   }
 }
 
-// The weight twice over: 16 columns side by side for the projection, one column after the other for d_hidden.
+// Two copies of the weight: 16 columns interleaved for the projection, one column after the other for
+// d_hidden.
 template <class Operand>
 struct Weights {
   using A = Sum<Operand>;
@@ -72,7 +72,7 @@ struct Weights {
   }
 };
 
-// What one thread works with, of one tile. Logits and residuals: [column][row].
+// A thread's scratch memory for one tile. Logits and residuals: [column][row].
 template <class Operand>
 struct Scratch {
   using A = Sum<Operand>;
@@ -104,8 +104,8 @@ ARGUS_INLINE bool counts_for_any_task(const Params& params, int64_t row) {
   return false;
 }
 
-// Points scratch.row at the rows of the tile: at the caller's memory where it can be read as it is, at a
-// converted and padded copy elsewhere, at zeros where a row counts for nothing or is past the end.
+// Points scratch.row at the rows of the tile: at the caller's memory if it can be read in place, else at a
+// converted and padded copy; at zeros if a row has weight 0 or is past the end.
 template <class T, class Operand>
 ARGUS_INLINE void fetch_rows(const Params& params, const Weights<Operand>& weights, int64_t first,
                              int64_t count, Scratch<Operand>& scratch) {
@@ -135,7 +135,7 @@ void project(const Params& params, const Weights<Operand>& weights, Scratch<Oper
   }
 }
 
-// Weight and target of the tile's rows for one task; weight 0 and target −1 where it does not count.
+// Weight and target of the tile's rows for one task; weight 0 and target −1 if the pair does not count.
 template <class Operand>
 ARGUS_INLINE void fetch_targets(const Params& params, int64_t first, int64_t count, int64_t task,
                                 Scratch<Operand>& scratch) {
@@ -149,7 +149,7 @@ ARGUS_INLINE void fetch_targets(const Params& params, int64_t first, int64_t cou
   }
 }
 
-// For 16 rows of one task: what a row's loss or residual is made of. `z` points at its first logit.
+// The terms of the loss or residual of 16 rows, for one task. `z` points at its first logit.
 template <class A>
 struct TaskRows {
   const A* z;
@@ -159,7 +159,7 @@ struct TaskRows {
 
   ARGUS_INLINE Lanes<A> logit(int64_t c) const { return Lanes<A>::load(z + c * kTileRows); }
 
-  // The logit with the sign under which σ of it is the probability of being wrong.
+  // The logit with the sign for which σ gives the probability of the wrong class.
   ARGUS_INLINE Lanes<A> wrong_logit() const {
     return map_lanes<A>([](A x, int32_t y) ARGUS_INLINE_LAMBDA { return y > 0 ? -x : x; }, logit(0), target);
   }
@@ -191,7 +191,7 @@ struct TaskRows {
     return found;
   }
 
-  // 0 where the task does not count, even where the logit is NaN.
+  // 0 if the task does not count, even if the logit is NaN.
   ARGUS_INLINE Lanes<A> weighed(Lanes<A> x) const {
     const Lanes<A> product = map_lanes<A>([](A a, A w) ARGUS_INLINE_LAMBDA { return a * w; }, x, weight);
     return map_lanes<A>([](A a, int32_t y) ARGUS_INLINE_LAMBDA { return y >= 0 ? a : A{0}; }, product,
@@ -248,8 +248,7 @@ ARGUS_INLINE void put_residuals(const TaskRows<A>& rows, A factor, A* to) {
   }
 }
 
-// d_hidden of the tile's rows and their part of d_weight, from the residuals that stand where the logits
-// stood.
+// d_hidden of the tile's rows and their part of d_weight, from the residuals, which have replaced the logits.
 template <class Operand>
 void spread(const Weights<Operand>& weights, const Scratch<Operand>& scratch, Sum<Operand>* d_weight) {
   for (int64_t first = 0; first < weights.columns; first += kMaxColumns) {
@@ -339,8 +338,8 @@ ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, i
   }
 }
 
-// Calls visit with the stored type and the type of the products. The bfloat16 products of products.h make
-// d_hidden of all columns at once or not at all.
+// Calls visit with the stored type and the type of the products. The bfloat16 products of products.h compute
+// d_hidden only from all columns at once.
 template <class Visit>
 void with_types(const Params& params, Visit&& visit) {
   switch (params.dtype) {
@@ -366,7 +365,7 @@ void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* 
       const int64_t begin = block * block_rows(params.rows);
       const int64_t end = std::min(params.rows, begin + block_rows(params.rows));
       for (int64_t task = 0; task < params.tasks; ++task) {
-        // Four sums side by side, which a processor adds to at once.
+        // Four independent sums, which the processor adds to in parallel.
         double sums[4] = {};
         for (int64_t row = begin; row < end; ++row) {
           const bool observed = params.targets[row * params.tasks + task] >= 0;

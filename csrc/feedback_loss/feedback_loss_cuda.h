@@ -1,4 +1,4 @@
-// What the CUDA kernels of feedback_loss are launched with.
+// Parameters and launchers of the CUDA kernels of feedback_loss.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,12 @@ namespace argus::feedback_loss {
 constexpr int kMaxTasks = 32;
 constexpr int64_t kMaxLogits = 128;
 
-// All memory is the device's but for `classes`.
+// All pointers are to device memory, except `classes`.
 struct CudaParams {
   const void* hidden;        // [rows, width], contiguous
   const void* weight;        // [width, columns], contiguous
   const void* bias;          // [columns]
-  const int64_t* targets;    // [rows, tasks], contiguous; what is no class counts as not observed
+  const int64_t* targets;    // [rows, tasks], contiguous; a target outside the classes counts as not observed
   const float* task_weight;  // [tasks] or null for 1
   const float* row_weight;   // [rows] or null for 1
   int64_t rows;
@@ -25,15 +25,15 @@ struct CudaParams {
   Dtype dtype;
   int32_t classes[kMaxTasks];
 
-  // Scratch: a block's sums of w · l and of w for each task; from them the scales v_f / Σ w, backward times
-  // d_loss.
+  // Scratch: a block's sums of w · l and of w for each task; the scales v_f / Σ w from them, times d_loss in
+  // the backward pass.
   double* part_loss;    // [cuda_parts(rows), tasks]
   double* part_weight;  // [cuda_parts(rows), tasks]
   float* scale;         // [tasks]
 
   float* loss;  // [tasks]; forward
 
-  // Backward. A block's sums for d_weight stand column after column.
+  // Backward. A block's sums for d_weight are stored column after column.
   const float* d_loss;   // [tasks]
   float* d_weight_part;  // [cuda_parts(rows), columns, width]
   float* d_bias_part;    // [cuda_parts(rows), columns]
@@ -42,8 +42,8 @@ struct CudaParams {
   void* d_bias;          // [columns]
 };
 
-// Rows are worked on in tiles, dealt to the blocks in turn. The number of blocks depends on the rows alone,
-// so that every GPU adds in the same order.
+// Tiles of rows are assigned to the blocks in turn. The number of blocks depends on the rows alone, so that
+// every GPU adds in the same order.
 constexpr int64_t kCudaTileRows = 64;
 constexpr int64_t kMaxParts = 528;
 

@@ -1,12 +1,11 @@
 // The feedback losses on the GPU. A block of 256 threads takes 64 rows at a time.
 //
-// Projection: 64 × 32 pieces of hidden pass through shared memory with the lines of weight that belong to
-// them; a lane owns two rows, a warp an eighth of the piece's depth, 12 columns of sums a lane stay in
-// registers. Task losses and residuals dz: a thread for each (row, task), on the tile's logits in shared
-// memory. Backward then gives every thread a column d of hidden: with 12 columns of weight and 12 sums of
-// d_weight in registers it walks down the rows, reading hidden (from the cache) and writing d_hidden side by
-// side with its neighbours. d_weight is added up over a block's tiles and then over the blocks in order: no
-// atomics.
+// Projection: 64 × 32 pieces of hidden pass through shared memory with the matching rows of weight. A lane
+// owns two rows, a warp an eighth of the piece's depth; each lane keeps 12 columns of sums in registers. Task
+// losses and residuals dz: one thread per (row, task), on the tile's logits in shared memory. Backward then
+// gives every thread a column d of hidden: with 12 columns of weight and 12 sums of d_weight in registers it
+// loops over the rows, reading hidden (from the cache) and writing d_hidden coalesced with its neighbours.
+// d_weight is summed over a block's tiles and then over the blocks in order, without atomics.
 #pragma once
 
 #include "common/cuda/device.cuh"
@@ -21,7 +20,7 @@ constexpr int kRowsPerLane = kRows / kWarpSize;
 constexpr int kDepth = 32;    // of the piece of hidden in shared memory
 constexpr int kColumns = 12;  // in registers at once
 constexpr int kDepthPerWarp = kDepth / kWarps;
-// One element more, so that the 32 rows a warp reads lie in different banks.
+// Padded by one element, so that the 32 rows that a warp reads lie in different banks.
 constexpr int kHiddenStride = kDepth + 1;
 
 // The tile's shared memory. Logits, later residuals: [row][stride].
@@ -30,7 +29,7 @@ struct Tile {
   float* hidden;   // [kRows, kHiddenStride]
   float* weight;   // [kDepth, kColumns]
   float* partial;  // [kWarps, kRows, kColumns]
-  float* counts;   // [kRows], 1 where a row counts for any task
+  float* counts;   // [kRows], 1 if a row counts for any task
   int stride;
 };
 
@@ -57,8 +56,8 @@ ARGUS_DEVICE float weight_of_row(const CudaParams& params, int64_t row) {
   return params.row_weight == nullptr ? 1.0f : params.row_weight[row];
 }
 
-// w where (row, task) counts, else 0; `target` −1 there. A target that is no class counts as not observed: it
-// would read another's logits.
+// w if (row, task) counts; else 0, and `target` is −1. A target outside the classes counts as not observed:
+// it would index another task's logits.
 ARGUS_DEVICE float observe(const CudaParams& params, int64_t row, int task, int64_t& target) {
   target = row < params.rows ? params.targets[row * params.tasks + task] : -1;
   const int64_t classes = params.classes[task] > 2 ? params.classes[task] : 2;
@@ -79,7 +78,7 @@ ARGUS_DEVICE void mark_rows(const CudaParams& params, int64_t first, const Tile&
   __syncthreads();
 }
 
-// Rows that count for nothing are zeros, whatever they hold.
+// Rows of weight 0 are read as zeros, whatever they hold.
 template <class T>
 ARGUS_DEVICE float hidden_at(const CudaParams& params, const Tile& tile, int64_t first, int row, int64_t d) {
   if (tile.counts[row] == 0.0f) return 0.0f;
@@ -181,7 +180,7 @@ ARGUS_DEVICE float task_loss(const float* logits, int classes, int64_t target) {
   return (most - logits[target]) + logf(sum_of_exponentials(logits, classes, most));
 }
 
-// dz in place of the logits; 0 where the task does not count.
+// Replaces the logits by dz; 0 if the task does not count.
 ARGUS_DEVICE void put_residuals(float* logits, int classes, int64_t target, float factor) {
   if (target < 0) {
     for (int c = 0; c < classes; ++c) logits[c] = 0.0f;
@@ -266,7 +265,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(CudaParams params) {
   }
 }
 
-// Four blocks a multiprocessor: for eight, ptxas keeps to 32 registers and spills on sm_80.
+// Four blocks per multiprocessor: for eight, ptxas limits itself to 32 registers and spills on sm_80.
 __global__ void __launch_bounds__(kThreads, 4) weights_kernel(CudaParams params) {
   clear_sums(params);
   for (int64_t index = blockIdx.x; index < tiles_of(params); index += gridDim.x) {
@@ -274,8 +273,8 @@ __global__ void __launch_bounds__(kThreads, 4) weights_kernel(CudaParams params)
   }
 }
 
-// One warp a task adds up the blocks' sums: the loss, or (backward) what the residuals are multiplied by. The
-// order follows from the number of blocks, which follows from the rows.
+// One warp per task adds up the blocks' sums: the loss, or in the backward pass the factor of the residuals.
+// The order depends on the number of blocks, which depends on the rows alone.
 __global__ void scale_kernel(CudaParams params, int64_t parts, bool backward) {
   const int task = warp_index();
   if (task >= params.tasks) return;
@@ -328,7 +327,7 @@ struct Residuals {
 };
 
 // Column d of hidden against up to kColumns columns of weight from `column` on. With kAlone these are all
-// columns, and d_hidden is written on the way; else add_hidden_gradients does that.
+// columns, and d_hidden is written in the same pass; otherwise add_hidden_gradients writes it.
 template <class T, bool kAlone>
 ARGUS_DEVICE void spread_group(const CudaParams& params, const Tile& tile, int64_t first, int64_t d,
                                int column, bool first_tile, float* d_weight) {
@@ -361,7 +360,7 @@ ARGUS_DEVICE void spread_group(const CudaParams& params, const Tile& tile, int64
   }
 }
 
-// d_hidden where there are more columns than registers take.
+// d_hidden if there are more columns than fit in registers.
 template <class T>
 ARGUS_DEVICE void add_hidden_gradients(const CudaParams& params, const Tile& tile, int64_t first, int64_t d) {
   const int64_t rows = params.rows - first < kRows ? params.rows - first : kRows;
@@ -403,8 +402,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(CudaParams params) {
   }
 }
 
-// d_weight and d_bias from the blocks' sums, in order; one thread an element, of d_bias the last `columns`
-// threads.
+// d_weight and d_bias from the blocks' sums, in order; one thread per element, the last `columns` threads for
+// d_bias.
 template <class T>
 __global__ void __launch_bounds__(kThreads) weight_kernel(CudaParams params, int64_t parts) {
   const int64_t size = params.columns * params.width;

@@ -1,6 +1,6 @@
 // The two matrix products of a tile of rows with a weight of few columns, shapes too thin for
-// common/cpu/matmul.h: its panels are 32 columns wide, a like, a dislike, a skip and eight bins of a share
-// are 11.
+// common/cpu/matmul.h: its panels are 32 columns wide, while a like, a dislike, a skip and eight bins of a
+// share are 11 columns.
 #pragma once
 
 #include <cstdint>
@@ -10,17 +10,17 @@
 namespace argus::feedback_loss {
 
 constexpr int64_t kTileRows = 32;
-constexpr int64_t kLine = 16;        // columns of a packed line of the projection's weight
+constexpr int64_t kLine = 16;        // columns of a packed row of the projection's weight
 constexpr int64_t kWidthStep = 32;   // rows are read in a whole number of steps of this many elements
 constexpr int64_t kMaxColumns = 12;  // columns of weight whose gradients stay in registers
 constexpr int64_t kColumnStep = 4;   // gradients are made for a multiple of this many columns
 
-// Operands are float, double, or BFloat16 where matmul.h says that this machine multiplies it as it is; sums,
+// Operands are float, double, or BFloat16 if matmul.h says that this machine multiplies it directly; sums,
 // bias and residuals are matmul::Sum<Operand>.
 using matmul::Sum;
 
-// Where element (d, c) of a packed line lies, and (c, d) of a packed column: bfloat16 operands stand in pairs
-// of neighbouring summation indices, which one instruction takes together.
+// Where element (d, c) of a packed line lies, and (c, d) of a packed column: bfloat16 operands are stored in
+// pairs of neighbouring summation indices, which one instruction multiplies together.
 template <class Operand>
 constexpr int64_t kPair = std::is_same_v<Operand, BFloat16> ? 2 : 1;
 
@@ -36,8 +36,8 @@ constexpr int64_t place_in_column(int64_t c, int64_t d, int64_t width) {
 }
 
 // to[c · kTileRows + r] = bias[c] + Σ_d rows[r][d] · weight[place_in_line(d, c)] for c < columns ≤ kLine.
-// `row_bytes` is how far apart the rows mostly lie, for prefetching: several are read side by side, a pattern
-// that the hardware does not foresee.
+// `row_bytes` is the usual distance between rows, for prefetching: several rows are read in parallel, a
+// pattern that the hardware does not predict.
 template <class Operand>
 void project_tile(const Operand* const* rows, int64_t row_bytes, const Operand* weight,
                   const Sum<Operand>* bias, int64_t width, int64_t columns, Sum<Operand>* to);

@@ -1,7 +1,7 @@
 // The inner kernels of products.h: AVX-512, its bfloat16 instructions, AVX2 and plain C++. Sums stay in
-// registers: of the projection 8 rows of 16 columns while hidden is read as broadcasts; of the gradients up
-// to 12 columns of d_weight, beside as many of weight, while the rows of the tile pass and each takes its
-// d_hidden along.
+// registers. The projection keeps 8 rows of 16 columns and broadcasts the elements of hidden. The gradients
+// keep up to 12 columns of d_weight, and as many of weight, and loop over the tile's rows, computing each
+// row's d_hidden in the same pass.
 #include "feedback_loss/products.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 #include "common/cpu/vector_math.h"
 
 #if ARGUS_X86
-// GCC 12 warns of its own headers' undefined vectors.
+// GCC 12 warns about undefined vectors in its own headers.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -22,7 +22,7 @@
 namespace argus::feedback_loss {
 namespace {
 
-// matmul.h's pieces of a sum, of whole steps. The bias is added to their sums.
+// The pieces of a sum, as in matmul.h, in whole steps. The bias is added to their sums.
 ARGUS_INLINE int64_t projection_piece(int64_t width) {
   return (matmul::piece_depth(width) + kWidthStep - 1) / kWidthStep * kWidthStep;
 }
@@ -71,7 +71,7 @@ constexpr int kRowsAvx2 = 4;
 
 constexpr int64_t kCacheLine = 64;
 
-// The lines of the rows `bytes` on that lie as `rows` do at `element`; any address may be asked for.
+// Prefetches the cache lines at `element` of the rows `bytes` after `rows`; any address may be prefetched.
 template <int kRows, class Operand>
 ARGUS_INLINE void prefetch_rows(const Operand* const* rows, int64_t element, int64_t bytes) {
 #pragma GCC unroll 8
@@ -119,7 +119,7 @@ void project_avx2(const float* const* rows, int64_t row_bytes, const float* weig
   const int64_t piece = projection_piece(width);
   for (int64_t first = 0; first < kTileRows; first += kRowsAvx2) {
     const float* const* row = rows + first;
-    // In memory: the registers are full with the sums of a piece.
+    // In memory: the sums of a piece fill the registers.
     float lane[kRowsAvx2][kLine];
     for (int r = 0; r < kRowsAvx2; ++r) std::copy(bias, bias + kLine, lane[r]);
     for (int64_t begin = 0; begin < width; begin += piece) {
@@ -174,7 +174,7 @@ void spread_512(const float* const* rows, float* const* d_rows, const float* dz,
   }
 }
 
-// 4 columns: with 16 registers of 8 lanes there is no room for more.
+// 4 columns: 16 registers of 8 lanes hold no more.
 template <bool accumulate>
 ARGUS_TARGET(ARGUS_AVX2)
 void spread_avx2(const float* const* rows, float* const* d_rows, const float* dz, const float* weight,
@@ -209,7 +209,7 @@ void spread_512_columns(const float* const* rows, float* const* d_rows, const fl
              : spread_512<columns, false>(rows, d_rows, dz, weight, d_weight, width);
 }
 
-// Two neighbouring bfloat16 as the one word that the instruction multiplies.
+// Two neighbouring bfloat16 as one 32-bit word, the instruction's operand.
 ARGUS_INLINE int pair_at(const void* from) {
   int word;
   std::memcpy(&word, from, sizeof word);

@@ -1,6 +1,5 @@
-// Checks of what Python hands to argus_kernels._host: its functions may be called directly, past
-// argus_kernels.host. What fails is told in one sentence, as std::invalid_argument, which arrives as
-// ValueError.
+// Checks of the arguments of argus_kernels._host: its functions may be called directly, without
+// argus_kernels.host. An error is one sentence, a std::invalid_argument, which Python sees as ValueError.
 #pragma once
 
 #include <pybind11/numpy.h>

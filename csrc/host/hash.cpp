@@ -9,7 +9,7 @@ namespace argus::host {
 namespace {
 
 constexpr int64_t kGrain = 1 << 18;
-// A block of ids stays in the first-level cache while every hash of it is written.
+// A block of ids stays in L1 while all its hashes are written.
 constexpr int64_t kBlock = 1 << 11;
 
 ARGUS_INLINE void hash_block(const int64_t* ids, int64_t count, uint64_t key, uint64_t slots, int64_t* out) {

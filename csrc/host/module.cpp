@@ -1,6 +1,6 @@
 // argus_kernels._host: the compiled half of argus_kernels.host. Its functions carry the names and the
-// arguments of argus_kernels.host_reference. They check what they index with; what a weight or a seed may be,
-// argus_kernels.host has checked.
+// arguments of argus_kernels.host_reference. They check every value that they use as an index;
+// argus_kernels.host has checked weights and seeds.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kMaxSlots = (int64_t{1} << 32) - 1;
 
-// Hands the vector's memory to numpy without a copy.
+// Gives the vector's memory to numpy without a copy.
 Array<int64_t> to_numpy(std::vector<int64_t>&& values) {
   auto owned = std::make_unique<std::vector<int64_t>>(std::move(values));
   const py::ssize_t size = static_cast<py::ssize_t>(owned->size());
@@ -123,7 +123,7 @@ py::tuple py_plan_batches(const Array<int64_t>& offsets, const Array<int64_t>& o
                         to_numpy(std::move(plan.contexts)));
 }
 
-// The rows that all entries have together.
+// The total number of rows of all entries.
 int64_t checked_rows(const py::array& column, const Array<int64_t>& starts, const Array<int64_t>& ends) {
   constexpr const char* kFunction = "gather_rows";
   if (column.ndim() < 1) refuse(kFunction, "column has shape [], expected [N, ...]");

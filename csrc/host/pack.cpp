@@ -1,5 +1,5 @@
 // Batch packing: windows of one user from the oldest to the newest, users in the order given; a batch is
-// closed when the next window would pass its token budget or its number of entries.
+// closed when the next window would exceed its token budget or its number of entries.
 #include "host/pack.h"
 
 #include <unistd.h>
@@ -22,7 +22,7 @@ int64_t windows_of(int64_t length, const PackOptions& options) {
 class Packer {
  public:
   Packer(const PackOptions& options, int64_t windows) : options_(options) {
-    // They grow to their size at once: doubling them would take twice the memory.
+    // Reserved at full size: growth by doubling would take twice the memory.
     for (auto* list : {&plan_.users, &plan_.starts, &plan_.ends, &plan_.contexts})
       list->reserve(static_cast<size_t>(windows));
   }
@@ -78,7 +78,7 @@ int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t orde
 }
 
 int64_t most_windows() {
-  // Four numbers, their batch's, and as much again for what the caller makes of them.
+  // Four numbers per entry, one per batch, and as much again for the caller's copies.
   constexpr int64_t kWindowBytes = 64, kMax = int64_t{1} << 28;
   const int64_t fitting =
       static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) / 2 * (sysconf(_SC_PAGE_SIZE) / kWindowBytes);
@@ -99,7 +99,7 @@ void gather_rows(const char* column, int64_t row_bytes, const int64_t* starts, c
                  int64_t entries, char* out) {
   for (int64_t entry = 0; entry < entries; ++entry) {
     const int64_t bytes = (ends[entry] - starts[entry]) * row_bytes;
-    // No bytes may have no memory, which memcpy must not be given.
+    // With no bytes the pointers may be null, which memcpy does not allow.
     if (bytes == 0) continue;
     std::memcpy(out, column + starts[entry] * row_bytes, static_cast<size_t>(bytes));
     out += bytes;

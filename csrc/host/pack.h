@@ -17,14 +17,14 @@ struct PackOptions {
 
 struct Plan {
   std::vector<int64_t> batch_offsets;                  // [batches + 1] into the entries
-  std::vector<int64_t> users, starts, ends, contexts;  // one each per entry
+  std::vector<int64_t> users, starts, ends, contexts;  // each has one element per entry
 };
 
-// Windows of the users' histories together; int64's maximum where they are more.
+// The total number of windows of the users' histories; int64's maximum if there are more.
 int64_t count_windows(const int64_t* offsets, const int64_t* order, int64_t order_count,
                       const PackOptions& options);
 
-// Of one plan: 2^28, or as many as half of this machine's memory holds.
+// The most entries of one plan: 2^28, or as many as fit in half of this machine's memory.
 int64_t most_windows();
 
 // `offsets` [users + 1]: rows of each user; `order` [order_count]: the users to take, in that order.

@@ -35,7 +35,7 @@ double smallest(double* const* counters, int64_t depth) {
   return least;
 }
 
-// Visits every id with its counters; block n + 1 is on its way from memory while block n is worked on.
+// Visits every id with its counters; block n + 1 is prefetched while block n is processed.
 template <class Visit>
 void visit_counters(const Sketch& sketch, const int64_t* ids, int64_t count, Visit&& visit) {
   Block blocks[2];

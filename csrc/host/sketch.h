@@ -15,8 +15,8 @@ struct Sketch {
 constexpr int64_t kMaxDepth = 32;
 
 // Counts ids one after the other: e = min over k of table[k, slot k], then table[k, slot k] = max(itself, e +
-// w). Negative ids are passed over. Returns total plus the weights counted, added in order; weights may be
-// null: all 1.
+// w). Negative ids are skipped. Returns total plus the counted weights, added in order; null weights mean 1
+// each.
 double sketch_update(const Sketch& sketch, const int64_t* ids, const double* weights, int64_t count,
                      double total);
 

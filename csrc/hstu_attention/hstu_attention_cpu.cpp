@@ -1,5 +1,5 @@
-// HSTU's pointwise attention on the CPU: the blocks and their walk are attention/cpu/, the SiLU is
-// silu_rule.h.
+// HSTU's pointwise attention on the CPU: attention/cpu/ has the loops over blocks and tiles, silu_rule.h the
+// SiLU.
 #include "attention/cpu/launch.h"
 #include "common/cpu/stored_type.h"
 #include "hstu_attention/hstu_attention.h"

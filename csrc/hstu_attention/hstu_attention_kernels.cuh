@@ -1,5 +1,5 @@
-// What makes attention over histories hstu_attention: SiLU(score) / divisor as the weight, each pair by
-// itself.
+// The SiLU policy of attention over histories: the weight of a pair is SiLU(score) / divisor, independent of
+// other pairs.
 #pragma once
 
 #include "attention/cuda/backward.cuh"
@@ -18,7 +18,7 @@ struct Silu {
   ARGUS_DEVICE explicit Silu(const attention::Arguments& given)
       : inverse(1.0f / static_cast<float>(given.divisor)) {}
 
-  // Nothing runs along.
+  // SiLU keeps no running state.
   template <class T, int kRowTiles>
   struct Sums {};
 
@@ -36,7 +36,7 @@ struct Silu {
         scores, [](float& score, int, int, int) { score = weight(score, attention::RowStatistics{}, T{}); });
   }
 
-  // What a row's weighted sum of values must be multiplied by.
+  // The factor of a row's weighted sum of values.
   ARGUS_DEVICE float factor(float) const { return inverse; }
   template <class T, int kRowTiles>
   ARGUS_DEVICE float finish(Sums<T, kRowTiles>&, int, int) const {

@@ -54,7 +54,7 @@ Inputs checked(const Tensor& scores, const Tensor& grades, const Tensor& offsets
   return inputs;
 }
 
-// Where each user's events begin among those that have a grade ≥ 0, and their number.
+// The index of each user's first event among those with a grade ≥ 0, and the total number of these.
 std::vector<int64_t> graded_offsets(const Inputs& inputs) {
   const int64_t* grades = inputs.grades.const_data_ptr<int64_t>();
   std::vector<int64_t> places(static_cast<size_t>(inputs.users()) + 1);
@@ -152,8 +152,8 @@ void check_row(const char* name, const Tensor& tensor, const Tensor& scores, Sca
   check_same_device(kOp, name, tensor, "scores", scores);
 }
 
-// The order of events and what the kernels keep between each other; memory lives as long as this does, and
-// torch's allocator hands it on only to what follows on the same stream.
+// The order of events and the kernels' shared scratch. The memory lives as long as this object; torch's
+// allocator reuses it only for later work on the same stream.
 struct Work {
   Tensor scores, grades, begin, end, loss, pairs, concordant;
   CudaParams params;
@@ -225,7 +225,7 @@ Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor orde
   check_dtype(kOp, "d_loss", d_loss, {ScalarType::Float});
   check_same_device(kOp, "d_loss", d_loss, "scores", scores);
   Work work = checked_work(scores, grades, order, users, times, user_count, window);
-  // Zeros, for rows that an `order` which is no permutation leaves out.
+  // Zeros, because an `order` that is not a permutation leaves rows out.
   const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
   if (scores.size(0) == 0) return d_scores;
   work.params.d_loss = d_loss.const_data_ptr<float>();
@@ -248,8 +248,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def(
       "pairwise_loss_backward(Tensor d_loss, Tensor scores, Tensor grades, Tensor offsets, Tensor times, int "
       "window) -> Tensor");
-  // Events user by user in the order of time: sorted_users and sorted_times are those of row order[k]; a user
-  // of user_count is in no pair.
+  // Events user by user in the order of time: sorted_users[k] and sorted_times[k] belong to row order[k];
+  // events with user user_count are in no pair.
   m.def(
       "pairwise_loss_ordered(Tensor scores, Tensor grades, Tensor order, Tensor sorted_users, Tensor "
       "sorted_times, int user_count, int window) -> (Tensor, Tensor, Tensor)");

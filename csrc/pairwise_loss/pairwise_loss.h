@@ -4,7 +4,7 @@
 //   pairs      = their number
 //   concordant = how many of them have s_a > s_b
 //
-// In the order of time the partners of an event are neighbours, a range of rows, so that no list of pairs is
+// In the order of time the partners of an event are a contiguous range of rows, so no list of pairs is
 // needed.
 #pragma once
 
@@ -20,7 +20,7 @@ struct Totals {
   int64_t concordant = 0;
 };
 
-// Each partial result covers this many consecutive events, on whichever thread.
+// Each partial result covers this many consecutive events, whatever the number of threads.
 constexpr int64_t kPart = 256;
 
 inline int64_t part_count(int64_t padded_events) {

@@ -1,8 +1,8 @@
-// The pairwise loss on the CPU: sixteen neighbouring events at a time, one a lane, walk over the range that
-// holds the partners of them all; each lane masks what is none of its own. A lane's sum is its event's, so
-// the gradient needs no sum across lanes and no event writes to another's.
+// The pairwise loss on the CPU: sixteen neighbouring events at a time, one per lane, loop over the range that
+// holds the partners of all of them; each lane masks events that are not its partners. A lane sums for its
+// own event, so the gradient needs no sum across lanes and no event writes to another's gradient.
 //
-// Σ log(1 + e) needs no logarithm a pair: Π (1 + e) − 1 = p is kept, p ← p + e + p·e, which keeps the
+// Σ log(1 + e) needs no logarithm per pair: Π (1 + e) − 1 = p is kept, p ← p + e + p·e, which keeps the
 // relative accuracy of log(1 + p) however small the terms are. A factor is at most 2, so 60 steps of 16 lanes
 // stay below 2⁹⁶⁰ and one double logarithm serves 960 pairs.
 #include <algorithm>
@@ -19,14 +19,15 @@ constexpr int32_t kSteps = 60;
 
 using Integers = Lanes<int32_t>;
 
-// The sixteen events of one chunk, a lane each.
+// The sixteen events of one chunk, one per lane.
 template <class A>
 struct Chunk {
   Lanes<A> scores;
   Integers grades, begin, end;
   int32_t first, last;  // the range that holds every lane's partners
 
-  // Of each pair either event has the other, or with `later_only` the earlier event the later one.
+  // Both events of a pair are each other's partners; with `later_only` only the later one is the earlier
+  // one's.
   ARGUS_INLINE Chunk(const TimeOrder<A>& events, int64_t base, bool later_only) {
     int32_t after[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) after[lane] = static_cast<int32_t>(base + lane + 1);
@@ -107,8 +108,7 @@ ARGUS_INLINE void forward_chunk(const TimeOrder<A>& events, int64_t base, Totals
   }
 }
 
-// ∂/∂s of each lane's event: −σ(s_other − s) where it is the better one, +σ(s − s_other) where it is the
-// worse.
+// ∂/∂s of each lane's event: −σ(s_other − s) if it is the better one, +σ(s − s_other) if it is the worse.
 template <class A>
 ARGUS_INLINE Lanes<A> with_gradient(Lanes<A> sums, const Chunk<A>& chunk, int32_t other, A score,
                                     int32_t grade) {

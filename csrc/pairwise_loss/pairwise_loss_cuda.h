@@ -1,4 +1,4 @@
-// What the CUDA kernels of pairwise_loss are launched with.
+// Parameters and launchers of the CUDA kernels of pairwise_loss.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,12 @@
 
 namespace argus::pairwise_loss {
 
-// Events stand in the order (user, time); those that can be in no pair (padding, negative grades) come last,
-// with user `users`. All memory is the device's.
+// Events are in the order (user, time); those that can be in no pair (padding, negative grades) come last,
+// with user `users`. All pointers are to device memory.
 struct CudaParams {
   const void* scores;           // [count], in the user's order
   const int64_t* grades;        // [count], in the user's order
-  const int64_t* order;         // [count], the row of the k-th event: a permutation; outside it, no event
+  const int64_t* order;         // [count], the row of the k-th event: a permutation; other values are skipped
   const int64_t* sorted_times;  // [count]
   const int32_t* sorted_users;  // [count]
   int64_t count;
@@ -20,7 +20,7 @@ struct CudaParams {
   int32_t users;
   Dtype dtype;
 
-  // Scratch: the events in their order, and where each one's partners begin and end.
+  // Scratch: the events in their order, and the begin and end of each one's partners.
   float* sorted_scores;      // [count]
   int64_t* sorted_grades;    // [count]
   int32_t* begin;            // [count]
@@ -39,7 +39,7 @@ struct CudaParams {
   void* d_scores;  // [count], the elements that `order` names are written
 };
 
-// Events of one block, one a lane.
+// Events of one block, one per lane.
 constexpr int64_t kBlockEvents = 32;
 
 inline int64_t cuda_parts(int64_t count) {

@@ -1,6 +1,6 @@
-// The pairwise loss on the GPU. A block owns 32 neighbouring events in the order of time, one a lane; its
-// warps share the range that holds the partners of them all, every eighth event to each, read once for 32
-// lanes. An event's sums stay with its lane: no atomics, one fixed order of adding.
+// The pairwise loss on the GPU. A block owns 32 neighbouring events in the order of time, one per lane. Its
+// eight warps share the range that holds the partners of all of them: each warp takes every eighth event and
+// reads it once for 32 lanes. An event's sums stay in its lane: no atomics, one fixed order of additions.
 //
 // Σ log(1 + e) takes one logarithm for 60 pairs: p ← p + e + p·e keeps Π (1 + e) − 1 to full relative
 // accuracy, and 60 factors of at most 2 fit a float.
@@ -33,7 +33,7 @@ ARGUS_DEVICE int32_t max_of_warp(int32_t x) {
   return x;
 }
 
-// The first event that comes after (user, time), or not before it, in the order (user, time).
+// The first event after (user, time), or not before it, in the order (user, time).
 ARGUS_DEVICE int32_t search(const CudaParams& params, int32_t user, int64_t time, bool after) {
   int64_t low = 0, high = params.count;
   while (low < high) {
@@ -109,7 +109,7 @@ struct PairSums {
   }
 };
 
-// One partial sum a block, of the pairs whose earlier event is one of its own.
+// One partial sum per block, over the pairs whose earlier event belongs to the block.
 __global__ void forward_kernel(CudaParams params) {
   ARGUS_SHARED(double, losses, [kSlices]);
   ARGUS_SHARED(int64_t, pairs, [kSlices]);
@@ -202,7 +202,7 @@ __global__ void backward_kernel(CudaParams params) {
   const int slice = static_cast<int>(threadIdx.x) / kWarpSize,
             lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const LaneEvent own(params);
-  // Ranges of neighbours only move forward, but a lane without partners has none.
+  // The ranges of neighbouring lanes only move forward, but a lane without partners has an empty range.
   const int32_t last = max_of_warp(own.end);
   const int32_t first = -max_of_warp(own.begin < own.end ? -own.begin : -INT32_MAX);
   double total = 0.0;

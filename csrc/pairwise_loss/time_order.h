@@ -10,14 +10,14 @@ namespace argus::pairwise_loss {
 
 constexpr int64_t kChunk = 16;
 
-// Events of equal time keep the order given. `begin[k]` to `end[k]` are the events of the same user within
-// the window of event k, itself among them. All arrays are padded to whole chunks with events that have no
+// Events of equal time keep their input order. `begin[k]` to `end[k]` are the events of the same user within
+// the window of event k, including itself. All arrays are padded to whole chunks with events that have no
 // partner.
 template <class A>
 struct TimeOrder {
   std::vector<A> scores;
   std::vector<int32_t> grades, begin, end;
-  std::vector<int32_t> rows;  // where the event stands in the user's tensors
+  std::vector<int32_t> rows;  // the event's row in the user's tensors
 
   explicit TimeOrder(int64_t count) {
     const size_t padded = static_cast<size_t>((count + kChunk - 1) / kChunk * kChunk);
@@ -29,7 +29,8 @@ struct TimeOrder {
   int64_t padded_count() const { return static_cast<int64_t>(scores.size()); }
 };
 
-// Puts the rows [first, last) with a grade ≥ 0 into `order` from place `to` on; the caller counted them.
+// Puts the rows [first, last) with a grade ≥ 0 into `order` from position `to` on; the caller has counted
+// them.
 template <class A>
 void put_rows_in_time_order(TimeOrder<A>& order, int64_t to, const int64_t* grades, const int64_t* times,
                             int64_t first, int64_t last) {
@@ -45,7 +46,7 @@ void put_rows_in_time_order(TimeOrder<A>& order, int64_t to, const int64_t* grad
   std::stable_sort(rows, rows + count, [times](int32_t a, int32_t b) { return times[a] < times[b]; });
 }
 
-// Grades as int32: themselves where they fit, else their ranks, since only their order matters.
+// Grades as int32: unchanged if they fit, else their ranks, since only their order matters.
 template <class A>
 void put_grades(TimeOrder<A>& order, int64_t to, int64_t count, const int64_t* grades) {
   const int32_t* rows = order.rows.data() + to;
@@ -65,7 +66,7 @@ void put_grades(TimeOrder<A>& order, int64_t to, int64_t count, const int64_t* g
   }
 }
 
-// Two ends that only move forward: the ranges of all events of a user in one walk.
+// Both ends only move forward, so one pass gives the ranges of all events of a user.
 template <class A>
 void put_windows(TimeOrder<A>& order, int64_t to, int64_t count, const int64_t* times, int64_t window) {
   const int32_t* rows = order.rows.data() + to;

@@ -77,7 +77,7 @@ void check_values(const int64_t* rows, int64_t count, int64_t table_rows) {
   }
 }
 
-// Threads share the rows in pieces of about this many gradient elements.
+// Rows are distributed over threads in pieces of about this many gradient elements.
 constexpr int64_t kGrain = 1 << 14;
 
 void update_on_cpu(Tensor table, Tensor state, Tensor rows, Tensor row_gradients, double lr, double eps,

@@ -4,8 +4,8 @@
 //   state[r] = state[r] + mean(g²)
 //   table[r] = table[r] − lr · g / (√state[r] + eps)
 //
-// Only the given rows are read or written. On the CPU gradients of one row are added in the order in which
-// they are given; on the GPU in pieces of kPiece, then the pieces, both in that order.
+// Only the given rows are read or written. On the CPU the gradients of one row are added in input order; on
+// the GPU in pieces of kPiece, then the pieces, both in input order.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ struct Params {
   void* state;            // [table_rows]
   const void* gradients;  // [count, width], contiguous
   const int64_t* rows;    // GPU: [count], ascending
-  const int64_t* order;   // GPU: [count], where the gradient of rows[i] stands, equal rows as given
-  float* piece_sums;      // GPU: [count / kPiece, width], nothing where count < 2 · kPiece
+  const int64_t* order;   // GPU: [count], the index of rows[i]'s gradient; equal rows keep their input order
+  float* piece_sums;      // GPU: [count / kPiece, width]; empty if count < 2 · kPiece
   int64_t table_rows;
   int64_t table_stride;
   int64_t count;
@@ -39,10 +39,10 @@ struct Params {
   double weight_decay;
 };
 
-// Updates the rows of the runs [first, last) of `order`, whose positions are those of the gradients.
+// Updates the rows of the runs [first, last) of `order`, whose positions index the gradients.
 void update_rows_cpu(const Params& params, const RowOrder& order, int64_t first, int64_t last);
 
-// Enqueues the whole update on `stream`, a cudaStream_t. Rows outside the table are left out.
+// Enqueues the whole update on `stream`, a cudaStream_t. Rows outside the table are skipped.
 void launch_cuda(const Params& params, void* stream);
 
 }  // namespace argus::rowwise_adagrad

@@ -1,6 +1,6 @@
-// Row-wise Adagrad on the CPU: a row at a time, its gradient summed in a buffer that stays in the first-level
-// cache. The sum of squares runs in 16 lanes that are added in a fixed order, so the bits depend neither on
-// the number of threads nor on the instruction set.
+// Row-wise Adagrad on the CPU: a row at a time, its gradient summed in a buffer that stays in L1. The sum of
+// squares runs in 16 lanes that are added in a fixed order, so the bits depend neither on the number of
+// threads nor on the instruction set.
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -30,7 +30,7 @@ ARGUS_INLINE A sum_of_squares(const A* x, int64_t width) {
   return lanes[0];
 }
 
-// Rows, states and gradients lie at random places: this many runs ahead their memory is asked for.
+// Rows, states and gradients lie at random addresses: they are prefetched this many runs ahead.
 constexpr int64_t kAhead = 8;
 constexpr int64_t kLineBytes = 64;
 

@@ -1,12 +1,12 @@
 // Row-wise Adagrad on the GPU, on rows sorted with their gradients' positions.
 //
-// One warp looks at each sorted position; the warp at the first position of a run of equal rows sums the
-// run's gradients and updates the row, the others leave. Runs of popular rows are long (tens of thousands),
-// so a run is cut into pieces of kPiece positions, counted from its beginning: sum_pieces_kernel sums the
-// whole pieces after the first in parallel, and the leading warp adds up its own first piece, the sums of the
-// whole ones and the rest. The order of additions follows from the length of the run alone: the same bits
-// whoever shares the batch. The gradient is summed twice, once for the mean of its squares and once for the
-// update, so that no width needs a buffer.
+// One warp per sorted position. The warp at the first position of a run of equal rows sums the run's
+// gradients and updates the row; the others exit. Runs of popular rows are long (tens of thousands), so a run
+// is cut into pieces of kPiece positions, counted from its beginning: sum_pieces_kernel sums the whole pieces
+// after the first in parallel, and the leading warp adds up its own first piece, the sums of the whole ones
+// and the rest. The order of additions depends on the run's length alone, so the bits do not depend on the
+// rest of the batch. The gradient is summed twice, once for the mean of its squares and once for the update,
+// so that no width needs a buffer.
 #pragma once
 
 #include "common/cuda/device.cuh"
@@ -15,7 +15,7 @@
 
 namespace argus::rowwise_adagrad {
 
-// Whether positions [begin, begin + kPiece) are of one run with position `run`.
+// Whether positions [begin, begin + kPiece) belong to the run of position `run`.
 ARGUS_DEVICE bool is_whole_piece(const Params& params, int64_t begin, int64_t run) {
   const int64_t last = begin + kPiece - 1;
   return last < params.count && params.rows[last] == params.rows[run];
@@ -67,7 +67,7 @@ ARGUS_DEVICE float gradient_at(const Params& params, const T* row, const Run& ru
   for (int64_t piece = 0; piece < run.pieces; ++piece)
     sum += params.piece_sums[(run.first_end / kPiece + piece) * params.width + column];
   sum += sum_of_positions<G>(params, run.first_end + run.pieces * kPiece, run.end, column);
-  // A decay of 0 leaves the table out of the sum, infinities too.
+  // A decay of 0 leaves the table out of the sum, even its infinities.
   if (params.weight_decay == 0.0) return sum;
   return sum + static_cast<float>(params.weight_decay) * to_float(row[column]);
 }
@@ -121,8 +121,8 @@ ARGUS_DEVICE int64_t beginning_of_run(const Params& params, int64_t position) {
   return low;
 }
 
-// piece_sums[w] where a whole piece that is not its run's first begins in the window of positions
-// [w · kPiece, (w + 1) · kPiece). There is at most one, and position w · kPiece is of its run. A warp a
+// Writes piece_sums[w] if a whole piece that is not its run's first begins in the window of positions [w ·
+// kPiece, (w + 1) · kPiece). There is at most one, and position w · kPiece belongs to its run. One warp per
 // window.
 template <class G>
 __global__ void sum_pieces_kernel(Params params) {

@@ -1,14 +1,12 @@
 // Sampled softmax on the GPU, backward, after rows_kernel.
 //
-//   row_gradients_kernel   a thread a row: what its scores' gradients are made of
-//   amplify_kernel         one block: the power of two that keeps 16-bit dS in range
-//   d_scores_kernel        scores once more; their gradients dS of a strip of rows into memory, row sums
-//   d_query_kernel         dS · C, split over the candidates
-//   d_candidates_kernel    dSᵀ · Q, added strip by strip
-//   finish_rows_kernel     a warp a row: the splits in order, then d_query and d_positive
-//   sum_kernel             one block: d_scale
+//   row_gradients_kernel   a thread per row: the terms of its scores' gradients amplify_kernel         one
+//   block: the power of two that keeps 16-bit dS in range d_scores_kernel        recomputes scores; stores
+//   their gradients dS for a strip of rows, and row sums d_query_kernel         dS · C, split over the
+//   candidates d_candidates_kernel    dSᵀ · Q, added strip by strip finish_rows_kernel     a warp per row:
+//   the splits in order, then d_query and d_positive sum_kernel             one block: d_scale
 //
-// Every sum runs in an order that the sizes alone decide; nothing is added atomically.
+// The order of every sum depends on the sizes alone; nothing is added atomically.
 #pragma once
 
 #include "sampled_softmax_loss/tile_scores.cuh"
@@ -26,12 +24,13 @@ __global__ void row_gradients_kernel(Kernel<T> k) {
   const float d_loss = static_cast<const float*>(k.gradients.d_loss)[row];
   const float d_lse = static_cast<const float*>(k.gradients.d_lse)[row];
   k.work.row_scale[row] = counts ? weight * d_loss + d_lse : 0.0f;
-  // Shares of an infinite sum are NaN, as ∞ / ∞ is.
+  // Shares of an infinite sum are NaN, like ∞ / ∞.
   const float whole = k.statistic(1, row);
   k.work.whole[row] = !counts ? kInfinity : whole == kInfinity ? NAN : whole;
 }
 
-// One block: the power of two that takes the largest gradient of a row to between 2⁷ and 2⁸, and its inverse.
+// One block: the power of two that scales the largest gradient of a row to between 2⁷ and 2⁸, and its
+// inverse.
 template <class T>
 __global__ void amplify_kernel(Kernel<T> k) {
   ARGUS_SHARED(float, partial, [kWarpSize]);
@@ -81,7 +80,8 @@ ARGUS_DEVICE void load_row_gradients(TileKeys& keys, const Kernel<T>& k, int64_t
 }
 
 // Writes the gradients of a tile of scores, whose first is at `to`, and adds to the sums of rows. Of the
-// eight rows that four lanes hold together, lane q keeps the sums of 2 q and 2 q + 1: eight would spill.
+// eight rows that four lanes hold together, lane q keeps the sums of rows 2 q and 2 q + 1: keeping all eight
+// would spill.
 template <class T>
 ARGUS_DEVICE void store_d_scores(RowSums (&rows)[2], Sums& sums, const TileKeys& keys, float scale, T* to,
                                  int64_t stride, int64_t tile_rows, int64_t tile_columns) {
@@ -102,7 +102,7 @@ ARGUS_DEVICE void store_d_scores(RowSums (&rows)[2], Sums& sums, const TileKeys&
         from_float(stored, keys.factor[row] * share);
         found.add({share, share * product, to_float(stored)});
       }
-      // The stride is even: a pair that begins inside a row of memory lies inside.
+      // The stride is even: a pair that begins inside a row ends inside it.
       if (row < tile_rows && held_column(j) < tile_columns)
         *reinterpret_cast<tile::Pair<T>*>(to + row * stride + held_column(j)) = pair;
     }
@@ -116,9 +116,9 @@ ARGUS_DEVICE float d_score_of(const Kernel<T>& k, int64_t local, int64_t candida
   return to_float(static_cast<const T*>(k.work.d_scores)[local * k.plan.score_stride + candidate]);
 }
 
-// The kernels multiply a candidate that a row leaves out by a share and a dS of 0, and 0 · NaN and 0 · ∞ are
-// NaN, as is all that is added to it. So what came out as NaN is summed again by the next three, over the
-// pairs alone that stay: what is NaN then ought to be.
+// The kernels multiply a candidate that a row leaves out by a share and a dS of 0, but 0 · NaN and 0 · ∞ are
+// NaN, and so is every sum that contains them. So the next three functions recompute each NaN result over the
+// remaining pairs only. What is NaN after that is NaN by definition of the op.
 template <class T>
 ARGUS_DEVICE RowSums sums_of_what_stays(const Kernel<T>& k, int64_t local, int64_t begin, int64_t end) {
   const int64_t row = k.first_row + local;
@@ -302,7 +302,7 @@ __global__ void finish_rows_kernel(Kernel<T> k) {
   const float whole = k.work.whole[row], gradient = k.work.row_scale[row], scale = k.scale();
   const bool counts = whole != kInfinity;
   const float own = k.in.refined || !counts ? 0.0f : expf(-k.positive_log_q(row) - whole);
-  // The shares and the positive's own add up to 1 but for the rounding of `whole`, which this takes back.
+  // The shares and the positive's share add up to 1 except for the rounding of `whole`, which this corrects.
   const float correction = sums.share + own > 0.0f ? 1.0f / (sums.share + own) : 0.0f;
   const float d_lse = counts ? static_cast<const float*>(k.gradients.d_lse)[row] : 0.0f;
   const float d_positive_score = d_lse - gradient * sums.share * correction;

@@ -9,9 +9,9 @@
 
 namespace argus::sampled_softmax_loss {
 
-constexpr int64_t kWorkItems = 16;          // at least, where the sizes allow it
+constexpr int64_t kWorkItems = 16;          // at least, if the sizes allow it
 constexpr int64_t kStepElements = 1 << 18;  // of a section's partial d_query
-constexpr int64_t kStripScores = 1 << 23;   // stored for a step, or a tile's where that is more
+constexpr int64_t kStripScores = 1 << 23;   // stored for a step, or those of one tile if they are more
 
 struct BackwardPlan {
   int64_t blocks, groups, sections, section_rows, step_rows, steps;

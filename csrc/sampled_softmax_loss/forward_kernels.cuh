@@ -1,23 +1,22 @@
 // Sampled softmax on the GPU, forward, after rows_kernel.
 //
-//   log_sum_exp_kernel   a block a tile of rows and a chunk of the candidates: scores in registers, online
+//   log_sum_exp_kernel   a block per tile of rows and chunk of the candidates: scores in registers, online
 //                        peak and sum of each row; chunks let few rows fill the machine
-//   finish_loss_kernel   a thread a row: the chunks in order, then loss, lse and the statistics
+//   finish_loss_kernel   a thread per row: the chunks in order, then loss, lse and the statistics
 //
-// Every sum runs in an order that the sizes alone decide; nothing is added atomically.
+// The order of every sum depends on the sizes alone; nothing is added atomically.
 #pragma once
 
 #include "sampled_softmax_loss/tile_scores.cuh"
 
 namespace argus::sampled_softmax_loss {
 
-// What the terms of a log-sum-exp are taken relative to: its peak, or 0 where that is infinite, since ∞ − ∞
-// is NaN.
+// The shift of a log-sum-exp's terms: its peak, or 0 if the peak is infinite, since ∞ − ∞ is NaN.
 ARGUS_DEVICE float shift_of(float peak) {
   return fabsf(peak) == kInfinity ? 0.0f : peak;
 }
 
-// A row's log-sum-exp so far, and how many candidates it holds.
+// A row's running log-sum-exp, and the number of candidates in it.
 struct Online {
   float peak, total;
   int kept;
@@ -108,7 +107,7 @@ __global__ void __launch_bounds__(tile::kThreads) log_sum_exp_kernel(Kernel<T> k
 
 // log(e^a + e^b); either may be infinite.
 ARGUS_DEVICE float log_add(float a, float b) {
-  // fmaxf and fminf pass over NaN.
+  // fmaxf and fminf ignore NaN.
   if (is_nan(a) || is_nan(b)) return a + b;
   const float high = fmaxf(a, b), low = fminf(a, b);
   return fabsf(high) == kInfinity ? high : high + log1pf(expf(low - high));
@@ -123,7 +122,7 @@ __global__ void finish_loss_kernel(Kernel<T> k) {
     const int64_t at = chunk * k.in.rows + row;
     whole.add({k.work.peak[at], k.work.total[at], k.work.kept[at]});
   }
-  // A peak of NaN is passed over by fmaxf, the sum is not.
+  // fmaxf ignores a peak of NaN; the sum keeps it.
   const float negatives = whole.total == 0.0f ? -kInfinity : whole.peak + logf(whole.total);
   const float log_q = k.positive_log_q(row), weight = k.weight(row);
   float denominator = 0.0f, loss = 0.0f;
@@ -135,7 +134,7 @@ __global__ void finish_loss_kernel(Kernel<T> k) {
   }
   const bool counts = weight != 0.0f;
   static_cast<float*>(k.out.loss)[row] = counts ? weight * loss : 0.0f;
-  // A sum of nothing is −∞, whatever the positive's score.
+  // An empty sum gives −∞, whatever the positive's score.
   const float lse = denominator == -kInfinity ? denominator : denominator + k.scale() * k.work.product[row];
   static_cast<float*>(k.out.lse)[row] = counts ? lse : 0.0f;
   float* statistics = static_cast<float*>(k.out.statistics);

@@ -1,4 +1,4 @@
-// The rows that count: those of weight zero are left out before anything is computed from them.
+// The rows that count: rows of weight zero are removed before any computation.
 #pragma once
 
 #include <cstdint>
@@ -26,13 +26,14 @@ std::vector<int64_t> kept_rows(const Inputs& inputs) {
 template <class T>
 void gather_rows(T* to, const void* from, const int64_t* rows, int64_t count, int64_t width) {
   const size_t bytes = static_cast<size_t>(width) * sizeof(T);
-  // Rows of no width may have no memory, which memcpy must not be given.
+  // At width 0 the pointers may be null, which memcpy does not allow.
   if (bytes == 0) return;
   for (int64_t i = 0; i < count; ++i)
     std::memcpy(to + i * width, static_cast<const T*>(from) + rows[i] * width, bytes);
 }
 
-// ⟨a, b⟩ in float64: it is every score's origin, so its error would be common to the whole row.
+// ⟨a, b⟩ in float64: it is subtracted from every score of the row, so its error would be common to all of
+// them.
 template <class T>
 ARGUS_INLINE double inner_product(const T* a, const T* b, int64_t width) {
   double lanes[kLanes] = {};

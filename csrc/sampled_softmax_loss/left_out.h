@@ -1,5 +1,5 @@
 // Which candidates a row leaves out: accidental hits, and those of the row's own owner. They are few, so they
-// are looked up in sorted lists and crossed out of a tile of scores instead of comparing every pair of ids.
+// are looked up in sorted lists and masked in a tile of scores, instead of comparing every pair of ids.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class KeyOrder {
   std::vector<int64_t> keys_, positions_;
 };
 
-// What one row leaves out; `cross_out` is called for blocks of candidates from left to right.
+// The candidates that one row leaves out; `cross_out` is called for blocks of candidates from left to right.
 class RowLeftOut {
  public:
   RowLeftOut(Positions hits, Positions own, int64_t first) : lists_{hits, own} {
@@ -75,7 +75,7 @@ class LeftOut {
   // From candidate `first` on.
   RowLeftOut of_row(int64_t row, int64_t first) const { return {hits(row), own(row), first}; }
 
-  // Candidates that stay.
+  // The number of candidates that remain.
   int64_t count_kept(int64_t row) const {
     const Positions a = hits(row), b = own(row);
     if (a.size() == 0 || b.size() == 0) return inputs_.drawn - a.size() - b.size();

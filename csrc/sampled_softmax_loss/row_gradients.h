@@ -1,4 +1,4 @@
-// The gradients of a row and of a candidate from the partial sums that the parts of the work have left.
+// The gradients of a row and of a candidate from the partial sums of the work items.
 #pragma once
 
 #include <algorithm>

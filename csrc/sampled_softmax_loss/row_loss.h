@@ -19,7 +19,7 @@ inline double log_add(double a, double b) {
   return std::isinf(high) ? high : high + std::log1p(std::exp(std::fmin(a, b) - high));
 }
 
-// A row's peak and sum over each part of the candidates, `stride` numbers apart.
+// A row's peak and sum for each part of the candidates, `stride` numbers apart.
 template <class A>
 struct PartialSums {
   const A* peak;
@@ -40,7 +40,7 @@ struct PartialSums {
   }
 };
 
-// What rows of weight 0 have.
+// The results of a row of weight 0.
 template <class A>
 void clear_losses(const Inputs& inputs, const Outputs& outputs) {
   std::fill_n(static_cast<A*>(outputs.loss), inputs.rows, A{0});

@@ -24,7 +24,7 @@ ScalarType statistics_of(const Tensor& query) {
   return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// The op's tensors, dense; they own what Inputs points to.
+// The op's tensors, contiguous; they own the memory that Inputs points to.
 struct Given {
   Tensor query, positive, candidates, positive_ids, candidate_ids, log_q;
   MaybeTensor positive_log_q;
@@ -125,7 +125,7 @@ struct Needs {
   bool query, positive, candidates, scale;
 };
 
-// Like a tensor, or empty where not needed; of no rows every gradient is zero.
+// A tensor of the same shape, or an empty one if not needed; zeros if there are no rows.
 Tensor gradient_of(const Tensor& like, bool needed, int64_t rows) {
   std::vector<int64_t> sizes;
   if (needed) {
@@ -152,7 +152,7 @@ void compute_both(const Inputs& inputs, const Outputs& outputs, const Gradients&
 
 #else
 
-// Memory for the kernels, freed when the stream is done with it: it is torch's own.
+// Scratch for the kernels from torch's allocator, which frees it in the order of the stream.
 class Scratch {
  public:
   explicit Scratch(const Tensor& query) : query_(query) {}
@@ -214,7 +214,7 @@ void compute_both(const Inputs& inputs, const Outputs& outputs, const Gradients&
 
 #endif
 
-// What the forward pass returns, before it is computed.
+// Allocates the outputs of the forward pass.
 struct NewLosses {
   Tensor loss, lse, statistics;
 
@@ -233,7 +233,7 @@ struct NewLosses {
   }
 };
 
-// What the backward pass returns, before it is computed.
+// Allocates the outputs of the backward pass.
 struct NewGradients {
   Needs needs;
   Tensor query, positive, candidates, scale;
@@ -297,7 +297,7 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   return {found.query, found.positive, found.candidates, found.scale};
 }
 
-// The losses and, for gradients of them that are known beforehand, what they give the arguments.
+// The losses and the gradients of the arguments, for gradients of the losses that are known beforehand.
 LossesAndFound with_gradients_op(Tensor d_loss, bool need_query, bool need_positive, bool need_candidates,
                                  bool need_scale, Tensor query, Tensor positive, Tensor candidates,
                                  Tensor positive_ids, Tensor candidate_ids, Tensor log_q,

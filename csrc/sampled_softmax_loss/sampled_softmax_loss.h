@@ -1,10 +1,9 @@
 // Sampled softmax with logQ correction over N rows and M candidates of width D; the N × M scores are never
 // stored.
 //
-//   r_nm = scale · (⟨q_n, c_m⟩ − ⟨q_n, p_n⟩) − log_q[m], left out where the candidate is the positive or its
-//   owner's
-//   standard: L = log(e^{−positive_log_q} + Σ_m e^r), Z = L                     loss = w · L
-//   refined:  Z = log Σ_m e^r, L = Z + log(1 − Q⁺) − log K                       loss = w · σ(L) · L
+//   r_nm = scale · (⟨q_n, c_m⟩ − ⟨q_n, p_n⟩) − log_q[m], left out if the candidate is the positive or belongs
+//   to the row's owner standard: L = log(e^{−positive_log_q} + Σ_m e^r), Z = L                     loss = w ·
+//   L refined:  Z = log Σ_m e^r, L = Z + log(1 − Q⁺) − log K                       loss = w · σ(L) · L
 //
 // and lse = L + scale · ⟨q, p⟩. L and Z are the statistics that the backward pass starts from: a candidate's
 // share of the denominator is e^{r − Z}.
@@ -16,7 +15,7 @@
 
 namespace argus::sampled_softmax_loss {
 
-// Statistics are float32, float64 where dtype is. Everything is contiguous; null where it was not given.
+// Statistics are float32, or float64 if dtype is. All arrays are contiguous; null if not given.
 struct Inputs {
   const void* query;               // [rows, width], dtype
   const void* positive;            // [rows, width], dtype
@@ -53,10 +52,10 @@ struct Gradients {
   void* d_scale;       // one number, statistics
 };
 
-// On the CPU, spread over torch's threads; the same bits for any number of them.
+// On the CPU, on torch's threads; the bits are the same for any number of them.
 void forward_cpu(const Inputs& inputs, const Outputs& outputs);
 void backward_cpu(const Inputs& inputs, const Gradients& gradients);
-// Both in three products instead of four; losses.statistics and gradients.statistics are the same memory.
+// Both passes in three products instead of four; losses.statistics and gradients.statistics share memory.
 void forward_and_backward_cpu(const Inputs& inputs, const Outputs& losses, const Gradients& gradients);
 
 }  // namespace argus::sampled_softmax_loss

@@ -1,15 +1,13 @@
-// The backward pass on the CPU. Scores are computed again, tile by tile, and turned into their gradients dS
-// in place; dS · C goes to the rows and dSᵀ · Q to the candidates. Where the gradients of the losses are
-// known beforehand the forward pass is part of it: a step's scores are stored, and no product is computed
-// twice.
+// The backward pass on the CPU. Scores are recomputed tile by tile and replaced by their gradients dS; dS · C
+// is added to the rows and dSᵀ · Q to the candidates. If the gradients of the losses are known beforehand,
+// the forward pass runs here too: a step's scores are stored, and no product is computed twice.
 //
 // Rows are taken in steps. Within a step a work item is one group of candidates, which no other item shares,
-// so that d_candidates is added to without locks; each item has its own partial d_query of the step, and
-// these are added in the order of the groups. Where there are few candidates the rows are cut into sections
-// as well, each with its own d_candidates. A pair that is left out has a dS of 0, which takes nothing from an
-// operand that is finite; where a gradient became NaN, or an operand of d_scale is not finite, tiles with
-// such pairs are done again pair by pair without them. All of this depends on the sizes alone: the bits are
-// the same for any number of threads.
+// so that d_candidates needs no locks. Each item has its own partial d_query of the step; these are added in
+// the order of the groups. If there are few candidates, the rows are also cut into sections, each with its
+// own d_candidates. A pair that is left out has a dS of 0, which adds nothing if the operand is finite. If a
+// gradient is NaN, or an operand of d_scale is not finite, tiles with such pairs are recomputed pair by pair
+// without them. The cuts depend on the sizes alone, so the bits are the same for any number of threads.
 #include <algorithm>
 #include <cmath>
 
@@ -35,7 +33,7 @@ class Backward {
  public:
   using A = matmul::Sum<P>;
 
-  // losses: null where the forward pass has run, and gradients.statistics are its.
+  // losses: null if the forward pass has already run and filled gradients.statistics.
   Backward(const Inputs& inputs, const Gradients& gradients, const Outputs* losses)
       : in_(inputs),
         out_(gradients),
@@ -103,7 +101,7 @@ class Backward {
 
   struct Scratch {
     Buffer<P> for_scores, for_queries, d_scores, transposed;
-    Buffer<A> scores, left_out;  // left_out: not 0 where a pair is
+    Buffer<A> scores, left_out;  // left_out: nonzero if the pair is left out
     explicit Scratch(const Backward& b)
         : for_scores(matmul::right_size<P>(kBlock, b.width_)),
           for_queries(matmul::right_size<P>(b.width_, kBlock)),
@@ -153,8 +151,8 @@ class Backward {
       prepare_row(first + i, section * plan_.groups, plan_.groups, tile * kTileRows + i);
   }
 
-  // What the gradients of a row's scores are made from. The sums of its scores stand at `place` of each
-  // item's.
+  // The terms of the gradients of a row's scores. The sums of its scores are at `place` in each item's
+  // arrays.
   void prepare_row(int64_t i, int64_t first_item, int64_t groups, int64_t place) {
     const int64_t row = kept_[static_cast<size_t>(i)];
     if (losses_ != nullptr) {
@@ -168,7 +166,7 @@ class Backward {
     if (in_.refined) weight /= A{1} + std::exp(-denominator);
     row_scale_.get()[i] = empty ? A{0} : weight * at(out_.d_loss, row) + at(out_.d_lse, row);
     factor_.get()[i] = scale() * row_scale_.get()[i];
-    // Shares of an infinite sum are NaN, as ∞ / ∞ is.
+    // Shares of an infinite sum are NaN, like ∞ / ∞.
     constexpr A kNan = std::numeric_limits<A>::quiet_NaN();
     whole_.get()[i] = empty ? -kMinusInfinity<A> : whole == -kMinusInfinity<A> ? kNan : whole;
   }
@@ -194,7 +192,7 @@ class Backward {
     return strip_.get() + ((section * tiles + tile) * plan_.blocks + block) * kTileRows * kBlock;
   }
 
-  // [tile rows, blocks]: what the exponentials of a row's block are relative to.
+  // [tile rows, blocks]: the shift of the exponentials of a row's block.
   A* shift(int64_t section, int64_t tile, int64_t block) const {
     return shift_.get() + (section * plan_.step_rows + tile * kTileRows) * plan_.blocks + block;
   }
@@ -229,7 +227,7 @@ class Backward {
     }
   }
 
-  // A tile of products as scores, those of pairs that are left out −∞.
+  // Turns a tile of products into scores; pairs that are left out get −∞.
   ScoreTile<A> score_tile(A* scores, int64_t first, int64_t count, int64_t block, int64_t columns) const {
     for (int64_t i = 0; i < count; ++i) {
       left_out_.of_row(kept_[static_cast<size_t>(first + i)], block * kBlock)
@@ -279,7 +277,7 @@ class Backward {
     }
   }
 
-  // Whether the tile has pairs that are left out; marks them in scratch.left_out.
+  // Marks the tile's left-out pairs in scratch.left_out; returns whether there are any.
   bool mark_left_out(int64_t first, int64_t count, int64_t block, int64_t columns, Scratch& scratch) {
     A* marks = scratch.left_out.get();
     std::fill_n(marks, count * kBlock, A{0});
@@ -315,7 +313,7 @@ class Backward {
     for (int64_t d = 0; d < width; ++d) to[d] += factor * static_cast<A>(load(row[d]));
   }
 
-  // A share of 0 times a product of −∞ is NaN in d_scale alone, which no other gradient shows.
+  // A share of 0 times a product of −∞ makes only d_scale NaN, so the other gradients do not show it.
   bool d_scale_may_be_nan() const {
     if (out_.d_scale == nullptr) return false;
     const auto is_finite = [](const T* values, int64_t size) {
@@ -329,7 +327,7 @@ class Backward {
                         [&](int64_t row) { return is_finite(query + row * width_, width_); });
   }
 
-  // Makes the moment of a row NaN where a candidate that it counts has a product of −∞.
+  // Makes a row's moment NaN if a candidate that is not left out has a product of −∞.
   void add_infinite_products(int64_t first, int64_t count, int64_t columns, A* moment,
                              const Scratch& scratch) const {
     for (int64_t i = 0; i < count; ++i) {
@@ -376,7 +374,7 @@ class Backward {
             sums + 2 * plan_.step_rows};
   }
 
-  // The moments of a group's candidates, which storing the exponentials has summed up.
+  // The moments of a group's candidates, summed when the exponentials were stored.
   void take_moments(int64_t step, int64_t section, int64_t item, A* moment) {
     const RunningSums<A> sums = running_sums(item);
     const int64_t first = first_row(step, section, 0);
@@ -396,7 +394,7 @@ class Backward {
       finish_row(first + i, section * plan_.groups, plan_.groups, tile * kTileRows + i);
   }
 
-  // Adds the groups' partial results of a row, which stand at `place` of each item's, and writes its
+  // Adds the groups' partial results of a row, which are at `place` in each item's arrays, and writes its
   // gradients.
   void finish_row(int64_t i, int64_t first_item, int64_t groups, int64_t place) {
     A share{0}, moment{0}, d_score{0};
@@ -407,13 +405,14 @@ class Backward {
       d_score += sums[2 * plan_.step_rows];
     }
     const int64_t row = kept_[static_cast<size_t>(i)];
-    const A whole = whole_.get()[i];  // +∞ where every candidate is left out
+    const A whole = whole_.get()[i];  // +∞ if every candidate is left out
     A own{0};
     if (!in_.refined) {
       const A log_q = in_.positive_log_q == nullptr ? A{0} : at(in_.positive_log_q, row);
       own = std::exp(-log_q - whole);
     }
-    // The shares and the positive's own add up to 1 but for the rounding of `whole`, which this takes back.
+    // The shares and the positive's share add up to 1 except for the rounding of `whole`, which this
+    // corrects.
     const A correction = share + own > A{0} ? A{1} / (share + own) : A{0};
     const bool empty = whole == -kMinusInfinity<A>;
     const A d_lse = empty ? A{0} : at(out_.d_lse, row);
@@ -468,11 +467,11 @@ class Backward {
   int64_t items_;
   bool pair_by_pair_ = false;
   Buffer<A> product_, whole_, factor_;  // of the kept rows
-  Buffer<A> row_scale_;                 // gradient of a row's log-sum-exp; in the end its part of d_scale
+  Buffer<A> row_scale_;                 // gradient of a row's log-sum-exp; finally its part of d_scale
   Buffer<P> left_, right_;              // the step's queries, tile by tile
   Buffer<A> d_query_;                   // [items, step rows, width]
   Buffer<A> sums_;                      // [items, 3, step rows]: as in RowShares
-  // Where losses_ are computed, too:
+  // Only if losses_ are computed too:
   Buffer<A> strip_;         // [sections, tiles, blocks]: the step's scores, see stored_scores.h
   Buffer<A> shift_;         // [sections, step rows, blocks]
   Buffer<A> running_;       // [items, 3, step rows]: as in RunningSums

@@ -1,6 +1,6 @@
-// The forward pass on the CPU. The candidates are packed once; a thread takes a tile of rows through all of
-// them, keeping a peak and a sum for each row. Where there are few tiles the candidates are cut into chunks
-// whose peaks and sums are combined in order; the cut depends on the sizes alone.
+// The forward pass on the CPU. The candidates are packed once; a thread multiplies a tile of rows by all of
+// them and keeps a peak and a sum for each row. If there are few tiles, the candidates are cut into chunks,
+// whose peaks and sums are combined in order. The cut depends on the sizes alone.
 #include <algorithm>
 
 #include <torch/csrc/stable/ops.h>
@@ -17,7 +17,7 @@
 namespace argus::sampled_softmax_loss {
 namespace {
 
-constexpr int64_t kWorkItems = 16;  // at least, where the sizes allow it
+constexpr int64_t kWorkItems = 16;  // at least, if the sizes allow it
 
 template <class T, class P>
 class Forward {

@@ -16,7 +16,7 @@ int64_t divided_up(int64_t a, int64_t b) {
 LaunchShape simple_shape(int64_t blocks) {
   return {dim3(static_cast<unsigned>(blocks)), dim3(kRowThreads)};
 }
-// Of the kernels that multiply tiles.
+// The launch shape of the kernels that multiply tiles.
 LaunchShape product_shape(int64_t x, int64_t y, int64_t z = 1) {
   return {dim3(static_cast<unsigned>(x), static_cast<unsigned>(y), static_cast<unsigned>(z)),
           dim3(tile::kThreads), tile::kProductBytes};
@@ -42,7 +42,7 @@ void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
   launch(kOp, finish_loss_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads)), stream, k);
 }
 
-// One strip: its score gradients, then the two products that take them.
+// One strip: its score gradients, then the two products that use them.
 template <class T>
 void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
   const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);

@@ -8,11 +8,11 @@
 
 namespace argus::sampled_softmax_loss {
 
-// How rows and candidates are cut. It follows from the sizes alone, so that results do not depend on the GPU.
-// Score gradients live in a strip of rows at a time: dS of a strip is all that is ever stored of them.
+// How rows and candidates are cut. The cut depends on the sizes alone, so that results do not depend on the
+// GPU. Score gradients dS are stored for one strip of rows at a time.
 struct CudaPlan {
   int64_t tile = 128;
-  int64_t slots = 264;               // blocks at once: two for each multiprocessor of a large GPU
+  int64_t slots = 264;               // concurrent blocks: two per multiprocessor of a large GPU
   int64_t strip_elements = 1 << 26;  // of dS
   int64_t forward_chunks, strip_rows, strips, chunks, splits, score_stride;
 
@@ -24,10 +24,10 @@ struct CudaPlan {
 
  private:
   static int64_t up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-  // Into how many pieces `whole` tiles are cut where `others` blocks work on each piece. Blocks run in waves
-  // of `slots`, a wave for as long as a block's tiles take: 288 blocks on 264 slots would leave half of two
-  // waves idle. The fewest pieces within a twentieth of the shortest time: each costs a pass over partial
-  // results.
+  // The number of pieces that `whole` tiles are cut into, if `others` blocks work on each piece. Blocks run
+  // in waves of `slots`; a wave lasts as long as one block's tiles. 288 blocks on 264 slots would leave half
+  // of two waves idle. Returns the fewest pieces within a twentieth of the shortest time, because each piece
+  // costs a pass over partial results.
   int64_t pieces(int64_t others, int64_t whole) const {
     others = std::max<int64_t>(others, 1);
     const auto time = [&](int64_t count) { return up(others * count, slots) * up(whole, count); };
@@ -54,9 +54,9 @@ struct Workspace {
   float* product;       // [rows]: ⟨query, positive⟩
   float* peak;          // [forward_chunks, rows]
   float* total;         // [forward_chunks, rows]
-  int32_t* kept;        // [forward_chunks, rows]: candidates that stay
-  float* whole;         // [rows]: log of the sum that the shares are shares of, +∞ where there is none
-  float* row_scale;     // [rows]: gradient of the row's log-sum-exp; in the end its part of d_scale
+  int32_t* kept;        // [forward_chunks, rows]: number of candidates that remain
+  float* whole;         // [rows]: log of the shares' denominator, +∞ if there is none
+  float* row_scale;     // [rows]: gradient of the row's log-sum-exp; finally its part of d_scale
   float* amplify;       // a power of two that keeps 16-bit dS in range, and its inverse
   void* d_scores;       // [strip_rows, score_stride], dtype
   float* sums;          // [chunks, 3, strip_rows]: Σ share, Σ share · product, Σ dS as stored
@@ -64,7 +64,7 @@ struct Workspace {
   float* d_candidates;  // [drawn, width]
 };
 
-// Enqueued on `stream`, a cudaStream_t, without a synchronisation. Rows and drawn may be 0.
+// Enqueue on `stream`, a cudaStream_t, without synchronising. Rows and drawn may be 0.
 void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
                   const Workspace& workspace, void* stream);
 void backward_cuda(const Inputs& inputs, const Gradients& gradients, const CudaPlan& plan,

@@ -1,5 +1,6 @@
-// A tile of scores, kTileRows rows by kBlock candidates, and what is done to it between two matrix products.
-// Rows run in 16 lanes that are combined in a fixed order, so the bits do not depend on the instruction set.
+// A tile of scores, kTileRows rows by kBlock candidates, and the elementwise work on it between two matrix
+// products. Rows are summed in 16 lanes that are combined in a fixed order, so the bits do not depend on the
+// instruction set.
 #pragma once
 
 #include <cstdint>
@@ -29,14 +30,14 @@ struct ScoreTile {
   A scale;
 };
 
-// Past the last candidate there is nothing: −∞ to the end of the vector.
+// Past the last candidate: −∞ to the end of the vector.
 template <class A>
 ARGUS_INLINE void close_row(A* row, int64_t columns, int64_t end) {
   for (int64_t c = columns; c < end; ++c) row[c] = kMinusInfinity<A>;
 }
 
-// What the terms of a log-sum-exp are taken relative to: its peak, or 0 where that is infinite, since
-// ∞ − ∞ is NaN. A score of +∞ then gives an infinite sum, scores of −∞ alone a sum of 0.
+// The shift of a log-sum-exp's terms: its peak, or 0 if the peak is infinite, since ∞ − ∞ is NaN. Then a
+// score of +∞ gives an infinite sum, and scores that are all −∞ give a sum of 0.
 template <class A>
 ARGUS_INLINE A shift_of(A peak) {
   constexpr A kMax = std::numeric_limits<A>::max();
@@ -71,17 +72,17 @@ ARGUS_INLINE void add_to_log_sum_exp_body(ScoreTile<A> tile, A* peak, A* total) 
   }
 }
 
-// What the backward pass needs of each row, and its sums over the candidates.
+// The inputs of the backward pass per row, and its sums over the candidates.
 template <class A>
 struct RowShares {
-  const A* whole;   // log of the sum that the shares are shares of; +∞ where it is of nothing
+  const A* whole;   // log of the shares' denominator; +∞ if no candidate remains
   const A* factor;  // gradient of a score = factor · share
   A* share;         // Σ share
   A* moment;        // Σ share · (⟨query, candidate⟩ − ⟨query, positive⟩)
-  A* d_score;       // Σ factor · share as the products take it
+  A* d_score;       // Σ factor · share, rounded as in the products
 };
 
-// to[c] = values[c] rounded to what the products take; leaves the rounded values in `values`.
+// to[c] = values[c] rounded to the operand type of the products; leaves the rounded values in `values`.
 template <class P, class A>
 ARGUS_INLINE void store_rounded(P* to, A* values, int64_t count) {
   for (int64_t c = 0; c < count; ++c) store(to[c], values[c]);
@@ -104,7 +105,7 @@ ARGUS_INLINE void share_gradients_body(ScoreTile<A> tile, RowShares<A> rows, P* 
     for (int64_t c = 0; c < end; ++c) {
       const A product = row[c] - origin;
       share[c] = fast_exp(fma(tile.scale, product, -tile.log_q[c]) - whole);
-      // A product of −∞ has a share of 0, and no part in the moment.
+      // A product of −∞ has a share of 0 and adds nothing to the moment.
       row[c] = product < std::numeric_limits<A>::lowest() ? std::numeric_limits<A>::lowest() : product;
     }
     rows.share[i] += lane_sum(share, end);

@@ -1,6 +1,6 @@
-// A tile of scores that stays in memory between the forward and the backward pass: the first leaves the
-// exponentials e^{r − shift} in it, `shift` the row's peak so far, the second scales them to shares e^{r −
-// Z}.
+// A tile of scores that stays in memory between the forward and the backward pass: the forward pass stores
+// the exponentials e^{r − shift}, `shift` being the row's running peak; the backward pass scales them to
+// shares e^{r − Z}.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct RunningSums {
   A* moment;  // Σ e^{r − peak} · (⟨query, candidate⟩ − ⟨query, positive⟩)
 };
 
-// Scores to exponentials, added to the sums; shift[i · shift_stride]: what row i's are relative to.
+// Scores to exponentials, added to the sums; shift[i · shift_stride] receives the shift of row i.
 template <class A>
 ARGUS_INLINE void store_exponentials_body(ScoreTile<A> tile, RunningSums<A> sums, A* shift,
                                           int64_t shift_stride) {
@@ -35,7 +35,7 @@ ARGUS_INLINE void store_exponentials_body(ScoreTile<A> tile, RunningSums<A> sums
         const A product = row[c + lane] - origin;
         const A score = fma(tile.scale, product, -tile.log_q[c + lane]);
         relative[c + lane] = score;
-        // A product of −∞ has a share of 0, and no part in the moment.
+        // A product of −∞ has a share of 0 and adds nothing to the moment.
         row[c + lane] = product < kLowest ? kLowest : product;
         lanes[lane] = score > lanes[lane] ? score : lanes[lane];
       }
@@ -59,8 +59,8 @@ ARGUS_INLINE void store_exponentials_body(ScoreTile<A> tile, RunningSums<A> sums
   }
 }
 
-// Exponentials to the gradients of their scores, as `share_gradients_body` leaves them; moments are taken
-// from RunningSums instead.
+// Exponentials to the gradients of their scores, in the layout of `share_gradients_body`; moments come from
+// RunningSums instead.
 template <class P, class A>
 ARGUS_INLINE void scale_exponentials_body(ScoreTile<A> tile, RowShares<A> rows, const A* shift,
                                           int64_t shift_stride, P* d_scores) {

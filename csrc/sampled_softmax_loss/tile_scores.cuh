@@ -1,4 +1,4 @@
-// What every sampled softmax kernel gets, and what a tile of scores needs of its rows and candidates.
+// The arguments of every sampled softmax kernel, and the data of a tile's rows and candidates.
 #pragma once
 
 #include "common/cuda/reduce.cuh"
@@ -20,7 +20,7 @@ struct Kernel {
   Gradients gradients;
   CudaPlan plan;
   Workspace work;
-  bool aligned;        // rows of width elements begin at 16 bytes
+  bool aligned;        // rows of width elements are aligned to 16 bytes
   int64_t first_row;   // of the strip
   int64_t strip_rows;  // in this strip
 
@@ -51,7 +51,7 @@ ARGUS_DEVICE int64_t global_warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarpSize;
 }
 
-// A warp a row: ⟨query, positive⟩.
+// One warp per row: ⟨query, positive⟩.
 template <class T>
 __global__ void rows_kernel(Kernel<T> k) {
   const int64_t row = global_warp();
@@ -66,7 +66,7 @@ __global__ void rows_kernel(Kernel<T> k) {
   if (lane_index() == 0) k.work.product[row] = sum;
 }
 
-// What a tile of scores needs of its rows and candidates, in shared memory.
+// The data of a tile's rows and candidates, in shared memory.
 struct TileKeys {
   int64_t row_id[kTile], row_owner[kTile], column_id[kTile], column_owner[kTile];
   float product[kTile], log_q[kTile];
@@ -98,7 +98,7 @@ ARGUS_DEVICE bool stays(const TileKeys& keys, int row, int column) {
   return keys.column_id[column] != keys.row_id[row] && !own;
 }
 
-// The same of any row and candidate.
+// The same for any row and candidate.
 template <class T>
 ARGUS_DEVICE bool stays(const Kernel<T>& k, int64_t row, int64_t candidate) {
   if (k.in.candidate_ids[candidate] == k.in.positive_ids[row]) return false;
@@ -107,7 +107,7 @@ ARGUS_DEVICE bool stays(const Kernel<T>& k, int64_t row, int64_t candidate) {
   return owner < 0 || owner != k.in.query_owner[row];
 }
 
-// sums += ⟨query, candidate⟩ of the tile that begins at these two.
+// sums += ⟨query, candidate⟩ for the tile that begins at this row and candidate.
 template <class T>
 ARGUS_DEVICE void add_tile_product(Sums& sums, unsigned char* shared, const Kernel<T>& k, int64_t query,
                                    int64_t candidate) {

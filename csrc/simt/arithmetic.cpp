@@ -12,7 +12,7 @@ constexpr float kUnit = 0x1p-23f;  // in the last place, of a float32 from 1 on
 
 Arithmetic current = Arithmetic::exact;
 
-// x as it is, or off by `error`.
+// x unchanged, or off by `error`.
 float off_by(float x, float error) {
   if (current == Arithmetic::exact || !std::isfinite(x)) return x;
   return std::popcount(std::bit_cast<uint32_t>(x)) % 2 == 0 ? x + error : x - error;

@@ -1,11 +1,11 @@
-// Host twins of what CUDA computes with a stated error, exactly or at the edge of that error.
+// Host twins of CUDA functions with a documented error, computed exactly or with the largest error allowed.
 #pragma once
 
 namespace argus::simt {
 
-// exact: what float32 holds best. pessimistic: as far off as the manual allows, and for sums on tensor cores,
-// of which it says nothing, as far as was measured; up or down as the bits of the value have it, so that
-// errors do not cancel each other.
+// exact: the nearest float32. pessimistic: off by the error that the manual allows; for sums on tensor cores,
+// where the manual states none, by the error published from measurements. The bits of the value decide the
+// sign, so that errors do not cancel systematically.
 enum class Arithmetic { exact, pessimistic };
 Arithmetic arithmetic();
 void set_arithmetic(Arithmetic wanted);

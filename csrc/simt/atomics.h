@@ -1,5 +1,5 @@
-// Atomic operations on global and shared memory. Threads change only at barriers, so a plain read and write
-// is atomic; the access is judged as an atomic one.
+// Atomic operations on global and shared memory. Threads switch only at barriers, so a plain read and write
+// is atomic; the race check treats the access as atomic.
 #pragma once
 
 namespace argus::simt {

@@ -244,7 +244,7 @@ Votes block_barrier(const char* name, bool predicate, Site site) {
     if (thread != executor.current) wake(thread);
   }
   const Votes votes = executor.votes;
-  // The last one to arrive continues at a drawn moment like the others.
+  // The last one to arrive continues at a random time like the others.
   wake(executor.current);
   executor.threads[executor.current].fiber.suspend(false);
   return votes;

@@ -1,8 +1,8 @@
 // Runs device code on the CPU: a block's threads are fibers of one operating-system thread, blocks run one
 // after another, and a seed shuffles both orders. A fiber runs until it waits at a barrier or a warp
-// collective, so what lies between two of them is one step, and the order of steps is drawn anew at each.
-//
-// What device code must not do ends the launch with a Fault that names kernel, block and thread: a barrier
+// collective, so the code between two of them is one step, and the order of the threads' steps is drawn anew
+// each time.
+// Forbidden actions of device code end the launch with a Fault that names kernel, block and thread: a barrier
 // that some threads never reach, an access outside the device buffers and shared arrays, a race (memory.h),
 // undefined behaviour (instrument.cpp).
 #pragma once
@@ -36,10 +36,10 @@ class Fault : public std::runtime_error {
 
 using Site = std::source_location;
 
-// Orders of blocks and threads in the launches that follow.
+// Seeds the orders of blocks and threads in later launches.
 void set_seed(uint64_t seed);
 
-// Runs body(arguments) in every thread of the grid; the arguments may be read by all. Throws Fault.
+// Runs body(arguments) in every thread of the grid; every thread may read the arguments. Throws Fault.
 void run(const Grid& grid, void (*body)(const void*), const void* arguments, size_t arguments_bytes);
 
 // Ends the launch from device code.
@@ -59,7 +59,8 @@ struct Votes {
 Votes block_barrier(const char* name, bool predicate, Site site);
 
 // Waits until every lane of `mask` has called it with the same name and mask; then `combine` runs once over
-// their payloads (indexed by lane, null outside the mask), and all go on. `orders_memory` as __syncwarp does.
+// their payloads (indexed by lane, null outside the mask), and all continue. `orders_memory`: whether it
+// orders memory accesses, as __syncwarp does.
 using Combine = void (*)(void* const* payloads, unsigned mask);
 void warp_collective(const char* name, unsigned mask, void* payload, Combine combine, bool orders_memory,
                      Site site);

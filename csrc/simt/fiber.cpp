@@ -15,7 +15,7 @@
 #endif
 
 #if defined(__x86_64__)
-// Saves the registers that a call preserves on the stack in use, and takes up those on the other.
+// Saves the callee-saved registers on the current stack and restores those on the other.
 extern "C" __attribute__((visibility("hidden"))) void argus_simt_switch(void** save, void* load);
 asm(R"(
 .text

@@ -1,4 +1,4 @@
-// Stackful coroutines: what the threads of a block are made of. On x86-64 a switch is a dozen instructions,
+// Stackful coroutines, which run the threads of a block. On x86-64 a switch is a dozen instructions,
 // elsewhere it is swapcontext; under the address sanitizer it tells the sanitizer which stack is in use.
 #pragma once
 
@@ -20,12 +20,12 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  // Will run entry() from the beginning at the next switch; entry must not return. Keeps the stack it has.
+  // The next switch runs entry() from its beginning; entry must not return. Reuses the fiber's stack.
   void reset(void (*entry)());
 
   bool owns(uintptr_t address) const { return address - stack_ < kStackBytes; }
 
-  // From the scheduler into the fiber and back. A fiber that is left for good may be reset.
+  // From the scheduler into the fiber and back. A fiber that will not be resumed may be reset.
   void resume();
   void suspend(bool for_good);
 

@@ -1,6 +1,6 @@
-// Where the compiler's instrumentation arrives. Device code is compiled with -fsanitize=thread, which calls
-// these at every load and store, and -fsanitize=undefined; neither of the compiler's own runtimes is linked,
-// so the checks know blocks and threads, and the library loads into any process.
+// The functions that the compiler's instrumentation calls. Device code is compiled with -fsanitize=thread,
+// which calls these at every load and store, and -fsanitize=undefined; neither of the compiler's own runtimes
+// is linked, so the checks know blocks and threads, and the library loads into any process.
 #include <cstdint>
 #include <string>
 
@@ -15,7 +15,7 @@ extern "C" {
 void __tsan_init() {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-// The guard of a static variable, which only the host's side of a file has.
+// The guard of a static variable; only host code has such variables.
 uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) {
   return __atomic_load_n(address, __ATOMIC_ACQUIRE);
 }

@@ -9,7 +9,7 @@
 #include "simt/language.h"
 #include "simt/memory.h"
 
-// The tag is one a declaration, and one an instance of a template.
+// Each declaration has its own tag, and so does each instance of a template.
 #define ARGUS_SHARED(type, name, extent)                            \
   static const char argus_tag_of_##name = 0;                        \
   using argus_type_of_##name = type extent;                         \

@@ -16,7 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #define ARGUS_POISON(address, bytes) __asan_poison_memory_region(address, bytes)
 #define ARGUS_UNPOISON(address, bytes) __asan_unpoison_memory_region(address, bytes)
-// Nor are plain writes seen there, so that nobody knows what was written.
+// Plain writes are not instrumented there either, so which bytes were written is unknown.
 #define ARGUS_WRITES_ARE_SEEN false
 #else
 #define ARGUS_POISON(address, bytes) static_cast<void>(0)
@@ -34,11 +34,11 @@ namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
 constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kArenaBytes = kMaxShared + 64 * kSharedGap;
-constexpr uintptr_t kFar = 64 << 10;  // from a buffer, where an address is no longer said to be off its end
+constexpr uintptr_t kFar = 64 << 10;  // farther off, no buffer is named in a fault
 constexpr size_t kMaxAccesses = 1 << 22;
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
-// When and by whom a byte was touched. Blocks are numbered through all launches.
+// When, and by which thread, a byte was accessed. Blocks are numbered across launches.
 struct Touch {
   uint32_t block = kNoBlock;
   uint32_t epoch = 0;  // block barriers passed
@@ -50,7 +50,7 @@ struct Touch {
 struct Cell {
   Touch write, reads[2];
   uint16_t undelivered = 0;  // 1 + the thread whose cp.async will write the byte
-  bool defined = false;      // somebody wrote it, or it came with the buffer
+  bool defined = false;      // it was written, or the buffer came with contents
 };
 
 struct Region {
@@ -96,7 +96,7 @@ struct Memory {
   void* dynamic = nullptr;
   uintptr_t arguments = 0;
   size_t arguments_bytes = 0;
-  size_t accesses = 0;  // of the running thread since it last waited
+  size_t accesses = 0;  // of the running thread since its last wait
   std::vector<AsyncCopies> copies;
   Order order;
 };
@@ -120,7 +120,7 @@ Region* find_region(uintptr_t begin, uintptr_t end) {
   return nullptr;
 }
 
-// Constants and static tables of the library that this code is linked into.
+// The constants and static tables of the library that contains this code.
 bool in_library(uintptr_t address) {
   static const auto ranges = [] {
     std::vector<std::pair<uintptr_t, uintptr_t>> found;
@@ -264,7 +264,7 @@ DeviceBuffer::DeviceBuffer(std::string name, const void* from, void* back, size_
   const uintptr_t line =
       (reinterpret_cast<uintptr_t>(memory_.get()) + kGuardBytes + kLine - 1) / kLine * kLine;
   data_ = reinterpret_cast<void*>(line + reinterpret_cast<uintptr_t>(from) % kLine);
-  // Of fresh memory too, so that what a kernel leaves out keeps what the caller put there.
+  // For fresh memory too, so that bytes that a kernel does not write keep the caller's contents.
   if (bytes > 0) std::memcpy(data_, from, bytes);
   ARGUS_POISON(memory_.get(), bytes + 2 * kGuardBytes + 2 * kLine);
   ARGUS_UNPOISON(data_, bytes);

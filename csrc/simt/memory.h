@@ -1,4 +1,4 @@
-// What device code may touch, and in which order. Every access of instrumented code comes here
+// Which memory device code may access, and in which order. Every access of instrumented code is checked here
 // (instrument.cpp).
 //
 // Allowed: the thread's own stack, constants of the library, and the bytes of device buffers and shared
@@ -6,7 +6,7 @@
 // last reads. An access is a race if an earlier one, of which at least one wrote and not both were atomic,
 // came from another thread and nothing orders the two: no __syncthreads for threads of a block, no __syncwarp
 // for lanes of a warp, nothing ever for threads of different blocks. A byte of a shared array, or of a buffer
-// of fresh memory, that nothing has written yet may not be read.
+// of fresh memory, may not be read before it is written.
 #pragma once
 
 #include <cstddef>
@@ -17,10 +17,10 @@
 namespace argus::simt {
 
 enum class Kind : uint8_t { read, write, atomic };
-enum class Contents : uint8_t { given, fresh };  // what a kernel may read, or memory as an allocator gives it
+enum class Contents : uint8_t { given, fresh };  // initialised, or uninitialised as from an allocator
 
-// A copy of host memory that device code may use; guard bytes lie on both sides. The place in a 256-byte line
-// is that of the original. On release() the contents go back to where they came from, if writable.
+// A copy of host memory that device code may use; guard bytes lie on both sides. Its offset in a 256-byte
+// line is that of the original. release() copies the contents back to the original, if writable.
 class DeviceBuffer {
  public:
   DeviceBuffer(std::string name, void* host, size_t bytes, Contents contents = Contents::given);
@@ -44,7 +44,7 @@ class DeviceBuffer {
   size_t bytes_;
 };
 
-// Judges one access of the running thread, or of another thread of the block on whose behalf it is made.
+// Checks one access by the running thread, or on behalf of another thread of the block.
 void access(const void* address, size_t bytes, Kind kind);
 void access_by(int thread, const void* address, size_t bytes, Kind kind);
 
@@ -54,7 +54,7 @@ void* dynamic_shared();
 // Faults unless `address` lies in shared memory and is aligned.
 void require_shared(const char* instruction, const void* address, size_t alignment);
 
-// cp.async: the bytes arrive at the wait; until then no thread may touch their destination. Source bytes past
+// cp.async: the bytes arrive at the wait; until then no thread may access the destination. Source bytes past
 // `source_bytes` are zero.
 void copy_async(void* shared, const void* global, size_t bytes, size_t source_bytes);
 void copy_async_commit();

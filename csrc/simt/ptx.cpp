@@ -26,7 +26,7 @@ const Matrices& matrices_of(void* const* payloads, int lane) {
   return *static_cast<const Matrices*>(payloads[lane]);
 }
 
-// The addresses are judged on behalf of the lane that receives what lies there.
+// Each access is checked on behalf of the lane that receives the data.
 uint16_t element(void* const* payloads, int first_thread, int lane, int matrix, int row, int column) {
   const unsigned char* address = matrices_of(payloads, 8 * matrix + row).row + 2 * column;
   access_by(first_thread + lane, address, 2, Kind::read);
@@ -61,7 +61,7 @@ struct Product {
   const uint32_t *a, *b;
 };
 
-// Element `half` of a 32-bit register that holds two.
+// Element `half` of a 32-bit register of two elements.
 template <class T>
 double narrow(uint32_t word, int half) {
   T value;
@@ -79,9 +79,8 @@ struct Operands {
   double a[16][kDepth], b[kDepth][8];
 };
 
-// Tensor cores align what they add to the largest of it and cut off what does not fit (Fasi, Higham,
-// Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021, which found two or three bits more than
-// here).
+// Tensor cores align their summands to the largest one and truncate the rest (Fasi, Higham, Mikaitis,
+// Pranesh: Numerical behavior of NVIDIA tensor cores, 2021, which found two or three bits more than here).
 template <int kCount>
 float truncated_sum(const double (&terms)[kCount]) {
   double largest = 0.0;
@@ -93,7 +92,7 @@ float truncated_sum(const double (&terms)[kCount]) {
   const int last_bit = std::max(std::ilogb(largest) - 23, -149);
   double sum = 0.0;
   for (const double term : terms) sum += std::trunc(std::ldexp(term, -last_bit));
-  // A whole number of at most 2^24 · 17: the float32 below it in size.
+  // Rounds an integer of at most 2^24 · 17 to float32, toward zero.
   const float rounded = static_cast<float>(std::ldexp(sum, last_bit));
   const bool too_large = std::abs(static_cast<double>(rounded)) > std::abs(std::ldexp(sum, last_bit));
   return too_large ? std::nextafterf(rounded, 0.0f) : rounded;

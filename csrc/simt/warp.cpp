@@ -7,8 +7,8 @@ Exchange& exchange(void* const* payloads, int lane) {
   return *static_cast<Exchange*>(payloads[lane]);
 }
 
-// A lane outside the segment of `width` lanes leaves the value as it is; one that does not take part has none
-// to give.
+// A source lane outside the segment of `width` lanes leaves the value unchanged; a lane that does not take
+// part has no value to give.
 template <class Source>
 void shuffle_from(const char* name, void* const* payloads, unsigned mask, Source source) {
   for (int lane = 0; lane < kLanes; ++lane) {

@@ -1,5 +1,6 @@
-// Warp collectives: shuffles, votes, matches and reductions. Every lane hands in its value; once all lanes of
-// the mask are there, one of them computes the results of all. As on the device, they do not order memory.
+// Warp collectives: shuffles, votes, matches and reductions. Every lane passes its value; once all lanes of
+// the mask have arrived, one of them computes the results of all. As on the device, collectives do not order
+// memory accesses.
 #pragma once
 
 namespace argus::simt {
@@ -16,7 +17,7 @@ void combine_shuffle_xor(void* const* payloads, unsigned mask);
 void combine_ballot(void* const* payloads, unsigned mask);
 void combine_match(void* const* payloads, unsigned mask);
 
-// Copies of the bits stay out of the instrumentation's sight: other lanes write into this lane's stack.
+// Copies of the bits are not instrumented: other lanes write into this lane's stack.
 template <class T>
 ARGUS_UNCHECKED T shuffle(const char* name, Combine combine, unsigned mask, T value, int operand, int width,
                           Site site) {

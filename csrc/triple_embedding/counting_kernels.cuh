@@ -1,8 +1,9 @@
-// Orders the entries of small tables without a sort. A chunk of one column's events is a block's:
+// Orders the entries of small tables without a sort. Each block takes a chunk of one column's events:
 //
 //   count_kernel  how often the chunk reads each row
-//   place_kernel  the entries' places: those of earlier rows, columns and chunks, which a running sum over
-//                 all counts gives, those of the block's earlier warps and of the warp's earlier events
+//   place_kernel  the entries' positions: the number of entries of earlier rows, columns and chunks (a
+//                 running sum over all counts), of the block's earlier warps, and of the warp's earlier
+//                 events
 //
 // The order is that of a stable sort of CudaKeys' keys.
 #pragma once
@@ -16,8 +17,8 @@ constexpr int kCountWarps = 8;
 constexpr int kWarpEvents = kCountedEvents / kCountWarps;
 static_assert(kWarpEvents % kWarpSize == 0);
 
-// Adds the warp's events to counts[bin], bin 0 for ids of no row, else 1 + id, and calls
-// visit(event, bin, count of the bin before this event).
+// Adds the warp's events to counts[bin], bin 0 for ids without a row, else 1 + id, and calls visit(event,
+// bin, count of the bin before this event).
 template <class Visit>
 ARGUS_DEVICE void count_events(const CudaKeys& given, int column, int32_t* counts, const Visit& visit) {
   const int64_t* ids = given.ids + given.columns[column] * given.events;
@@ -52,7 +53,7 @@ struct WarpCounts {
     __syncthreads();
   }
 
-  // Makes each warp's count of a bin the sum of the earlier warps' counts, and returns the sum of all.
+  // Replaces each warp's count of a bin by the sum of the earlier warps' counts; returns the total.
   ARGUS_DEVICE int32_t accumulate(int bin) const {
     int32_t sum = 0;
     for (int warp = 0; warp < kCountWarps; ++warp) {

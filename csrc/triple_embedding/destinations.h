@@ -1,6 +1,6 @@
-// Where the gradient of each event goes in the gradient of a gathered table. The gradient of a row that was
-// read once goes there at once; those of a row that was read more often wait side by side until they are
-// summed in their order.
+// Where each event's gradient is written, for a gathered table. The gradient of a row that was read once is
+// written to the result directly; those of a row that was read more often are stored side by side and summed
+// later, in order.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ class Destinations {
  public:
   Destinations() = default;
 
-  // `entries` is the number of events times that of the columns that read the table.
+  // `entries` is the number of events times the number of columns that read the table.
   Destinations(const RowGradients& rows, int64_t entries, int64_t width)
       : places_(static_cast<size_t>(entries), kNowhere) {
     const RowOrder& order = rows.order;
@@ -39,13 +39,14 @@ class Destinations {
     waiting_.reset(new A[static_cast<size_t>(waiting * width)]);
   }
 
-  // A row of values that are read more than once: its gradients wait at [first, first + times).
+  // A row of values that are read more than once: its gradients are stored at [first, first + times).
   struct Repeated {
     int64_t to, first, times;
   };
   const std::vector<Repeated>& repeated() const { return repeated_; }
 
-  // Of the entry at a position of the order: a row of the values, ~ a waiting row, or kNowhere.
+  // The destination of the entry at a position of the order: a row of the values, ~ a stored row, or
+  // kNowhere.
   const int64_t* places() const { return places_.data(); }
   A* waiting() const { return waiting_.get(); }
 
@@ -57,8 +58,8 @@ class Destinations {
   std::unique_ptr<A[]> waiting_;
 };
 
-// The gradients of `count` events of one column, `from_stride` apart, to their places; places[count, known)
-// are prepared.
+// Writes the gradients of `count` events of one column, `from_stride` apart, to places; prefetches
+// places[count, known).
 template <class A, class Stored>
 ARGUS_INLINE void scatter_rows(const A* from, int64_t from_stride, const int64_t* places, int64_t count,
                                int64_t known, int64_t width, Stored* values, A* waiting) {
@@ -77,7 +78,7 @@ ARGUS_INLINE void scatter_rows(const A* from, int64_t from_stride, const int64_t
   }
 }
 
-// The waiting rows [0, times) summed in their order and rounded into `to`; `sum` is room for a row.
+// Sums the stored rows [0, times) in order and rounds the sum into `to`; `sum` is scratch for one row.
 template <class A, class Stored>
 ARGUS_INLINE void sum_waiting(const A* waiting, int64_t times, int64_t width, A* sum, Stored* to) {
   for (int64_t j = 0; j < width; ++j) sum[j] = waiting[j];

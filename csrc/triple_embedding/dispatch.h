@@ -1,4 +1,4 @@
-// From the dtypes of a problem to the types of a pass.
+// Maps the dtypes of a problem to the types of a pass.
 #pragma once
 
 #include "common/cpu/element.h"
@@ -13,8 +13,8 @@ void with_operand_of(Visit&& visit) {
       [&]<class Operand>() { visit.template operator()<Operand, Weight, Stored>(); });
 }
 
-// Calls visit.operator()<Operand, Weight, Stored>(): what products are computed in, what weight, bias, output
-// and its gradient are stored in, what the tables are stored in.
+// Calls visit.operator()<Operand, Weight, Stored>(): the operand type of the products, the stored type of
+// weight, bias, output and its gradient, and the stored type of the tables.
 template <class Visit>
 void with_types(const Problem& problem, Visit&& visit) {
   const bool wide_tables = problem.table_dtype == Dtype::float32;

@@ -11,14 +11,14 @@
 
 namespace argus::triple_embedding {
 
-// A column, and where it stands among those that are served the same way.
+// A column, and its offsets among the columns that are served the same way.
 struct Part {
   const Table* table;
   const int64_t* ids;
   int64_t offset;  // of the weight's rows
   int64_t place;   // gathered: in a row of the tile; projected: first row of its stack
   int table_index;
-  int64_t reader;  // how many columns before it read the same table
+  int64_t reader;  // number of earlier columns that read the same table
 };
 
 struct Layout {
@@ -41,13 +41,12 @@ inline Layout lay_out(const Problem& problem) {
   return layout;
 }
 
-// Events that are gathered, multiplied and finished together: their tile and its product stay in the
-// second-level cache.
+// Events that are gathered, multiplied and finished together: their tile and its product stay in L2.
 inline int64_t tile_events(const Problem& problem) {
   return problem.width <= 512 ? 192 : 96;
 }
 
-// An element as the product takes it: rounded to the weight's type first.
+// An element as an operand of the product: rounded to the weight's type first.
 template <class Operand, class Weight, class Stored>
 ARGUS_INLINE void as_operand(Operand& to, Stored from) {
   if constexpr (std::is_same_v<Operand, Stored>) {
@@ -66,7 +65,7 @@ ARGUS_INLINE void as_operand(Operand& to, Stored from) {
 }
 
 constexpr int64_t kLineBytes = 64;
-// Rows lie at random places of memory: this many ahead are asked for.
+// Rows lie at random addresses: they are prefetched this many events ahead.
 constexpr int64_t kRowsAhead = 12;
 
 template <bool kWrite>
@@ -76,7 +75,7 @@ ARGUS_INLINE void prefetch(const void* from, int64_t bytes) {
     __builtin_prefetch(line + offset, kWrite ? 1 : 0);
 }
 
-// Rows ids[0, count) of `table` side by side, to_stride apart; ids[count, known) are read ahead.
+// Copies rows ids[0, count) of `table` to rows to_stride apart; prefetches ids[count, known).
 template <class Operand, class Weight, class Stored>
 ARGUS_INLINE void gather_rows(const Table* table, const int64_t* ids, int64_t count, int64_t known,
                               Operand* to, int64_t to_stride) {

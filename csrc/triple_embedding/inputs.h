@@ -1,4 +1,4 @@
-// The arguments of triple_embedding as torch gives them, and their checks.
+// The arguments of triple_embedding as torch passes them, and their checks.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -20,8 +20,8 @@ struct Inputs {
   std::vector<int64_t> columns;
 };
 
-// Memory for a result. Its width comes from the weight, which has no elements where no column is given and
-// may claim any width.
+// Memory for a result. Its width comes from the weight, which has no elements if no column is given and may
+// then have any width.
 inline Tensor new_result(const Tensor& like, std::initializer_list<int64_t> sizes, bool zeros = false) {
   try {
     return zeros ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
@@ -70,7 +70,7 @@ inline Inputs dense_inputs(const Tensor& ids, const std::vector<Tensor>& tables,
   return inputs;
 }
 
-// Each table's zeros that its dense gradient is written to, of its own shape and dtype.
+// Zeros of each table's shape and dtype, which its dense gradient is written to.
 inline void check_zeros(const Inputs& inputs, const std::vector<Tensor>& zeros) {
   if (zeros.size() != inputs.tables.size())
     fail(kOp, "d_tables has ", zeros.size(), " tensors, expected one for each of ", inputs.tables.size(),
@@ -84,7 +84,7 @@ inline void check_zeros(const Inputs& inputs, const std::vector<Tensor>& zeros) 
   }
 }
 
-// A bias as the kernels take it, contiguous; null where there is none.
+// The bias as the kernels take it, contiguous; null if there is none.
 inline std::optional<Tensor> dense_bias(const Inputs& inputs, const std::optional<Tensor>& bias) {
   if (!bias) return std::nullopt;
   check_shape(kOp, "bias", *bias, "[D]", {inputs.weight.size(1)});

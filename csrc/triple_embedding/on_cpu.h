@@ -59,13 +59,13 @@ inline Tensor forward_on_cpu(Tensor ids, std::vector<Tensor> tables, std::vector
   return output;
 }
 
-// Fresh memory for a gradient; zeros where no event or no column of the output will reach it.
+// Fresh memory for a gradient; zeros if there are no events or no output columns.
 inline Tensor fresh_gradient(const Tensor& like, const Problem& problem,
                              std::initializer_list<int64_t> size) {
   return new_result(like, size, problem.events == 0 || problem.width == 0);
 }
 
-// The rows that were read and a row of gradients for each, of every table.
+// For every table, the rows that were read and a row of gradients for each.
 inline std::vector<Tensor> allocate_rows(const Inputs& inputs, const Problem& problem, Backward& backward) {
   std::vector<Tensor> made;
   for (size_t index = 0; index < inputs.tables.size(); ++index) {
@@ -91,7 +91,7 @@ inline void order_all_rows(const Problem& problem, Backward& backward) {
 }
 
 // d_tables: a tensor of zeros for each table, or none for row-sparse gradients. Returns (rows, values) of
-// each table where row-sparse, then the weight's and the bias's gradient where wanted.
+// each table if row-sparse, then the weight's and the bias's gradient if wanted.
 inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
                                            std::vector<int64_t> columns, Tensor weight,
                                            std::vector<Tensor> d_tables, bool sparse, bool needs_tables,

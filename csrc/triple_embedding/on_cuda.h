@@ -1,6 +1,6 @@
-// triple_embedding on CUDA tensors: allocation and the launches. Dense gradients need
-// no word from the GPU. Row-sparse ones have a size that only the GPU knows, so each table waits for one
-// number.
+// triple_embedding on CUDA tensors: allocation and the launches. Dense gradients do not synchronise with the
+// GPU. The size of a row-sparse gradient is known only on the GPU, so the host waits for one number per
+// table.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -58,7 +58,7 @@ inline Tensor float_room(const Tensor& like, std::initializer_list<int64_t> size
   return torch::stable::new_empty(like, size, ScalarType::Float);
 }
 
-// The last element of a running sum, waited for.
+// The last element of a running sum; waits for the GPU.
 inline int64_t last_on_host(Tensor& sums) {
   if (sums.size(0) == 0) return 0;
   const Tensor last = torch::stable::narrow(sums, 0, sums.size(0) - 1, 1);
@@ -66,8 +66,8 @@ inline int64_t last_on_host(Tensor& sums) {
               .const_data_ptr<int64_t>();
 }
 
-// The gradient of the group's n-th table into `values`, or, where that is null, into `rows`: its rows, then
-// their values.
+// Computes the gradient of the group's n-th table into `values`, or, if that is null, into `rows`: first its
+// rows, then their values.
 inline void sum_rows(const Inputs& inputs, const CudaProblem& problem, const Tensor& gathered,
                      const OrderedTables& group, size_t n, Tensor* values, Tensor* rows) {
   const Tensor& table = inputs.tables[group.tables[n]];

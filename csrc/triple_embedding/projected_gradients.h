@@ -12,8 +12,8 @@
 
 namespace argus::triple_embedding {
 
-// Columns of the output's gradient that are summed together. The sums of one slice, of all columns, lie in
-// the second-level cache.
+// Columns of the output's gradient that are summed together. The sums of one slice, for all columns, stay in
+// L2.
 constexpr int64_t kSlice = 32;
 
 // Adds columns [0, lanes) of the gradient's rows to the sums of the rows that the parts read, in the order of
@@ -88,8 +88,8 @@ std::vector<Arithmetic<Weight>> table_gradient(const Problem& problem, const Sli
   return total;
 }
 
-// tableᵀ · S_k into the rows of the weight's gradient that column k meets. Rows that the column did not read
-// count as zero, whatever they hold.
+// tableᵀ · S_k into column k's rows of the weight's gradient. Table rows that the column did not read count
+// as zero, whatever they hold.
 template <class Weight, class Stored>
 void weight_gradient(const Problem& problem, const SlicedSums<Weight>& sums, const Part& part,
                      Weight* d_weight) {

@@ -1,5 +1,5 @@
-// What the tiles of triple_embedding's products are filled from beside plain matrices: gathered rows, and the
-// weight. Each copies one 16-byte chunk of itself into shared memory, with zeros for what is not there.
+// The sources of triple_embedding's products besides plain matrices: gathered rows, and the weight. Each
+// copies one 16-byte chunk to shared memory, with zeros for missing elements.
 #pragma once
 
 #include "common/cuda/tile_product.cuh"
@@ -36,7 +36,7 @@ struct GatheredRows {
   }
 };
 
-// The weight's row of an element of depth, or -1.
+// The row of the weight for an element of depth, or -1.
 template <class T>
 ARGUS_DEVICE int weight_row(const CudaProblem& problem, int64_t element) {
   const int chunk = static_cast<int>(element / kChunk<T>);

@@ -1,7 +1,8 @@
-// The entries of the tables, a read of a row by an event of a column each, in the order of their rows.
+// The entries of the tables in the order of their rows; an entry is the read of one row by one event of one
+// column.
 //
 // Tables of few rows are counted: 4 launches and about a third of the bytes of torch's sort, which moves
-// 32-bit keys and 64-bit places four times. The others are sorted, with it.
+// 32-bit keys and 64-bit indices four times. The other tables are sorted by torch.
 #pragma once
 
 #include <limits>
@@ -15,7 +16,7 @@
 
 namespace argus::triple_embedding {
 
-// Tables whose rows one numbering of 32 bits holds, and their entries in the order of that numbering.
+// Tables whose rows fit one 32-bit numbering, and their entries in the order of that numbering.
 struct OrderedTables {
   CudaKeys keys{};
   std::vector<size_t> tables;
@@ -23,7 +24,7 @@ struct OrderedTables {
   Tensor ordered, positions;
 };
 
-// The tables that are counted, or those that are not, in as few groups as 32 bits allow, mostly one.
+// The counted tables, or the others, in as few groups as 32 bits allow, usually one.
 inline std::vector<OrderedTables> group_tables(const Inputs& inputs, bool counted) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   std::vector<OrderedTables> groups;

@@ -4,9 +4,9 @@
 //
 // id -1 reads a row of zeros. A table is served in one of two ways. *Gathered*: its rows become part of a
 // tile of events, which is multiplied by the weight. *Projected*: the whole table is multiplied by the weight
-// first and rows of the product are added; cheaper where the table has few rows against the events. Backward
-// the same: a gathered table's gradient rows come out of a product of events, a projected one's gradients are
-// summed by row first and then multiplied.
+// first and rows of the product are added; cheaper if the table has few rows compared to the events. Backward
+// likewise: a gathered table's gradient rows come from a product over events; a projected table's gradients
+// are summed by row first and then multiplied.
 #pragma once
 
 #include <cstdint>
@@ -38,19 +38,19 @@ struct Problem {
   Dtype table_dtype, dtype;  // of the tables; of weight, bias, output and its gradient
 };
 
-// The stack of projected tables that pays: forward its rows are read in the order of the events and must stay
-// in the second-level cache; backward the sums behind the gradients are worked on in slices.
+// The largest stack of projected tables that is worthwhile. Forward, its rows are read in the order of the
+// events and must stay in L2; backward, the sums are computed in slices.
 constexpr int64_t kForwardStack = int64_t{1} << 17;
 constexpr int64_t kBackwardStack = int64_t{1} << 21;
 
-// Marks the tables to project, of at most so many elements together once projected. The choice depends on
-// sizes only, so that dense and row-sparse gradients agree.
+// Marks the tables to project; once projected they have at most that many elements together. The choice
+// depends on sizes only, so that dense and row-sparse gradients agree.
 void choose_projected(Problem& problem, int64_t most_elements);
 
 // output [events, width]; bias [width] or null.
 void forward_cpu(const Problem& problem, const void* bias, void* output);
 
-// The gradient of a gathered table: order.runs() rows, one a row that was read, are written.
+// The gradient of a gathered table: order.runs() rows are written, one per row that was read.
 struct RowGradients {
   RowOrder order;
   void* values;  // row `order.rows()[u]` of a dense gradient of zeros, or row u

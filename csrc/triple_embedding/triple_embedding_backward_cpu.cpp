@@ -1,8 +1,8 @@
-// The backward pass on the CPU. The events are cut into chunks by their number alone. A chunk goes through
-// its events tile by tile: the gathered rows' product with the output's gradient is added to the chunk's own
-// part of the weight's gradient, the gradient's product with the weight goes to the rows of the tables. Then
-// the chunks' parts are added in order, and rows that were read more than once are summed. So the number of
-// threads decides nothing.
+// The backward pass on the CPU. The events are cut into chunks by their number alone. A chunk is processed
+// tile by tile: the product of the gathered rows and the output's gradient is added to the chunk's own part
+// of the weight's gradient; the product of the gradient and the weight goes to the rows of the tables. Then
+// the chunks' parts are added in order, and rows that were read more than once are summed. So the result does
+// not depend on the number of threads.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
@@ -18,7 +18,7 @@
 namespace argus::triple_embedding {
 namespace {
 
-constexpr int64_t kChunkEvents = 1024;  // of a chunk at least, but for the last
+constexpr int64_t kChunkEvents = 1024;  // of a chunk at least, except the last
 constexpr int64_t kMaxChunks = 32;
 constexpr int64_t kChunkStep = 64;  // chunks are multiples of it
 
@@ -30,7 +30,7 @@ void for_each(int64_t count, const Body& body) {
   });
 }
 
-// Adds 16 rows to each other before they go to `sums`: an error of rounding grows with the length of a sum.
+// Adds 16 rows to each other before they go to `sums`: the rounding error grows with the length of a sum.
 template <class A, class Weight>
 ARGUS_INLINE void add_rows(const Weight* rows, int64_t count, int64_t width, A* sums) {
   constexpr int64_t kPiece = 16, kColumns = 64;
@@ -119,7 +119,7 @@ class BackwardPass {
     matmul::pack_right(packed_weight_.get(), together.data(), layout_.depth, width, width, int64_t{1});
   }
 
-  // Written before it is read, so never filled.
+  // Written before it is read, so not initialised.
   template <class T>
   struct Memory {
     void take(int64_t size) { memory.reset(new T[static_cast<size_t>(size)]); }

@@ -72,23 +72,23 @@ struct CudaKeys {
 constexpr int kMaxCountedRows = 999;
 constexpr int kCountedEvents = 1024;
 
-// The entries of small tables, in order: keys.keys and positions. Counts stand by table, row (the first is
-// that of ids of no row), reading column and chunk of events.
+// The entries of small tables, in order: keys.keys and positions. Counts are ordered by table, row (first the
+// ids without a row), reading column and chunk of events.
 struct CudaCounts {
   CudaKeys keys;
-  int64_t lines[kMaxColumns];  // of counts, chunks a line, before the column's first
+  int64_t lines[kMaxColumns];  // lines of counts, one count per chunk, before the column's first line
   int readers[kMaxColumns];    // columns that read the table, the lines from one row to the next
   int64_t lines_in_all;
   int32_t* counts;      // [lines_in_all, counted_chunks]
-  const int64_t* sums;  // their running sum, each included
+  const int64_t* sums;  // their inclusive running sum
   int64_t* positions;   // [count, events]
 };
 
-// Fills in the lines; the keys are complete but for their results.
+// Fills in the lines; of the keys, all but the results must be set.
 void lay_out_counts(CudaCounts& counts);
 int64_t counted_chunks(int64_t events);
 
-constexpr int kWindow = 32;  // sorted entries that a warp sums
+constexpr int kWindow = 32;  // sorted entries per warp
 
 // The gradient of one table: for each row that was read, the sum of its rows of the gathered gradient.
 struct CudaRowSums {

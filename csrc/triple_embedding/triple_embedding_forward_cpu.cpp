@@ -1,7 +1,7 @@
 // The forward pass on the CPU. The projected tables come first, each with a row of zeros for missing ids
-// after its own: zero times an infinite weight is NaN, as it is where rows are gathered. Then each tile of
-// events is gathered, multiplied by the packed weight, and finished: bias and rows of the projected tables
-// added, rounded once.
+// after its own: zero times an infinite weight is NaN, as it is for gathered rows. Then each tile of events
+// is gathered, multiplied by the packed weight, and finished: bias and rows of the projected tables added,
+// rounded once.
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>

@@ -21,7 +21,7 @@ ARGUS_DEVICE int64_t tile_of(unsigned block) {
 template <class T>
 ARGUS_DEVICE void store_pair(T* to, bool paired, bool second, float x, float y) {
   if (paired) {
-    // They stand on an even place of rows of even width.
+    // They begin at an even column of rows of even width.
     tile::Pair<T> pair;
     from_float(pair.x, x);
     from_float(pair.y, y);
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(tile::kThreads)
 
 constexpr int kPiece = 32;
 
-// Σ term(i) for i in [begin, end), in pieces of kPiece: torch adds in pairs, beside which the rounding of one
-// long sum shows.
+// Σ term(i) for i in [begin, end), in pieces of kPiece: the rounding error of one long sum would be visibly
+// larger than that of torch's pairwise sum.
 template <class Term>
 ARGUS_DEVICE float sum_in_pieces(int64_t begin, int64_t end, const Term& term) {
   float sum = 0.0f;
@@ -123,7 +123,7 @@ ARGUS_DEVICE float sum_parts(const float* first, int64_t stride, int parts) {
   return sum_in_pieces(0, parts, [&](int64_t part) { return first[part * stride]; });
 }
 
-// A block an element of depth.
+// One block per element of depth.
 template <class T>
 __global__ void weight_sum_kernel(CudaBackward backward, int parts) {
   const CudaProblem& problem = backward.problem;
@@ -138,7 +138,7 @@ __global__ void weight_sum_kernel(CudaBackward backward, int parts) {
     from_float(to[column], sum_parts(from + column, stride, parts));
 }
 
-// A block a part of the events; a thread a column.
+// One block per part of the events, one thread per column.
 template <class T>
 __global__ void bias_part_kernel(CudaBackward backward, int64_t part_events) {
   const int64_t begin = blockIdx.x * part_events;
@@ -181,7 +181,7 @@ ARGUS_DEVICE int64_t row_at(const CudaRowSums& sums, int64_t i) {
   return int64_t{sums.keys[i]} - sums.first_key - 1;
 }
 
-// The row of the table's gradient that the run at sorted place i goes to.
+// The row of the table's gradient for the run at sorted position i.
 template <class Stored>
 ARGUS_DEVICE Stored* run_values(const CudaRowSums& sums, int64_t i) {
   const int64_t to = sums.slots == nullptr ? row_at(sums, i) : sums.slots[i] - 1;
@@ -200,8 +200,8 @@ ARGUS_DEVICE int64_t global_warp() {
   return (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarpSize;
 }
 
-// A warp a window. A lane holds the address of one entry; all lanes then walk the entries, each lane a
-// column.
+// One warp per window. Each lane holds the address of one entry; then all lanes loop over the entries, one
+// column per lane.
 template <class Stored>
 __global__ void sum_windows_kernel(CudaRowSums sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
@@ -239,7 +239,7 @@ __global__ void sum_windows_kernel(CudaRowSums sums) {
   }
 }
 
-// A warp a window: where a run begins in it and goes on, adds what the windows after it hold of the run.
+// One warp per window: if a run begins in it and continues, adds the run's sums in the later windows.
 template <class Stored>
 __global__ void sum_runs_kernel(CudaRowSums sums) {
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;

@@ -1,12 +1,11 @@
-// What the passes agree on before they begin: which tables are projected, and the rows of each table in
-// order.
+// Decisions shared by both passes: which tables are projected, and the order of each table's rows.
 #include "common/cpu/row_order.h"
 #include "triple_embedding/triple_embedding.h"
 
 namespace argus::triple_embedding {
 namespace {
 
-// A row of the projected table costs as much to add as this many elements of a gathered row to multiply.
+// Adding a row of the projected table costs as much as multiplying this many elements of a gathered row.
 constexpr int64_t kAddedRow = 6;
 
 }  // namespace

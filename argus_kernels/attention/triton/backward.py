@@ -1,8 +1,8 @@
-"""The backward Triton kernels of attention over packed histories, softmax and SiLU: scores are computed again.
+"""The backward Triton kernels of attention over packed histories, softmax and SiLU; scores are recomputed.
 
-`query_gradient_kernel`: one program a tile of queries, as forward. `key_gradient_kernel`: one program a tile of keys,
-which walks the queries that see it, with the tile transposed, so that weights and score gradients are left operands
-straight from registers. Rows in which a NaN is left are computed again (`seen_rows`). `table_gradient_kernel` stands in
+`query_gradient_kernel`: one program per tile of queries, as in forward. `key_gradient_kernel`: one program per tile of
+keys. It loops over the queries that see the tile, with scores transposed, so that weights and score gradients are left
+operands directly from registers. Rows whose sums hold a NaN are recomputed (`seen_rows`). `table_gradient_kernel` is in
 `tables`.
 """
 
@@ -41,7 +41,7 @@ def score_gradients(
     MASKED: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
-    """A tile's weights and the gradients of its scores, [Q, K], which pairs are shown, and the buckets they read."""
+    """A tile's weights and score gradients, [Q, K], which pairs are visible, and the buckets they read."""
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     d_weights = tl.dot(d_out, tl.trans(value), input_precision="ieee")
     key_time = own_times(biases.key_time, tile, key_place)
@@ -78,7 +78,7 @@ def _gather_keys(
     SHAPE: tl.constexpr,
     BLOCK_KEY: tl.constexpr,
 ):
-    """Adds what the keys low … high − 1 give to the gradient of a query tile."""
+    """Adds the terms of keys low … high − 1 to the gradient of a query tile."""
     for first in range(low, high, BLOCK_KEY):
         key_place = first + tl.arange(0, BLOCK_KEY)
         key = load_rows(k, key_place, tile.length, SHAPE)
@@ -155,7 +155,7 @@ def query_gradient_kernel(
     broken = broken_rows(total, real)
     kept = real & (broken == 0)
     if EXACT:
-        # float32: log_sum_exp's own rounding is an error of every weight in the row, which their sum shows.
+        # float32: the rounding of log_sum_exp is an error of every weight in the row; the weights' sum corrects it.
         weight_sum = tl.where(real, weight_sum, 1.0)
         tl.store(statistics.norm + row + place, 1.0 / weight_sum, mask=real)
         total = total / weight_sum[:, None]
@@ -198,7 +198,7 @@ def _gather_queries(
     SHAPE: tl.constexpr,
     BLOCK_QUERY: tl.constexpr,
 ):
-    """Adds what the queries low … high − 1 give to the gradients of a key tile; OWN: the queries of its own block."""
+    """Adds the terms of queries low … high − 1 to the gradients of a key tile; OWN: the queries of its own block."""
     for first in range(low, high, BLOCK_QUERY):
         place = first + tl.arange(0, BLOCK_QUERY)
         real = place < tile.length
@@ -207,7 +207,7 @@ def _gather_queries(
         if visible is not None:
             limit = tl.load(visible + tile.start + place, mask=real, other=0)
             if not OWN:
-                # A block of queries that see none of these keys costs the look at its limits.
+                # A block of queries that see none of these keys costs only the load of its limits.
                 reached = tl.max(limit, axis=0) > tile.first
         if reached:
             query = load_rows(q, place, tile.length, SHAPE)

@@ -1,9 +1,8 @@
 """The forward Triton kernel of attention over packed histories, softmax and SiLU.
 
-One program computes a tile of queries of one user and head. It walks the user's keys, its own block first, so that
-every query has seen itself before the running maximum is used; blocks that the mask hides are never visited. Scores are
-in the base-2 logarithm's units, and softmax is the online one. Rows in which a NaN is left are computed again
-(`seen_rows`).
+One program computes a tile of queries of one user and head. It loops over the user's keys, its own block first, so that
+every query has seen itself before the running maximum is used; hidden blocks are skipped. Scores are in units of ln 2,
+and softmax is online. Rows whose sums hold a NaN are recomputed (`seen_rows`).
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ def forward_kernel(
     denominator = tl.zeros([BLOCK_QUERY], tl.float32)
     own_end = tl.minimum(tile.first + BLOCK_QUERY, length)
     for part in tl.static_range(4):
-        # Its own block, then the keys that a window cuts, those that every query sees, and those that a limit cuts.
+        # Its own block, then the keys cut by the window, those that every query sees, and those cut by a limit.
         if (part == 0) or (part == 2) or (part == 1 and SHAPE.windowed) or (part == 3 and visible is not None):
             begin = tile.first if part == 0 else (low if part == 1 else (inner if part == 2 else outer))
             end = own_end if part == 0 else (inner if part == 1 else (outer if part == 2 else high))

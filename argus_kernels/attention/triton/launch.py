@@ -1,11 +1,11 @@
 """Launches the Triton attention kernels over packed histories: their order, their tiles, and the sums for the tables.
 
-The work of a batch is a flat list of tiles (user, block), worked out on the device from the offsets
-(`triton_schedule`), once a pass for all its kernels; its length is an upper bound that the host knows. The costly tiles
-come first, and the GPU hands the next one to the multiprocessor that is free first, so that one long user among many
-short ones does not leave the chip idle at the end.
+The work of a batch is a flat list of tiles (user, block), computed on the device from the offsets (`schedule`), once
+per pass for all its kernels; the host knows an upper bound of its length. The most expensive tiles come first, and a
+free multiprocessor takes the next one, so that one long user among many short ones does not leave the GPU idle at the
+end.
 
-A user's tiles and their sizes depend on its own events alone, never on who shares the batch.
+A user's tiles and their sizes depend on their own events alone, not on the other users of the batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLE_BLOCK = 32
 
 
 class Attention(History):
-    """The record of both ops, and what the kernels' launches derive from it."""
+    """The record of both ops, and the values that the kernels' launches derive from it."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ class Attention(History):
         return self.offsets.shape[0] - 1
 
     def block_width(self) -> int:
-        """The head width as tiles have it."""
+        """The head width of the tiles."""
         return max(16, next_power_of_two(self.q.shape[2]))
 
     def config(self, part: str) -> Config:
@@ -99,18 +99,19 @@ class Attention(History):
 
 
 def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, generation: int) -> Config:
-    """The tile sizes of a kernel ("forward", "query_gradient", "key_gradient") where no table knows better.
+    """The tile sizes of a kernel ("forward", "query_gradient", "key_gradient") without an entry in a tuning table.
 
     generation: the first number of the GPU's compute capability. float32 products are fused multiply-adds whose tiles
-    live in registers; biases hold a tile of 64-bit differences. On sm_90 the tiles of plain 16-bit products are chosen
-    by what they are compiled to, none of it measured: wgmma of 32 columns and more (of 16 it is bound by shared
-    memory), three stages, so that a load is in flight during a product, and no spills. On sm_80 the gradients' tiles
-    are smaller, because those spill there.
+    live in registers; biases need a tile of 64-bit differences. On sm_90 the tiles of plain 16-bit products are chosen
+    from the compiled code, not measured: wgmma of 32 columns and more (of 16 it is bound by shared memory), three
+    stages, so that a load is in flight during a product, and no spills. On sm_80 the gradients' tiles are smaller,
+    because those spill there.
     """
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
         warps = 8 if part == "query_gradient" or (part == "forward" and width <= 32) else 4
-        # Left alone, ptxas takes 68 and 166 registers, and a block less fits a multiprocessor; nothing is spilled so.
+        # Without a limit ptxas takes 68 and 166 registers, and one block fewer fits a multiprocessor; the limit spills
+        # nothing.
         limits = {"forward": 64, "query_gradient": 128} if width <= 32 else {}
         limit = {"registers": limits[part]} if part in limits else {}
         return {"block_query": side, "block_key": side, "warps": warps, "stages": 1, **limit}
@@ -128,14 +129,15 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
         tile = (64, 64, 4, 3) if narrow else (32, 64, 4, 2)
     config = dict(zip(("block_query", "block_key", "warps", "stages"), tile, strict=True))
     if biased and generation >= 10 and part != "query_gradient":
-        # Left alone, ptxas spills up to 64 bytes to come down to 128 and 80 registers; with these limits nothing.
+        # Without a limit ptxas spills up to 64 bytes to reach 128 and 80 registers; with these limits it spills
+        # nothing.
         config["registers"] = 168 if part == "forward" else 128
     return config
 
 
 @functools.lru_cache(maxsize=64)
 def upper_edges(buckets: int, device: torch.device) -> Tensor:
-    """Entry b is the smallest difference past bucket b, int64 [buckets]; kept: a copy cannot go into a CUDA graph."""
+    """Entry b is the smallest difference past bucket b, int64 [buckets]; cached: a CUDA graph cannot capture a copy."""
     edges = time_thresholds(buckets, device)
     return torch.cat([edges[1:], edges.new_full((1,), torch.iinfo(torch.int64).max)])
 
@@ -167,7 +169,7 @@ def backward(
     log_sum_exp: Tensor | None = None,
     d_log_sum_exp: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of q, k and v, and of the tables that need one; softmax also takes its outputs."""
+    """Gradients of q, k and v, and of the tables that need one; softmax also needs its outputs."""
     total, heads, _ = given.q.shape
     gradients = [given.q.new_zeros(given.q.shape) for _ in range(3)]
     tables: list[Tensor | None] = [
@@ -217,7 +219,7 @@ def _query_gradient(
 def _table_gradients(
     given: Attention, shared: dict[str, Any], side: int, needs: dict[str, bool]
 ) -> list[Tensor | None]:
-    """The gradients of position_bias and time_bias, of those that need one, in tiles of `side` queries and keys."""
+    """The gradients of position_bias and time_bias, if needed, in tiles of `side` queries and keys."""
     heads, programs = given.q.shape[1], shared["schedule"].shape[0]
     tables = {"position": given.position_bias, "time": given.time_bias}
     sums: dict[str, Tensor | None] = {}
@@ -270,14 +272,14 @@ def _blocks(config: Config) -> dict[str, int]:
 
 
 def _rows(table: Tensor | None) -> Tensor | None:
-    """A table whose columns are neighbours in memory; float64 becomes float32, in which scores are computed."""
+    """A table whose columns are contiguous in memory; float64 becomes float32, the dtype of the scores."""
     if table is None:
         return None
     return (table.float() if table.dtype == torch.float64 else table).contiguous()
 
 
 def tunables(op: str) -> tuple[Tunable, ...]:
-    """What `python -m benchmarks tune` may choose from, for an op's three kernels."""
+    """The configurations of an op's three kernels that `python -m benchmarks tune` may choose from."""
     tiles: dict[str, tuple[tuple[int, int, int, int], ...]] = {
         "forward": ((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3)),
         "query_gradient": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)),

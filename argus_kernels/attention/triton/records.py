@@ -1,7 +1,8 @@
-"""What travels together in the Triton attention kernels: a tensor with its strides, the biases, a tile, its queries.
+"""The records of the Triton attention kernels: a tensor with its strides, the biases, a tile, its queries.
 
-A launch passes these records as tuples, of which Triton specialises every entry as if it stood alone. In a kernel the
-tensors are pointers to the whole batch. A jitted function cannot return None, so what may be None stays as it came.
+A launch passes these records as tuples, and Triton specialises every entry as a separate argument. In a kernel the
+tensors are pointers to the whole batch. A jitted function cannot return None, so optional entries are passed on
+unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Biases(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """Of softmax's rows, float32 [H, T]: log_sum_exp, delta and, in float32, 1 / the sum of the weights; or None."""
+    """Softmax's statistics, float32 [H, T]: log_sum_exp, delta and, in float32, 1 / the sum of the weights; or None."""
 
     log_sum_exp: Any
     delta: Any
@@ -42,7 +43,7 @@ class Statistics(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a kernel is compiled for besides its tiles. positions, buckets: widths of the tables, 0 without one."""
+    """The constants of a kernel besides its tiles. positions, buckets: widths of the tables, 0 without a table."""
 
     softmax: bool
     windowed: bool
@@ -53,7 +54,7 @@ class Shape(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A program's work: the user's first row and length, the block's first place among the user's, and the head."""
+    """A program's work: the user's first row and length, the block's first position in the history, and the head."""
 
     start: Any
     length: Any
@@ -62,7 +63,7 @@ class Tile(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """Places of queries among their user's events, the limits of `visible`, and their times."""
+    """Positions of queries in their user's history, the limits of `visible`, and their times."""
 
     place: Any
     limit: Any
@@ -71,7 +72,7 @@ class Queries(NamedTuple):
 
 @triton.jit
 def own_tile(schedule, heads, BLOCK: tl.constexpr):
-    """What this program works on; the heads of a tile are neighbours. Length 0: nothing."""
+    """The tile of this program; the heads of a tile are neighbours. Length 0: no tile."""
     entry = schedule + tl.program_id(0) // heads * 3
     head = tl.program_id(0) % heads
     return Tile(tl.load(entry).to(tl.int64), tl.load(entry + 1), tl.load(entry + 2) * BLOCK, head)
@@ -86,7 +87,7 @@ def own_rows(rows, tile):
 
 @triton.jit
 def own_times(times, tile, place):
-    """Times of the tile's user; their places where there are none."""
+    """Times of the tile's user; the positions if there are no times."""
     found = place
     if times is not None:
         found = tl.load(times + tile.start + place, mask=place < tile.length, other=0)
@@ -95,7 +96,7 @@ def own_times(times, tile, place):
 
 @triton.jit
 def own_queries(visible, biases, tile, place):
-    """What is known of queries of the tile's user."""
+    """The positions, limits and times of queries of the tile's user."""
     limit = place
     if visible is not None:
         limit = tl.load(visible + tile.start + place, mask=place < tile.length, other=0)

@@ -1,13 +1,13 @@
 """The tiles (user, block) of a batch of packed histories, the most expensive first, made on the device in one launch.
 
-The cost of a tile of queries is the number of key blocks up to its own, that of a tile of keys the number of query
-blocks from its own on. A user has one tile of each cost from 1 to their number of blocks, so the position of a tile
-follows from the block counts alone: before it come the more expensive tiles of all users, then the tiles of equal
+The cost of a tile of queries is the number of key blocks up to its own; the cost of a tile of keys is the number of
+query blocks from its own on. A user has one tile of each cost from 1 to their number of blocks, so the position of a
+tile follows from the block counts alone: before it come the more expensive tiles of all users, then the tiles of equal
 cost of earlier users. Nothing is sorted.
 
-The schedules are made again for each pass of each layer, in one launch of a few microseconds. They are not kept from
-layer to layer, because nothing shows whether `offsets` has changed: writes through `.data`, a collective, a replayed
-CUDA graph or a buffer that torch.compile reuses leave the tensor, its address and its version as they were.
+The schedules are recomputed for each pass of each layer, in one launch of a few microseconds. They are not cached
+across layers, because a change of `offsets` cannot be detected: writes through `.data`, a collective, a replayed CUDA
+graph or a buffer that torch.compile reuses change neither the tensor object, its address nor its version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TILES, _USERS = 64, 128
 
 @triton.jit
 def _blocks_of(offsets, user, users, BLOCK: tl.constexpr):
-    """How many blocks each of these users has; 0 past the last user."""
+    """The number of blocks of each of these users; 0 past the last user."""
     there = user < users
     begin = tl.load(offsets + user, mask=there, other=0)
     end = tl.load(offsets + user + 1, mask=there, other=0)
@@ -85,8 +85,8 @@ def schedule_kernel(
 def tile_schedules(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool]]) -> list[Tensor]:
     """One schedule for each (block, of_keys): int32 [total // block + B, 3], first row, length and block number.
 
-    offsets: int32 [B + 1] with B ≥ 1. total: how many rows there are, with the padding. The entries are in the order of
-    their cost, the most expensive first, and of their users; those past the last tile have length 0.
+    offsets: int32 [B + 1] with B ≥ 1. total: the number of rows, with the padding. The entries are ordered by cost, the
+    most expensive first, then by user; those past the last tile have length 0.
     """
     offsets = offsets.contiguous()
     users = offsets.shape[0] - 1

@@ -1,14 +1,14 @@
-"""Single rows of attention's results, computed so that a pair that the mask hides adds nothing whatever it holds.
+"""Recomputes single rows of attention's results so that a hidden pair adds nothing, whatever it holds.
 
-A matrix product multiplies hidden pairs by 0, and 0 · NaN and 0 · ∞ are NaN: one event that is not finite would reach
-others of its user that do not see it. It always shows as NaN in a tile's sums, which stay NaN once they are. So the
-kernels look for NaN at a tile's end and compute the rows that hold one again, here: a row at a time against blocks of
-the other side, with sums of `where` in the place of products. Rows without a NaN keep what the products gave.
+A matrix product multiplies hidden pairs by 0, and 0 · NaN and 0 · ∞ are NaN: an event that is not finite would affect
+events of its user that do not see it. Such an error becomes NaN in a tile's sums and stays NaN. So the kernels check
+for NaN at the end of a tile and recompute those rows here: one row at a time against blocks of the other side, with
+sums of `where` instead of products. Rows without a NaN keep the results of the products.
 
-The functions work on small blocks, so that the kernels' products keep their registers; a row costs many times its
-share of a tile. Where ptxas would still take more of them, or spill to take fewer, `launch` limits the registers.
+The functions work on small blocks, so that they take no registers from the kernels' products; a row costs many times
+its share of a tile. If ptxas would still take more registers, or spill to take fewer, `launch` sets a limit.
 `attend_row` is called, not inlined: inlined, float32's forward kernel spills 8 bytes at 64 registers. The gradients'
-are inlined: called, the key gradient of head width 128 spills 8 bytes on sm_100.
+functions are inlined: called, the key gradient of head width 128 spills 8 bytes on sm_100.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ ENTRIES = tl.constexpr(512)
 
 @triton.jit
 def broken_rows(total, real):
-    """Which of the real rows of a tile's sums hold a NaN: int32 [rows]."""
+    """Which rows of a tile's sums, padding excluded, hold a NaN: int32 [rows]."""
     return tl.max(((total != total) & real[:, None]).to(tl.int32), axis=1)
 
 
 @triton.jit
 def any_of(broken):
-    """Whether a row is broken. A matrix of one row: for sm_100 Triton 3.6 cannot reduce a vector behind a product."""
+    """Whether a row holds a NaN. A matrix of one row: on sm_100 Triton 3.6 cannot reduce a vector after a product."""
     return tl.max(broken[None, :], axis=1).item() > 0
 
 
 @triton.jit
 def is_broken(broken, number, BLOCK: tl.constexpr):
-    """Whether row `number` is broken."""
+    """Whether row `number` holds a NaN."""
     own = tl.arange(0, BLOCK) == number
     return tl.max(tl.where(own, broken, 0)[None, :], axis=1).item() > 0
 
@@ -58,7 +58,7 @@ def load_row(rows, place, SHAPE: tl.constexpr):
 
 @triton.jit
 def _add_seen(total, factors, seen, rows):
-    """Total + Σ_j factors[j] · rows[j] over the rows that are seen."""
+    """Total + Σ_j factors[j] · rows[j] over the visible rows."""
     return total + tl.sum(tl.where(seen[:, None], factors[:, None] * rows, 0.0), axis=0)
 
 
@@ -89,7 +89,7 @@ def _store_row(target, row, SHAPE: tl.constexpr):
 def attend_row(
     q, k, v, out, log_sum_exp, place, limit, time, low, tile, biases, divisor, window, scale, SHAPE: tl.constexpr
 ):
-    """Writes a query's result to `out` and its log_sum_exp, which SiLU has not."""
+    """Writes a query's result to `out`, and its log_sum_exp for softmax."""
     BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
     block: tl.constexpr = ENTRIES // BLOCK_WIDTH
     query = load_row(q, place, SHAPE)
@@ -101,7 +101,7 @@ def attend_row(
         for first in tl.range(low, place + 1, block, num_stages=1):
             _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
             largest = tl.maximum(largest, tl.max(tl.where(seen, scores, -float("inf")), axis=0))
-        # Where every score is −∞, −∞ − −∞ would be NaN.
+        # If every score is −∞, −∞ − −∞ would be NaN.
         subtracted = tl.where(largest == -float("inf"), 0.0, largest)
     for first in tl.range(low, place + 1, block, num_stages=1):
         _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)

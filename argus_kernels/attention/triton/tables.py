@@ -1,9 +1,9 @@
 """The Triton kernel behind the gradients of attention's bias tables: sums of score gradients by bucket, no atomics.
 
-One program a tile of queries of one user and head walks the keys like `query_gradient_kernel`, computes the scores'
-gradients again in small tiles and adds them to its own sums, bucket after bucket, between the lowest and the highest
-that the tile has. A tile far from the diagonal has one or two: buckets grow with the logarithm of the distance. The
-launcher adds the programs' sums in order.
+One program per tile of queries of one user and head loops over the keys like `query_gradient_kernel`, recomputes the
+scores' gradients in small tiles, and adds them to its own sums, bucket by bucket, from the tile's lowest bucket to its
+highest. A tile far from the diagonal has one or two: buckets grow with the logarithm of the distance. The launcher adds
+the programs' sums in order.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def table_gradient_kernel(
         delta = tl.load(statistics.delta + row + place, mask=real, other=0.0)
         if statistics.norm is not None:
             norm = tl.load(statistics.norm + row + place, mask=real, other=0.0)[:, None]
-    # Sixteen or thirty-two rows stay with mma.sync on every chip: the histograms read what tensor memory would hold.
+    # Tiles of 16 or 32 rows use mma.sync on every GPU: the histograms need the result in registers, not in tensor
+    # memory.
     own_position_sums = tl.zeros([1 if POSITION_SUMS is None else POSITION_SUMS], tl.float32)
     own_time_sums = tl.zeros([1 if TIME_SUMS is None else TIME_SUMS], tl.float32)
     low = first * 0
@@ -74,7 +75,7 @@ def table_gradient_kernel(
             )
             if norm is not None:
                 d_scores *= norm
-            # Hidden pairs have a weight of 0, and 0 times what is not finite is NaN.
+            # Hidden pairs have weight 0, and 0 · NaN and 0 · ∞ are NaN.
             d_scores = tl.where(seen, d_scores, 0.0)
             if POSITION_SUMS is not None:
                 lowest = tl.minimum(tl.maximum(first - begin - BLOCK_KEY + 1, 0), SHAPE.positions - 1)

@@ -1,6 +1,6 @@
-"""What the Triton attention kernels compute on one tile of (query, key) pairs: places, mask, bias, weights and slopes.
+"""One tile of (query, key) pairs in the Triton attention kernels: positions, mask, biases, weights and derivatives.
 
-A tile may have its queries along either axis: places, limits and times come in shapes that broadcast to it, [Q, 1] and
+A tile may have its queries along either axis: positions, limits and times have shapes that broadcast to it, [Q, 1] and
 [1, K] or [1, Q] and [K, 1].
 """
 
@@ -20,7 +20,7 @@ ESTIMATE_MARGIN = tl.constexpr(1e-3)
 
 @triton.jit
 def load_rows(rows, place, length, SHAPE: tl.constexpr):
-    """Rows of one user and head, [places, block_width]; zero past the user's end and past the head's width."""
+    """Rows of one user and head, [positions, block_width]; zero past the user's end and past the head's width."""
     column = tl.arange(0, SHAPE.block_width)
     pointers = rows.data + place.to(tl.int64)[:, None] * rows.row + column[None, :] * rows.column
     real = (place < length)[:, None]
@@ -40,7 +40,7 @@ def shown(place, key_place, limit, window, WINDOWED: tl.constexpr):
 
 @triton.jit
 def time_bucket(difference, upper_edges, BUCKETS: tl.constexpr):
-    """The bucket of a difference in seconds: a float32 estimate or the one above it, as the integer edge decides."""
+    """The bucket of a difference in seconds: a float32 estimate is exact or one too low; the integer edge decides."""
     distance = tl.minimum(tl.maximum(tl.abs(difference), 1), LARGEST_DISTANCE)
     estimate = (tl.log(distance.to(tl.float32)) * BUCKETS_PER_LOG - ESTIMATE_MARGIN).to(tl.int32)
     estimate = tl.minimum(tl.maximum(estimate, 0), BUCKETS - 1)
@@ -49,7 +49,7 @@ def time_bucket(difference, upper_edges, BUCKETS: tl.constexpr):
 
 @triton.jit
 def position_bucket(place, key_place, POSITIONS: tl.constexpr):
-    """min(i − j, POSITIONS − 1); 0 where the key comes after the query, which no mask shows."""
+    """min(i − j, POSITIONS − 1); 0 if the key comes after the query, a pair that is always hidden."""
     return tl.minimum(tl.maximum(place - key_place, 0), POSITIONS - 1)
 
 
@@ -79,9 +79,9 @@ def silu_slope(scores):
 
 @triton.jit
 def slopes(scores, d_weights, seen, statistic, delta, norm, MASKED: tl.constexpr, SHAPE: tl.constexpr):
-    """The weights and the gradients of the scores. norm: None, or what softmax's weights are multiplied by.
+    """The weights and the gradients of the scores. norm: None, or the factor of softmax's weights.
 
-    Weights of hidden pairs are 0, and so are gradients of their scores, or NaN where the value or d_out is not finite.
+    Weights of hidden pairs are 0, and so are gradients of their scores, or NaN if the value or d_out is not finite.
     """
     if SHAPE.softmax:
         weights = tl.exp2(scores - statistic)
@@ -101,7 +101,7 @@ def slopes(scores, d_weights, seen, statistic, delta, norm, MASKED: tl.constexpr
 
 @triton.jit
 def add_to_histogram(histogram, bucket, values, lowest, highest, BLOCK: tl.constexpr):
-    """Adds every value to its bucket, one bucket after the other: in a fixed order, and without atomics.
+    """Adds every value to its bucket, one bucket after the other, in a fixed order and without atomics.
 
     A tile far from the diagonal has one or two buckets, because they grow with the logarithm of the distance.
     """

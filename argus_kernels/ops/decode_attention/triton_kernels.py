@@ -1,9 +1,9 @@
 """decode_attention in Triton: a program per chunk of a user's history and head, then one per user and head.
 
 A chunk is read tile by tile with a running softmax: its largest score, its sum of weights and its weighted values go to
-memory in float32, and the second kernel adds them up in their order. The new event is read from what was given and
-written to its slot by the program whose chunk holds it. A user whose length or a page is out of bounds gets NaN, and
-nothing is written for it. Chunks depend on the width of the block table, not on who shares the call.
+memory in float32, and the second kernel combines the chunks in order. The new event is read from k and v, and written
+to its slot by the program whose chunk holds it. A user whose length or page is out of bounds gets NaN, and nothing is
+written for them. Chunks depend on the width of the block table, not on the other users of the call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BUCKET_WIDTH = tl.constexpr(float(LOG_STEP))
 
 @triton.jit
 def time_bucket(distance, thresholds, buckets):
-    """The bucket of |distance| seconds: a logarithm, lowered a little, and the integer edge above it."""
+    """The bucket of |distance| seconds: a logarithm, lowered a little, then a comparison with the next integer edge."""
     largest: tl.constexpr = 0x7FFFFFFFFFFFFFFE
     distance = tl.abs(distance)
     # int64's minimum has no absolute value.
@@ -159,7 +159,7 @@ def chunk_kernel(
                 score += bias.to(tl.float32)
             score = tl.where(there, score, -float("inf"))
             highest = tl.maximum(largest, tl.max(score, 0))
-            # Where nothing weighs anything yet, −∞ − −∞ would be NaN.
+            # While the sum of weights is 0, −∞ − −∞ would be NaN.
             subtracted = tl.where(highest == -float("inf"), 0.0, highest)
             kept = tl.exp(largest - subtracted)
             weight = tl.exp(score - subtracted)
@@ -233,7 +233,7 @@ def forward(given: Arguments) -> Tensor:
     config = configuration(
         _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=default, device=given.q.device
     )
-    # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, of 256 spill.
+    # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, 256 columns spill.
     padded_width = next_power_of_two(width)
     block = min(max(config["tile"] // padded_width, _MIN_EVENTS), _MAX_EVENTS)
     chunk, chunks = _chunks(capacity, given.window)
@@ -291,7 +291,7 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 
 
 def _chunks(capacity: int, window: int | None) -> tuple[int, int]:
-    """Events in a chunk, and how many chunks a history can reach into: at most 64 of at least 128 events."""
+    """Events in a chunk, and the largest number of chunks of a history: at most 64 chunks of at least 128 events."""
     chunk = max(_SHORTEST_CHUNK, ceil_div(capacity, _MAX_CHUNKS * _SHORTEST_CHUNK) * _SHORTEST_CHUNK)
     chunks = ceil_div(capacity, chunk)
     return chunk, chunks if window is None else min(chunks, window // chunk + 2)

@@ -2,9 +2,9 @@
 
 A program holds the logits of 64 rows, padded to a power of two of columns, in registers: a product over pieces of
 hidden and weight, then the tasks one after the other, each a mask over the columns. Backward turns the logits into
-residuals in place, multiplies them with weight for d_hidden and writes them to memory, float32; a second kernel
-multiplies them with hidden for d_weight. A program of it keeps its sums in registers while it walks its share of the
-rows; how many shares there are depends on the sizes alone and their sums are added in order: no atomics.
+residuals in place, multiplies them by weight for d_hidden, and writes them to memory in float32; a second kernel
+multiplies them by hidden for d_weight. Each of its programs keeps its sums in registers and loops over its share of the
+rows. The number of shares depends on the sizes alone, and their sums are added in order, without atomics.
 
 Residuals are products of small weights and stay float32: rounded to hidden's 16 bits they would cost accuracy, and in
 float16 underflow.
@@ -34,7 +34,7 @@ _WANTED_PROGRAMS = 528
 
 @triton.jit
 def _log1p(u):
-    """ln(1 + u) for u in [0, 1], to full relative accuracy: what rounding 1 + u loses is put back as a factor."""
+    """ln(1 + u) for u in [0, 1], to full relative accuracy: a factor corrects the rounding of 1 + u."""
     whole = 1.0 + u
     lost = tl.where(whole == 1.0, 1.0, whole - 1.0)
     return tl.where(whole == 1.0, u, tl.log(whole) * (u / lost))
@@ -42,7 +42,7 @@ def _log1p(u):
 
 @triton.jit
 def _observe(targets, row_weight, row, real, task):
-    """(weight, target) of the rows for one task: 0 and −1 where it does not count."""
+    """(weight, target) of the rows for one task: 0 and −1 if the task does not count."""
     target = tl.load(targets[0] + row * targets[1] + task * targets[2], mask=real, other=-1)
     if row_weight is None:
         weight = tl.where(target >= 0, 1.0, 0.0)
@@ -54,7 +54,7 @@ def _observe(targets, row_weight, row, real, task):
 
 @triton.jit
 def _counts(targets, row_weight, row, real, TASKS: tl.constexpr):
-    """Whether a row counts for any task; what the others hold reaches nothing."""
+    """Whether a row counts for any task; other rows contribute nothing, whatever they hold."""
     counts = row < 0
     for task in tl.static_range(TASKS):
         _, target = _observe(targets, row_weight, row, real, task)
@@ -97,7 +97,7 @@ def _project(
 
 @triton.jit
 def _wrong(logit, target):
-    """The logit with the sign under which σ of it is the probability of being wrong."""
+    """The logit with the sign for which σ gives the probability of the wrong class."""
     return tl.where(target > 0, -logit, logit)
 
 
@@ -222,7 +222,7 @@ def weight_gradient_kernel(
         row = begin + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         real = row < end
         residual = tl.load(residuals + row[:, None] * BLOCK_COLUMNS + column[None, :], mask=real[:, None], other=0.0)
-        # A row without a residual adds nothing, whatever its hidden holds: NaN is not 0.
+        # A row without a residual adds nothing, whatever its hidden state holds: 0 · NaN would be NaN.
         adds = tl.sum((residual != 0.0).to(tl.int32), 1) > 0
         piece = tl.load(
             hidden[0] + row[None, :] * hidden[1] + d[:, None] * hidden[2],
@@ -235,7 +235,7 @@ def weight_gradient_kernel(
 
 
 def _arguments(given: Arguments) -> dict[str, Any]:
-    """What both kernels take."""
+    """The arguments of both kernels."""
     return {
         "hidden": (given.hidden, *given.hidden.stride()),
         "weight": (given.weight, *given.weight.stride()),
@@ -253,7 +253,7 @@ def _arguments(given: Arguments) -> dict[str, Any]:
 
 
 def _scales(targets: Tensor, task_weight: Tensor | None, row_weight: Tensor | None) -> Tensor:
-    """v_f / Σ w over the rows that observed task f, float64 [F]; 0 where none did."""
+    """v_f / Σ w over the rows that observed task f, float64 [F]; 0 if none did."""
     weight = (targets >= 0).to(torch.float64)
     if row_weight is not None:
         weight = torch.where(targets >= 0, row_weight[:, None].to(torch.float64), 0)

@@ -1,10 +1,10 @@
 """pairwise_loss in Triton.
 
-A program owns 32 neighbouring rows and walks over the rows that may hold their partners, 32 at a time, as a tile of
-margins with a mask: the same user, near in time, another grade. Nothing is sorted. A first kernel stores the earliest
-and the latest time of every block of 32 rows; a program starts at the first block of its users that reaches into its
-window and ends at the last. Where a user's rows are in the order of time those blocks are the window, elsewhere at most
-all rows of the user. An event's sums stay in its row of the tile: no atomics, and one order of adding.
+A program owns 32 neighbouring rows and loops over the rows that may be their partners, 32 at a time, as a tile of
+margins with a mask: same user, within the window, different grade. Nothing is sorted. A first kernel stores the
+earliest and the latest time of every block of 32 rows; a program starts at the first block of its users that overlaps
+its window and ends at the last. If a user's rows are in the order of time, those blocks are the window; otherwise they
+are at most all rows of the user. An event's sums stay in its row of the tile: no atomics, and one order of additions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST, _MOST = tl.constexpr(-(2**63)), tl.constexpr(2**63 - 1)
 
 @triton.jit
 def _graded(grades, times, row, count):
-    """Grade, −1 where a row takes part in no pair, and time of some rows, int64; `grades`, `times`: with strides."""
+    """Grade (−1 if a row takes part in no pair) and time of some rows, int64; `grades`, `times`: with strides."""
     real = row < count
     grade = tl.load(grades[0] + row * grades[1], mask=real, other=-1).to(tl.int64)
     return tl.where(real, grade, -1), tl.load(times[0] + row * times[1], mask=real, other=0)
@@ -50,7 +50,7 @@ def span_kernel(
 
 @triton.jit
 def _user_rows(offsets, row, user_count, steps):
-    """Where the user of each row begins and ends; for padding both are 0."""
+    """The begin and end of each row's user; both are 0 for padding."""
     low = tl.zeros_like(row).to(tl.int32)
     high = low + user_count
     for _ in range(steps):
@@ -84,14 +84,14 @@ def _own(
     scores, grades, offsets, times, earliest_of, latest_of, count, user_count, steps, window,
     BLOCK_EVENTS: tl.constexpr, BLOCK_OTHERS: tl.constexpr, SCANNED: tl.constexpr,
 ):  # fmt: skip
-    """A program's rows: row, score, grade, time, where its user begins and ends; and the blocks of their partners."""
+    """A program's rows: row, score, grade, time, the begin and end of its user; and the blocks of their partners."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_EVENTS + tl.arange(0, BLOCK_EVENTS)
     score = tl.load(scores[0] + row * scores[1], mask=row < count, other=0.0).to(tl.float32)
     grade, time = _graded(grades, times, row, count)
     begin, end = _user_rows(offsets, row, user_count, steps)
     paired = (grade >= 0) & (begin < end)
     begin, end = tl.where(paired, begin, count), tl.where(paired, end, 0)
-    # A window may reach past the ends of 64 bits.
+    # The ends of a window may exceed 64 bits.
     distance = tl.cast(window, tl.int64)
     earliest = tl.where(time < _LEAST + distance, _LEAST, time - distance)
     latest = tl.where(time > _MOST - distance, _MOST, time + distance)
@@ -104,7 +104,7 @@ def _own(
 
 @triton.jit
 def _tile(scores, grades, times, block, count, score, grade, time, begin, end, window, BLOCK_OTHERS: tl.constexpr):
-    """The rows of a block, how far their scores are above the program's own, their grades, and which are pairs."""
+    """The rows of a block, their scores minus the program's own, their grades, and which are pairs."""
     other = tl.cast(block, tl.int64) * BLOCK_OTHERS + tl.arange(0, BLOCK_OTHERS)
     other_score = tl.load(scores[0] + other * scores[1], mask=other < count, other=0.0).to(tl.float32)
     other_grade, other_time = _graded(grades, times, other, count)
@@ -122,7 +122,7 @@ def _decay(x):
 
 @triton.jit
 def _log1p(u):
-    """ln(1 + u) for u in [0, 1], to full relative accuracy: what rounding 1 + u loses is put back as a factor."""
+    """ln(1 + u) for u in [0, 1], to full relative accuracy: a factor corrects the rounding of 1 + u."""
     whole = 1.0 + u
     lost = tl.where(whole == 1.0, 1.0, whole - 1.0)
     return tl.where(whole == 1.0, u, tl.log(whole) * (u / lost))
@@ -141,7 +141,7 @@ def forward_kernel(
     loss = tl.zeros([BLOCK_EVENTS], tl.float64)
     found = tl.zeros([BLOCK_EVENTS], tl.int64)
     right = tl.zeros([BLOCK_EVENTS], tl.int64)
-    # Each pair once, at the earlier of its rows.
+    # Each pair is counted once, at the earlier of its rows.
     for block in range(tl.maximum(low, tl.program_id(0) * BLOCK_EVENTS // BLOCK_OTHERS), high):
         other, difference, other_grade, pair = _tile(
             scores, grades, times, block, count, score, grade, time, begin, end, window, BLOCK_OTHERS
@@ -197,7 +197,7 @@ def backward_kernel(
 
 
 def _reaches(given: Arguments) -> dict[str, Any]:
-    """What both passes take: the events, and the earliest and the latest time of every block of them."""
+    """The arguments of both passes: the events, and the earliest and the latest time of every block of events."""
     count = given.scores.shape[0]
     blocks = ceil_div(count, _OTHERS)
     arguments: dict[str, Any] = {
@@ -224,7 +224,7 @@ def _reaches(given: Arguments) -> dict[str, Any]:
 def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, pairs, concordant) of scores, grades, times [T] and offsets [B + 1]."""
     programs = ceil_div(given.scores.shape[0], _EVENTS)
-    # An allocation each: where the second half of one begins, its alignment would change with the batch.
+    # Separate allocations: in a shared one the alignment of the second half would change with the batch.
     parts = {
         "losses": given.scores.new_empty(programs, dtype=torch.float64),
         "pairs": given.times.new_empty(programs),
@@ -241,7 +241,7 @@ def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 def backward(
     gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
-    """Gradient of scores from that of the loss; the counts have none."""
+    """Gradient of the scores from that of the loss; the counts have no gradient."""
     if not needs["scores"]:
         return [None]
     d_scores = given.scores.new_empty(given.scores.shape[0])

@@ -1,8 +1,8 @@
 """rowwise_adagrad_ in Triton.
 
-torch's stable sort brings the repetitions of a row together in the order given. The sorted positions are cut into
-chunks. A run of equal rows that fills no whole chunk, and so has at most 2 · CHUNK − 2 gradients, is summed in order by
-the program at its first position, which updates the row; the others leave. A longer run is summed a chunk at a time,
+torch's stable sort brings the repetitions of a row together in input order. The sorted positions are cut into chunks. A
+run of equal rows that fills no whole chunk, and so has at most 2 · CHUNK − 2 gradients, is summed in order by the
+program at its first position, which updates the row; the other programs exit. A longer run is summed a chunk at a time,
 each piece to memory, and `join_kernel` adds the pieces in order, PIECES at a time, and updates the row: a row repeated
 50,000 times is 32 additions in a row and then 25 steps (at 64 columns), not 50,000.
 """
@@ -27,7 +27,7 @@ PIECE_ELEMENTS = 4096
 
 @triton.jit
 def _row_at(sorted_rows, position, count):
-    """The row at a sorted position; −1, which no update takes, outside them."""
+    """The row at a sorted position; −1 outside them, for which nothing is updated."""
     return tl.load(sorted_rows + position, mask=(position >= 0) & (position < count), other=-1)
 
 
@@ -49,7 +49,7 @@ def _update_row(table, state, row, gradient, lr, eps, weight_decay, width, BLOCK
     inside = column < width
     place = table[0] + row * table[1] + column * table[2]
     value = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    # A decay of 0 leaves the table out of the sum, infinities too.
+    # A decay of 0 leaves the table out of the sum, even its infinities.
     gradient += tl.where(weight_decay == 0, 0.0, weight_decay * value)
     second_moment = tl.load(state[0] + row * state[1]) + tl.sum(gradient * gradient) / width
     step = lr * gradient / (tl.sqrt_rn(second_moment) + eps)
@@ -85,7 +85,7 @@ def piece_kernel(
     column = tl.arange(0, BLOCK)
     first_row = _row_at(sorted_rows, begin, count)
     last_row = _row_at(sorted_rows, begin + CHUNK - 1, count)
-    # The run at the chunk's beginning, where it fills this chunk or the one before.
+    # The run at the chunk's beginning, if it fills this chunk or the previous one.
     fills = (first_row == last_row) | (first_row == _row_at(sorted_rows, begin - CHUNK, count))
     if fills & (first_row >= 0):
         stop = begin + 1
@@ -93,7 +93,7 @@ def piece_kernel(
             stop += 1
         total = _sum_range(order, row_gradients, begin, stop, width, BLOCK)
         tl.store(heads + chunk * width + column, total, mask=column < width)
-    # The run at its end, where it fills the chunk after.
+    # The run at its end, if it fills the next chunk.
     fills_next = last_row == _row_at(sorted_rows, begin + 2 * CHUNK - 1, count)
     if fills_next & (first_row != last_row) & (last_row >= 0):
         start = end - 1
@@ -141,7 +141,7 @@ def forward(given: Arguments) -> None:
     count, width = row_gradients.shape
     block = next_power_of_two(width)
     chunks = ceil_div(count, CHUNK)
-    # A row of 128 columns is 4 elements a thread of one warp: no block-wide barrier, many rows in flight.
+    # A row of 128 columns is 4 elements per thread of one warp: no block-wide barrier, many rows in flight.
     warps = max(1, min(block // 256, 8))
     sorted_places: dict[str, Any] = {"sorted_rows": sorted_rows, "count": count, "width": max(width, 1)}
     ordered_gradients = {"order": order, "row_gradients": (row_gradients, *row_gradients.stride())}

@@ -1,11 +1,10 @@
 """sampled_softmax_loss in Triton: the scores in both passes, tile by tile, and the launchers.
 
 Forward: a program computes rows × a part of the candidates and keeps the running maximum, sum and count of its rows;
-the candidates are split among programs so that all multiprocessors have about the same to do, and the parts are joined
-afterwards. Every score is taken
-relative to the row's positive. Backward: the gradients of the scores are computed again for a slab of rows at a time,
-in memory of a fixed size, and multiplied with candidates and queries (`triton_products`). d_candidates grows slab by
-slab in float32, in order: no atomics.
+the candidates are split among programs so that all multiprocessors have about the same work, and the parts are joined
+afterwards. Every score is relative to the row's positive. Backward: the scores' gradients are computed for a slab of
+rows at a time, in memory of a fixed size, and multiplied by candidates and queries (`triton_products`). d_candidates is
+summed slab by slab in float32, in order, without atomics.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ def _products(
     query, candidates, row, candidate, rows, drawn, width,
     BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile's products of queries and candidates, float32, a part of the width at a time."""
+    """A tile's products of queries and candidates, float32, one part of the width at a time."""
     product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
     for begin in range(0, width, BLOCK_DEPTH):
         left = _load_rows(query, row, rows, begin, width, BLOCK_DEPTH)
@@ -106,13 +105,13 @@ def _relative_scores(product, positive_product, ids, owners, log_q, scale, row, 
     score = scale * product - tl.load(log_q + candidate, mask=candidate < drawn, other=float("inf"))[None, :]
     own = tl.load(ids[0] + row, mask=row < rows, other=0)
     theirs = tl.load(ids[1] + candidate, mask=candidate < drawn, other=0)
-    # One operation a pair for two questions: whether the ids differ, and whether there is such a candidate.
+    # One operation per pair answers both: whether the ids differ, and whether the candidate exists.
     real = tl.where(candidate < drawn, -1, 0).to(tl.int64)
     counts = ((own[:, None] ^ theirs[None, :]) & real[None, :]) != 0
     if owners is not None:
         own = tl.load(owners[0] + row, mask=row < rows, other=0)
         theirs = tl.load(owners[1] + candidate, mask=candidate < drawn, other=0)
-        # Nobody's candidates equal no row's owner: a comparison a row and a candidate, none a pair.
+        # Candidates without an owner match no row: one comparison per row and per candidate, none per pair.
         counts = counts & (tl.maximum(own, -1)[:, None] != tl.where(theirs < 0, -2, theirs)[None, :])
     return product, score, counts
 
@@ -137,10 +136,10 @@ def forward_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     factor = tl.load(scale)
     peak = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
-    # A sum for each column of a part: they are added across threads once, at the end.
+    # One sum per column of a part: they are added across threads once, at the end.
     mass = tl.zeros([BLOCK_ROWS, PART], tl.float32)
     counted = tl.zeros([BLOCK_ROWS, PART], tl.int32)
-    # Where BLOCK_DEPTH holds the width the queries are read once, and candidates stream past them.
+    # If BLOCK_DEPTH covers the width, the queries are loaded once and the candidates stream.
     own_query = 0
     if WHOLE:
         own_query = _load_rows(query, row, rows, 0, width, BLOCK_DEPTH)
@@ -162,7 +161,7 @@ def forward_kernel(
             )
             score = tl.where(counts, score, -float("inf"))
             higher = tl.maximum(peak, tl.max(score, axis=1))
-            # Where nothing counts yet the maximum is −∞, which must not be taken off itself.
+            # While no candidate counts the maximum is −∞, and −∞ − −∞ would be NaN.
             taken = tl.where(higher == -float("inf"), 0.0, higher)
             kept = tl.exp2((peak - taken) * _LOG2_E)
             mass = mass * kept[:, None] + tl.exp2((score - taken[:, None]) * _LOG2_E)
@@ -201,14 +200,14 @@ def score_gradient_kernel(
     place = line[:, None] * score_stride + candidate[None, :]
     stored = marked(gradient.to(d_score.dtype.element_ty), counts)
     tl.store(d_score + place, stored, mask=real[:, None] & (candidate < drawn)[None, :])
-    # One number a row: Triton 3.6 fails to compile the sum of a whole tile that lies in sm_100's tensor memory.
+    # One number per row: Triton 3.6 fails to compile the sum of a whole tile in sm_100's tensor memory.
     own = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     tl.store(scale_sums + own, tl.sum(tl.where(counts, gradient * product, 0.0), axis=1))
     tl.store(share_sums + own, tl.sum(tl.where(counts, gradient, 0.0), axis=1))
 
 
 class Rows(NamedTuple):
-    """The rows as the kernels read them: those that are left out are zero."""
+    """The rows as the kernels read them: rows of weight 0 are zero."""
 
     query: Tensor
     positive: Tensor
@@ -283,7 +282,7 @@ def _rows(given: Arguments) -> Rows:
 
 
 def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, Any]:
-    """What both score kernels take."""
+    """The arguments of both score kernels."""
     owners = None
     if given.query_owner is not None and given.candidate_owner is not None:
         owners = (given.query_owner.contiguous(), given.candidate_owner.contiguous())
@@ -305,7 +304,7 @@ def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, 
 
 
 def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
-    """Log-sum-exp of the candidates' relative scores, −∞ where none counts, and how many count; [N] float32.
+    """Log-sum-exp of the candidates' relative scores, −∞ if none counts, and the number that count; [N] float32.
 
     Only the refined form counts them.
     """
@@ -328,8 +327,8 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
         "count": counted,
         "split_candidates": split,
     }
-    # Two programs of 8 warps fit a multiprocessor at 128 registers. Left alone, ptxas spills 8 bytes on sm_100 to come
-    # down to 80 at widths of 64 and 128.
+    # Two programs of 8 warps fit a multiprocessor at 128 registers. Without a limit ptxas spills 8 bytes on sm_100 to
+    # reach 80 registers at widths of 64 and 128.
     limit = 128 if config["block_candidates"] < 128 and config["warps"] == 8 else None
     launch(
         forward_kernel,
@@ -341,13 +340,13 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
     )
     peak = largest.amax(0)
     shift = torch.where(peak == -torch.inf, 0, peak)
-    # In units of log 2 the maximum would be rounded twice, an error of every share of the row.
+    # In units of ln 2 the maximum would be rounded twice, an error of every share of the row.
     together = (total * (largest - shift).exp()).sum(0)
     return shift + together.log(), None if counted is None else counted.sum(0).float()
 
 
 def resident_programs(config: Config, query: Tensor) -> int:
-    """How many programs of the forward pass a multiprocessor holds at once, by registers and shared memory.
+    """The number of programs of the forward pass that a multiprocessor holds at once, by registers and shared memory.
 
     Up to 32 scores a thread take at most 128 registers, which leaves room for 16 warps.
     """
@@ -360,7 +359,7 @@ def resident_programs(config: Config, query: Tensor) -> int:
 
 
 def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
-    """How many blocks of candidates a program takes, so that the fullest multiprocessor has the fewest to do.
+    """The number of blocks of candidates per program that minimises the work of the busiest multiprocessor.
 
     slots: programs that run at once. A program costs START blocks to start and to store, and a
     grid of 2.2 rounds costs 3: more and shorter programs fill the last round better.
@@ -375,7 +374,7 @@ def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
 
 
 def _negatives_share(given: Arguments, denominator: Tensor, whole: Tensor) -> Tensor:
-    """How much of the denominator the candidates have together, [N]."""
+    """The candidates' total share of the denominator, [N]."""
     if given.form == "refined":
         return (whole != -torch.inf).to(whole.dtype)
     own = torch.zeros_like(whole) if given.positive_log_q is None else -given.positive_log_q
@@ -391,20 +390,20 @@ def _through_scores(
     d_positive_score: Tensor,
     needs: dict[str, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """What reaches query, candidates and scale through the scores, one slab of rows after the other.
+    """The gradients of query, candidates and scale through the scores, one slab of rows after the other.
 
     statistics: the forward pass's float32 [2, N], of which the second row is the logarithm of the candidates' sum.
     """
     (count, width), drawn = given.query.shape, given.candidates.shape[0]
     config = _config("backward", given)
     # A power of two near the largest factor: the stored numbers are neither tiny nor rounded by it. A row that is not
-    # finite must not reach the others through it.
+    # finite must not affect the others through it.
     largest = row_factor.nan_to_num(0.0, 0.0, 0.0).abs().amax() if count else given.scale
     unit = torch.ldexp(torch.ones_like(given.scale), torch.frexp(largest)[1])
     lifted = row_factor * (LIFT / unit)
     slab = max(config["block_rows"], SLAB_BYTES // max(drawn * given.query.element_size(), 1))
     slab = min(ceil_div(slab, config["block_rows"]) * config["block_rows"], max(count, 1))
-    # Rows a multiple of 16 apart, whatever is drawn: vector loads, and one kernel for all batches.
+    # A row stride that is a multiple of 16 for any number of candidates: vector loads, and one kernel for all batches.
     d_score = given.query.new_empty(slab, max(ceil_div(drawn, 16), 1) * 16)[:, :drawn]
     d_query = given.query.new_empty(count, width)
     sums = given.query.new_zeros(drawn, width, dtype=torch.float32)
@@ -422,7 +421,7 @@ def _through_scores(
         launch(score_gradient_kernel, (blocks[0] * blocks[1],), own_arguments, **launch_options)
         part = slice(first, first + here)
         by_row, gradient_sum = (sums.sum(1, dtype=torch.float64).flatten()[:here] for sums in (scale_sums, share_sums))
-        # The stored logarithm's own rounding is an error of every share of its row, which their sum shows.
+        # The rounding of the stored logarithm is an error of every share of its row; the shares' sum corrects it.
         exact = (lifted[part].double() * share[part].double() / gradient_sum).nan_to_num(1.0, 1.0, 1.0)
         d_scale += (by_row * exact).sum()
         if needs["candidates"]:

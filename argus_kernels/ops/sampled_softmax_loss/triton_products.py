@@ -1,11 +1,11 @@
 """The matrix products behind the gradients of sampled_softmax_loss in Triton, and the rows' own products.
 
-`product_kernel` is an ordinary tiled product with float32 sums; its epilogue either adds to what is there (the
+`product_kernel` is an ordinary tiled product with float32 sums; its epilogue either adds to the previous result (the
 candidates' gradients, slab after slab) or adds a multiple of another row and scales (the queries' gradients).
 
-What a row leaves out must not reach it, whatever it holds, and 0 · NaN is NaN. A score's gradient that is left out is
-stored as −0, and where a NaN or an infinity is among the queries or candidates the pairs are added up one by one,
-without those. Where there is none, which one kernel looks up, nothing else changes.
+A candidate that a row leaves out must not affect the row, whatever it holds, but 0 · NaN is NaN. So the score gradient
+of such a pair is stored as −0. One kernel checks whether the queries or candidates hold a NaN or an infinity. If they
+do, the pairs are added up one by one, without those stored as −0; otherwise nothing else changes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def dot_rows_kernel(
 
 @triton.jit
 def marked(gradient, counts):
-    """A tile of gradients with −0 where a pair is left out and nowhere else."""
+    """A tile of gradients with −0 exactly for the pairs that are left out."""
     zero = tl.zeros([1, 1], gradient.dtype)
     # A literal −0.0 becomes 0.0.
     return tl.where(counts, tl.where(gradient == zero, zero, gradient), (zero.to(tl.float32) * -1.0).to(gradient.dtype))
@@ -176,7 +176,7 @@ def write_query_gradient(
 def add_candidate_gradient(sums: Tensor, d_score: Tensor, query: Tensor, wild: Tensor, exact: Tensor) -> None:
     """Sums += (exact · d_score)ᵀ · query: float32 [M, D], [R], [R, M], [R, D].
 
-    exact: by how much the shares of each row were off together. What 16 bits round is more than that.
+    exact: the correction of each row's shares. The rounding of 16-bit values is larger than that.
     """
     epilogue = {"row_term": None, "other": None, "factor": None, "ACCUMULATE": True}
     depth_factor = exact.float() if d_score.dtype == torch.float32 else None

@@ -1,4 +1,4 @@
-"""The check of ids on a GPU as one launch: an assertion on the device, which nothing on the host waits for."""
+"""The check of ids on a GPU in one launch: an assertion on the device that the host does not wait for."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ def check_ids(ids: Tensor, heights: Sequence[int]) -> None:
 
 
 def sentence(column: int, height: int) -> str:
-    """What the assertion of a column says."""
+    """The message of a column's assertion."""
     return f"triple_embedding: an id of column {column} is outside its table of {height} rows"

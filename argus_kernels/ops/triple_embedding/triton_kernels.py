@@ -1,11 +1,11 @@
 """triple_embedding in Triton: forward, and the products of the backward pass.
 
-Forward: one program a tile [events, width] of the output. For each column it gathers the tile's rows straight from the
-column's table as the left operand of tl.dot; the concatenation is never in global memory. The bias is the epilogue.
+Forward: one program per tile [events, width] of the output. For each column it gathers the tile's rows straight from
+the column's table as the left operand of tl.dot; the concatenation is never in global memory. The bias is the epilogue.
 
-Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because the rows of width d_k are what is put in
-order (`triton_order`) and summed by table row (`triton_row_sums`), not the wider rows of g. d_weight is one launch a
-column: every split of the events has its own partial sum in memory, added in order.
+Backward: d_gathered = g · weightᵀ goes to memory in float32, [T, Σ d], because its rows of width d_k are sorted
+(`triton_order`) and summed by table row (`triton_row_sums`), instead of the wider rows of g. d_weight takes one launch
+per column: every split of the events has its own partial sum in memory, added in order.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _TILES: dict[str, tuple[Config, ...]] = {
     ),
 }
 _FLOAT32_TILE: Config = {"block_events": 64, "block_width": 64, "warps": 4, "stages": 2}
-# A deeper product of float32, all of it unrolled, spilled by the kilobyte.
+# A deeper float32 product, fully unrolled, spilled kilobytes.
 _FLOAT32_DEPTH = 16
-# Rows that are rounded on their way need registers of both kinds: 128 events spill on sm_80.
+# Rows that are rounded on load need registers for both types: 128 events spill on sm_80.
 _ROUNDING_TILE: Config = {"block_events": 64, "block_width": 128, "warps": 8}
 TUNABLES = tuple(Tunable(name, "triton", configs, backward=name != _FORWARD) for name, configs in _TILES.items())
 
@@ -298,7 +298,7 @@ def _weight_gradient(ids: Tensor, reader: int, table: Tensor, gradient: Tensor, 
 
 
 def _starts(tables: Sequence[Tensor], columns: Sequence[int]) -> list[int]:
-    """The first row of weight that belongs to each column."""
+    """The first row of weight for each column."""
     starts, first = [], 0
     for column in columns:
         starts.append(first)
@@ -314,7 +314,7 @@ def _config(kernel: str, like: Tensor, events: int, tile: Config | None = None) 
 
 
 def _block(wanted: int, width: int) -> int:
-    """A tile's columns: no more than there are, and at least the 16 that tl.dot takes."""
+    """A tile's columns: no more than needed, and at least the 16 that tl.dot requires."""
     return max(16, min(wanted, next_power_of_two(width)))
 
 

@@ -1,4 +1,4 @@
-"""What of triple_embedding's Triton kernels is known without triton: their limits, and who checks ids on a GPU."""
+"""The limits of triple_embedding's Triton kernels, and the choice of the id check on a GPU; does not import triton."""
 
 from __future__ import annotations
 

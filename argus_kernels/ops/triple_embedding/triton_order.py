@@ -1,9 +1,8 @@
-"""Which events read which table row, in the order that gradients are added in: by row, then column, then event.
+"""Which events read which table row, in the order in which gradients are added: by row, then column, then event.
 
-Tables of SMALL_ROWS rows and more have their keys (where the table's rows begin, and the row) sorted together, 32 bits
-each, in one stable sort. Those with fewer rows need none: the reads of each row are counted in every block of events, a
-running sum of the counts says where a block's reads of a row go, and a read's own place among them is counted within
-the block. Both give the same order.
+For tables of SMALL_ROWS rows and more, one stable sort orders all 32-bit keys (the table's base plus the row). Smaller
+tables need no sort: the reads of each row are counted in every block of events, a running sum of the counts gives the
+position of a block's first read of a row, and a read's rank is counted within the block. Both give the same order.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ _INT32 = torch.iinfo(torch.int32).max
 class Places:
     """The reads of one table: entries first … first + count − 1 of `keys` and `order`, which tables share.
 
-    keys: base and the row that was read, ascending; base and the table's height where an id is missing or outside.
-    order: int64, which of the table's reads it is (its i-th reader's event t is first + i · T + t).
+    keys: base and the row that was read, ascending; base and the table's height if an id is missing or outside. order:
+    int64, which of the table's reads it is (its i-th reader's event t is first + i · T + t).
     """
 
     keys: Tensor
@@ -43,7 +42,7 @@ class Places:
 
 @triton.jit
 def _row(ids, event, events, reader: tl.constexpr, ids_stride, ids_event_stride, HEIGHT: tl.constexpr):
-    """The row that each event reads, int64: HEIGHT where it reads none, −1 past the last event."""
+    """The row that each event reads, int64: HEIGHT if it reads none, −1 past the last event."""
     real = event < events
     given = tl.load(ids + tl.cast(reader, tl.int64) * ids_stride + event * ids_event_stride, mask=real, other=-1)
     row = tl.where((given >= 0) & (given < HEIGHT), given, HEIGHT)
@@ -74,7 +73,7 @@ def count_kernel(
     for one in tl.static_range(len(READERS)):
         if tl.program_id(1) == one:
             read = _row(ids, event, events, READERS[one], ids_stride, ids_event_stride, HEIGHTS[one])
-            # The last bin is no row of a small table.
+            # The last bin is for events that read no row.
             found = tl.histogram(tl.where(read < 0, BINS - 1, read).to(tl.int32), BINS)
             line = (BEFORE[one] + row * STEPS[one]).to(tl.int64)
             tl.store(counts + line * chunks + tl.program_id(0), found, mask=row <= HEIGHTS[one])
@@ -139,7 +138,7 @@ def _counted(ids: Tensor, readers: dict[int, list[int]], heights: Sequence[int])
     """Of small tables: the order without a sort."""
     lines = [(table, reader) for table, own in readers.items() for reader in own]
     chunks = ceil_div(ids.shape[1], _EVENTS)
-    # Counts stand by table, row, reader and block of events, as reads are ordered.
+    # Counts are ordered by table, row, reader and block of events, like the reads.
     before, total = {}, 0
     for table, own in readers.items():
         before[table] = total

@@ -1,10 +1,9 @@
 """Sums of gradients by table row, in a fixed order and without atomics: the Triton kernels behind table gradients.
 
-The places that read one row are brought together in the order of columns, then events (`triton_order`). The ordered
-places are cut into chunks; one program walks a chunk, adding while the row stays the same. A run of equal rows inside a
-chunk is finished there. One that crosses chunks leaves its pieces in memory (`tails` where it begins, `heads` where it
-goes on), and a second kernel adds the pieces in order, so that a row read by every event takes no longer than its
-pieces.
+The reads of each row are ordered by column, then event (`triton_order`). The ordered reads are cut into chunks; one
+program loops over a chunk and adds while the row stays the same. A run of equal rows inside a chunk is finished there.
+A run that crosses chunks stores its pieces in memory (`tails` where it begins, `heads` where it continues), and a
+second kernel adds the pieces in order, so that the sum of a row read by every event is split over its pieces.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ PIECES = 16
 
 @triton.jit
 def _row_at(keys, position, base, table_rows):
-    """The row that an ordered place reads; −1 where it reads none."""
+    """The row of an ordered read; −1 if it reads none."""
     row = tl.load(keys + position).to(tl.int64) - base
     return tl.where(row < table_rows, row, -1)
 
@@ -36,7 +35,7 @@ def sum_runs_kernel(
     keys, order, slots, d_gathered, d_table, heads, tails, base, first, count, events, height, width, table_rows,
     STARTS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    # The table's own part of the ordered places.
+    # The table's own part of the ordered reads.
     keys += first
     chunk = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -108,7 +107,7 @@ def join_pieces_kernel(
 
 
 def dense(places: Places, d_gathered: Tensor, starts: tuple[int, ...], table: Tensor) -> Tensor:
-    """The gradient of a table [V, d], from the places of its reads.
+    """The gradient of a table [V, d], from its ordered reads.
 
     d_gathered: float32 [T, Σ d]; the table's i-th reader has its part from starts[i] on.
     """
@@ -120,7 +119,7 @@ def dense(places: Places, d_gathered: Tensor, starts: tuple[int, ...], table: Te
 def row_sparse(places: Places, d_gathered: Tensor, starts: tuple[int, ...], table: Tensor) -> list[Tensor | None]:
     """The rows that were read, int64 [n], ascending, each once, and their gradients [n, d].
 
-    How many they are decides the shape of the result: the one place where the host waits for the GPU.
+    The number of rows decides the shape of the result: the only point where the host waits for the GPU.
     """
     ordered = places.keys[places.first : places.first + places.count].long() - places.base
     leads = ordered < table.shape[0]
@@ -139,7 +138,7 @@ def _sum(
     table_rows: int,
     d_table: Tensor,
 ) -> None:
-    """Writes the sum of every row's gradients to the row slots[position], int64, of d_table; None: to its own row."""
+    """Writes the sum of every row's gradients to row slots[position], int64, of d_table; if None, to its own row."""
     width = d_table.shape[1]
     chunks = ceil_div(places.count, CHUNK)
     heads, tails = d_gathered.new_empty(chunks, width), d_gathered.new_empty(chunks, width)

@@ -1,13 +1,13 @@
 // The backward pass of attention over packed histories on the CPU, for any rule from scores to weights.
 //
-// For each block of queries, tile by tile (problem.h), with the scores computed again:
+// For each block of queries, tile by tile (problem.h), with the scores recomputed:
 //
 //   scores' = K · Q',  d_weights' = V · dO'                 keys by queries
 //   weights', d_scores' = rule(scale · scores' + bias, d_weights')
 //   dV += weights' · dO,  dK += d_scores' · Q,  dQ' += K' · d_scores'
 //   d_bias += sums of d_scores' by bucket
 // Five products, and no tile is transposed: weights' and d_scores' are left operands in their own layout, and
-// d_scores' is packed once for dQ'. As in the forward pass, a block whose sums hold a NaN is done again query
+// d_scores' is packed once for dQ'. As in the forward pass, a block whose sums hold a NaN is recomputed query
 // by query, over the keys that each query sees. One thread sums dK and dV of one user and head block after
 // block. The queries of a long user are cut into a few pieces, whose sums are added in order at the end.
 #pragma once
@@ -89,7 +89,7 @@ class BackwardWorker {
  public:
   using A = Arithmetic<T>;
 
-  // `parts`: one entry per piece; it takes the sums of a piece that is not the only one of its user.
+  // `parts` has one entry per piece. It receives the sums of a piece if its user has several pieces.
   BackwardWorker(const Backward& call, const Rule& rule, std::vector<EventSums<A>>* parts)
       : call_(call),
         problem_(call.given),
@@ -114,13 +114,13 @@ class BackwardWorker {
     with_bias_gradient_ = d_tables != nullptr;
     bias_.begin_head(work.pieces[task.first].head);
     alone_.assign(static_cast<size_t>(task.last - task.first), false);
-    // The pieces of a task share the sums of its tables: where one has to be done again, all are.
+    // The pieces of a task share the sums of its tables: if one must be recomputed, all are.
     while (!run_pieces(work, task, d_tables)) {
     }
   }
 
  private:
-  // False, with `alone_` set, where a piece has to be done again query by query.
+  // Returns false and sets `alone_` if a piece must be recomputed query by query.
   bool run_pieces(const Work& work, const Task& task, double* d_tables) {
     if (with_bias_gradient_) bias_gradient_.begin(d_tables, d_tables + problem_.positions);
     bool done = true;
@@ -140,7 +140,7 @@ class BackwardWorker {
     return done;
   }
 
-  // Whether all gradients are numbers.
+  // Whether no gradient is NaN.
   bool run(const Piece& piece, EventSums<A>& sums) {
     const Arguments& p = problem_;
     const int64_t oldest = sums.begin;

@@ -43,7 +43,7 @@ struct BiasView {
   alignas(64) int64_t query_time[kQueries];
 
   ARGUS_INLINE BucketRange range(int64_t time_of_key) const {
-    // Distances that wrap around do not rise with the query's time.
+    // Distances that wrap around do not increase with the query's time.
     if (time_wraps(earliest, time_of_key) || time_wraps(latest, time_of_key)) return {0, last_bucket};
     const int64_t a = time_distance(earliest, time_of_key), b = time_distance(latest, time_of_key);
     const bool between = time_of_key > earliest && time_of_key < latest;
@@ -51,7 +51,7 @@ struct BiasView {
   }
 };
 
-// Adds to `row` where the buckets of `range` are not all one.
+// Adds the time biases to `row` if `range` spans several buckets.
 template <class A>
 ARGUS_INLINE void add_time_row(const BiasView<A>& view, BucketRange range, int64_t time_of_key, A* row,
                                int64_t columns) {
@@ -76,7 +76,7 @@ ARGUS_INLINE void add_time_row(const BiasView<A>& view, BucketRange range, int64
 }
 
 // scores[key, query] = factor · scores + bias, for a tile whose first key is `begin`. In most rows all pairs
-// have one bias: far behind the queries, between two edges.
+// share one bias, because the key is far behind the queries and all distances lie between two edges.
 template <class A>
 ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begin, int64_t keys,
                                 int64_t columns, A factor) {
@@ -105,8 +105,8 @@ ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begi
   }
 }
 
-// The sums of one tile. A row that is `distance` events from the block's first query adds to the run of
-// position entries that begins there. There are 16 copies of the run, one per remainder of the distance, so
+// The sums of one tile. A row `distance` events from the block's first query adds to the run of position
+// entries that begins at `distance`. There are 16 copies of the run, one per remainder of the distance, so
 // that every addition works on whole vectors.
 template <class A>
 struct BiasSums {
@@ -153,8 +153,7 @@ ARGUS_INLINE void add_time_sums(const BiasView<A>& view, BiasSums<A>* sums, int6
   }
 }
 
-// sums[i] += the entries of the copies that lie `i` after the run's first distance; the copies are zero
-// afterwards.
+// sums[i] += the entries of all copies at the run's first distance + i; resets the copies to zero.
 template <class A>
 ARGUS_INLINE void join_runs_body(BiasSums<A>* from, double* sums, int64_t used) {
   for (int64_t copy = 0; copy < kLanes; ++copy) {
@@ -257,7 +256,7 @@ class TileBias {
   BiasView<A> view_;
 };
 
-// Gradients of both tables, of one head, summed in float64 over all tiles that are added.
+// Gradients of both tables for one head, summed in float64 over all added tiles.
 template <class A>
 class TileBiasGradient {
  public:
@@ -268,7 +267,7 @@ class TileBiasGradient {
     sums_.time = lanes_.data();
   }
 
-  // From here on sums go to position[positions] and time[times], which are zeroed.
+  // Zeroes position[positions] and time[times]; later sums are added to them.
   void begin(double* position, double* time) {
     position_ = position;
     time_ = time;
@@ -301,7 +300,7 @@ class TileBiasGradient {
       time_[b] += take(sums_.time + b * kLanes);
   }
 
-  // Entries before distance 0 belong to hidden pairs and are zero.
+  // Entries at negative distances belong to hidden pairs and are zero.
   void flush_position(int64_t used) {
     position_[positions_ - 1] += take(sums_.far);
     if (!sums_.near) return;

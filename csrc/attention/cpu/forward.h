@@ -4,12 +4,12 @@
 //   scores' = K · Q'          keys × queries: a query's statistics stay in one lane, no sum across lanes
 //   weights' = rule(scale · scores' + bias, −∞ where the mask hides)
 //   out' += V' · weights'
-// A hidden key of a tile has the weight 0, which adds nothing of a finite value. If a sum became NaN, the
-// block is done again query by query, over the keys that each query sees: then a NaN reaches only the queries
-// that see it.
+// A hidden key of a tile has weight 0, which adds nothing if the value is finite. If a sum is NaN, the block
+// is recomputed query by query, over the keys that each query sees, so a NaN reaches only the queries that
+// see it.
 //
-// At the end out = out' transposed, divided by what the rule says. ' marks a transpose; K is read from the
-// tensor, V is transposed once for a piece of work, Q once for a block, and a tile of weights is packed once.
+// At the end out = out' transposed, times the rule's factor. ' marks a transpose; K is read from the tensor,
+// V is transposed once per piece of work, Q once per block, and each tile of weights is packed once.
 #pragma once
 
 #include <cstdint>

@@ -15,9 +15,9 @@
 
 namespace argus::attention {
 
-// Queries of a piece: so many that packing the keys before them costs little in comparison.
+// Queries per piece: enough that packing the keys before them costs little in comparison.
 constexpr int64_t kForwardRows = 1024, kForwardPieces = 1 << 20;
-// A piece of the backward pass has its own sums of dK and dV: few, so that memory stays linear in the length.
+// Each piece of the backward pass has its own sums of dK and dV: few pieces keep memory linear in the length.
 constexpr int64_t kBackwardRows = 2048, kBackwardPieces = 4;
 
 // Rows past the last user: zero.
@@ -58,7 +58,7 @@ void join_parts(const Backward& call, const Work& work, std::vector<EventSums<Ar
   }
   share_out(joins, [&] {
     return [&](const Task& join) {
-      // The last piece reaches over the events of all.
+      // The last piece's sums cover all events of the user.
       const Piece& piece = work.pieces[join.first];
       EventSums<A> whole;
       whole.zero(0, piece.length, p.width);

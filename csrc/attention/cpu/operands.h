@@ -1,5 +1,5 @@
-// The operands that the products of attention take from the keys and values of one user and head, packed once
-// for all blocks of queries, and the way from sums back to the packed tensors.
+// The operands of attention's products: keys and values of one user and head, packed once for all blocks of
+// queries. Also writes the sums back to the packed tensors.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@ struct LeftOperand {
   int64_t stride;
 };
 
-// Events [begin, end) of one user and head as the left operand of a product; read from the tensor itself if
-// the product takes the layout in which they are stored.
+// Events [begin, end) of one user and head as the left operand of a product; read in place if the product
+// accepts the tensor's layout.
 template <class T, class P>
 class EventRows {
  public:
@@ -120,8 +120,8 @@ ARGUS_INLINE void put_scaled_rows_body(T* to, int64_t row_stride, const A* sums,
   }
 }
 
-// Writes sums [width, kQueries], transposed and each column multiplied with its factor; `transposed` has room
-// for them.
+// Writes sums [width, kQueries], transposed, with each column multiplied by its factor; `transposed` is a
+// buffer of that size.
 template <class T, class A>
 void store_transposed(T* to, int64_t row_stride, const A* sums, const A* factor, int64_t rows, int64_t width,
                       A* transposed) {
@@ -152,8 +152,8 @@ ARGUS_INLINE void hide_body(A* scores, const Block* block, int64_t begin, int64_
   }
 }
 
-// Adds the biases to a tile of products and applies the mask; returns the factor that is still to be
-// multiplied.
+// Adds the biases to a tile of products and applies the mask; returns the factor that the caller must still
+// apply.
 template <class A>
 A make_scores(A* products, const TileBias<A>& bias, const Block& block, const KeyTile& tile, A scale,
               A hidden) {
@@ -169,7 +169,7 @@ A make_scores(A* products, const TileBias<A>& bias, const Block& block, const Ke
   return factor;
 }
 
-// The first event that queries from `begin` on may see, at a multiple of kKeys.
+// The first event that queries from `begin` on may see, rounded down to a multiple of kKeys.
 inline int64_t first_event(const Arguments& problem, int64_t begin) {
   return std::max<int64_t>(0, begin + 1 - problem.window) / kKeys * kKeys;
 }

@@ -1,10 +1,10 @@
 // How the work of attention over packed user histories is cut on the CPU.
 //
-// A query i of a user sees its event j where j = i or j < visible[i], and i - j < window; places count from
-// the user's first event. The score matrix of a user and head is cut into blocks of at most kQueries queries,
-// and a block into tiles of at most kKeys keys: first the block's own events, then those before them that any
-// of its queries sees. Tiles that no query sees are skipped. All cuts depend on the user alone, so their
-// numbers depend neither on who shares the batch nor on the number of threads.
+// A query i of a user sees its event j where j = i or j < visible[i], and i - j < window; positions count
+// from the user's first event. The score matrix of a user and head is cut into blocks of at most kQueries
+// queries, and a block into tiles of at most kKeys keys: first the block's own events, then those before them
+// that any of its queries sees. Tiles that no query sees are skipped. All cuts depend on the user alone, so a
+// user's results depend neither on the other users of the batch nor on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -20,9 +20,9 @@ constexpr int64_t kQueries = 128;
 constexpr int64_t kKeys = 384;
 static_assert(kKeys % kQueries == 0 && kQueries % 64 == 0);
 
-// Query-block size, for a user whose keys of one head take `bytes`. While K and V fit in L2, half the columns
-// of a tile: less is computed of the hidden half of a block's own events. Beyond L2 all columns, which halves
-// the reads of K and V from farther away.
+// Query-block size, for a user whose keys of one head take `bytes`. While K and V fit in L2, blocks of
+// kQueries / 2 compute less of the hidden half of a block's own events. Beyond L2 blocks of kQueries halve
+// the reads of K and V.
 inline int64_t block_queries(int64_t bytes) {
   return bytes < (int64_t{1} << 20) ? kQueries / 2 : kQueries;
 }
@@ -37,12 +37,12 @@ struct KeyTile {
 };
 
 // Queries [first, first + count) of one user, and which of its events they see. A tile of their scores has
-// `columns` columns; those past `count` repeat the last query's place and belong to nobody.
+// `columns` columns; those past `count` repeat the last query's position and are not used.
 struct Block {
   int64_t first, count, columns;
   int64_t begin, end;                    // events before `first` that any query sees
-  int64_t all_begin, all_end;            // those among them that every query sees
-  alignas(64) int32_t own[kQueries];     // the query's place
+  int64_t all_begin, all_end;            // those of them that every query sees
+  alignas(64) int32_t own[kQueries];     // the query's position
   alignas(64) int32_t limit[kQueries];   // it sees the events before this one,
   alignas(64) int32_t oldest[kQueries];  // from this one on
 
@@ -78,7 +78,7 @@ struct Block {
     }
   }
 
-  // The same for a block of one query: of keys that it sees alone.
+  // The same for a block of one query; every key of its tiles is one that the query sees.
   template <class Visit>
   void for_each_seen_tile(Visit&& visit) const {
     visit(KeyTile{first, first + 1, false});
@@ -110,7 +110,7 @@ struct Work {
 };
 
 // Cuts a batch into tasks. A user's queries are cut into at most `most_pieces` pieces of about `piece_rows`
-// rows; small pieces of one head are put together until a task is a 256th of the whole work.
+// rows; small pieces of one head are combined until a task is a 256th of the whole work.
 inline Work cut_work(const Arguments& problem, int64_t piece_rows, int64_t most_pieces) {
   const auto cost_of = [&](int64_t begin, int64_t end) {
     double sum = 0;

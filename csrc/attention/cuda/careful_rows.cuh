@@ -1,13 +1,13 @@
-// Rows of attention's results pair by pair, for what the tiles turned into NaN.
+// Recomputes rows of attention's results pair by pair where the tiles gave NaN.
 //
 // A tile multiplies a hidden pair by a weight of 0, and 0 · NaN and 0 · ∞ are NaN; a float32 of ∞ has no low
-// part for TF32 (∞ − ∞). Whatever goes wrong so is NaN in the sums in the registers, and stays NaN. So a warp
-// that stores a NaN computes the rows of it again, straight from global memory, over the pairs that the mask
-// shows and over no other: what is NaN then ought to be. Numbers that are no NaN keep their bits.
+// part for TF32 (∞ − ∞). Such an error becomes NaN in the register sums and stays NaN. So a warp that stores
+// a NaN recomputes those rows from global memory, over the visible pairs only. What is NaN after that is NaN
+// by definition of the op. All other results keep their bits.
 //
-// A lane takes a pair, 32 at a time, for its score and its weight, then the elements lane, lane + 32, … of
-// the row's sum. A row whose elements all are NaN already is left, so a batch full of NaN costs 32 pairs a
-// row.
+// For scores and weights each lane takes one pair, 32 pairs at a time; for the row's sum it takes the
+// elements lane, lane + 32, …. A row stops early once all its elements are NaN, so a batch full of NaN costs
+// 32 pairs per row.
 #pragma once
 
 #include "attention/cuda/rows.cuh"
@@ -31,7 +31,7 @@ struct Slice {
       if (element < width) visit(i, element);
     }
   }
-  // Every lane of the warp calls the next three.
+  // Every lane of the warp must call the next three functions.
   template <class T>
   ARGUS_DEVICE bool any_nan(const T* row) const {
     bool found = false;
@@ -55,9 +55,9 @@ struct Slice {
   }
 };
 
-// Which rows the calling warp has, and where its block's tables lie. It is found again, by functions that are
-// not inlined: kept from the kernel's beginning it takes registers of the main loop, and on sm_100 kernels of
-// either op spilled 8 to 16 bytes.
+// The rows of the calling warp and the addresses of its block's tables. Functions that are not inlined
+// recompute them: kept from the start of the kernel they would take registers of the main loop, and on sm_100
+// kernels of both ops spilled 8 to 16 bytes.
 template <class Smem>
 struct Rows {
   Bias bias;
@@ -73,7 +73,7 @@ struct Rows {
         last(min(first + Smem::kShape.warp_rows, block.length)) {}
 };
 
-// visit(lane) for every lane whose pair is seen, in their order.
+// visit(lane) for every lane whose pair is visible, in the order of lanes.
 template <class Visit>
 ARGUS_DEVICE void for_each_seen(bool seen, Visit visit) {
   for (unsigned left = __ballot_sync(kFullWarp, seen); left != 0; left &= left - 1)
@@ -93,7 +93,7 @@ ARGUS_DEVICE float dot(const T* x, const T* y, int width) {
   return sum;
 }
 
-// The pairs of one user and head; queries and keys by their place in the history.
+// The pairs of one user and head; queries and keys are numbered by their position in the history.
 template <class Weights, class T>
 struct Pairs {
   const Arguments& given;
@@ -126,7 +126,7 @@ struct Pairs {
     return score;
   }
   ARGUS_DEVICE float largest_score(int query) const {
-    // A score of NaN makes the row NaN, whatever the largest is.
+    // A score of NaN makes the row NaN, whatever the largest score is.
     float largest = -INFINITY, last = 0.0f;
 #pragma unroll 1
     for (int key = first_key(query) + lane_index(); key <= query && !is_nan(last); key += kWarpSize) {
@@ -156,7 +156,7 @@ ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
     RowStatistics statistics{0.0f, 0.0f, 1.0f};
     if constexpr (Weights::kNormalised) statistics.log_sum_exp = pairs.largest_score(query) * kLn2;
     float sums[Slice<Smem::kPart>::kCount] = {}, total = 0.0f;
-    // log_sum_exp may be a number where all values seen are NaN.
+    // log_sum_exp may be a number even if all visible values are NaN.
     const auto done = [&] {
       return slice.all_nan(sums) && (!Weights::kNormalised || __any_sync(kFullWarp, is_nan(total)));
     };
@@ -180,7 +180,7 @@ ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
   }
 }
 
-// Of one query, with its weights' sum over the pairs seen; every lane of the warp calls it.
+// For one query, with the sum of its weights over the visible pairs; every lane of the warp must call it.
 template <class Weights, class T>
 ARGUS_DEVICE RowStatistics query_statistics(const Backward& call, const Pairs<Weights, T>& pairs,
                                             const tile::Source<T>& d_out, int64_t at, int query) {
@@ -240,8 +240,7 @@ ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
   }
 }
 
-// What the backward pass knows of a pair: its weight and the gradient of its score, from the statistics in
-// memory.
+// The weight and the score gradient of a pair, from the statistics in memory.
 template <class Weights, class T>
 ARGUS_DEVICE void differentiate_pair(float& score, float& gradient, const Backward& call,
                                      const Pairs<Weights, T>& pairs, const tile::Source<T>& d_out, int head,
@@ -291,15 +290,15 @@ ARGUS_RARE void key_gradient_rows(const Backward& call, unsigned char* room) {
   }
 }
 
-// Shared memory of the next.
+// Shared memory of the next function.
 template <int kThreads>
 struct TablePairs {
   float gradient[kThreads];
   int position[kThreads], time[kThreads];  // entries of the block's part, −1 where there is none
 };
 
-// The NaN among the entries of the block's part of the bias tables' gradients; every thread of the block
-// calls it, after a barrier.
+// Recomputes the NaN entries in the block's part of the bias tables' gradients; every thread of the block
+// must call it, after a barrier.
 template <class Weights, class T, class Smem>
 ARGUS_RARE void add_table_part(const Backward& call, unsigned char* room) {
   const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));

@@ -1,10 +1,10 @@
 // The forward pass of attention over packed histories: a block of threads takes a block of one user's queries
-// and one head, and walks over the blocks of keys that the mask shows it.
+// and one head, and loops over the blocks of keys that these queries may see.
 //
-// Queries stay in shared memory, keys and values go through two stages there, the next under way by cp.async
-// while the warps work on this one. Each warp owns 16 or 32 queries: their scores, weights and sums never
-// leave its registers, the scores' fragments being those of the weights' product with the values. The grid's
-// first blocks are the last of every user, which have most keys before them.
+// Queries stay in shared memory. Keys and values pass through two stages: cp.async loads the next one while
+// the warps work on the current one. Each warp owns 16 or 32 queries: their scores, weights and sums never
+// leave its registers, because the score fragments have the layout that the product of weights and values
+// takes. The grid starts with the last block of every user, which has the most keys before it.
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
@@ -14,7 +14,7 @@
 
 namespace argus::attention {
 
-// Places in a block's shared memory, in bytes.
+// Offsets in a block's shared memory, in bytes.
 template <class T, int kWidth>
 struct ForwardSmem {
   static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (block.rows == 0) return;
-  // Pointers to the results are made where they are used: before the walk they would take registers all
-  // along.
+  // Pointers to the results are made where they are used: made before the main loop they would hold registers
+  // during it.
   const auto log_sum_exp = [&] { return floats(call.log_sum_exp) + head * given.rows + block.begin; };
   if (block.padding) {
     if (part > 0) return;

@@ -1,5 +1,5 @@
 // The second kernel of the backward pass: a block of threads takes a block of one user's keys and one head,
-// and walks over the blocks of queries that see any of them. It computes the transposed scores k · q, so that
+// and loops over the blocks of queries that see any of them. It computes the transposed scores k · q, so that
 // the sums of d_k and d_v stay in the registers of the warp that owns the keys; d_out · out and the
 // statistics of each query come from memory. Heads wider than 128 are done in parts, each of which computes
 // the scores again.
@@ -9,7 +9,7 @@
 
 namespace argus::attention {
 
-// Places in a block's shared memory, in bytes.
+// Offsets in a block's shared memory, in bytes.
 template <class T, int kWidth>
 struct KeySmem {
   static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
@@ -18,7 +18,7 @@ struct KeySmem {
   static constexpr int kBoundRows = QuerySmem<T, kWidth>::kShape.rows;
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
-  static constexpr int kNumbers = kShape.columns * 4;  // bytes of one number a query
+  static constexpr int kNumbers = kShape.columns * 4;  // bytes of one number per query
   static constexpr int kK = 0;
   static constexpr int kV = kK + kShape.rows * kRowBytes;
   static constexpr int kQ = kV + kShape.rows * kRowBytes;
@@ -36,12 +36,12 @@ struct KeySmem {
   }
 };
 
-// The blocks of kQueries queries that a block of keys has to look at. `kBoundRows` is how many queries an
-// entry of visible_bounds speaks for.
+// The blocks of kQueries queries that a block of keys must visit. An entry of visible_bounds covers
+// `kBoundRows` queries.
 template <int kQueries, int kBoundRows>
 struct QueryBlocks {
   static_assert(kBoundRows % kQueries == 0);
-  const int32_t* bounds;  // of the user, null where every event before the query is visible
+  const int32_t* bounds;  // of the user; null if every event before the query is visible
   int first_key, begin, own_end, end;
 
   ARGUS_DEVICE QueryBlocks(const Backward& call, const Block& block) {
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * kPart;
-  // The first keys of a user are those that most queries see.
+  // The first keys of a user are seen by the most queries.
   const Block block = find_block<kShape.rows>(given, static_cast<int>(blockIdx.x));
   if (block.rows == 0) return;
   const Target<T> d_k_target = target_of<T>(call.d_k, given, block.begin, head);

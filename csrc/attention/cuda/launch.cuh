@@ -1,5 +1,5 @@
-// Launches the kernels of attention over histories, of the weights and for the element type and head width at
-// hand. Only how many rows and users there are decides on the grids: nothing waits for the GPU.
+// Launches the kernels of attention over histories for a weight policy, an element type and a head width.
+// Grid sizes depend only on the numbers of rows and users: the host does not wait for the GPU.
 #pragma once
 
 #include "attention/cuda/backward.cuh"

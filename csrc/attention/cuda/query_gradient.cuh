@@ -1,11 +1,11 @@
 // The first kernel of the backward pass: a block of threads takes a block of one user's queries and one head,
-// and walks over the blocks of keys that the mask shows it, as the forward pass does. It computes the weights
-// again and writes d_q, its part of the bias tables' gradients, and what the second kernel needs of each
-// query: delta, and how far the block's queries reach.
-// delta is d_out · out, and weights are exp(score − log_sum_exp), where that is exact enough. In float32 the
-// rounding of log_sum_exp would be an error of every weight in the row, and the sums of a table's gradients
-// would add up the errors of delta from the rounding of 16-bit outputs. In these cases a first walk over the
-// keys sums the weights, which corrects them in float32, and computes delta.
+// and loops over the blocks of keys that these queries may see, as the forward pass does. It recomputes the
+// weights and writes d_q, its part of the bias tables' gradients, and what the second kernel needs: each
+// query's delta, and the range of keys that the block's queries see. delta is d_out · out, and weights are
+// exp(score − log_sum_exp), where that is exact enough. In float32 the rounding of log_sum_exp would be an
+// error of every weight in the row, and the sums of a table's gradients would add up the errors of delta from
+// the rounding of 16-bit outputs. In these cases a first walk over the keys sums the weights, which corrects
+// them in float32, and computes delta.
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
@@ -15,7 +15,7 @@
 
 namespace argus::attention {
 
-// Places in a block's shared memory, in bytes.
+// Offsets in a block's shared memory, in bytes.
 template <class T, int kWidth>
 struct QuerySmem {
   static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(given, block_index);
-  // The block with the first part of the head's width does the work that is done once per row.
+  // The block of the first part of the head's width does the work that is done once per row.
   const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
   const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);

@@ -1,7 +1,7 @@
 // The biases of a (query, key) pair on the GPU: position_bias[min(i − j, P − 1)] + time_bias[bucket(Δt)].
-// Both tables of a head lie in shared memory, multiplied by what the scores are. A warp looks the entries up
-// once a tile where all pairs of the tile share them, which is the rule far from the diagonal: buckets grow
-// with the distance.
+// Both tables of a head lie in shared memory, scaled by the same factor as the scores. If all pairs of a tile
+// share their entries, a warp looks them up once per tile. That is the common case far from the diagonal,
+// because buckets grow with the distance.
 #pragma once
 
 #include "attention/cuda/tiles.cuh"
@@ -10,8 +10,8 @@
 
 namespace argus::attention {
 
-// Constants of the device code: a table handed in would have to be copied to the GPU first, which waits for
-// it.
+// Constants of the device code: a table passed as an argument would first have to be copied to the GPU, and
+// the host would wait for the copy.
 static __constant__ uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
 constexpr int kLastEdge = kTimeBuckets;
 
@@ -23,7 +23,7 @@ struct Bias {
   int last_time;          // −1 without a table
 };
 
-// Buckets past the last that any difference reaches need no room.
+// Buckets that no difference reaches need no shared memory.
 ARGUS_HOST_DEVICE int used_times(const Arguments& given) {
   return given.time_bias == nullptr ? 0 : given.times < kTimeBuckets ? given.times : kTimeBuckets;
 }
@@ -51,7 +51,7 @@ ARGUS_DEVICE Bias bias_in(const Arguments& given, unsigned char* room) {
           used_times(given) - 1};
 }
 
-// Fills the room with head's tables times `factor`; a barrier must follow.
+// Fills the shared memory with head's tables times `factor`; a barrier must follow.
 template <int kThreads>
 ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsigned char* room) {
   const BiasSmem places(given);
@@ -76,7 +76,8 @@ ARGUS_DEVICE uint64_t time_distance(int64_t a, int64_t b) {
   return a > b ? x - y : y - x;
 }
 
-// A float32 logarithm, lowered a little, gives the bucket or the one below it; the integer edge decides.
+// A float32 logarithm, lowered a little, gives the bucket or the one below it; comparing with the integer
+// edge decides.
 ARGUS_DEVICE int time_bucket(const Bias& bias, uint64_t distance) {
   constexpr float kPerLogarithm = 1.0f / kTimeLogStep, kMargin = 1e-3f;
   const float logarithm = __logf(fmaxf(static_cast<float>(distance), 1.0f));
@@ -84,7 +85,7 @@ ARGUS_DEVICE int time_bucket(const Bias& bias, uint64_t distance) {
   return min(estimate + (distance >= bias.edges[estimate + 1] ? 1 : 0), bias.last_time);
 }
 
-// One side's earliest and latest time.
+// The earliest and the latest time of the rows or of the columns.
 struct TimeSpan {
   int64_t earliest, latest;
 };

@@ -1,5 +1,5 @@
-// Results leave the registers by way of shared memory, so that global memory is written 16 bytes at a time;
-// and the rows behind the last user are filled with zeros.
+// Stores results through shared memory, so that global memory is written 16 bytes at a time, and fills the
+// rows after the last user with zeros.
 #pragma once
 
 #include "attention/cuda/tiles.cuh"
@@ -20,9 +20,9 @@ ARGUS_DEVICE Target<T> target_of(void* data, const Arguments& given, int begin, 
           static_cast<int64_t>(given.heads) * given.width, given.width};
 }
 
-// Writes sums · factor, a warp's [16 · kRowTiles, 8 · kTiles], to the target's rows from `first` on, as far
-// as `end`, and its columns from `column` on. `tile` is room for the warp's rows, of this width, that nobody
-// else uses. Whether any of the warp's numbers is NaN.
+// Writes sums · factor, a warp's [16 · kRowTiles, 8 · kTiles], to the target's rows from `first` on, up to
+// `end`, and its columns from `column` on. `tile` is shared memory for the warp's rows of this width, used by
+// this warp alone. Returns whether any of the warp's numbers is NaN.
 template <class T, int kRowTiles, int kTiles>
 ARGUS_DEVICE bool store_rows(const Target<T>& to, T* tile, const float (&sums)[kRowTiles][kTiles][4],
                              const float (&factor)[kRowTiles][2], int first, int end, int column) {

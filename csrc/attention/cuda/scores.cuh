@@ -10,9 +10,8 @@
 
 namespace argus::attention {
 
-// What a warp knows of the rows of its tile. Rows past the user's end count as
-// causal and as of time 0. It lies in shared memory, because registers are
-// short and whole tiles do without.
+// What a warp keeps of the rows of its tile. Rows past the user's end count as causal and as of time 0. It
+// lies in shared memory, because registers are scarce and tiles without a mask do not read it.
 template <int kRowTiles>
 struct RowSide {
   int first;
@@ -42,12 +41,11 @@ ARGUS_DEVICE int query_minus_key(const RowSide<kRowTiles>& rows, const ColumnSid
   return kQueryRows ? difference : -difference;
 }
 
-// What the backward pass knows of a query: softmax's statistics, of which SiLU
-// needs none.
+// What the backward pass needs of a query: softmax's statistics; SiLU needs none.
 struct RowStatistics {
   float log_sum_exp;
   float delta;       // Σ_j weight · d_weight − d_log_sum_exp
-  float correction;  // of weights that the rounding of log_sum_exp has changed;
+  float correction;  // corrects weights for the rounding of log_sum_exp;
                      // float32 only
 };
 
@@ -72,10 +70,8 @@ struct KeepNothing {
   ARGUS_DEVICE void operator()(int, int, int, int) const {}
 };
 
-// Whether more look-ups at once than those of four pairs would spill, beside
-// the sums of a wide head. Which kernels these are was found by compiling them:
-// the forward pass of heads of 128 spills without the limit for sm_80, with it
-// for sm_100.
+// Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head. Found
+// by compiling: the forward pass of heads of 128 spills without the limit for sm_80, with it for sm_100.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 template <int kRowTiles, int kTiles, class Keep>
 constexpr bool kFewLookUps = kTiles <= 4 && !(kRowTiles == 2 && std::is_same_v<Keep, KeepNothing>);
@@ -119,7 +115,7 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
   return shared;
 }
 
-// Hides what the mask hides, and columns past the user's end.
+// Applies the mask, and hides columns past the user's end.
 template <bool kQueryRows, int kRowTiles, int kTiles>
 ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int window,
                        const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
@@ -159,8 +155,8 @@ ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int
   if (given.time_bias == nullptr) return rows;
   const int64_t* time = (kQueryRows ? given.query_time : given.key_time) + begin;
   if (lane < kRows) rows.time[lane] = place < length ? time[place] : 0;
-  // A warp past the user's end joins in the block's products, and its scores ask for buckets that nobody
-  // keeps.
+  // A warp past the user's end takes part in the block's products, and its scores would read buckets that are
+  // not stored.
   const TimeSpan span =
       first < length ? warp_time_span(time + first, min(kRows, length - first)) : TimeSpan{0, 0};
   if (lane == 0) *rows.span = span;

@@ -1,14 +1,13 @@
-// How the kernels of attention over histories cut their work, by the bytes of an element and the head width
-// that they are compiled for: what keeps sums in registers without spilling and tiles within a block's share
-// of shared memory on sm_80.
+// Tile sizes of the attention kernels, by element size in bytes and head width: chosen so that sums stay in
+// registers without spilling and tiles fit a block's share of shared memory on sm_80.
 #pragma once
 
 namespace argus::attention {
 
 struct Shape {
   int warps;
-  int row_tiles;  // of 16 rows, a warp
-  int columns;    // rows of the tiles that the block walks over
+  int row_tiles;  // of 16 rows, per warp
+  int columns;    // rows of the tiles that the block loops over
   int warp_rows, rows, threads;
 };
 

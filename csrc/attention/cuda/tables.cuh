@@ -22,7 +22,7 @@ class TableGradients {
  public:
   static constexpr int kColumns = 8 * kTiles, kStride = kColumns + 8, kPairs = 16 * kStride, kNone = 1 << 30;
 
-  // Bytes of shared memory a warp.
+  // Bytes of shared memory per warp.
   static ARGUS_HOST_DEVICE int room_bytes(const Arguments& given) {
     return (table_entries(given) + kPairs) * 4;
   }
@@ -34,7 +34,7 @@ class TableGradients {
     __syncwarp();
   }
 
-  // Adds a tile's gradients of scores, whose buckets, where they differ, `keep` has got.
+  // Adds a tile's score gradients. If the buckets differ, `keep` has stored them.
   ARGUS_DEVICE void add(const float (&gradients)[kRowTiles][kTiles][4], const SharedEntries& shared,
                         const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
     float total = 0.0f;
@@ -78,7 +78,7 @@ class TableGradients {
     bucket_sum_ = 0.0f;
   }
 
-  // A bucket at a time, of those that the warp's pairs have.
+  // One bucket at a time, of those that occur among the warp's pairs.
   ARGUS_DEVICE void add_times(const float (&gradients)[kRowTiles][kTiles][4]) {
     int done = -1;
     for (;;) {
@@ -98,7 +98,7 @@ class TableGradients {
     }
   }
 
-  // A lane sums along diagonals, 16 rows at a time: pairs equally far apart have one entry.
+  // A lane sums along diagonals, 16 rows at a time: all pairs on a diagonal share one entry.
   ARGUS_DEVICE void add_positions(const float (&gradients)[kRowTiles][kTiles][4],
                                   const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
 #pragma unroll
@@ -131,8 +131,8 @@ class TableGradients {
   float* pairs_;     // [16, kStride]
   float* position_;  // the warp's tables
   float* time_;
-  uint32_t buckets_[kRowTiles][kTiles];  // a byte a pair
-  int bucket_ = -1;                      // that the tiles before shared
+  uint32_t buckets_[kRowTiles][kTiles];  // one byte per pair
+  int bucket_ = -1;                      // shared by the previous tiles
   float bucket_sum_ = 0.0f, far_ = 0.0f;
 };
 
@@ -141,8 +141,8 @@ ARGUS_DEVICE float* table_part(const Backward& call, int block, int head) {
          (static_cast<int64_t>(block) * call.given.heads + head) * table_entries(call.given);
 }
 
-// Writes the block's part; `rooms` are those of the warps, or null for zeros. Whether one of the thread's
-// entries, which are every kWarps · 32nd, is NaN.
+// Writes the block's part; `rooms` are the warps' tables, or null for zeros. Returns whether one of the
+// thread's entries, every kWarps · 32nd, is NaN.
 template <int kWarps>
 ARGUS_DEVICE bool store_table_part(const Backward& call, const float* rooms, int room_floats, int skipped,
                                    int block, int head) {

@@ -1,10 +1,10 @@
-// Which part of the packed histories a block of threads works on, and which pairs the mask shows it.
+// Which part of the packed histories a block of threads works on, and which of its pairs are visible.
 //
-// A query i sees key j of its user where j = i or j < visible[i], and i − j < window; places count from the
-// user's first event. The grid is as large as any batch of `rows` rows and `users` users can need, so that
-// nothing has to be known of the offsets on the host: user u owns the blocks from offsets[u] / kRows + u on,
-// which leaves it at most one too many; a block searches the offsets for its user. The rows after the last
-// user are taken for one more user, whose results are zero.
+// A query i sees key j of its user where j = i or j < visible[i], and i − j < window; positions count from
+// the user's first event. The grid is as large as any batch of `rows` rows and `users` users can need, so
+// that the host need not know the offsets. User u owns the blocks from offsets[u] / kRows + u on, at most one
+// more than needed; a block searches the offsets for its user. The rows after the last user are treated as
+// one more user, whose results are zero.
 #pragma once
 
 #include "attention/arguments.h"
@@ -17,8 +17,8 @@ struct Block {
   int user;
   int begin;   // the user's first row
   int length;  // the user's events
-  int first;   // the block's first place
-  int rows;    // the block's events, 0 where nothing is left for it
+  int first;   // the block's first position
+  int rows;    // the block's events, 0 if it has none
   bool padding;
 };
 
@@ -32,8 +32,8 @@ constexpr int64_t block_count(const Arguments& given) {
   return given.rows / kRows + given.users + 1;
 }
 
-// Every lane of a warp calls it: each tries one of 32 users, so that few steps, which wait for memory, are
-// left.
+// Every lane of a warp must call it: each tests one of 32 users per step, so that few dependent loads are
+// needed.
 template <int kRows>
 ARGUS_DEVICE Block find_block(const Arguments& given, int index) {
   int low = 0;
@@ -75,7 +75,7 @@ ARGUS_DEVICE int64_t dense_offset(const Arguments& given, int64_t row, int head)
   return (row * given.heads + head) * given.width;
 }
 
-// A row of a product, [16 · kRowTiles, 8 · kTiles] of a warp: where a lane's i-th number of tile (r, n) lies.
+// Row of a lane's i-th number of tile (r, n), in a warp's product [16 · kRowTiles, 8 · kTiles].
 ARGUS_DEVICE int row_within(int r, int i) {
   return 16 * r + i / 2 * 8 + lane_index() / 4;
 }
@@ -83,8 +83,8 @@ ARGUS_DEVICE int column_within(int n, int i) {
   return 8 * n + lane_index() % 4 * 2 + i % 2;
 }
 
-// How far the queries of a set reach: keys before `all_see` are seen by each of them, as far as the window
-// goes, and keys from `none_sees` on by none but the query of the same place.
+// Which keys a set of queries sees: within the window, every query sees the keys before `all_see`; keys from
+// `none_sees` on are seen by no query but the one at the same position.
 struct Reach {
   int all_see;
   int none_sees;
@@ -107,7 +107,7 @@ ARGUS_DEVICE Reach warp_reach(const Arguments& given, int begin, int first, int 
   return {__reduce_min_sync(kFullWarp, all_see), __reduce_max_sync(kFullWarp, none_sees)};
 }
 
-// Of all warps of the block, which every thread must call; ends with a barrier.
+// The same over all warps of the block. Every thread must call it; it ends with a barrier.
 template <int kWarps>
 ARGUS_DEVICE Reach block_reach(const Reach& own, Reach* room) {
   if (lane_index() == 0) room[warp_index()] = own;
@@ -125,8 +125,8 @@ ARGUS_DEVICE bool is_seen(int query, int key, int visible, int window) {
   return (key == query || key < visible) && query - key < window;
 }
 
-// The blocks of kKeys keys that a block of queries has to look at: those before `seen_end`, then those of the
-// queries' own places.
+// The blocks of kKeys keys that a block of queries must visit: those before `seen_end`, then those at the
+// queries' own positions.
 template <int kKeys>
 struct KeyBlocks {
   int begin, seen_end, own_begin, end;
@@ -144,7 +144,7 @@ struct KeyBlocks {
   ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
 };
 
-// Whether the mask shows a warp none, or all, of the pairs of its queries and a block of keys.
+// Whether none, or all, of the pairs of a warp's queries and a block of keys are visible.
 struct Cover {
   bool none, all;
 };

@@ -28,8 +28,8 @@ struct Block {
   }
 };
 
-// Two columns to a word: the even ones lie in one vector and the odd ones in the other, which takes a shift
-// and a mask. Widening sixteen of them to one vector takes longer.
+// Two columns per word: a shift and a mask put the even ones into one vector and the odd ones into another.
+// Widening sixteen columns to one vector takes longer.
 template <>
 struct Block<BFloat16> {
   static constexpr int64_t kVectors = 2, kColumns = 2 * kLanes;
@@ -38,8 +38,8 @@ struct Block<BFloat16> {
     uint32_t words[kLanes];
     float even[kLanes], odd[kLanes];
     std::memcpy(words, from, sizeof(words));
-    // Plain loops, which become one instruction of the level they are compiled for: operators of vector types
-    // are taken apart before they get there.
+    // Plain loops, which become one instruction at each instruction-set level: GCC splits operators of vector
+    // types into scalars before it knows the level.
 #pragma GCC unroll 1
     for (int64_t lane = 0; lane < kLanes; ++lane) even[lane] = std::bit_cast<float>(words[lane] << 16);
 #pragma GCC unroll 1
@@ -49,7 +49,7 @@ struct Block<BFloat16> {
   }
 };
 
-// In integers, exact for every bit pattern: GCC 12 makes no vector code of its own conversion.
+// In integers, exact for every bit pattern: GCC 12 does not vectorise its own conversion.
 template <>
 ARGUS_INLINE void Block<Float16>::load(const Float16* from, LaneVector<float> (&x)[kVectors]) {
   constexpr uint32_t kSmallest = 0x38800000u;  // 2⁻¹⁴, float16's smallest normal number

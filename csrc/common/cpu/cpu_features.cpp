@@ -25,8 +25,8 @@ bool bit(unsigned word, int position) {
 }
 #endif
 
-// "isa=avx512 bfloat16=amx instructions=avx2,fma,f16c,avx512f,... threads=2"; `isa` is the level the kernels
-// run at, `bfloat16` what multiplies bfloat16.
+// "isa=avx512 bfloat16=amx instructions=avx2,fma,f16c,avx512f,... threads=2"; `isa` is the level that the
+// kernels run at, `bfloat16` the instructions that multiply bfloat16.
 std::string cpu_features() {
   std::ostringstream text;
   text << "isa=" << argus::isa_name(argus::isa()) << " bfloat16=" << argus::matmul::bfloat16_unit_name()

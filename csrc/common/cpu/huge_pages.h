@@ -1,5 +1,5 @@
-// Asks for large pages behind a fresh buffer that a kernel is about to fill: a page fault for 2 MiB instead
-// of one for 4 KiB. Linux only, a hint, and nothing where the system decides by itself.
+// Asks for huge pages behind a fresh buffer that a kernel is about to fill: one page fault per 2 MiB instead
+// of per 4 KiB. A hint, on Linux only; it has no effect where the system decides by itself.
 #pragma once
 
 #include <cstddef>

@@ -1,9 +1,10 @@
-// Sixteen lanes held in registers, for kernels whose sums plain loops over local arrays would keep in memory.
+// Sixteen lanes held in registers, for kernels where plain loops over local arrays would keep the sums in
+// memory.
 //
-// map_lanes(f, x, y …) applies f to each lane. It is a loop of sixteen that the compiler makes vector code
-// of, at every level of ForEachIsa; vector operators would be taken apart for the portable level before they
-// are inlined into the others. f must select after it has computed (`c ? a : b` with a and b at hand): a
-// branch stays a branch.
+// map_lanes(f, x, y …) applies f to each lane. It is a loop of sixteen steps that the compiler vectorises at
+// every level of ForEachIsa; vector operators would be split into scalars for the portable level before they
+// are inlined into the others. f must compute both values first and then select (`c ? a : b`): the compiler
+// does not remove a branch.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,7 @@
 
 namespace argus {
 
-// With operators, for sums and products alone.
+// Vector operators, for sums and products only.
 template <class E>
 using LaneVector __attribute__((vector_size(kLanes * sizeof(E)))) = E;
 
@@ -30,7 +31,7 @@ struct Lanes {
   ARGUS_INLINE void store(E* to) const { std::memcpy(to, &vector, sizeof vector); }
 };
 
-// Without the pragma the loop is unrolled before it can become vector code.
+// Without the pragma the loop is unrolled before it can be vectorised.
 template <class R, class F, class X>
 ARGUS_INLINE Lanes<R> map_lanes(F&& f, Lanes<X> x) {
   X a[kLanes];

@@ -74,7 +74,7 @@ ARGUS_INLINE void plain_tile(const Tile<Operand>& tile) {
 
 #define ARGUS_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
 
-// Adds to or overwrites the 32 sums of one row, as many of them as the panel has columns.
+// Adds to or overwrites the sums of one row, one per column of the panel.
 ARGUS_TARGET(ARGUS_AVX512)
 inline void put_row(float* to, __m512 low, __m512 high, __mmask16 low_mask, __mmask16 high_mask,
                     bool accumulate) {
@@ -271,7 +271,7 @@ void amx_rows(const Tile<BFloat16>& tile) {
   }
 }
 
-// Tile shapes are set once for the full blocks and once for what is left over.
+// Tile shapes are set once for the full blocks and once for the remainder.
 ARGUS_TARGET("amx-tile,amx-bf16")
 void multiply_amx(const Tile<BFloat16>& whole, int64_t columns) {
   const int64_t full = whole.rows / kAmxRows * kAmxRows;
@@ -352,7 +352,7 @@ void multiply_panels(const Tile<Operand>& whole, int64_t columns) {
 
 #if ARGUS_X86
 
-// Linux hands out the tile registers on request.
+// Linux grants the tile registers on request.
 bool amx_granted() {
 #if defined(__linux__) && defined(SYS_arch_prctl)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -368,7 +368,7 @@ bool cpu_has(unsigned leaf, unsigned subleaf, char part, int bit) {
   return ((part == 'a' ? a : d) >> bit & 1u) != 0;
 }
 
-// A product of small integers, which every order of summation gets exactly.
+// A product of small integers, exact in every order of summation.
 template <class Multiply>
 bool multiplies_rightly(Multiply&& product) {
   constexpr int64_t rows = 37, columns = 45, depth = 70, padded = padded_depth<BFloat16>(depth);

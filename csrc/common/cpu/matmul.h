@@ -8,8 +8,8 @@
 //
 // 16-bit results of torch's own products carry 8 bits of a score; these carry 24. On processors with AMX or
 // AVX-512 bfloat16 instructions a bfloat16 operand stays bfloat16 (Operand BFloat16), elsewhere it is
-// multiplied as float32. An element's sum runs over k in order, in float32 in pieces (piece_depth); the
-// instruction set decides how it is rounded, the tile's other rows and columns do not.
+// multiplied as float32. An element's sum runs over k in order, in float32 in pieces (piece_depth); its
+// rounding depends on the instruction set, not on the tile's other rows and columns.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +26,9 @@ using Sum = std::conditional_t<std::is_same_v<Operand, double>, double, float>;
 
 enum class BFloat16Unit { none, avx512, amx };
 
-// What multiplies bfloat16 on this machine. An instruction set is believed only after a product of its own
-// came out right, once per process; ARGUS_CPU_ISA=portable|avx2|avx512|avx512_bf16 lowers it.
+// The instructions that multiply bfloat16 on this machine. Once per process each instruction set is tested
+// with a product, and used only if the result is right; ARGUS_CPU_ISA=portable|avx2|avx512|avx512_bf16 lowers
+// it.
 BFloat16Unit bfloat16_unit();
 const char* bfloat16_unit_name();
 
@@ -52,7 +53,7 @@ constexpr int64_t piece_depth(int64_t depth) {
   return pieces < 2 ? kMaxPiece : (depth + pieces - 1) / pieces;
 }
 
-// Depth of packed operands: what the widest instruction takes at once.
+// Depth of packed operands is a multiple of this, the depth of the widest instruction.
 template <class Operand>
 constexpr int64_t padded_depth(int64_t depth) {
   constexpr int64_t step = std::is_same_v<Operand, BFloat16> ? 32 : 1;
@@ -66,7 +67,8 @@ constexpr int64_t right_size(int64_t columns, int64_t depth) {
 }
 
 // right[k, n] = from[n · column_stride + k · depth_stride], zero past depth and columns. One of the strides
-// is best 1. Defined for Operand and Stored in float, BFloat16 and for Stored Float16; double to double.
+// should be 1 for speed. Defined for Operand and Stored in float, BFloat16 and for Stored Float16; double to
+// double.
 template <class Operand, class Stored>
 void pack_right(Operand* to, const Stored* from, int64_t columns, int64_t depth, int64_t column_stride,
                 int64_t depth_stride);

@@ -91,7 +91,7 @@ ARGUS_INLINE void transpose(const uint32_t (*from)[kBlock], uint32_t* to, int64_
   }
 }
 
-// A panel whose memory runs along the depth.
+// A panel whose depth is contiguous in memory.
 template <class Operand, class Stored>
 ARGUS_INLINE void panel_along_depth(uint32_t* panel, const Stored* from, int64_t columns, int64_t depth,
                                     int64_t words, int64_t column_stride) {
@@ -115,7 +115,7 @@ ARGUS_INLINE void panel_along_depth(uint32_t* panel, const Stored* from, int64_t
   }
 }
 
-// A panel whose memory runs along the columns.
+// A panel whose columns are contiguous in memory.
 template <class Operand, class Stored>
 ARGUS_INLINE void panel_across_depth(uint32_t* panel, const Stored* from, int64_t columns, int64_t depth,
                                      int64_t words, int64_t depth_stride) {
@@ -176,7 +176,7 @@ ARGUS_INLINE void pack_right_body(Operand* to, const Stored* from, int64_t colum
   }
 }
 
-// Rows whose memory runs across them: 16 rows at a time through the transposition.
+// A left operand whose rows are not contiguous: 16 rows at a time are transposed.
 template <class Operand, class Stored>
 ARGUS_INLINE void rows_across_depth(uint32_t* to, const Stored* from, int64_t rows, int64_t depth,
                                     int64_t words, int64_t depth_stride) {

@@ -14,8 +14,8 @@ namespace argus {
 
 constexpr int64_t kSkippedRow = -1;
 
-// `lists` are read one after the other; the entry at place i of list l has the position l · list length + i.
-// Skipped rows (-1) are left out; every other row must lie in [0, table_rows).
+// `lists` are read one after the other; entry i of list l has the position l · list length + i. Skipped rows
+// (-1) are left out; every other row must lie in [0, table_rows).
 class RowOrder {
  public:
   RowOrder() = default;
@@ -39,7 +39,7 @@ class RowOrder {
   const int64_t* rows() const { return rows_.data(); }
   // Where the entries of run u begin; begin(runs()) is count().
   int64_t begin(int64_t run) const { return begins_[static_cast<size_t>(run)]; }
-  // Where the entry that comes i-th in this order was given.
+  // Input position of the i-th entry in this order.
   int64_t position(int64_t i) const {
     return static_cast<int64_t>(keys_[static_cast<size_t>(i)] & ((uint64_t{1} << position_bits_) - 1));
   }
@@ -49,7 +49,7 @@ class RowOrder {
 
   int64_t row(uint64_t key) const { return static_cast<int64_t>(key >> position_bits_); }
 
-  // Whether the keys are ascending as they stand.
+  // Whether the keys are already ascending.
   bool pack(std::span<const int64_t* const> lists, int64_t length) {
     keys_.reserve(lists.size() * static_cast<size_t>(length));
     bool ascending = true;
@@ -66,7 +66,7 @@ class RowOrder {
     return ascending;
   }
 
-  // Least significant digit first: stable, and positions ascend to begin with, so only rows are looked at.
+  // Least significant digit first: the sort is stable and positions ascend at first, so only rows are sorted.
   void sort(int row_bits) {
     const int passes = (row_bits + kDigitBits - 1) / kDigitBits;
     std::vector<uint64_t> next(keys_.size());

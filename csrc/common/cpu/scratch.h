@@ -1,5 +1,5 @@
 // Memory that a worker of a CPU kernel keeps from one piece of work to the next: it grows, is aligned to a
-// cache line, and holds anything at first.
+// cache line, and is not initialised.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ class Scratch {
   Scratch() = default;
   explicit Scratch(int64_t size) { at_least(size); }
 
-  // At least `size` elements; what they held is lost where the memory has to grow.
+  // At least `size` elements; their contents are lost if the memory has to grow.
   T* at_least(int64_t size) {
     if (size > size_) {
       const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;

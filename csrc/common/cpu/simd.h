@@ -1,8 +1,8 @@
 // Run-time choice of the CPU instruction set.
 //
 // A kernel is written once, as an always_inline function over plain loops or GCC vector types, and compiled
-// for each level by ForEachIsa; the level of this machine is found once. ARGUS_CPU_ISA=portable|avx2|avx512
-// lowers it, for tests and for bisecting (matmul.h knows two levels more).
+// for each level by ForEachIsa; this machine's level is detected once. ARGUS_CPU_ISA=portable|avx2|avx512
+// lowers it, for tests and for bisecting (matmul.h has more levels).
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ enum class Isa : int { portable = 0, avx2 = 1, avx512 = 2 };
 #endif
 
 #define ARGUS_INLINE inline __attribute__((always_inline))
-// After a lambda's parameters. Without it the compiler may keep one copy of the lambda, for the portable
-// level, and call that from all of them.
+// Stands after a lambda's parameters. Without it the compiler may keep one copy of the lambda, compiled for
+// the portable level, and call it from every level.
 #define ARGUS_INLINE_LAMBDA __attribute__((always_inline))
 
 inline Isa machine_isa() {
@@ -87,7 +87,7 @@ struct ForEachIsa {
   template <class... Arguments>
   static void call(Arguments... arguments) {
 #if defined(ARGUS_ONE_CLONE)
-    // For the sanitizers: what the levels read and write is the same source.
+    // For the sanitizers: all levels are compiled from the same source, so one of them is enough.
     portable(arguments...);
 #else
     switch (isa()) {

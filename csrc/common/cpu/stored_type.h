@@ -1,4 +1,4 @@
-// From a dtype by name to the element type that kernels are compiled for.
+// Maps a dtype by name to the element type that kernels are compiled for.
 #pragma once
 
 #include "common/cpu/element.h"

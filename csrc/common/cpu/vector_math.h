@@ -1,9 +1,9 @@
-// Elementwise mathematics of the CPU kernels, without branches or calls, so that plain loops over it become
-// vector code at every level of ForEachIsa; the same bits at each of them.
+// Elementwise mathematics of the CPU kernels, without branches or calls, so that plain loops over it are
+// vectorised at every level of ForEachIsa; the bits are the same at each level.
 //
-// float functions carry their largest error over the whole range, found by
-// tests/csrc/native/test_vector_math.py, which holds them to it. double functions are the C library's: they
-// serve gradient checks, not speed.
+// The comment of each float function states its largest error over the whole range, which
+// tests/csrc/native/test_vector_math.py checks. double functions are the C library's: they serve gradient
+// checks, not speed.
 #pragma once
 
 #include <bit>
@@ -40,7 +40,7 @@ ARGUS_INLINE float fast_exp(float x) {
   q = fma(q, r, 0.16666521f);
   q = fma(q, r, 0.49999994f);
   const float fraction = fma(q, r * r, r) + 1.0f;
-  // 2^power in two factors: 2¹²⁸ has no float.
+  // 2^power in two factors: 2¹²⁸ is not a float.
   const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kToInteger);
   const float scale = std::bit_cast<float>((exponent - 1 + 127) << 23);
   const float result = fraction * scale * 2.0f;
@@ -113,13 +113,13 @@ ARGUS_INLINE double fast_erf(double x) {
   return std::erf(x);
 }
 
-// x · Φ(x), Φ the normal distribution's, as torch has it without an approximation.
+// x · Φ(x), Φ the normal distribution function: torch's GELU without approximation.
 template <class A>
 ARGUS_INLINE A gelu(A x) {
   return A{0.5} * x * (A{1} + fast_erf(x * static_cast<A>(0.70710678118654752440)));
 }
 
-// What a loop of the kernels holds side by side: a register of AVX-512, two of AVX2.
+// Lanes of the kernels' loops: one AVX-512 register or two AVX2 registers of float.
 constexpr int64_t kLanes = 16;
 
 // Σ x[0, count) in 16 lanes added in a fixed order: the same bits at every level.
@@ -137,7 +137,7 @@ ARGUS_INLINE A lane_sum(const A* x, int64_t count) {
   return lanes[0];
 }
 
-// max(start, x[0, count)); a NaN in x is passed over.
+// max(start, x[0, count)); a NaN in x is ignored.
 template <class A>
 ARGUS_INLINE A lane_max(const A* x, int64_t count, A start) {
   A lanes[kLanes];

@@ -1,6 +1,6 @@
-// Tasks of very different cost shared out among torch's threads: the most expensive first, each thread takes
-// the next one when it is done with its last. Which thread does a task is left to chance, so a task may add
-// to nothing that another task adds to.
+// Distributes tasks of very different cost over torch's threads: the most expensive come first, and a thread
+// that is done takes the next one. Which thread runs a task varies, so no two tasks may add to the same
+// memory.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,6 +1,6 @@
-// All that device code includes: the CUDA language, the conversions between stored and arithmetic types,
-// shared memory and launches. Under nvcc that is CUDA; under the host compiler it is the SIMT executor
-// (csrc/simt/), which runs the same code on the CPU and reports what a GPU would leave to chance.
+// The one header that device code includes: the CUDA language, the conversions between stored and arithmetic
+// types, shared memory and launches. Under nvcc that is CUDA; under the host compiler it is the SIMT executor
+// (csrc/simt/), which runs the same code on the CPU and reports races and other undefined behaviour.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -19,8 +19,8 @@
 
 #define ARGUS_DEVICE __device__ __forceinline__
 #define ARGUS_HOST_DEVICE __host__ __device__ __forceinline__
-// A function that is seldom called, with registers of its own; a kernel that hands it its argument declares
-// that as `const __grid_constant__`, or the argument would be copied to the stack.
+// A rarely called function, not inlined, with registers of its own. A kernel that passes its argument on
+// declares it `const __grid_constant__`; otherwise the argument would be copied to the stack.
 #if defined(__CUDACC__)
 #define ARGUS_RARE __device__ __noinline__
 #else
@@ -86,7 +86,7 @@ template <class... Parameters, class... Arguments>
 void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
             const Arguments&... arguments) {
 #if defined(__CUDACC__)
-  // 48 KB come without asking, but for what the kernel declares with fixed bounds.
+  // 48 KB are the default, less the shared memory that the kernel declares statically.
   constexpr size_t kDefaultDynamicShared = 32 << 10;
   cudaError_t error = cudaSuccess;
   if (shape.dynamic_shared > kDefaultDynamicShared) {
@@ -99,7 +99,7 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
     error = cudaGetLastError();
   }
   if (error != cudaSuccess) {
-    // The runtime keeps an error until somebody takes it: the next launch would fail with this one's.
+    // The runtime keeps an error until it is read: the next launch would fail with this one's.
     static_cast<void>(cudaGetLastError());
     throw std::runtime_error(std::string(op) + ": kernel launch failed: " + cudaGetErrorString(error));
   }

@@ -6,7 +6,7 @@
 //   Lane l gets, of each 8×8 matrix of 16-bit elements, row l / 4, columns 2 (l % 4) and one more;
 //   transposed, the same of the matrix's transpose. mma: D = A B + D, A row-major, B column-major, D in
 //   float32. cp.async: bytes that go from global to shared memory on their own; a thread's copies since its
-//   last commit form a group. wait<N> leaves at most the N youngest groups under way. Other threads see the
+//   last commit form a group. wait<N> leaves at most the N youngest groups pending. Other threads see the
 //   bytes after a barrier.
 #pragma once
 

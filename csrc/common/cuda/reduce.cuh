@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, the same bits in every thread that gets them.
+// Sums and maxima over a warp and over a block, with the same bits in every thread.
 #pragma once
 
 #include "common/cuda/device.cuh"

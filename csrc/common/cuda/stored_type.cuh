@@ -1,4 +1,4 @@
-// From a dtype by name to the element type that device code is compiled for.
+// Maps a dtype by name to the element type that device code is compiled for.
 #pragma once
 
 #include "common/cuda/device.cuh"
@@ -6,7 +6,7 @@
 
 namespace argus {
 
-// Calls function.operator()<T>() with the stored type; ops have refused float64 before.
+// Calls function.operator()<T>() with the stored type; the ops' checks have refused float64.
 template <class Function>
 void with_device_type(Dtype dtype, const Function& function) {
   switch (dtype) {

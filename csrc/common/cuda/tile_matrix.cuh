@@ -5,9 +5,9 @@
 //   columns   sums[r, n] += Σ_k left[r, k] · right[k, n]     right is a tile's columns, as weights · v
 //
 // 16-bit elements go through ldmatrix and mma.m16n8k16. float32 goes through mma.m16n8k8 in TF32: each number
-// is split into two that TF32 holds, high + low, exact but for at times the last of 24 bits, and all four
-// products of the parts are taken. Every step's sum is added to the others outside the tensor core, which
-// rounds to nearest where the tensor core cuts off.
+// is split into two TF32 numbers, high + low, exact except sometimes for the last of 24 bits, and all four
+// products of the parts are taken. Every step's sum is added to the others outside the tensor core, because
+// that addition rounds to nearest while the tensor core truncates.
 //
 // A tile's rows are cut into 16-byte chunks XOR-swizzled by row, so that the eight rows that an
 // ldmatrix reads at once, or the four that float32 fragments read, lie in different banks.
@@ -37,15 +37,15 @@ ARGUS_DEVICE int offset(int row, int column) {
 }
 
 // The same where `row` is a multiple of 8 and `column` one of kDepth, counted from an element at `lane`,
-// which lies in the first 8 rows and kDepth columns (16 rows for 16-bit elements). Written with the constants
-// apart, because nvcc otherwise keeps the address of every operand in a register of its own.
+// which lies in the first 8 rows and kDepth columns (16 rows for 16-bit elements). The constants are added
+// separately, because nvcc otherwise keeps the address of every operand in its own register.
 template <class T, int kWidth>
 ARGUS_DEVICE int offset_from(int lane, int row, int column) {
   constexpr int kTurned = kWidth < 8 * kChunk<T> ? kWidth : 8 * kChunk<T>;
   return (lane ^ column % kTurned) + column / kTurned * kTurned + row * kWidth;
 }
 
-// A matrix in global memory: rows `stride` elements apart, each `width` elements that begin at 16 bytes.
+// A matrix in global memory: rows `stride` elements apart, each of `width` elements, aligned to 16 bytes.
 template <class T>
 struct Source {
   const T* data;
@@ -72,7 +72,7 @@ ARGUS_DEVICE void copy_async(T* to, const Source<T>& source, int first, int rows
   }
 }
 
-// The left operand of one mma, [16, kDepth], and the right one of two, [kDepth, 16].
+// The left operand of one mma, [16, kDepth], and the right operand of two mma, [kDepth, 16].
 template <class T>
 struct Left {
   uint32_t words[4];
@@ -90,15 +90,16 @@ struct Right<float> {
   uint32_t high[4], low[4];
 };
 
-// x = high + low, high rounded to TF32's 11 bits; what is left has 13, of which the tensor core takes 11.
+// x = high + low, high rounded to TF32's 11 bits; the remainder has 13 bits, of which the tensor core takes
+// 11.
 ARGUS_DEVICE void split(uint32_t& high, uint32_t& low, float x) {
   high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
   low = __float_as_uint(x - __uint_as_float(high));
 }
 
 // Where a lane's elements of an operand lie in the tile's first rows and columns. In float32 the k-th pair of
-// columns stands in the places k and k + 4 of an operand, left and right alike, so that a lane's two elements
-// are neighbours.
+// columns goes to columns k and k + 4 of both operands, so that a lane's two elements are neighbours in
+// memory.
 template <class T, int kWidth>
 ARGUS_DEVICE int left_offset() {
   const int lane = lane_index();
@@ -235,8 +236,8 @@ template <class T, int kWidth, int kRowTiles, int kTiles>
 ARGUS_DEVICE void add_rows_product(float (&sums)[kRowTiles][kTiles][4], const T* left_tile,
                                    const T* right_tile) {
   const int left_lane = left_offset<T, kWidth>(), right_lane = right_rows_offset<T, kWidth>();
-  // As many steps at once as leave no kernel spilling: splitting float32 takes registers, and so does a loop
-  // of its own beside the sums of two rows of tiles.
+  // Unrolled as far as no kernel spills: splitting float32 takes registers, and so does the loop counter
+  // beside the sums of two rows of tiles.
 #pragma unroll(sizeof(T) == 4 ? 2 : kRowTiles == 2 ? 8 : 4)
   for (int k = 0; k < kWidth; k += kDepth<T>) {
     Left<T> left[kRowTiles];

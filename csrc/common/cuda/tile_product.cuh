@@ -2,15 +2,14 @@
 //
 //   sums[r, n] += Σ_k left[r, k] · right[n, k]
 //
-// 256 threads, 8 warps of 64 × 32 sums each. The depth k is taken in stages of 64 bytes, three of them under
-// way. 16-bit operands are multiplied by mma.m16n8k16, float32 by multiply-adds, exactly, with the sums in
-// the same places: a thread holds 8 rows × 8 columns.
+// 256 threads, 8 warps of 64 × 32 sums each. The depth k is taken in stages of 64 bytes, three of them in
+// flight. 16-bit operands are multiplied by mma.m16n8k16, float32 by full-precision multiply-adds, with the
+// same layout of sums: a thread holds 8 rows × 8 columns.
 //
-// Operands come from *sources*, which put any 16-byte chunk of themselves into shared memory: by cp.async
-// where it lies on a 16-byte address, through registers where it does not. A Matrix is one; a source of
-// another kind needs a `copy` alike. A stage lies *along* the depth (128 rows of 4 chunks) or *across* it
-// (rows of 128 elements, one an element of depth), whichever the source is dense in; ldmatrix transposes
-// where needed.
+// Operands come from *sources*, which copy any 16-byte chunk to shared memory: by cp.async if its address is
+// aligned to 16 bytes, through registers otherwise. A Matrix is a source; other kinds need the same `copy`. A
+// stage lies *along* the depth (128 rows of 4 chunks) or *across* it (one row of 128 elements per element of
+// depth), depending on which dimension of the source is contiguous; ldmatrix transposes where needed.
 #pragma once
 
 #include <type_traits>
@@ -40,7 +39,7 @@ ARGUS_DEVICE int stages_of(int64_t depth) {
 }
 
 // Copies `valid` elements of `from`, 0 to a chunk of them and `step` apart, as elements of T; the rest of the
-// chunk becomes zero. `aligned`: they are dense and begin at 16 bytes.
+// chunk becomes zero. `aligned`: they are contiguous and aligned to 16 bytes.
 template <class T, class Stored>
 ARGUS_DEVICE void copy_chunk(void* to, const Stored* from, int64_t step, int valid, bool aligned) {
   if constexpr (std::is_same_v<T, Stored>) {
@@ -51,7 +50,7 @@ ARGUS_DEVICE void copy_chunk(void* to, const Stored* from, int64_t step, int val
   }
   T* chunk = static_cast<T*>(to);
   if (sizeof(Stored) > sizeof(T) && aligned && valid == kChunk<T>) {
-    // Wide rows under a narrow product: whole accesses, rounded on the way.
+    // float32 rows in a 16-bit product: 16-byte loads, rounded on the way.
     const float4* four = reinterpret_cast<const float4*>(from);
 #pragma unroll
     for (int i = 0; i < kChunk<T>; i += 4) {
@@ -69,13 +68,13 @@ ARGUS_DEVICE void clear_chunk(void* to) {
   *static_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
 }
 
-// A dense matrix as a source: what lies outside it is zero, and so are rows whose weight is 0, whatever they
+// A dense matrix as a source. Elements outside it read as zero, and so do rows of weight 0, whatever they
 // hold.
 template <class T>
 struct Matrix {
   const T* data;
   int64_t rows, width, stride;  // rows lie `stride` elements apart
-  bool aligned;                 // and begin at 16 bytes, all of them
+  bool aligned;                 // and all are aligned to 16 bytes
   const float* weight = nullptr;
 
   ARGUS_DEVICE void copy(void* to, int64_t row, int chunk) const {
@@ -91,8 +90,8 @@ ARGUS_HOST_DEVICE bool lies_on_chunks(const void* data, int64_t row_bytes) {
   return (reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(row_bytes)) % kChunkBytes == 0;
 }
 
-// Where a chunk of a stage lies. Chunks are XOR-swizzled by row, so that neither copies nor loads meet in a
-// bank; float32 across is read by rows, where nothing meets.
+// Offset of a chunk in a stage. Chunks are XOR-swizzled by row, so that neither copies nor loads have bank
+// conflicts; float32 across the depth is read by rows, which has none.
 template <class T, bool kAcross>
 ARGUS_DEVICE int chunk_offset(int row, int chunk) {
   if constexpr (kAcross) {
@@ -103,9 +102,9 @@ ARGUS_DEVICE int chunk_offset(int row, int chunk) {
   }
 }
 
-// Where the bytes lie that belong 8 · n rows or columns of the product after those at `offset`; n is a
-// constant whose bits those of the chunk at `offset` lack. Written apart, because nvcc otherwise works out
-// the address of every operand anew and keeps it.
+// Offset of the bytes 8 · n rows or columns of the product after those at `offset`; n is a constant that
+// shares no bit with the chunk at `offset`. A separate function, because nvcc otherwise computes the address
+// of every operand anew and keeps it in a register.
 template <class T, bool kAcross>
 ARGUS_DEVICE int ahead(int offset, int n) {
   if constexpr (!kAcross) return offset + 8 * n * kStageChunks * kChunkBytes;
@@ -143,7 +142,7 @@ ARGUS_DEVICE int warp_row() {
 ARGUS_DEVICE int warp_column() {
   return warp_index() % kWarpColumns;
 }
-// Where in the block's tile the thread's row i, or column j, of 8 lies. Columns come in pairs of neighbours.
+// Position in the block's tile of the thread's row i, or column j, of 8. Columns come in adjacent pairs.
 ARGUS_DEVICE int held_row(int i) {
   return 64 * warp_row() + lane_index() / 4 + 8 * i;
 }
@@ -151,18 +150,17 @@ ARGUS_DEVICE int held_column(int j) {
   return 32 * warp_column() + lane_index() % 4 * 2 + 8 * (j / 2) + j % 2;
 }
 
-// Two neighbours in a row of a result, for one access.
+// Two adjacent elements of a result's row, for one access.
 template <class T>
 struct alignas(2 * sizeof(T)) Pair {
   T x, y;
 };
 
-// A thread's sums as mma lays them out: mma[i][j] is its part of the 16 × 8 sums i below and j beside the
-// warp's first.
+// A thread's sums as mma lays them out: mma[i][j] is its part of the warp's tile (i, j) of 16 × 8 sums.
 struct Sums {
   float mma[4][4][4] = {};
 
-  // Of the thread's row i and column j of 8.
+  // The sum at the thread's row i and column j of 8.
   ARGUS_DEVICE float& at(int i, int j) { return mma[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 
   // visit(row, column, x, y): neighbours in a row of the tile, column even.
@@ -176,8 +174,8 @@ struct Sums {
   }
 };
 
-// Where a lane's row of an operand of mma lies, the left one [16, 16] or the right ones of two [16, 16], that
-// begins at `first` and at `chunk` of depth.
+// Offset of a lane's row of an mma operand [16, 16], the left one or the right ones of two mma, that begins
+// at row `first` and at `chunk` of depth.
 template <class T, bool kAcross>
 ARGUS_DEVICE int left_offset(int first, int chunk) {
   const int lane = lane_index();
@@ -239,7 +237,7 @@ ARGUS_DEVICE float2 load_pair(const unsigned char* from) {
   return make_float2(row[0], row[kTile]);
 }
 
-// Two elements of depth at a time: four would take more registers than two blocks of a multiprocessor have.
+// Two elements of depth at a time: four would take too many registers for two blocks per multiprocessor.
 template <bool kLeftAcross, bool kRightAcross>
 ARGUS_DEVICE void add_float_stage(Sums& sums, const unsigned char* left, const unsigned char* right) {
 #pragma unroll 1
@@ -281,7 +279,7 @@ ARGUS_DEVICE void add_product(Sums& sums, unsigned char* shared, const Operand<T
 #pragma unroll 1
   for (int stage = 0; stage < stages; ++stage) {
     ptx::cp_async_wait<kStages - 2>();
-    // The stage has arrived for all, and all have left the place that the next copies go to.
+    // The stage has arrived for all threads, and none still reads the buffer that the next copies write.
     __syncthreads();
     fill(stage + kStages - 1);
     const unsigned char* from = shared + stage % kStages * (2 * kStageBytes);

@@ -1,6 +1,6 @@
 // Checks of the native ops' arguments. Each registered function checks all that its kernels rely on before
-// the first of them runs: it may be called directly, past the public functions. What fails is told in one
-// sentence (fail.h).
+// the first of them runs: it may be called directly, without the public functions. An error is one sentence
+// (fail.h).
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -47,7 +47,7 @@ inline std::string shape_text(const Tensor& tensor) {
   return text.str();
 }
 
-// A tensor whose storage was freed or shrunk under it, as torch lets one do.
+// A tensor whose storage was freed or shrunk after it was made, which torch permits.
 inline void check_memory(const char* op, const char* name, const Tensor& tensor) {
   int64_t elements = tensor.numel() > 0 ? 1 : 0, bytes = 0;
   for (int64_t dim = 0; elements > 0 && dim < tensor.dim(); ++dim)
@@ -99,8 +99,8 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& ten
   if (!tensor.is_contiguous()) fail(op, name, " is not contiguous, expected a contiguous tensor");
 }
 
-// A tensor that was checked, with its elements side by side; a view that repeats its memory may be larger
-// than memory is.
+// A checked tensor, made contiguous. A view that repeats its memory (stride 0) may need more memory than the
+// machine has.
 inline Tensor dense(const char* op, const char* name, const Tensor& tensor) {
   if (tensor.is_contiguous()) return tensor;
   try {
@@ -115,7 +115,7 @@ inline std::optional<Tensor> dense(const char* op, const char* name, const std::
   return tensor ? std::optional<Tensor>(dense(op, name, *tensor)) : std::nullopt;
 }
 
-// A matrix whose rows may lie apart but are dense in themselves.
+// A matrix whose rows are each contiguous, at any row stride.
 inline void check_dense_rows(const char* op, const char* name, const Tensor& tensor) {
   if (tensor.size(1) > 1 && tensor.stride(1) != 1) {
     fail(op, name, " has stride ", tensor.stride(1), " within a row, expected 1");
@@ -142,13 +142,13 @@ inline void check_no_overlap(const char* op, const char* name, const Tensor& ten
   }
 }
 
-// a · b of sizes that are not negative; the largest int64 where the product is beyond it.
+// a · b of sizes that are not negative; the largest int64 if the product exceeds it.
 inline int64_t saturating_product(int64_t a, int64_t b) {
   int64_t product = 0;
   return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<int64_t>::max() : product;
 }
 
-// Adds sizes that are not negative; refuses a sum beyond int64, where `name` is what is added.
+// Adds sizes that are not negative; refuses a sum beyond int64; `name` names what is added.
 inline int64_t checked_sum(const char* op, const char* name, int64_t a, int64_t b) {
   int64_t sum = 0;
   if (__builtin_add_overflow(a, b, &sum)) fail(op, name, " is ", a, " + ", b, ", expected below 2^63");

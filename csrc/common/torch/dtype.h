@@ -1,4 +1,4 @@
-// The dtypes that the kernels store, by name, for parameter structs that know no torch.
+// The dtypes that the kernels store, by name, for parameter structs that do not include torch.
 #pragma once
 
 namespace argus {

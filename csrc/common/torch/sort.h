@@ -1,5 +1,5 @@
-// torch's own sort and running sum, for what surrounds the CUDA kernels: asynchronous, on the current stream,
-// of sizes known beforehand, so that a CUDA graph takes them.
+// torch's own sort and running sum, used beside the CUDA kernels: asynchronous, on the current stream, of
+// sizes known on the host, so that a CUDA graph can capture them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,7 +9,7 @@
 
 namespace argus {
 
-// The values ascending along the last dimension, equal ones as given, and where each stood.
+// The values in stable ascending order along the last dimension, and each one's original index.
 inline std::pair<torch::stable::Tensor, torch::stable::Tensor> sort_stably(
     const torch::stable::Tensor& values) {
   using torch::stable::detail::from;
@@ -20,7 +20,7 @@ inline std::pair<torch::stable::Tensor, torch::stable::Tensor> sort_stably(
   return {to<torch::stable::Tensor>(stack[0]), to<torch::stable::Tensor>(stack[1])};
 }
 
-// Sums along the first dimension, each element included.
+// Inclusive running sums along the first dimension.
 inline torch::stable::Tensor running_sum(const torch::stable::Tensor& values) {
   using torch::stable::detail::from;
   StableIValue stack[3] = {from(values), from(static_cast<int64_t>(0)),

@@ -9,8 +9,8 @@
 
 namespace argus {
 
-// torch's current stream on a tensor's device, which is the current device while this lives: allocations and
-// launches belong after it.
+// torch's current stream on a tensor's device. That device is the current one while this object lives, so
+// make it before allocations and launches.
 class CurrentStream {
  public:
   explicit CurrentStream(const torch::stable::Tensor& tensor) : guard_(tensor.get_device_index()) {
