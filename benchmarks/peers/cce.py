@@ -35,13 +35,13 @@ def build(case: Case) -> Callable[[], Any]:
     implementation = "cce" if case.device == "cuda" else "torch_compile"
     takes_bias = "bias" in inspect.signature(linear_cross_entropy).parameters
 
-    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
+    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
         extra = {}
         if bias is not None and takes_bias:
             extra["bias"] = bias
         elif bias is not None:
             inputs, matrix = _with_bias_column(inputs, matrix, bias)
-        found: Tensor = linear_cross_entropy(inputs, matrix, targets, reduction="none", impl=implementation, **extra)
+        found: Tensor = linear_cross_entropy(inputs, matrix, targets, reduction=reduction, impl=implementation, **extra)
         return found
 
     return softmax_by_matrix.build(case, loss)

@@ -35,13 +35,14 @@ def sampled_softmax_loss(
     log_q: Tensor,
     scale: Tensor,
     form: str,
+    reduction: str = "none",
 ) -> Tensor:
-    """The loss [N] of the standard form by one matrix of logits [N, 1 + M], as in most training code."""
+    """The loss, [N] or one number, of the standard form by one matrix of logits [N, 1 + M], as in most training code."""
     assert form == "standard"
     own = (query * positive).sum(1, keepdim=True).float() * scale
     scores = (query @ candidates.T).float() * scale - log_q
     scores = scores.masked_fill(positive_ids[:, None] == candidate_ids, -torch.inf)
-    return F.cross_entropy(torch.cat([own, scores], 1), torch.zeros_like(positive_ids), reduction="none")
+    return F.cross_entropy(torch.cat([own, scores], 1), torch.zeros_like(positive_ids), reduction=reduction)
 
 
 def feedback_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, classes: list[int]) -> Tensor:

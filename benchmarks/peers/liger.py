@@ -23,8 +23,8 @@ def build(case: Case) -> Callable[[], Any]:
     """The case by Liger's loss."""
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
-        found: Tensor = liger_fused_linear_cross_entropy(inputs, matrix, targets, bias, reduction="none")
+    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+        found: Tensor = liger_fused_linear_cross_entropy(inputs, matrix, targets, bias, reduction=reduction)
         return found
 
     return softmax_by_matrix.build(case, loss)

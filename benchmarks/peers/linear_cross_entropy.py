@@ -25,8 +25,8 @@ def why_not(case: Case) -> str | None:
 def build(case: Case) -> Callable[[], Any]:
     """The case by torch's loss."""
 
-    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None) -> Tensor:
-        found: Tensor = F.linear_cross_entropy(inputs, matrix, targets, linear_bias=bias, reduction="none")
+    def loss(inputs: Tensor, matrix: Tensor, targets: Tensor, bias: Tensor | None, reduction: str) -> Tensor:
+        found: Tensor = F.linear_cross_entropy(inputs, matrix, targets, linear_bias=bias, reduction=reduction)
         return found
 
     return softmax_by_matrix.build(case, loss)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.harness.cases import Case
 
-MatrixLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(inputs [N, D], matrix [M, D], targets [N], bias [M] or None) → negative log-likelihood [N]."""
+MatrixLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
+"""(inputs [N, D], matrix [M, D], targets [N], bias [M] or None, reduction) → negative log-likelihood, [N] or a number."""
 
 UNUSED = ("positive_log_q", "row_weight", "query_owner", "candidate_owner")
 
@@ -42,17 +42,19 @@ def build(case: Case, loss: MatrixLoss) -> Callable[[], Any]:
     """The case by a peer's loss."""
     given = case.arguments
     query, candidates, scale = given["query"], given["candidates"], given["scale"]
+    reduction = given["reduction"]
     if is_full_softmax(case):
-        return lambda: loss(_scaled(query, scale), candidates, given["positive_ids"], None)
+        return lambda: loss(_scaled(query, scale), candidates, given["positive_ids"], None, reduction)
     bias = -given["log_q"].to(query.dtype)
     first = torch.zeros_like(given["positive_ids"])
 
     def sampled() -> Tensor:
         inputs = _scaled(query, scale)
-        likelihood = loss(inputs, candidates, first, bias).float()
+        likelihood = loss(inputs, candidates, first, bias, "none").float()
         negatives = likelihood + (inputs.float() @ candidates[0].float() + bias[0].float())
         own = (inputs.float() * given["positive"].float()).sum(1)
-        return torch.logaddexp(own, negatives) - own
+        rows = torch.logaddexp(own, negatives) - own
+        return rows if reduction == "none" else rows.mean() if reduction == "mean" else rows.sum()
 
     return sampled
 

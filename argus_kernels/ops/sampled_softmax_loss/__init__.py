@@ -10,7 +10,7 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.torch_op import constant
+from argus_kernels.core.torch_op import autocast_is_on, constant
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.sampled_softmax_loss import native, reference, triton_limits
@@ -70,7 +70,7 @@ def sampled_softmax_loss(
         form: "standard" or "refined".
         reduction: "none" gives a loss a row. "sum" adds them up; "mean" divides the sum by that of row_weight (by N
             without it), 0 where that is 0. The gradients of one number are computed in the forward pass, in three
-            matrix products instead of four, where query and candidates require gradients.
+            matrix products instead of four, where query and candidates require gradients and are not float16.
         backend: which backend computes; None for the default.
 
     Returns:
@@ -111,14 +111,21 @@ def sampled_softmax_loss(
 
 
 def _computes_gradients(reduction: str, query: Any, candidates: Any) -> bool:
-    """Whether the forward pass computes the gradients: of one number, and where two of three products are for them."""
+    """Whether the forward pass computes the gradients: of one number, and where two of three products are for them.
+
+    Not in float16, where a gradient must be multiplied by the loss scale before it is rounded.
+    """
     if reduction == "none":
         return False
     problems = Problems("sampled_softmax_loss")
     problems.choice("reduction", reduction, REDUCTIONS)
     problems.raise_if_any()
     wanted = [isinstance(one, Tensor) and one.requires_grad for one in (query, candidates)]
-    return torch.is_grad_enabled() and all(wanted)
+    if not torch.is_grad_enabled() or not all(wanted):
+        return False
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if autocast_is_on(kind) else query.dtype
+    return dtype != torch.float16
 
 
 def _divisor(loss: Tensor, lse: Tensor, row_weight: Tensor | None) -> Tensor | int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class LineMaker:
     def __init__(self, seed: int, features: FeatureSpec) -> None:
         self._random = np.random.default_rng(seed)
         self._features, self._time = features, START
+        self._labels = {name: component.classes for name, component in features.feedback.items()}
         self._users: list[Any] = [0, 1, 2, "3", 4, "u", "v", "weiß", 10**12]
 
     def lines(self, count: int) -> Iterator[bytes]:
@@ -59,10 +60,10 @@ class LineMaker:
         if kind < 0.5:
             self._time += int(random.integers(0, 5000))
             found |= {"item": int(random.integers(0, self._features.items + 3)), "time": self._time}
-            found |= {"organic": bool(random.random() < 0.5), "feedback": self._values(self._features.feedback, 2)}
-            found["context"] = self._values(self._features.context, 1)
+            found |= {"organic": bool(random.random() < 0.5), "feedback": self._values(self._labels)}
+            found["context"] = self._values(self._features.context)
         elif kind < 0.65:
-            found |= {"amend": int(random.integers(0, 40)), "feedback": self._values(self._features.feedback, 2)}
+            found |= {"amend": int(random.integers(0, 40)), "feedback": self._values(self._labels)}
         if random.random() < 0.4:
             found |= {"k": int(random.integers(1, 8)), "exclude_seen": bool(random.random() < 0.5)}
             if random.random() < 0.5:
@@ -71,9 +72,9 @@ class LineMaker:
             found["vectors"] = True
         return found
 
-    def _values(self, counts: Any, least: int) -> dict[str, int]:
+    def _values(self, counts: Mapping[str, int]) -> dict[str, int]:
         kept = [name for name in counts if self._random.random() < 0.7]
-        return {name: int(self._random.integers(-1, max(counts[name], least))) for name in kept}
+        return {name: int(self._random.integers(-1, counts[name])) for name in kept}
 
     def _with_other_values(self, request: dict[str, Any]) -> bytes:
         for _ in range(int(self._random.integers(1, 3))):
