@@ -37,7 +37,7 @@ def sampled_softmax_loss(
     form: str,
     reduction: str = "none",
 ) -> Tensor:
-    """The loss, [N] or one number, of the standard form by one matrix of logits [N, 1 + M], as in most training code."""
+    """The standard form, [N] or one number, by one matrix of logits [N, 1 + M], as in most training code."""
     assert form == "standard"
     own = (query * positive).sum(1, keepdim=True).float() * scale
     scores = (query @ candidates.T).float() * scale - log_q

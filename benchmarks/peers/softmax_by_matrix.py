@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.harness.cases import Case
 
 MatrixLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, str], Tensor]
-"""(inputs [N, D], matrix [M, D], targets [N], bias [M] or None, reduction) → negative log-likelihood, [N] or a number."""
+"""(inputs [N, D], matrix [M, D], targets [N], bias [M] or None, reduction) → negative log-likelihood, [N] or one."""
 
 UNUSED = ("positive_log_q", "row_weight", "query_owner", "candidate_owner")
 
