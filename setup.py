@@ -36,7 +36,7 @@ MODULES = {"cpu": f"{PACKAGE}._ops_cpu", "cuda": f"{PACKAGE}._ops_cuda", "host":
 
 
 def write_info(folder: Path, info: dict[str, Any]) -> None:
-    """Writes the build record into `folder`, leaving the file alone where nothing changed."""
+    """Writes the build record into `folder`; does not touch the file if nothing changed."""
     text = json.dumps(info, indent=2) + "\n"
     path = folder / INFO
     if not path.exists() or path.read_text() != text:
@@ -44,7 +44,7 @@ def write_info(folder: Path, info: dict[str, Any]) -> None:
 
 
 def remove_stale(folder: Path, kept: set[str]) -> None:
-    """Removes libraries of an earlier build that this one did not make."""
+    """Removes libraries of an earlier build that this build did not make."""
     for pattern in ("_ops_cpu.so", "_ops_cuda.so", "_host.*.so"):
         for path in folder.glob(pattern):
             if path.name not in kept:
@@ -52,14 +52,14 @@ def remove_stale(folder: Path, kept: set[str]) -> None:
 
 
 class BuildNative(build_ext):
-    """Builds every library the decision names through ninja, in place of distutils' compilers."""
+    """Builds the decided libraries with ninja instead of distutils' compilers."""
 
     extensions: list[Extension]
     build_info: dict[str, Any]
     built: dict[str, Path]
 
     def get_ext_filename(self, fullname: str) -> str:
-        """The op libraries depend on no Python version and carry no tag of one."""
+        """The op libraries do not depend on a Python version, so their names carry no version tag."""
         parts = fullname.split(".")
         if parts[-1].startswith("_ops_"):
             return str(Path(*parts).with_suffix(".so"))
@@ -80,19 +80,19 @@ class BuildNative(build_ext):
         write_info(Path(self.build_lib) / PACKAGE, info)
 
     def copy_extensions_to_source(self) -> None:
-        """In an editable install the libraries and the record go beside the sources."""
+        """In an editable install the libraries and the record are placed beside the sources."""
         folder = ROOT / PACKAGE
         remove_stale(folder, {path.name for path in self.built.values()})
         for path in self.built.values():
             fresh = folder / f"{path.name}.{os.getpid()}.new"
             shutil.copy2(path, fresh)
-            # A rename leaves processes that have the old library mapped undisturbed.
+            # A rename does not disturb processes that have the old library mapped.
             os.replace(fresh, folder / path.name)
         write_info(folder, self.build_info)
 
 
 class BuildPython(build_py):
-    """Records that nothing native was built where ARGUS_NATIVE=0."""
+    """Records that nothing native was built if ARGUS_NATIVE=0."""
 
     def run(self) -> None:
         """Copies the Python files, then writes the record if build_ext will not."""

@@ -53,7 +53,7 @@ class _Commands(TyperGroup):
         return [*super().list_commands(ctx), *OTHER_COMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, its module imported; None where there is none."""
+        """Imports and returns the command of that name; None if there is none."""
         if cmd_name not in OTHER_COMMANDS:
             return super().get_command(ctx, cmd_name)
         found = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -83,7 +83,7 @@ def run(
     graphs: Annotated[bool, typer.Option(help="Time CUDA graphs where possible.")] = True,
     seed: Annotated[int, typer.Option(help="Of the draws and of the order of repetitions.")] = 0,
 ) -> None:
-    """Verify every backend, then time it beside its peers and beside what the machine can do."""
+    """Verify every backend, then time it beside its peers and the machine's ceilings."""
     dtypes = dtype or ["fp32", "bf16"]
     try:
         specs = select(op or (), case or (), dtypes, device)
@@ -161,9 +161,9 @@ def _say_where(console: Console, environment: Environment) -> None:
 
 
 def _measure(console: Console, run: Run, json_file: Path | None) -> list[Record]:
-    """All records; after every case the file holds what there is. Their ceilings are the best of the whole run.
+    """All records; the file holds those so far after every case. Their ceilings are the best of the whole run.
 
-    Progress is a bar on a terminal, a line for each case elsewhere.
+    Progress is a bar on a terminal, and one line per case elsewhere.
     """
     records: dict[Key, Record] = {}
 

@@ -1,10 +1,11 @@
-"""`python -m benchmarks tune`: writes argus_kernels/tuning/<gpu>.json, the fastest right configuration of each kernel.
+"""`python -m benchmarks tune`: writes argus_kernels/tuning/<gpu>.json, the fastest correct configuration of each
+kernel.
 
 A room whose Triton kernels have configurations to choose from lists them in its `triton_kernels.py` as
-`TUNABLES: tuple[Tunable, ...]` (see `argus_kernels.core.tuning`). Each configuration is put in force in turn and the
-op is run on its production cases: one that does not pass the error rule, or cannot be launched, is dropped; the others
-are timed, each interleaved with the default. Cases that fall under one key count alike. The table is written after
-every case.
+`TUNABLES: tuple[Tunable, ...]` (see `argus_kernels.core.tuning`). Each configuration is applied in turn and the op is
+run on its production cases: one that does not pass the error rule, or cannot be launched, is dropped; the others are
+timed, each interleaved with the default. Cases with the same key have the same weight. The table is written after every
+case.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Choice:
 
 
 def declared(ops: Sequence[str] = ()) -> dict[str, tuple[Tunable, ...]]:
-    """The tunables of the rooms by op, of those named (all without a name)."""
+    """The tunables by op, of the named ops (all if none is named)."""
     found = {}
     for op in OPS:
         module = f"argus_kernels.ops.{op.name.rstrip('_')}.triton_kernels"
@@ -61,7 +62,7 @@ def declared(ops: Sequence[str] = ()) -> dict[str, tuple[Tunable, ...]]:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one configuration on one case: the p50 of its pass in milliseconds, or why it was dropped.
+    """The result of one configuration on one case: the p50 of its pass in milliseconds, or why it was dropped.
 
     `keys` are those under which the kernel asked for its configuration.
     """
@@ -86,9 +87,9 @@ def tune(
     say: Callable[[str], None] = lambda sentence: None,
     save: Callable[[list[Choice]], None] = lambda choices: None,
 ) -> list[Choice]:
-    """The choices for all tunables; `say` hears which configurations were dropped and why.
+    """The choices for all tunables; `say` is called with the dropped configurations and the reasons.
 
-    `save` is given the choices so far after every case.
+    `save` is called with the choices so far after every case.
     """
     choices: list[Choice] = []
     for op, kernels in tunables.items():
@@ -110,10 +111,10 @@ def tune(
 
 
 def trials(tunable: Tunable, spec: Spec, device: str, budget: Budget, start: int = 0) -> Iterator[Trial]:
-    """Tries one configuration after the other on a case, from `start` on; each comes as soon as it is known.
+    """Tries one configuration after the other on a case, from `start` on; yields each result as soon as it is known.
 
-    Each other configuration is timed interleaved with the default, where that is right, and its time is given as on
-    the clock when the default was timed alone: a GPU that grows warm favours nobody.
+    Each other configuration is timed interleaved with the default, if that is correct, and its time is scaled to the
+    conditions of the default's own measurement, so that a warming GPU favours none.
     """
     case = spec.draw(0, device).fresh()
     judge = Judge(case)
@@ -139,7 +140,7 @@ def trials(tunable: Tunable, spec: Spec, device: str, budget: Budget, start: int
 
 
 def _asked_keys(tunable: Tunable, config: Config, case: Case, judge: Judge) -> tuple[tuple[Key, ...], str | None]:
-    """The keys under which the kernel asks for its configuration on the case, and why this one is not right."""
+    """The keys under which the kernel asks for its configuration on the case, and why this one is not correct."""
     with tuning.forced(tunable.kernel, config) as force:
         verdict = judge.verdict(tunable.backend)
         wrong = verdict.gradients if tunable.backward else verdict.forward
@@ -169,7 +170,7 @@ def choose(tried: Sequence[Sequence[Trial]]) -> list[Choice]:
 
 
 def _subject(name: str, tunable: Tunable, case: Case) -> Subject:
-    """The op's forward pass, and where the kernel belongs to it the backward pass as a second stage."""
+    """The op's forward pass, and the backward pass as a second stage if the kernel belongs to it."""
     call = case.call(tunable.backend)
     if not tunable.backward:
         return Subject.of(name, call)
@@ -200,7 +201,7 @@ def run_once(tunable: Tunable, case: Case) -> None:
 
 
 def _choose(tunable: Tunable, key: Key, by_config: Mapping[int, Sequence[float]]) -> Choice:
-    """The fastest of the configurations that were right on every case of the key; the default where it is as fast."""
+    """The fastest of the configurations that were correct on every case of the key; the default if it is as fast."""
     cases = max(len(times) for times in by_config.values())
     means = {
         index: math.exp(sum(map(math.log, times)) / len(times))
@@ -220,9 +221,9 @@ def write_table(
     versions: Mapping[str, str] | None = None,
     commit: str | None = None,
 ) -> None:
-    """Writes the choices; entries of kernels that were not tuned now stay as they were.
+    """Writes the choices; entries of kernels that were not tuned now are kept.
 
-    versions, commit: what the times were measured with; those of this process where left out.
+    versions, commit: those of the measurements; this process's if not given.
     """
     tuned = {choice.key.kernel for choice in choices}
     kept = []
@@ -287,5 +288,5 @@ def command(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the benchmarks' front door."""
+    """Adds the command to `python -m benchmarks`."""
     app.command("tune")(command)

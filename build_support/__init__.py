@@ -1,1 +1,1 @@
-"""What setup.py needs to build the native libraries: decide.py says which and why, compile.py compiles them."""
+"""Builds the native libraries for setup.py: decide.py decides which and why, compile.py compiles them."""

@@ -6,7 +6,7 @@
 
 An op's <op>.cpp (checks, allocation, registration) goes into both op libraries; with ARGUS_CUDA_LIBRARY defined
 it registers the CUDA kernels, without it the schema and the CPU kernels. The folders csrc/attention and csrc/common
-are headers that ops include; what is for one processor or architecture stands in .../cpu, .../cuda and .../cuda/sm90.
+are headers that ops include; code for one processor or architecture is in .../cpu, .../cuda and .../cuda/sm90.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Library:
 
 
 def package_directory(name: str) -> Path:
-    """Where the installed package `name` is, without importing it."""
+    """The folder of the installed package `name`, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise BuildError(
@@ -72,14 +72,14 @@ def op_sources(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _common_flags() -> list[str]:
-    # No contraction: a multiply and an add round alike on every instruction set, so results do not
-    # depend on the machine; kernels that want a fused multiply-add say so.
+    # No contraction: a multiply and an add round equally on every instruction set, so results do not depend on the
+    # machine; kernels use a fused multiply-add explicitly.
     ours = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Icsrc"]
     return [*ours, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
 
 def _include(folder: Path, name: str) -> list[str]:
-    # The map keeps this machine's paths out of the libraries: the headers' checks print __FILE__.
+    # The prefix map keeps this machine's paths out of the libraries: the headers' checks print __FILE__.
     return [f"-isystem{folder}", f"-fmacro-prefix-map={folder}={name}"]
 
 
@@ -104,7 +104,7 @@ def cpu_library(root: Path) -> Library:
 
 
 def host_library(root: Path) -> Library:
-    """The pybind11 module that faces numpy."""
+    """The pybind11 module for numpy arrays."""
     pybind = package_directory("pybind11") / "include"
     python = sysconfig.get_paths()["include"]
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -128,7 +128,7 @@ CUDA_DEFINES = ("-DUSE_CUDA", "-DARGUS_CUDA_LIBRARY")
 
 
 def nvcc_flags(architectures: Iterable[str]) -> tuple[str, ...]:
-    """What nvcc compiles kernels with, for architectures such as "80", "90a" and "100+PTX"."""
+    """The flags of nvcc for kernels, for architectures such as "80", "90a" and "100+PTX"."""
     gencode = []
     for name in architectures:
         number = name.removesuffix("+PTX")
@@ -147,8 +147,8 @@ def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Librar
         sources=tuple(op_sources(root)[1]),
         compile_flags=(*_common_flags(), *_torch_flags(torch), *CUDA_DEFINES),
         nvcc_flags=nvcc_flags(decision.architectures),
-        # A CUDA build of torch brings libtorch_cuda with libtorch; --as-needed would drop that reference
-        # and leave a library that loads nowhere.
+        # With a CUDA build of torch libtorch_cuda comes with libtorch; --as-needed would drop that reference, and the
+        # library would not load.
         link_flags=(
             "-Wl,--no-as-needed,--exclude-libs,ALL",
             f"-L{torch / 'lib'}",
@@ -200,7 +200,7 @@ def ninja_text(libraries: list[Library], directory: Path, compiler: Compiler, to
 
 
 def ninja_program() -> str:
-    """The ninja of this environment, else the one on PATH; BuildError where there is none."""
+    """The ninja of this environment, else the one on PATH; raises BuildError if there is none."""
     if importlib.util.find_spec("ninja") is not None:
         from ninja import BIN_DIR
 
@@ -214,7 +214,7 @@ def ninja_program() -> str:
 def build(
     libraries: list[Library], root: Path, directory: Path, compiler: Compiler, toolkit: Toolkit | None
 ) -> dict[str, Path]:
-    """Compiles what is out of date; the path of each library by its key. Safe to run twice at once."""
+    """Compiles what is out of date; returns the path of each library by its key. Concurrent runs are safe."""
     directory.mkdir(parents=True, exist_ok=True)
     relative = Path(os.path.relpath(directory, root))
     ninja_file = directory / "build.ninja"

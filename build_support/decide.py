@@ -1,7 +1,7 @@
 """Which native libraries a build makes, for which GPU architectures, and why.
 
 Everything here is a function of the environment variables, the compilers on the machine and whether an NVIDIA
-GPU is present; nothing asks torch, whose CPU build denies that a CUDA toolkit exists.
+GPU is present; torch is not asked, because its CPU build reports no CUDA toolkit.
 
     ARGUS_NATIVE=0        build no native library: a pure-Python package on the reference backends
     ARGUS_CUDA=0 | 1      never | always build the CUDA library; 1 without nvcc is an error
@@ -28,7 +28,7 @@ DEFAULT_ARCHITECTURES = ("80", "90a", "100+PTX")
 
 
 class BuildError(Exception):
-    """The build cannot do what it was asked to; the message is one sentence for the person at the terminal."""
+    """The requested build is impossible; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _output_of(command: list[str]) -> str | None:
 
 
 def flag(environment: Environment, name: str) -> bool | None:
-    """The switch `name` as True or False, None where it is unset; anything but 0 or 1 is an error."""
+    """The switch `name` as True or False, None if it is unset; values other than 0 and 1 are errors."""
     value = environment.get(name, "").strip()
     if value not in ("", "0", "1"):
         raise BuildError(f"{name} is {value!r}, expected 0 or 1")
@@ -82,7 +82,7 @@ def flag(environment: Environment, name: str) -> bool | None:
 
 
 def find_compiler(environment: Environment) -> Compiler:
-    """The C++20 compiler to use; BuildError where there is none."""
+    """The C++20 compiler to use; raises BuildError if there is none."""
     candidates = [environment["CXX"]] if environment.get("CXX") else ["c++", "g++", "clang++"]
     for command in candidates:
         if shutil.which(command.split()[0], path=environment.get("PATH")) is None:
@@ -103,15 +103,15 @@ def find_compiler(environment: Environment) -> Compiler:
 
 
 def _toolkit_root(nvcc: Path) -> Path | None:
-    # The nvcc on PATH may be a symbolic link or a shell wrapper around the real one; its dry run prints
-    # the toolkit it compiles with either way.
+    # The nvcc on PATH may be a symbolic link or a shell wrapper around the real one; in both cases its dry run prints
+    # its toolkit.
     report = _output_of([str(nvcc), "--dryrun", "-x", "cu", "/dev/null"])
     found = re.search(r"^#\$ TOP=(.+)$", report or "", re.MULTILINE)
     return Path(found.group(1)).resolve() if found else None
 
 
 def find_toolkit(environment: Environment) -> Toolkit | None:
-    """The CUDA toolkit of this machine, None where no working nvcc is found."""
+    """The CUDA toolkit of this machine; None if no working nvcc is found."""
     homes = [environment[name] for name in ("CUDA_HOME", "CUDA_PATH") if environment.get(name)]
     if homes:
         candidates = [Path(home) / "bin" / "nvcc" for home in homes]
@@ -124,7 +124,7 @@ def find_toolkit(environment: Environment) -> Toolkit | None:
             continue
         release = re.search(r"release (\d+\.\d+)", _output_of([str(nvcc), "--version"]) or "")
         codes = re.findall(r"sm_(\w+)", _output_of([str(nvcc), "--list-gpu-code"]) or "")
-        # 90a and its like are left out of --list-gpu-code by the toolkits that can compile them.
+        # --list-gpu-code omits 90a and similar names even if the toolkit can compile them.
         accelerated = {f"{code}a" for code in codes if code.isdigit() and int(code) >= 90}
         real = root / "bin" / "nvcc"
         return Toolkit(
@@ -173,7 +173,7 @@ def _chosen_architectures(environment: Environment, toolkit: Toolkit) -> tuple[t
 
 
 def decide_cuda(environment: Environment, toolkit: Toolkit | None, gpu: bool) -> CudaDecision:
-    """Whether to build the CUDA library: where nvcc is found and architectures are named or a GPU is there.
+    """Whether to build the CUDA library: yes if nvcc is found and architectures are named or a GPU is present.
 
     Args:
         environment: the environment variables.

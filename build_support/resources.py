@@ -1,4 +1,5 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, shared memory and matrix instructions, for each architecture.
+"""The resources of the compiled CUDA kernels: registers, spills, shared memory and matrix instructions per
+architecture.
 
     python -m build_support.resources [folder]
 
@@ -37,7 +38,7 @@ COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
 
 @dataclass(frozen=True)
 class Figures:
-    """One kernel for one architecture; bytes are a thread's, but for shared memory, which is a block's."""
+    """One kernel for one architecture; bytes are per thread, except shared memory, which is per block."""
 
     source: str
     kernel: str
@@ -71,14 +72,14 @@ def measure(
     kept: Path | None = None,
     flags: Sequence[str] = FLAGS,
 ) -> list[Figures]:
-    """Compiles `source` for every architecture and reads what ptxas and the machine code say of its kernels.
+    """Compiles `source` for every architecture and reads its kernels' figures from ptxas and the machine code.
 
     Args:
         source: a .cu file.
         toolkit: whose nvcc compiles it, as `build_support.compile` does.
         include: further folders of headers.
-        kept: where the object file is left; nowhere where not given.
-        flags: what nvcc is called with; those of the library where not given.
+        kept: the path where the object file is kept; if not given, it is deleted.
+        flags: nvcc's flags; those of the library if not given.
 
     Raises:
         BuildError: nvcc refuses the source.
@@ -135,7 +136,7 @@ def _instructions(binary: Path) -> dict[tuple[str, str], dict[str, int]]:
             counts[kernel, architecture] = Counter()
         else:
             counts[kernel, architecture][place[3]] += 1
-    # The names alone: a listing has a million lines.
+    # Only the names: a listing has a million lines.
     names = _demangled("\n".join(kernel for kernel, _ in counts)).split("\n")
     return {(name, one[1]): dict(counted) for name, (one, counted) in zip(names, counts.items(), strict=True)}
 

@@ -2,7 +2,7 @@
 
     python -m build_support.time_edges
 
-Run it where the definition changes; a test holds the header to what it would write.
+Run it when the definition changes; a test compares the header with its output.
 """
 
 from __future__ import annotations

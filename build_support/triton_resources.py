@@ -1,4 +1,4 @@
-"""What Triton makes of every kernel for every target, without a GPU: registers, stack, shared and matrix instructions.
+"""The compiled Triton kernels for every target, without a GPU: registers, stack, shared memory, matrix instructions.
 
     python -m build_support.triton_resources [folder]            the default configurations, triton.json and triton.md
     python -m build_support.triton_resources --everything        also the twins, and what tuning may choose
@@ -43,7 +43,7 @@ PARALLEL = 2
 
 @dataclass(frozen=True)
 class Figures:
-    """One compiled launch; registers and stack are a thread's, shared memory a block's."""
+    """One compiled launch; registers and stack are per thread, shared memory per block."""
 
     room: str
     case: str
@@ -102,7 +102,7 @@ def _recorded(case: CompileCase, target: int, tunables: Sequence[tuning.Tunable]
 
 
 def measure(room: str, index: int, target: int, everything: bool = False) -> Figures:
-    """Compiles one launch for one target and reads the figures out of the result."""
+    """Compiles one launch for one target and reads the figures from the result."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -165,7 +165,7 @@ def measure_all(room_names: Sequence[str], everything: bool, targets: Sequence[i
     """The figures of these rooms, compiled two at a time."""
     import torch
 
-    # The workers are forks, which need not import torch and Triton again; recording must not have started threads.
+    # The workers are forked, so they need not import torch and Triton; recording must not have started threads.
     torch.set_num_threads(1)
     tasks = [
         (room, index, target, everything)
@@ -203,9 +203,9 @@ def table(figures: Sequence[Figures], version: str) -> str:
 
 
 def of_room(room: str, *targets: int) -> list[Figures]:
-    """`measure_all` of one room's defaults for these targets, all of them where none is given; for tests.
+    """`measure_all` of one room's defaults for these targets, or for all if none is given; for tests.
 
-    A process of its own compiles, which has no interpreter.
+    A separate process without the interpreter compiles them.
     """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     asked = ("--room", room, "--target", *map(str, targets or TARGETS))

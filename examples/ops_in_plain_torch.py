@@ -2,8 +2,8 @@
 
     python examples/ops_in_plain_torch.py --steps 60
 
-Users have histories of different lengths. They lie one after the other in one tensor, `offsets` says where each begins,
-and nothing is padded.
+Users have histories of different lengths. They are concatenated in one tensor, `offsets` says where each begins, and
+there is no padding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ITEMS, WIDTH, HEADS = 300, 32, 2
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block whose attention knows positions and times."""
+    """A pre-norm transformer block whose attention has position and time biases."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    """Two blocks, the next item by sampled softmax, and whether it is liked."""
+    """Two blocks; predicts the next item by sampled softmax, and whether it is liked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def batch(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Users who go through the catalogue in steps of 1, 2 or 3 and like even items."""
+    """Users who step through the catalogue by 1, 2 or 3 and like even items."""
     lengths = torch.randint(5, 40, (8,), generator=generator)
     steps = torch.randint(1, 4, (8,), generator=generator)
     first = torch.randint(ITEMS, (8,), generator=generator)

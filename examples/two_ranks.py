@@ -2,8 +2,8 @@
 
     python examples/two_ranks.py
 
-Each rank takes half of the users. Their gradients are averaged, so that both hold the same weights after every step,
-and these are the weights of one process that takes all users.
+Each rank takes half of the users. Gradients are averaged, so that both ranks have the same weights after every step,
+equal to those of one process that trains on all users.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def train(model: nn.Module, users: range) -> nn.Module:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    """One process of the two."""
+    """One of the two processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def main() -> None:
-    """Trains on two ranks and alone; compares the weights."""
+    """Trains on two ranks and in one process; compares the weights."""
     with tempfile.TemporaryDirectory() as folder:
         spawn(run_rank, args=(folder,), nprocs=RANKS)
         states = [torch.load(Path(folder) / f"rank{rank}.pt", weights_only=True) for rank in range(RANKS)]

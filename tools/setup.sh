@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes $VENV: torch first (its CPU build where there is no NVIDIA GPU, which is a tenth of the download), then the
-# package itself, compiled against that torch. Run through `make setup`.
+# Makes $VENV: first torch (without an NVIDIA GPU its CPU build, a tenth of the download), then the package itself,
+# compiled against that torch. Run through `make setup`.
 set -euo pipefail
 
 python=${PYTHON:-python3}
@@ -13,7 +13,7 @@ torch=$(grep -E '^torch==' constraints.txt)
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
-# The pins are those of CI; several of them have left Python 3.10 behind, where pip chooses by itself.
+# The pins are those of CI. Several of them do not support Python 3.10; there pip chooses the versions.
 pins=(-c constraints.txt)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || pins=()
 
@@ -22,7 +22,7 @@ has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep
 install_torch() {
     if has_gpu; then
         "${pip[@]}" install "$torch"
-    # Where pip is pointed at CPU builds they carry this label; elsewhere uv knows where torch keeps them.
+    # If pip is configured for CPU builds, they have this label; otherwise uv finds them.
     elif ! "${pip[@]}" install "$torch+cpu" 2>/dev/null; then
         { "${pip[@]}" install uv && "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" \
             --torch-backend=cpu "$torch"; } || {

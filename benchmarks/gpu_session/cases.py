@@ -1,4 +1,4 @@
-"""What a session judges beside the small samples: the rooms' samples of several tiles, and NaN in the padding."""
+"""The cases of a session besides the small samples: the rooms' samples of several tiles, and NaN in the padding."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def op_of(name: str) -> Op:
 
 
 def tile_samples(op: str, rehearse: bool) -> list[Sample]:
-    """Several tiles of an op; a rehearsal takes the two first, as small as the executor has them."""
+    """An op's samples of several tiles; a rehearsal takes the first two, in the executor's small sizes."""
     return op_of(op).tiles(1)[:2] if rehearse else op_of(op).tiles(SCALE)
 
 
 def with_nan_padding(arguments: dict[str, Any]) -> dict[str, Any] | None:
-    """The arguments with NaN, and the largest integers, in the rows past the last offset; None where there are none."""
+    """The arguments with NaN, and the largest integers, in the rows past the last offset; None without such rows."""
     if "offsets" not in arguments:
         return None
     rows = next(arguments[name].shape[0] for name in ("q", "scores") if name in arguments)

@@ -63,7 +63,7 @@ def run(
 
 
 def _take(folder: Path) -> None:
-    """Puts libraries built before into the package, each replaced as a whole."""
+    """Copies prebuilt libraries into the package, replacing each atomically."""
     found = [path for pattern in LIBRARIES for path in sorted(folder.glob(pattern))]
     if not found:
         raise ValueError(f"libraries is {folder}, expected {' or '.join(LIBRARIES)} in it")

@@ -1,4 +1,4 @@
-"""Runs the steps of a session, one after the other, each in its share of the time that is left."""
+"""Runs the steps of a session, one after the other, each in its share of the remaining time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Task:
-    """One process of a step: what the step's `run` is given, or a whole `command`; variables of its environment."""
+    """One process of a step: the arguments of the step's `run`, or a whole `command`; variables of its environment."""
 
     name: str
     arguments: tuple[str, ...] = ()
@@ -44,10 +44,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Step:
-    """A step, its share of the seconds on a GPU and in a rehearsal, and how many of its processes run at once.
+    """A step, its share of the seconds on a GPU and in a rehearsal, and the number of its processes that run at once.
 
-    `tasks` makes its processes from what the session found so far; it notes by itself what cannot be done here. A step
-    without a share is not planned for: where it has processes, it takes its part of what is left (UNPLANNED_PART).
+    `tasks` makes its processes from the session's results so far, and notes what cannot be done here. A step without a
+    share is not part of the plan: if it has processes, it takes a part of the remaining time (UNPLANNED_PART).
     """
 
     name: str
@@ -70,7 +70,7 @@ class _Running:
 
 
 class Conductor:
-    """Runs steps into a folder until the time is over; nothing that it started outlives it."""
+    """Runs steps into a folder until the time is over; no process that it started outlives it."""
 
     def __init__(self, out: Path, device: str, rehearse: bool, seconds: float) -> None:
         self._out, self._device, self._rehearse = out, device, rehearse
@@ -79,7 +79,7 @@ class Conductor:
         self._running: list[_Running] = []
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Runs the steps in order: each gets its share of what is left, so that unused time goes to the later ones."""
+        """Runs the steps in order: each gets its share of the remaining time, so unused time goes to later ones."""
         before = signal.signal(signal.SIGTERM, _exit)
         try:
             planned = [step.share(self._rehearse) for step in steps]
@@ -125,7 +125,7 @@ class Conductor:
     def _end_of(
         self, context: Context, running: _Running, status: int, waiting: deque[Task], outcomes: Counter[str]
     ) -> None:
-        """Notes how a process ended; one that a fault broke goes on behind the fault."""
+        """Notes how a process ended; a process broken by a fault is restarted after the faulty case."""
         resume = re.search(r"^resume (\d+)\s*\Z", running.child.output, re.MULTILINE) if status == RESUME else None
         outcomes[self._note(context, running, "resumed" if resume else _outcome(status))] += 1
         if resume:
@@ -148,7 +148,7 @@ class Conductor:
         self._running.append(_Running(task, Child(command, environment, self._guard), time.monotonic()))
 
     def _note(self, context: Context, running: _Running, outcome: str) -> str:
-        """Takes a task that ended off the list and says how it ended."""
+        """Removes a task that ended from the list and returns how it ended."""
         self._running.remove(running)
         name, output = running.task.name, running.child.output
         values = {} if outcome == "done" else {"reason": _last_line(output)}
@@ -160,7 +160,7 @@ class Conductor:
 
 
 def _processor_seconds() -> float:
-    """Of all processes that were started here and have ended."""
+    """The processor seconds of all processes that were started here and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -184,7 +184,7 @@ def require_new(out: Path) -> None:
     """Makes the folder of a session, which belongs to it from then on.
 
     Raises:
-        ValueError: it is no folder, or holds the results of another session.
+        ValueError: it is not a folder, or holds the results of another session.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"out is {out}, expected a folder, found something else there")

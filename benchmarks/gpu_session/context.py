@@ -1,4 +1,4 @@
-"""What every process of a session is told, and how it says what it found."""
+"""The context of every process of a session, and how the process reports its results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESUME = 75
 class Context:
     """The session's folder, the device type, and when the step ends by the system's monotonic clock, in seconds.
 
-    rehearse: small sizes, and the CPU's backends in the place of the GPU's where the device is "cpu".
+    rehearse: small sizes, and the CPU's backends instead of the GPU's if the device is "cpu".
     """
 
     out: Path
@@ -40,7 +40,7 @@ class Context:
         lines.append(self.out, kind, step=self.step, **values)
 
     def leave_out(self, what: str, reason: str) -> None:
-        """Says what is not done, and why."""
+        """Adds a line on what is not done, and why."""
         self.say("left_out", what=what, reason=reason)
 
     def found(self) -> lines.Lines:
@@ -49,7 +49,7 @@ class Context:
 
 
 def poisoned(device: str) -> str | None:
-    """What is wrong with this process's GPU context after a fault; None where it can go on."""
+    """The error of this process's GPU context after a fault; None if it can continue."""
     if device != "cuda":
         return None
     import torch
@@ -62,6 +62,6 @@ def poisoned(device: str) -> str | None:
 
 
 def resume_at(index: int) -> NoReturn:
-    """Ends this process; the conductor starts it again at that piece of its work."""
+    """Ends this process; the conductor restarts it at that piece of its work."""
     print(f"resume {index}", flush=True)
     sys.exit(RESUME)

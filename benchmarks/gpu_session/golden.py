@@ -1,8 +1,8 @@
-"""Golden vectors: what a GPU makes of the instructions that have twins in the executor, on given numbers, bit by bit.
+"""Golden vectors: a GPU's bit-exact results, on given numbers, of the instructions that have twins in the executor.
 
 A vector is an instruction, how its operands were drawn, the operands and the result. `evaluate` computes results with
-golden_kernels.cu, built by nvcc for a GPU or by the host compiler on the executor; `disagreement` holds what a GPU gave
-against what the twins give, each within what docs/simt.md claims of it.
+golden_kernels.cu, built by nvcc for a GPU or by the host compiler on the executor; `disagreement` compares a GPU's
+results with the twins', each within the error that docs/simt.md states.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Vector:
     result: np.ndarray
 
     def as_values(self) -> dict[str, Any]:
-        """As a line of results holds it."""
+        """The vector in the form of a line of results."""
         operands = {name: _packed(array) for name, array in self.operands.items()}
         return {
             "instruction": self.instruction, "draw": self.draw, "operands": operands, "result": _packed(self.result),
@@ -111,12 +111,12 @@ def _numbers(draw: str, shape: tuple[int, ...], random: np.random.Generator) -> 
     if draw == "integers":
         return random.integers(-8, 9, shape).astype(np.float64)
     numbers = random.standard_normal(shape)
-    # Terms of very different sizes show what partial sums keep of the small ones.
+    # Terms of very different sizes show how much of the small ones partial sums keep.
     return numbers * 2.0 ** random.integers(-7, 7, shape) if draw == "wide" else numbers
 
 
 def _arguments(function: str, random: np.random.Generator) -> np.ndarray:
-    """What the kernels may hand over: exponents in float32's range, positive numbers to logarithms and roots."""
+    """The operands that kernels may pass: exponents in float32's range, positive numbers for logarithms and roots."""
     count, positive = 2048, function in ("logf", "__logf", "rsqrtf")
     spread = random.standard_normal(count) * 2.0 ** random.integers(-20, 6, count)
     if positive:
@@ -126,7 +126,7 @@ def _arguments(function: str, random: np.random.Generator) -> np.ndarray:
 
 
 def evaluate(instruction: str, operands: dict[str, np.ndarray], device: str, library: Path) -> np.ndarray:
-    """What the library's device makes of the operands.
+    """The results of the library's device for the operands.
 
     Raises:
         RuntimeError: the launch failed, with its report.
@@ -194,7 +194,7 @@ def build(device: str, folder: Path) -> Path:
 
 
 def disagreement(vector: Vector, twin: np.ndarray) -> str | None:
-    """How far the GPU's results are from the twin's beyond what is claimed; None where they agree."""
+    """How far the GPU's results differ from the twin's beyond the stated error; None if they agree."""
     claim, allowed = _claim(vector, twin)
     ours, theirs = twin.astype(np.float64), vector.result.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -224,13 +224,13 @@ def _relative(part: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _claim(vector: Vector, twin: np.ndarray) -> tuple[str, np.ndarray]:
-    """The claim in words, and the error that it allows each result."""
+    """The stated error in words, and the error that it allows for each result."""
     if vector.instruction in LOADS:
         return "nothing", np.zeros(twin.shape)
     if vector.instruction in PRODUCTS:
         if vector.draw == "integers":
             return "nothing, sums of integers being exact", np.zeros(twin.shape)
-        # The sum and its 16 products, each cut off at 2⁻²⁴ of the largest, at worst.
+        # At worst the sum and its 16 products are each truncated at 2⁻²⁴ of the largest.
         return "2⁻²⁰ of the sum of its terms' sizes", 2.0**-20 * _sizes(vector)
     x = vector.operands["x"].astype(np.float64)
     if vector.instruction == "__expf":

@@ -1,5 +1,5 @@
-// The instructions and functions that have twins in the executor (csrc/simt/), on given numbers: under nvcc
-// what a GPU makes of them, under the host compiler what the twins do.
+// Runs the instructions and functions that have twins in the executor (csrc/simt/) on given numbers: on a GPU
+// if compiled by nvcc, with the twins if compiled by the host compiler.
 #include <cstring>
 #include <exception>
 #include <string>
@@ -11,7 +11,7 @@ namespace golden {
 using argus::launch;
 using argus::LaunchShape;
 
-// A warp a product, its fragments as the lanes hold them: a [cases, 32, 4], b [cases, 32, 2], c and d
+// One warp per product, its fragments in the lanes' layout: a [cases, 32, 4], b [cases, 32, 2], c and d
 // [cases, 32, 4].
 template <class T>
 __global__ void multiply(const uint32_t* a, const uint32_t* b, const float* c, float* d) {
@@ -29,7 +29,7 @@ __global__ void multiply(const uint32_t* a, const uint32_t* b, const float* c, f
   for (int i = 0; i < 4; ++i) d[4 * place + i] = sum[i];
 }
 
-// A warp a load of four matrices [cases, 4, 8, 8] of 16-bit numbers; out [cases, 32, 4].
+// One warp per load of four matrices [cases, 4, 8, 8] of 16-bit numbers; out [cases, 32, 4].
 template <bool kTransposed>
 __global__ void load(const uint16_t* in, uint32_t* out) {
   ARGUS_SHARED(uint16_t, tile, [32][8]);
@@ -91,7 +91,7 @@ void report_of(char* report, size_t bytes, const Body& body) {
 
 #define GOLDEN_EXPORT extern "C" __attribute__((visibility("default")))
 
-// kind 0: half, 1: bfloat16, 2: tf32. What went wrong, or the empty string, goes into `report`.
+// kind 0: half, 1: bfloat16, 2: tf32. Writes the error, or the empty string, to `report`.
 GOLDEN_EXPORT void golden_multiply(int kind, const uint32_t* a, const uint32_t* b, const float* c, float* d,
                                    int cases, char* report, size_t bytes) {
   golden::report_of(report, bytes, [&] {

@@ -1,7 +1,7 @@
-"""Kills the process groups of a session whose conductor is gone; started by it as a process beside the steps.
+"""Kills the process groups of a session whose conductor has ended; the conductor starts it beside the steps.
 
-It reads `+ID` and `-ID`, a process group that began and one that ended, from its standard input. That ends when the
-conductor does, however it was killed: what is still running then is killed too.
+It reads `+ID` and `-ID`, a process group that began and one that ended, from its standard input. The input ends with
+the conductor, however that was killed; then the groups that still run are killed too.
 """
 
 import contextlib

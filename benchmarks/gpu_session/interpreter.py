@@ -8,7 +8,7 @@ from argus_kernels.core import triton_support
 
 
 def prepare() -> None:
-    """Makes the interpreter ready where TRITON_INTERPRET=1 asks for it; does nothing elsewhere."""
+    """Prepares the interpreter if TRITON_INTERPRET=1 is set; otherwise does nothing."""
     if triton_support.interpreted() and importlib.util.find_spec("triton") is not None:
         from argus_kernels.testing.triton_interpreter import prepare_interpreter
 

@@ -1,7 +1,7 @@
-"""The results of a session: a file of lines that any process appends to and that is whole whenever it is cut off.
+"""The results of a session: a file of lines that any process appends to and that stays readable after a kill.
 
 A line is one JSON object with a `kind`, written by one call of write(2) on a file opened for appending, with a newline
-before it and one behind it: a line that a kill cut short stands alone, and the next one is not lost with it.
+before and after it: a line that a kill cut short does not damage the next one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def append(folder: Path, kind: str, **values: Any) -> None:
     """Adds a line; numbers that are not finite become their names.
 
     Raises:
-        OSError: the line did not go into the file as a whole (the disk is full, say).
+        OSError: the line was not written as a whole (for example, the disk is full).
     """
     text = json.dumps(_finite({"kind": kind, "at": round(time.time(), 3), **values}), allow_nan=False)
     content = f"\n{text}\n".encode()
@@ -73,7 +73,7 @@ def _finite(value: Any) -> Any:
 
 @dataclass
 class Lines:
-    """What a file of results holds: its whole lines in order, and how many others there are."""
+    """The contents of a file of results: its whole lines in order, and the number of cut lines."""
 
     whole: list[Line] = field(default_factory=list)
     damaged: int = 0

@@ -1,4 +1,4 @@
-"""The steps of a session, in order, with their shares of its seconds and the processes that each consists of.
+"""The steps of a session, in order, with their shares of its seconds and their processes.
 
 Nothing here imports torch: the conductor starts the first processes at once.
 """
@@ -60,12 +60,12 @@ UNCHECKED = (("ARGUS_DEVICE_CHECKS", "0"),)
 
 
 def prepare(context: Context) -> list[Task]:
-    """Whether the libraries load, and what the doctor says."""
+    """Whether the libraries load, and the doctor's report."""
     return [Task("libraries", ("libraries",)), Task("doctor", ("doctor",))]
 
 
 def build(context: Context) -> list[Task]:
-    """The native libraries, where those for this device do not load."""
+    """Builds the native libraries if those for this device do not load."""
     reasons = {name: reason for line in context.found().of("libraries") for name, reason in line["reasons"].items()}
     needed = ("cpu", "cuda") if context.device == "cuda" else ("cpu",)
     missing = [f"{name}: {reasons[name]}" for name in needed if reasons.get(name)]
@@ -78,18 +78,18 @@ def build(context: Context) -> list[Task]:
 
 
 def machine(context: Context) -> list[Task]:
-    """What the machine is and can do at best."""
+    """The machine and its ceilings."""
     return [Task("machine")]
 
 
 def error_rule(context: Context) -> list[Task]:
-    """A process for each op and backend, so that a fault poisons no other; on a CPU one for every two ops.
+    """One process per op and backend, so that a fault affects no other; on a CPU one per two ops.
 
-    Triton compiles for seconds, once for each dtype: there each dtype has a process, bfloat16 before the others.
+    Triton compiles for seconds, once per dtype, so each dtype has its own process, bfloat16 first.
     """
     backends = BACKENDS[context.device]
     if context.device == "cpu":
-        # What a process imports takes longer than what it judges there.
+        # There the imports of a process take longer than its checks.
         pairs = [OPS[part::4] for part in range(4)]
         return [Task(", ".join(ops), (",".join(ops), ",".join(backends))) for ops in pairs]
     found = []
@@ -102,12 +102,12 @@ def error_rule(context: Context) -> list[Task]:
 
 
 def binding(context: Context) -> list[Task]:
-    """In a rehearsal, what Triton's binder makes of every launch, without the interpreter that others run in."""
+    """In a rehearsal, binds every launch with Triton's own binder, in processes without the interpreter."""
     return [Task("triton", environment=(("TRITON_INTERPRET", "0"),))] if context.device == "cpu" else []
 
 
 def golden(context: Context) -> list[Task]:
-    """The instructions that have twins in the executor; what has none yet is named."""
+    """The instructions that have twins in the executor; those without one are reported."""
     for instruction in ("wgmma", "TMA"):
         context.leave_out(f"golden vectors of {instruction}", "it has no twin in csrc/simt yet")
     return [Task("instructions")]
@@ -134,7 +134,7 @@ def tuning_compile(context: Context) -> list[Task]:
 
 
 def parts_of_compiling() -> int:
-    """How many processes share the configurations of an op."""
+    """The number of processes that share the configurations of an op."""
     return COMPILERS // len(TUNED["cuda"])
 
 
@@ -147,7 +147,7 @@ def sanitizer(context: Context) -> list[Task]:
     """A process for each op and tool of compute-sanitizer."""
     if not _tool(context, "compute-sanitizer"):
         return []
-    # Without the caching allocator every tensor has bounds of its own.
+    # Without the caching allocator every tensor is a separate allocation with its own bounds.
     uncached = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"), ("CUDA_MODULE_LOADING", "LAZY"))
     return [Task(f"{op} {tool}", (op, tool), environment=uncached) for tool in SANITIZERS for op in OPS]
 
@@ -165,7 +165,7 @@ def training(context: Context) -> list[Task]:
 
 
 def find_tool(name: str) -> str | None:
-    """The path of a program of the CUDA toolkit; None where it is neither on PATH nor in /usr/local/cuda."""
+    """The path of a program of the CUDA toolkit; None if it is neither on PATH nor in /usr/local/cuda."""
     place = Path("/usr/local/cuda/bin") / name
     return shutil.which(name) or (str(place) if place.exists() else None)
 

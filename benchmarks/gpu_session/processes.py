@@ -1,4 +1,4 @@
-"""Processes that never outlive the program that started them, nor leave anything behind when they end."""
+"""Processes that never outlive the program that started them, and leave no child processes behind."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GUARD = Path(__file__).with_name("guard.py")
 
 
 class Guard:
-    """The process that kills the groups it knows of when this one is gone (guard.py)."""
+    """The process that kills the registered groups when this process ends (guard.py)."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-S", "-E", str(_GUARD)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
 
     def tell(self, line: str) -> None:
-        """Sends a line; a guard that somebody killed is done without."""
+        """Sends a line; does nothing if the guard was killed."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(line + "\n")
@@ -60,19 +60,19 @@ class Child:
 
     @property
     def output(self) -> str:
-        """The end of what it wrote to its output and error output."""
+        """The end of its standard output and error output."""
         return self._tail.decode(errors="replace")
 
     def ended(self) -> int | None:
-        """Its exit status (below 0 the signal that ended it) once it has ended, its group killed; None before."""
+        """Its exit status once it has ended (negative: a signal), after killing its group; None before."""
         self._read()
-        # Not reaped yet, so that nobody else can have the group's number.
+        # Not reaped yet, so that no other group can have its number.
         if os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             return None
         return self.kill()
 
     def kill(self) -> int:
-        """Kills the group; the exit status."""
+        """Kills the group and returns the exit status."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         status = self._process.wait()
@@ -93,7 +93,7 @@ class Child:
 
 
 def _dies_with(parent: int) -> Callable[[], None]:
-    # Looked up before the fork: afterwards as little as possible happens.
+    # Looked up before the fork: the child should do as little as possible.
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def arrange() -> None:

@@ -1,4 +1,4 @@
-"""What a session's lines say: tables in Markdown, records, the GPU's tuning table, golden vectors."""
+"""The report of a session's lines: tables in Markdown, records, the GPU's tuning table, golden vectors."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ GOLDEN = REPOSITORY / "tests" / "csrc" / "simt" / "golden"
 
 
 def write(folder: Path, out: Path, install: bool = False) -> list[Path]:
-    """Writes what the session's folder tells into `out`, and into the tree where asked; the files written.
+    """Writes the report of the session's folder into `out`, and into the tree if asked; returns the written files.
 
     Raises:
-        ValueError: there are no results, those of a rehearsal are to go into the tree, or a line holds something else
-            than its kind should. Nothing is written then.
+        ValueError: there are no results, those of a rehearsal are to go into the tree, or a line's contents do not
+            match its kind. Nothing is written then.
     """
     found = lines.read(folder)
     session = next(found.of("session"), {})
@@ -61,7 +61,7 @@ def write(folder: Path, out: Path, install: bool = False) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Machine:
-    """What was measured on: the GPU's name, that of its files, versions and commit."""
+    """The machine of the session: the GPU's name, the name of its files, versions and commit."""
 
     name: str = "unknown"
     file: str = "unknown"
@@ -81,7 +81,7 @@ def records_of(found: Lines) -> list[Record]:
     """The measurements, as `python -m benchmarks compare` and `report` read them.
 
     Raises:
-        ValueError: a line holds none, with its number among the records.
+        ValueError: a line is not a record, with its number among the records.
     """
     records = []
     for number, line in enumerate(found.of("record"), 1):
@@ -93,10 +93,10 @@ def records_of(found: Lines) -> list[Record]:
 
 
 def choices_of(found: Lines) -> list[tune.Choice]:
-    """The best configuration of every kernel and key among those that were tried.
+    """The best of the tried configurations for every kernel and key.
 
     Raises:
-        ValueError, KeyError, TypeError: a trial holds something else than it should.
+        ValueError, KeyError, TypeError: a trial has unexpected contents.
     """
     by_kernel: dict[str, list[Line]] = defaultdict(list)
     for line in found.of("trial"):

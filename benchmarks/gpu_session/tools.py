@@ -1,4 +1,4 @@
-"""Runs a tool of the CUDA toolkit over a call of an op, and reads what it says."""
+"""Runs a tool of the CUDA toolkit over a call of an op, and parses its output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.gpu_session.context import Context
 
 
 def watch(context: Context, tool: Sequence[str], *arguments: str) -> tuple[int, str]:
-    """The tool over the target (steps/target.py): its exit status and what both wrote.
+    """Runs the tool over the target (steps/target.py); returns its exit status and the output of both.
 
     Raises:
         subprocess.TimeoutExpired: the step's time was over first; the tool is killed.
@@ -30,14 +30,14 @@ def watch(context: Context, tool: Sequence[str], *arguments: str) -> tuple[int, 
 
 
 def sanitizer_errors(output: str) -> list[str]:
-    """The sentences of compute-sanitizer's report that tell of an error or a hazard, without its prefix."""
+    """The lines of compute-sanitizer's report that name an error or a hazard, without its prefix."""
     told = [line.removeprefix("=========").strip() for line in output.splitlines() if line.startswith("=========")]
     wanted = re.compile(r"^(Invalid|Error|Warning|Race|Potential|Program hit|Out-of-range|Misaligned|Uninitialized)")
     return [line for line in told if wanted.match(line)][:20]
 
 
 def sanitizer_summary(output: str) -> str | None:
-    """The last line of compute-sanitizer's report; None where it did not come to its end."""
+    """The last line of compute-sanitizer's report; None if the report is incomplete."""
     found = re.findall(r"^=+\s*((?:ERROR|RACECHECK) SUMMARY: .*)$", output, re.MULTILINE)
     return found[-1].strip() if found else None
 

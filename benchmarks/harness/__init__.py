@@ -1,1 +1,1 @@
-"""What every benchmark stands on: cases, clocks, judgement against float64 truth, and records of results."""
+"""The parts that all benchmarks share: cases, clocks, verification against float64, and records of results."""

@@ -1,4 +1,4 @@
-"""What is timed: an op on one of its production samples, in one dtype, on one device."""
+"""A benchmark case: an op on one of its production samples, in one dtype, on one device."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LONGEST = ("single_8192", "single_8192_biases")
 
 @dataclass(frozen=True)
 class Spec:
-    """A case that is not drawn yet."""
+    """A case whose arguments are not drawn yet."""
 
     op: Op
     sample: Sample
     dtype: str
 
     def draw(self, seed: int, device: str) -> Case:
-        """Draws the arguments on `device`; those that get gradients are leaves that ask for them."""
+        """Draws the arguments on `device`; those that get gradients are leaves that require them."""
         arguments = self.sample.draw(DTYPES[self.dtype], seed, device)
         case = Case(self, arguments, device)
         for leaf in case.leaves:
@@ -73,7 +73,7 @@ class Case:
         return not self.op.torch_op._schema.returns
 
     def call(self, backend: str) -> Callable[[], Any]:
-        """The op on these arguments through the package's front door."""
+        """Calls the op's public function on these arguments."""
         function = public_function(self.op)
         return lambda: function(**self.arguments, backend=backend)
 
@@ -85,7 +85,7 @@ class Case:
         return dataclasses.replace(self, arguments={**self.arguments, **copies})
 
     def result(self, returned: Any) -> Tensor:
-        """What a call is judged by: its first output, or the first tensor that it updated."""
+        """The tensor that a call is judged by: its first output, or the first tensor that it updated."""
         if self.updates_in_place:
             updated: Tensor = self.arguments[self.op.mutates[0]]
             return updated
@@ -99,14 +99,13 @@ def select(
     dtypes: Sequence[str] = ("fp32", "bf16"),
     device: str = "cpu",
 ) -> list[Spec]:
-    """The production cases of the named ops (all without a name), both dtypes of a case one after the other.
+    """The production cases of the named ops (all if none is named), both dtypes of a case one after the other.
 
-    On a GPU they are those that fill it, on a CPU the others; a case that is named comes on either.
-
-    The longest cases come last, so that a time budget costs few cases.
+    On a GPU they are those that fill it, on a CPU the others; a named case is used on either. The longest cases come
+    last, so that a time budget leaves out few cases.
 
     Raises:
-        ValueError: a name that no op, no case or no dtype has, with those there are.
+        ValueError: an unknown name of an op, case or dtype; the message lists the known ones.
     """
     specs = [(op, sample) for op in OPS for sample in op.samples() if sample.production]
     specs.sort(key=lambda pair: pair[1].name in LONGEST)

@@ -1,8 +1,8 @@
-"""What this machine can do at best, measured in the same run as the kernels: copy bandwidth and matrix rates.
+"""The machine's ceilings, measured in the same run as the kernels: copy bandwidth and matrix rates.
 
 A kernel's floor is the longer of flops / matrix rate of its dtype and bytes / copy bandwidth; its share of the ceiling
-is floor / measured time. Both rates are those of torch's own copy and matrix product, best of several: what a kernel
-could reach here, not what a data sheet says.
+is floor / measured time. Both are the best rates of torch's own copy and matrix product: what a kernel can reach here,
+not the figures of a data sheet.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Ceilings:
         return max(flops / self.flops_per_second[dtype], moved_bytes / self.copy_bytes_per_second)
 
     def best(self, other: Ceilings) -> Ceilings:
-        """The higher of each rate: what was measured while something else had the machine is no ceiling."""
+        """The higher of each rate: a rate measured while the machine was busy is no ceiling."""
         rates = {name: max(rate, other.flops_per_second[name]) for name, rate in self.flops_per_second.items()}
         return Ceilings(max(self.copy_bytes_per_second, other.copy_bytes_per_second), rates)
 
     def as_record(self) -> dict[str, float]:
-        """The ceilings as a record holds them, in GB/s and TFLOP/s."""
+        """The ceilings in the units of a record, GB/s and TFLOP/s."""
         rates = {f"{name}_tflop_per_s": rate / 1e12 for name, rate in self.flops_per_second.items()}
         return {"copy_gb_per_s": self.copy_bytes_per_second / 1e9, **rates}
 

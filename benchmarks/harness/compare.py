@@ -1,8 +1,8 @@
 """Compares two sets of measurements case by case: the ratio of medians and its 95 % interval, by bootstrap.
 
-Two trees are timed in turns, one run of each after the other, so that what the machine does in between hits both
-alike; the rounds are then resampled in pairs. Of two files each is one run: their repetitions are resampled, and what
-disturbed one of the runs is in the ratio. A case is slower or faster where the whole interval is beyond LEAST.
+Two trees are timed in turns, one run of each after the other, so that other load on the machine affects both equally;
+the rounds are then resampled in pairs. If two files are compared, each is one run: their repetitions are resampled, and
+a disturbance of one of the runs is part of the ratio. A case is slower or faster if the whole interval is beyond LEAST.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All changes, what only one side has, and what was verified before and is refused now."""
+    """All changes, the cases that only one side has, and those verified before and refused now."""
 
     changes: tuple[Change, ...]
     only_before: tuple[Key, ...]
@@ -75,12 +75,12 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """Whether something got slower or is refused now."""
+        """Whether a case got slower or is refused now."""
         return bool(self.newly_refused) or any(change.verdict == "slower" for change in self.changes)
 
 
 def compare(before: Sequence[Run], after: Sequence[Run]) -> Comparison:
-    """Compares runs of two sides, as many of each: one, or rounds in which both were measured in turns."""
+    """Compares an equal number of runs of two sides: one each, or rounds in which both were measured in turns."""
     if len(before) != len(after) or not before:
         raise ValueError(f"expected as many runs of both sides, found {len(before)} and {len(after)}")
     first, second = ([{record.key: record for record in run} for run in side] for side in (before, after))
@@ -108,7 +108,7 @@ def _change(key: Key, before: Sequence[Record], after: Sequence[Record]) -> Chan
 
 
 def _samples(records: Sequence[Record]) -> list[float]:
-    """The median of every round; of a single one its repetitions, of an earlier file without them its median."""
+    """The median of every round; for a single round its repetitions, or its median if an older file lacks them."""
     if len(records) == 1 and records[0].times:
         return list(records[0].times)
     return [record.ms.p50 for record in records if record.ms is not None]
@@ -131,7 +131,7 @@ def _notes(before: Sequence[Run], after: Sequence[Run]) -> list[str]:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as JSON holds it."""
+    """The comparison in the form of the JSON file."""
     names = ("op", "case", "dtype", "pass", "backend")
 
     def named(key: Key) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""One case on the clock: our verified backends and the peers, admitted one by one, then timed against each other.
+"""Times one case: our verified backends and the peers are admitted one by one, then timed against each other.
 
-A case is measured in two groups, an in-place op in one (`step`). `forward` records no gradients, as in serving. The
-training group runs forward and backward in one repetition, each under its own clock: that gives both `backward` and
-`forward_backward` from the same repetitions.
+A case is measured in two groups; an in-place op has only one (`step`). `forward` records no gradients, as in serving.
+The training group runs forward and backward in one repetition and times each, which gives both `backward` and
+`forward_backward`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 4e-2, tor
 
 @dataclass(frozen=True)
 class Pass:
-    """What was measured of one pass, by contender; `skipped` holds peers, `refused` our own backends.
+    """The measurements of one pass, by contender; `skipped` holds peers, `refused` our own backends.
 
     `times`: the milliseconds of every repetition; `peak_bytes`: of the first one.
     """
@@ -52,12 +52,12 @@ class _Contender:
 
     @property
     def is_misleading_at_first(self) -> bool:
-        """Whether the first run says nothing yet: it compiled, or was so short that loading and caches count."""
+        """Whether the first run does not count: it compiled, or was so short that loading and cold caches matter."""
         return sum(self.milliseconds) < SLOW_SECONDS * 1e3 or (self.peer is not None and self.peer.compiles)
 
 
 class Contest:
-    """Measures a drawn case; `verdicts` are those of our backends, by name, in the room's order."""
+    """Measures a drawn case; `verdicts` are our backends' verdicts by name, in the room's order."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Contest:
         self._gradients: dict[torch.dtype, Tensor] = {}
 
     def passes(self) -> Iterator[Pass]:
-        """Measures every pass that the case has; each comes as soon as it is known."""
+        """Measures every pass of the case and yields each as soon as it is known."""
         contenders = self._admit()
         if self._case.updates_in_place:
             yield self._without_gradients("step", contenders)
@@ -91,8 +91,8 @@ class Contest:
     def _admit(self) -> list[_Contender]:
         """Runs each contender, which also warms it up, and keeps those that give the expected result.
 
-        Expected is what our `reference` backend gives on the full case (else the last of our backends that was
-        verified on its pieces): the truth is too slow for the full size. Without any of ours nothing is timed.
+        The expected result is that of our `reference` backend on the full case (else of the last of our backends
+        verified on pieces), because float64 is too slow at full size. If none of our backends runs, nothing is timed.
         """
         ours = [name for name in reversed(self._verdicts) if name not in self._refused]
         admitted: list[_Contender] = []
@@ -115,13 +115,13 @@ class Contest:
         case = self._case.fresh()
         try:
             call = peer.build(case)
-        except Exception as error:  # whatever stops a peer is the reason in the record
+        except Exception as error:  # a peer may fail in any way: the reason goes into the record
             self._skipped[peer.name] = f"fails: {first_line(error)}"
         else:
             self._try(_Contender(peer.name, call, case, peer), expected, admitted)
 
     def _try(self, contender: _Contender, expected: Tensor | None, admitted: list[_Contender]) -> Tensor | None:
-        """Admits a contender or notes why not; what is expected of those after it."""
+        """Admits a contender or notes why not; returns the expected result for the next ones."""
         case = contender.case
         try:
             with torch.no_grad():
@@ -141,7 +141,7 @@ class Contest:
         return result if expected is None else expected
 
     def _warm(self, contender: _Contender, stages: tuple[Stage, ...]) -> list[Any]:
-        """Runs the stages once for their peak memory and duration; what they returned."""
+        """Runs the stages once for their peak memory and duration; returns their results."""
         memory = PeakMemory(self._case.device)
         value: Any = None
         kept, peaks, times = [], [], []
@@ -179,7 +179,7 @@ class Contest:
         ]
 
     def _trains(self, contender: _Contender) -> bool:
-        """Runs both stages once for their peak memory; False, with the reason noted, where that fails."""
+        """Runs both stages once for their peak memory; notes the reason and returns False if that fails."""
         if contender.peer is None and contender.name in self._refused:
             return False
         reason = contender.peer.why_no_gradients(self._case) if contender.peer else None
@@ -196,7 +196,7 @@ class Contest:
         return True
 
     def _warm_times(self, contenders: list[_Contender]) -> dict[str, tuple[float, ...]] | None:
-        """On a GPU the timer warms up by itself: it captures graphs, and this host clock saw launches only."""
+        """On a GPU the timer warms up by itself: it captures graphs, and this host clock measured only launches."""
         if self._case.device != "cpu":
             return None
         return {contender.name: contender.milliseconds for contender in contenders}
@@ -213,7 +213,7 @@ class Contest:
         return forward, backward
 
     def _gradient(self, root: Tensor) -> Tensor:
-        """The gradient that goes in at the top: ones for a loss, noise for vectors."""
+        """The gradient of the first output: ones for a loss, noise for vectors."""
         if root.dtype not in self._gradients:
             generator = torch.Generator().manual_seed(self._seed)
             noise = torch.randn(root.shape, generator=generator) if root.dim() > 1 else torch.ones(root.shape)
@@ -237,7 +237,7 @@ class Contest:
 
 
 class _Clocked:
-    """A stage on its argument, and how long it took."""
+    """Runs a stage on its argument; returns its result and its time."""
 
     def __init__(self, stage: Stage, value: Any) -> None:
         self._stage = stage
@@ -252,7 +252,7 @@ class _Clocked:
 
 
 def _difference(result: Tensor, expected: Tensor) -> str | None:
-    """Why a full-size result is not the expected one; None where it is, within rounding."""
+    """Why a full-size result is not the expected one; None if it is, within rounding."""
     if result.shape != expected.shape:
         return f"gives shape {list(result.shape)}, expected {list(expected.shape)}"
     coarser = max(TOLERANCE[result.dtype], TOLERANCE[expected.dtype])

@@ -32,7 +32,7 @@ class Fit:
 
 @dataclass
 class Series:
-    """One op, pass and backend over rising sizes."""
+    """One op, pass and backend over increasing sizes."""
 
     op: str
     axis: str
@@ -45,7 +45,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        """What a legend calls it."""
+        """Its label in a legend."""
         return f"{self.backend}, {self.pass_.replace('_', ' + ')}"
 
     def measured(self) -> list[Point]:
@@ -55,7 +55,7 @@ class Series:
 
 @dataclass
 class Scaling:
-    """Everything the command measured, as `scaling.json` holds it."""
+    """Everything that the command measured, in the form of `scaling.json`."""
 
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -78,7 +78,7 @@ def fit_power(sizes: Sequence[float], costs: Sequence[float]) -> Fit | None:
 
 
 def foreseen(points: Sequence[tuple[float, float]], size: float) -> float | None:
-    """The cost at `size` from (size, cost) points below it: their last slope, but at least in proportion to size."""
+    """The cost at `size`, extrapolated from smaller (size, cost) points with their last exponent, at least 1."""
     positive = [(place, cost) for place, cost in points if cost > 0]
     if not positive:
         return None
@@ -96,7 +96,7 @@ def to_json(found: Scaling) -> str:
 
 
 def from_json(text: str) -> Scaling:
-    """What `to_json` wrote."""
+    """Reads the text of `to_json`."""
     values = json.loads(text)
     for one in values["series"]:
         one["pass_"] = one.pop("pass")
@@ -107,7 +107,7 @@ def from_json(text: str) -> Scaling:
 
 
 def summary(found: Scaling) -> list[str]:
-    """One line a series with its exponents, and one a point that was left out."""
+    """One line per series with its exponents, and one per point that was left out."""
     lines = []
     for one in found.series:
         lines.append(

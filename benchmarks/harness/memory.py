@@ -1,9 +1,10 @@
-"""Peak extra memory of a call: bytes above what was there before it, everything that allocates counted.
+"""Peak extra memory of a call: bytes above those before it, all allocators included.
 
 On the CPU the kernel's own high-water mark of the process's resident memory is reset and read again
-(`/proc/self/clear_refs`, `VmHWM`), so that what native code allocates past torch counts as well. Freed memory that
-the allocator kept is given back first, or its reuse would not show. Resolution is about a megabyte. On a GPU it is the
-peak of torch's caching allocator; memory that a library takes from the driver directly does not show.
+(`/proc/self/clear_refs`, `VmHWM`), so that native allocations outside torch count as well. Freed memory that the
+allocator kept is returned to the system first, because its reuse would not be counted. The resolution is about a
+megabyte. On a GPU it is the peak of torch's caching allocator; memory that a library allocates directly from the driver
+is not counted.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """Measures a chain of calls against one base line, taken when it is made.
+    """Measures a chain of calls against one baseline, taken when this object is made.
 
-    `peak_of(call)` runs the call and gives what it returned and the highest number of extra bytes while it ran, what
-    calls before it left standing included; None where the system does not tell.
+    `peak_of(call)` runs the call and returns its result and the peak of extra bytes during it, including memory that
+    earlier calls still hold; the peak is None if the system does not report it.
     """
 
     def __init__(self, device: str) -> None:
@@ -35,7 +36,7 @@ class PeakMemory:
         self._base = self._now()
 
     def peak_of(self, call: Callable[[], Any]) -> tuple[Any, int | None]:
-        """What the call returned, and its peak in bytes above the base line."""
+        """The call's result, and its peak in bytes above the baseline."""
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -61,13 +62,13 @@ class PeakMemory:
 
 
 def peak_extra_bytes(device: str, call: Callable[[], Any]) -> tuple[int | None, Any]:
-    """(peak bytes above what was there before, what the call returned)."""
+    """(peak bytes above those before, the call's result)."""
     value, peak = PeakMemory(device).peak_of(call)
     return peak, value
 
 
 def _trim() -> None:
-    """Gives memory that was freed, but kept by the allocator, back to the system."""
+    """Returns memory that was freed but kept by the allocator to the system."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,6 +1,6 @@
-"""One measurement as a line of JSON: what was timed, where, how it was judged, and beside what.
+"""One measurement as a line of JSON: what was timed, on which machine, how it was verified, and its peers.
 
-A results file has no header: every line stands alone, so that files can be joined, filtered and cut with line tools.
+A results file has no header: every line is complete, so that files can be joined, filtered and cut with line tools.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Quantiles:
 
 @dataclass(frozen=True)
 class PeerResult:
-    """One peer beside our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped."""
+    """A peer of our measurement: its p50, and ratio = its p50 / our p50; or why it was skipped."""
 
     ms: float | None = None
     peak_bytes: int | None = None
@@ -69,9 +69,9 @@ class PeerResult:
 class Record:
     """One op × case × dtype × pass × backend.
 
-    `ms` is None where the backend was refused; `refused` then says why and `verified` is False. Rates and ceilings are
-    of the same run: gb_per_s = bytes / p50, tflop_per_s = flops / p50, share_of_ceiling = the shortest time that the
-    ceilings allow for flops and bytes / p50. `times` are the milliseconds of all repetitions, of which `ms` is made.
+    `ms` is None if the backend was refused; `refused` then says why and `verified` is False. Rates and ceilings are of
+    the same run: gb_per_s = bytes / p50, tflop_per_s = flops / p50, share_of_ceiling = the shortest time that the
+    ceilings allow for flops and bytes / p50. `times` are the milliseconds of all repetitions, which `ms` summarises.
     """
 
     op: str
@@ -99,12 +99,12 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What makes two records comparable."""
+        """The key by which two records are comparable."""
         return self.op, self.case, self.dtype, self.pass_, self.backend
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether it took less than the ceilings allow: they were measured while something else had the machine."""
+        """Whether it took less than the ceilings allow: they were measured while the machine was busy."""
         return self.share_of_ceiling is not None and self.share_of_ceiling > 1
 
     def to_json(self) -> str:
@@ -125,7 +125,7 @@ class Record:
         values["pass_"] = values.pop("pass", None)
         if values.get("ms") is not None:
             values["ms"] = Quantiles(**values["ms"])
-        # Earlier lines have the p50 of every visit to a case instead of the times.
+        # Older lines have the p50 of every visit to a case instead of the times.
         values.pop("visits", None)
         peers = {name: {**peer} for name, peer in values.get("peers", {}).items()}
         for peer in peers.values():
@@ -139,7 +139,7 @@ class Record:
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Makes a file of one line per record, or replaces it as a whole; the folder is made where it is missing.
+    """Writes a file of one line per record, replacing an old one as a whole; makes the folder if it is missing.
 
     Raises:
         ValueError: the path is something other than a file, such as a folder or a device.
@@ -150,7 +150,7 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replaces the file in one step: who reads it meanwhile, or after an interruption, finds the old one or the new."""
+    """Replaces the file atomically: a reader, also after an interruption, finds the old file or the new one."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -180,7 +180,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What the figures were measured on: name, device, cores, threads, memory."""
+    """The machine of the measurements: name, device, cores, threads, memory."""
     cpu = cpu_model()
     facts: dict[str, Any] = {
         "name": machine_name(device),
@@ -219,7 +219,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the source tree, with "-dirty" where tracked files differ from it; "" outside a repository."""
+    """The commit of the source tree, with "-dirty" if tracked files differ from it; "" outside a repository."""
     try:
         command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

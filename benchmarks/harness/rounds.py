@@ -20,9 +20,9 @@ NATIVE = ("csrc", "build_support", "setup.py")
 
 @contextmanager
 def tree_of(named: str) -> Iterator[Path]:
-    """The source tree that is meant: a directory, or a commit, which is checked out beside for the block and built.
+    """A source tree: a directory, or a commit, which is checked out to a temporary folder and built.
 
-    ValueError where it is neither.
+    Raises ValueError if it is neither.
     """
     if (Path(named) / "benchmarks").is_dir():
         yield Path(named).resolve()
@@ -43,7 +43,7 @@ def tree_of(named: str) -> Iterator[Path]:
 def in_turns(
     trees: Sequence[Path], rounds: int, options: Sequence[str], say: Callable[[str], None] = lambda text: None
 ) -> list[list[list[Record]]]:
-    """For every tree its runs, one a round; the order of the trees within a round is drawn anew each time."""
+    """The runs of every tree, one per round; the order of the trees in each round is random."""
     found: list[list[list[Record]]] = [[] for _ in trees]
     order = random.Random(0)
     with tempfile.TemporaryDirectory(prefix="argus-benchmark-") as folder:
@@ -66,7 +66,7 @@ def _run(tree: Path, options: Sequence[str]) -> None:
 
 
 def _build(tree: Path, commit: str) -> None:
-    """Compiles the native code of a tree, or copies what is built here where the sources are the same."""
+    """Compiles the native code of a tree, or copies the libraries built here if the sources are the same."""
     if not _git("diff", "--name-only", commit, "--", *NATIVE):
         for file in (*(REPOSITORY / "argus_kernels").glob("*.so"), REPOSITORY / "argus_kernels" / "_build_info.json"):
             if file.is_file():

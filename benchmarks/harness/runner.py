@@ -1,4 +1,4 @@
-"""Runs cases one after the other and makes records of what they show; the ceilings are measured in between."""
+"""Runs cases one after the other and makes records of the results; the ceilings are measured in between."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUITES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run; `backends` and `peers` name those wanted, all where None."""
+    """How to run; `backends` and `peers` name the wanted ones, None means all."""
 
     device: str = "cpu"
     budget: Budget = SUITES["quick"]
@@ -48,7 +48,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Environment:
-    """What all records of a run share."""
+    """The fields that all records of a run share."""
 
     ceilings: Ceilings
     machine: dict[str, Any]
@@ -57,7 +57,7 @@ class Environment:
 
     @classmethod
     def of(cls, device: str, dtypes: Sequence[str]) -> Environment:
-        """Measures the ceilings and looks up the rest."""
+        """Measures the ceilings and collects the other fields."""
         ceilings = measure_ceilings(device, tuple(dict.fromkeys(dtypes)))
         return cls(ceilings, results.machine(device), results.versions(), results.commit())
 
@@ -76,8 +76,8 @@ class _Judged:
 class Run:
     """A run over cases.
 
-    After it `cut` names the cases that the time budget left out, and `absent` says why backends did not serve, by
-    (op, backend). `on_pass` is given the records of each pass as soon as it is measured.
+    Afterwards `cut` names the cases that the time budget left out, and `absent` says why backends did not run, by (op,
+    backend). `on_pass` gets the records of each pass as soon as it is measured.
     """
 
     specs: Sequence[Spec]
@@ -89,7 +89,7 @@ class Run:
     on_pass: Callable[[list[Record]], None] | None = None
 
     def records(self, on_case: Callable[[Spec], None] = lambda spec: None) -> Iterator[list[Record]]:
-        """Goes over the cases and yields the records of each; `on_case` is told a case before it starts."""
+        """Runs the cases and yields the records of each; `on_case` is called with a case before it starts."""
         started = measured = self.clock()
         took: dict[tuple[str, str], float] = {}
         for spec in self.specs:
@@ -112,14 +112,14 @@ class Run:
         self.environment = replace(self.environment, ceilings=known.best(found))
 
     def _would_be_late(self, elapsed: float, took: dict[tuple[str, str], float], case_name: tuple[str, str]) -> bool:
-        """Judged by how long the same case took in its other dtype, else by the mean case so far."""
+        """Estimated from the time of the same case in its other dtype, else from the mean case so far."""
         if self.settings.time_budget is None:
             return False
         mean = sum(took.values()) / len(took) if took else 0.0
         return elapsed + took.get(case_name, mean) > self.settings.time_budget
 
     def _measured(self, spec: Spec) -> list[Record]:
-        """Verifies a case, then times it; no record where no wanted backend serves it."""
+        """Verifies a case, then times it; no record if no wanted backend takes it."""
         if "torch._dynamo" in sys.modules:
             torch.compiler.reset()
         settings = self.settings
@@ -140,7 +140,7 @@ class Run:
         return found
 
     def _judged(self, case: Case) -> _Judged | None:
-        """Every wanted backend that serves a case, judged; None where none does."""
+        """The verdicts of every wanted backend that takes a case; None if none does."""
         serving = self._serving(case)
         if not serving:
             return None
@@ -151,10 +151,10 @@ class Run:
         return _Judged(verdicts, judge.judged_on, peers, _costs(case))
 
     def _serving(self, case: Case) -> list[str]:
-        """The wanted backends that take this case, in the room's order; why others do not goes into `absent`.
+        """The wanted backends that take this case, in the room's order; the others' reasons go into `absent`.
 
-        Where none is named, one that serves by name only (Triton's interpreter) is left out, and the definition beside
-        another backend in a dtype that `every_definition` does not want.
+        If no backend is named, those excluded from `auto` (Triton's interpreter) are left out. So is the definition if
+        another backend takes the case, in a dtype that `every_definition` does not want.
         """
         inputs = captured_arguments(case.op, case.arguments)
         serving: list[str] = []
@@ -234,7 +234,7 @@ def _peer_results(measured: Pass, op: str, wanted: tuple[str, ...] | None, ours:
 
 
 def _costs(case: Case) -> dict[str, tuple[int, int]]:
-    """(flops, bytes) of every pass. A room may count by running: one function is called once."""
+    """(flops, bytes) of every pass. A room may run the op to count, so each function is called once."""
     sample = case.spec.sample
     counted: dict[int, int] = {}
     counts = []

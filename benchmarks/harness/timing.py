@@ -1,9 +1,9 @@
-"""Times several subjects against each other: interleaved, so that a drifting clock hits all of them alike.
+"""Times several subjects against each other: interleaved, so that a drifting clock affects all of them equally.
 
 A subject is a chain of stages (forward, then backward, say); every repetition runs the chain and times each stage.
-The repetitions of all subjects are spread evenly over the whole measurement in random order, each subject's number of
-them planned from a warm-up. A timer runs one repetition: `CpuTimer` by the process's monotonic clock, `CudaTimer` by
-CUDA events, with a cold L2 cache and as CUDA graphs where the subject can be captured.
+The repetitions of all subjects are spread evenly over the whole measurement in random order; each subject's number of
+repetitions is planned from a warm-up. A timer runs one repetition: `CpuTimer` by the process's monotonic clock,
+`CudaTimer` by CUDA events, with a cold L2 cache and as CUDA graphs if the subject can be captured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SLOW_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Subject:
-    """Something to time under a name: its stages, run one after the other in every repetition."""
+    """A named subject to time: its stages run one after the other in every repetition."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -62,7 +62,7 @@ class Budget:
 
 @dataclass
 class Timing:
-    """Milliseconds of every repetition, one row of stages each."""
+    """Milliseconds of every repetition, one row per repetition, one column per stage."""
 
     repeats: list[tuple[float, ...]] = field(default_factory=list)
 
@@ -77,7 +77,7 @@ class Timing:
 
 
 class Timer(Protocol):
-    """Runs a subject once and says how many milliseconds each stage took."""
+    """Runs a subject once and returns the milliseconds of each stage."""
 
     def once(self, subject: Subject) -> tuple[float, ...]:
         """Milliseconds of each stage."""
@@ -85,7 +85,7 @@ class Timer(Protocol):
 
 
 class CpuTimer:
-    """Wall clock of the calling thread around each stage; what the stages return is freed outside the clock."""
+    """Wall clock of the calling thread around each stage; the stages' results are freed outside the timed span."""
 
     def once(self, subject: Subject) -> tuple[float, ...]:
         """Milliseconds of each stage."""
@@ -100,11 +100,11 @@ class CpuTimer:
 
 
 class CudaTimer:
-    """CUDA events around each stage, after the L2 cache was overwritten; CUDA graphs where capture succeeds.
+    """CUDA events around each stage, after the L2 cache was overwritten; CUDA graphs if capture succeeds.
 
-    A subject is captured at its first repetition, one graph a stage in one memory pool, and replayed afterwards. One
-    that cannot be captured (it synchronises, or allocates outside torch) is launched stage by stage; `launched` names
-    those subjects. `forget` frees the graphs.
+    A subject is captured at its first repetition, one graph per stage in one memory pool, and replayed afterwards. A
+    subject that cannot be captured (it synchronises, or allocates outside torch) is launched stage by stage; `launched`
+    names those subjects. `forget` frees the graphs.
     """
 
     def __init__(self, graphs: bool = True) -> None:
@@ -131,7 +131,7 @@ class CudaTimer:
         return tuple(events[i].elapsed_time(events[i + 1]) for i in range(len(calls)))
 
     def forget(self) -> None:
-        """Frees all captured graphs and what they hold."""
+        """Frees all captured graphs and their memory."""
         self._captured.clear()
 
     def _calls(self, subject: Subject) -> Sequence[Stage]:
@@ -147,7 +147,7 @@ class CudaTimer:
         return [_replay(graph) for graph in self._captured[id(subject)][1]]
 
     def _capture(self, subject: Subject) -> tuple[list[torch.cuda.CUDAGraph], list[Any]]:
-        """Graphs of all stages, and what they returned, which must outlive the graphs."""
+        """Graphs of all stages, and the stages' results, which must outlive the graphs."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -189,10 +189,10 @@ def measure(
 ) -> dict[str, Timing]:
     """Times all subjects, interleaved; their names must differ.
 
-    Each is run `warm_up` times (at least once), which also says how many repetitions fit its budget. A subject in
-    `warm` has run already and took those milliseconds a stage; one slower than SLOW_SECONDS counts that run as its
-    first repetition. With equally long subjects the result is a round-robin in fresh random order each round; a faster
-    subject's repetitions are as evenly spread over the measurement as a slower one's.
+    Each is run `warm_up` times (at least once), which also gives the number of repetitions that fit its budget. A
+    subject in `warm` has already run and took those milliseconds per stage; one slower than SLOW_SECONDS counts that
+    run as its first repetition. Subjects of equal duration run as a round-robin in fresh random order each round;
+    repetitions of faster and slower subjects alike are spread evenly over the measurement.
     """
     budget = budget or Budget()
     names = [subject.name for subject in subjects]

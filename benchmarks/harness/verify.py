@@ -1,9 +1,9 @@
 """Judges a backend on a case against float64 truth, by the error rule of argus_kernels.testing.
 
 Truth is the plain PyTorch definition in float64, which is too slow for most production shapes: a case is judged on
-pieces cut out of the very arguments that are timed. The pieces are pooled, so that a single scalar such as the gradient
-of a temperature is judged on dozens of draws. What was cut stands in every record. How a case is cut is said by
-the room of its op; one that has no cut is judged on the small samples of the room.
+pieces cut out of the timed arguments. The pieces are pooled, so that a single scalar such as the gradient of a
+temperature is judged on dozens of draws. Every record names the pieces. The op's room defines how a case is cut; a case
+without a cut is judged on the small samples of the room.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Arguments = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a backend is refused for the forward pass and for passes with gradients; None where it is right."""
+    """Why a backend is refused for the forward pass and for passes with gradients; None if it is correct."""
 
     forward: str | None
     gradients: str | None
 
 
 class Judge:
-    """Holds the truth of one case, worked out once, and judges backends by it."""
+    """Holds the float64 results of one case, computed once, and judges backends by them."""
 
     def __init__(self, case: Case, seed: int = 0) -> None:
         self._case = case
@@ -60,7 +60,7 @@ class Judge:
         return Verdict(forward, forward or wrong.get(True))
 
     def _collect(self, backend: str, pieces: list[Arguments]) -> dict[str, list[Tensor]]:
-        """Every result by name, one of each piece that has it."""
+        """Every result by name, one for each piece that has it."""
         found: dict[str, list[Tensor]] = {}
         for index, piece in enumerate(pieces):
             run = run_op(
@@ -92,7 +92,7 @@ def _detached(arguments: Arguments) -> Arguments:
 
 
 def in_float64(arguments: Arguments) -> Arguments:
-    """The very same values, held in float64."""
+    """The same values in float64."""
     return {
         name: _map(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
         for name, value in arguments.items()

@@ -1,4 +1,4 @@
-"""The peers, one small file each: what people use today for what the ops compute."""
+"""The peers, one small file each: the implementations that people use today instead of these ops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attention peers share: packed users as padded batches, and the biases as the dense matrices they take."""
+"""Shared by the attention peers: packed users as padded batches, and the biases as dense matrices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def has_bias(case: Case) -> bool:
 
 
 def only_causal(case: Case) -> str | None:
-    """Peers know the causal mask only."""
+    """Refuses other masks: the peers have only the causal one."""
     given = [name for name in ("visible", "window") if case.arguments.get(name) is not None]
     return f"has no counterpart of {' and '.join(given)}" if given else None
 
@@ -41,7 +41,7 @@ def dense_bias_bytes(case: Case, lengths: Sequence[int], users: int) -> int:
 
 
 def too_large(needed: int) -> str | None:
-    """The reason where a dense bias passes the limit."""
+    """The reason if a dense bias exceeds the limit."""
     if needed < MAX_DENSE_BYTES:
         return None
     return f"its dense bias would take {needed / 2**30:.1f} GiB, expected below {MAX_DENSE_BYTES / 2**30:.1f} GiB"

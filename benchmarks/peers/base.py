@@ -1,4 +1,4 @@
-"""What a peer is: another way to compute an op, which people use today."""
+"""The interface of a peer: another implementation of an op, which people use today."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def nothing_against(case: Case) -> str | None:
 class Peer:
     """Another implementation of some of the ops, timed beside ours on the same case.
 
-    `why_not(case)` says in a sentence why it cannot run that case here, or None. `build(case)` gives the call that is
-    timed; what a user would prepare once for many steps (masks, layouts, compiled code) belongs into `build`.
-    `why_no_gradients(case)` says why its backward pass cannot be timed, or None. A peer whose result is by definition
-    another one (`same_result` False) is timed without a comparison.
+    `why_not(case)` returns a sentence why it cannot run that case here, or None. `build(case)` returns the timed call;
+    what a user would prepare once for many steps (masks, layouts, compiled code) belongs in `build`.
+    `why_no_gradients(case)` returns why its backward pass cannot be timed, or None. A peer whose result differs by
+    definition (`same_result` False) is timed without a comparison.
     """
 
     name: str
@@ -61,11 +61,11 @@ def needs_cuda(case: Case) -> str | None:
 
 
 def no_missing_ids(case: Case) -> str | None:
-    """The reason where an id or a row is −1: torch's lookups and sparse tensors take it for a place in memory."""
+    """The reason if an id or a row is −1: torch's lookups and sparse tensors use it as an index."""
     ids = case.arguments.get("ids", case.arguments.get("rows"))
     return "takes no id of −1, and the case has some" if ids is not None and bool((ids < 0).any()) else None
 
 
 def first_reason(*reasons: str | None) -> str | None:
-    """The first reason that is one."""
+    """The first reason that is not None."""
     return next((reason for reason in reasons if reason), None)

@@ -19,7 +19,7 @@ from benchmarks.peers.base import Peer, first_reason, not_installed
 
 
 def why_not(case: Case) -> str | None:
-    """Not installed, or arguments or a dtype that it cannot take."""
+    """The reason: not installed, or an argument or dtype that it does not support."""
     on_gpu = case.device == "cuda"
     return first_reason(
         softmax_by_matrix.why_not(case),
@@ -48,7 +48,7 @@ def build(case: Case) -> Callable[[], Any]:
 
 
 def _with_bias_column(inputs: Tensor, matrix: Tensor, bias: Tensor, multiple: int = 16) -> tuple[Tensor, Tensor]:
-    """The bias as a column of ones against one of biases, and zeros up to a width that kernels like."""
+    """The bias as a column of ones and one of biases, padded with zeros to a width that suits the kernels."""
     rest = multiple - 1 - inputs.shape[1] % multiple
     ones = inputs.new_ones(inputs.shape[0], 1)
     return (

@@ -1,7 +1,7 @@
-"""`compile`: torch.compile of what `eager` runs, graph breaks allowed.
+"""`compile`: torch.compile of the `eager` call, graph breaks allowed.
 
-Definitions that loop over users in Python are left out: every tile or user is a graph of its own there, compiled again
-for every length, which takes minutes and measures the compiler.
+Definitions that loop over users in Python are left out: every tile or user becomes a separate graph, recompiled for
+every length, which takes minutes and measures the compiler.
 """
 
 from __future__ import annotations

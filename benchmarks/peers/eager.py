@@ -1,7 +1,7 @@
 """`eager`: the op as a user writes it in plain PyTorch.
 
-The definition of the op's room (backend "eager"), but for two losses the shorter formulation in the inputs' own dtype,
-which is the faster of the two: the rooms compute in float32 throughout, and relative to the positive's score.
+The definition of the op's room (backend "eager"). For two losses it is a shorter and faster formulation in the inputs'
+own dtype: the rooms compute in float32 throughout, and relative to the positive's score.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sampled_softmax_loss(
 
 
 def feedback_loss(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, classes: list[int]) -> Tensor:
-    """The losses [F] by one projection and a loss a task."""
+    """The losses [F] by one projection and one loss per task."""
     losses = []
     for logits, target in zip((hidden @ weight + bias).float().split(classes, 1), targets.unbind(1), strict=True):
         if logits.shape[1] == 1:

@@ -1,6 +1,6 @@
 """`embedding_dense`, `embedding_sparse`: torch's embedding, concatenation and linear, compiled.
 
-torch.compile does not trace row-sparse gradients: there the lookups stay eager and what follows them is compiled.
+torch.compile does not trace row-sparse gradients: with them the lookups stay eager and only the rest is compiled.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`fbgemm`: FBGEMM's table-batched embedding (one id a bag, which is no pooling) and a linear layer.
+"""`fbgemm`: FBGEMM's table-batched embedding (one id per bag, so no pooling) and a linear layer.
 
-Its backward pass applies its optimiser inside (here plain SGD with learning rate 0) instead of giving gradients.
+Its backward pass applies an optimiser (here plain SGD with learning rate 0) instead of returning gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MODULE = "fbgemm_gpu.split_table_batched_embeddings_ops_training"
 
 
 def why_not(case: Case) -> str | None:
-    """Not installed, a dtype it has no tables of, or ids it would read outside of its tables."""
+    """The reason: not installed, an unsupported table dtype, or ids that it would read outside its tables."""
     return first_reason(
         "the CPU form has no bfloat16 tables" if case.device == "cpu" and case.dtype == torch.bfloat16 else None,
         not_installed(_MODULE, "fbgemm-gpu" if case.device == "cuda" else "fbgemm-gpu-cpu"),
@@ -39,7 +39,7 @@ class _Lookup:
         return F.linear(self.tables(self._ids, self._offsets), self._given["weight"].T, self._given["bias"])
 
     def leaves(self) -> list[Tensor]:
-        """Its own tables: without them autograd would leave its backward pass out."""
+        """Its own tables: without them autograd would skip its backward pass."""
         return [parameter for parameter in self.tables.parameters() if parameter.requires_grad and parameter.numel()]
 
 

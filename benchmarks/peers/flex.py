@@ -1,7 +1,7 @@
 """`flex`: FlexAttention, compiled, over all packed rows as one sequence; a block mask keeps users apart.
 
-The biases are a score modification that reads the tables. The block mask is made once, outside the timed call, as it
-serves every layer of a step. On the CPU torch has its forward pass only.
+The biases are a score modification that reads the tables. The block mask is made once, outside the timed call, because
+all layers of a step share it. On the CPU torch has only its forward pass.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`sdpa_padded`, `sdpa_per_user`, `sdpa_cudnn`: torch's scaled_dot_product_attention.
 
-Padded: all users in one call, padded to the longest, padding and its removal included. Per user: one call a user.
-Bias tables become a dense bias, built in the call because its gradient is wanted. For decode_attention the padded form
-has a dense cache, which a server without pages would have; the per-user form gathers its pages.
+Padded: all users in one call, padded to the longest; padding and its removal are timed. Per user: one call per user.
+Bias tables become a dense bias, built in the timed call because its gradient is needed. For decode_attention the padded
+form has a dense cache, as a server without pages would have; the per-user form gathers the pages.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _decode_padded(case: Case) -> Callable[[], Any]:
 
 
 def _decode_bias(given: dict[str, Any], place: Tensor, lengths: Tensor, times: Tensor, ragged: bool) -> Tensor | None:
-    """[B, H or 1, 1, L]: the biases of one query a user, −inf past its length; None where there is nothing to add."""
+    """[B, H or 1, 1, L]: the biases of one query per user, −inf past its length; None if there is nothing to add."""
     total = None
     if ragged:
         hidden = place >= lengths[:, None]
@@ -136,7 +136,7 @@ def _decode_bias(given: dict[str, Any], place: Tensor, lengths: Tensor, times: T
 
 
 def _decode_per_user(case: Case) -> Callable[[], Any]:
-    """The pages of one user gathered, then one call, user by user."""
+    """Gathers the pages of one user, then makes one call, user by user."""
     given = case.arguments
     cache, lengths = given["cache"], given["lengths"].tolist()
     size = cache.page_size

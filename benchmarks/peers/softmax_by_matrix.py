@@ -1,9 +1,9 @@
-"""What the fused linear + cross-entropy peers share: the sampled softmax in the terms of their one matrix and target.
+"""Shared by the fused linear + cross-entropy peers: the sampled softmax expressed by one matrix and one target.
 
-They take inputs [N, D], a matrix [M, D], a bias [M] and a target index each row, and give log Σ_m e^{x·c_m + b_m} −
-(x·c_t + b_t). Full softmax is just that. In the sampled form the positive is not among the candidates: the row's
-target is candidate 0, whose own score is added back to get the sum over the candidates, and the positive's score joins
-it outside. Accidental hits stay in: none of the peers can leave out single pairs.
+They take inputs [N, D], a matrix [M, D], a bias [M] and a target index per row, and return log Σ_m e^{x·c_m + b_m} −
+(x·c_t + b_t). This is the full softmax. In the sampled form the positive is not among the candidates: the row's target
+is candidate 0, whose score is added back to get the sum over the candidates, and the positive's score is added outside
+the peer. Accidental hits are kept: none of the peers can leave out single pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ UNUSED = ("positive_log_q", "row_weight", "query_owner", "candidate_owner")
 
 
 def why_not(case: Case) -> str | None:
-    """Arguments that these peers have no counterpart of."""
+    """The reason: arguments that these peers do not support."""
     given = [name for name in UNUSED if case.arguments.get(name) is not None]
     if case.arguments["form"] != "standard":
         given.append("the refined form")

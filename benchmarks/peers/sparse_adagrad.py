@@ -1,6 +1,6 @@
 """`sparse_adagrad`: torch.optim.Adagrad on a row-sparse gradient.
 
-Its state is one number per element instead of one per row, so that its result is another one; it is what torch users
+Its state is one number per element instead of one per row, so its result differs; it is the optimiser that torch users
 have.
 """
 
@@ -16,7 +16,7 @@ from benchmarks.peers.base import Peer, no_missing_ids
 
 
 def build(case: Case) -> Callable[[], Any]:
-    """One step of the optimiser on the gradient as autograd leaves it: rows in the order of the events."""
+    """One step of the optimiser on the gradient as autograd returns it: rows in the order of the events."""
     given = case.arguments
     table = given["table"].detach().clone().requires_grad_()
     optimiser = torch.optim.Adagrad([table], lr=given["lr"], eps=given["eps"])

@@ -1,1 +1,1 @@
-"""What people read of the results: a table, figures and the report page."""
+"""The presentation of the results: a table, figures and the report page."""

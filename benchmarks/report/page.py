@@ -1,9 +1,9 @@
 """`python -m benchmarks report`: one HTML page and one Markdown table from the committed results.
 
 A folder of results has a folder for each machine; every `*.jsonl` there holds records of `python -m benchmarks run`,
-`scaling.json` and `end_to_end.json` what the commands of those names measured. A file of records stands for itself.
-The page loads nothing from anywhere:
-pictures are inside it, drawn once for a light and once for a dark screen.
+`scaling.json` and `end_to_end.json` the results of the commands of those names. A file of records can be given instead
+of a folder. The page is self-contained: it loads nothing, and its figures are embedded, once for light and once for
+dark mode.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class MachineResults:
 
 
 def load(folder: Path) -> list[MachineResults]:
-    """The results of every machine in `folder`; of a file of records, those of the machines it names.
+    """The results of every machine in `folder`; for a file of records, those of the machines named in it.
 
     Raises:
-        ValueError: there is nothing there, or a file is not what its name says, with file and place.
+        ValueError: there are no results, or a file has other contents than its name says; names file and line.
     """
     if folder.is_file():
         return _load_file(folder)
@@ -127,5 +127,5 @@ def command(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the benchmarks' front door."""
+    """Adds the command to `python -m benchmarks`."""
     app.command("report")(command)

@@ -1,6 +1,6 @@
-"""The benchmarks' figures: cost against size, rooflines and ratio bars, on a light or a dark ground.
+"""The benchmarks' figures: cost against size, rooflines and ratio bars, on a light or a dark background.
 
-Backends and peers keep one colour each in every figure of a page, so that an eye finds them again.
+Each backend and peer has the same colour in every figure of a page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARKERS = "osD^vPX*"
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of a figure: ground, text, quiet lines, and the series in order."""
+    """Colours of a figure: background, text, grid lines, and the series in order."""
 
     ground: str
     text: str
@@ -71,7 +71,7 @@ def legend(axes: Axes, theme: Theme, **where: Any) -> None:
 def save(figure: Figure, path: Path) -> None:
     """Writes the figure; the suffix decides the format."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a fixed salt and date the same figure would be another file each time.
+    # A fixed salt and date make the file reproducible.
     with matplotlib.rc_context({"svg.hashsalt": "argus"}):
         metadata = {"Date": None} if path.suffix == ".svg" else {}
         figure.savefig(path, dpi=150, facecolor=figure.get_facecolor(), metadata=metadata)
@@ -86,7 +86,7 @@ def svg(figure: Figure) -> str:
 
 
 def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
-    """Time and peak memory of one op's series over size, with the fitted power laws."""
+    """Time and peak memory of one op's series against size, with the fitted power laws."""
     figure, (time, memory) = new_figure(10, 3.6 + 0.2 * len(series), 2, theme)
     for index, one in enumerate(series):
         seen = one.measured()
@@ -108,7 +108,7 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
     for axes, title, drawn in zip((time, memory), titles, shown, strict=True):
         axes.set_xlabel(series[0].axis)
         axes.set_title(f"{series[0].op}: {title}", fontsize=10.5, loc="left", color=theme.text)
-        # Without a positive value there is no logarithm to draw: an op that takes no memory that shows.
+        # Without a positive value there is no logarithm to draw: the op's memory is below the resolution.
         if drawn:
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -121,7 +121,7 @@ def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """Ticks of the y axis as 0.5 or 40, not as powers; those between powers of ten where these are too few."""
+    """Ticks of the y axis as 0.5 or 40, not as powers; with ticks between powers of ten if those are too few."""
 
     def between(value: float, position: float) -> str:
         low, high = axes.get_ylim()
@@ -148,7 +148,7 @@ def _fitted(axes: Axes, fit: Fit | None, sizes: Iterable[int], scale: float, col
 
 
 def roofline(records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
-    """Measured rate over arithmetic intensity, one panel a dtype, under the ceilings of the same run.
+    """Measured rate against arithmetic intensity, one panel per dtype, with the ceilings of the same run.
 
     A colour is an op, a marker a backend.
     """
@@ -202,7 +202,7 @@ def _roofline_legend(figure: Figure, ops: Sequence[str], backends: Sequence[str]
 
 
 def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Theme = LIGHT) -> Figure:
-    """For each label how many times faster than eager PyTorch and than the best peer; 1 is as fast."""
+    """For each label, the speedup over eager PyTorch and over the best peer; 1 means equally fast."""
     figure, (axes,) = new_figure(9, 1.2 + 0.36 * len(rows), 1, theme)
     for column, (name, shift) in enumerate((("over eager PyTorch", -0.19), ("over the best peer", 0.19))):
         places = [place for place, row in enumerate(rows) if row[column + 1] is not None]

@@ -29,7 +29,7 @@ from benchmarks.report.table import share_of_ceiling
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table; its first `left` columns are text, the others figures. Cells are HTML already."""
+    """A table; its first `left` columns are text, the others figures. Cells are already HTML."""
 
     def cells(tag: str, values: Sequence[str]) -> str:
         sides = [' class="left"' if column < left else "" for column in range(len(values))]
@@ -116,7 +116,7 @@ def _all_figures(records: Sequence[Record]) -> str:
 
 
 def scaling(found: Scaling) -> str:
-    """The plots of cost against size and what was left out."""
+    """The plots of cost against size, and the points that were left out."""
     parts = []
     for op in dict.fromkeys(one.op for one in found.series):
         series = [one for one in found.series if one.op == op]

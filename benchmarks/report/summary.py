@@ -1,4 +1,4 @@
-"""What the report says of a set of records: the best backend of each case, and one honest row for each op."""
+"""The report's summary of a set of records: the best backend of each case, and one row for each op."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Span:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Span | None:
-        """Of the positive values; None without any."""
+        """The mean of the positive values; None without any."""
         known = [value for value in values if value is not None and value > 0]
         if not known:
             return None
@@ -32,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class OpRow:
-    """One op over all its cases and dtypes, each by its fastest right backend."""
+    """One op over all its cases and dtypes, each by its fastest verified backend."""
 
     op: str
     pass_: str
@@ -57,7 +57,7 @@ def best_backends(records: Sequence[Record]) -> list[Record]:
 
 
 def headline(records: Sequence[Record]) -> list[Record]:
-    """The best backends' records of the pass that stands for each case."""
+    """The best backends' records of the representative pass of each case."""
     best = best_backends(records)
     passes: dict[tuple[str, str, str], str] = {}
     for record in best:
@@ -68,7 +68,7 @@ def headline(records: Sequence[Record]) -> list[Record]:
 
 
 def best_peer(record: Record) -> tuple[str, float] | None:
-    """The fastest peer other than eager PyTorch, and how many times our time it takes; None without one."""
+    """The fastest peer other than eager PyTorch, and its time divided by ours; None without one."""
     ratios = {name: peer.ratio for name, peer in record.peers.items() if peer.ratio and name != "eager"}
     if not ratios:
         return None
@@ -83,7 +83,7 @@ def over_eager(record: Record) -> float | None:
 
 
 def memory_of_eager(record: Record) -> float | None:
-    """Peak extra memory as a share of eager PyTorch's; None where either is not known or below a mebibyte."""
+    """Peak extra memory as a share of eager PyTorch's; None if either is unknown or below a mebibyte."""
     peer = record.peers.get("eager")
     if peer is None or not record.peak_bytes or not peer.peak_bytes or peer.peak_bytes < 1 << 20:
         return None
@@ -130,7 +130,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """Where and from what the figures come, in a sentence or two."""
+    """The machine and versions of the figures, in a sentence or two."""
     machines = list(dict.fromkeys(machine_sentence(record) for record in records))
     commits = list(dict.fromkeys(record.commit or "unknown" for record in records))
     passes = "Geometric mean (lowest to highest) over an op's cases and dtypes, forward and backward or step, p50."

@@ -15,7 +15,7 @@ WIDTH = 140
 
 
 def make_console() -> Console:
-    """A console as wide as the terminal, or wide enough for the table where the output goes into a file."""
+    """A console as wide as the terminal, or wide enough for the table if the output goes to a file."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
@@ -48,7 +48,7 @@ def run_table(records: Sequence[Record]) -> Table:
 
 
 def notes(records: Sequence[Record]) -> list[str]:
-    """Refusals by name, then each reason why a peer was skipped, with the ops it was skipped for."""
+    """Refusals by name, then each reason why a peer was skipped, with the ops concerned."""
     lines = []
     for record in records:
         if not record.verified:
@@ -83,7 +83,7 @@ def _figures(record: Record) -> list[str | Text]:
 
 
 def share_of_ceiling(record: Record) -> str:
-    """In percent; "disturbed" above 100 %, which no kernel reaches: the ceilings were measured on a busier machine."""
+    """In percent; "disturbed" above 100 %: the ceilings were measured while the machine was busy."""
     if record.share_of_ceiling is None:
         return ""
     return "disturbed" if record.is_disturbed else f"{record.share_of_ceiling:.0%}"

@@ -1,6 +1,6 @@
-"""What the scaling benchmark varies: inputs as a function of one size, and the calls that are timed on them.
+"""The curves of the scaling benchmark: inputs as a function of one size, and the calls that are timed on them.
 
-An op's own case and its sizes are those of its room (`Op.grows`); here is what takes two ops.
+An op's own case and its sizes are in its room (`Op.grows`); this module has the case that takes two ops.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Call = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Curve:
-    """One op over one size.
+    """One op as a function of one size.
 
-    sizes: those of the full run. make(size, dtype, device): the arguments. passes: what is timed, by name; each takes
-    the arguments and a backend's name and gives the call. bytes_of(size, element): what the arguments hold.
+    sizes: those of the full run. make(size, dtype, device): the arguments. passes: the timed passes by name; each takes
+    the arguments and a backend's name and returns the call. bytes_of(size, element): bytes of the arguments.
     """
 
     op: str
@@ -41,14 +41,14 @@ class Curve:
 
 
 def curves(device: str, *, tiny: bool = False) -> list[Curve]:
-    """The curves of a device; `tiny` has sizes that only show that everything runs."""
+    """The curves of a device; `tiny` has sizes that only check that everything runs."""
     machine = "tiny" if tiny else device
     found = [_of_room(op, op.grows(machine), tiny) for op in OPS if op.grows is not None]
     return [*found, _tables({"tiny": 32, "cpu": 4096, "cuda": 16_384}[machine], tiny)]
 
 
 def _of_room(op: Op, growth: Growth, tiny: bool) -> Curve:
-    """The curve of an op's own case: forward, and forward with backward where the case has gradients."""
+    """The curve of an op's own case: forward, and forward with backward if the case has gradients."""
     sizes = growth.few if tiny else growth.sizes
     grad = growth.sample(sizes[0]).grad
 

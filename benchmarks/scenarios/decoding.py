@@ -1,7 +1,7 @@
-"""One event of one user at a time: the encoder against its cache, the same on stock torch, and starting over.
+"""One event of one user at a time: the encoder with its cache, the same on stock torch, and full recomputation.
 
-Everything a server does between an event and the state after it is inside the clock: embedding of the event, every
-layer with its attention over the cached events, the final norm. The heads are not.
+The timed span covers everything between an event and the state after it: the event's embedding, every layer with its
+attention over the cached events, the final norm. The heads are not timed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class PagedDecoder:
         return cls(model, caches, decoders, [DenseLayer.of(block) for block in blocks_of(model)])
 
     def rows(self, users: Sequence[int]) -> PagedDecoder:
-        """The same caches seen by some users only."""
+        """The same caches, restricted to some users."""
         return replace(self, caches=[cache.rows(users) for cache in self.caches])
 
     def fill(self, seed: int = 0) -> None:
@@ -110,7 +110,7 @@ class StockDecoder:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one event of one user takes: milliseconds, over `requests` events in turn of `users` cached users."""
+    """Latency of one event of one user in milliseconds, over `requests` events of `users` cached users in turn."""
 
     method: str
     cached_events: int
@@ -123,10 +123,10 @@ class Latency:
 def decode_latencies(
     model: Argus, batch: JaggedBatch, cached: int, seconds: float, backend: str, users: int = 8
 ) -> list[Latency]:
-    """Latency of the paged cache, of stock torch's cache and of encoding the whole history again.
+    """Latency of the paged cache, of stock torch's cache and of re-encoding the whole history.
 
     batch: events to append, in turn; `users` users hold `cached` events each, drawn keys and values. seconds: for each
-    method. The last method encodes one user of `cached` events, so `batch` must have that many in its longest history.
+    method. The last method encodes one user of `cached` events, so the longest history of `batch` must have that many.
     """
     model = model.eval()
     paged = PagedDecoder.allocate(model, users, cached)
@@ -162,7 +162,7 @@ def decode_latencies(
 def latency(
     method: str, call: Callable[[int], Tensor], cached: int, users: int, seconds: float, synchronise: bool
 ) -> Latency:
-    """Calls request after request for `seconds` (at least ten times); each is waited for, as a server would."""
+    """Calls request after request for `seconds` (at least ten times) and waits for each result, as a server would."""
     times: list[float] = []
     for request in range(3):
         call(request)

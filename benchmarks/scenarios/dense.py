@@ -1,9 +1,9 @@
-"""`python -m benchmarks dense`: the dense layers of one event's way through an encoder, one core, weights in memory.
+"""`python -m benchmarks dense`: the dense layers of an encoder for one event, on one core, with weights in memory.
 
-The four linear layers of a pre-LN block, with their LayerNorms, GELU and residuals, run over so many blocks in turn
-that a block's weights have left all caches when its turn comes again, as they have in a server that reads users'
-histories in between. Timed beside each other: `DirectLinear`, the same layers of torch's modules, and a sum over the
-weights, which reads them and no more.
+The four linear layers of a pre-LN block, with their LayerNorms, GELU and residuals, run over enough blocks in turn that
+a block's weights have left all caches before its next turn, as in a server that reads users' histories in between.
+Three calls are timed: `DirectLinear`, the same layers of torch's modules, and a sum over the weights, which only reads
+them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.harness.ceilings import DTYPES
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer and what stands around it."""
+    """One linear layer with its LayerNorm, activation and residual."""
 
     name: str
     inputs: int
@@ -41,7 +41,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Row:
-    """Microseconds a layer takes, the best of all rounds over the blocks, for `rows` rows of x."""
+    """Microseconds per layer, the best of all rounds over the blocks, for `rows` rows of x."""
 
     layer: str
     dtype: str
@@ -85,7 +85,7 @@ def measure(layer: Layer, name: str, rows: int, megabytes: int, seconds: float) 
         out = F.gelu(out) if layer.gelu else out
         return residual + out if layer.residual else out
 
-    # Seen as float32: a sum in bfloat16 would convert as well as read.
+    # Read as float32: a sum in bfloat16 would also convert.
     words = [one.weight.detach().view(torch.float32) for one in linears]
     calls: list[Callable[[int], Tensor]] = [
         lambda index: direct[index](x, residual if layer.residual else None),

@@ -1,8 +1,8 @@
 """`python -m benchmarks end-to-end`: the whole pre-training step, one pass per history, and decoding.
 
-Three questions, each answered on the reference model with its own kernels and on its twin on stock torch:
-how many events a second a step trains on, at which share of the machine's matrix rate and in how much memory; how much
-one pass over a whole history saves over one pass per impression; how long one more event of one user takes.
+Three measurements, each on the reference model with its own kernels and on its twin on stock torch: the events per
+second, share of the machine's matrix rate and memory of a training step; the saving of one pass over a whole history
+against one pass per impression; the latency of one more event of one user.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class StepResult:
 
 @dataclass
 class EndToEnd:
-    """Everything the command measured, as `end_to_end.json` holds it."""
+    """Everything that the command measured, in the form of `end_to_end.json`."""
 
     machine: dict[str, Any]
     versions: dict[str, str]
@@ -95,7 +95,7 @@ class Plan:
         return workload.lognormal_lengths(size.events, size.longest)
 
     def size_of(self, name: str) -> Size:
-        """Half the events for the largest preset, whose activations would not fit otherwise."""
+        """Half the events for the largest preset, so that its activations fit."""
         return replace(self.size, events=self.size.events // 2) if name == "1b" else self.size
 
 
@@ -107,7 +107,7 @@ def run(
 ) -> EndToEnd:
     """Measures every preset of the plan, one after the other; `save` is called after each.
 
-    A preset that would not end in the plan's time, judged by the one before it, is left out and its row says so.
+    A preset that would exceed the plan's time, estimated from the previous one, is left out and its row says so.
     """
     precision = DTYPE_NAMES[plan.precision]
     names = ("fp32", precision) if precision != "fp32" else ("fp32",)
@@ -146,7 +146,7 @@ def _measure_preset(plan: Plan, name: str, ceilings: Ceilings, found: EndToEnd, 
 
 
 def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
-    """The step on every backend and on stock torch, if the plan has it, interleaved; what cannot be run says why."""
+    """The step on every backend and on stock torch, if the plan has it, interleaved; rows that cannot run say why."""
     size = plan.size_of(name)
     batch = workload.make_batch(plan.lengths(size), size.features(), plan.device)
     config = workload.train_config(size, plan.precision)
@@ -208,7 +208,7 @@ def _under(backend: str, call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _try(device: str, call: Callable[[], Any]) -> tuple[str | None, int | None]:
-    """Runs the call twice, the second time for its peak memory; why it cannot be run, and the peak."""
+    """Runs the call twice, the second time for its peak memory; returns why it cannot run, and the peak."""
     try:
         call()
         peak, _ = peak_extra_bytes(device, call)
@@ -248,7 +248,7 @@ def to_json(found: EndToEnd) -> str:
 
 
 def tables(found: EndToEnd) -> Iterator[Table]:
-    """What the command prints."""
+    """The command's output."""
     steps = Table(title="pre-training step", title_justify="left")
     for heading in ("preset", "backend", "events/s", "ms p10 / p50 / p90", "MFU", "peak MiB"):
         steps.add_column(heading, justify="left" if heading in ("preset", "backend") else "right")
@@ -286,7 +286,7 @@ def make_plan(
     device: str, presets: Sequence[str], backends: Sequence[str], precision: str | None, budget: float, rehearse: bool,
     *, parts: Sequence[str] = (), users: int | None = None, longest: int | None = None, negatives: int | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan of the command's options; ValueError, in one sentence, where they do not fit this machine."""
+    """The plan of the command's options; ValueError, in one sentence, if they do not fit this machine."""
     from python_model.config import PRESETS as KNOWN
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -354,5 +354,5 @@ def command(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the benchmarks' front door."""
+    """Adds the command to `python -m benchmarks`."""
     app.command("end-to-end")(command)

@@ -1,8 +1,8 @@
 """`python -m benchmarks host`: the compiled form of argus_kernels.host against its numpy definition.
 
 Both run on the same inputs and their results are compared before a time is reported. The definition of the sketch
-counts one event after the other in Python; it is timed on the first `--definition-events` events and scaled to the
-whole, which is linear in the events.
+counts one event after the other in Python; it is timed on the first `--definition-events` events and scaled linearly to
+all events.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ITEMS = 1_000_000
 
 @dataclass
 class Cost:
-    """What one run of all events takes: seconds by the clock, and of processor time over all threads."""
+    """The cost of one run over all events: seconds of wall clock, and of processor time over all threads."""
 
     seconds: float
     cpu_seconds: float
@@ -51,12 +51,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times faster the compiled form is by the clock."""
+        """The speedup of the compiled form by wall clock."""
         return self.definition.seconds / self.compiled.seconds
 
     @property
     def cpu_ratio(self) -> float:
-        """How many times less processor time it takes, whatever else runs on the machine."""
+        """The ratio of processor times, which other processes hardly affect."""
         return self.definition.cpu_seconds / self.compiled.cpu_seconds
 
 
@@ -64,7 +64,7 @@ def best(function: Callable[[], Any], repeat: int) -> tuple[Cost, Any]:
     """The lowest cost of `repeat` runs, and the result."""
     seconds, cpu_seconds, result = float("inf"), float("inf"), None
     for _ in range(repeat):
-        # Dropped before the clock starts: giving its memory back is not part of the next run.
+        # Dropped before the clock starts: freeing its memory is not part of the next run.
         result = None
         began, cpu_began = time.perf_counter(), time.process_time()
         result = function()

@@ -1,9 +1,9 @@
 """One pass over the whole history against one pass per impression.
 
 A system that runs its network once per impression encodes the user's history again for each of them; one pass over the
-history gives the state before every impression at once, because attention is causal. Both are timed here on the same
-encoder and the same histories, forward and backward, and give the same states. The heads are left out: they cost the
-same for each prediction either way. `argus study one-pass` times the same passes on prepared data.
+history gives the state before every impression at once, because attention is causal. Both are timed on the same encoder
+and the same histories, forward and backward, and give the same states. The heads are left out: they cost the same for
+each prediction either way. `argus study one-pass` times the same passes on prepared data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from python_model.studies.one_pass import impression_ends, prefix_chunks, train_
 class ImpressionCost:
     """Whole-history and per-impression training cost of the encoder, forward and backward.
 
-    `impressions` states are wanted of `events` events. `per_impression_ms` is the time for all of them, from the
-    `measured` impressions that were run (drawn at random, all where it equals `impressions`), of `encoded_events`
-    events together; `ratio` is how many times longer it is than one pass over the whole histories.
+    The task is to compute `impressions` states over `events` events. `per_impression_ms` is the time for all of them,
+    scaled from the `measured` impressions that were run (drawn at random; all if it equals `impressions`), which encode
+    `encoded_events` events in total; `ratio` is that time divided by the time of one pass over the whole histories.
     """
 
     events: int

@@ -1,9 +1,9 @@
-"""`python -m benchmarks overhead`: what a call of each op costs where computing costs next to nothing.
+"""`python -m benchmarks overhead`: the overhead of a call of each op, measured where the computation is negligible.
 
 Eight events of one user on the CPU, through the public function, beside torch's scaled_dot_product_attention on the
 same eight events. All calls are timed in turns, in fresh random order, a few hundred at a time; a figure is the median
-over the turns. The clock is the processor time of the calling thread, in which a call and its backward pass run: other
-processes on the machine hardly change it.
+over the turns. The clock is the processor time of the calling thread, which runs the call and its backward pass: other
+processes hardly affect it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Overhead:
 
 @dataclass
 class Subject:
-    """One op's call, on arguments of its own, and what it took each turn, in microseconds."""
+    """One op's call, with its own arguments, and its time in each turn, in microseconds."""
 
     op: str
     call: Callable[[], Any]

@@ -1,7 +1,7 @@
 """Rows a second and peak memory of `argus prepare` on generated files of several sizes, by source and engine.
 
-Each measurement is a process of its own; its peak is the highest resident memory the kernel counted for it, imports
-included. Ray's workers and its object store are processes beside it and not in that figure.
+Each measurement is a separate process; its peak is the kernel's count of its highest resident memory, imports included.
+Ray's workers and object store are other processes, which the figure does not include.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def measure(sizes: Sequence[int], engines: Sequence[str]) -> Iterator[Measured]:
 
 
 def table(found: Sequence[Measured]) -> str:
-    """Markdown, a line a run."""
+    """Markdown, one line per run."""
     lines = [
         "| source | rows | file, MB | engine | seconds | rows a second | rows a second and core | "
         "peak of the process, MB |",
@@ -71,7 +71,7 @@ def table(found: Sequence[Measured]) -> str:
 
 
 def write_ratings(directory: Path, rows: int) -> None:
-    """ratings.csv as MovieLens has it, in no order of users or time."""
+    """ratings.csv in MovieLens' format, in random order of users and times."""
     import polars as pl
 
     with (directory / "ratings.csv").open("wb") as file:
@@ -90,7 +90,7 @@ def write_ratings(directory: Path, rows: int) -> None:
 
 
 def write_listens(directory: Path, rows: int) -> None:
-    """listens.parquet and likes.parquet as flat Yambda has them, sorted by user and time."""
+    """listens.parquet and likes.parquet in flat Yambda's format, sorted by user and time."""
     types = {"uid": pa.uint32(), "item_id": pa.uint32(), "timestamp": pa.uint32(), "is_organic": pa.uint8()}
     listen = pa.schema([*types.items(), ("played_ratio_pct", pa.uint16()), ("track_length_seconds", pa.uint32())])
     with (
@@ -114,14 +114,14 @@ def write_listens(directory: Path, rows: int) -> None:
 
 
 def write_csv(directory: Path, rows: int) -> None:
-    """A log of one's own with ids of text, as time went by."""
+    """A user's own log with text ids, in order of time."""
     with (directory / "log.csv").open("wb") as file:
         for start in range(0, rows, _CHUNK):
             _log(start, rows, "user-", "item-").write_csv(file, include_header=start == 0)
 
 
 def write_parquet(directory: Path, rows: int) -> None:
-    """The same with ids of integers, as Parquet."""
+    """The same with integer ids, as Parquet."""
     for start in range(0, rows, _CHUNK):
         _log(start, rows).write_parquet(directory / f"log-{start:012d}.parquet", row_group_size=1 << 19)
 
@@ -133,12 +133,12 @@ _OPTIONS = {"table": ["--feedback", "liked", "--feedback", "stars:classes", "--c
 
 
 def reader_of(source: str) -> str:
-    """What `argus prepare` calls a source."""
+    """The name of a source in `argus prepare`."""
     return source.partition(" ")[0]
 
 
 def _log(start: int, rows: int, user: str = "", item: str = "") -> pl.DataFrame:
-    """The next rows of a log in order of time; user, item: what stands before the numbers of ids."""
+    """The next rows of a log in order of time; user, item: the prefix of the ids' numbers."""
     import polars as pl
 
     count = min(_CHUNK, rows - start)

@@ -1,8 +1,8 @@
 """`python -m benchmarks scaling`: how time and memory grow with events per user, candidates and table rows.
 
-Every backend that serves is timed over rising sizes; over its points goes cost = factor · size^exponent, fitted by
-least squares on logarithms. A point that this machine's memory or the time budget has no room for, foreseen from the
-points before it, is left out, and the output says so.
+Every available backend is timed over increasing sizes; cost = factor · size^exponent is fitted to its points by least
+squares on logarithms. A point that would exceed this machine's memory or the time budget, estimated from the previous
+points, is left out, and the output says so.
 """
 
 from __future__ import annotations
@@ -76,21 +76,21 @@ def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: S
 
 
 def _warm_up(calls: Sequence[Call]) -> None:
-    """Runs each call once: what libraries keep from their first call on would count as the op's memory."""
+    """Runs each call once: memory that libraries keep after their first call would otherwise count as the op's."""
     for call in calls:
         with suppress(torch.OutOfMemoryError, ValueError):
             call()
 
 
 def room(ends: float, seconds: float) -> float:
-    """Seconds that the next point may take: what is left, and a twentieth of the whole in any case."""
+    """Seconds that the next point may take: the remaining time, but at least a twentieth of the whole."""
     return max(ends - time.monotonic(), seconds / 20)
 
 
 def measured_points(
     size: int, device: str, calls: Sequence[Call], reasons: Sequence[str | None], budget: Budget
 ) -> list[Point]:
-    """The points of one size: those without a reason against them are timed, interleaved."""
+    """The points of one size; those that are not left out are timed, interleaved."""
     peaks: dict[int, int | None] = {}
     failed: dict[int, str] = {}
     for index, call in enumerate(calls):
@@ -111,7 +111,7 @@ def measured_points(
 
 
 def reason_against(series: Series, size: int, held: int, free: int, seconds_left: float) -> str | None:
-    """Why the next point of a series is to be left out, or None; `held` bytes are what its arguments take."""
+    """Why the next point of a series is left out, or None; its arguments take `held` bytes."""
     if series.points and series.points[-1].left_out:
         return series.points[-1].left_out
     seen = series.measured()
@@ -126,7 +126,7 @@ def reason_against(series: Series, size: int, held: int, free: int, seconds_left
 
 
 def serving_backends(curve: Curve, device: str, dtype: str) -> tuple[str, ...]:
-    """The backends that serve the curve's smallest size, "eager" with them."""
+    """The backends that take the curve's smallest size, including "eager"."""
     arguments = curve.make(curve.sizes[0], DTYPES[dtype], device)
     serving = []
     for name in ("eager", *_declared(curve.op)):
@@ -145,7 +145,7 @@ def _declared(op: str) -> list[str]:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that a point can take now."""
+    """Memory that is free for a point now."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[0]
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -199,5 +199,5 @@ def _wanted(device: str, dtype: str, ops: Sequence[str], time_budget: float, reh
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command to the benchmarks' front door."""
+    """Adds the command to `python -m benchmarks`."""
     app.command("scaling")(command)

@@ -46,7 +46,7 @@ FEATURES = FeatureSpec(
 
 
 def clustered_vectors(rows: int, width: int, seed: int, users: bool = False) -> np.ndarray:
-    """Unit vectors float32 [rows, width] in clusters: independent ones are not what trained vectors look like.
+    """Unit vectors float32 [rows, width] in clusters, because trained vectors are not independent.
 
     Items lie around artists, artists around topics, users between three artists, in CONTENT_DIMENSIONS directions of
     falling variance and a little of every direction on top. With 6,361 items of width 64 the spread matches that of a
@@ -99,7 +99,7 @@ def measure_score(rows: int, users: int, items: int, width: int, seed: int, fold
         clustered_vectors(users, width, seed, users=True),
         clustered_vectors(items, width, seed),
     )
-    # Ids that are not dense, so that each has to be looked up.
+    # Ids with gaps, so that each has to be looked up.
     table = pa.table({
         "user_id": 3 * np.sort(random.integers(0, users, rows)), "item_id": random.integers(0, items, rows),
         "time": np.full(rows, 1_700_000_000),
@@ -195,7 +195,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
     """Times candidates, ranking feature and sessions at their real sizes; about three minutes on two idle cores."""
-    # As `argus serve` has it; read by torch when it first allocates.
+    # As in `argus serve`; torch reads it at its first allocation.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     parts = part or list(PARTS)
     if unknown := sorted(set(parts) - set(PARTS)):

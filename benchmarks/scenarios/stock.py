@@ -1,8 +1,8 @@
-"""The reference model's twin on stock torch: what an engineer would write without this package.
+"""The reference model's twin on stock torch: the code that an engineer would write without this package.
 
-The same modules and parameters with other forwards: tables are looked up one by one, concatenated and projected;
-attention is `scaled_dot_product_attention` over users sorted by length and padded in groups, with the position and
-time bias as a dense mask; the sampled softmax stores its [N, M] scores; tables take torch's sparse Adagrad.
+The same modules and parameters with different forward functions: tables are looked up one by one, concatenated and
+projected; attention is `scaled_dot_product_attention` over users sorted by length and padded in groups, with the
+position and time bias as a dense mask; the sampled softmax stores its [N, M] scores; tables use torch's sparse Adagrad.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class StockOptimisers:
     def step(self, step: int) -> None:
         """Clip and update."""
         clip_gradients(self.parameters, self.clip)
-        # Adagrad builds sparse tensors; torch warns unless told whether to check them.
+        # Adagrad builds sparse tensors; torch warns unless this setting says whether to check them.
         with torch.sparse.check_sparse_tensor_invariants(False):
             for optimiser in self.all:
                 optimiser.step()

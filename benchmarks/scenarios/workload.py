@@ -1,8 +1,8 @@
 """The model, the batches and the training step that the end-to-end benchmarks time.
 
 Histories are drawn, not read: log-normal lengths, items skewed as in real catalogues, sessions of a few minutes, 44 %
-of the events shown by a recommender. The numbers of rows and columns are those of a music service; what the events say
-does not change what a step costs.
+of the events shown by a recommender. The numbers of rows and columns are those of a music service; the values of the
+events do not change the cost of a step.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ IMPRESSIONS = 0.44
 
 @dataclass(frozen=True)
 class Size:
-    """How much one step sees: events of all users, the longest history, the catalogue, negatives of either kind."""
+    """The size of a step: events of all users, the longest history, the catalogue, negatives of either kind."""
 
     events: int
     longest: int
@@ -68,7 +68,7 @@ def make_model(name: str, size: Size, device: str, seed: int = 0) -> Argus:
 
 
 def lognormal_lengths(events: int, longest: int) -> list[int]:
-    """Lengths of histories, rising: quantiles of a log-normal distribution, cut at `longest`, `events` in all."""
+    """Lengths of histories, ascending: quantiles of a log-normal distribution, cut at `longest`, `events` in total."""
     for users in range(1, events + 1):
         quantiles = [NormalDist().inv_cdf((index + 0.5) / users) for index in range(users)]
         top = quantiles[-1]
@@ -79,7 +79,7 @@ def lognormal_lengths(events: int, longest: int) -> list[int]:
 
 
 def _trim(lengths: list[int], events: int) -> list[int]:
-    """Takes the surplus off the middle-sized histories, so that the longest one stays."""
+    """Removes the surplus from the middle-sized histories, so that the longest one keeps its length."""
     surplus = sum(lengths) - events
     for index in range(len(lengths) - 1, -1, -1):
         keep_longest = index == len(lengths) - 1 and len(lengths) > 1
@@ -122,7 +122,7 @@ def make_batch(lengths: Sequence[int], features: FeatureSpec, device: str, seed:
 
 
 class Loss(Protocol):
-    """What `PretrainLoss` and its stock twin offer."""
+    """The interface of `PretrainLoss` and its stock twin."""
 
     def __call__(self, batch: JaggedBatch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The joint loss and its parts."""
@@ -130,7 +130,7 @@ class Loss(Protocol):
 
 
 class StepOptimisers(Protocol):
-    """What `Optimisers` and its stock twin offer."""
+    """The interface of `Optimisers` and its stock twin."""
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -143,7 +143,7 @@ class StepOptimisers(Protocol):
 
 @dataclass
 class PretrainStep:
-    """One optimiser step of pre-training on a batch that stays the same; calling it runs the step."""
+    """One optimiser step of pre-training, always on the same batch; calling it runs the step."""
 
     batch: JaggedBatch
     loss: Loss
@@ -189,9 +189,9 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 def step_flops(model: Argus, batch: JaggedBatch, negatives: int) -> int:
     """Useful FLOPs of a step on a model of the simplified form: three times those of its forward pass's products.
 
-    A product is counted once forward and twice backward; nothing computed again, masked or padded counts.
-    negatives: candidates of the softmax. Each different item goes through the item tower once: counted are those of
-    the batch and, at most, `negatives` more.
+    A product is counted once forward and twice backward; recomputed, masked and padded terms do not count. negatives:
+    candidates of the softmax. Each distinct item goes through the item tower once: the batch's items and at most
+    `negatives` more are counted.
     """
     config, events = model.config, len(batch)
     lengths = batch.offsets.diff().double()

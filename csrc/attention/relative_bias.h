@@ -39,7 +39,7 @@ ARGUS_INLINE bool time_wraps(int64_t a, int64_t b) {
 // The first `count` time buckets; the last one is unbounded.
 class TimeBuckets {
  public:
-  // What the kernels' loops read: two tables by cell.
+  // The tables that the kernels' loops read, indexed by cell.
   struct Cells {
     const int64_t* first;  // the bucket of the cell's smallest integer
     const int64_t* edge;   // the smallest |x| of the next bucket, int64's maximum if there is none
@@ -76,8 +76,8 @@ class TimeBuckets {
 
   using CellTable = std::array<int64_t, kCells>;
 
-  // Cells by bucket and edge, of all buckets. Cells are narrower than buckets but for the first few, whose
-  // integers are each a cell's smallest.
+  // Cells by bucket and edge, of all buckets. Cells are narrower than buckets except the first few, where
+  // every integer is the smallest of its cell.
   static const std::pair<CellTable, CellTable>& cells_of_all() {
     static const std::pair<CellTable, CellTable> found = [] {
       std::pair<CellTable, CellTable> tables;

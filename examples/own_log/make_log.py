@@ -1,6 +1,6 @@
-"""Writes events.csv and books.csv, the log of a made-up bookshop, for those who have no log of their own at hand.
+"""Writes events.csv and books.csv, the log of a made-up bookshop, for users who have no log of their own at hand.
 
-Readers have favourite genres, go through a series volume by volume, and send back what they do not like.
+Readers have favourite genres, read a series volume by volume, and return books that they do not like.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SASRec before and after its attention and its loss were replaced: the same results, and how long each takes.
+"""SASRec before and after its attention and its loss were replaced: the results agree; the times are compared.
 
     python examples/sasrec/compare.py
 
@@ -56,7 +56,7 @@ def failures(before: nn.Module, after: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 
 def seconds(models: list[nn.Module], inputs: tuple[Tensor, ...], rounds: int) -> list[float]:
-    """The median time of a step of each model; they take turns, so that a busy machine slows all of them."""
+    """The median time of a step of each model; they take turns, so that other load slows all of them."""
     taken: list[list[float]] = [[] for _ in models]
     for turn in range(rounds + 1):
         for model, times in zip(models, taken, strict=True):

@@ -1,1 +1,1 @@
-"""What each step does in its processes: `run(context, *arguments)` in a module of the step's name."""
+"""The code of each step's processes: `run(context, *arguments)` in a module of the step's name."""

@@ -1,6 +1,6 @@
-"""A rehearsal of what Triton compiles: its real binder takes every launch, for sm_90, and nothing runs.
+"""A rehearsal of Triton's compilation: its real binder takes every launch, for sm_90, and nothing runs.
 
-What another batch would compile again takes its 0.3 s on a GPU in the middle of training.
+A kernel that another batch recompiles would take 0.3 s on a GPU in the middle of training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(context: Context) -> None:
 
 
 def mock_driver() -> Any:
-    """The module that stands in for a GPU's driver; None where there is none."""
+    """The module with the mock GPU driver; None if it is absent."""
     name = "argus_kernels.testing.mock_driver"
     if importlib.util.find_spec(name) is None or importlib.util.find_spec("triton") is None:
         return None

@@ -1,4 +1,4 @@
-"""Builds the native libraries in place, for one architecture, and says whether they load then."""
+"""Builds the native libraries in place, for one architecture, and reports whether they load then."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from benchmarks.gpu_session.steps import prepare
 
 
 def run(context: Context) -> None:
-    """Compiles what ARGUS_CUDA and ARGUS_CUDA_ARCHS ask for; the compiler's words are this process's output."""
+    """Compiles according to ARGUS_CUDA and ARGUS_CUDA_ARCHS; the compiler's output is this process's output."""
     subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=REPOSITORY, check=True)
     prepare.run(context, "libraries")

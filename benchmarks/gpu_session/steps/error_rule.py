@@ -47,17 +47,17 @@ def run(context: Context, ops: str, backends: str, dtypes: str = "bf16,fp32,fp16
 
 
 def _work(op: Op, backend: str, rehearse: bool) -> list[tuple[Sample, str]]:
-    """Several tiles first, in bfloat16 first: what is known when the time is over should be what matters."""
+    """Several tiles first, in bfloat16 first: if the time runs out, the most important results are known."""
     tiles, small = tile_samples(op.name, rehearse), small_samples(op)
     if rehearse:
-        # Several tiles take Triton's interpreter half a minute.
+        # Samples of several tiles take half a minute in Triton's interpreter.
         wide = [(sample, "fp32") for sample in tiles] if backend != "triton" else []
         return [*wide, *((small[0], dtype) for dtype in ("bf16", "fp16"))]
     return [(sample, dtype) for samples in (tiles, small) for dtype in ("bf16", "fp32", "fp16") for sample in samples]
 
 
 def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """How it went: an outcome, and the sentences of what did not pass."""
+    """An outcome, and one sentence for each failure."""
     try:
         arguments = sample.draw(dtype, 0, device)
         reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
@@ -72,7 +72,7 @@ def _verdict(op: Op, backend: str, sample: Sample, dtype: torch.dtype, device: s
 
 
 def _repeated(op: Op, backend: str, sample: Sample, dtype: torch.dtype, arguments: dict[str, Any]) -> list[str]:
-    """What a second run, and NaN in the rows of padding, change; nothing where all is as it should be."""
+    """The changes from a second run and from NaN in the rows of padding; empty if there are none."""
     first = run_op(op, sample, arguments, backend, dtype=dtype).results
     wrong = [
         f"{name}: a second run gave other bits"

@@ -1,4 +1,4 @@
-"""Takes golden vectors, a line each; on a CPU those of the executor's twins."""
+"""Takes golden vectors, one line each; on a CPU those of the executor's twins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from build_support.decide import BuildError
 
 
 def run(context: Context) -> None:
-    """Builds the kernels and says every vector."""
+    """Builds the kernels and reports every vector."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             library = golden.build(context.device, Path(folder))

@@ -1,4 +1,4 @@
-"""What the machine is, and its copy bandwidth and matrix rates."""
+"""The machine, its copy bandwidth and its matrix rates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DTYPES = ("fp32", "bf16")
 
 
 def run(context: Context) -> None:
-    """Measures the ceilings and says on what, with which versions and of which commit."""
+    """Measures the ceilings and reports them with the machine, the versions and the commit."""
     found = measure_ceilings(context.device, DTYPES, seconds=0.05 if context.rehearse else 0.5)
     context.say(
         "machine",
@@ -24,7 +24,7 @@ def run(context: Context) -> None:
 
 
 def environment(context: Context) -> Environment:
-    """What that step found; measured now, in short, where it found nothing."""
+    """The results of that step; measured now, briefly, if it has none."""
     for line in context.found().of("machine"):
         ceilings = Ceilings(line["copy_bytes_per_second"], line["flops_per_second"])
         return Environment(ceilings, line["machine"], line["versions"], line["commit"])

@@ -1,4 +1,4 @@
-"""The libraries that were built before, and the doctor."""
+"""Loads the prebuilt libraries and runs the doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.gpu_session.context import Context
 
 
 def run(context: Context, what: str) -> None:
-    """Says whether the native libraries load, or what the doctor found."""
+    """Reports whether the native libraries load, and the doctor's findings if not."""
     if what == "libraries":
         from argus_kernels.core import native
 

@@ -14,7 +14,7 @@ MAX_KERNELS = 6
 
 
 def run(context: Context, op: str, backend: str, case: str, part: str) -> None:
-    """Says what ncu measured, a line for each kernel."""
+    """Reports ncu's measurements, one line per kernel."""
     program = find_tool("ncu")
     assert program is not None
     sections = [word for name in SECTIONS for word in ("--section", name)]

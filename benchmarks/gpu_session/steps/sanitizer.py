@@ -10,7 +10,7 @@ from benchmarks.gpu_session.plan import find_tool
 
 
 def run(context: Context, op: str, check: str) -> None:
-    """Says what memcheck or racecheck found."""
+    """Reports the findings of memcheck or racecheck."""
     program = find_tool("compute-sanitizer")
     assert program is not None
     command = (program, "--tool", check, "--error-exitcode", "9", "--print-limit", "20")

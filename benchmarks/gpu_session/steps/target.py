@@ -1,4 +1,4 @@
-"""What a tool of the CUDA toolkit watches: one call of an op on one sample, forward, and backward where asked."""
+"""The target of a CUDA toolkit tool: one call of an op on one sample, forward, and backward if asked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from benchmarks.harness.cases import Case
 
 
 def run(context: Context, op: str, backend: str, sample: str, part: str) -> None:
-    """Runs it twice, the second time between the marks of the profiler; sample "tiles" is the first of several tiles.
+    """Runs it twice, the second time between the profiler's start and stop marks; sample "tiles" is the first of
+    several tiles.
 
     part: "forward", "backward" (the marks are around the backward pass alone), or "both".
     """

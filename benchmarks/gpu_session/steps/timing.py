@@ -1,4 +1,4 @@
-"""Times one case beside the best peer that is there; a line for each pass and backend, as soon as it is known."""
+"""Times one case beside the best available peer; one line per pass and backend, as soon as it is known."""
 
 from __future__ import annotations
 

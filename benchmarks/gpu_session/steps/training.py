@@ -11,7 +11,7 @@ from benchmarks.scenarios import end_to_end
 
 
 def run(context: Context, backend: str) -> None:
-    """Says milliseconds, events a second, share of the matrix rate and peak memory."""
+    """Reports milliseconds, events per second, share of the matrix rate and peak memory."""
     preset = PRESETS[context.device]
     seconds = 1.0 if context.rehearse else min(10.0, max(context.left() / 3, 1.0))
     plan = end_to_end.make_plan(context.device, [preset], [backend], None, seconds, context.rehearse, parts=["step"])

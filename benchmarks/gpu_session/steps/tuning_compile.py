@@ -1,4 +1,4 @@
-"""Compiles configurations into Triton's cache, many processes at once, so that they are timed without waiting."""
+"""Compiles configurations into Triton's cache, in many processes at once, so that timing need not wait for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.tune import run_once
 
 
 def run(context: Context, op: str, part: str) -> None:
-    """Runs the op once under every n-th configuration; what fails here fails where it is timed, and is said there."""
+    """Runs the op once under every n-th configuration; a failure recurs in the timing step, which reports it."""
     case = spec_of(op, context).draw(0, context.device).fresh()
     judge = Judge(case)
     for number, (tunable, config) in enumerate(

@@ -1,6 +1,6 @@
 // The biases of a tile of scores, and their gradients, on the CPU.
 // A row of a tile is one key against up to kQueries queries. Its position biases are a run of neighbouring
-// entries of the table. Its time biases are seldom more than a few entries: the earliest and the latest query
+// entries of the table. Its time biases are rarely more than a few entries: the earliest and the latest query
 // of the block bound the distances of the row, and if few buckets lie between these bounds, one comparison
 // per edge replaces a look-up per pair. This is exact for times in any order, and fast if they increase.
 //
@@ -28,7 +28,8 @@ struct BucketRange {
   int64_t first, last;
 };
 
-// What the loops over a tile's rows read; set up for one head, one user and one block of its queries.
+// The tables and times that the loops over a tile's rows read, for one head, one user and one block of their
+// queries.
 template <class A>
 struct BiasView {
   const A* position;  // [distance] for -kQueries < distance < positions + kQueries, or null

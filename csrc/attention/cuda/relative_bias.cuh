@@ -94,7 +94,7 @@ ARGUS_DEVICE int64_t shuffle_xor(int64_t x, int lanes) {
   return __shfl_xor_sync(kFullWarp, static_cast<long long>(x), lanes);
 }
 
-// Of time[0 … count); every lane of the warp calls it.
+// The span of time[0 … count); every lane of the warp must call it.
 ARGUS_DEVICE TimeSpan warp_time_span(const int64_t* time, int count) {
   TimeSpan span{time[0], time[0]};
   for (int i = lane_index(); i < count; i += kWarpSize) {

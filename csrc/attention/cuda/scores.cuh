@@ -20,7 +20,7 @@ struct RowSide {
   TimeSpan* span;  // of the rows within the history
 };
 
-// Of the columns, in shared memory.
+// The same for the columns, in shared memory.
 struct ColumnSide {
   int first;
   int end;             // the user's events

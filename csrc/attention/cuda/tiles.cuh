@@ -94,7 +94,7 @@ ARGUS_DEVICE int visible_of(const Arguments& given, int begin, int place) {
   return given.visible == nullptr ? place : given.visible[begin + place];
 }
 
-// Of the queries [first, first + count); every lane of the warp calls it.
+// The reach of the queries [first, first + count); every lane of the warp must call it.
 ARGUS_DEVICE Reach warp_reach(const Arguments& given, int begin, int first, int count) {
   if (count <= 0) return {kNoWindow, 0};
   if (given.visible == nullptr) return {first + 1, first + count - 1};

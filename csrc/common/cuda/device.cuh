@@ -44,7 +44,7 @@ constexpr int kChunkBytes = 16;  // of the widest access
 template <class T>
 constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T));  // elements of it
 
-// Of a one-dimensional block.
+// For a one-dimensional block.
 ARGUS_DEVICE int lane_index() {
   return static_cast<int>(threadIdx.x) % kWarpSize;
 }
