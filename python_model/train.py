@@ -1,9 +1,9 @@
 """The one training loop, for both stages.
 
 A run is a function of its settings and its data: batches follow from (seed, epoch), negatives and dropout from
-(seed, step), and a checkpoint holds everything else (weights, optimisers, frequency sketch, position). So a run that
-was killed and resumed goes through the same numbers as one that was not. What can go wrong in between, and what then
-happens, is in docs/reliability.md.
+(seed, step), and a checkpoint holds everything else (weights, optimisers, frequency sketch, position). So a killed and
+resumed run computes the same numbers as an uninterrupted one. docs/reliability.md describes the possible failures and
+their handling.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ __all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
 FREE_ON_RESUME = (
     "checkpoint_every", "keep", "log_every", "max_skipped_steps", "activation_checkpointing", "shard_rows"
 )  # fmt: skip
-"""Settings that may differ between a run and its resumption: they change no number."""
+"""Settings that may differ between a run and its resumption, since they change no result."""
 FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
-"""Model settings that may differ between pre-training and fine-tuning: they change no shape."""
+"""Model settings that may differ between pre-training and fine-tuning, since they change no shape."""
 
 
 def train(
@@ -75,10 +75,10 @@ def train(
 
     stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
     checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
-    from_scratch: a run that is resumed must have begun with random weights.
+    from_scratch: a resumed run must have started from random weights.
     resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
-    every step. profile: records a few of the steps. Ctrl-C ends the step, saves and raises KeyboardInterrupt, SIGTERM
-    the same with its subclass Terminated.
+    every step. profile: records a few of the steps. Ctrl-C ends the step, saves and raises KeyboardInterrupt; SIGTERM
+    does the same with its subclass Terminated.
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
@@ -116,9 +116,9 @@ def train(
 
 @contextmanager
 def _owned_by_first(run: Path) -> Iterator[None]:
-    """Rank 0 owns the run for the length of a block; where another process does, every rank says so."""
+    """Rank 0 owns the run during a block; where another process owns it, every rank raises the error."""
     with ExitStack() as held:
-        # The lock itself stays where it is: what `on_first` returns goes to every rank.
+        # The lock is not returned: `on_first` sends its result to every rank.
         process_group.on_first(lambda: held.enter_context(_owned(run)))
         yield
 
@@ -162,7 +162,7 @@ class Trainer:
         self.distributed: DistributedModel | None = None
         self.saver: BackgroundSaver | None = None
         if process_group.size() > 1:
-            # torch's distributed engines take a second to import, which only runs on several ranks wait for.
+            # torch's distributed modules take a second to import; only runs on several ranks need them.
             from python_model.training.checkpoint.sharded import BackgroundSaver
             from python_model.training.distributed import DistributedModel
 
@@ -195,7 +195,7 @@ class Trainer:
                 self._report(log, factor, losses, rate, left)
                 unsaved = self.saver is not None and self.saver.failed
                 if process_group.any_rank(interrupt.asked is not None or unsaved):
-                    self.save()  # where a checkpoint could not be written, this says so on every rank
+                    self.save()  # raises on every rank where a checkpoint could not be written
                     raise interrupt.asked or KeyboardInterrupt
                 if self._due():
                     self._start_save()
@@ -214,7 +214,7 @@ class Trainer:
         return MetricsLog(self.run_dir, self.step)
 
     def _next(self, steps: Iterator[list[JaggedBatch]]) -> list[JaggedBatch]:
-        """The next batches; where data can no longer be read, what was learnt is saved before the error goes on."""
+        """The next batches; where data can no longer be read, a checkpoint is saved before the error is raised."""
         lost: DataError | None = None
         batches: list[JaggedBatch] = []
         before = self.place
@@ -223,7 +223,7 @@ class Trainer:
         except DataError as error:
             lost = error
         if process_group.any_rank(lost is not None):
-            # This rank may have its batches of the step that is not done.
+            # This rank may already have its batches of the unfinished step.
             self.place = before
             saved = self.save()
             first = next(one for one in process_group.gathered(lost) if one is not None)
@@ -232,7 +232,7 @@ class Trainer:
         return batches
 
     def _batches(self) -> Iterator[list[JaggedBatch]]:
-        """This rank's batches of every step, from the run's place on, without end; moves the place."""
+        """This rank's batches of every step, from the run's position on, endless; advances the position."""
         for taken in prefetch(self.plan.walk(self.place, process_group.numbers_of(self._of), self._of)):
             self.place = taken.place
             yield taken.batches
@@ -244,8 +244,8 @@ class Trainer:
     def _update(self, batches: Sequence[JaggedBatch]) -> tuple[float, dict[str, float]]:
         """One optimiser step; returns the factor on the learning rate and the losses.
 
-        A step whose loss or gradient is not finite changes neither weights nor optimisers, and returns no losses that
-        are not finite.
+        A step whose loss or gradient is not finite changes neither weights nor optimisers; only finite losses are
+        returned.
         """
         self.optimisers.zero_grad()
         batches = [batch.to(self.model.device, non_blocking=True) for batch in batches]
@@ -297,7 +297,7 @@ class Trainer:
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
 
     def _due(self) -> bool:
-        # While steps are being skipped the checkpoints from before that must not make room for new ones.
+        # While steps are skipped, checkpoints from before must not be deleted for new ones.
         if self.skipped.in_a_row > 0:
             return False
         return self.step % self.config.checkpoint_every == 0 and self.step < self.config.steps
@@ -351,10 +351,10 @@ class Trainer:
         )
 
     def restore(self, directory: Path, init_from: str | Path | None = None, from_scratch: bool = False) -> None:
-        """Go to where a checkpoint of the same run was written; ValueError where settings, data or weights differ.
+        """Restore a checkpoint of the same run; ValueError where settings, data or initial weights differ.
 
-        init_from: the weights that the run is said to have begun with, None to take them as they are written down.
-        from_scratch: it is said to have begun with random ones.
+        init_from: the expected initial weights of the run, None to accept the recorded ones. from_scratch: expect that
+        the run started from random weights.
         """
         found = checkpoint.read_description(directory)
         resume_checks.require_same(
@@ -380,7 +380,7 @@ class Trainer:
 
 
 def batch_source(dataset: Dataset, config: TrainConfig) -> BatchSource:
-    """Where a run's batches come from: read as they are needed from a data set in shards, else all of it in memory."""
+    """The source of a run's batches: streamed from a data set in shards, else from memory."""
     if dataset.manifest is not None:
         return ShardStream(dataset, dataset.manifest, config)
     rows = training_rows(dataset, config.protocol, config.train_share)
@@ -397,7 +397,7 @@ def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.nda
 
 
 def over_batches(found: Sequence[Mapping[str, Tensor]], norm: Tensor, events: int) -> tuple[dict[str, float], int]:
-    """Losses and events of a step from those of this rank's batches, all of them sums, and the norm of its gradient.
+    """Losses and events of a step over all ranks, from the sums of this rank's batches, and the norm of its gradient.
 
     One copy from the device: the one synchronisation of a training step.
     """
@@ -409,16 +409,16 @@ def over_batches(found: Sequence[Mapping[str, Tensor]], norm: Tensor, events: in
 
 
 def step_seed(seed: int, step: int, number: int = 0) -> int:
-    """Seed of a step's dropout: well mixed, so that neighbouring steps and seeds do not resemble each other.
+    """Seed of a step's dropout, hashed so that neighbouring steps and seeds are unrelated.
 
-    number: of the batch in its step, whichever rank computes it.
+    number: of the batch in its step, independent of the rank that computes it.
     """
     words = [seed, step, number] if number else [seed, step]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _with_batches_per_step(config: TrainConfig, resumed: Path | None) -> TrainConfig:
-    """The settings with as many batches a step as the run began with, or as there are ranks where it begins."""
+    """The settings with the resumed run's batches per step, or for a new run one batch per rank."""
     if config.batches_per_step is not None:
         return config
     found = None if resumed is None else checkpoint.read_description(resumed).train_config.batches_per_step

@@ -1,7 +1,7 @@
-"""What each part of ARGUS is worth: the model with all of them against models that each lack one, seed by seed.
+"""Ablations of ARGUS: the full model against models that each lack one part, seed by seed.
 
-Same data, batches and steps for all. Every row is evaluated like the full model, with states older than the pair
-window; `no_lag_seen` alone is evaluated as it was trained, to show what its own figure would pretend.
+All models have the same data, batches and steps. Every row is evaluated like the full model, with states older than the
+pair window; only `no_lag_seen` is evaluated as it was trained, to show its inflated figure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SHOWN = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
 
 @dataclass(frozen=True)
 class Variant:
-    """A trial and the metrics that its training is for; the others are of heads that nothing trained."""
+    """A trial and the metrics of the heads that it trains; other metrics would be of untrained heads."""
 
     trial: Trial
     trained: tuple[str, ...] = COLUMNS
@@ -86,7 +86,7 @@ def ablations(dataset: Dataset, only: Sequence[str] = (), budget: Budget | None 
 
 
 def differences(results: Sequence[TrialResult], metric: str) -> dict[str, np.ndarray]:
-    """For each ablation its metric minus the full model's, seed by seed; those where it is defined."""
+    """For each ablation its metric minus the full model's, seed by seed, where the metric is defined."""
     groups = by_name(results)
     full = {one.seed: one.metrics[metric] for one in groups[FULL]}
     out = {}

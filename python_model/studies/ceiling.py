@@ -1,14 +1,14 @@
-"""How much of the distance to the oracle can be gone at all, on the synthetic service, where that can be computed.
+"""The part of the distance from popularity to the oracle that a lagged score can reach, on the synthetic service.
 
-The oracle of pairwise accuracy knows the user's taste in the session itself, its mood included. A score under the lag
-knows nothing of that session. Two observers between popularity and the oracle, both of whom know what no model is told,
-every track's vector and quality and the equations of the feedback:
+The oracle of pairwise accuracy knows the user's taste in the current session, its mood included. A score under the lag
+knows nothing of that session. Two observers lie between popularity and the oracle. Both know what no model is told: the
+vector and quality of every track and the equations of the feedback.
 
-    past tastes   knows the true taste of every session that was over `pair_window` before; its best guess of today's is
-                  the conditional mean of the Gaussian process that tastes are drawn from. A lagged score can beat it
-                  only by what recent plays tell, which are left out here (the oracle loses .003 without them).
-    feedback      knows of the past what a model sees, the feedback given by then, and takes the taste that maximises
-                  the posterior, older sessions counting exponentially less.
+    past tastes   knows the true taste of every session that ended `pair_window` before; it estimates the current taste
+                  by the conditional mean of the Gaussian process that tastes are drawn from. A lagged score can beat
+                  it only through recent plays, which are left out here (the oracle loses .003 without them).
+    feedback      knows of the past only what a model sees, the feedback given so far, and takes the taste that
+                  maximises the posterior, with exponentially lower weight for older sessions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from python_model.evaluation.predictions import Predictor
 BASE, SLOW, MOOD = 0.5, 0.25, 0.25
 """Shares of a taste's variance (docs/data.md)."""
 MEMORIES = (3.0, 6.0, 12.0)
-"""Sessions over which the feedback observer forgets, of which the best is taken: a bound may be generous."""
+"""Memory of the feedback observer in sessions; the best value is reported, as an upper bound may be generous."""
 LENIENCY = 0.4
 STEPS = 6
 
@@ -88,20 +88,20 @@ class _Observers:
         return metrics.count_pairs(scores, grade, offsets, time, self.data.info.pair_window).accuracy
 
     def from_past_tastes(self) -> np.ndarray:
-        """Scores [rows] from the conditional mean of the taste given those of the sessions that are over."""
+        """Scores [rows] from the conditional mean of the taste given the tastes of the ended sessions."""
         tastes = np.asarray(self.oracle.session_taste, np.float64)
 
         def guess(row: int, known: int) -> np.ndarray:
             first, now = int(self.first_session[row]), int(self.session[row])
             last = int(self.session[known - 1]) + 1
-            if last == now:  # the session itself is not over
+            if last == now:  # the current session has not ended
                 last -= 1
             return _conditional_mean(tastes[first:last], now - first, self.oracle.config.drift)
 
         return self._scores(guess)
 
     def from_feedback(self, memory: float) -> np.ndarray:
-        """Scores [rows] from the most probable taste given the feedback, a session counting e times less per memory."""
+        """Scores [rows] from the most probable taste given the feedback; a session has weight e^(−age / memory)."""
         skip, like, dislike = (self.data.feedback(name) == 1 for name in ("skip", "like", "dislike"))
         design = np.concatenate([self.track, np.full((len(self.data), 1), LENIENCY)], axis=1)
 
@@ -150,7 +150,7 @@ def _most_probable(
     design: np.ndarray, fixed: np.ndarray, weight: np.ndarray,
     answers: tuple[tuple[np.ndarray, float, float, np.ndarray], ...],
 ) -> np.ndarray:  # fmt: skip
-    """Newton's method for the coefficients of logistic answers (given, offset, slope, where asked) on one linear pull.
+    """Newton's method for the coefficients of logistic answers (given, offset, slope, mask) on one linear pull.
 
     The prior is normal: variance BASE + SLOW + MOOD for the taste, 1 for the leniency, its last entry.
     """

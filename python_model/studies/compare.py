@@ -1,9 +1,9 @@
 """ARGUS beside its baselines: one table, every trained model under the same budget.
 
 Equal for all: optimiser steps, events of a batch, window, width, learning rates, dropout, negatives of a step, width of
-the item table. ARGUS spends its steps on both of its stages, the others on their one.
-HSTU's blocks are smaller and it has as many more of them as make up for that. Impressions are ordered by each model's
-best score for that: ARGUS by its two towers, the others, which have no such stage, by expected feedback.
+the item table. ARGUS divides its steps between its two stages, the others have one stage. HSTU's blocks are smaller, so
+it has more of them, for about equal parameters. Impressions are ordered by each model's best score: for ARGUS by its
+two towers, for the others, which have no such stage, by expected feedback.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Rep
 
 
 def _margins(results: Sequence[TrialResult]) -> str:
-    """By how much ARGUS is ahead of each other trained model, seed by seed."""
+    """The margin of ARGUS over each other trained model, seed by seed."""
     found = {metric: differences(results, metric) for metric in SHOWN}
     names = [name for name in by_name(results) if name != "argus"]
     lines = [

@@ -1,11 +1,11 @@
 """Quality over the length of the context: how many events of history the model sees, from 16 to 8,192.
 
-The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so that a long history says
-more than a short one. One model is pre-trained on windows of moderate length and evaluated with every context, the
-longer ones included: its biases depend on distance and elapsed time, not on places, so it can be asked. With
-`train_each` every context has a model of its own, which is the question proper, and takes the steps of a GPU: a batch
-of long windows holds few users, and a model that sees 8,192 events must first learn which of them to ignore. Pairs are
-ordered by expected feedback.
+The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so a long history carries
+more information than a short one. One model is pre-trained on windows of moderate length and evaluated with every
+context, longer ones included: its biases depend on distance and elapsed time, not on absolute positions, so this is
+possible. With `train_each` every context has its own model, which answers the question directly but needs the training
+steps of a GPU: a batch of long windows holds few users, and a model that sees 8,192 events must first learn which of
+them to ignore. Pairs are ordered by expected feedback.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def context(
     """The study over `windows`; ValueError for one that the data's histories are too short for."""
     budget = (budget or Budget()).or_else(**BUDGET)
     longest = int(np.diff(dataset.offsets).max())
-    # One window may pass the longest history, a second one would show the same again.
+    # One window may exceed the longest history; a second one would give the same result.
     too_long = [window for window in windows if window >= 2 * longest]
     if too_long:
         raise ValueError(

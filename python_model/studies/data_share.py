@@ -1,7 +1,7 @@
 """Quality over the amount of training data: models trained on the histories of a share of the users.
 
-Every model takes the same number of steps, so a small share is seen many times over. The users of a smaller share are
-among those of a larger one; all users are evaluated, on histories that every model may see when it predicts.
+Every model takes the same number of steps, so a small share is seen many times. The users of a smaller share are a
+subset of those of a larger one. All users are evaluated, and every model sees their histories when it predicts.
 """
 
 from __future__ import annotations

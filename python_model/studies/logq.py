@@ -1,15 +1,15 @@
-"""What the logQ correction is worth: four losses on data whose true probabilities are known.
+"""The effect of the logQ correction: four losses on data with known true probabilities.
 
-A service of `contexts` tastes over `items` items whose popularity falls like 1 / rank: p(item | context) is known
-exactly. One vector per context and per item is trained from events drawn from it, with the same events, the same
-initial vectors and the same negatives (half of the batch, half uniform), under
+The service has `contexts` tastes over `items` items whose popularity falls like 1 / rank, so p(item | context) is known
+exactly. One vector per context and per item is trained on events drawn from it, with the same events, the same initial
+vectors and the same negatives (half from the batch, half uniform), under
 
-    full        the softmax over the whole catalogue: what the others estimate
+    full        the softmax over the whole catalogue, which the others estimate
     standard    sampled softmax, logits minus log(M · Q)
     refined     the form of arXiv 2507.09331
     biased      sampled softmax without a correction
 
-and judged by the whole catalogue: KL divergence from the truth, and how far the model's log-probability is off for
+and evaluated over the whole catalogue: KL divergence from the truth, and the error of the model's log-probability for
 popular and for rare items.
 """
 
@@ -64,7 +64,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One trained model: KL divergence from the truth (nats, mean over contexts) along the way and at the end.
+    """One trained model: KL divergence from the truth (nats, mean over contexts) during training and at the end.
 
     offset: by popularity bucket, most popular first, the mean of log p_model − log p_true under the truth, in nats.
     """
@@ -86,7 +86,7 @@ class Service:
         logits = torch.from_numpy(popularity + taste)
         self.log_p = logits.log_softmax(dim=1)
         self.share = self.log_p.exp().mean(dim=0)
-        # The contexts' distribution functions one above the other: one sorted table to search.
+        # Stack the contexts' cumulative distributions, shifted by the context, into one sorted table to search.
         self._steps = (self.log_p.exp().cumsum(dim=1) + torch.arange(settings.contexts)[:, None]).flatten()
 
     def buckets(self) -> Tensor:
@@ -132,7 +132,7 @@ def train_one(loss: str, settings: Settings, seed: int) -> Outcome:
 
 
 def _with_bias(contexts: Tensor, items: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The item's bias as one more column, so that popularity need not be learnt through the product."""
+    """Append the item's bias as a column, so that popularity need not be learnt through the product."""
     return torch.cat([contexts, torch.ones_like(contexts[:, :1])], 1), torch.cat([items, bias[:, None]], 1)
 
 

@@ -1,9 +1,9 @@
 """One pass over a whole history against one pass per impression: the same states and gradients, timed in one run.
 
-A system that runs its network once per impression encodes the history before it again each time. One causal pass gives
-the state before every impression at once. Both are timed here on the same encoder and the same history, forward and
-backward; the heads are left out, as they cost the same either way. Prefixes go through the model in batches of as many
-events as one batch holds, so the slower way pays for its arithmetic, not for small batches.
+A system that runs its network once per impression re-encodes the earlier history each time. One causal pass gives the
+states before all impressions at once. Both are timed on the same encoder and the same history, forward and backward;
+the heads are left out, since their cost is the same. Prefixes are packed into full batches, so the slower method pays
+for its arithmetic, not for small batches.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ REPEATS = 5
 class PassCost:
     """Training cost of the encoder on one history of `events` events with `impressions` impressions.
 
-    whole_seconds: one pass over the history, median of REPEATS. measured: how many impressions were run one by one,
-    evenly spread over the history; prefix_seconds: what these took together, prefix_events: events they encoded.
-    all_seconds: for all impressions; where not all were measured it is extrapolated in proportion to the encoded
-    events, and `extrapolated` says so. largest_difference: between the states of both ways, over the largest state.
+    whole_seconds: one pass over the history, median of REPEATS. measured: number of impressions run one by one, evenly
+    spread over the history; prefix_seconds: their total time, prefix_events: events they encoded. all_seconds: for all
+    impressions; where not all were measured it is extrapolated in proportion to the encoded events, and `extrapolated`
+    is true. largest_difference: between the states of both methods, relative to the largest state.
     """
 
     events: int
@@ -70,9 +70,9 @@ def one_history(dataset: Dataset, events: int, device: str | torch.device = "cpu
 def measure(
     model: Argus, batch: JaggedBatch, *, most: int | None = None, budget: int = 8192, precision: str = "float32"
 ) -> PassCost:
-    """Time both ways on the histories of a batch.
+    """Time both methods on the histories of a batch.
 
-    most: impressions to run one by one at most, None for all. budget: events in a batch of prefixes at most.
+    most: largest number of impressions to run one by one, None for all. budget: most events in a batch of prefixes.
     """
     model.train()
     ends = impression_ends(batch)
@@ -129,7 +129,7 @@ def prefix_chunks(batch: JaggedBatch, ends: Tensor, budget: int) -> Iterator[tup
 
 
 def prefixes(batch: JaggedBatch, ends: Tensor) -> JaggedBatch:
-    """For each row ends[i] its user's history up to and with that row, as a user of its own; only that row counts."""
+    """For each row ends[i] its user's history up to that row, inclusive, as a separate user; only that row counts."""
     owner = torch.searchsorted(batch.offsets[1:].long(), ends, right=True)
     starts = batch.offsets.long()[owner]
     lengths = ends + 1 - starts
@@ -171,7 +171,7 @@ def _autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 def _seconds(work: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """What the work takes, the device's queue included, and what it gives."""
+    """The time of the work, including the device's queue, and its result."""
     began = time.perf_counter()
     out = work()
     if out.is_cuda:
@@ -186,7 +186,7 @@ def read(file: Path, settings: dict[str, Any]) -> list[PassCost]:
 
 def write(folder: Path, settings: dict[str, Any], costs: Sequence[PassCost]) -> None:
     """`one_pass.json`, `one_pass.md` with the table, and `one_pass_ratio.svg`."""
-    # Matplotlib takes a second to import, which the benchmarks that share the passes need not wait for.
+    # Matplotlib takes a second to import; benchmarks that only use the passes avoid it.
     from python_model.reporting import charts
 
     ratios = {one.events: one.ratio for one in costs}

@@ -1,7 +1,7 @@
 """Quality over the size of the model: the same data, steps and batches for every size, and a log-linear fit.
 
-The published finding is that quality grows linearly in the logarithm of the encoder's parameters. Learning rates fall
-like 1 / width, so that no size is trained at a rate that only fits another.
+The published finding is that quality grows linearly in the logarithm of the encoder's parameters. Learning rates scale
+as 1 / width, so that every size is trained at a suitable rate.
 """
 
 from __future__ import annotations

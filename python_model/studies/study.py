@@ -1,4 +1,4 @@
-"""What the studies of trained models share: their data, the settings that all trials begin with, and how one is run."""
+"""Shared code of the studies of trained models: their data, the base settings of all trials, and the run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from python_model.studies.trials import (
 from python_model.training.runs import RECIPE_OF_SOURCE, apply_settings
 
 REFERENCE_WIDTH = 64
-"""Width that a learning rate is stated for; see `rate_for`."""
+"""Width for which the learning rate is stated; see `rate_for`."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a study says: Markdown, figures (name -> SVG), and further figures for the JSON."""
+    """The report of a study: Markdown, figures (name -> SVG), and further numbers for the JSON."""
 
     text: str
     figures: Mapping[str, str] = field(default_factory=dict)
@@ -41,11 +41,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """One question: trials on one data set, and what is made of their results.
+    """One question: trials on one data set, and the report of their results.
 
-    settings: what the JSON says of it. report: from the results so far and the rows that need no training. trained:
-    for a trial by name the metrics that its training is for; those of heads that nothing trained are left out.
-    predictors: rows without training beside popularity, item averages and the oracle.
+    settings: stored in the JSON. report: made from the results so far and the rows without training. trained: trial
+    name -> metrics of the heads that it trains; metrics of untrained heads are left out. predictors: rows without
+    training beside popularity, item averages and the oracle.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Study:
     predictors: Mapping[str, Predictor] = field(default_factory=dict)
 
     def shown(self, result: TrialResult) -> TrialResult:
-        """The result with the metrics that its training is for."""
+        """The result with only the metrics of trained heads."""
         trained = self.trained.get(result.name, tuple(result.metrics))
         kept = {name: value if name in trained else None for name, value in result.metrics.items()}
         return replace(result, metrics=kept)
@@ -64,7 +64,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Budget:
-    """What is spent on each trial; None takes what the study is made for.
+    """The budget of each trial; None takes the study's own value.
 
     steps, finetune_steps, batch_events, window: of `TrainConfig`. seeds: how many. max_events: evaluated events, whole
     users. given: any other settings of model and training, by name.
@@ -118,13 +118,13 @@ def require_budget(budget: Budget) -> None:
 
 
 def _settings(budget: Budget, steps: int | None) -> dict[str, Any]:
-    """What the budget changes of a recipe."""
+    """The settings of a recipe that the budget changes."""
     named = {"batch_events": budget.batch_events, "window": budget.window, "steps": steps}
     return {name: value for name, value in named.items() if value is not None} | dict(budget.given)
 
 
 def _fitted(config: TrainConfig, budget: Budget) -> TrainConfig:
-    """One checkpoint is enough to go on from; and a short run cannot spend its steps on warming up."""
+    """Keep one checkpoint, which is enough to resume, and shorten the warm-up of a short run."""
     warmup = budget.given.get("warmup_steps", min(config.warmup_steps, max(1, config.steps // 8)))
     return replace(config, keep=1, warmup_steps=warmup)
 
@@ -165,7 +165,7 @@ def run_study(
     study: Study, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
     say: Callable[[str], None] = lambda text: None, keep_checkpoints: bool = False,
 ) -> list[Path]:  # fmt: skip
-    """Run what is not done yet and write table, figures and JSON after every trial; returns the files.
+    """Run the unfinished trials and write table, figures and JSON after each; returns the files.
 
     InUseError where another process runs a study in `out`.
     """

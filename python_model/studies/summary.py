@@ -1,4 +1,4 @@
-"""What a study says of its results: means and ranges over seeds, the Markdown table, the log-linear fit, its files."""
+"""Summaries of a study's results: means and ranges over seeds, the Markdown table, the log-linear fit, its files."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The engine of studies and comparisons: trials, each a model trained and evaluated under stated settings.
 
 `<out>/<name>-seed-<n>/` holds trial.json (the settings), pretrain/ and finetune/ (the runs) and result.json; a trial
-that only evaluates another's training differently has the runs of that one. A study is resumed by running it again: a
-trial with a result is read back, one that was stopped goes on from its checkpoint, and settings that differ from those
-a directory was begun with are refused.
+that only evaluates another trial's model differently uses that trial's runs. A study is resumed by running it again: a
+finished trial is read back, a stopped one resumes from its checkpoint, and settings that differ from those of its
+directory are refused.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from python_model.training.progress import Progress, read_metrics
 TRIAL, RESULT, REFERENCES = "trial.json", "result.json", "references.json"
 MADE_AGAIN = "remove it to have it made again"
 Display = Callable[[str], AbstractContextManager[Progress | None]]
-"""From a title to the display of one stage of training: `console.TrainingProgress`, or `quiet`."""
+"""Makes, from a title, the display of one stage of training: `console.TrainingProgress`, or `quiet`."""
 
 Record = TypeVar("Record")
 
@@ -66,8 +66,8 @@ class EvaluationOptions:
 class Trial:
     """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated.
 
-    name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`. trained_as: the name of the
-    trial whose runs these are, where another one has the same model and stages (or its first stage alone).
+    name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`. trained_as: the name of another
+    trial whose runs are used, where it has the same model and stages (or the same first stage).
     """
 
     name: str
@@ -127,7 +127,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What came out of a trial.
+    """The result of a trial.
 
     parameters: "encoder" (the transformer blocks), "tables" (embeddings) and "all". events: training events that went
     through the model, over both stages. seconds: by stage, and "evaluation". metrics, standard_errors: the row of
@@ -151,7 +151,7 @@ class TrialResult:
 
 
 def over_seeds(trials: Sequence[Trial], seeds: int) -> list[Trial]:
-    """Every trial with the seeds 0 … seeds − 1, seed by seed, so that a study that is stopped has whole seeds."""
+    """Every trial with the seeds 0 … seeds − 1, seed by seed, so that a stopped study has complete seeds."""
     return [trial.with_seed(seed) for seed in range(seeds) for trial in trials]
 
 
@@ -159,7 +159,7 @@ def run_trials(
     trials: Sequence[Trial], dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet,
     keep_checkpoints: bool = True,
 ) -> Iterator[TrialResult]:  # fmt: skip
-    """Run what is not done yet; yields the result of every trial in order.
+    """Run the unfinished trials; yields the result of every trial in order.
 
     device, show: as for `train`. keep_checkpoints: false removes all weights once the last result is written.
     ValueError, before anything is trained, where two trials share a directory or one was begun with other settings;
@@ -182,7 +182,7 @@ def run_trials(
 def run_trial(
     trial: Trial, dataset: Dataset, out: str | Path, *, device: str = "cpu", show: Display = quiet
 ) -> TrialResult:
-    """Train and evaluate one trial in `out/<its folder>`, or go on, or read back; see `run_trials`."""
+    """Train and evaluate one trial in `out/<its folder>`, resume it, or read its result; see `run_trials`."""
     folder = Path(out) / trial.folder
     settings = settings_of(trial, dataset)
     _require_same(folder, settings)
@@ -212,9 +212,9 @@ def references(
     dataset: Dataset, out: str | Path, protocol: str = "temporal", options: EvaluationOptions | None = None,
     predictors: Mapping[str, Predictor] | None = None, window: int | None = None,
 ) -> list[TrialResult]:  # fmt: skip
-    """What needs no training: popularity, item averages, `predictors`, and the oracle where there is one.
+    """Rows without training: popularity, item averages, `predictors`, and the oracle where there is one.
 
-    Kept in out/references.json and read back from there. window: what the predictors were made with.
+    Stored in out/references.json and read back from there. window: the window of the predictors.
     """
     options = options or EvaluationOptions()
     rows = sorted(predictors or {})
@@ -241,12 +241,12 @@ def references(
 
 
 def settings_of(trial: Trial, dataset: Dataset) -> dict[str, Any]:
-    """Everything that a trial's numbers follow from, JSON-ready."""
+    """All settings that determine a trial's results, JSON-ready."""
     return {**asdict(trial), "dataset": identity_of(dataset)}
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Write whole or not at all."""
+    """Write a JSON file atomically."""
     replace_text(file, json.dumps(values, indent=2) + "\n")
 
 
@@ -285,7 +285,7 @@ def count_parameters(model: Recommender) -> dict[str, int]:
 
 
 def _require_same(folder: Path, settings: Mapping[str, Any], file: str = TRIAL) -> None:
-    """ValueError where the directory was begun with other settings, naming each."""
+    """ValueError where the directory was created with other settings, naming each."""
     found: dict[str, Any] | None = _read(folder / file, dict)
     if found is None:
         return
@@ -328,7 +328,7 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def read_study(file: Path, settings: Mapping[str, Any], key: str, kind: Callable[..., Record]) -> list[Record]:
-    """The records under `key` that an earlier run with the same settings left; none where there is no file.
+    """The records under `key` of an earlier run with the same settings; none where there is no file.
 
     ValueError where the settings differ, DataError where the file is damaged.
     """

@@ -1,1 +1,1 @@
-"""Training: processes, checkpoints, progress, and runs that go on."""
+"""Training: processes, checkpoints, progress, and resumption."""
