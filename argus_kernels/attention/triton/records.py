@@ -42,7 +42,10 @@ class Statistics(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What a kernel is compiled for besides its tiles. positions, buckets: widths of the tables, 0 without one."""
+    """What a kernel is compiled for besides its tiles. positions, buckets: widths of the tables, 0 without one.
+
+    shares: a tile looks up once what all its pairs share. Not in float32, whose tiles spill 176 to 544 bytes then.
+    """
 
     softmax: bool
     windowed: bool
@@ -50,6 +53,7 @@ class Shape(NamedTuple):
     buckets: int
     width: int
     block_width: int
+    shares: bool
 
 
 class Tile(NamedTuple):
@@ -86,10 +90,10 @@ def own_rows(rows, tile):
 
 @triton.jit
 def own_times(times, tile, place):
-    """Times of the tile's user; their places where there are none."""
+    """Times of the tile's user, past its end that of its last event; their places where there are none."""
     found = place
     if times is not None:
-        found = tl.load(times + tile.start + place, mask=place < tile.length, other=0)
+        found = tl.load(times + tile.start + tl.minimum(place, tile.length - 1))
     return found
 
 
