@@ -20,7 +20,7 @@ from argus_kernels.attention.triton.seen_rows import (
     key_gradient_row,
     query_gradient_row,
 )
-from argus_kernels.attention.triton.tiles import LOG2_E, add_biases, key_ranges, load_rows, shown, slopes
+from argus_kernels.attention.triton.tiles import LOG2_E, add_tile_biases, key_ranges, load_rows, shown, slopes
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -32,6 +32,7 @@ def score_gradients(
     value,
     queries,
     key_place,
+    nearest,
     statistic,
     delta,
     tile,
@@ -41,19 +42,19 @@ def score_gradients(
     MASKED: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
-    """A tile's weights and score gradients, [Q, K], which pairs are visible, and the buckets they read."""
+    """A tile's weights and the gradients of its scores, [Q, K], and which pairs are visible; nearest: see `tiles`."""
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     d_weights = tl.dot(d_out, tl.trans(value), input_precision="ieee")
     key_time = own_times(biases.key_time, tile, key_place)
-    scores, positions, times = add_biases(
-        scores, queries.place[:, None], key_place[None, :], queries.time[:, None], key_time[None, :],
+    scores = add_tile_biases(
+        scores, queries.place[:, None], key_place[None, :], nearest, queries.time[:, None], key_time[None, :],
         tile, biases, SHAPE,
     )  # fmt: skip
     seen = (queries.place < tile.length)[:, None]
     if MASKED:
         seen = seen & shown(queries.place[:, None], key_place[None, :], queries.limit[:, None], window, SHAPE.windowed)
     weights, d_scores = slopes(scores, d_weights, seen, statistic[:, None], delta[:, None], None, MASKED, SHAPE)
-    return weights, d_scores, seen, positions, times
+    return weights, d_scores, seen
 
 
 @triton.jit
@@ -83,9 +84,11 @@ def _gather_keys(
         key_place = first + tl.arange(0, BLOCK_KEY)
         key = load_rows(k, key_place, tile.length, SHAPE)
         value = load_rows(v, key_place, tile.length, SHAPE)
-        weights, d_scores, _, _, _ = score_gradients(
-            query, d_out, key, value, queries, key_place, statistic, delta, tile, biases, window, scale, MASKED, SHAPE
-        )
+        nearest = tile.first - first - BLOCK_KEY + 1
+        weights, d_scores, _ = score_gradients(
+            query, d_out, key, value, queries, key_place, nearest, statistic, delta, tile, biases, window, scale,
+            MASKED, SHAPE,
+        )  # fmt: skip
         total = tl.dot(d_scores.to(key.dtype), key, total, input_precision="ieee")
         if EXACT:
             weight_sum += tl.sum(weights, axis=1)
@@ -214,9 +217,11 @@ def _gather_queries(
             above = load_rows(d_out, place, tile.length, SHAPE)
             scores = tl.dot(key, tl.trans(query), input_precision="ieee") * scale
             time = own_times(biases.query_time, tile, place)
-            scores, _, _ = add_biases(
-                scores, place[None, :], key_place[:, None], time[None, :], key_time[:, None], tile, biases, SHAPE
-            )
+            nearest = first - tile.first - key.shape[0] + 1
+            scores = add_tile_biases(
+                scores, place[None, :], key_place[:, None], nearest, time[None, :], key_time[:, None], tile, biases,
+                SHAPE,
+            )  # fmt: skip
             seen = real[None, :]
             if MASKED:
                 seen = seen & shown(place[None, :], key_place[:, None], limit[None, :], window, SHAPE.windowed)

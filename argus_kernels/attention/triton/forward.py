@@ -12,7 +12,7 @@ import triton.language as tl
 
 from argus_kernels.attention.triton.records import own_queries, own_rows, own_tile, own_times
 from argus_kernels.attention.triton.seen_rows import any_of, attend_row, broken_rows, entry, is_broken
-from argus_kernels.attention.triton.tiles import LN_2, add_biases, key_ranges, load_rows, shown
+from argus_kernels.attention.triton.tiles import LN_2, add_tile_biases, key_ranges, load_rows, shown
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -42,9 +42,9 @@ def _attend(
         key = load_rows(k, key_place, tile.length, SHAPE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         key_time = own_times(biases.key_time, tile, key_place)
-        scores, _, _ = add_biases(
-            scores, queries.place[:, None], key_place[None, :], queries.time[:, None], key_time[None, :],
-            tile, biases, SHAPE,
+        scores = add_tile_biases(
+            scores, queries.place[:, None], key_place[None, :], tile.first - first - BLOCK_KEY + 1,
+            queries.time[:, None], key_time[None, :], tile, biases, SHAPE,
         )  # fmt: skip
         seen = shown(queries.place[:, None], key_place[None, :], queries.limit[:, None], window, SHAPE.windowed)
         if SHAPE.softmax:

@@ -94,6 +94,7 @@ class Attention(History):
                 0 if time is None else time.shape[1],
                 self.q.shape[2],
                 self.block_width(),
+                self.q.dtype != torch.float32,
             ),
         }
 
@@ -105,7 +106,9 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
     live in registers; biases need a tile of 64-bit differences. On sm_90 the tiles of plain 16-bit products are chosen
     from the compiled code, not measured: wgmma of 32 columns and more (of 16 it is bound by shared memory), three
     stages, so that a load is in flight during a product, and no spills. On sm_80 the gradients' tiles are smaller,
-    because those spill there.
+    because those spill there. With biases, four warps leave
+    registers for a second block per multiprocessor of sm_90 and split no product's columns; at head widths past 64 they
+    spill.
     """
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
@@ -113,22 +116,28 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
         # Without a limit ptxas takes 68 and 166 registers, and one block fewer fits a multiprocessor; the limit spills
         # nothing.
         limits = {"forward": 64, "query_gradient": 128} if width <= 32 else {}
+        if biased and 32 < width <= 64:
+            # Without a limit ptxas spills 16 bytes to reach 128.
+            limits = {"key_gradient": 168}
         limit = {"registers": limits[part]} if part in limits else {}
         return {"block_query": side, "block_key": side, "warps": warps, "stages": 1, **limit}
     plain, narrow = width <= 128 and not biased, width <= 64
+    paired = biased and narrow and generation == 9
+    warps = 4 if paired else 8
     if part == "forward":
         # 128 keys spill at a head width of 16 on sm_100.
-        tile = (128, 128 if width == 64 else 64, 8, 3) if plain else (64, 32, 8, 2)
+        tile = (128, 128 if width == 64 else 64, 8, 3) if plain else (64, 32, warps, 2)
     elif part == "query_gradient" and (generation < 9 or not plain):
-        tile = (64, 16 if biased else 64 if narrow else 32, 4 if plain else 8, 2)
+        keys = 16 if biased and not paired else 64 if narrow and not paired else 32
+        tile = (64, keys, 4 if plain else warps, 2)
     elif part == "query_gradient":
         tile = (64, 64, 4, 3 if narrow else 2)
     elif generation < 9 or not plain:
-        tile = (32 if plain else 16, 64, 8, 2)
+        tile = (32 if plain else 16, 64, warps, 2)
     else:
         tile = (64, 64, 4, 3) if narrow else (32, 64, 4, 2)
     config = dict(zip(("block_query", "block_key", "warps", "stages"), tile, strict=True))
-    if biased and generation >= 10 and part != "query_gradient":
+    if biased and narrow and generation >= 10 and part != "query_gradient":
         # Without a limit ptxas spills up to 64 bytes to reach 128 and 80 registers; with these limits it spills
         # nothing.
         config["registers"] = 168 if part == "forward" else 128

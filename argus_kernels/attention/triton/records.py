@@ -43,7 +43,10 @@ class Statistics(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The constants of a kernel besides its tiles. positions, buckets: widths of the tables, 0 without a table."""
+    """The constants of a kernel besides its tiles. positions, buckets: widths of the tables, 0 without a table.
+
+    shares: a tile looks up once what all its pairs share. Not in float32, whose tiles would spill 176 to 544 bytes.
+    """
 
     softmax: bool
     windowed: bool
@@ -51,6 +54,7 @@ class Shape(NamedTuple):
     buckets: int
     width: int
     block_width: int
+    shares: bool
 
 
 class Tile(NamedTuple):
@@ -87,10 +91,10 @@ def own_rows(rows, tile):
 
 @triton.jit
 def own_times(times, tile, place):
-    """Times of the tile's user; the positions if there are no times."""
+    """Times of the tile's user, past its end the time of its last event; the positions if there are no times."""
     found = place
     if times is not None:
-        found = tl.load(times + tile.start + place, mask=place < tile.length, other=0)
+        found = tl.load(times + tile.start + tl.minimum(place, tile.length - 1))
     return found
 
 

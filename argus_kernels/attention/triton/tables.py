@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton.language as tl
 
 from argus_kernels.attention.triton.backward import score_gradients
-from argus_kernels.attention.triton.records import own_queries, own_rows, own_tile
-from argus_kernels.attention.triton.tiles import LOG2_E, add_to_histogram, load_rows
+from argus_kernels.attention.triton.records import own_queries, own_rows, own_tile, own_times
+from argus_kernels.attention.triton.tiles import LOG2_E, add_to_histogram, load_rows, position_bucket, time_bucket
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -70,14 +70,16 @@ def table_gradient_kernel(
             key_place = begin + tl.arange(0, BLOCK_KEY)
             key = load_rows(k, key_place, length, SHAPE)
             value = load_rows(v, key_place, length, SHAPE)
-            _, d_scores, seen, positions, times = score_gradients(
-                query, above, key, value, queries, key_place, statistic, delta, tile, biases, window, scale, True, SHAPE
-            )
+            _, d_scores, seen = score_gradients(
+                query, above, key, value, queries, key_place, first - begin - BLOCK_KEY + 1, statistic, delta, tile,
+                biases, window, scale, True, SHAPE,
+            )  # fmt: skip
             if norm is not None:
                 d_scores *= norm
             # Hidden pairs have weight 0, and 0 · NaN and 0 · ∞ are NaN.
             d_scores = tl.where(seen, d_scores, 0.0)
             if POSITION_SUMS is not None:
+                positions = position_bucket(place[:, None], key_place[None, :], SHAPE.positions)
                 lowest = tl.minimum(tl.maximum(first - begin - BLOCK_KEY + 1, 0), SHAPE.positions - 1)
                 highest = tl.minimum(first + BLOCK_QUERY, length) - 1 - begin
                 highest = tl.minimum(tl.maximum(highest, 0), SHAPE.positions - 1)
@@ -85,6 +87,9 @@ def table_gradient_kernel(
                     own_position_sums, positions, d_scores, lowest, highest, POSITION_SUMS
                 )
             if TIME_SUMS is not None:
+                key_time = own_times(biases.key_time, tile, key_place)
+                difference = queries.time[:, None] - key_time[None, :]
+                times = time_bucket(difference, biases.upper_edges, SHAPE.buckets)
                 lowest = tl.min(tl.min(tl.where(seen, times, SHAPE.buckets), axis=1), axis=0)
                 highest = tl.max(tl.max(tl.where(seen, times, -1), axis=1), axis=0)
                 own_time_sums = add_to_histogram(own_time_sums, times, d_scores, lowest, highest, TIME_SUMS)

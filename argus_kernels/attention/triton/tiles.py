@@ -14,6 +14,7 @@ from argus_kernels.attention.relative_bias import LOG_STEP
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 LARGEST_DISTANCE = tl.constexpr(2**63 - 2)
+LARGEST_TIME = tl.constexpr(2**62)
 BUCKETS_PER_LOG = tl.constexpr(1 / float(LOG_STEP))
 ESTIMATE_MARGIN = tl.constexpr(1e-3)
 
@@ -68,6 +69,54 @@ def add_biases(scores, place, key_place, time, key_time, tile, biases, SHAPE: tl
     if biases.time is not None:
         scores += tl.load(biases.time + tile.head * biases.time_row + times).to(tl.float32) * factor
     return scores, positions, times
+
+
+@triton.jit
+def shared_time_bucket(time, key_time, biases, SHAPE: tl.constexpr):
+    """The bucket of all pairs of a tile, or −1 where they have several. Times may run backwards."""
+    earliest, latest = _extremes(time)
+    key_earliest, key_latest = _extremes(key_time)
+    lowest, highest = earliest - key_latest, latest - key_earliest
+    nearest = tl.maximum(tl.maximum(lowest, -highest), 0)
+    bucket = time_bucket(nearest, biases.upper_edges, SHAPE.buckets)
+    shared = bucket == time_bucket(tl.maximum(highest, -lowest), biases.upper_edges, SHAPE.buckets)
+    # Beyond these times the differences may wrap around.
+    small = (tl.minimum(earliest, key_earliest) > -LARGEST_TIME) & (tl.maximum(latest, key_latest) < LARGEST_TIME)
+    return tl.where(shared & small, bucket, -1)
+
+
+@triton.jit
+def _extremes(times):
+    """The smallest and the largest of times [N, 1] or [1, N]."""
+    axis: tl.constexpr = 0 if times.shape[1] == 1 else 1
+    return tl.min(times, axis=axis).item(), tl.max(times, axis=axis).item()
+
+
+@triton.jit
+def add_tile_biases(scores, place, key_place, nearest, time, key_time, tile, biases, SHAPE: tl.constexpr):
+    """`add_biases` of a tile [Q, K] or [K, Q]: one number where all its pairs share an entry of a table.
+
+    nearest: the smallest of its i − j. Far from the diagonal sharing is the rule: all pairs lie in the last position
+    bucket, and time buckets grow with the logarithm of the difference.
+    """
+    factor: tl.constexpr = LOG2_E if SHAPE.softmax else 1.0
+    if not SHAPE.shares:
+        scores, _, _ = add_biases(scores, place, key_place, time, key_time, tile, biases, SHAPE)
+    if SHAPE.shares and biases.position is not None:
+        table = biases.position + tile.head * biases.position_row
+        if nearest >= SHAPE.positions - 1:
+            scores += tl.load(table + SHAPE.positions - 1).to(tl.float32) * factor
+        else:
+            scores += tl.load(table + position_bucket(place, key_place, SHAPE.positions)).to(tl.float32) * factor
+    if SHAPE.shares and biases.time is not None:
+        table = biases.time + tile.head * biases.time_row
+        bucket = shared_time_bucket(time, key_time, biases, SHAPE)
+        if bucket >= 0:
+            scores += tl.load(table + bucket).to(tl.float32) * factor
+        else:
+            buckets = time_bucket(time - key_time, biases.upper_edges, SHAPE.buckets)
+            scores += tl.load(table + buckets).to(tl.float32) * factor
+    return scores
 
 
 @triton.jit
