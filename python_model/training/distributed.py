@@ -1,6 +1,6 @@
-"""What differs when several ranks train one model; python_model/train.py stays the one loop.
+"""Training of one model on several ranks; python_model/train.py has the only training loop.
 
-Three kinds of parameters, by what they cost and how they are read:
+There are three kinds of parameters, by size and access:
 
     dense        the encoder's blocks, the heads and the projections: FSDP2 (`fully_shard`), a unit a block and one for
                  the rest. Each rank holds a part of every weight, float32, and the optimiser's state of that part; a
@@ -10,8 +10,8 @@ Three kinds of parameters, by what they cost and how they are read:
     small        tables of few rows and single numbers: a copy on each rank, gradients summed. Cutting them would cost
                  a message of its own for a few kilobytes.
 
-Losses are divided by the counts of the whole step (`losses.StepShare`), so gradients are summed and not averaged, and N
-ranks compute what one rank computes that takes the same batches one after the other.
+Losses are divided by the counts of the whole step (`losses.StepShare`), so gradients are summed and not averaged. N
+ranks compute the same step as one rank that takes the same batches in sequence.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DistributedModel:
         cut = {f"tables.weights.{name}": model.tables.weights[name] for name in model.tables.spans}
         sharding = row_sharding(config)
         assert sharding is not None
-        # A group of its own: rows travel between the collectives of FSDP, in an order that only each of the two knows.
+        # A separate group: row exchanges and FSDP's collectives interleave in no fixed common order.
         model.exchange = RowExchange(sharding, dist.new_group(), sparse=model.config.sparse)
         self._root = _shard(objective, self.mesh, config.precision, {*self._copied.values(), *cut.values()})
         self._dense = {name: p for name, p in model.named_parameters() if name not in self._copied and name not in cut}
@@ -100,12 +100,12 @@ def _is_copied(name: str, parameter: Tensor, spans: Mapping[str, tuple[int, int]
 def _shard(objective: Objective, mesh: DeviceMesh, precision: str, ignored: set[nn.Parameter]) -> FSDPModule:
     """Wraps the blocks, the heads and the rest; returns what holds them all."""
     low = torch.bfloat16 if precision == "bfloat16" else None
-    # Inputs stay as autocast made them: casting them again would round what it keeps in float32.
+    # FSDP does not cast inputs: casting would round the tensors that autocast keeps in float32.
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in objective.model.encoder.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # The rest is gathered in float32: autocast rounds what a product takes, and a head that a stage does not use could
-    # not be a unit of its own, as FSDP2 expects every unit of a step that accumulates to have run.
+    # The rest is gathered in float32, and autocast rounds the operands of products. It is one unit: FSDP2 expects every
+    # unit of an accumulating step to have run, so a head that a stage does not use cannot be a unit of its own.
     root = fully_shard(objective, mesh=mesh, ignored_params=ignored)
     for unit in objective.modules():
         # Summed, not averaged: the losses are divided by the counts of all ranks already.
@@ -116,7 +116,7 @@ def _shard(objective: Objective, mesh: DeviceMesh, precision: str, ignored: set[
 
 
 def _sum_gradients(parameters: Mapping[str, Tensor]) -> None:
-    """One all_reduce for the gradients of all copied parameters; those without one have none on any rank."""
+    """One all_reduce for the gradients of all copied parameters; a parameter without gradient has none on any rank."""
     for parameter in parameters.values():
         if parameter.grad is not None and parameter.grad.is_sparse:
             parameter.grad = parameter.grad.to_dense()

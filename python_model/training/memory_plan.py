@@ -1,4 +1,4 @@
-"""What a run on several ranks needs, computed: memory on each rank and bytes sent by each rank in a step.
+"""Computes what a run on several ranks needs: memory on each rank and bytes sent by each rank in a step.
 
 Nothing is measured here. Every figure follows from the shapes of the model and from what `distributed`, `sharding` and
 FSDP2 hold and send, by the formulas in docs/scale.md; the number of parameters is counted in the model itself. Events

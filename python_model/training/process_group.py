@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and the few sums and agreements that a step needs.
+"""The processes that train together: the rank of this one, and the few collective operations of a step.
 
 A process alone, or one without torch.distributed, is rank 0 of 1 and communicates nothing.
 `python_model.training.distributed` builds on this; here stands only what losses, negatives and the training loop call.
@@ -64,7 +64,7 @@ def process_group(device: str) -> Iterator[str]:
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=_store(), rank=int(os.environ["RANK"]), world_size=launched()
     )
     yield device
-    # Not in a `finally`: after an error the other ranks may be gone, and saying goodbye to them would hang.
+    # Not in a `finally`: after an error other ranks may be gone, and destroying the group would hang.
     dist.destroy_process_group()
 
 
@@ -93,14 +93,14 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def any_rank(here: bool) -> bool:
-    """Whether it holds on any rank, on every rank."""
+    """Whether `here` is true on any rank; the same result on every rank."""
     return bool(sum_over_ranks(torch.tensor([int(here)]))) if size() > 1 else here
 
 
 def on_first(work: Callable[[], Value], group: dist.ProcessGroup | None = None) -> Value:
-    """What rank 0 makes of it, on every rank: for what each would read from the disk at a moment of its own.
+    """Run `work` on rank 0 and return its result on every rank, as ranks may read different states of the disk.
 
-    Its exception is raised on every rank too, so that none waits for it. group: None for the one all share.
+    An exception is also raised on every rank, so that none waits. group: None for the default group.
     """
     if size() == 1:
         return work()

@@ -115,7 +115,7 @@ class MetricsLog:
         threading.excepthook = self._excepthook
 
     def _on_thread_error(self, failure: threading.ExceptHookArgs) -> None:
-        # TensorBoard writes in a thread, which prints a traceback of what the next call raises here anyway.
+        # TensorBoard's thread prints a traceback of the error that the next call raises here anyway.
         if not isinstance(failure.exc_value, OSError):
             self._excepthook(failure)
 
@@ -158,7 +158,7 @@ def _cut_back(path: Path, step: int) -> None:
 
 
 class InterruptGuard:
-    """Within the block Ctrl-C and SIGTERM set `asked` instead of striking in mid-step; a second one strikes.
+    """Within the block Ctrl-C and SIGTERM set `asked` instead of interrupting the step; a second signal interrupts.
 
     asked: what to raise once the step is done and saved, None so far. launched: the process is one of several under
     torchrun, which passes on to all what it gets itself: none strikes. Outside the main thread, where Python allows no

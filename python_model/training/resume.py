@@ -1,4 +1,4 @@
-"""What a run that goes on must find: the settings, the data and the weights it began with, and a state that fits it."""
+"""Checks of a resumed run: same settings, data and initial weights, and a state that fits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from python_model.training.checkpoint.parts import files_of, read_parts
 
 SKETCH = "frequency_sketch"
 _MOST = 1 << 53
-"""Beyond every count of steps and events."""
+"""Larger than every count of steps and events."""
 
 
 def require_same(
@@ -39,7 +39,7 @@ def require_same(
 
 
 def require_same_data(directory: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """The same for `identity_of` a data set; what an earlier version did not write down is not compared."""
+    """The same for `identity_of` a data set; entries that an earlier version did not store are not compared."""
     require_same(directory, "dataset", found, {name: value for name, value in given.items() if name in found})
 
 
@@ -67,7 +67,7 @@ def identity_of_weights(directory: Path) -> str:
 def require_same_origin(
     directory: Path, numbers: Mapping[str, Any], given: str | Path | None, from_scratch: bool = False
 ) -> None:
-    """ValueError where a run is to go on from other weights (--from, --from-scratch) than it began with."""
+    """ValueError where a resumed run names other initial weights (--from, --from-scratch) than it began with."""
     if from_scratch and numbers.get("origin") is not None:
         raise ValueError(
             f"{directory}: the run began with weights of another run ({numbers['origin']}), not from scratch: leave "

@@ -1,9 +1,9 @@
 """Row-sharded embedding tables: each rank holds some rows, reads those of others and sends their gradients back.
 
-A table of V rows lies on R ranks in blocks of ⌈V / R⌉ rows, as DTensor's Shard(0) has it: the last ranks may hold fewer
-or none. A batch reads each distinct row once: its ids go to the ranks that hold the rows, the rows come back, and the
-ops run on that small table with ids renumbered; its gradient takes the same way back and is summed where the row lies,
-so that the optimiser's step touches no other rank. Three all_to_all a batch, of distinct ids, rows and gradients.
+A table of V rows is split over R ranks in blocks of ⌈V / R⌉ rows, like DTensor's Shard(0): the last ranks may hold
+fewer or none. A batch reads each distinct row once: its ids go to the ranks that hold the rows, the rows come back, and
+the ops run on this small table with renumbered ids. Gradients return the same way and are summed on the rank of the
+row, so the optimiser's step needs no communication. Three all_to_all per batch: of distinct ids, rows and gradients.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from python_model.config import TrainConfig
 from python_model.training import process_group
 
 BLOCK = 1 << 16
-"""Rows that are drawn together when a table begins: a rank draws the blocks it holds and no others."""
+"""Rows of a new table that are drawn together: a rank draws only the blocks that it holds."""
 
 
 @dataclass(frozen=True)
 class RowSharding:
-    """Which tables are cut, and where: those of `least_rows` rows or more, evenly over `ranks`."""
+    """Which tables are sharded: those of `least_rows` rows or more, evenly over `ranks`."""
 
     rank: int
     ranks: int
@@ -37,7 +37,7 @@ class RowSharding:
 
 
 def row_sharding(config: TrainConfig) -> RowSharding | None:
-    """Which tables the ranks of this run cut; None for a process alone."""
+    """The row sharding of this run; None for a single process."""
     return (
         RowSharding(process_group.rank(), process_group.size(), config.shard_rows) if process_group.size() > 1 else None
     )
@@ -50,7 +50,7 @@ def span(rank: int, ranks: int, rows: int) -> tuple[int, int]:
 
 
 def initial_rows(rows: int, width: int, number: int, held: tuple[int, int] | None) -> Tensor:
-    """Rows of a new table, N(0, 1 / width): float32 [held, width], or all of them; the same whoever draws them.
+    """Rows of a new table, N(0, 1 / width): float32 [held, width], or all of them; the same on every rank.
 
     number: of the table in its model. Small tables come from torch's generator, in full; others from one generator a
     block, seeded by torch's initial seed, the table and the block, so that no rank draws what it does not hold.
@@ -60,7 +60,7 @@ def initial_rows(rows: int, width: int, number: int, held: tuple[int, int] | Non
         return torch.randn(rows, width)[first:last] * width**-0.5
     out = torch.empty(last - first, width)
     if out.is_meta:
-        return out  # the outline of a model whose weights are read
+        return out  # a model on the meta device, whose weights are loaded later
     for block in range(first // BLOCK, -(-last // BLOCK)):
         begin = block * BLOCK
         random = np.random.default_rng([torch.initial_seed(), number, block])
@@ -105,18 +105,18 @@ class RowExchange:
 
 @dataclass(frozen=True)
 class _Route:
-    """How many rows this rank asks of each rank, and how many each asks of it."""
+    """The number of rows that this rank requests from each rank, and that each rank requests from it."""
 
     asked: list[int]
     wanted: list[int]
     group: dist.ProcessGroup
 
     def to_owners(self, values: Tensor) -> Tensor:
-        """What stands beside the asked rows, [Σ asked, …] → [Σ wanted, …]."""
+        """Send the values of the requested rows to their owners, [Σ asked, …] → [Σ wanted, …]."""
         return self._send(values, self.asked, self.wanted)
 
     def to_askers(self, values: Tensor) -> Tensor:
-        """The other way."""
+        """Send values back from the owners, [Σ wanted, …] → [Σ asked, …]."""
         return self._send(values, self.wanted, self.asked)
 
     def _send(self, values: Tensor, sent: list[int], received: list[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the commands do, without their options and printing: settings of a run, evaluation of runs, their report."""
+"""The work of the commands without options and printing: settings of a run, evaluation of runs, their report."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def evaluate_runs(
 
 def stages_of(runs: Sequence[Run]) -> list[Stage]:
     """What the report draws of each run: its logged steps and its settings."""
-    # The report brings matplotlib, which only those who ask for a report wait for.
+    # The report imports matplotlib, so it is imported only where a report is requested.
     from python_model.reporting.report import Stage
 
     out = []

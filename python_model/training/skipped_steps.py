@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: they change nothing, are counted, and their batches are kept to look at.
+"""Steps whose loss or gradient is not finite: they change nothing, are counted, and their batches are stored.
 
 A run stops with `TrainingDiverged` after `max_skipped_steps` of them in a row. `<run>/skipped/step-<n>.parquet` holds
 the batch of a skipped step, one row per event with its original ids; `read_batch` makes a `JaggedBatch` of it again.
@@ -37,7 +37,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class SkippedSteps:
-    """How many steps a run has skipped, and how many of them just now in a row; part of its checkpoints."""
+    """Counts of a run's skipped steps, in total and in a row up to now; part of its checkpoints."""
 
     def __init__(self, run: Path, dataset: Dataset, most_in_a_row: int) -> None:
         self.run, self.dataset, self.most_in_a_row = run, dataset, most_in_a_row
@@ -72,7 +72,7 @@ class SkippedSteps:
         )  # fmt: skip
 
     def end_row(self) -> None:
-        """A step went well."""
+        """Call after a step that was not skipped."""
         self.in_a_row = 0
 
     def _keep(self, name: str, step: int, numbers: Mapping[str, float], batch: JaggedBatch) -> str:

@@ -3,9 +3,9 @@
 `<run>/checkpoints/step-<n>/` holds model.safetensors, trainer.safetensors (optimisers, frequency sketch),
 config.json (stage, model, training, vocabulary, data set) and state.json (position in the data). Several ranks write
 their parts of the tensors instead (`sharded`), which reads the same. `<run>/checkpoints/
-latest` names the newest complete one. A checkpoint is written to a hidden directory, flushed to disk and renamed, so a
-kill or a full disk at any moment leaves the previous one in force. checksums.json tells a damaged file from a whole
-one: training then resumes from the checkpoint before, everything else refuses and names both.
+latest` names the newest complete one. A checkpoint is written to a hidden directory, flushed to disk and renamed, so
+after a kill or on a full disk the previous one stays the latest. checksums.json detects damaged files: training then
+resumes from the checkpoint before; every other command refuses and names both.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ __all__ = [
 def save(run: Path, model: Recommender, description: Description, state: TrainerState, keep: int) -> Path:
     """Write the checkpoint of `description.step`, make it the latest, remove all but the last `keep`.
 
-    WriteError where the disk is full: what was written is removed, the checkpoint before stays in force. InUseError
+    WriteError where the disk is full: the partial checkpoint is removed, the previous one stays the latest. InUseError
     where another process or thread saves into the run.
     """
     final, partial = directory_of(run, description.step), partial_of(run, description.step)
     if is_saved(run, description.step):
         return final
-    # The trainer owns its run: whoever else saves into it is refused rather than mixed with it.
+    # The trainer owns its run: any other process that saves into it is refused.
     with replacing(run / CHECKPOINTS, run):
         try:
             with writing_checkpoint(run, description.step):
@@ -143,7 +143,7 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
 def outline(directory: Path, description: Description, **changes: Any) -> Recommender:
     """The model of a checkpoint without memory behind it (meta tensors).
 
-    DataError where its weights are of other names or shapes: before memory is taken for what somebody else wrote down.
+    DataError where its weights have other names or shapes, before memory is allocated for them.
     """
     shapes = shapes_of(directory, MODEL)
     if description.model_config.layers > len(shapes):
@@ -163,7 +163,7 @@ def outline(directory: Path, description: Description, **changes: Any) -> Recomm
 def load_weights(model: Recommender, directory: Path) -> None:
     """Copy the weights of a checkpoint into a model; DataError where they are damaged or names or shapes differ.
 
-    Of a table that is cut over ranks, this rank's rows alone are read. A collective call on several ranks.
+    Of a sharded table, only this rank's rows are read. A collective call on several ranks.
     """
     process_group.on_first(lambda: require_weights(directory))
     _fill(model, directory)
@@ -199,7 +199,7 @@ def _require_shapes(file: Path, model: Recommender, found: Mapping[str, tuple[in
 
 
 def load_trainer(directory: Path, leaves: Mapping[str, Leaf] | None = None) -> TrainerState:
-    """What `save` was given as `state`; leaves: on several ranks, what of the optimisers' state is read."""
+    """The `state` that `save` wrote; leaves: on several ranks, the parts of the optimisers' state to read."""
     parts = {name: leaf.rows[:2] for name, leaf in (leaves or {}).items() if leaf.rows is not None}
     return TrainerState(read_tensors(directory, TRAINER, parts), read_json(directory / STATE))
 
@@ -211,7 +211,7 @@ def read_tensors(directory: Path, kind: str, spans: Mapping[str, tuple[int, int]
     checkpoint that several ranks wrote is read like any other.
     """
     if is_sharded(directory):
-        # torch's distributed engines take a second to import, which only those checkpoints wait for.
+        # torch's distributed modules take a second to import; only these checkpoints need them.
         from python_model.training.checkpoint import sharded
 
         return sharded.read(directory, kind, spans)

@@ -1,4 +1,4 @@
-"""A checkpoint as a directory: its files, where it lies, when it is complete and whole, and which one is the latest."""
+"""The directory of a checkpoint: its files, its path, checks that it is complete and undamaged, and the latest one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """What config.json says of a checkpoint."""
+    """The content of a checkpoint's config.json."""
 
     stage: str
     step: int
@@ -41,30 +41,30 @@ class Description:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a run needs besides the weights: tensors of the optimisers and the sketch, and plain numbers."""
+    """The state of a run besides the weights: tensors of the optimisers and the sketch, and plain numbers."""
 
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Any]
 
 
 def is_saved(run: Path, step: int) -> bool:
-    """Whether the checkpoint of a step is the latest already, and whole."""
+    """Whether the checkpoint of a step is already the latest, and undamaged."""
     return _latest(run) == directory_of(run, step) and damage(directory_of(run, step)) is None
 
 
 def directory_of(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies once it is complete."""
+    """The path of the complete checkpoint of a step."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def partial_of(run: Path, step: int) -> Path:
-    """Where it is written."""
+    """The hidden path where it is written."""
     final = directory_of(run, step)
     return final.with_name(f".{final.name}.partial")
 
 
 def writing_checkpoint(run: Path, step: int) -> contextlib.AbstractContextManager[None]:
-    """A block that writes the checkpoint of a step; what fails in it comes out as one WriteError."""
+    """A block that writes the checkpoint of a step; a failure in it is raised as one WriteError."""
     steps = _complete(run / CHECKPOINTS)
     if not steps:
         return writing(directory_of(run, step), "start again")
@@ -73,7 +73,7 @@ def writing_checkpoint(run: Path, step: int) -> contextlib.AbstractContextManage
 
 
 def begin(run: Path, description: Description, numbers: Mapping[str, Any]) -> None:
-    """Make the hidden directory of a new checkpoint, with all of it but the tensors."""
+    """Make the hidden directory of a new checkpoint, with everything except the tensors."""
     partial = partial_of(run, description.step)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -135,7 +135,7 @@ def recover(run: Path) -> Path:
 
 
 def damage(directory: Path) -> str | None:
-    """What is wrong with the files of a checkpoint; None where all are as they were written."""
+    """The fault in the files of a checkpoint; None where all are undamaged."""
     try:
         _refuse_pickle(directory)
         require_whole(directory)
@@ -223,7 +223,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _complete(root: Path) -> list[Path]:
-    """Checkpoints that were written to their end, oldest first; whether they are still whole is another question."""
+    """Checkpoints that were written completely, oldest first; later damage is not checked here."""
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.name.startswith("step-") and path.is_dir())
@@ -248,7 +248,7 @@ def _point(root: Path, name: str) -> None:
 
 
 def _remove_old(root: Path, name: str, keep: int) -> None:
-    """Keep the last `keep` up to `name`; later ones are what a run left that then resumed from before them."""
+    """Keep the last `keep` up to `name`; later ones are removed: the run resumed from before them."""
     older = [path for path in _complete(root) if path.name < name]
     later = [path for path in _complete(root) if path.name > name]
     for path in later + older[: max(len(older) - keep + 1, 0)]:

@@ -1,7 +1,7 @@
 """parts.json: which rows of which tensor lie where in the files that the ranks of a run wrote.
 
-torch.distributed.checkpoint keeps this in `.metadata`, a pickle, and a pickle runs whatever it says when it is read.
-This is JSON of numbers and names, checked against the files before anything is read or allocated.
+torch.distributed.checkpoint keeps this in `.metadata`, a pickle, and reading a pickle can run any code. parts.json
+holds only numbers and names, which are checked against the files before anything is read or allocated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from python_model.io.json_text import read_object
 
 PARTS = "parts.json"
 PICKLE = ".metadata"
-"""Where torch keeps the same, and where nothing is read."""
+"""The file where torch keeps the same; it is never read."""
 FORMAT = 1
 _NAME = re.compile(r"__\d+_\d+\.distcp")
 _DTYPES = {
@@ -112,7 +112,7 @@ def _tensor(described: Any) -> StoredTensor:
         raise ValueError(f"keys {sorted(described)}")
     size = tuple(_whole(value) for value in described["size"])
     tensor = StoredTensor(_DTYPES[described["dtype"]], size, [_part(*part) for part in described["parts"]])
-    # Rows follow each other from the first to the last: nothing is read twice, nothing is left as it was allocated.
+    # Parts must cover the rows without overlap or gap: nothing is read twice, nothing stays uninitialised.
     following = 0
     for part in tensor.parts:
         if part.first != following:

@@ -1,8 +1,8 @@
 """Checkpoints of a run on several ranks: torch.distributed.checkpoint in the directory that every checkpoint has.
 
-Each rank writes its parts in the background while training goes on. When all are on disk, rank 0 renames the hidden
-directory, so that it is there as a whole or not at all. parts.json (`parts`) says what whole the parts
-belong to: any number of ranks reads them, one process (`checkpoint.load_model`) among them.
+Each rank writes its parts in the background while training continues. When all are on disk, rank 0 renames the hidden
+directory, so the checkpoint appears atomically. parts.json (`parts`) maps the parts to whole tensors, so any number of
+ranks can read them, also a single process (`checkpoint.load_model`).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BackgroundSaver:
 
     def __init__(self, run: Path, keep: int) -> None:
         self.run, self.keep = run, keep
-        # Its own group: the writers of the ranks agree in the background while the main thread trains.
+        # A separate group: the ranks' writers communicate in the background while the main thread trains.
         self._group = dist.new_group(backend="gloo")
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._published: Future[Path] | None = None
@@ -194,6 +194,6 @@ class _Reader(FileSystemReader):
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):
-        # torch's own sentence advises to load the file with weights_only=False, which would run what is in it.
+        # torch's own message suggests weights_only=False, which would run code from the file.
         return "expected parts that hold tensors alone, found a pickle of something else, which is not read"
     return (str(error).splitlines() or [type(error).__name__])[0]
