@@ -106,9 +106,8 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
     live in registers; biases need a tile of 64-bit differences. On sm_90 the tiles of plain 16-bit products are chosen
     from the compiled code, not measured: wgmma of 32 columns and more (of 16 it is bound by shared memory), three
     stages, so that a load is in flight during a product, and no spills. On sm_80 the gradients' tiles are smaller,
-    because those spill there. With biases, four warps leave
-    registers for a second block per multiprocessor of sm_90 and split no product's columns; at head widths past 64 they
-    spill.
+    because those spill there. With biases, four warps leave registers for a second block per multiprocessor of sm_90
+    and split no product's columns; at head widths past 64 they spill.
     """
     if dtype == torch.float32:
         side = 32 if width <= 64 else 16
