@@ -329,7 +329,7 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
     }
     # Two programs of 8 warps fit a multiprocessor at 128 registers. Without a limit ptxas spills 8 bytes on sm_100 to
     # reach 80 registers at widths of 64 and 128.
-    limit = 128 if config["block_candidates"] < 128 and config["warps"] == 8 else None
+    limit = 128 if config["block_candidates"] <= PART and config["warps"] == 8 else None
     launch(
         forward_kernel,
         (row_blocks, splits),
