@@ -44,7 +44,7 @@ def alive(marker: str) -> list[int]:
     return found
 
 
-def wait_until_gone(marker: str, seconds: float = 10) -> None:
+def wait_until_gone(marker: str, seconds: float = 30) -> None:
     ends = time.monotonic() + seconds
     while alive(marker):
         assert time.monotonic() < ends, f"{len(alive(marker))} processes are left"

@@ -68,7 +68,12 @@ def native_calls() -> list[Call]:
         for sample in small_samples(op):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(1)
-                _run_backend(recorder, op, draw(sample, dtype, 0))
+                arguments = draw(sample, dtype, 0)
+                # A function may compute the gradients in the forward pass, if there are any.
+                for name in sample.grad:
+                    if isinstance(arguments[name], Tensor):
+                        arguments[name].requires_grad_()
+                _run_backend(recorder, op, arguments)
     return [call for call in recorder.calls if _elements(call.arguments.values()) <= MAX_ELEMENTS]
 
 
