@@ -1,7 +1,7 @@
 """The loss as one number, whose gradients the forward pass computes.
 
-The gradient of a sum of losses is known in the forward pass but for the factor that comes from outside, one number. So
-the scores need not be computed again: three matrix products instead of four. The backward pass multiplies.
+The forward pass knows the gradient of a sum of losses up to one factor, the gradient of the sum. So the scores are not
+recomputed: three matrix products instead of four. The backward pass multiplies by the factor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def with_reduced(backend: Backend, both: Both | None = None) -> Backend:
     """
 
     def forward(given: Arguments) -> tuple[Tensor, ...]:
-        # With backend "eager" autograd is at work, and finds the gradients itself.
+        # Backend "eager" runs this with gradients enabled: autograd computes them.
         if not given.reduced or torch.is_grad_enabled():
             loss, lse, statistics = backend.forward(given)
             nothing = [statistics.new_empty(0) for _ in DIFFERENTIABLE]

@@ -327,8 +327,7 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
         "count": counted,
         "split_candidates": split,
     }
-    # Two programs of 8 warps fit a multiprocessor at 128 registers. Without a limit ptxas spills 8 bytes on sm_100 to
-    # reach 80 registers at widths of 64 and 128.
+    # Two programs of 8 warps share a multiprocessor at 128 registers; without a limit ptxas spills 8 bytes on sm_100.
     limit = 128 if config["block_candidates"] <= PART and config["warps"] == 8 else None
     launch(
         forward_kernel,
