@@ -327,7 +327,12 @@ def test_unknown_backend_is_refused(op: Op) -> None:
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_production_samples_count_their_work(op: Op) -> None:
-    """Every op has at least one production shape, and says what it costs without drawing it."""
+    """Every op has a production shape of each processor, and the CPU's, drawn, count operations and bytes."""
     for gpu in (False, True):
         found = [sample for sample in op.samples() if sample.production and sample.gpu == gpu]
         assert found, f"{op.name} has no production sample for a {'GPU' if gpu else 'CPU'}"
+    for sample in (one for one in op.samples() if one.production and not one.gpu):
+        arguments = sample.draw(torch.float32)
+        backward = (sample.backward_flops, sample.backward_bytes) if sample.grad else ()
+        for count in (sample.flops, sample.bytes, *backward):
+            assert count(arguments) > 0, f"{sample.name}: {count}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from argus_kernels.core.sample import Cut, Sample, tensor_bytes
 from argus_kernels.ops.pairwise_loss import reference
+from argus_kernels.ops.pairwise_loss.arguments import Arguments
 
 SECONDS_BETWEEN_EVENTS = 10
 
@@ -116,8 +117,8 @@ def _production_lengths(users: int, generator: torch.Generator) -> Tensor:
 
 def _flops(arguments: dict[str, Any]) -> int:
     """A difference, an exponential, a logarithm or a quotient, and a sum for each pair."""
-    names = ("scores", "grades", "offsets", "times", "window")
-    return 4 * int(reference.forward(*(arguments[name] for name in names))[1])
+    given = Arguments(*(arguments[name] for name in Arguments._fields))
+    return 4 * int(reference.forward(given)[1])
 
 
 def _inputs(arguments: dict[str, Any]) -> int:
