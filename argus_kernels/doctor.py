@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -98,6 +99,18 @@ def _cpu() -> dict[str, Any]:
     else:
         cpu["instruction sets"] = "unknown: " + str(native.why_not("cpu"))
     return cpu
+
+
+def source_commit() -> str:
+    """The commit of the source tree, with "-dirty" if tracked files differ from it; "" outside a repository."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def cpu_model() -> str:

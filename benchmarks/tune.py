@@ -237,7 +237,7 @@ def write_table(
         "format": tuning.FORMAT,
         "gpu": gpu,
         "versions": results.versions() if versions is None else versions,
-        "commit": results.commit() if commit is None else commit,
+        "commit": results.source_commit() if commit is None else commit,
     }
     results.write_whole(path, json.dumps(facts)[:-1] + f', "entries": [\n{lines}\n]}}\n')
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from argus_kernels.doctor import cpu_model
+from argus_kernels.doctor import source_commit as source_commit
 
 Key = tuple[str, str, str, str, str]
 """(op, case, dtype, pass, backend): what makes two records comparable."""
@@ -216,15 +216,6 @@ def versions() -> dict[str, str]:
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     return found
-
-
-def commit() -> str:
-    """The commit of the source tree, with "-dirty" if tracked files differ from it; "" outside a repository."""
-    try:
-        command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _cores() -> int:

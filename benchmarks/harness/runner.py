@@ -59,7 +59,7 @@ class Environment:
     def of(cls, device: str, dtypes: Sequence[str]) -> Environment:
         """Measures the ceilings and collects the other fields."""
         ceilings = measure_ceilings(device, tuple(dict.fromkeys(dtypes)))
-        return cls(ceilings, results.machine(device), results.versions(), results.commit())
+        return cls(ceilings, results.machine(device), results.versions(), results.source_commit())
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 A folder of results has a folder for each machine; every `*.jsonl` there holds records of `python -m benchmarks run`,
 `scaling.json` and `end_to_end.json` the results of the commands of those names. A file of records can be given instead
-of a folder. The page is self-contained: it loads nothing, and its figures are embedded, once for light and once for
-dark mode.
+of a folder. The page loads nothing: figures, style and script are inline, in the reader's light or dark mode.
 """
 
 from __future__ import annotations
@@ -82,7 +81,8 @@ def _read(path: Path, parse: Any) -> Any:
 
 def page(machines: Sequence[MachineResults], title: str = "argus-kernels: benchmarks") -> str:
     """The HTML page."""
-    from benchmarks.report import sections
+    from benchmarks.report import plots, sections
+    from python_model.reporting import interactive
 
     parts = []
     for machine in machines:
@@ -95,7 +95,14 @@ def page(machines: Sequence[MachineResults], title: str = "argus-kernels: benchm
             parts += ["<h2>End to end</h2>", sections.end_to_end(machine.end_to_end)]
     footer = "Made by python -m benchmarks report."
     return Template(TEMPLATE.read_text()).substitute(
-        title=escape(title), lead=escape(LEAD), body="\n".join(parts), footer=footer
+        title=escape(title),
+        lead=escape(LEAD),
+        body="\n".join(parts),
+        footer=escape(footer),
+        light=plots.colour_variables(plots.LIGHT),
+        dark=plots.colour_variables(plots.DARK),
+        style=interactive.STYLE.strip(),
+        script=interactive.script(),
     )
 
 

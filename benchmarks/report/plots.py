@@ -1,11 +1,11 @@
-"""The benchmarks' figures: cost against size, rooflines and ratio bars, on a light or a dark background.
+"""The benchmarks' figures: cost against size, rooflines and ratio bars.
 
-Each backend and peer has the same colour in every figure of a page.
+Each backend and peer has the same colour in every figure of a page. Where `marks` are given, a figure is for a page:
+its values are added to them, and the page writes the legend.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,15 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from python_model.reporting.interactive import Marks
+
 if TYPE_CHECKING:
     from benchmarks.harness.growth import Fit, Series
     from benchmarks.harness.results import Record
 
 MARKERS = "osD^vPX*"
+SIGNS = "●■◆▲▼✚✖★"
+"""The same as letters, for the legend of a page."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ DARK = Theme(
     "#171a21", "#e6e8ee", "#3a4050",
     ("#7fb0ff", "#ff9d5c", "#5fd3a0", "#e18adb", "#e0c04a", "#ff8095", "#7cd0e6", "#a9adb8"),
 )  # fmt: skip
+
+
+def colour_variables(theme: Theme) -> str:
+    """The colours of the series as variables of a style sheet."""
+    return " ".join(f"--series-{index}: {colour};" for index, colour in enumerate(theme.series))
 
 
 def new_figure(width: float, height: float, columns: int, theme: Theme) -> tuple[Figure, list[Axes]]:
@@ -77,46 +86,42 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, dpi=150, facecolor=figure.get_facecolor(), metadata=metadata)
 
 
-def svg(figure: Figure) -> str:
-    """The figure as an SVG element."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "argus"}):
-        figure.savefig(text, format="svg", facecolor=figure.get_facecolor(), metadata={"Date": None})
-    return text.getvalue()
-
-
-def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT) -> Figure:
+def cost_against_size(series: Sequence[Series], theme: Theme = LIGHT, marks: Marks | None = None) -> Figure:
     """Time and peak memory of one op's series against size, with the fitted power laws."""
-    figure, (time, memory) = new_figure(10, 3.6 + 0.2 * len(series), 2, theme)
+    figure, (time, memory) = new_figure(10, 3.6 + 0.2 * len(series) * (marks is None), 2, theme)
     for index, one in enumerate(series):
         seen = one.measured()
         colour, marker = theme.series[index % len(theme.series)], MARKERS[index % len(MARKERS)]
         sizes = [point.size for point in seen]
         times = [point.ms.p50 for point in seen if point.ms]
         peaks = [(point.size, point.peak_bytes / 2**20) for point in seen if point.peak_bytes]
-        label = f"{one.name} {_law(one.time_fit)}"
-        time.plot(sizes, times, marker=marker, linestyle="none", color=colour, label=label, markersize=5)
-        _fitted(time, one.time_fit, sizes, 1.0, colour)
-        memory.plot(
-            [size for size, _ in peaks], [peak for _, peak in peaks], marker=marker, linestyle="none", color=colour,
-            label=f"{one.name} {_law(one.memory_fit)}", markersize=5,
-        )  # fmt: skip
-        _fitted(memory, one.memory_fit, [size for size, _ in peaks], 1 / 2**20, colour)
+        style: dict[str, Any] = {"marker": marker, "linestyle": "none", "color": colour, "markersize": 5}
+        for axes, found, fit, scale in (
+            (time, list(zip(sizes, times, strict=False)), one.time_fit, 1.0),
+            (memory, peaks, one.memory_fit, 1 / 2**20),
+        ):
+            label = f"{one.name} {_law(fit)}"
+            drawn = axes.plot([size for size, _ in found], [cost for _, cost in found], label=label, **style)
+            drawn += _fitted(axes, fit, [size for size, _ in found], scale, colour)
+            if marks is not None:
+                marks.entry("", one.name, colour)
+                marks.add(drawn, found, label, colour, facets=(one.name,))
     points = [point for one in series for point in one.measured()]
     shown = (bool(points), any(point.peak_bytes for point in points))
     titles = ("time, ms (p50)", "peak extra memory, MiB")
-    for axes, title, drawn in zip((time, memory), titles, shown, strict=True):
+    for axes, title, has_values in zip((time, memory), titles, shown, strict=True):
         axes.set_xlabel(series[0].axis)
         axes.set_title(f"{series[0].op}: {title}", fontsize=10.5, loc="left", color=theme.text)
         # Without a positive value there is no logarithm to draw: the op's memory is below the resolution.
-        if drawn:
+        if has_values:
             axes.set_xscale("log")
             axes.set_yscale("log")
             _plain_numbers(axes)
             ticks = sorted({point.size for point in points})
             axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
             axes.set_xticks([], minor=True)
-            legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+            if marks is None:
+                legend(axes, theme, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
     return figure
 
 
@@ -138,16 +143,16 @@ def _law(fit: Fit | None) -> str:
     return f"(∝ n^{fit.exponent:.2f}{error})"
 
 
-def _fitted(axes: Axes, fit: Fit | None, sizes: Iterable[int], scale: float, colour: str) -> None:
+def _fitted(axes: Axes, fit: Fit | None, sizes: Iterable[int], scale: float, colour: str) -> list[Line2D]:
     ends = sorted(sizes)
     if fit is None or len(ends) < 2:
-        return
+        return []
     line = [ends[0], ends[-1]]
     costs = [scale * fit.factor * size**fit.exponent for size in line]
-    axes.plot(line, costs, color=colour, linewidth=1.2, alpha=0.8)
+    return axes.plot(line, costs, color=colour, linewidth=1.2, alpha=0.8)
 
 
-def roofline(records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
+def roofline(records: Sequence[Record], theme: Theme = LIGHT, marks: Marks | None = None) -> Figure:
     """Measured rate against arithmetic intensity, one panel per dtype, with the ceilings of the same run.
 
     A colour is an op, a marker a backend.
@@ -160,17 +165,26 @@ def roofline(records: Sequence[Record], theme: Theme = LIGHT) -> Figure:
     for axes, dtype in zip(panels, dtypes, strict=False):
         shown = [record for record in timed if record.dtype == dtype]
         for record in shown:
-            axes.plot(
-                record.flops / record.bytes, record.tflop_per_s or 0.0, linestyle="none", markersize=6, alpha=0.85,
-                color=theme.series[ops.index(record.op) % len(theme.series)],
-                marker=MARKERS[backends.index(record.backend) % len(MARKERS)],
+            intensity, rate = record.flops / record.bytes, record.tflop_per_s or 0.0
+            colour = theme.series[ops.index(record.op) % len(theme.series)]
+            marker = MARKERS[backends.index(record.backend) % len(MARKERS)]
+            drawn = axes.plot(
+                intensity, rate, linestyle="none", markersize=6, alpha=0.85, color=colour, marker=marker
             )  # fmt: skip
+            if marks is not None:
+                text = f"{' '.join(record.key)}: {rate:.3g} TFLOP/s at {intensity:.3g} FLOP per byte"
+                marks.add(drawn, [(intensity, rate, text)], "", colour, facets=(record.op, record.backend))
         _ceiling(axes, shown, theme)
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_title(f"{dtype}: TFLOP/s over FLOP per byte", fontsize=10.5, loc="left", color=theme.text)
         axes.set_xlabel("FLOP per byte that must move")
-    if dtypes:
+    if marks is not None:
+        for index, op in enumerate(ops):
+            marks.entry("op", op, theme.series[index % len(theme.series)])
+        for index, backend in enumerate(backends):
+            marks.entry("backend", backend, theme.text, SIGNS[index % len(SIGNS)])
+    elif dtypes:
         _roofline_legend(figure, ops, backends, theme)
     return figure
 
@@ -201,7 +215,17 @@ def _roofline_legend(figure: Figure, ops: Sequence[str], backends: Sequence[str]
         text.set_color(theme.text)
 
 
-def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Theme = LIGHT) -> Figure:
+COLOURS = {
+    LIGHT.text: "currentColor",
+    LIGHT.quiet: "var(--line)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(LIGHT.series)},
+}
+"""A colour of a figure that was drawn with LIGHT -> the page's, which has one for light and one for dark mode."""
+
+
+def ratio_bars(
+    rows: Sequence[tuple[str, float | None, float | None]], theme: Theme = LIGHT, marks: Marks | None = None
+) -> Figure:
     """For each label, the speedup over eager PyTorch and over the best peer; 1 means equally fast."""
     figure, (axes,) = new_figure(9, 1.2 + 0.36 * len(rows), 1, theme)
     for column, (name, shift) in enumerate((("over eager PyTorch", -0.19), ("over the best peer", 0.19))):
@@ -209,12 +233,16 @@ def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Th
         ratios = [float(row[column + 1] or 1.0) for row in rows if row[column + 1] is not None]
         lengths = [ratio - 1 for ratio in ratios]
         colour = theme.series[column]
-        axes.barh([place + shift for place in places], lengths, 0.36, left=1, color=colour, label=name)
-        for place, ratio in zip(places, ratios, strict=True):
-            axes.annotate(
+        bars = axes.barh([place + shift for place in places], lengths, 0.36, left=1, color=colour, label=name)
+        for bar, place, ratio in zip(bars, places, ratios, strict=True):
+            text = axes.annotate(
                 f"{ratio:.2f}", (ratio, place + shift), va="center", ha="left" if ratio >= 1 else "right",
                 xytext=(3 if ratio >= 1 else -3, 0), textcoords="offset points", fontsize=7.5, color=theme.text,
             )  # fmt: skip
+            if marks is not None:
+                marks.entry("", name, colour)
+                said = f"{rows[place][0]}: {ratio:.2f}× {name}".replace("\n", " ")
+                marks.add([bar, text], [(ratio, place + shift, said)], "", colour, facets=(name,))
     axes.axvline(1, color=theme.text, linewidth=1)
     axes.set_xscale("log")
     axes.margins(x=0.12)
@@ -224,5 +252,6 @@ def ratio_bars(rows: Sequence[tuple[str, float | None, float | None]], theme: Th
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(False, axis="y")
-    legend(axes, theme, loc="lower right")
+    if marks is None:
+        legend(axes, theme, loc="lower right")
     return figure

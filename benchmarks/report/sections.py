@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness.growth import Scaling, summary
 from benchmarks.harness.results import PeerResult, Record
 from benchmarks.report import plots
-from benchmarks.report.plots import DARK, LIGHT, Theme
+from benchmarks.report.plots import LIGHT, Theme
 from benchmarks.report.summary import (
     best_backends,
     best_peer,
@@ -26,6 +25,7 @@ from benchmarks.report.summary import (
     times,
 )  # fmt: skip
 from benchmarks.report.table import share_of_ceiling
+from python_model.reporting.interactive import Along, Marks, page_figure
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -40,16 +40,10 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>\n'
 
 
-def picture(draw: Callable[[Theme], Figure], description: str) -> str:
+def figure(draw: Callable[[Theme, Marks], Figure], description: str, along: Along = "point") -> str:
     """A figure inside the page, in the reader's light or dark mode."""
-
-    def address(theme: Theme) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(plots.svg(draw(theme)).encode()).decode()
-
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{address(DARK)}">'
-        f'<img alt="{escape(description, quote=True)}" src="{address(LIGHT)}"></picture>\n'
-    )
+    marks = Marks(along)
+    return page_figure(draw(LIGHT, marks), marks, plots.COLOURS, description)
 
 
 def kernels(records: Sequence[Record]) -> str:
@@ -60,14 +54,14 @@ def kernels(records: Sequence[Record]) -> str:
     bars = [row for row in bars if row[1] or row[2]]
     if bars:
         parts.append("<h3>Times faster, case by case</h3>")
-        parts.append(picture(lambda theme: plots.ratio_bars(bars, theme), "ratio of peers' time to ours"))
+        parts.append(figure(partial(plots.ratio_bars, bars), "ratio of peers' time to ours", "y"))
     if any(record.tflop_per_s for record in records):
         parts.append("<h3>Against the machine</h3>")
         parts.append(
             "<p>Useful arithmetic per second over useful arithmetic per byte that must move. The line is what the same "
             "run measured of torch's own copy and matrix product.</p>"
         )
-        parts.append(picture(lambda theme: plots.roofline(records, theme), "rooflines"))
+        parts.append(figure(partial(plots.roofline, records), "rooflines"))
     parts.append(_all_figures(records))
     refused = [record for record in records if record.refused]
     if refused:
@@ -79,16 +73,16 @@ def kernels(records: Sequence[Record]) -> str:
 def _summary_table(records: Sequence[Record]) -> str:
     rows = []
     for row in op_rows(records):
-        peers = f"<br><small>{escape(', '.join(row.best_peers))}</small>" if row.best_peers else ""
+        peers = f"<small>{escape(', '.join(row.best_peers))}</small>" if row.best_peers else ""
         rows.append(
             [
-                escape(row.op), escape(", ".join(row.backends)), escape(row.pass_), str(row.cases),
+                escape(row.op), escape(", ".join(row.backends)), escape(row.pass_.replace("_", " + ")), str(row.cases),
                 times(row.over_eager), times(row.over_best_peer) + peers, percent(row.share_of_ceiling),
                 percent(row.memory_of_eager),
             ]
         )  # fmt: skip
     headings = [
-        "op", "backend", "pass", "cases", "over eager", "over the best peer", "share of ceiling", "memory / eager's",
+        "op", "backend", "pass", "cases", "× eager", "× the best peer", "of ceiling", "memory / eager's",
     ]  # fmt: skip
     return table(headings, rows, left=3)
 
@@ -121,7 +115,7 @@ def scaling(found: Scaling) -> str:
     for op in dict.fromkeys(one.op for one in found.series):
         series = [one for one in found.series if one.op == op]
         if any(one.measured() for one in series):
-            parts.append(picture(partial(plots.cost_against_size, series), f"{op}: cost over size"))
+            parts.append(figure(partial(plots.cost_against_size, series), f"{op}: cost over size", "x"))
     lines = "".join(f"<li>{escape(line.strip())}</li>" for line in summary(found))
     return "".join(parts) + f"<details><summary>Exponents, and what was left out</summary><ul>{lines}</ul></details>"
 
@@ -165,10 +159,15 @@ def _pass_row(preset: str, cost: dict[str, Any]) -> list[str]:
 
 
 def machine_line(records: Sequence[Record]) -> str:
-    """The machine and its ceilings, in a paragraph."""
+    """The machine, the versions, the commit and the ceilings, in a paragraph."""
     first = records[0]
     ceilings = ", ".join(_ceiling(name, value) for name, value in first.ceilings.items())
-    return f'<p class="note">{escape(machine_sentence(first))}. Ceilings of the run: {ceilings or "not measured"}.</p>'
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    commits = ", ".join(dict.fromkeys(record.commit or "unknown" for record in records))
+    return (
+        f'<p class="note">{escape(machine_sentence(first))}. {escape(versions)}. Commit {escape(commits)}. '
+        f"Ceilings of the run: {ceilings or 'not measured'}.</p>"
+    )
 
 
 def _ceiling(name: str, value: float) -> str:

@@ -113,7 +113,7 @@ def run(
     names = ("fp32", precision) if precision != "fp32" else ("fp32",)
     ceilings = measure_ceilings(plan.device, names, seconds=0.05 if plan.rehearsal else 1.0)
     found = EndToEnd(
-        results.machine(plan.device), results.versions(), results.commit(), ceilings.as_record(), plan.rehearsal
+        results.machine(plan.device), results.versions(), results.source_commit(), ceilings.as_record(), plan.rehearsal
     )
     ends, took = clock() + plan.seconds * len(plan.presets), 0.0
     for name in plan.presets:

@@ -146,7 +146,7 @@ def command(
         document = {
             "machine": results.machine(),
             "versions": results.versions(),
-            "commit": results.commit(),
+            "commit": results.source_commit(),
             "backend": backend,
             "microseconds": [asdict(one) for one in found],
         }

@@ -44,7 +44,7 @@ def run(
         chosen = tuple(backends) or serving_backends(curve, device, dtype)
         share = max(ends - time.monotonic(), 0.1 * seconds) / (len(wanted) - index)
         series += run_curve(curve, device, dtype, share, chosen)
-    return Scaling(results.machine(device), results.versions(), results.commit(), series)
+    return Scaling(results.machine(device), results.versions(), results.source_commit(), series)
 
 
 def run_curve(curve: Curve, device: str, dtype: str, seconds: float, backends: Sequence[str]) -> list[Series]:

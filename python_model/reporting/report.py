@@ -1,6 +1,7 @@
 """The report of a run: one HTML file with the metric table, the training curves, the data and the settings.
 
-The file loads nothing: drawings are inline SVG, the style is inline, and it follows the reader's light or dark mode.
+The file loads nothing: drawings are inline SVG, style and script are inline, and it follows the reader's light or dark
+mode. Values show under the pointer, entries of a legend filter, columns of a table sort.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 from python_model.data.schema import Dataset
 from python_model.evaluation.evaluate import EvaluationResult, Metrics
 from python_model.io.disk import replace_text
-from python_model.reporting import charts
+from python_model.reporting import charts, interactive
 from python_model.reporting.console import format_metric
+from python_model.reporting.provenance import provenance
 
 EXPLANATIONS = {
     "ndcg": "How far up the next item stands when the whole catalogue is ranked; first places count most.",
@@ -65,6 +67,7 @@ def write_report(
     settings = {stage.name: stage.settings for stage in stages if stage.settings}
     if settings:
         body.append(_section("Settings", "".join(_settings(name, values) for name, values in settings.items())))
+    body.append(f"<footer class=note>{escape(provenance())}</footer>")
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_text(path, _page(title, "\n".join(body)))
@@ -160,7 +163,7 @@ def _curves(stage: Stage) -> str:
     for label, names in groups.items():
         if names:
             series = {name.removeprefix("feedback_"): _series(stage.history, name) for name in names}
-            figures.append(f"<figure>{charts.line_chart(series, 'step', label)}</figure>")
+            figures.append(charts.line_chart(series, "step", label).page(f"{stage.name}: {label}"))
     last = stage.history[-1]
     text = f"{int(last['step']):,} steps, {int(last.get('events', 0)):,} events, {float(last.get('seconds', 0)):.0f} s"
     return f"<p class=note>{text}</p><div class=charts>{''.join(figures)}</div>"
@@ -182,15 +185,15 @@ def _data(dataset: Dataset) -> str:
         names += [name for name, _ in shown]
         shares += [float((labels == index).mean()) if len(labels) else 0.0 for _, index in shown]
     figures = [
-        charts.rank_frequency(counts, "items, from the most popular", "events"),
-        charts.histogram(np.diff(dataset.offsets), "events of a user", "users"),
-        _activity(dataset),
-        charts.bar_chart(names, shares, "share of the events where it was observed"),
+        charts.rank_frequency(counts, "items, from the most popular", "events").page("popularity of the items"),
+        charts.histogram(np.diff(dataset.offsets), "events of a user", "users").page("lengths of the histories"),
+        _activity(dataset).page("events over time"),
+        charts.bar_chart(names, shares, "share of the events where it was observed").page("rates of the feedback"),
     ]
-    return f"<div class=charts>{''.join(f'<figure>{figure}</figure>' for figure in figures)}</div>"
+    return f"<div class=charts>{''.join(figures)}</div>"
 
 
-def _activity(dataset: Dataset) -> str:
+def _activity(dataset: Dataset) -> charts.Chart:
     """Events over the time the data covers, in at most 120 equal spans."""
     time = dataset.time
     days = (time - time.min()) / 86_400.0
@@ -233,8 +236,6 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; fo
 dt { font-weight: 500; } dd { margin: 0; color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1.2rem; }
 figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: .6rem; }
-figure svg { width: 100%; height: auto; display: block; }
-figure text { font-family: inherit !important; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; font-size: .93rem; }
 ol { margin: 0; padding-left: 1.4rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; } summary { cursor: pointer; }
@@ -244,8 +245,9 @@ pre { overflow-x: auto; background: var(--tint); padding: .8rem 1rem; border-rad
 
 
 def _page(title: str, body: str) -> str:
+    style = _STYLE + interactive.STYLE
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"<style>{style}</style>\n</head>\n<body>\n{body}\n{interactive.script()}\n</body>\n</html>\n"
     )

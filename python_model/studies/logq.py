@@ -199,21 +199,17 @@ def write(folder: Path, settings: Settings, found: list[Outcome]) -> None:
     replace_text(folder / "logq.json", json.dumps(record) + "\n")
     replace_text(folder / "logq.md", table(found))
     curves = {loss: _mean_curve(found, loss) for loss in LOSSES if any(one.loss == loss for one in found)}
-    charts.write_svg(
-        folder / "logq_divergence.svg",
-        charts.line_chart(curves, "steps", "KL from the truth, nats", smooth=False, from_zero=True),
-    )
+    divergence = charts.line_chart(curves, "steps", "KL from the truth, nats", smooth=False, from_zero=True)
+    divergence.write(folder / "logq_divergence.svg")
     offsets = {
         loss: (np.arange(1, BUCKETS + 1), np.mean([one.offset for one in found if one.loss == loss], axis=0))
         for loss in curves
     }
-    charts.write_svg(
-        folder / "logq_offset.svg",
-        charts.line_chart(
-            offsets, "items by popularity, most popular first (each a sixth of all events)",
-            "log p of the model − log p, nats", smooth=False,
-        ),
+    offset = charts.line_chart(
+        offsets, "items by popularity, most popular first (each a sixth of all events)",
+        "log p of the model − log p, nats", smooth=False,
     )  # fmt: skip
+    offset.write(folder / "logq_offset.svg")
 
 
 def _mean_curve(found: list[Outcome], loss: str) -> tuple[np.ndarray, np.ndarray]:

@@ -193,13 +193,13 @@ def write(folder: Path, settings: dict[str, Any], costs: Sequence[PassCost]) -> 
     write_json(
         folder / "one_pass.json", {"settings": settings, "ratios": ratios, "costs": [asdict(one) for one in costs]}
     )
-    figure = charts.point_chart(
+    ratio = charts.point_chart(
         {"one pass per impression ÷ one pass": (
             np.array([one.events for one in costs]), [np.array([one.ratio]) for one in costs]
         )},
         "events of history", "times longer", log_y=True,
     )  # fmt: skip
-    charts.write_svg(folder / "one_pass_ratio.svg", figure)
+    ratio.write(folder / "one_pass_ratio.svg")
     replace_text(folder / "one_pass.md", table(costs) + "\n![ratio](one_pass_ratio.svg)\n")
 
 

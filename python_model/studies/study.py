@@ -13,6 +13,7 @@ from python_model.data.schema import INFO, Dataset, load_dataset
 from python_model.data.synthetic import SyntheticConfig, generate
 from python_model.evaluation.predictions import Predictor
 from python_model.io.exclusive import owned
+from python_model.reporting.charts import Chart
 from python_model.studies.summary import write_study
 from python_model.studies.trials import (
     RESULT,
@@ -32,10 +33,10 @@ REFERENCE_WIDTH = 64
 
 @dataclass(frozen=True)
 class Report:
-    """The report of a study: Markdown, figures (name -> SVG), and further numbers for the JSON."""
+    """The report of a study: Markdown, figures by name, and further numbers for the JSON."""
 
     text: str
-    figures: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Chart] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -132,19 +132,19 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 def write_study(
     folder: Path, name: str, settings: Mapping[str, Any], results: Sequence[TrialResult], text: str,
-    figures: Mapping[str, str] | None = None, **more: Any,
+    figures: Mapping[str, charts.Chart] | None = None, **more: Any,
 ) -> list[Path]:  # fmt: skip
     """`<name>.json` (settings, results and `more`), `<name>.md` with `text` and the figures `<name>_<figure>.svg`.
 
-    figures: name -> SVG of `charts`. Called after every trial, so that a stopped study has its table so far.
+    figures by name. Called after every trial, so that a stopped study has its table so far.
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": dict(settings), **more, "results": [asdict(one) for one in results]}
     write_json(folder / f"{name}.json", record)
     written = [folder / f"{name}.json", folder / f"{name}.md"]
-    for figure, svg in (figures or {}).items():
+    for figure, chart in (figures or {}).items():
         written.append(folder / f"{name}_{figure}.svg")
-        charts.write_svg(written[-1], svg)
+        chart.write(written[-1])
         text += f"\n![{figure.replace('_', ' ')}]({written[-1].name})\n"
     replace_text(folder / f"{name}.md", text)
     return written

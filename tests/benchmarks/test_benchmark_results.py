@@ -12,9 +12,9 @@ from benchmarks.harness.results import (
     PeerResult,
     Quantiles,
     Record,
-    commit,
     machine,
     read_records,
+    source_commit,
     versions,
     write_records,
 )
@@ -103,4 +103,4 @@ def test_where_it_was_measured() -> None:
     assert facts["threads"] == 1 and facts["cores"] >= 1 and facts["memory_gib"] > 0
     assert facts["name"] == facts["name"].lower().replace(" ", "-")
     assert {"python", "torch", "argus_kernels"} <= versions().keys()
-    assert isinstance(commit(), str)
+    assert isinstance(source_commit(), str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.harness.growth import Point, Scaling, Series, fit_power, foresee
 from benchmarks.report import plots
 from benchmarks.scenarios import scaling
 from benchmarks.scenarios.curves import Curve, curves
+from python_model.reporting.interactive import Marks, page_figure
 
 SIZES = (10, 20, 40, 80)
 
@@ -179,4 +181,15 @@ def test_the_figure_shows_points_and_fits() -> None:
     points, fitted = time_panel.lines
     assert np.asarray(points.get_xdata()).tolist() == list(SIZES)
     assert np.asarray(fitted.get_xdata()).tolist() == [SIZES[0], SIZES[-1]]
-    assert plots.svg(figure).startswith("<?xml")
+
+
+def test_a_page_gets_the_values_and_a_legend_of_its_own() -> None:
+    found = [scaling.run_curve(curve(lambda size: time.sleep(size * 1e-4)), "cpu", "fp32", 1.0, ("toy",))[0]]
+    marks = Marks("x")
+    figure = plots.cost_against_size([*found, dataclasses.replace(found[0], backend="peer")], plots.LIGHT, marks)
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    names = [one.facets for one in marks.series]
+    assert names == [(found[0].name,), (found[0].name,), ("peer, forward",), ("peer, forward",)]
+    assert [point[0] for point in marks.series[0].points] == list(SIZES)
+    text = page_figure(figure, marks, plots.COLOURS)
+    assert text.count("<button") == 2 and "var(--series-1)" in text and plots.LIGHT.series[0] not in text

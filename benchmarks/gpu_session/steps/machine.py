@@ -17,7 +17,7 @@ def run(context: Context) -> None:
         "machine",
         machine=results.machine(context.device),
         versions=results.versions(),
-        commit=results.commit(),
+        commit=results.source_commit(),
         copy_bytes_per_second=found.copy_bytes_per_second,
         flops_per_second=found.flops_per_second,
     )
@@ -29,4 +29,4 @@ def environment(context: Context) -> Environment:
         ceilings = Ceilings(line["copy_bytes_per_second"], line["flops_per_second"])
         return Environment(ceilings, line["machine"], line["versions"], line["commit"])
     ceilings = measure_ceilings(context.device, DTYPES, seconds=0.05)
-    return Environment(ceilings, results.machine(context.device), results.versions(), results.commit())
+    return Environment(ceilings, results.machine(context.device), results.versions(), results.source_commit())

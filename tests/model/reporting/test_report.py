@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -78,7 +80,24 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
     parser.feed(page)
     assert parser.stack == []
     assert parser.loads == []
-    assert not re.search(r"@import|url\((?!#)|<script|<link|<img", page)
+    assert not re.search(r"@import|url\((?!#)|<script[^>]|<link|<img", page)
+
+
+def test_figures_carry_their_values(page: str) -> None:
+    charts = [json.loads(unescape(found)) for found in re.findall(r'<figure data-chart="([^"]*)"', page)]
+    assert len(charts) == 8
+    for chart in charts:
+        assert chart["panels"] and all(one["points"] for one in chart["series"])
+        for index in range(len(chart["series"])):
+            assert f'data-series="{index}"' in page
+    (curve,) = [one for one in charts if one["panels"][0]["y"]["label"] == "next-item loss (nats)"]
+    assert curve["series"][0]["points"][-1][0] == 89
+    left, top, right, bottom = curve["panels"][0]["box"]
+    assert 0 < left < right and 0 < top < bottom
+
+
+def test_the_page_says_where_it_was_made(page: str) -> None:
+    assert re.search(r"Made on \d{4}-\d\d-\d\d at .* cores; argus-kernels \d.*, torch \d.*, Python 3\.", page)
 
 
 def test_the_page_has_every_figure_of_the_table(page: str, result: EvaluationResult) -> None:
