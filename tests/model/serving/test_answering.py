@@ -38,7 +38,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], line: bytes) ->
     for name, value in expected.items():
         if name in ("items", "scores") and value:
             ours, theirs = ([one["score"] for one in said[name]] for said in (found, expected))
-            assert_close(np.float64(ours), np.float64(theirs))
+            assert_close(np.array(ours, np.float64), np.array(theirs, np.float64))
             for one, other in zip(found[name], value, strict=True):
                 gaps = np.abs(np.subtract(theirs, other["score"])) if other["score"] is not None else [1]
                 assert one["item"] == other["item"] or np.sort(gaps)[1] < 1e-4, line
@@ -103,9 +103,12 @@ def test_events_of_many_users_are_one_decode_and_one_write(
         writes: list[int] = []
         assert store.memory.archive is not None
         write = store.memory.archive.journal.write
-        monkeypatch.setattr(
-            store.memory.archive.journal, "write", lambda entries: (writes.append(len(entries)), write(entries))
-        )
+
+        def counted(entries: Any) -> None:
+            writes.append(len(entries))
+            write(entries)
+
+        monkeypatch.setattr(store.memory.archive.journal, "write", counted)
         found = answer_all(store, [event(f"u{number}", number, k=2) for number in range(9)])
         assert [one.said["event"] for one in found] == [0] * 9
         assert sizes == [9] and writes == [9]
