@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -80,7 +81,7 @@ class _Connection(asyncio.Protocol):
 async def _measure(port: int, requests: list[MakeRequest], seconds: float) -> Load:
     load, loop, began = Load(), asyncio.get_running_loop(), time.perf_counter()
     opened = [
-        await loop.create_connection(lambda one=one: _Connection(one, load, began + seconds), "127.0.0.1", port)
+        await loop.create_connection(partial(_Connection, one, load, began + seconds), "127.0.0.1", port)
         for one in requests
     ]
     await asyncio.wait_for(asyncio.gather(*(protocol.done for _, protocol in opened)), seconds + TIMEOUT)

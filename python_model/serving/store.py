@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,7 +31,7 @@ from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY, INFO, Export
-from python_model.serving.events import Event, EventLog, EventReader, EventRow
+from python_model.serving.events import Event, EventLog, EventReader
 from python_model.serving.ids import IdTable
 from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
@@ -81,7 +80,8 @@ class SessionStore:
         self.items = items or IdTable(np.arange(model.features.items), "the items of the model")
         self._users, self._export, self._amendable = users, export, amendable
         self.names = Names() if export is None else export.names
-        self.reader = EventReader(model.features, self.items, self.names)
+        times = None if export is None else export.info.time_features
+        self.reader = EventReader(model.features, self.items, self.names, times)
         self._save_every, self._save_at, self.most_resident = save_every, save_every, resident
         self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self.search = ItemSearch(model, self.items, self.names, index)
@@ -174,7 +174,9 @@ class SessionStore:
             return []
         with self.atomically():
             found = self._admitted(users)
-            self.memory.absorb(users, found, [_not_before(row, one.log) for row, one in zip(rows, found, strict=True)])
+            self.memory.absorb(
+                users, found, [self.reader.after(row, one.log) for row, one in zip(rows, found, strict=True)]
+            )
             return self._readings(found)
 
     def amend(self, user: Any, number: int, feedback: Mapping[str, int | str]) -> Reading:
@@ -372,12 +374,12 @@ class SessionStore:
     ) -> list[int]:  # fmt: skip
         """organic, seconds since the newest event (−1 without one), context columns of a request."""
         if len(one.log) == 0:
-            return [int(organic or False), -1, *(context or (-1,) * len(self.model.features.context))]
+            return [int(organic or False), -1, *self.reader.first_context(context, now)]
         newest = one.log.row(len(one.log) - 1)
         delay = towers.delay_of(self.model, kind)
         since = delay if now is None else max(now - newest.time, delay)
         own = newest.organic if organic is None else organic
-        return [int(own), since, *(newest.context if context is None else context)]
+        return [int(own), since, *self.reader.later_context(context, newest, since if since > delay else None)]
 
     def _seen(self, user: User) -> np.ndarray:
         items = np.unique(self._admitted([user])[0].log.columns()["items"]).astype(np.int64)
@@ -409,11 +411,6 @@ class SessionStore:
             number = integer_of(found)
             return found if number is None else number
         return found
-
-
-def _not_before(row: EventRow, log: EventLog) -> EventRow:
-    """The row with a time not before the user's newest event: a user's time never runs backwards."""
-    return replace(row, time=max(row.time, log.newest_time())) if len(log) else row
 
 
 class Session:
