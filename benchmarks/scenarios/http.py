@@ -12,6 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,7 @@ from python_model.serving.requests import Request
 MIXES = {"events": 1.0, "recommend": 0.0, "mixed": 0.5}
 """Share of events; the others ask for the best items."""
 BATCHES = (1, 16, 64)
+LOADED_TOGETHER = 16
 
 
 def _requests(users: int, connections: int, share: float, k: int, seed: int) -> list[MakeRequest]:
@@ -53,11 +55,15 @@ def _requests(users: int, connections: int, share: float, k: int, seed: int) -> 
             user = int(own[random.integers(0, len(own))])
             if random.random() < share:
                 return "/events", _event(user, random)
-            return "/recommend", {"user": user, "k": k, "exclude_seen": True}
+            return _best_of(user, k)
 
         return next_request
 
     return [of(connection) for connection in range(connections)]
+
+
+def _best_of(user: int, k: int) -> tuple[str, dict[str, object]]:
+    return "/recommend", {"user": user, "k": k, "exclude_seen": True}
 
 
 def _event(user: int, random: np.random.Generator) -> dict[str, object]:
@@ -72,13 +78,11 @@ def measure_load(
     """Figures of every mix and number of connections, after every user was loaded."""
     users, found = len(service.lengths), []
     with served(service, threads) as port:
-        loading = iter(range(users))
-        warmed = http_load.measure(port, [lambda: ("/recommend", {"user": next(loading, 0), "k": k})], 0.0)
-        while (user := next(loading, None)) is not None:
-            one = http_load.measure(port, [lambda user=user: ("/recommend", {"user": user, "k": k})], 0.0)
-            warmed.refused |= one.refused
-        if warmed.refused:
-            raise SystemExit(f"http: users could not be loaded: {warmed.refused}")
+        for start in range(0, users, LOADED_TOGETHER):
+            chosen = range(start, min(start + LOADED_TOGETHER, users))
+            first = [partial(_best_of, user, k) for user in chosen]
+            if refused := http_load.measure(port, first, 0.0).refused:
+                raise SystemExit(f"http: users could not be loaded: {refused}")
         for mix, share in MIXES.items():
             for count in connections:
                 load = http_load.measure(port, _requests(users, count, share, k, service.seed), seconds)

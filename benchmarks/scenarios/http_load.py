@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -78,7 +78,7 @@ class _Connection(asyncio.Protocol):
             self.done.set_result(None)
 
 
-async def _measure(port: int, requests: list[MakeRequest], seconds: float) -> Load:
+async def _measure(port: int, requests: Sequence[MakeRequest], seconds: float) -> Load:
     load, loop, began = Load(), asyncio.get_running_loop(), time.perf_counter()
     opened = [
         await loop.create_connection(partial(_Connection, one, load, began + seconds), "127.0.0.1", port)
@@ -89,6 +89,6 @@ async def _measure(port: int, requests: list[MakeRequest], seconds: float) -> Lo
     return load
 
 
-def measure(port: int, requests: list[MakeRequest], seconds: float) -> Load:
+def measure(port: int, requests: Sequence[MakeRequest], seconds: float) -> Load:
     """Asks for so many seconds over a connection for each element of `requests`."""
     return asyncio.run(_measure(port, requests, seconds))
