@@ -40,6 +40,7 @@ OTHER_COMMANDS = {
     "host": "scenarios.host",
     "overhead": "scenarios.overhead",
     "serving": "scenarios.serving",
+    "http": "scenarios.http",
     "prepare": "scenarios.preparing",
 }
 """Commands of other modules, which are imported when asked for: some need the model, and what the model reads with."""

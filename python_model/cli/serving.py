@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -18,6 +19,8 @@ from python_model.io.errors import counted
 from python_model.reporting import console
 
 if TYPE_CHECKING:
+    import socket
+
     from python_model.serving.scorers import RowScorer
     from python_model.serving.spread import Recipe
 
@@ -278,8 +281,9 @@ def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
 
 
 @app.command(
-    epilog="Example: `argus serve exports/ml --state sessions`, then a line such as "
-    '`{"user": 42, "item": 50, "time": 893286638, "feedback": {"like": 1}, "k": 5}`.'
+    epilog="Examples: `argus serve exports/ml --state sessions`, then a line such as "
+    '`{"user": 42, "item": 50, "time": 893286638, "feedback": {"like": 1}, "k": 5}`; '
+    "`argus serve exports/ml --state sessions --http --port 8000`."
 )
 def serve(
     path: ExportDirectory,
@@ -287,24 +291,48 @@ def serve(
         Path | None,
         typer.Option(metavar="DIR", help="Where sessions are kept; without it they end with the command."),
     ] = None,
+    http: Annotated[bool, typer.Option("--http", help="Serve over HTTP instead of standard input.")] = False,
+    host: Annotated[str, typer.Option(help="With --http: the address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="With --http: the port; 0 for any free one.")] = 8000,
+    timeout: Annotated[
+        float, typer.Option(min=0.01, max=3600, help="With --http: seconds within which a request must be begun.")
+    ] = 30.0,
+    queue: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="With --http: requests that may wait; further ones get status 503.")
+    ] = 1024,
+    batch: Annotated[int, typer.Option(min=1, max=1 << 12, help="With --http: most requests answered together.")] = 64,
     resident: Annotated[int, typer.Option(min=1, max=1 << 20, help="Users in memory at once.")] = 64,
     max_events: Annotated[
         int | None,
         typer.Option(min=2, max=1 << 20, help="Longest history of a user; the model's longest by default."),
     ] = None,
+    cached_events: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=1 << 31,
+            help="Events in memory of all users together; room for --resident longest histories by default.",
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Keep keys and values in bfloat16.")] = False,
     replay: Annotated[
         bool, typer.Option("--replay", help="Keep events only, and encode them again when a user returns.")
     ] = False,
+    fsync: Annotated[
+        bool, typer.Option("--fsync", help="Flush every event to the disk before it is answered.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Serve sessions: events as JSON lines in, the best items (and vectors) as JSON lines out, user by user.
+    """Serve sessions: events in, the best items (and vectors) out; JSON lines, or HTTP with --http.
 
     A line names `user`. With `item` and `time` it is an event, with `organic`, `context` and `feedback` where known;
     with `amend` and `feedback` it is feedback for an earlier event. `k` asks for items, `exclude_seen` leaves out known
-    ones, `vectors` asks for the vectors; `score`, `now`, `organic` and `context` describe the request. Every line is
-    answered; a line answered with `error` has changed nothing.
+    ones, `items` asks for scores of items, `vectors` for the vectors; `score`, `now`, `organic` and `context` describe
+    the request. Every line is answered; a line answered with `error` has changed nothing.
+
+    With --http the same objects are posted to /events, /recommend and /score; /openapi.json describes them. SIGTERM or
+    Ctrl-C ends the server after it has answered what it accepted and saved the sessions.
     """
     # torch reads this when it first allocates: a long history spans thousands of 4 KB pages.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -316,12 +344,35 @@ def serve(
     check(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    with SessionStore.open(
-        path, state, resident=resident, max_events=max_events, dtype=torch.bfloat16 if half else None,
-        on_full="replay" if replay else "offload", device=device,
-    ) as store:  # fmt: skip
+    page = 64
+    with (
+        _listening(host, port) if http else contextlib.nullcontext() as bound,
+        SessionStore.open(
+            path, state, resident=resident, max_events=max_events, dtype=torch.bfloat16 if half else None,
+            on_full="replay" if replay else "offload", device=device, fsync=fsync, page_size=page,
+            pages=None if cached_events is None else -(-cached_events // page),
+        ) as store,
+    ):  # fmt: skip
+        if bound is not None:
+            from python_model.serving.http import server
+            from python_model.serving.http.app import Limits
+
+            server.serve(store, bound, Limits(queue, batch, timeout), lambda url: print(f"Ready on {url}", flush=True))
+            return
         try:
             lines.serve(store, sys.stdin.buffer, sys.stdout.buffer)
         except BrokenPipeError:
             # The reader of the answers has gone: this is no error, and the interpreter must not flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A bound socket; ValueError where the packages for HTTP are missing or the address cannot be had."""
+    try:
+        from python_model.serving.http import server
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("python_model"):
+            raise
+        message = f'--http: {error.name} is not installed: pip install "argus-kernels[serve]"'
+        raise ValueError(message) from None
+    return server.listen(host, port)

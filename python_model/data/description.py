@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from python_model.data.feedback import FeedbackComponent, PositiveEvents, components
+from python_model.data.time_features import UtcOffset, require_time_features
 from python_model.io.errors import DataError
 from python_model.io.json_text import read_object
 from python_model.io.settings import Between, checked_settings, shown
@@ -34,6 +35,8 @@ class DatasetInfo:
     context: name -> cardinality; feedback: name -> component; item_features: name -> cardinality.
     grades says how the grade column is defined; pair_window is the default window of pairs in seconds.
     negative: names of feedback that counts against an item; every other component counts for it.
+    derived: names of context that follows from times (see `time_features`) and that a server computes; utc_offset:
+    seconds by which the local time of its hour and day is ahead of UTC.
     positive: the events that are to be predicted under the protocol of the Yambda benchmark, None where no such are
     known.
     params holds the settings that made the data (for the synthetic service: all of them, the seed among them).
@@ -52,6 +55,8 @@ class DatasetInfo:
     pair_window: Annotated[int, Between(0)]
     has_oracle: bool = False
     negative: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+    utc_offset: UtcOffset = 0
     positive: PositiveEvents | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
@@ -65,6 +70,7 @@ class DatasetInfo:
             object.__setattr__(self, name, value)
         if unknown := set(self.negative) - set(self.feedback):
             raise ValueError(f"negative: expected names of feedback, found {', '.join(sorted(unknown))}")
+        require_time_features(self.derived, list(self.context))
         if "id" in self.item_features:
             raise ValueError("item_features: expected another name than 'id', as item_id has the original ids")
         if self.positive is not None:
@@ -93,7 +99,7 @@ class DatasetInfo:
         if raw.get("format") != FORMAT:
             raise DataError(file, f"expected format {FORMAT}, found {shown(raw.get('format'))}", column="format")
         known = {one.name for one in fields(cls)}
-        optional = {"params", "has_oracle", "negative", "positive", "fingerprint", "format"}
+        optional = {"params", "has_oracle", "negative", "derived", "utc_offset", "positive", "fingerprint", "format"}
         for name in sorted(known - optional - raw.keys()):
             raise DataError(file, "this key is missing", column=name)
         if "negative" not in raw:

@@ -61,6 +61,8 @@ class DatasetWriter:
         pair_window: int,
         has_oracle: bool = False,
         negative: Sequence[str] = (),
+        derived: Sequence[str] = (),
+        utc_offset: int = 0,
         params: Mapping[str, Any] | None = None,
         positive: PositiveEvents | None = None,
         overwrite: bool = False,
@@ -82,6 +84,8 @@ class DatasetWriter:
             pair_window=pair_window,
             has_oracle=has_oracle,
             negative=tuple(negative),
+            derived=tuple(derived),
+            utc_offset=utc_offset,
             params=params or {},
             positive=positive,
         )

@@ -21,16 +21,18 @@ Histories = Callable[[int | str], EventLog | None]
 class SessionArchive:
     """The folder, owned by this process until `close`; InUseError, naming the owner, where another process owns it.
 
-    histories: user → log of a user who was never saved; None where there is none.
+    histories: user → log of a user who was never saved; None where there is none. fsync: see `Journal`.
     """
 
-    def __init__(self, folder: Path, vocabulary: str, reader: EventReader, histories: Histories) -> None:
+    def __init__(
+        self, folder: Path, vocabulary: str, reader: EventReader, histories: Histories, *, fsync: bool = False
+    ) -> None:  # fmt: skip
         require_folder_of_sessions(folder)
         self._reader, self._histories = reader, histories
         self._lock = own(folder)
         try:
             self.files = SessionFiles(folder, vocabulary, reader)
-            self.journal = Journal(folder / JOURNAL)
+            self.journal = Journal(folder / JOURNAL, fsync=fsync)
             self._pending: dict[int | str, list[Entry]] = {}
             for entry in self.journal.entries(reader):
                 self._pending.setdefault(entry.user, []).append(entry)

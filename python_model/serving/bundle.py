@@ -28,6 +28,7 @@ import torch
 
 from python_model.data.identifiers import ids_of
 from python_model.data.names import LABELS, Names, read_names
+from python_model.data.time_features import DAY, TimeFeatures, require_time_features
 from python_model.data.times import seconds_of
 from python_model.io.arrays import ArrayFile, require_offsets
 from python_model.io.errors import DataError
@@ -44,8 +45,11 @@ from python_model.training.checkpoint.parts import PARTS, PICKLE
 FORMAT = 1
 INFO, MODEL, ITEMS, USERS, SCORES = "export.json", "model", "items.parquet", "users.parquet", "scores.parquet"
 VECTORS, HISTORY, SEEN = "vectors", "history", "seen"
-LEAST = {"lag": 1, "width": 1, "items": 1, "window": 2}
+LEAST = {"lag": 1, "width": 1, "items": 1, "window": 2, "utc_offset": -DAY}
 """Smallest valid values of whole numbers in export.json; 0 for all others."""
+OPTIONAL = ("derived", "utc_offset")
+"""Keys that export.json of earlier versions does not have."""
+KINDS_OF_VALUES = {"int": "a whole number", "str": "text", "tuple[str, ...]": "a list of texts"}
 HISTORY_COLUMNS = ("items", "time", "organic", "context", "feedback")
 
 
@@ -55,7 +59,8 @@ class ExportInfo:
 
     score: the kind of score of a dot product of vectors, "pair" or "next_item". lag: a score may use events at least so
     many seconds older than its time. delay: seconds from a user's newest event to the time of their vector. window:
-    newest events behind a user vector. errors: side → form → its error relative to float32.
+    newest events behind a user vector. derived, utc_offset: the context that follows from times, see `DatasetInfo`; in
+    exports of earlier versions none does. errors: side → form → its error relative to float32.
     """
 
     score: str
@@ -72,7 +77,14 @@ class ExportInfo:
     step: int
     model: str
     errors: Mapping[str, Mapping[str, Mapping[str, float]]]
+    derived: tuple[str, ...] = ()
+    utc_offset: int = 0
     format: int = FORMAT
+
+    @property
+    def time_features(self) -> TimeFeatures:
+        """The context that follows from times."""
+        return TimeFeatures(self.derived, self.utc_offset)
 
     def to_json(self) -> str:
         """The text of export.json."""
@@ -252,14 +264,17 @@ def _info(file: Path, raw: Mapping[str, Any]) -> ExportInfo:
     """The content of export.json; DataError naming the first key that is missing or has an invalid value."""
     found: dict[str, Any] = {}
     for one in fields(ExportInfo):
+        if one.name not in raw and one.name in OPTIONAL:
+            continue
         if one.name not in raw:
             raise DataError(file, "this key is missing", column=one.name)
         found[one.name] = value = raw[one.name]
-        kind = {"int": "a whole number", "str": "text"}.get(str(one.type), "figures of both sides")
+        kind = KINDS_OF_VALUES.get(str(one.type), "figures of both sides")
         least = LEAST.get(one.name, 0)
         fits = {
             "a whole number": isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 62,
             "text": isinstance(value, str),
+            "a list of texts": isinstance(value, list) and all(isinstance(name, str) for name in value),
             "figures of both sides": _are_figures(value),
         }[kind]
         if not fits:
@@ -268,6 +283,11 @@ def _info(file: Path, raw: Mapping[str, Any]) -> ExportInfo:
     if found["score"] not in KINDS:
         expected = ", ".join(KINDS)
         raise DataError(file, f"expected one of {expected}, found {found['score'][:100]!r}", column="score")
+    found["derived"] = tuple(found.get("derived", ()))
+    try:
+        require_time_features(found["derived"], found["derived"])
+    except ValueError as error:
+        raise DataError(file, str(error)) from error
     return ExportInfo(**found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from python_model.config import FeatureSpec
 from python_model.data.batches import JaggedBatch
 from python_model.data.identifiers import id_of
 from python_model.data.names import Names
+from python_model.data.time_features import TimeFeatures
 from python_model.data.times import SECONDS, second_of, times_of
 from python_model.io.errors import DataError
 from python_model.io.settings import shown
@@ -54,10 +55,13 @@ class EventRow:
 
 
 class EventReader:
-    """Checks events against a vocabulary and turns them into rows."""
+    """Checks events against a vocabulary and turns them into rows; times: which context follows from times."""
 
-    def __init__(self, features: FeatureSpec, items: IdTable, names: Names | None = None) -> None:
+    def __init__(
+        self, features: FeatureSpec, items: IdTable, names: Names | None = None, times: TimeFeatures | None = None
+    ) -> None:  # fmt: skip
         self.features, self.items, self.names = features, items, names or Names()
+        self._times, self._context = times or TimeFeatures(), tuple(features.context)
         self.bounds: dict[str, dict[str, int]] = {
             "context": dict(features.context),
             "feedback": {name: component.classes for name, component in features.feedback.items()},
@@ -72,6 +76,34 @@ class EventReader:
             self.values("context", event.context),
             self.values("feedback", event.feedback),
         )
+
+    def after(self, row: EventRow, log: EventLog) -> EventRow:
+        """The row as the next event of a log: not before its newest one, with the context that follows from times."""
+        before = log.newest_time() if len(log) else None
+        time = row.time if before is None else max(row.time, before)
+        return replace(row, time=time, context=self._times.filled(self._context, row.context, time, before))
+
+    def first_context(self, given: tuple[int, ...] | None, now: int | None) -> tuple[int, ...]:
+        """The context of a request for a user without events."""
+        context = given or (-1,) * len(self._context)
+        return context if now is None else self._times.filled(self._context, context, now, None)
+
+    def later_context(self, given: tuple[int, ...] | None, newest: EventRow, since: int | None) -> tuple[int, ...]:
+        """The context of a request `since` seconds after a user's newest event; None: at the same time as an export's.
+
+        What is not given is that of the newest event; what follows from times is computed for a later time.
+        """
+        derived = [name in self._times.names for name in self._context]
+        if since is None:
+            values = newest.context if given is None else given
+            return tuple(
+                old if follows and value < 0 else value
+                for value, old, follows in zip(values, newest.context, derived, strict=True)
+            )
+        values = given or tuple(
+            -1 if follows else value for value, follows in zip(newest.context, derived, strict=True)
+        )
+        return self._times.filled(self._context, values, newest.time + since, newest.time)
 
     def values(self, what: str, given: Mapping[str, int | str]) -> tuple[int, ...]:
         """The values of `context` or `feedback` in the order of the vocabulary, −1 where none is given."""

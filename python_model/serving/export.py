@@ -74,6 +74,7 @@ def export(
             items=len(items), users=dataset.info.users, window=window, best=best, history=window,
             dataset=dataset.info.name, stage=description.stage, step=description.step,
             model=towers.fingerprint(model), errors={"items": item_errors, "users": user_errors},
+            derived=dataset.info.derived, utc_offset=dataset.info.utc_offset,
         )  # fmt: skip
         (folder / bundle.INFO).write_text(info.to_json(), "utf-8")
         seal(folder)

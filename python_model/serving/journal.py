@@ -2,8 +2,8 @@
 
 `{"user": 5, "number": 31, "row": [item, time, organic, [context …], [feedback …]]}` is an event in dense numbers,
 `{"user": 5, "amend": 30, "feedback": […]}` feedback that came late. A line reaches the operating system before the call
-returns: it survives the process, but not a power failure. A line that a crash, a full disk or a damaged disk left
-incomplete is skipped and never read as another entry.
+returns: it survives the process, and with `fsync` a power failure. A line that a crash, a full disk or a damaged disk
+left incomplete is skipped and never read as another entry.
 """
 
 from __future__ import annotations
@@ -95,11 +95,12 @@ class FirstWarnings:
 class Journal:
     """The file, opened for appending; an incomplete last line counts as not written.
 
-    lines: written since it was last emptied. warn: reports invalid entries, up to the next `keep` or `close`.
+    fsync: whether a write waits until its lines are on the disk. lines: written since it was last emptied. warn:
+    reports invalid entries, up to the next `keep` or `close`.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.lines, self.warn = file, 0, FirstWarnings(file)
+    def __init__(self, file: Path, *, fsync: bool = False) -> None:
+        self.file, self.lines, self.warn, self._fsync = file, 0, FirstWarnings(file), fsync
         with writing(file):
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
             self._end = self._whole_lines()
@@ -120,6 +121,8 @@ class Journal:
                 # The kernel may write a part only; the next call writes the rest or raises the reason.
                 while done < len(content):
                     done += os.pwrite(self._descriptor, content[done:], self._end + done)
+                if self._fsync:
+                    os.fdatasync(self._descriptor)
                 self._is_torn = False
             except BaseException:
                 with suppress(OSError):

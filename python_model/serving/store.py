@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,11 +31,11 @@ from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY, INFO, Export
-from python_model.serving.events import Event, EventLog, EventReader, EventRow
-from python_model.serving.exact import best_items
+from python_model.serving.events import Event, EventLog, EventReader
 from python_model.serving.ids import IdTable
 from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
+from python_model.serving.search import ItemSearch, Query
 
 ON_FULL = ("offload", "replay")
 
@@ -53,15 +52,16 @@ class SessionStore:
     every resident room for max_events. max_events: longest history, at most the model's; a longer history drops its
     oldest page.
     dtype: of keys and values (see `IncrementalEncoder`). amendable: how many events back late feedback may apply.
-    save_every: events after which `save` is called automatically. histories: user → log of a user who was never saved.
-    users: original user ids; where they are integers, a text that spells one is that user.
+    save_every: events after which `save` is called automatically. fsync: whether an event waits for the disk.
+    histories: user → log of a user who was never saved. users: original user ids; where they are integers, a text that
+    spells one is that user.
     """
 
     def __init__(
         self, model: Argus, items: IdTable | None = None, *, folder: str | Path | None = None, resident: int = 64,
         max_events: int | None = None, pages: int | None = None, page_size: int = 64, on_full: str = "offload",
         dtype: torch.dtype | None = None, amendable: int = 64, save_every: int = 100_000,
-        histories: Histories = lambda user: None, users: IdTable | None = None,
+        fsync: bool = False, histories: Histories = lambda user: None, users: IdTable | None = None,
         index: CandidateIndex | None = None, export: Export | None = None,
     ) -> None:  # fmt: skip
         if on_full not in ON_FULL:
@@ -78,12 +78,13 @@ class SessionStore:
             raise ValueError(f"SessionStore: max_events is {wanted}, expected {expected}")
         self.model, self.kind = model, towers.kind_of(model)
         self.items = items or IdTable(np.arange(model.features.items), "the items of the model")
-        self._users, self._export, self._index, self._amendable = users, export, index, amendable
+        self._users, self._export, self._amendable = users, export, amendable
         self.names = Names() if export is None else export.names
-        self._reader = EventReader(model.features, self.items, self.names)
-        self._save_every, self._save_at = save_every, save_every
+        times = None if export is None else export.info.time_features
+        self.reader = EventReader(model.features, self.items, self.names, times)
+        self._save_every, self._save_at, self.most_resident = save_every, save_every, resident
         self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
-        self._vectors: np.ndarray | None = None
+        self.search = ItemSearch(model, self.items, self.names, index)
         self._is_closed = False
         self.memory = SessionMemory(
             model, histories, resident=resident, max_events=wanted, pages=pages, page_size=page_size,
@@ -95,7 +96,7 @@ class SessionStore:
         self._archive: SessionArchive | None = None
         if folder is not None:
             vocabulary = towers.vocabulary_fingerprint(model)
-            self._archive = SessionArchive(Path(folder), vocabulary, self._reader, histories)
+            self._archive = SessionArchive(Path(folder), vocabulary, self.reader, histories, fsync=fsync)
         self.memory.archive = self._archive
 
     @classmethod
@@ -168,19 +169,21 @@ class SessionStore:
         if len(set(users)) < len(users):
             twice = next(user for user in users if users.count(user) > 1)
             raise ValueError(f"SessionStore.add: user {twice!r} is named more than once")
-        rows = [self._reader.row(event) for _, event in events]
+        rows = [self.reader.row(event) for _, event in events]
         if not events:
             return []
         with self.atomically():
             found = self._admitted(users)
-            self.memory.absorb(users, found, [_not_before(row, one.log) for row, one in zip(rows, found, strict=True)])
+            self.memory.absorb(
+                users, found, [self.reader.after(row, one.log) for row, one in zip(rows, found, strict=True)]
+            )
             return self._readings(found)
 
     def amend(self, user: Any, number: int, feedback: Mapping[str, int | str]) -> Reading:
         """See `Session.amend`."""
         user = self._key(user)
         number = whole_number(number, "amend", 0)
-        values = self._reader.values("feedback", feedback)
+        values = self.reader.values("feedback", feedback)
         if not feedback:
             raise ValueError("feedback has no names, expected what came of the event")
         with self.atomically():
@@ -200,20 +203,48 @@ class SessionStore:
         with self.atomically():
             return self._readings(self._admitted([self._key(user)]))[0]
 
-    def events_of(self, user: Any) -> int:
-        """Events of a user so far."""
-        return self._admitted([self._key(user)])[0].log.total
+    def totals(self, users: Sequence[Any]) -> list[int]:
+        """Events of each of several users so far."""
+        distinct = list(dict.fromkeys(self._key(user) for user in users))
+        there = dict(zip(distinct, self._admitted(distinct), strict=True))
+        return [there[self._key(user)].log.total for user in users]
+
+    def require_event(self, event: Event) -> None:
+        """ValueError naming what is wrong with an event, as `add` raises it."""
+        self.reader.row(event)
+
+    @property
+    def example_user(self) -> int | str:
+        """The id of a user whom the export knows, for examples."""
+        ids = None if self._users is None else self._users.ids
+        return "user" if ids is None or len(ids) == 0 else ids[:1].tolist()[0]
+
+    @property
+    def is_finetuned(self) -> bool:
+        """Whether the model has the vectors of the score "pair"."""
+        return self.model.stage == "finetune"
+
+    def vector(self, user: Any, **asked: Any) -> np.ndarray:
+        """See `Session.vector`."""
+        return self.vectors([(user, asked)])[0]
 
     @torch.inference_mode()
-    def vector(
-        self, user: Any, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
-        context: Mapping[str, int | str] | None = None,
-    ) -> np.ndarray:  # fmt: skip
-        """See `Session.vector`."""
-        kind, now, organic, columns = self.require_asked(score=score, now=now, organic=organic, context=context)
-        found = self._admitted([self._key(user)])
-        readings = self._read(found, [self._request(found[0], kind, now, organic, columns)])
-        return self._vectors_of(readings, kind)[0]
+    def vectors(self, asked: Sequence[tuple[Any, Mapping[str, Any]]]) -> list[np.ndarray]:
+        """The vectors that several questions ask for in one step: (user, arguments of `Session.vector`) each."""
+        users = [self._key(user) for user, _ in asked]
+        wanted = [self.require_asked(**one) for _, one in asked]
+        distinct = list(dict.fromkeys(users))
+        there = dict(zip(distinct, self._admitted(distinct), strict=True))
+        found: list[np.ndarray] = [np.empty(0)] * len(users)
+        for kind in towers.KINDS:
+            places = [place for place, one in enumerate(wanted) if one[0] == kind]
+            if places:
+                residents = [there[users[place]] for place in places]
+                requests = [self._request(one, *wanted[place]) for one, place in zip(residents, places, strict=True)]
+                vectors = self._vectors_of(self._read(residents, requests), kind)
+                for place, vector in zip(places, vectors, strict=True):
+                    found[place] = vector
+        return found
 
     def require_asked(
         self, *, score: str | None = None, now: int | None = None, organic: bool | None = None,
@@ -224,13 +255,13 @@ class SessionStore:
             towers.kind_of(self.model, score),
             None if now is None else second_of(now, "now"),
             None if organic is None else flag(organic, "organic"),
-            None if context is None else self._reader.values("context", context),
+            None if context is None else self.reader.values("context", context),
         )
 
-    def best(
+    def query(
         self, user: Any, vector: np.ndarray, k: int, *, exclude_seen: bool = False, blocked: Sequence[Any] = ()
-    ) -> list[Scored]:
-        """The k best items for a vector; see `Session.top_k`."""
+    ) -> Query:
+        """What `search.best` takes for the arguments of `Session.top_k`; ValueError naming what is wrong."""
         # Limit k to the catalogue: the search allocates memory for k results.
         k = min(whole_number(k, "k", 1), len(self.items))
         if isinstance(blocked, (str, bytes)):
@@ -239,14 +270,7 @@ class SessionStore:
         left_out = left_out[left_out >= 0]
         if flag(exclude_seen, "exclude_seen"):
             left_out = np.concatenate([left_out, self._seen(self._key(user))])
-        excluded = [np.unique(left_out)] if len(left_out) else None
-        if self._index is not None:
-            items, scores = self._index.search(vector[None], k, excluded)
-        else:
-            items, scores = best_items(vector[None], self._item_vectors(), k, excluded)
-        found = items[0][items[0] >= 0]
-        ids, titles = self.items.original(found).tolist(), [self.names.title(item) for item in found]
-        return [Scored(one, float(score), title) for one, score, title in zip(ids, scores[0], titles, strict=False)]
+        return Query(vector, k, np.unique(left_out))
 
     def fork(self, user: Any) -> Session:
         """See `Session.what_if`."""
@@ -257,6 +281,15 @@ class SessionStore:
         """Removes a what-if session; leaves any other session unchanged."""
         if isinstance(user, WhatIf) and user in self.memory.residents:
             self.memory.drop(user)
+
+    def is_resident(self, user: User) -> bool:
+        """Whether a session's user is in memory."""
+        return user in self.memory.residents
+
+    @property
+    def unsaved(self) -> int:
+        """Lines of the journal: changes since the last save."""
+        return 0 if self._archive is None else self._archive.journal.lines
 
     @property
     def resident(self) -> list[User]:
@@ -309,7 +342,7 @@ class SessionStore:
 
     @torch.inference_mode()
     def _readings(self, found: list[Resident]) -> list[Reading]:
-        kinds = ["next_item", "pair"] if self.model.stage == "finetune" else ["next_item"]
+        kinds = ["next_item", "pair"] if self.is_finetuned else ["next_item"]
         asked = [self._request(one, kind) for kind in kinds for one in found]
         readings = self._read(found * len(kinds), asked)
         queries = self._vectors_of(readings[: len(found)], "next_item")
@@ -341,18 +374,12 @@ class SessionStore:
     ) -> list[int]:  # fmt: skip
         """organic, seconds since the newest event (−1 without one), context columns of a request."""
         if len(one.log) == 0:
-            return [int(organic or False), -1, *(context or (-1,) * len(self.model.features.context))]
+            return [int(organic or False), -1, *self.reader.first_context(context, now)]
         newest = one.log.row(len(one.log) - 1)
         delay = towers.delay_of(self.model, kind)
         since = delay if now is None else max(now - newest.time, delay)
         own = newest.organic if organic is None else organic
-        return [int(own), since, *(newest.context if context is None else context)]
-
-    @torch.inference_mode()
-    def _item_vectors(self) -> np.ndarray:
-        if self._vectors is None:
-            self._vectors = towers.require_finite(self.model.item_matrix().cpu().numpy(), "item vectors")
-        return self._vectors
+        return [int(own), since, *self.reader.later_context(context, newest, since if since > delay else None)]
 
     def _seen(self, user: User) -> np.ndarray:
         items = np.unique(self._admitted([user])[0].log.columns()["items"]).astype(np.int64)
@@ -384,11 +411,6 @@ class SessionStore:
             number = integer_of(found)
             return found if number is None else number
         return found
-
-
-def _not_before(row: EventRow, log: EventLog) -> EventRow:
-    """The row with a time not before the user's newest event: a user's time never runs backwards."""
-    return replace(row, time=max(row.time, log.newest_time())) if len(log) else row
 
 
 class Session:
@@ -439,7 +461,8 @@ class Session:
         where it has one, by exact search otherwise.
         """
         vector = self.vector(score=score, now=now, organic=organic, context=context)
-        return self._store.best(self.user, vector, k, exclude_seen=exclude_seen, blocked=blocked)
+        query = self._store.query(self.user, vector, k, exclude_seen=exclude_seen, blocked=blocked)
+        return self._store.search.best([query])[0]
 
     def what_if(self) -> Session:
         """An independent session that continues this one's history, without copying it; close it when done.
@@ -450,7 +473,7 @@ class Session:
 
     def __len__(self) -> int:
         """Number of events of the user, including those dropped from the history."""
-        return self._store.events_of(self.user)
+        return self._store.totals([self.user])[0]
 
     def close(self) -> None:
         """Ends a what-if session; other sessions need not be closed."""

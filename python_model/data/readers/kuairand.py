@@ -11,7 +11,8 @@ from python_model.data.engines import LOCAL, Engine
 from python_model.data.feedback import BINARY, categorical
 from python_model.data.readers.delimited import MISSING, Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
-from python_model.data.readers.tables import DAY, GAP_BUCKETS, HOUR, Progress, align, codes, gap_bucket, hour_and_day
+from python_model.data.readers.tables import Progress, align, codes
+from python_model.data.time_features import DAY, HOUR, TIME_FEATURES, gap_bucket, hour_and_day
 from python_model.data.times import MILLISECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.io.errors import DataError
@@ -49,12 +50,14 @@ def read_kuairand(
         logs = sort_logs(_read_log, todo, space / "logs", engine, progress=progress)
         users, user_cardinality = _user_features(directory, logs.user_ids)
         features, item_cardinality = _video_features(directory, logs.item_ids)
-        context = {"tab": TABS, "hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS, "random": 2, **user_cardinality}
+        context = {"tab": TABS, **TIME_FEATURES, "random": 2, **user_cardinality}
         with DatasetWriter(
             out,
             name="kuairand",
             source="kuairand",
             context=context,
+            derived=tuple(TIME_FEATURES),
+            utc_offset=_BEIJING,
             feedback=dict.fromkeys(("click", "like", "follow", "hate", "long_view"), BINARY)
             | {"share": categorical(len(SHARE_EDGES) + 1)},
             negative=("hate",),

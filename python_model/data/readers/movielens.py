@@ -14,7 +14,8 @@ from python_model.data.engines import LOCAL, Engine
 from python_model.data.feedback import BINARY, categorical
 from python_model.data.readers.delimited import Form, Piece, pieces, read_delimited, read_piece, refuse
 from python_model.data.readers.logs import PIECE_BYTES, Found, Rows, sort_logs
-from python_model.data.readers.tables import GAP_BUCKETS, Progress, align, gap_bucket, hour_and_day, labelled
+from python_model.data.readers.tables import Progress, align, labelled
+from python_model.data.time_features import TIME_FEATURES, gap_bucket, hour_and_day
 from python_model.data.times import SECONDS, times_of
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.io.errors import DataError
@@ -57,7 +58,8 @@ def read_movielens(
             out,
             name=f"movielens-{file.name}",
             source="movielens",
-            context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
+            context=TIME_FEATURES,
+            derived=tuple(TIME_FEATURES),
             feedback={"like": BINARY, "dislike": BINARY, "rating": categorical(classes)},
             negative=("dislike",),
             item_features={name: max(len(found.labels[name]), 1) for name in features},

@@ -1,4 +1,4 @@
-"""Shared code of the readers: categories, features joined by id, context from times, the order of events."""
+"""Shared code of the readers: categories, features joined by id, the order of events."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from python_model.io.errors import DataError
-
-DAY, HOUR = 86_400, 3_600
-# Upper edges in seconds of the time since the user's previous event: same page, minute, sitting, hour, day, week.
-GAP_EDGES = np.array([1, 10, 60, 600, 3_600, DAY, 7 * DAY])
-GAP_BUCKETS = len(GAP_EDGES) + 1
 
 Progress = Callable[[int, int], None]
 
@@ -53,16 +48,3 @@ def align(
     place = np.minimum(np.searchsorted(unique, wanted), len(unique) - 1)
     found = unique[place] == wanted
     return {name: np.where(found, of_row[first[place]], -1).astype(np.int32) for name, of_row in values.items()}
-
-
-def hour_and_day(time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hour of day and day of week (Monday = 0) in UTC of unix seconds, int32."""
-    return (time // HOUR % 24).astype(np.int32), ((time // DAY + 3) % 7).astype(np.int32)
-
-
-def gap_bucket(user: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """int32: bucket (GAP_EDGES) of the time since the user's previous event, -1 for the first; rows in event order."""
-    gap = np.diff(time, prepend=time[:1])
-    bucket = np.searchsorted(GAP_EDGES, gap, side="right").astype(np.int32)
-    bucket[np.diff(user.astype(np.int64), prepend=-1) != 0] = -1
-    return bucket

@@ -20,7 +20,7 @@ import pyarrow as pa
 from python_model.data.description import LISTEN_PLUS_PCT, DatasetInfo
 from python_model.data.engines import LOCAL, Engine
 from python_model.data.feedback import BINARY, PositiveEvents, categorical
-from python_model.data.readers.tables import GAP_BUCKETS, Progress, codes, gap_bucket, hour_and_day
+from python_model.data.readers.tables import Progress, codes
 from python_model.data.readers.yambda_files import (
     EVENT_TYPES,
     LISTEN_ONLY,
@@ -31,6 +31,7 @@ from python_model.data.readers.yambda_files import (
     rows_of_users,
     whole_numbers,
 )
+from python_model.data.time_features import TIME_FEATURES, gap_bucket, hour_and_day
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.io.errors import DataError
 from python_model.io.files import open_parquet, present, reading_parquet, require_column, require_path
@@ -87,7 +88,8 @@ def read_yambda(
         out,
         name=f"yambda-{source.listens.file.parent.name}",
         source="yambda",
-        context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS},
+        context=TIME_FEATURES,
+        derived=tuple(TIME_FEATURES),
         feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(len(SHARE_EDGES_PCT) + 1)},
         negative=("dislike", "skip"),
         item_features=cardinality,

@@ -55,6 +55,7 @@ def generate(
         has_oracle=True,
         overwrite=overwrite,
         params=config.to_params(),
+        derived=("hour", "day_of_week"),
         context={"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(SOURCES)},
         feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(len(SHARE_EDGES) + 1)},
         negative=("dislike", "skip"),

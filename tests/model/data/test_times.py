@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from python_model.data.readers.tables import gap_bucket, hour_and_day
+from python_model.data.time_features import gap_bucket, hour_and_day
 from python_model.data.times import LATEST, MILLISECONDS, SECONDS, second_of, seconds_of, times_of
 from python_model.io.errors import DataError
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from python_model.serving.answering import answer
 from python_model.serving.bundle import Export
-from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
 from tests.model.serving.hostile_lines import LineMaker
 

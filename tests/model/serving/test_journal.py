@@ -14,11 +14,11 @@ import pytest
 
 from python_model.io.disk import WriteError
 from python_model.serving import towers
+from python_model.serving.answering import answer
 from python_model.serving.archive import SessionArchive
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog, EventReader
 from python_model.serving.journal import Entry, Journal
-from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
 from tests.model.reliability.conftest import Disk, disk
 

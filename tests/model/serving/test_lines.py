@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from python_model.serving import lines
+from python_model.serving.answering import answer
 from python_model.serving.bundle import Export
 from python_model.serving.exact import best_items
-from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
 
 TIME = 1_700_000_000
@@ -176,7 +176,7 @@ def test_k_is_bounded_by_the_catalogue(server: SessionStore, exported: Export, m
         asked.append(k)
         return best_items(queries, items, k, *given)
 
-    monkeypatch.setattr("python_model.serving.store.best_items", search)
+    monkeypatch.setattr("python_model.serving.search.best_items", search)
     for k in (10**8, 10**30):
         assert len(answer(server, json.dumps({"user": 5, "k": k}))["items"]) == exported.info.items
     assert asked == [exported.info.items] * 2
@@ -188,7 +188,12 @@ FAILURES: list[Callable[..., Any]] = [
     lambda *given, **named: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     lambda *given, **named: (_ for _ in ()).throw(ValueError("PagedCache.grow: 3 pages are wanted and 0 are free")),
 ]
-PLACES = ["store.best_items", "store.SessionStore._vectors_of", "journal.os.pwrite", "memory.IncrementalEncoder.append"]
+PLACES = [
+    "search.best_items",
+    "store.SessionStore._vectors_of",
+    "journal.os.pwrite",
+    "memory.IncrementalEncoder.append",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -221,7 +226,7 @@ def test_a_full_history_slides_when_an_event_stays_and_not_before(
         answer(server, json.dumps({"user": "u", "item": number, "time": TIME + number}))
     before = state_of(server)
     with monkeypatch.context() as patch:
-        patch.setattr("python_model.serving.store.best_items", FAILURES[0])
+        patch.setattr("python_model.serving.search.best_items", FAILURES[0])
         assert "error" in answer(server, f'{{"user": "u", "item": 1, "time": {TIME + 40}, "k": 2}}')
     assert state_of(server) == before and len(server.memory.residents["u"].log) == 32
     assert answer(server, f'{{"user": "u", "item": 1, "time": {TIME + 40}, "k": 2}}')["event"] == 32

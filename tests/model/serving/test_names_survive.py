@@ -20,10 +20,10 @@ from python_model.data.shards import shard_dataset
 from python_model.evaluation.recommend import recommend
 from python_model.io.errors import DataError
 from python_model.reporting import console
+from python_model.serving.answering import answer
 from python_model.serving.bundle import Export
 from python_model.serving.candidates import search_of, write_candidates
 from python_model.serving.export import export
-from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
 from tests.model.serving.conftest import random_model, save_run
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from python_model.io.disk import WriteError
 from python_model.io.errors import DataError
 from python_model.io.exclusive import InUseError
+from python_model.serving.answering import answer
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event
-from python_model.serving.lines import answer
 from python_model.serving.store import SessionStore
 
 TIME = 1_700_000_000

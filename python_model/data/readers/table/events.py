@@ -15,7 +15,7 @@ from python_model.data.readers.logs import Found, Rows
 from python_model.data.readers.table import values as read_as
 from python_model.data.readers.table.mapping import AUTO, Column, TableMapping
 from python_model.data.readers.table.sources import TablePart
-from python_model.data.readers.tables import gap_bucket, hour_and_day
+from python_model.data.time_features import gap_bucket, hour_and_day
 from python_model.io.errors import DataError
 
 if TYPE_CHECKING:

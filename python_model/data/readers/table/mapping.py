@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+from python_model.data.time_features import TIME_FEATURES
 from python_model.data.times import UNITS
 from python_model.io.errors import DataError, one_line
 from python_model.io.files import reading
@@ -26,8 +27,6 @@ else:
 MAPPING = "mapping.toml"
 """The file in a prepared data set that says how it was read."""
 AUTO = "auto"
-BUILT_IN = ("hour", "day_of_week", "gap")
-"""Context that every event has."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}", re.ASCII)
 _FEEDBACK = ("bool", "classes", "bins")
 _FEATURES = ("category", "several", "quantiles", "bins")
@@ -168,7 +167,7 @@ class TableMapping:
 def _require_name(what: str, name: str) -> None:
     if _NAME.fullmatch(name) is None:
         raise ValueError(f"{what}: expected a name of letters, digits and _, found {name!r}")
-    if what == "context" and name in BUILT_IN:
+    if what == "context" and name in TIME_FEATURES:
         raise ValueError(f"context: {name} is made of the time, give another name")
     if what == "feature" and name == "id":
         raise ValueError("feature: expected another name than 'id', as item_id has the original ids")

@@ -23,7 +23,8 @@ from python_model.data.readers.table.items import Items, item_columns, labels_of
 from python_model.data.readers.table.mapping import MAPPING, TableMapping
 from python_model.data.readers.table.profile import Profile
 from python_model.data.readers.table.sources import Source, files_of, frame_source, open_source
-from python_model.data.readers.tables import GAP_BUCKETS, Progress
+from python_model.data.readers.tables import Progress
+from python_model.data.time_features import TIME_FEATURES
 from python_model.data.writer import DatasetWriter, refuse_existing
 from python_model.io.errors import DataError
 from python_model.io.publish import scratch
@@ -107,7 +108,8 @@ def _prepare(
         out,
         name=mapping.name or SOURCE,
         source=SOURCE,
-        context={"hour": 24, "day_of_week": 7, "gap": GAP_BUCKETS, **context},
+        context={**TIME_FEATURES, **context},
+        derived=tuple(TIME_FEATURES),
         feedback=plan.feedback,
         negative=mapping.negative,
         item_features=found.cardinality,

@@ -1,0 +1,1 @@
+"""`argus serve --http`: sessions over HTTP, requests of many users answered by one decode."""
