@@ -28,6 +28,7 @@ STAGES = ("pretrain", "finetune")
 PROTOCOLS = ("temporal", "leave-last-out", "yambda", "all")
 SOFTMAX_FORMS = ("standard", "refined")
 PRECISIONS = ("float32", "bfloat16")
+BEST_METRICS = ("next_item_ne", "feedback_ne", "feedback_auc", "pairwise_accuracy", "ndcg@10", "recall@10")
 
 
 class JsonConfig:
@@ -194,7 +195,8 @@ class TrainConfig(JsonConfig):
     """One stage of training.
 
     stage: "pretrain" (next item + feedback) or "finetune" (two-tower pairwise ranking).
-    steps: optimiser steps. batch_events: events in a batch at most. window: events of one user in a batch at most.
+    steps: optimiser steps. epochs: passes over the training events that `steps` was computed from; None where it was
+    given. batch_events: events in a batch at most. window: events of one user in a batch at most.
     batches_per_step: batches whose gradients make one step, dealt over the ranks that train together; a rank with
     several accumulates. None: one for every rank. It stays what it is when a run goes on with another number of ranks.
     learning_rate: peak rate of AdamW for dense parameters.
@@ -225,10 +227,17 @@ class TrainConfig(JsonConfig):
     checkpoint_every: steps between checkpoints. keep: how many checkpoints stay.
     log_every: steps between logged losses.
     max_skipped_steps: steps in a row without an update because loss or gradient was not finite, before training stops.
+    validate_every: steps between evaluations on the validation part; 0 for none.
+    validate_events: how many of its events are evaluated, whole users drawn at random; None: as many as cost 5 % of the
+    training's time.
+    best_metric: metric of the validation part by which the best checkpoint is chosen; None: next_item_ne in
+    pre-training, pairwise_accuracy in fine-tuning.
+    patience: evaluations in a row without improvement, after which training stops; 0: it goes on to the end.
     """
 
     stage: str = "pretrain"
     steps: Count = 1000
+    epochs: Annotated[float, Between(1e-3, 10**6)] | None = None
     batch_events: Annotated[int, Between(1, 2**31 - 1)] = 2048
     batches_per_step: Count | None = None
     window: Annotated[int, Between(2, 2**31 - 1)] = 128
@@ -261,6 +270,10 @@ class TrainConfig(JsonConfig):
     keep: Count = 2
     log_every: Count = 1
     max_skipped_steps: Count = 10
+    validate_every: Amount = 0
+    validate_events: Count | None = None
+    best_metric: str | None = None
+    patience: Amount = 0
 
     def __post_init__(self) -> None:
         self._require_kinds()
@@ -271,6 +284,8 @@ class TrainConfig(JsonConfig):
         self._require("log_q", self.log_q or self.softmax_form == "standard", 'true with softmax_form="refined"')
         allowed = not self.merge_negatives or self.softmax_form == "standard"
         self._require("merge_negatives", allowed, 'false with softmax_form="refined", which counts the candidates')
+        known = self.best_metric is None or self.best_metric in BEST_METRICS
+        self._require("best_metric", known, f"one of {', '.join(BEST_METRICS)}, or null")
         self._require("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         self._require("window", self.window <= self.batch_events, f"at most batch_events = {self.batch_events}")
         self._require("train_share", self.train_share > 0, "a number in (0, 1]")

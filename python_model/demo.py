@@ -73,7 +73,7 @@ def _run(
     result = evaluate_runs(runs, dataset, device=device, max_events=EVALUATED_EVENTS)
     console.say("5/5 Recommending")
     user = typical_user(dataset)
-    model = checkpoint.load_model(finetuned, device)
+    model = checkpoint.load_model(runs[-1].checkpoint, device)
     found = recommend(model, dataset, np.array([user]), k=8, window=RECIPE.finetune.window, device=device)[0]
     history = recent_history(dataset, user, RECENT)
     report = write_report(

@@ -8,10 +8,12 @@ their handling.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,30 +21,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from python_model.config import ModelConfig, TrainConfig, preset
-from python_model.data.batches import BatchPlan, BatchSource, JaggedBatch, prefetch
+from python_model.config import ModelConfig, TrainConfig
+from python_model.data.batches import JaggedBatch, prefetch
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
-from python_model.data.splits import make_split, targets_of
-from python_model.data.stream import ShardStream
+from python_model.data.splits import targets_of
 from python_model.io.disk import refuse_links
 from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
 from python_model.io.names import require_unmarked
 from python_model.model.argus import Argus
 from python_model.model.base import Recommender
-from python_model.model.factory import model_for_dataset
 from python_model.model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
 from python_model.model.optim import Optimisers, rate_factor
 from python_model.training import checkpoint, process_group
 from python_model.training import resume as resume_checks
 from python_model.training.checkpoint import Description, TrainerState
+from python_model.training.continued import Continuation
 from python_model.training.progress import TENSORBOARD, InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.training.resume import SKETCH, Position
-from python_model.training.row_sharding import RowSharding, row_sharding
+from python_model.training.row_sharding import row_sharding
 from python_model.training.skipped_steps import SKIPPED, SkippedSteps, TrainingDiverged
+from python_model.training.start import (
+    batch_source,
+    count_training_items,
+    make_model,
+    pair_window,
+    training_rows,
+    with_batches_per_step,
+)
 from python_model.training.step_profile import DIRECTORY as PROFILE
 from python_model.training.step_profile import StepProfile, require_steps
+from python_model.training.validation import Validator
+from python_model.training.vocabulary import VOCABULARY, Vocabulary
+from python_model.training.watch import Validation, Watch
 
 if TYPE_CHECKING:
     from python_model.training.checkpoint.sharded import BackgroundSaver
@@ -50,11 +62,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer", "TrainingDiverged", "step_seed", "train", "training_rows"]
 FREE_ON_RESUME = (
-    "checkpoint_every", "keep", "log_every", "max_skipped_steps", "activation_checkpointing", "shard_rows"
+    "checkpoint_every", "keep", "log_every", "max_skipped_steps", "activation_checkpointing", "shard_rows",
+    "validate_every", "validate_events", "best_metric", "patience", "epochs",
 )  # fmt: skip
-"""Settings that may differ between a run and its resumption, since they change no result."""
-FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
-"""Model settings that may differ between pre-training and fine-tuning, since they change no shape."""
+"""Settings that may differ between a run and its resumption, since no update of the weights depends on them."""
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -73,12 +85,15 @@ def train(
 ) -> Path:
     """Train one stage; returns the directory of the last checkpoint.
 
-    stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, metrics.jsonl, tensorboard/. init_from: a run or
-    checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
+    stage: "pretrain" or "finetune". out_dir: the run: checkpoints/, best/, metrics.jsonl, tensorboard/. init_from: a
+    run or checkpoint whose weights to start from; model_config None then takes its shapes, else the preset "tiny".
+    Pre-training from another run continues it with its optimisers' state; the data may have other items, contexts and
+    item features (`training.continued`).
     from_scratch: a resumed run must have started from random weights.
-    resume: continue the run in out_dir where it has a checkpoint, with the same settings. progress: called after
-    every step. profile: records a few of the steps. Ctrl-C ends the step, saves and raises KeyboardInterrupt; SIGTERM
-    does the same with its subclass Terminated.
+    resume: continue the run in out_dir where it has a checkpoint, with the same settings; more `steps` than it was
+    begun with lay the schedule of the learning rate anew over all of them. progress: called after every step, and with
+    step 0 after the evaluation of a new model. profile: records a few of the steps. Ctrl-C ends the step, saves and
+    raises KeyboardInterrupt; SIGTERM does the same with its subclass Terminated.
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
@@ -99,15 +114,20 @@ def train(
             raise FileExistsError(f"{run} holds a training run: pass --resume or choose another directory")
         torch.manual_seed(config.seed)
         lagged = stage == "finetune" and config.lag_pairs
-        least_lag = 1 + _pair_window(dataset, config) if lagged else 0
-        config = _with_batches_per_step(config, resumed)
-        model = _make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config))
+        least_lag = 1 + pair_window(dataset, config) if lagged else 0
+        config = with_batches_per_step(config, resumed)
+        goes_on = stage == "pretrain" and init_from is not None and resumed is None
+        continuation = Continuation.of(checkpoint.chosen(init_from), dataset) if goes_on and init_from else None
+        model = make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config), continuation)
         trainer = Trainer(dataset, run, model.to(device), config, progress, profile)
         if resumed is not None:
             trainer.restore(resumed, init_from, from_scratch)
-        elif init_from is not None:
+        if continuation is not None:
+            continuation.fill_optimisers(trainer.optimisers)
+            count_training_items(trainer.sampler, dataset, config.protocol)
+        if resumed is None and init_from is not None:
             trainer.origin = process_group.on_first(
-                lambda: resume_checks.identity_of_weights(checkpoint.find(init_from))
+                lambda: resume_checks.identity_of_weights(checkpoint.chosen(init_from))
             )
         if profile is not None:
             require_steps(profile.steps, config.steps, trainer.step)
@@ -126,7 +146,8 @@ def _owned_by_first(run: Path) -> Iterator[None]:
 @contextmanager
 def _owned(run: Path) -> Iterator[None]:
     with owned(run):
-        for name in (checkpoint.CHECKPOINTS, TENSORBOARD, SKIPPED, PROFILE):
+        best = f"{checkpoint.BEST}/{checkpoint.CHECKPOINTS}"
+        for name in (checkpoint.CHECKPOINTS, TENSORBOARD, SKIPPED, PROFILE, VOCABULARY, checkpoint.BEST, best):
             refuse_links(run / name)
         yield
 
@@ -154,13 +175,14 @@ class Trainer:
         else:
             if not isinstance(model, Argus):
                 raise ValueError(f"finetune trains the two towers of ARGUS, and {model.config.model!r} has none")
-            self.loss = FinetuneLoss(config, model, _pair_window(dataset, config), targets)
+            self.loss = FinetuneLoss(config, model, pair_window(dataset, config), targets)
             self.sampler = self.loss.pretrain.sampler
         self.skipped = SkippedSteps(run, dataset, config.max_skipped_steps)
         model.encoder.recompute = config.activation_checkpointing
         self.objective = Objective(model, self.loss)
         self.distributed: DistributedModel | None = None
         self.saver: BackgroundSaver | None = None
+        self.best_saver: BackgroundSaver | None = None
         if process_group.size() > 1:
             # torch's distributed modules take a second to import; only runs on several ranks need them.
             from python_model.training.checkpoint.sharded import BackgroundSaver
@@ -169,6 +191,8 @@ class Trainer:
             self.distributed = DistributedModel(self.objective, config)
             self.saver = BackgroundSaver(run, config.keep)
         self.optimisers = Optimisers(model, config, self.distributed.leaves if self.distributed else None)
+        self.watch = Watch.of(config)
+        self.validator = Validator(dataset, model, config) if config.validate_every else None
         self.identity = identity_of(dataset)
         self.origin: str | None = None
         self.place = self.plan.start()
@@ -176,12 +200,14 @@ class Trainer:
         self.seconds = 0.0
 
     def run(self) -> Path:
-        """From the current step to the last one."""
+        """From the current step to the last one, or to where validation stops."""
         self.model.train()
         pace, earlier = Throughput(), self.seconds
         with InterruptGuard(process_group.size() > 1) as interrupt, self._log() as log, self._profiled():
+            if self.step == 0:
+                self._begin(log)
             steps = self._batches()
-            while self.step < self.config.steps:
+            while self.step < self.config.steps and not self.watch.stops(self.config.patience):
                 before = self.events
                 if self.profile is not None:
                     self.profile.begin_step(self.objective)
@@ -200,6 +226,13 @@ class Trainer:
                 if self._due():
                     self._start_save()
         return self.save()
+
+    def _begin(self, log: MetricsLog | None) -> None:
+        """Before the first step: what an attempt without a checkpoint left is replaced, the new model is evaluated."""
+        process_group.on_first(lambda: shutil.rmtree(self.run_dir / checkpoint.BEST, ignore_errors=True))
+        process_group.on_first(lambda: Vocabulary.of(self.dataset).write(self.run_dir))
+        if self.validator is not None:
+            self._report(log, rate_factor(0, self.config), {}, 0.0, 0.0)
 
     def _profiled(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.profile is None else closing(self.profile)
@@ -305,15 +338,55 @@ class Trainer:
     def _report(
         self, log: MetricsLog | None, factor: float, losses: dict[str, float], rate: float, left: float
     ) -> None:
+        found, notes = self._validated()
         report = StepReport(
             stage=self.config.stage, step=self.step, steps=self.config.steps, events=self.events,
             seconds=self.seconds, events_per_second=rate, seconds_left=left,
             learning_rate=self.config.learning_rate * factor, losses=losses, skipped=self.skipped.in_a_row > 0,
+            validation=found, notes=notes,
         )  # fmt: skip
-        if log is not None and (self.step % self.config.log_every == 0 or self.step == self.config.steps):
+        logged = self.step % self.config.log_every == 0 or self.step == self.config.steps or found is not None
+        if log is not None and logged:
             log.write(report)
         if self.progress is not None:
             self.progress(report)
+        elif process_group.rank() == 0:
+            for note in notes:
+                logger.warning("%s", note)
+
+    def _validated(self) -> tuple[Validation | None, list[str]]:
+        """The evaluation due after this step, if one is, with warnings in words; the best checkpoint is then saved.
+
+        It is on the disk before a checkpoint says that it is the best.
+        """
+        last = self.step == self.config.steps
+        if self.validator is None or self.skipped.in_a_row > 0:
+            return None, []
+        if self.step % self.config.validate_every and not last:
+            return None, []
+        found = self.validator.evaluate(self.step, self._evaluating)
+        best, notes = self.watch.take(found)
+        if best:
+            self._save_best(found)
+        return found, notes
+
+    def _evaluating(self, work: Callable[[], Any]) -> Any:
+        """Runs work on the weights of this step, on several ranks gathered, without gradients."""
+        with torch.no_grad(), self._precision():
+            return work() if self.distributed is None else self.distributed.evaluating(work)
+
+    def _save_best(self, found: Validation) -> None:
+        """Write a checkpoint of this step as the best one of the run; returns when it is on the disk."""
+        best, (description, numbers, tensors) = self.run_dir / checkpoint.BEST, self._state()
+        numbers["validation"] = found.record()
+        if self.distributed is None:
+            checkpoint.save(best, self.model, description, TrainerState(tensors, numbers), keep=1)
+            return
+        from python_model.training.checkpoint.sharded import BackgroundSaver
+
+        self.best_saver = self.best_saver or BackgroundSaver(best, keep=1)
+        self.best_saver.start(description, numbers, self.distributed.stored(tensors))
+        self.best_saver.finish()
 
     def save(self) -> Path:
         """Write a checkpoint of this step; returns its directory once it is on disk."""
@@ -324,22 +397,26 @@ class Trainer:
 
     def _start_save(self) -> Path:
         """Write a checkpoint of this step: on one rank at once, on several in the background; returns where."""
-        sketch = self.sampler.sketch.state_dict()
-        numbers = {
-            "step": self.step, "place": self.plan.merge(process_group.gathered(self.place)), "events": self.events,
-            "seconds": self.seconds, "sketch_total": sketch["total"], "origin": self.origin, **self.skipped.state(),
-        }  # fmt: skip
-        tensors = self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
-        description = Description(
-            self.config.stage, self.step, self.model.config, self.config, self.model.features,
-            self.identity,
-        )  # fmt: skip
-        self.model.stage = self.config.stage
+        description, numbers, tensors = self._state()
         if self.distributed is None or self.saver is None:
             return checkpoint.save(
                 self.run_dir, self.model, description, TrainerState(tensors, numbers), self.config.keep
             )
         return self.saver.start(description, numbers, self.distributed.stored(tensors))
+
+    def _state(self) -> tuple[Description, dict[str, Any], dict[str, Tensor]]:
+        """What a checkpoint of this step holds beside the weights; a collective call."""
+        sketch = self.sampler.sketch.state_dict()
+        numbers = {
+            "step": self.step, "place": self.plan.merge(process_group.gathered(self.place)), "events": self.events,
+            "seconds": self.seconds, "sketch_total": sketch["total"], "origin": self.origin, **self.skipped.state(),
+            "watch": self.watch.state(),
+        }  # fmt: skip
+        self.model.stage = self.config.stage
+        description = Description(
+            self.config.stage, self.step, self.model.config, self.config, self.model.features, self.identity
+        )
+        return description, numbers, self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
 
     def _require_known(self, directory: Path, place: dict[str, Any]) -> None:
         if place.keys() == self.plan.start().keys():
@@ -358,8 +435,9 @@ class Trainer:
         """
         found = checkpoint.read_description(directory)
         resume_checks.require_same(
-            directory, "train_config", asdict(found.train_config), asdict(self.config), FREE_ON_RESUME
+            directory, "train_config", asdict(found.train_config), asdict(self.config), (*FREE_ON_RESUME, "steps")
         )
+        resume_checks.require_more_steps(directory, found, self.config.steps)
         resume_checks.require_same_data(directory, found.dataset, self.identity)
         state = checkpoint.load_trainer(directory, self.distributed.leaves if self.distributed else None)
         position = Position.of(directory, state.numbers, found.step)
@@ -372,28 +450,14 @@ class Trainer:
         self.events, self.seconds = position.events, position.seconds
         sketch = {"table": state.tensors[SKETCH].numpy(), "total": position.sketch_total}
         self.skipped.load(state.numbers)
+        self.watch = process_group.on_first(
+            lambda: resume_checks.restored_watch(directory, self.run_dir, state.numbers, found, self.config)
+        )
         try:
             self.sampler.sketch.load_state_dict(self.sampler.sketch.state_dict() | sketch)
         except ValueError as error:
             raise DataError(directory / checkpoint.TRAINER, str(error), column=SKETCH) from error
         self.optimisers.load({name: value for name, value in state.tensors.items() if name != SKETCH})
-
-
-def batch_source(dataset: Dataset, config: TrainConfig) -> BatchSource:
-    """The source of a run's batches: streamed from a data set in shards, else from memory."""
-    if dataset.manifest is not None:
-        return ShardStream(dataset, dataset.manifest, config)
-    rows = training_rows(dataset, config.protocol, config.train_share)
-    return BatchPlan(dataset, config.batch_events, config.window, config.seed, train=rows)
-
-
-def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.ndarray | None:
-    """Rows that a protocol trains on, bool [events], of this share of the users; None for all."""
-    rows = None if protocol == "all" else make_split(dataset, protocol).train
-    if share == 1.0:
-        return rows
-    kept = np.random.default_rng(0).permutation(dataset.info.users) < max(1, round(share * dataset.info.users))
-    return kept[dataset.user] if rows is None else rows & kept[dataset.user]
 
 
 def over_batches(found: Sequence[Mapping[str, Tensor]], norm: Tensor, events: int) -> tuple[dict[str, float], int]:
@@ -415,41 +479,3 @@ def step_seed(seed: int, step: int, number: int = 0) -> int:
     """
     words = [seed, step, number] if number else [seed, step]
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _with_batches_per_step(config: TrainConfig, resumed: Path | None) -> TrainConfig:
-    """The settings with the resumed run's batches per step, or for a new run one batch per rank."""
-    if config.batches_per_step is not None:
-        return config
-    found = None if resumed is None else checkpoint.read_description(resumed).train_config.batches_per_step
-    return replace(config, batches_per_step=found or process_group.size())
-
-
-def _pair_window(dataset: Dataset, config: TrainConfig) -> int:
-    return dataset.info.pair_window if config.pair_window is None else config.pair_window
-
-
-def _make_model(
-    dataset: Dataset, config: ModelConfig | None, init_from: str | Path | None, resumed: Path | None, least_lag: int,
-    sharding: RowSharding | None,
-) -> Recommender:  # fmt: skip
-    source = resumed or (checkpoint.find(init_from) if init_from is not None else None)
-    if source is None:
-        config = config or preset("tiny")
-        return model_for_dataset(replace(config, lag=max(config.lag, least_lag)), dataset, sharding)
-    found = checkpoint.read_description(source)
-    if config is not None:
-        config = replace(config, lag=max(config.lag, least_lag))
-    if config is not None:
-        free = () if resumed is not None else FREE_ON_FINETUNE
-        resume_checks.require_same(source, "model_config", asdict(found.model_config), asdict(config), free)
-    checkpoint.outline(source, found)
-    kept = config or replace(found.model_config, lag=max(found.model_config.lag, least_lag))
-    model = model_for_dataset(kept, dataset, sharding)
-    if model.features.to_json() != found.features.to_json():
-        raise ValueError(f"{source}: trained on another vocabulary ({found.dataset['name']}) than {dataset.info.name}")
-    if resumed is None:
-        resume_checks.require_same_items(source, found.dataset, dataset)
-    checkpoint.load_weights(model, source)
-    model.stage = found.stage
-    return model

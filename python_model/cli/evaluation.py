@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from python_model.cli.app import app
-from python_model.cli.options import Data, Device, Json, Part, Protocol, Ranking, Score, Threads, Window, check
+from python_model.cli.options import (
+    Data,
+    Device,
+    Json,
+    Part,
+    Protocol,
+    Ranking,
+    Score,
+    Threads,
+    WhichCheckpoint,
+    Window,
+    check,
+)
 from python_model.reporting import console
 
 Cutoffs = Annotated[list[int], typer.Option("--k", min=1, help="Cut-off of recall and NDCG; repeat it for several.")]
@@ -42,6 +54,7 @@ def evaluate(
         Ranking | None,
         typer.Option(help="Score that orders impressions; pair for fine-tuned runs, next_item for others by default."),
     ] = None,
+    which: WhichCheckpoint = None,
     device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
@@ -59,7 +72,7 @@ def evaluate(
 
     check(device, json_file, report)
     dataset = load_dataset(data)
-    opened = training_runs.open_runs(runs, dataset)
+    opened = training_runs.open_runs(runs, dataset, which.value if which else None)
     training_runs.use_threads(threads, max(run.description.model_config.width for run in opened))
     result = training_runs.evaluate_runs(
         opened, dataset, device=device, protocol=protocol.value if protocol else None, part=part.value,
@@ -97,6 +110,7 @@ def recommend(
         Score, typer.Option(help="next_item: what comes next; pair: what would be liked, the fine-tuned ranker.")
     ] = Score.next_item,
     window: Window = None,
+    which: WhichCheckpoint = None,
     device: Device = "auto",
     threads: Threads = None,
     json_file: Json = None,
@@ -112,15 +126,16 @@ def recommend(
 
     check(device, json_file)
     dataset = load_dataset(data)
-    description = checkpoint.read_description(run)
+    directory = checkpoint.chosen(run, which.value if which else None)
+    description = checkpoint.read_description(directory)
     require_fit(run, description, dataset)
     use_threads(threads, description.model_config.width)
     if score is Score.pair and description.stage != "finetune":
         raise ValueError(f"--score pair needs a fine-tuned run; {run} is pre-trained only")
     users = find_users(dataset, user)
     found = best_items(
-        checkpoint.load_recommender(run, device), dataset, users, k=k, window=window or description.train_config.window,
-        exclude_seen=exclude_seen, score=score.value, device=device,
+        checkpoint.load_recommender(directory, device), dataset, users, k=k,
+        window=window or description.train_config.window, exclude_seen=exclude_seen, score=score.value, device=device,
     )  # fmt: skip
     if json_file is not None:
         console.write_json(json_file, {"users": [asdict(one) for one in found]})

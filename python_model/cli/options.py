@@ -85,6 +85,13 @@ class Precision(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Checkpoint(str, Enum):
+    """Which checkpoint of a run."""
+
+    best = "best"
+    latest = "latest"
+
+
 class Engines(str, Enum):
     """Where the work runs."""
 
@@ -142,7 +149,16 @@ Json = Annotated[
 Window = Annotated[
     int | None, typer.Option(min=2, help="Events of a user that the model sees at once; the recipe's by default.")
 ]
-Steps = Annotated[int | None, typer.Option(help="Optimiser steps; the recipe's by default.")]
+Steps = Annotated[
+    int | None, typer.Option(help="Optimiser steps; the recipe's, or chosen from the size of the data, by default.")
+]
+Epochs = Annotated[
+    float | None, typer.Option(help="Passes over the training events, in place of --steps.", show_default=False)
+]
+Patience = Annotated[
+    int | None,
+    typer.Option(min=0, help="Validations without improvement that end the training; 0: none; 5 by default."),
+]
 BatchEvents = Annotated[int | None, typer.Option(help="Events in a batch at most; the recipe's by default.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate; the recipe's by default.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of weights, batches and negatives; 0 by default.")]
@@ -158,7 +174,16 @@ Set = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    typer.Option(help="Settings to start from: default, demo, ml-100k, kuairand-pure; the data set's by default."),
+    typer.Option(
+        help="Settings to start from: default, demo, ml-100k, kuairand-pure, or a TOML file of `argus tune`; the data "
+        "set's by default."
+    ),
+]
+WhichCheckpoint = Annotated[
+    Checkpoint | None,
+    typer.Option(
+        "--checkpoint", help="Checkpoint of a run; the best on the validation part by default, if it has one."
+    ),
 ]
 EngineName = Annotated[
     Engines,

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from python_model.cli.app import app, exit_code
-from python_model.cli.options import MAX_LAG, Data, Device, EngineName, Engines, Json, Score, Threads, Window, check
+from python_model.cli.options import (
+    MAX_LAG,
+    Data,
+    Device,
+    EngineName,
+    Engines,
+    Json,
+    Score,
+    Threads,
+    WhichCheckpoint,
+    Window,
+    check,
+)
 from python_model.io.errors import counted
 from python_model.reporting import console
 
@@ -41,6 +53,7 @@ def export(
     score: ServedScore = None,
     best: Annotated[int, typer.Option(min=0, help="Items of each user in scores.parquet, with their scores.")] = 100,
     window: Window = None,
+    which: WhichCheckpoint = None,
     overwrite: Overwrite = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -56,12 +69,13 @@ def export(
 
     check(device)
     dataset = load_dataset(data)
-    description = checkpoint.read_description(run)
+    directory = checkpoint.chosen(run, which.value if which else None)
+    description = checkpoint.read_description(directory)
     require_fit(run, description, dataset)
     use_threads(threads, description.model_config.width)
     with console.counting_progress("Users") as advance:
         info = write_export(
-            dataset, run, out, score=score.value if score else None, window=window, best=best, device=device,
+            dataset, directory, out, score=score.value if score else None, window=window, best=best, device=device,
             overwrite=overwrite, progress=advance,
         )  # fmt: skip
     console.say(
@@ -274,7 +288,7 @@ def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
         raise ValueError(f"{source}: not found: expected a run of `argus finetune`, or what `argus export` made")
     if data is None:
         raise ValueError(f"{source} is no export: give the histories behind a run with --data, or make an export first")
-    description = checkpoint.read_description(source)
+    description = checkpoint.read_description(checkpoint.chosen(source))
     require_fit(source, description, load_dataset(data))
     use_threads(threads, description.model_config.width)
     return recipe.make_from_history(data)

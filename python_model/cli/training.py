@@ -15,8 +15,10 @@ from python_model.cli.options import (
     BatchEvents,
     Data,
     Device,
+    Epochs,
     LearningRate,
     Out,
+    Patience,
     Profile,
     Recipe,
     Resume,
@@ -39,19 +41,31 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: `argus pretrain data/ml runs/pretrain`, `argus pretrain data/ml runs/pretrain --resume`, "
-    "`argus pretrain data/ml runs/full --steps 5000 --set form=full --set dropout=0.1`."
+    "`argus pretrain data/ml runs/full --steps 5000 --set form=full --set dropout=0.1`, "
+    "`argus pretrain data/newer runs/newer --from runs/pretrain`."
 )
 def pretrain(
     data: Data,
     out: Out,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            show_default=False,
+            help="Run of `argus pretrain` to continue on this data, which may have other items.",
+        ),
+    ] = None,
     recipe: Recipe = None,
     size: Annotated[Size | None, typer.Option(help="Published size; the recipe's by default.")] = None,
     steps: Steps = None,
+    epochs: Epochs = None,
     window: Window = None,
     batch_events: BatchEvents = None,
     learning_rate: LearningRate = None,
     protocol: Annotated[TrainingProtocol | None, typer.Option(help="Which events are held out.")] = None,
     seed: Seed = None,
+    patience: Patience = None,
     settings: Set = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -62,7 +76,10 @@ def pretrain(
 
     Checkpoints, metrics.jsonl and TensorBoard logs (`tensorboard --logdir OUT`) go to OUT. Ctrl-C saves and leaves.
     """
-    given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
+    given = _given(
+        settings, protocol, steps=steps, epochs=epochs, window=window, batch_events=batch_events,
+        learning_rate=learning_rate, seed=seed, patience=patience,
+    )  # fmt: skip
     _train(
         "pretrain",
         data,
@@ -70,6 +87,7 @@ def pretrain(
         given,
         recipe=recipe,
         size=size.value if size else None,
+        source=source,
         device=device,
         threads=threads,
         resume=resume,
@@ -94,10 +112,12 @@ def finetune(
         TrainingProtocol | None, typer.Option(help="Which events are held out; those of --from RUN by default.")
     ] = None,
     steps: Steps = None,
+    epochs: Epochs = None,
     window: Window = None,
     batch_events: BatchEvents = None,
     learning_rate: LearningRate = None,
     seed: Seed = None,
+    patience: Patience = None,
     settings: Set = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -113,26 +133,19 @@ def finetune(
     goes_on = resume and checkpoint.exists(out)
     if (source is not None and from_scratch) or (source is None and not from_scratch and not goes_on):
         raise ValueError("give either --from RUN (a run of `argus pretrain`) or --from-scratch")
-    given = _given(steps, window, batch_events, learning_rate, seed, protocol, settings)
+    given = _given(
+        settings, protocol, steps=steps, epochs=epochs, window=window, batch_events=batch_events,
+        learning_rate=learning_rate, seed=seed, patience=patience,
+    )  # fmt: skip
     _train(
         "finetune", data, out, given, recipe=recipe, source=source, from_scratch=from_scratch, device=device,
         threads=threads, resume=resume, profile=profile,
     )  # fmt: skip
 
 
-def _given(
-    steps: int | None, window: int | None, batch_events: int | None, learning_rate: float | None, seed: int | None,
-    protocol: TrainingProtocol | None, settings: list[str] | None,
-) -> dict[str, Any]:  # fmt: skip
+def _given(settings: list[str] | None, protocol: TrainingProtocol | None, **named: Any) -> dict[str, Any]:
     """The settings that the user named, by their names in the configurations; --set goes last."""
-    named: dict[str, Any] = {
-        "steps": steps,
-        "window": window,
-        "batch_events": batch_events,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "protocol": protocol.value if protocol else None,
-    }
+    named["protocol"] = protocol.value if protocol else None
     return {name: value for name, value in named.items() if value is not None} | parse_settings(settings or [])
 
 
@@ -144,6 +157,7 @@ def _train(
     from python_model.data.schema import load_dataset
     from python_model.train import train
     from python_model.training import checkpoint, process_group, runs
+    from python_model.training.continued import Continuation
     from python_model.training.step_profile import StepProfile
 
     check(device)
@@ -154,10 +168,14 @@ def _train(
     resumed = resume and checkpoint.exists(out)
     if resume and not resumed:
         say(f"{out} has no checkpoint yet: starting from the beginning")
-    model_config, train_config = runs.settings_of(
+    settings = runs.settings_of(
         stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
     )
-    runs.use_threads(threads, model_config.width)
+    if stage == "pretrain" and source is not None and not resumed:
+        say(Continuation.of(checkpoint.chosen(source), dataset).text())
+    for note in settings.notes:
+        say(note)
+    runs.use_threads(threads, settings.model.width)
     title = runs.TITLE_OF_STAGE[stage].capitalize()
     recorded = (
         StepProfile(out, profile, lambda found: say(found.text())) if profile and process_group.is_first() else None
@@ -165,7 +183,7 @@ def _train(
     try:
         with process_group.process_group(device) as own_device, _progress(title) as progress:
             train(
-                stage, dataset, out, model_config, train_config, resume=resume, init_from=source,
+                stage, dataset, out, settings.model, settings.train, resume=resume, init_from=source,
                 from_scratch=from_scratch, progress=progress, device=own_device, profile=recorded,
             )  # fmt: skip
     except KeyboardInterrupt as stop:
@@ -176,6 +194,8 @@ def _train(
         if recorded is not None:
             say(f"Profile: {recorded.directory}; open trace.json.gz in ui.perfetto.dev")
         say(f"{title} ends after {counted(checkpoint.read_description(out).step, 'step')}: {out}")
+        for line in runs.verdict(out):
+            say(line)
         _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
 
 

@@ -76,6 +76,10 @@ class BatchSource(Protocol):
         """ValueError where a step cannot have `of` batches; called before a run creates anything."""
         ...
 
+    def epoch_batches(self) -> int:
+        """Batches of the first epoch; of a stream, about as many."""
+        ...
+
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """From a position on, the batches of every step with these numbers, out of its `of` batches.
 
@@ -241,6 +245,10 @@ class BatchPlan:
         """See `BatchSource`: the first epoch decides."""
         if of > 1 and (there := len(self._plan(0))) < of:
             raise ValueError(f"batches_per_step is {of}, expected at most the {there} batches of an epoch")
+
+    def epoch_batches(self) -> int:
+        """See `BatchSource`."""
+        return len(self._plan(0))
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """See `BatchSource`; a step that the rest of an epoch does not fill goes on in the next one."""

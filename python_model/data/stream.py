@@ -31,6 +31,8 @@ from python_model.io.errors import DataError
 from python_model.io.files import open_parquet, reading_parquet, require_values
 
 BLOCK_BATCHES = 16
+HELD_OUT = 0.15
+"""Share of the events in the validation and test parts of the temporal split."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class ShardStream:
 
     def __init__(self, dataset: Dataset, manifest: Manifest, config: TrainConfig) -> None:
         self.dataset, self.manifest, self.config = dataset, manifest, config
+        self._batch_events = config.batch_events
         self._block_events = BLOCK_BATCHES * config.batch_events
         users = dataset.info.users
         # The same users as in memory, see `train.training_rows`.
@@ -85,6 +88,11 @@ class ShardStream:
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
                 f"{self.dataset.path}: each batch of a step comes from another shard"
             )
+
+    def epoch_batches(self) -> int:
+        """See `BatchSource`; the last batches of blocks, which may be less than full, do not count."""
+        held_out = HELD_OUT if self.config.protocol == "temporal" else 0.0
+        return max(1, round(self.dataset.info.events * (1 - held_out) * self.config.train_share / self._batch_events))
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """See `BatchSource`; the position contains that of every lane that this rank reads."""

@@ -90,7 +90,7 @@ def evaluate(
     if oracle and dataset.info.has_oracle:
         predictors["oracle"] = Oracle(dataset)
     predictions = {name: predictor.predict(rows) for name, predictor in predictors.items()}
-    result = _Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)
+    result = Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)
     if protocol == "yambda":
         _replace_by_lists(result, UserLists(dataset, split, part, np.unique(dataset.user[rows])), predictors, k)
     return result
@@ -125,7 +125,7 @@ def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, see
     return rows[np.isin(dataset.user[rows], users[order[:taken]]) & (position < max_events)]
 
 
-class _Scorer:
+class Scorer:
     """Turns predictions for the same events into one table."""
 
     def __init__(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,11 +13,30 @@ from torch.nn.functional import logsigmoid
 from python_model.data.batches import BatchBuilder, JaggedBatch, evaluation_batches, history_windows
 from python_model.data.feedback import FeedbackComponent
 from python_model.data.schema import Dataset
-from python_model.evaluation.metrics import BLOCK_SCORES, concatenate_rankings, rank_catalogue
+from python_model.evaluation.metrics import BLOCK_SCORES, Ranking, concatenate_rankings, rank_catalogue
 from python_model.evaluation.predictions import Predictions
 from python_model.evaluation.recommend import append_next_event
 from python_model.evaluation.user_lists import Requests
 from python_model.model.base import Recommender
+
+
+@dataclass(frozen=True)
+class BatchPredictions:
+    """Predictions for n targets: their ranks, feedback logits [n, C], ranking scores [n] or None."""
+
+    next_item: Ranking
+    feedback: Tensor
+    ranking: Tensor | None
+
+
+def joined(parts: Sequence[BatchPredictions], components: Mapping[str, FeedbackComponent]) -> Predictions:
+    """The predictions of consecutive batches; components: of the feedback."""
+    ranking = [part.ranking for part in parts if part.ranking is not None]
+    return Predictions(
+        next_item=concatenate_rankings([part.next_item for part in parts]),
+        feedback=feedback_log_probabilities(torch.cat([one.feedback for one in parts]), components) if parts else {},
+        ranking=torch.cat(ranking).numpy() if ranking else None,
+    )
 
 
 class ModelPredictor:
@@ -34,9 +53,9 @@ class ModelPredictor:
         self, model: Recommender, dataset: Dataset, *, window: int, device: str | torch.device = "cpu",
         token_budget: int = 8192, ranking_kind: str | None = None, lag: int | None = None,
     ) -> None:  # fmt: skip
-        self.model = model.to(device).eval()
-        self._dataset = dataset
         self._device = torch.device(device)
+        self.model = (model if model.device == self._device else model.to(self._device)).eval()
+        self._dataset = dataset
         self._window = min(window, model.config.max_events)
         self._token_budget = max(token_budget, self._window)
         self._ranking_kind = ranking_kind
@@ -45,24 +64,23 @@ class ModelPredictor:
     @torch.inference_mode()
     def predict(self, rows: np.ndarray) -> Predictions:
         """Predictions for events `rows` (int64 [n], rising)."""
-        items = self.model.item_matrix()
-        scale = float(self.model.temperature)
-        rankings, feedback, ranking = [], [], []
-        for batch in self._batches(rows):
-            target = batch.is_target
-            states = self.model.encode(batch)
-            readings = self.model.read(batch, states)
-            queries = self.model.queries(readings)[target]
-            rankings.append(rank_catalogue(queries, items, batch.items[target], scale))
-            feedback.append(self.model.feedback_logits_of(readings)[target])
-            scores = self.model.ranking_scores(batch, self._ranking_kind, states, lag=self._lag)
-            ranking.append(scores[target].float())
-        components = self.model.features.feedback
-        return Predictions(
-            next_item=concatenate_rankings(rankings),
-            feedback=feedback_log_probabilities(torch.cat(feedback), components) if feedback else {},
-            ranking=torch.cat(ranking).cpu().numpy() if ranking else None,
+        items, scale = self.model.item_matrix(), float(self.model.temperature)
+        return joined(
+            [self.of_batch(batch, items, scale) for batch in self.batches(rows)], self.model.features.feedback
         )
+
+    def of_batch(self, batch: JaggedBatch, items: Tensor, scale: float, *, ranked: bool = True) -> BatchPredictions:
+        """Predictions for the target events of a batch; items: [V, D] of the catalogue. ranked: with ranking scores."""
+        target = batch.is_target
+        states = self.model.encode(batch)
+        readings = self.model.read(batch, states)
+        queries = self.model.queries(readings)[target]
+        ranking = rank_catalogue(queries, items, batch.items[target], scale)
+        logits = self.model.feedback_logits_of(readings)[target].cpu()
+        if not ranked:
+            return BatchPredictions(ranking, logits, None)
+        scores = self.model.ranking_scores(batch, self._ranking_kind, states, lag=self._lag)
+        return BatchPredictions(ranking, logits, scores[target].float().cpu())
 
     @torch.inference_mode()
     def catalogue_scores(self, requests: Requests) -> Iterator[Tensor]:
@@ -78,7 +96,8 @@ class ModelPredictor:
             batch = replace(batch, time=asked).to(self._device)
             yield self.model.next_item_queries(batch)[batch.is_target] @ items.T
 
-    def _batches(self, rows: np.ndarray) -> Iterator[JaggedBatch]:
+    def batches(self, rows: np.ndarray) -> Iterator[JaggedBatch]:
+        """Batches whose targets are the events `rows`, on the model's device."""
         targets = np.zeros(len(self._dataset), bool)
         targets[rows] = True
         for batch in evaluation_batches(self._dataset, targets, self._token_budget, self._window):

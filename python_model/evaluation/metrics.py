@@ -27,6 +27,10 @@ BLOCK_SCORES = 1 << 24
 """Scores in memory at once while the catalogue is ranked: 64 MiB of float32."""
 
 
+class NaNScores(ValueError):
+    """Scores hold NaN, which has no rank."""
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The ranks of the targets of n events in the whole catalogue."""
@@ -193,4 +197,4 @@ def clustered_standard_error(gains: np.ndarray, weights: np.ndarray) -> float:
 def _refuse_nan(scores: Tensor | np.ndarray) -> None:
     missing = int(torch.isnan(scores).sum() if isinstance(scores, Tensor) else np.isnan(scores).sum())
     if missing:
-        raise ValueError(f"scores: {missing} values are NaN, expected numbers (shape {list(scores.shape)})")
+        raise NaNScores(f"scores: {missing} values are NaN, expected numbers (shape {list(scores.shape)})")

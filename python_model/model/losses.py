@@ -7,8 +7,9 @@ of the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,8 +47,17 @@ class Objective(nn.Module):
         self.model = model
         self._loss = loss
 
-    def forward(self, batch: JaggedBatch, step: int, share: StepShare | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch and its parts; share None: the batch is the whole step."""
+    def forward(
+        self, batch: JaggedBatch | None = None, step: int = 0, share: StepShare | None = None,
+        work: Callable[[], Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """The loss of a batch and its parts; share None: the batch is the whole step.
+
+        work: is run instead, with the weights at hand, and its result returned.
+        """
+        if work is not None:
+            return work()
+        assert batch is not None
         if share is None:
             return self._loss(batch, step)
         with self.model.rows_at_hand(batch, self._loss.items_read(batch, step, share)):

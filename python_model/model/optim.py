@@ -32,11 +32,12 @@ class Leaf:
 
 
 class Optimisers:
-    """The optimisers of a model, stepped together under one schedule."""
+    """The optimisers of a model, stepped together under one schedule; leaves: what they update, by name."""
 
     def __init__(self, model: Recommender, config: TrainConfig, leaves: Mapping[str, Leaf] | None = None) -> None:
         self.config = config
         given = leaves or {name: Leaf(parameter) for name, parameter in model.named_parameters()}
+        self.leaves = given
         self.names: dict[Tensor, str] = {leaf.value: name for name, leaf in given.items()}
         self._parts = [leaf.value for leaf in given.values() if leaf.rows is not None]
         tables = [leaf.value for name, leaf in given.items() if name.startswith("tables.")]

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from python_model.io.disk import replace_text
 from python_model.io.errors import counted, printable
+from python_model.training.watch import TITLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +125,12 @@ class TrainingProgress:
             self._bar.stop()
 
     def __call__(self, report: StepReport) -> None:
+        if report.validation is not None:
+            self._print(f"{self._title}: step {report.step}/{report.steps}, {_validation(report)}")
+        for note in report.notes:
+            self._print(f"{self._title}: {note}")
+        if report.step == 0:
+            return
         fields: dict[str, Any] = {
             "speed": f"{report.events_per_second:,.0f} events/s",
             "left": f"{_duration(report.seconds_left)} left",
@@ -137,7 +144,10 @@ class TrainingProgress:
         if report.step == report.steps or time.perf_counter() - self._printed > 10.0:
             self._printed = time.perf_counter()
             line = f"{self._title}: step {report.step}/{report.steps}, {fields['speed']}, {fields['left']}, "
-            self._console.print(line + fields["losses"], markup=False)
+            self._print(line + fields["losses"])
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False)
 
 
 @contextmanager
@@ -186,6 +196,18 @@ def print_candidates(export: Export, users: np.ndarray, items: np.ndarray, score
                 title = [] if names.titles is None else [printable(names.title(item) or "–")]
                 table.add_row(str(place), str(export.item_ids.original(item)), f"{score:.3f}", *title)
         stdout().print(table)
+
+
+def _validation(report: StepReport) -> str:
+    """The metrics of the validation part with popularity's in brackets, and the learning rate."""
+    assert report.validation is not None
+    baseline = report.validation.baseline
+    parts = []
+    for name, value in report.validation.metrics.items():
+        beside = "" if name.endswith("_ne") or name not in baseline else f" (popularity {baseline[name]:.4f})"
+        if name not in ("recall@10", "feedback_auc"):
+            parts.append(f"{TITLES[name]} {value:.4f}{beside}")
+    return f"validation: {', '.join(parts) or 'scores are NaN'}; learning rate {report.learning_rate:.2g}"
 
 
 def _losses(losses: Mapping[str, float]) -> str:

@@ -56,6 +56,7 @@ def export(
     """
     whole_number(best, "best", 0)
     best = min(best, dataset.info.items)
+    run = checkpoint.chosen(run)
     description = checkpoint.read_description(run)
     model = checkpoint.load_model(run, device)
     kind = towers.kind_of(model, score)
@@ -63,7 +64,7 @@ def export(
     window = min(whole_number(wanted, "window", 2), model.config.max_events)
     with whole_directory(Path(out), bundle.INFO, overwrite=overwrite) as folder:
         (folder / bundle.VECTORS).mkdir()
-        write_model(checkpoint.find(run), model, folder / bundle.MODEL)
+        write_model(run, model, folder / bundle.MODEL)
         items, item_errors = _write_items(folder, model, dataset)
         blocks = _user_blocks(model, dataset, kind, window, token_budget, progress)
         user_errors = _write_users(folder, dataset, items, blocks, best)

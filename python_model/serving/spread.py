@@ -44,9 +44,10 @@ class Recipe:
 
     def make_from_history(self, data: Path) -> HistoryScorer:
         """The scorer of a run over the histories of a data set."""
-        description = checkpoint.read_description(self.source)
+        source = checkpoint.chosen(self.source)
+        description = checkpoint.read_description(source)
         return HistoryScorer(
-            checkpoint.load_model(self.source, self.device),
+            checkpoint.load_model(source, self.device),
             load_dataset(data),
             None if self.states is None else StateFiles(self.states),
             score=self.score,

@@ -16,7 +16,8 @@ ranks compute the same step as one rank that takes the same batches in sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -72,6 +73,14 @@ class DistributedModel:
                 leaf.grad = None if parameter.grad is None else _local(parameter.grad)
                 parameter.grad = None
             _sum_gradients(self._copied)
+
+    def evaluating(self, work: Callable[[], Any]) -> Any:
+        """Runs `work`, which computes with the model, without gradients; a collective call."""
+        try:
+            return self.objective(work=work)
+        finally:
+            # FSDP2 leaves the root gathered for a backward pass, which does not follow: the next step would read it.
+            self._root.reshard()
 
     def as_global(self, name: str, value: Tensor) -> Tensor:
         """A tensor that lies beside a leaf (its weights, its optimiser's state) as the part of a whole that it is.

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from python_model.io.disk import replace_text, writing
 from python_model.io.errors import DataError
 from python_model.io.json_text import parse
+from python_model.training.watch import Validation
 
 RESUME = "resume: the steps since the last checkpoint are done again"
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
@@ -30,7 +31,8 @@ class Terminated(KeyboardInterrupt):
 class StepReport:
     """One finished step: `step` counts from 1; events and seconds since the run began, over resumptions.
 
-    losses: the finite ones; skipped: whether the step changed nothing because one was not.
+    losses: the finite ones; skipped: whether the step changed nothing because one was not. validation: the evaluation
+    after it, where one was due; notes: what that says, in words. Step 0 is the evaluation of the new model.
     """
 
     stage: str
@@ -43,6 +45,8 @@ class StepReport:
     learning_rate: float
     losses: Mapping[str, float]
     skipped: bool = False
+    validation: Validation | None = None
+    notes: Sequence[str] = ()
 
 
 Progress = Callable[[StepReport], None]
@@ -93,10 +97,12 @@ class MetricsLog:
             "stage": report.stage, "step": report.step, "events": report.events,
             "seconds": round(report.seconds, 3), "learning_rate": report.learning_rate, **report.losses,
         } | ({"skipped": True} if report.skipped else {})  # fmt: skip
+        validated = {} if report.validation is None else report.validation.record()
+        record |= validated
         with writing(self.path, RESUME):
             self._write_line(json.dumps(record).encode() + b"\n")
         with writing(self.path.parent / TENSORBOARD, RESUME):
-            for name, value in report.losses.items():
+            for name, value in {**report.losses, **validated}.items():
                 self._writer.add_scalar(f"{report.stage}/{name}", value, report.step)
             for name in ("learning_rate", "events_per_second"):
                 self._writer.add_scalar(f"{report.stage}/{name}", getattr(report, name), report.step)
@@ -153,7 +159,8 @@ def _complete_records(path: Path) -> list[dict[str, Any]]:
 def _cut_back(path: Path, step: int) -> None:
     if not path.is_file():
         return
-    kept = [record for record in _complete_records(path) if record["step"] <= step]
+    # A run from the beginning evaluates the new model again.
+    kept = [record for record in _complete_records(path) if record["step"] <= step > 0]
     replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 

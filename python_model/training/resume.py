@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from python_model.config import TrainConfig
 from python_model.data.identity import fingerprint_of_items
 from python_model.data.schema import Dataset
 from python_model.data.stream import Place
@@ -17,10 +20,12 @@ from python_model.io.errors import DataError
 from python_model.io.integrity import checksum
 from python_model.model.optim import Optimisers
 from python_model.training import checkpoint
-from python_model.training.checkpoint import TrainerState
+from python_model.training.checkpoint import Description, TrainerState
 from python_model.training.checkpoint.parts import files_of, read_parts
+from python_model.training.watch import Watch
 
 SKETCH = "frequency_sketch"
+logger = logging.getLogger(__name__)
 _MOST = 1 << 53
 """Larger than every count of steps and events."""
 
@@ -53,6 +58,50 @@ def require_same_items(directory: Path, found: Mapping[str, Any], dataset: Datas
         )
 
 
+def require_more_steps(directory: Path, found: Description, steps: int) -> None:
+    """ValueError where a run is to end with other `steps` than planned that its checkpoint has already done."""
+    if steps != found.train_config.steps and steps <= found.step:
+        raise ValueError(
+            f"{directory}: steps is {steps}, expected more than the {found.step} that the run has done: steps counts "
+            "from its beginning"
+        )
+
+
+def restored_watch(
+    directory: Path, run: Path, numbers: Mapping[str, Any], found: Description, config: TrainConfig
+) -> Watch:
+    """The state of a run's validation; DataError where it is damaged.
+
+    Where the best checkpoint is gone or damaged, the best is chosen anew, with a warning. Where the run is to end at
+    another step than planned, patience begins again, and a best checkpoint from behind the resumed step is dropped: it
+    was trained on the old schedule.
+    """
+    if "watch" not in numbers:
+        return Watch.of(config)
+    try:
+        watch = Watch.from_state(numbers["watch"])
+    except ValueError as error:
+        raise DataError(directory / checkpoint.STATE, str(error), column="watch") from error
+    best = run / checkpoint.BEST
+    if config.steps != found.train_config.steps:
+        watch.since = 0
+        if checkpoint.exists(best) and checkpoint.read_description(best).step > found.step:
+            shutil.rmtree(best)
+    wanted = Watch.of(config).metric
+    if wanted != watch.metric:
+        return Watch(wanted)
+    if watch.best is not None:
+        lost = "it is not there"
+        if checkpoint.exists(best):
+            lost = checkpoint.damage(checkpoint.find(best)) or ""
+            if not lost and checkpoint.read_description(best).step < watch.best_step:
+                lost = "it is of an earlier step"
+        if lost:
+            logger.warning("%s cannot be used (%s): the best checkpoint is chosen anew", best, lost)
+            return Watch(wanted)
+    return watch
+
+
 def identity_of_weights(directory: Path) -> str:
     """Stage, step and the checksums of the weights of a checkpoint: what fine-tuning began with."""
     description = checkpoint.read_description(directory)
@@ -75,7 +124,7 @@ def require_same_origin(
         )
     if given is None or "origin" not in numbers:
         return
-    source = checkpoint.find(given)
+    source = checkpoint.chosen(given)
     before, now = numbers["origin"], identity_of_weights(source)
     if before != now:
         began = "random weights" if before is None else f"other weights ({before})"

@@ -15,10 +15,14 @@ from python_model.data.schema import Dataset
 from python_model.evaluation.evaluate import EvaluationResult, evaluate
 from python_model.evaluation.inference import ModelPredictor
 from python_model.evaluation.predictions import Predictor
+from python_model.io.errors import DataError
 from python_model.training import checkpoint
 from python_model.training.checkpoint import Description
+from python_model.training.length import with_length, with_validation
 from python_model.training.progress import read_metrics
+from python_model.training.recipe_file import is_recipe_file, read_recipe
 from python_model.training.resume import require_same_items
+from python_model.training.watch import Watch
 
 if TYPE_CHECKING:
     from python_model.reporting.report import Stage
@@ -60,24 +64,29 @@ def apply_settings(
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run under the name of its row in the table."""
+    """A trained run under the name of its row in the table; checkpoint: the directory of the one to evaluate."""
 
     row: str
     path: Path
+    checkpoint: Path
     description: Description
 
 
-def open_runs(runs: Sequence[str], dataset: Dataset) -> list[Run]:
-    """Runs given as PATH or ROW=PATH; ValueError where two share a row or one does not fit the data set."""
+def open_runs(runs: Sequence[str], dataset: Dataset, which: str | None = None) -> list[Run]:
+    """Runs given as PATH or ROW=PATH; ValueError where two share a row or one does not fit the data set.
+
+    which: "best" or "latest" checkpoint of each; None: the best where a run has one.
+    """
     out: list[Run] = []
     for text in runs:
         name, equals, rest = text.partition("=")
         # A path may have an equals sign of its own, as in runs/lr=0.1.
         equals = "" if Path(text).exists() else equals
         path = Path(rest if equals else text)
-        description = checkpoint.read_description(path)
+        directory = checkpoint.chosen(path, which)
+        description = checkpoint.read_description(directory)
         require_fit(path, description, dataset)
-        out.append(Run(name if equals else ROW_OF_STAGE[description.stage], path, description))
+        out.append(Run(name if equals else ROW_OF_STAGE[description.stage], path, directory, description))
     rows = [run.row for run in out]
     for row in rows:
         if rows.count(row) > 1 or row in ("popularity", "item_average", "item_knn", "oracle"):
@@ -115,7 +124,7 @@ def predictors(
     """Row name -> predictor; window None takes what each run was trained with."""
     return {
         run.row: ModelPredictor(
-            checkpoint.load_recommender(run.path, device),
+            checkpoint.load_recommender(run.checkpoint, device),
             dataset,
             window=window or run.description.train_config.window,
             device=device,
@@ -135,6 +144,20 @@ def evaluate_runs(
     return evaluate(models, dataset, protocol=protocol, **options)
 
 
+def verdict(run: str | Path) -> list[str]:
+    """What the validation of a run says at its end, in words; DataError where its latest checkpoint is damaged."""
+    directory = checkpoint.find(run)
+    found = checkpoint.read_description(directory)
+    state = checkpoint.read_json(directory / checkpoint.STATE).get("watch")
+    if state is None:
+        return []
+    try:
+        watch = Watch.from_state(state)
+    except ValueError as error:
+        raise DataError(directory / checkpoint.STATE, str(error), column="watch") from error
+    return watch.verdict(found.step, found.train_config.steps, found.train_config.patience)
+
+
 def stages_of(runs: Sequence[Run]) -> list[Stage]:
     """What the report draws of each run: its logged steps and its settings."""
     # The report imports matplotlib, so it is imported only where a report is requested.
@@ -150,14 +173,24 @@ def stages_of(runs: Sequence[Run]) -> list[Stage]:
     return out
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a run, and sentences about what was chosen."""
+
+    model: ModelConfig
+    train: TrainConfig
+    notes: tuple[str, ...] = ()
+
+
 def settings_of(
     stage: str, dataset: Dataset, given: Mapping[str, Any], *, recipe: str | None = None, size: str | None = None,
     source: Path | None = None, resumed: Path | None = None,
-) -> tuple[ModelConfig, TrainConfig]:  # fmt: skip
+) -> Settings:  # fmt: skip
     """Settings of a run: those it is resumed from, else those of a recipe, changed by what was `given`.
 
-    recipe: one of RECIPES, "default" for the plain settings, None for the one of the data set's source. size: a
-    published size. source: the run that fine-tuning starts from, whose shapes and protocol it keeps.
+    recipe: one of RECIPES or a TOML file, "default" for the plain settings, None for the one of the data set's source.
+    size: a published size. source: the run that training starts from, whose shapes and protocol it keeps.
+    The length and the evaluations of a new run are chosen from the data where neither recipe nor user says them.
     """
     if resumed is not None:
         found = checkpoint.read_description(resumed)
@@ -165,18 +198,26 @@ def settings_of(
     else:
         model, train = _recipe(stage, dataset, recipe)
         if source is not None:
-            found = checkpoint.read_description(source)
+            found = checkpoint.read_description(checkpoint.chosen(source))
             model, train = found.model_config, replace(train, protocol=found.train_config.protocol)
     if size is not None:
         model = preset(size)
-    return apply_settings(model, train, given)
+    model, train = apply_settings(model, train, given)
+    named = recipe or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
+    train, length = with_length(dataset, train, given, new=resumed is None, chosen=named == "default")
+    validation = None
+    if resumed is None:
+        train, validation = with_validation(dataset, train, given)
+    return Settings(model, train, tuple(note for note in (length, validation) if note is not None))
 
 
 def _recipe(stage: str, dataset: Dataset, name: str | None) -> tuple[ModelConfig, TrainConfig]:
     name = name or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
+    if is_recipe_file(name):
+        return read_recipe(name, stage)
     if name == "default":
         return preset("tiny"), TrainConfig(stage=stage)
     if name not in RECIPES:
-        raise ValueError(f"recipe: expected one of default, {', '.join(RECIPES)}, found {name!r}")
+        raise ValueError(f"recipe: expected one of default, {', '.join(RECIPES)}, or a TOML file, found {name!r}")
     recipe = RECIPES[name]
     return recipe.model, recipe.pretrain if stage == "pretrain" else recipe.finetune

@@ -3,7 +3,8 @@
 `<run>/checkpoints/step-<n>/` holds model.safetensors, trainer.safetensors (optimisers, frequency sketch),
 config.json (stage, model, training, vocabulary, data set) and state.json (position in the data). Several ranks write
 their parts of the tensors instead (`sharded`), which reads the same. `<run>/checkpoints/
-latest` names the newest complete one. A checkpoint is written to a hidden directory, flushed to disk and renamed, so
+latest` names the newest complete one. `<run>/best/` has the same form, with the weights of the best validation alone. A
+checkpoint is written to a hidden directory, flushed to disk and renamed, so
 after a kill or on a full disk the previous one stays the latest. checksums.json detects damaged files: training then
 resumes from the checkpoint before; every other command refuses and names both.
 """
@@ -31,6 +32,7 @@ from python_model.model.factory import make_model
 from python_model.model.optim import Leaf
 from python_model.training import process_group
 from python_model.training.checkpoint.directory import (
+    BEST,
     CHECKPOINTS,
     CONFIG,
     LATEST,
@@ -40,6 +42,7 @@ from python_model.training.checkpoint.directory import (
     Description,
     TrainerState,
     begin,
+    chosen,
     damage,
     describe,
     directory_of,
@@ -60,6 +63,7 @@ from python_model.training.checkpoint.directory import (
 from python_model.training.checkpoint.parts import read_parts
 
 __all__ = [
+    "BEST",
     "CHECKPOINTS",
     "CONFIG",
     "Description",
@@ -68,6 +72,7 @@ __all__ = [
     "STATE",
     "TRAINER",
     "TrainerState",
+    "chosen",
     "damage",
     "describe",
     "directory_of",
@@ -79,10 +84,12 @@ __all__ = [
     "load_trainer",
     "load_weights",
     "outline",
+    "read_json",
     "read_description",
     "read_tensors",
     "recover",
     "require_finite",
+    "require_weights_once",
     "save",
     "shapes_of",
 ]
@@ -133,7 +140,7 @@ def load_recommender(path: str | Path, device: str | torch.device = "cpu", **cha
     with naming_the_one_before(directory):
         description = read_description(directory)
         require_whole(directory, (CONFIG,))
-    process_group.on_first(lambda: require_weights(directory))
+    require_weights_once(directory)
     model = outline(directory, description, **changes)
     _fill(model.to_empty(device=device), directory)
     model.stage = description.stage
@@ -165,8 +172,13 @@ def load_weights(model: Recommender, directory: Path) -> None:
 
     Of a sharded table, only this rank's rows are read. A collective call on several ranks.
     """
-    process_group.on_first(lambda: require_weights(directory))
+    require_weights_once(directory)
     _fill(model, directory)
+
+
+def require_weights_once(directory: Path) -> None:
+    """DataError, on every rank, where the files of the weights are damaged; a collective call."""
+    process_group.on_first(lambda: require_weights(directory))
 
 
 def _fill(model: Recommender, directory: Path) -> None:

@@ -23,6 +23,8 @@ from python_model.training.checkpoint.parts import PARTS, PICKLE, files_of, read
 
 FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
+BEST = "best"
+"""Directory in a run that has the best weights, as a run of one checkpoint."""
 MODEL, TRAINER, CONFIG, STATE = "model.safetensors", "trainer.safetensors", "config.json", "state.json"
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,21 @@ def find(path: str | Path) -> Path:
         name = "nothing" if named is None else f"{named.name!r}, which is not there"
         raise DataError(path / CHECKPOINTS / LATEST, f"names {name}; the newest checkpoint is {steps[-1]}")
     return named
+
+
+def chosen(path: str | Path, which: str | None = None) -> Path:
+    """The checkpoint directory to use of `path`: itself, or the best ("best") or latest ("latest") one of a run.
+
+    None: the best where the run has one. DataError where there is none, or no best one though it was asked for.
+    """
+    path = Path(path)
+    if (path / CONFIG).is_file() or which == LATEST or not exists(path / BEST):
+        if which == BEST and not (path / CONFIG).is_file() and exists(path):
+            raise DataError(
+                path / BEST, "not found: the run was trained without validation, take its latest checkpoint"
+            )
+        return find(path)
+    return find(path / BEST)
 
 
 def recover(run: Path) -> Path:

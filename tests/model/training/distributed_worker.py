@@ -23,6 +23,7 @@ from python_model.io.exclusive import InUseError, own
 from python_model.model.argus import Argus
 from python_model.train import Trainer, TrainingDiverged, train
 from python_model.training import checkpoint, process_group
+from python_model.training.progress import StepReport
 from python_model.training.row_sharding import row_sharding
 
 MODEL = ModelConfig(
@@ -50,6 +51,8 @@ def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
             replace(MODEL, item_hashes=2, hash_rows=29),
             replace(PRETRAIN, steps=2, batches_per_step=3, activation_checkpointing=True, clip=0.05),
         ),
+        # Two evaluated batches or more: each rank takes some. The rates are high enough for a validation to be worse.
+        "watched": (MODEL, replace(PRETRAIN, steps=4, validate_every=1, patience=2, checkpoint_every=2)),
         "bfloat16": (MODEL, replace(PRETRAIN, steps=2, precision="bfloat16")),
         "binary": (
             replace(MODEL, encoder="hstu", max_events=64),
@@ -82,7 +85,11 @@ def train_on_four(folder: Path) -> None:
 
 def train_one(folder: Path, name: str) -> None:
     model, config = cases()[name]
-    train(config.stage, load_dataset(folder / "data"), folder / f"{name}-{process_group.size()}", model, config)
+    seen: list[StepReport] = []
+    run = folder / f"{name}-{process_group.size()}"
+    train(config.stage, load_dataset(folder / "data"), run, model, config, progress=seen.append)
+    decided = [[one.step, one.validation.record()] for one in seen if one.validation is not None]
+    (folder / f"decided-{name}-{process_group.size()}-{process_group.rank()}.json").write_text(json.dumps(decided))
 
 
 def go_on(folder: Path, written_by: int) -> None:

@@ -78,6 +78,22 @@ def test_two_ranks_compute_what_one_computes(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+def test_ranks_validate_and_decide_alike(folder: Path) -> None:
+    decided = [json.loads((folder / f"decided-watched-2-{rank}.json").read_text()) for rank in range(2)]
+    assert decided[0] == decided[1] and len(decided[0]) > 2
+    alone = json.loads((folder / "decided-watched-1-0.json").read_text())
+    assert [step for step, _ in alone] == [step for step, _ in decided[0]]
+    watches = [
+        checkpoint.read_json(checkpoint.find(folder / f"watched-{size}") / checkpoint.STATE)["watch"] for size in (1, 2)
+    ]
+    assert {watch.pop("metric") for watch in watches} == {"next_item_ne"}
+    assert watches[0] == pytest.approx(watches[1], rel=1e-5)
+    best = [checkpoint.chosen(folder / f"watched-{size}") for size in (1, 2)]
+    assert [path.name for path in best] == [f"step-{watches[0]['best_step']:08d}"] * 2
+    assert_same_weights(best[0], best[1], 1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("written_by", "read_by"), [(2, 1), (2, 4), (1, 4)])
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(folder: Path, written_by: int, read_by: int) -> None:
     run = folder / f"from-{written_by}-on-{read_by}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -15,14 +13,9 @@ from typing import Annotated, Any
 
 from python_model.data.time_features import TIME_FEATURES
 from python_model.data.times import UNITS
-from python_model.io.errors import DataError, one_line
-from python_model.io.files import reading
+from python_model.io.errors import DataError
 from python_model.io.settings import Between, OneOf, checked_settings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from python_model.io.toml_text import read_toml, toml_value
 
 MAPPING = "mapping.toml"
 """The file in a prepared data set that says how it was read."""
@@ -138,9 +131,9 @@ class TableMapping:
             value = getattr(self, one.name)
             if isinstance(value, Mapping):
                 if value:
-                    tables += ["", f"[{one.name}]", *(f"{name} = {_toml(text)}" for name, text in value.items())]
+                    tables += ["", f"[{one.name}]", *(f"{name} = {toml_value(text)}" for name, text in value.items())]
             elif value is not None:
-                lines.append(f"{one.name} = {_toml(value)}")
+                lines.append(f"{one.name} = {toml_value(value)}")
         return "\n".join([*lines, *tables]) + "\n"
 
     @classmethod
@@ -149,12 +142,7 @@ class TableMapping:
 
         A relative `items` path is relative to the directory of the TOML file.
         """
-        with reading(file):
-            content = file.read_bytes()
-        try:
-            values = tomllib.loads(content.decode("utf-8-sig"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise DataError(file, f"expected a mapping in TOML: {one_line(error)}") from error
+        values = read_toml(file, "a mapping")
         try:
             found = cls(**checked_settings(cls, values, "mapping"))
             if found.items is not None:
@@ -201,10 +189,3 @@ def _column(what: str, name: str, text: str, kinds: tuple[str, ...]) -> Column:
             raise ValueError(f"{where}: expected {_NUMBERS[kind]}")
         return Column(name, column, kind, count=int(found[0]))
     return Column(name, column, kind)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    # TOML uses JSON's escapes, except that TOML requires DEL to be escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
