@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard csrc/*/* csrc/*/*/* csrc/*/*/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format wheel doctor clean
+.PHONY: help setup demo test test-all bench lint format docs wheel doctor clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ format: $(READY)  ## Lay out Python and C++ as lint wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+docs: $(READY)  ## The documentation site with its notebooks, in site/; a warning stops it
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: $(READY)  ## Source distribution and wheel, in dist/
 	$(BIN)/python -m build --no-isolation

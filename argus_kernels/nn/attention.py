@@ -107,7 +107,7 @@ class CausalAttention(_BiasedAttention):
     Raises:
         ValueError: a size below 1, or a setting of another kind.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import CausalAttention
         >>> attention = CausalAttention(2, position_buckets=64, time_buckets=32)
@@ -192,7 +192,7 @@ class HstuAttention(_BiasedAttention):
     Raises:
         ValueError: a size below 1, a divisor that is not above 0, or a setting of another kind.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import HstuAttention
         >>> attention = HstuAttention(2, divisor=200, position_buckets=200)

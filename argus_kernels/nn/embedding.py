@@ -32,7 +32,7 @@ class TripleEmbedding(nn.Module):
     Raises:
         ValueError: a column that names no table, a size below 1, a table that is neither sizes nor a parameter.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import TripleEmbedding
         >>> embed = TripleEmbedding({"item": (1000, 32), "action": (4, 8)}, ["item", "action"], 64)

@@ -29,7 +29,7 @@ class FeedbackLoss(nn.Module):
     Raises:
         ValueError: a size below 1, or weights that are not as many as the tasks, negative or not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import FeedbackLoss
         >>> loss = FeedbackLoss(16, classes=[1, 5])               # liked or not; a rating of 5 classes
@@ -100,7 +100,7 @@ class PairwiseLoss(nn.Module):
     Raises:
         ValueError: a window below 0, another reduction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import PairwiseLoss
         >>> scores, grades = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([1, 0, -1])

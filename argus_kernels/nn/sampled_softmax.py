@@ -59,7 +59,7 @@ class SampledSoftmaxLoss(nn.Module):
     Raises:
         ValueError: a size out of range, no negatives at all, another form or reduction.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from argus_kernels.nn import SampledSoftmaxLoss
         >>> table = torch.nn.Embedding(1000, 16)

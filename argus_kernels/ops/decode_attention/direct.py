@@ -25,8 +25,7 @@ class DirectDecoder:
     kind only through the kernel's own. It cannot be traced by torch.compile or exported, and autocast does not reach
     it: give q, k and v in the cache's dtype.
 
-    Args:
-        position_bias, time_bias, scale, window, backend: as for `decode_attention`.
+    `position_bias`, `time_bias`, `scale`, `window` and `backend` are those of `decode_attention`.
     """
 
     def __init__(

@@ -22,8 +22,7 @@ class DirectLinear:
     count from the next call on; a weight that is not contiguous is copied, here and once. It cannot be traced by
     torch.compile or exported, and autocast does not reach it: give x and residual in the weight's dtype.
 
-    Args:
-        weight, bias, norm_weight, norm_bias, eps, activation, backend: as for `decode_linear`.
+    The arguments are those of `decode_linear`.
     """
 
     def __init__(
