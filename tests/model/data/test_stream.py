@@ -20,9 +20,10 @@ from python_model.data.shards import kth_smallest, shard_dataset
 from python_model.data.splits import split_at, temporal_split
 from python_model.data.stream import Block, ShardStream
 from python_model.io.errors import DataError
-from python_model.train import batch_source, train, training_rows
+from python_model.train import train, training_rows
 from python_model.training import checkpoint
 from python_model.training.progress import read_metrics
+from python_model.training.start import batch_source
 from tests.model.training.test_train import MODEL, PRETRAIN
 
 CONFIG = TrainConfig(batch_events=64, window=16, seed=5)
