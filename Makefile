@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard csrc/*/* csrc/*/*/* csrc/*/*/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format docs wheel doctor clean
+.PHONY: help setup demo test test-all bench lint format docs wheel wheels doctor clean
 
 help:  ## What there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,8 +48,11 @@ format: $(READY)  ## Lay out Python and C++ as lint wants it
 docs: $(READY)  ## The documentation site with its notebooks, in site/; a warning stops it
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-wheel: $(READY)  ## Source distribution and wheel, in dist/
+wheel: $(READY)  ## Source distribution and wheel for this Python, in dist/
 	$(BIN)/python -m build --no-isolation
+
+wheels: $(READY)  ## The files of a release, in dist/: sdist, CPU and CUDA wheels for every Python (WHEEL_ARGS=--cpu-only)
+	$(BIN)/python -m build_support.wheels $(WHEEL_ARGS)
 
 doctor: $(READY)  ## What is installed, and which backend serves which op here
 	$(BIN)/python -m argus_kernels.doctor

@@ -1,5 +1,9 @@
 """`python -m benchmarks`."""
 
-from benchmarks.cli import main
+from python_model import extras
+
+extras.require("benchmarks", "bench")
+
+from benchmarks.cli import main  # noqa: E402
 
 main()

@@ -2,7 +2,7 @@
 
     _ops_cpu.so          LibTorch stable ABI; csrc/common/cpu/*.cpp and csrc/<op>/*.cpp
     _ops_cuda.so         LibTorch stable ABI; csrc/<op>/*.cu and csrc/<op>/<op>.cpp
-    _host.<abi>.so       pybind11; csrc/host/*.cpp
+    _host.<abi>.so       pybind11; csrc/host/*.cpp, once for each Python
 
 An op's <op>.cpp (checks, allocation, registration) goes into both op libraries; with ARGUS_CUDA_LIBRARY defined
 it registers the CUDA kernels, without it the schema and the CPU kernels. The folders csrc/attention and csrc/common
@@ -18,12 +18,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from build_support.decide import BuildError, Compiler, CudaDecision, Toolkit
+from build_support.pythons import Interpreter, describe
 
 TORCH_FLOOR = "0x020a000000000000"
 """TORCH_TARGET_VERSION: the libraries use what torch 2.10 has and run under it and everything after."""
@@ -91,6 +91,12 @@ def _undefined_allowed() -> list[str]:
     return ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
 
 
+def _static_conversions() -> list[str]:
+    # float16's conversions from the compiler's own archive: libgcc_s has them from GCC 12 on only, and a machine with
+    # an older one could not load the library.
+    return ["-lgcc"] if sys.platform == "linux" else []
+
+
 def cpu_library(root: Path) -> Library:
     """The ops' CPU kernels."""
     torch = package_directory("torch")
@@ -99,20 +105,26 @@ def cpu_library(root: Path) -> Library:
         file="_ops_cpu.so",
         sources=tuple(op_sources(root)[0]),
         compile_flags=(*_common_flags(), *_torch_flags(torch)),
-        link_flags=(f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", *_undefined_allowed()),
+        link_flags=(
+            f"-L{torch / 'lib'}",
+            "-ltorch",
+            "-ltorch_cpu",
+            "-lc10",
+            *_static_conversions(),
+            *_undefined_allowed(),
+        ),
     )
 
 
-def host_library(root: Path) -> Library:
-    """The pybind11 module for numpy arrays."""
+def host_library(root: Path, interpreter: Interpreter | None = None) -> Library:
+    """The pybind11 module for numpy arrays, for one Python (default: the running one)."""
     pybind = package_directory("pybind11") / "include"
-    python = sysconfig.get_paths()["include"]
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    interpreter = describe(sys.executable) if interpreter is None else interpreter
     return Library(
-        key="host",
-        file=f"_host{suffix}",
+        key=f"host-{interpreter.version}",
+        file=f"_host{interpreter.suffix}",
         sources=tuple(_sources(root, "csrc/host/*.cpp")),
-        compile_flags=(*_common_flags(), *_include(pybind, "pybind11"), *_include(Path(python), "python")),
+        compile_flags=(*_common_flags(), *_include(pybind, "pybind11"), *_include(interpreter.include, "python")),
         link_flags=("-pthread", *_undefined_allowed()),
     )
 
@@ -155,6 +167,7 @@ def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Librar
             "-ltorch",
             "-ltorch_cpu",
             "-lc10",
+            *_static_conversions(),
             f"-L{_cuda_runtime(toolkit)}",
             "-lcudart_static",
             "-lrt",

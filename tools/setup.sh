@@ -35,7 +35,7 @@ install_torch() {
 "${pip[@]}" install --upgrade pip
 "$venv/bin/python" -c 'import torch' 2>/dev/null || { echo "setup: installing $torch"; install_torch; }
 echo "setup: building and installing argus-kernels"
-"${pip[@]}" install ${pins[@]+"${pins[@]}"} setuptools wheel ninja pybind11
+"${pip[@]}" install ${pins[@]+"${pins[@]}"} setuptools ninja pybind11
 "${pip[@]}" install ${pins[@]+"${pins[@]}"} --no-build-isolation -e '.[model,dev]'
 "$venv/bin/python" -c 'from argus_kernels.core.native import build_info
 for name, record in build_info()["libraries"].items():

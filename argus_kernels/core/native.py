@@ -14,6 +14,7 @@ import functools
 import importlib
 import json
 import os
+import sys
 import sysconfig
 import threading
 from pathlib import Path
@@ -26,6 +27,7 @@ LIBRARIES: tuple[Library, ...] = get_args(Library)
 TORCH_FLOOR = (2, 10)
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _FILES: dict[Library, str] = {
     "cpu": "_ops_cpu.so",
     "cuda": "_ops_cuda.so",
@@ -128,6 +130,9 @@ def _why_missing(library: Library) -> str:
         if others:
             return f"{name} was not built, only {', '.join(others)}: it was built for another Python"
         return f"{name} was not built, and there is no record of a build; install the package with pip"
+    if library == "host" and record["built"] and _PYTHON not in record.get("pythons", [_PYTHON]):
+        listed = ", ".join(record["pythons"])
+        return f"{name} is not in this package, which has it for Python {listed}; build the package on Python {_PYTHON}"
     if record["built"]:
         built_by = build_info().get("python", "unknown")
         return f"{name} was built, for Python {built_by}, but is not in {_PACKAGE}; install the package again"

@@ -472,6 +472,14 @@ class TestLoading:
             in self.reasons(tmp_path, environment)[2]
         )
 
+    def test_a_python_that_the_wheel_has_no_host_for(self, tmp_path: Path) -> None:
+        this = f"{sys.version_info.major}.{sys.version_info.minor}"
+        record = {"libraries": {"host": {"built": True, "reason": "g++", "pythons": ["3.8", "3.9"]}}}
+        (reason,) = self.reasons(tmp_path, self.copy_of_package(tmp_path, record))[2:]
+        assert reason.startswith("_host.cpython-3") and reason.endswith(
+            f".so is not in this package, which has it for Python 3.8, 3.9; build the package on Python {this}"
+        )
+
     def test_cuda_without_a_cuda_torch(self, tmp_path: Path) -> None:
         import torch
 
