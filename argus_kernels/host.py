@@ -265,7 +265,7 @@ def user_offsets(users: Array, num_users: int | None = None) -> Int64Array:
         num_users: U, default the last user plus 1; users without events have an empty range.
 
     Returns:
-        int64 [U + 1]: user u owns rows offsets[u] … offsets[u + 1] − 1.
+        int64 [U + 1]; user u owns rows offsets[u] … offsets[u + 1] − 1.
 
     Raises:
         ValueError: not integers, negative, not sorted (named with its position), a user at or past num_users, or more
@@ -431,7 +431,7 @@ def pack_events(
         min_events: users with fewer events are left out, as are users with none.
 
     Returns:
-        The plan; `for batch in plan: batch.gather_columns(columns), batch.offsets`.
+        The plan, a sequence of batches; each has `gather_columns(columns)`, and `offsets` for the ops.
 
     Raises:
         ValueError: an argument of another dtype or out of range, offsets that do not begin at 0 or fall (named with

@@ -1,7 +1,7 @@
 """What mkdocs calls while it builds the site (mkdocs.yml, `make docs`).
 
 Adds the pages that do not lie in docs/, the programs of examples/, the notebooks and the benchmark report; rewrites
-the links of all of them; and puts pages that the navigation does not name at its end.
+the links of all of them; and completes the navigation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def on_files(files: Any, *, config: Any) -> Any:
     report, tables = benchmark_report()
     files.append(File.generated(config, REPORT, content=report))
     files.append(File.generated(config, FIGURES, content=tables))
-    _name_all_pages(config.nav, {file.src_uri for file in files.documentation_pages()})
+    config.nav = sources.navigation(config.nav, {file.src_uri for file in files.documentation_pages()})
     return files
 
 
@@ -74,18 +74,3 @@ def benchmark_report() -> tuple[str, str]:
         "[the protocol](README.md) says how they are measured.\n\n"
     )
     return page.page(machines), introduction + tables
-
-
-def _name_all_pages(navigation: list[Any], pages: set[str]) -> None:
-    """Adds a last section for the pages that the navigation does not name."""
-    missing = sorted(pages - set(_named(navigation)))
-    if missing:
-        navigation.append({"More": missing})
-
-
-def _named(entry: Any) -> list[str]:
-    """All paths in a part of the navigation."""
-    if isinstance(entry, str):
-        return [entry]
-    parts = entry.values() if isinstance(entry, dict) else entry
-    return [path for part in parts for path in _named(part)]

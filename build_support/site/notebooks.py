@@ -13,6 +13,7 @@ NOTEBOOKS = {
 }
 """Notebook → the program, and the arguments that its last cell runs it with."""
 MAIN = 'if __name__ == "__main__":'
+DEFINITION = re.compile(r"(@|def |class )")
 TIME_LIMIT = 300
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -35,6 +36,7 @@ def generate(program: Path, arguments: tuple[str, ...]) -> Any:
     if not cells or not cells[0].source.startswith('"""') or not cells[-1].source.startswith(MAIN):
         raise ValueError(f"{program}: expected a docstring first and `{MAIN} main()` last")
     description = cells[0].source.strip().strip('"').strip()
+    cells = [cells[0], *_imports_first(cells[1:-1]), cells[-1]]
     run = f"import sys\n\nsys.argv = {[program.name, *arguments]!r}\nmain()"
     notebook.cells = [
         new_markdown_cell(f"# {program.name}\n\n{description}", id="description"),
@@ -46,6 +48,14 @@ def generate(program: Path, arguments: tuple[str, ...]) -> Any:
         cell["id"] = f"part-{number}"
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     return notebook
+
+
+def _imports_first(cells: list[Any]) -> list[Any]:
+    """The cells before the first function or class as one: jupytext cuts imports and constants at empty lines."""
+    first = next((at for at, cell in enumerate(cells) if DEFINITION.match(cell.source)), len(cells))
+    for cell in cells[1:first]:
+        cells[0].source += "\n\n" + cell.source
+    return cells[:1] + cells[first:] if first else cells
 
 
 def execute(notebook: Any, folder: Path) -> None:

@@ -37,8 +37,8 @@ def definition(path: Path, name: str) -> str:
 
 def difference(before: Path, after: Path) -> str:
     """The lines of two programs that differ, below their docstrings, with two lines around."""
-    texts = [_read(path).split('"""', 2)[-1].splitlines() for path in (before, after)]
-    lines = difflib.unified_diff(*texts, before.name, after.name, n=2, lineterm="")
+    old, new = (_read(path).split('"""', 2)[-1].splitlines() for path in (before, after))
+    lines = difflib.unified_diff(old, new, before.name, after.name, n=2, lineterm="")
     return "\n".join(line for line in lines if line.strip() not in ("+", "-"))
 
 

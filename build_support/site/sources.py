@@ -9,7 +9,9 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = "docs/"
@@ -109,3 +111,34 @@ def _continues_list(lines: list[str]) -> bool:
 def program_page(path: Path, name: str) -> str:
     """The page of a program: its text, under its path."""
     return f"# {name}\n\n```python\n{path.read_text('utf-8').rstrip()}\n```\n"
+
+
+def navigation(given: list[Any], pages: set[str]) -> list[Any]:
+    """The navigation with every page in it.
+
+    A pattern such as `decisions/*.md` stands for the pages that it matches and no other entry names, sorted. Pages that
+    are left get a last section.
+    """
+    left = pages - {entry for entry in _entries(given) if "*" not in entry}
+
+    def filled(entry: Any) -> list[Any]:
+        if isinstance(entry, dict):
+            title, inner = next(iter(entry.items()))
+            return [{title: inner if isinstance(inner, str) else [one for part in inner for one in filled(part)]}]
+        if "*" not in entry:
+            return [entry]
+        matched = sorted(page for page in left if fnmatchcase(page, entry))
+        left.difference_update(matched)
+        return matched
+
+    whole = [one for entry in given for one in filled(entry)]
+    return [*whole, {"More": sorted(left)}] if left else whole
+
+
+def _entries(navigation: Any) -> Iterator[str]:
+    """All paths and patterns of a navigation."""
+    if isinstance(navigation, str):
+        yield navigation
+    else:
+        for part in navigation.values() if isinstance(navigation, dict) else navigation:
+            yield from _entries(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from functools import lru_cache
 from importlib import import_module
@@ -51,7 +52,7 @@ def test_the_public_names_are_found() -> None:
     found = all_public()
     assert {"argus_kernels.causal_attention", "argus_kernels.explain", "argus_kernels.nn.Negatives"} <= set(found)
     assert {"argus_kernels.optim.clip_grad_norm_", "argus_kernels.host.Plan"} <= set(found)
-    assert not any(".Problems" in name for name in found)
+    assert not any(name.rsplit(".", 1)[1] in ("nn", "registered", "Problems") for name in found)
 
 
 @pytest.mark.parametrize("name", all_public())
@@ -68,6 +69,13 @@ def test_pages_document_what_there_is() -> None:
     assert len(documented) == len(set(documented)) >= len(all_public())
     for name in documented:
         assert getattr(resolve_name(name), "__doc__", None), f"{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", all_public())
+def test_what_is_returned_reads_as_a_sentence(name: str) -> None:
+    """The site takes what stands before a colon in the first line of Returns for a type."""
+    returns = re.search(r"^Returns:\n +(.*)$", inspect.getdoc(resolve_name(name)) or "", re.MULTILINE)
+    assert returns is None or ": " not in returns[1], returns[1]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))

@@ -58,6 +58,15 @@ def test_every_page_outside_docs_exists_and_has_an_address_of_its_own() -> None:
     assert len(set(found.values())) == len(found) and not inside & set(found.values())
 
 
+def test_the_navigation_has_every_page_once() -> None:
+    given = [{"Start": ["index.md", {"Name": "b.md"}]}, {"Parts": ["d/2.md", "d/*.md"]}]
+    found = sources.navigation(given, {"index.md", "b.md", "d/1.md", "d/2.md", "d/3.md", "new.md"})
+    assert found == [
+        {"Start": ["index.md", {"Name": "b.md"}]}, {"Parts": ["d/2.md", "d/1.md", "d/3.md"]}, {"More": ["new.md"]}
+    ]  # fmt: skip
+    assert sources.navigation(["a.md", "b*.md"], {"a.md"}) == ["a.md"]
+
+
 def test_snippets_show_code_of_programs(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text('"""A."""\n\ndef f():\n    return 1\n\n\nx = 1\n')
     (tmp_path / "b.py").write_text('"""B."""\n\ndef f():\n    return 2\n\n\nx = 1\n')
@@ -86,7 +95,8 @@ def test_a_notebook_has_the_parts_of_its_program(name: str) -> None:
     program, arguments = notebooks.NOTEBOOKS[name]
     made = notebooks.generate(sources.REPOSITORY / program, arguments)
     kinds = [cell.cell_type for cell in made.cells]
-    assert kinds[0] == "markdown" and kinds[-1] == "code" and kinds.count("code") > 5
+    assert kinds[0] == "markdown" and kinds[-1] == "code" and kinds.count("code") >= 5
+    assert "import argparse" in made.cells[1].source and "import torch" in made.cells[1].source
     assert made.cells[0].source.startswith(f"# {Path(program).name}\n\n")
     assert made.cells[-1].source.endswith("main()") and arguments[0] in made.cells[-1].source
     assert "def main" in "".join(cell.source for cell in made.cells)

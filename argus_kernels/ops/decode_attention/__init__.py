@@ -133,7 +133,7 @@ def decode_attention(
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
-        out, like q. It has no gradients: call it without grad mode, or on detached tensors.
+        out, like q. It has no gradients; call it without grad mode, or on detached tensors.
 
     Raises:
         ValueError: arguments that disagree in shape, dtype, layout or device (all reasons at once); a length below 0 or

@@ -67,7 +67,7 @@ def decode_linear(
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
-        out [n, O] in x's dtype. It has no gradients: call it without grad mode, or on detached tensors.
+        out [n, O] in x's dtype. It has no gradients; call it without grad mode, or on detached tensors.
 
     Raises:
         ValueError: arguments that disagree in shape, dtype, layout or device, an activation there is not, an eps that

@@ -43,7 +43,7 @@ def pairwise_loss(
         backend: which backend computes; None for the default.
 
     Returns:
-        (loss, pairs, concordant), tensors of no dimension: loss in float32 (float64 for float64 scores),
+        (loss, pairs, concordant), tensors of no dimension; loss in float32 (float64 for float64 scores),
         differentiable in scores, not divided by the number of pairs; the counts int64.
 
     Raises:
