@@ -138,7 +138,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], x_label: str) -> st
             )
         axes.set_yticks(places, names)
         axes.set_xlabel(x_label)
-        axes.set_xlim(0, max([*values, 1e-9]) * 1.18)
+        axes.set_xlim(min([*values, 0.0]) * 1.3, max([*values, 1e-9]) * 1.18)
         axes.grid(axis="y", visible=False)
 
     return _svg(draw, height=0.26 * len(names) + 0.9)
