@@ -12,12 +12,12 @@ import sys
 from python_model.cli.app import app, print_in_any_encoding, stop_on_sigterm
 
 # Importing a group registers its commands: --help lists them in this order.
-from python_model.cli import demo, data, training, plan, evaluation, compare, serving, studies, doctor  # isort: skip
+from python_model.cli import demo, data, training, tune, plan, evaluation, compare, serving, studies, doctor  # isort: skip
 from python_model.cli.options import parse_settings
 
 __all__ = [
     "app", "compare", "data", "demo", "doctor", "evaluation", "main", "parse_settings", "plan", "serving", "studies",
-    "training",
+    "training", "tune",
 ]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def bar_chart(names: Sequence[str], values: Sequence[float], x_label: str) -> Ch
             marks.add([bar], [(value, height, f"{name}: {value:.2%}")], "", PALETTE[0])
         axes.set_yticks(heights, names)
         axes.set_xlabel(x_label)
-        axes.set_xlim(0, max([*values, 1e-9]) * 1.18)
+        axes.set_xlim(min([*values, 0.0]) * 1.3, max([*values, 1e-9]) * 1.18)
         axes.grid(axis="y", visible=False)
 
     return _chart(draw, height=0.26 * len(names) + 0.9, along="y")

@@ -21,6 +21,7 @@ from python_model.io.disk import replace_text
 from python_model.reporting import charts, interactive
 from python_model.reporting.console import format_metric
 from python_model.reporting.provenance import provenance
+from python_model.training.watch import BASELINE, LOWER_IS_BETTER, PREFIX, TITLES
 
 EXPLANATIONS = {
     "ndcg": "How far up the next item stands when the whole catalogue is ranked; first places count most.",
@@ -30,7 +31,6 @@ EXPLANATIONS = {
     "feedback_ne": "Log loss of the feedback, relative to knowing only how frequent each answer is; mean of all tasks.",
     "feedback_auc": "How well feedback is told apart, 0.5 is chance; mean of the yes/no tasks.",
 }
-LOWER_IS_BETTER = ("next_item_ne", "feedback_ne")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def write_report(
     """Write the report to `out` (replaced as a whole, never half-written) and return its path."""
     body = [
         f"<header><h1>{escape(title)}</h1><p class=lead>{_summary(dataset, result)}</p></header>",
-        _section("How good it is", metric_table(result) + _reading(result)),
+        _section("How good it is", metric_table(result) + _reading(result) + _against_oracle(result)),
     ]
     if recommendations is not None:
         body.append(_section("What it recommends", _recommendations(recommendations)))
@@ -164,9 +164,48 @@ def _curves(stage: Stage) -> str:
         if names:
             series = {name.removeprefix("feedback_"): _series(stage.history, name) for name in names}
             figures.append(charts.line_chart(series, "step", label).page(f"{stage.name}: {label}"))
+    figures += _validation_charts(stage)
     last = stage.history[-1]
     text = f"{int(last['step']):,} steps, {int(last.get('events', 0)):,} events, {float(last.get('seconds', 0)):.0f} s"
     return f"<p class=note>{text}</p><div class=charts>{''.join(figures)}</div>"
+
+
+def _validation_charts(stage: Stage) -> list[str]:
+    """One chart per metric of the validation part, beside popularity; none for a run without validation."""
+    charts_of = []
+    for metric, (steps, values) in {name: _series(stage.history, f"{PREFIX}{name}") for name in TITLES}.items():
+        if len(steps) < 2:
+            continue
+        series = {"model": (steps, values)}
+        baseline = _series(stage.history, f"{BASELINE}{metric}")
+        if metric in LOWER_IS_BETTER:
+            series["popularity"] = steps, np.ones(len(steps))
+        elif len(baseline[0]):
+            series["popularity"] = baseline
+        title = f"validation: {TITLES[metric]}"
+        charts_of.append(charts.line_chart(series, "step", title, smooth=False).page(f"{stage.name}: {title}"))
+    return charts_of
+
+
+def _against_oracle(result: EvaluationResult) -> str:
+    """How far each model is on the way from popularity to the oracle, by metric; nothing without an oracle."""
+    ceiling, floor = result.rows.get("oracle"), result.rows.get("popularity")
+    if ceiling is None or floor is None:
+        return ""
+    names, shares = [], []
+    for metric, highest in ceiling.items():
+        lowest = floor[metric]
+        for row, values in result.rows.items():
+            value = values[metric]
+            if row in ("oracle", "popularity") or value is None or lowest is None or highest in (None, lowest):
+                continue
+            assert highest is not None
+            names.append(f"{row.replace('_', ' ')}, {metric_title(metric)}")
+            shares.append((value - lowest) / (highest - lowest))
+    if not names:
+        return ""
+    text = "share of the way from popularity (0 %) to the oracle (100 %)"
+    return f"<div class=charts>{charts.bar_chart(names, shares, text).page(text)}</div>"
 
 
 def _series(history: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

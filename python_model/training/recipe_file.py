@@ -49,11 +49,17 @@ def read_recipe(file: str | Path, stage: str) -> tuple[ModelConfig, TrainConfig]
         raise DataError(path, f"expected the tables model and pretrain, and finetune where wanted, found {has}")
     try:
         model = ModelConfig(**checked_settings(ModelConfig, found["model"], "model"))
-        train = TrainConfig(stage="pretrain", **checked_settings(TrainConfig, found["pretrain"], "pretrain"))
+        train = TrainConfig(stage="pretrain", **_training(found, "pretrain"))
         if stage == "pretrain":
             return model, train
         shared = {name: getattr(train, name) for name in _SHARED}
-        given = checked_settings(TrainConfig, found.get("finetune", {}), "finetune")
-        return model, replace(TrainConfig(stage="finetune", **shared), **given)
-    except (ValueError, TypeError) as error:
+        return model, replace(TrainConfig(stage="finetune", **shared), **_training(found, "finetune"))
+    except ValueError as error:
         raise DataError(path, str(error)) from error
+
+
+def _training(found: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    values = found.get(stage, {})
+    if not isinstance(values, dict) or "stage" in values:
+        raise ValueError(f"{stage}: expected a table of settings without stage, found {values!r:.100}")
+    return checked_settings(TrainConfig, values, stage)

@@ -20,6 +20,7 @@ from python_model.cli import app
 
 BEGINS = "the work begins"
 SLOW = [
+    "python_model.training.tune.tune",
     "python_model.train.train", "python_model.demo.generate", "python_model.data.shards.shard_dataset",
     "python_model.training.runs.evaluate_runs", "python_model.studies.study.run_study",
     "python_model.studies.study.generate",
@@ -66,6 +67,7 @@ def right(path: tuple[str, ...], made: dict[str, str], out: str) -> list[str]:
         ("shard",): [made["data"], out, "--shards", "2"],
         ("pretrain",): [made["data"], out],
         ("finetune",): [made["data"], out, "--from", made["pretrain"]],
+        ("tune",): [made["data"], out],
         ("plan",): ["--size", "tiny", "--rows", "1e7"],
         ("evaluate",): [made["data"], made["finetune"]],
         ("compare",): [made["data"], out],

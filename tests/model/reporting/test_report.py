@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +17,7 @@ from python_model.data.synthetic import generate, preset
 from python_model.evaluation.evaluate import EvaluationResult, evaluate
 from python_model.reporting.charts import running_mean
 from python_model.reporting.console import format_metric
-from python_model.reporting.report import Recommendations, Stage, best_rows, write_report
+from python_model.reporting.report import Recommendations, Stage, _against_oracle, best_rows, write_report
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_the_page_is_well_formed_and_loads_nothing(page: str) -> None:
 
 def test_figures_carry_their_values(page: str) -> None:
     charts = [json.loads(unescape(found)) for found in re.findall(r'<figure data-chart="([^"]*)"', page)]
-    assert len(charts) == 8
+    assert len(charts) == page.count("<svg") == 9
     for chart in charts:
         assert chart["panels"] and all(one["points"] for one in chart["series"])
         for index in range(len(chart["series"])):
@@ -108,10 +109,33 @@ def test_the_page_has_every_figure_of_the_table(page: str, result: EvaluationRes
 
 
 def test_the_page_draws_every_curve_and_the_data(page: str) -> None:
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 9
     for label in ("next-item loss", "feedback loss", "pairwise loss", "pairwise accuracy", "events of a user"):
         assert label in page
     assert "currentColor" in page and "#010203" not in page
+
+
+def test_validation_is_drawn_beside_popularity(dataset: Dataset, result: EvaluationResult, tmp_path: Path) -> None:
+    history = [
+        {"step": s, "validation_next_item_ne": 1 - s / 90, "validation_ndcg@10": s / 90,
+         "validation_popularity_ndcg@10": 0.1} if s % 10 == 0 else {"step": s, "next_item": 1.0} for s in range(90)
+    ]  # fmt: skip
+    file = tmp_path / "report.html"
+    write_report(file, title="t", dataset=dataset, result=result, stages=[Stage("pre-training", history)])
+    page = file.read_text(encoding="utf-8")
+    assert "validation: next-item NE" in page and "validation: NDCG@10" in page and ">popularity<" in page
+    assert "validation: feedback NE" not in page
+    assert page.count("<svg") == 4 + 1 + 1 + 2
+
+
+def test_models_stand_between_popularity_and_the_oracle(dataset: Dataset, result: EvaluationResult) -> None:
+    def row(value: float, entropy: float) -> dict[str, float | None]:
+        return {"ndcg@10": value, "next_item_ne": entropy, "feedback_ne": None}
+
+    rows = {"popularity": row(0.1, 1.0), "pretrained": row(0.3, 0.9), "oracle": row(0.5, 0.8)}
+    svg = _against_oracle(replace(result, rows=rows))
+    assert svg.count("50.0%") == 2 and "pretrained, next-item NE" in svg and "feedback" not in svg
+    assert _against_oracle(replace(result, rows={"popularity": rows["popularity"]})) == ""
 
 
 def test_text_is_escaped(page: str) -> None:
