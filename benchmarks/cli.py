@@ -34,6 +34,7 @@ from benchmarks.report import table
 OTHER_COMMANDS = {
     "scaling": "scenarios.scaling",
     "dense": "scenarios.dense",
+    "table-step": "scenarios.table_step",
     "end-to-end": "scenarios.end_to_end",
     "report": "report.page",
     "tune": "tune",

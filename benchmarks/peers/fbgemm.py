@@ -1,6 +1,7 @@
 """`fbgemm`: FBGEMM's table-batched embedding (one id per bag, so no pooling) and a linear layer.
 
-Its backward pass applies an optimiser (here plain SGD with learning rate 0) instead of returning gradients.
+Its backward pass applies an optimiser instead of returning gradients: plain SGD with learning rate 0 as a peer of
+triple_embedding, row-wise Adagrad in `python -m benchmarks table-step`.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ def why_not(case: Case) -> str | None:
     )
 
 
-class _Lookup:
-    """The lookup of all columns in one call, then the projection."""
+class Lookup:
+    """The lookup of all columns in one call, then the projection; `settings` choose the optimiser."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, **settings: Any) -> None:
         self._given = case.arguments
-        self.tables = _tables(case)
+        self.tables = _tables(case, settings)
         self._ids = self._given["ids"].flatten()
         self._offsets = torch.arange(self._ids.shape[0] + 1, dtype=torch.int64, device=self._ids.device)
 
     def __call__(self) -> Tensor:
+        """The projected rows [T, D]."""
         return F.linear(self.tables(self._ids, self._offsets), self._given["weight"].T, self._given["bias"])
 
     def leaves(self) -> list[Tensor]:
@@ -43,7 +45,14 @@ class _Lookup:
         return [parameter for parameter in self.tables.parameters() if parameter.requires_grad and parameter.numel()]
 
 
-def _tables(case: Case) -> Any:
+def rowwise_adagrad() -> dict[str, Any]:
+    """The settings of a lookup whose backward pass is row-wise Adagrad, as `RowwiseAdagrad` computes it."""
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+
+    return {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": 0.01, "eps": 1e-8}
+
+
+def _tables(case: Case, settings: dict[str, Any]) -> Any:
     import fbgemm_gpu.split_table_batched_embeddings_ops_training as training
     from fbgemm_gpu.split_embedding_configs import EmbOptimType, SparseType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
@@ -57,8 +66,7 @@ def _tables(case: Case) -> Any:
         [(table.shape[0], table.shape[1], location, compute) for table in given["tables"]],
         feature_table_map=list(given["columns"]),
         pooling_mode=PoolingMode.SUM,
-        optimizer=EmbOptimType.EXACT_SGD,
-        learning_rate=0.0,
+        **(settings or {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.0}),
         weights_precision=precision[case.dtype],
         output_dtype=precision[case.dtype],
         device=torch.device(case.device),
@@ -68,4 +76,4 @@ def _tables(case: Case) -> Any:
     return tables
 
 
-PEER = Peer("fbgemm", ("triple_embedding",), _Lookup, why_not, own_leaves=lambda call: call.leaves())
+PEER = Peer("fbgemm", ("triple_embedding",), Lookup, why_not, own_leaves=lambda call: call.leaves())

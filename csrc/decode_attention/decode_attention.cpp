@@ -104,8 +104,7 @@ void check(const Arguments& given, std::optional<int64_t> window) {
 Optional arithmetic(const char* name, const Optional& table, const Tensor& q) {
   if (!table) return table;
   const ScalarType wide = q.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  if (table->scalar_type() == wide) return dense(kOp, name, table);
-  return dense(kOp, name, torch::stable::to(*table, wide));
+  return dense(kOp, name, *table, wide);
 }
 
 Arguments prepared(const Arguments& given) {

@@ -84,6 +84,30 @@ inline void check_zeros(const Inputs& inputs, const std::vector<Tensor>& zeros) 
   }
 }
 
+// The states of tables that the backward pass updates, and how many of each setting there are.
+inline void check_states(const Inputs& inputs, const std::vector<Tensor>& states,
+                         std::initializer_list<size_t> settings) {
+  const size_t count = inputs.tables.size();
+  if (states.size() != count)
+    fail(kOp, "states has ", states.size(), " tensors, expected one for each of ", count, " tables");
+  for (const size_t given : settings) {
+    if (given != count)
+      fail(kOp, "a setting has ", given, " numbers, expected one for each of ", count, " tables");
+  }
+  if (inputs.weight.size(1) == 0) fail(kOp, "weight has no columns, expected at least one for a step");
+  const bool wide = inputs.weight.scalar_type() == ScalarType::Double;
+  for (size_t index = 0; index < count; ++index) {
+    const Tensor& table = inputs.tables[index];
+    check_contiguous(kOp, "a table that is updated", table);
+    check_no_overlap(kOp, "a table that is updated", table);
+    if (table.size(1) == 0) fail(kOp, "a table has rows of no columns, expected at least one for a step");
+    check_shape(kOp, "a state", states[index], "[V]", {table.size(0)});
+    check_dtype(kOp, "a state", states[index], {wide ? ScalarType::Double : ScalarType::Float});
+    check_same_device(kOp, "a state", states[index], "weight", inputs.weight);
+    check_contiguous(kOp, "a state", states[index]);
+  }
+}
+
 // The bias as the kernels take it, contiguous; null if there is none.
 inline std::optional<Tensor> dense_bias(const Inputs& inputs, const std::optional<Tensor>& bias) {
   if (!bias) return std::nullopt;

@@ -90,6 +90,20 @@ inline void order_all_rows(const Problem& problem, Backward& backward) {
       });
 }
 
+// Allocates the gradients of weight and bias that are wanted and computes; adds them to `made`.
+inline void run_backward(const Inputs& inputs, const Problem& problem, Backward& backward,
+                         std::vector<Tensor>& made) {
+  if (backward.weight) {
+    made.push_back(fresh_gradient(inputs.weight, problem, {problem.height, problem.width}));
+    backward.d_weight = made.back().mutable_data_ptr();
+  }
+  if (backward.bias) {
+    made.push_back(fresh_gradient(inputs.weight, problem, {problem.width}));
+    backward.d_bias = made.back().mutable_data_ptr();
+  }
+  if (problem.events > 0 && problem.width > 0) backward_cpu(problem, backward);
+}
+
 // d_tables: a tensor of zeros for each table, or none for row-sparse gradients. Returns (rows, values) of
 // each table if row-sparse, then the weight's and the bias's gradient if wanted.
 inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
@@ -113,15 +127,33 @@ inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vec
       }
     }
   }
-  if (needs_weight) {
-    made.push_back(fresh_gradient(inputs.weight, problem, {problem.height, problem.width}));
-    backward.d_weight = made.back().mutable_data_ptr();
+  run_backward(inputs, problem, backward, made);
+  return made;
+}
+
+// The backward pass with row-wise Adagrad on every table in it. states [V] of each table, in float32, or
+// float64 for float64; lr, eps and weight_decay of each. Returns the weight's and the bias's gradient if
+// wanted.
+inline std::vector<Tensor> backward_and_step_on_cpu(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
+                                                    std::vector<int64_t> columns, Tensor weight,
+                                                    std::vector<Tensor> states, std::vector<double> lr,
+                                                    std::vector<double> eps, std::vector<double> weight_decay,
+                                                    bool needs_weight, bool needs_bias) {
+  const Inputs inputs = dense_inputs(ids, tables, columns, weight);
+  check_states(inputs, states, {lr.size(), eps.size(), weight_decay.size()});
+  const Problem problem = make_problem(inputs, kBackwardStack);
+  const Tensor dense = dense_gradient(inputs, gradient);
+  Backward backward{dense.const_data_ptr(), true, needs_weight, needs_bias, {}, nullptr, nullptr};
+  order_all_rows(problem, backward);
+  for (size_t index = 0; index < states.size(); ++index) {
+    RowGradients& rows = backward.rows[index];
+    rows.values = inputs.tables[index].mutable_data_ptr();
+    rows.dense = true;
+    rows.state = states[index].mutable_data_ptr();
+    rows.settings = {lr[index], eps[index], weight_decay[index]};
   }
-  if (needs_bias) {
-    made.push_back(fresh_gradient(inputs.weight, problem, {problem.width}));
-    backward.d_bias = made.back().mutable_data_ptr();
-  }
-  if (problem.events > 0 && problem.width > 0) backward_cpu(problem, backward);
+  std::vector<Tensor> made;
+  run_backward(inputs, problem, backward, made);
   return made;
 }
 

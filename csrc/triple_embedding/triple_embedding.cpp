@@ -16,11 +16,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
       "triple_embedding_backward(Tensor gradient, Tensor ids, Tensor[] tables, int[] columns, Tensor weight, "
       "Tensor(a!)[] d_tables, bool sparse, bool needs_tables, bool needs_weight, bool needs_bias) -> "
       "Tensor[]");
+  m.def(
+      "triple_embedding_backward_and_step(Tensor gradient, Tensor ids, Tensor(a!)[] tables, int[] columns, "
+      "Tensor weight, Tensor(b!)[] states, float[] lr, float[] eps, float[] weight_decay, bool needs_weight, "
+      "bool needs_bias) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
   m.impl("triple_embedding", TORCH_BOX(&argus::triple_embedding::forward_on_cpu));
   m.impl("triple_embedding_backward", TORCH_BOX(&argus::triple_embedding::backward_on_cpu));
+  m.impl("triple_embedding_backward_and_step", TORCH_BOX(&argus::triple_embedding::backward_and_step_on_cpu));
 }
 
 #else

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/cpu/row_adagrad.h"
 #include "common/cpu/row_order.h"
 #include "common/torch/dtype.h"
 
@@ -50,11 +51,15 @@ void choose_projected(Problem& problem, int64_t most_elements);
 // output [events, width]; bias [width] or null.
 void forward_cpu(const Problem& problem, const void* bias, void* output);
 
-// The gradient of a gathered table: order.runs() rows are written, one per row that was read.
+// The gradient of a table: order.runs() rows are written, one per row that was read. Fused, they are applied
+// by row-wise Adagrad instead: `values` is then the table, and a row's gradient is rounded to the table's
+// type first, as the two separate steps do.
 struct RowGradients {
   RowOrder order;
-  void* values;  // row `order.rows()[u]` of a dense gradient of zeros, or row u
+  void* values;  // row `order.rows()[u]` of a dense gradient of zeros or of the table, or row u
   bool dense;
+  void* state = nullptr;  // fused: [rows] in the type of the arithmetic, else null
+  row_adagrad::Settings settings = {};
 };
 
 struct Backward {

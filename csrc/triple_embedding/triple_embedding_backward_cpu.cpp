@@ -198,10 +198,10 @@ class BackwardPass {
     for (const Part& part : layout_.gathered) {
       const size_t index = static_cast<size_t>(part.table_index);
       const Destinations<A>& to = destinations_[index];
-      ForEachIsa<&scatter_rows<A, Stored>>::call(
-          static_cast<const A*>(scratch.product.data()) + part.place, depth,
-          to.places() + part.reader * problem_.events + first, count, problem_.events - first,
-          part.table->width, static_cast<Stored*>(backward_.rows[index].values), to.waiting());
+      const RowSink<A, Stored> sink(backward_.rows[index], part.table->width);
+      ForEachIsa<&scatter_rows<A, Stored>>::call(scratch.product.data() + part.place, depth,
+                                                 to.places() + part.reader * problem_.events + first, count,
+                                                 problem_.events - first, &sink, to.waiting());
     }
   }
 
@@ -222,19 +222,21 @@ class BackwardPass {
   }
 
   void sum_repeated_rows() {
+    if (!to_tables()) return;
     for (size_t index = 0; index < destinations_.size(); ++index) {
       const Destinations<A>& from = destinations_[index];
       const int64_t width = problem_.tables[index].width;
-      torch::stable::parallel_for(
-          0, static_cast<int64_t>(from.repeated().size()), 64, [&](int64_t first, int64_t last) {
-            std::vector<A> sum(static_cast<size_t>(width));
-            for (int64_t i = first; i < last; ++i) {
-              const auto& row = from.repeated()[static_cast<size_t>(i)];
-              ForEachIsa<&sum_waiting<A, Stored>>::call(
-                  static_cast<const A*>(from.waiting()) + row.first * width, row.times, width, sum.data(),
-                  static_cast<Stored*>(backward_.rows[index].values) + row.to * width);
-            }
-          });
+      const RowSink<A, Stored> sink(backward_.rows[index], width);
+      torch::stable::parallel_for(0, static_cast<int64_t>(from.repeated().size()), 64,
+                                  [&](int64_t first, int64_t last) {
+                                    std::vector<A> sum(static_cast<size_t>(width));
+                                    for (int64_t i = first; i < last; ++i) {
+                                      const auto& row = from.repeated()[static_cast<size_t>(i)];
+                                      ForEachIsa<&sum_waiting<A, Stored>>::call(
+                                          static_cast<const A*>(from.waiting()) + row.first * width,
+                                          row.times, sum.data(), &sink, row.to);
+                                    }
+                                  });
     }
   }
 
@@ -243,29 +245,25 @@ class BackwardPass {
     SlicedSums<Weight> sums(problem_, layout_);
     for_each(sums.slices(),
              [&](int64_t slice) { sums.fill(slice, gradient_, problem_.events, layout_.projected); });
-    const int64_t tables = backward_.tables ? static_cast<int64_t>(problem_.tables.size()) : 0;
-    const int64_t columns = backward_.weight ? static_cast<int64_t>(layout_.projected.size()) : 0;
-    for_each(tables + columns, [&](int64_t task) {
-      if (task < tables) {
-        write_table_gradient(static_cast<size_t>(task), sums);
-      } else {
-        weight_gradient<Weight, Stored>(problem_, sums, layout_.projected[static_cast<size_t>(task - tables)],
+    // First what reads the tables: fused, their gradients change them.
+    if (backward_.weight) {
+      for_each(static_cast<int64_t>(layout_.projected.size()), [&](int64_t part) {
+        weight_gradient<Weight, Stored>(problem_, sums, layout_.projected[static_cast<size_t>(part)],
                                         static_cast<Weight*>(backward_.d_weight));
-      }
-    });
+      });
+    }
+    if (backward_.tables)
+      for_each(static_cast<int64_t>(problem_.tables.size()),
+               [&](int64_t table) { write_table_gradient(static_cast<size_t>(table), sums); });
   }
 
   void write_table_gradient(size_t index, const SlicedSums<Weight>& sums) {
     const Table& table = problem_.tables[index];
     if (!table.projected) return;
-    const std::vector<A> total = table_gradient<Weight>(problem_, sums, layout_.projected, table);
+    std::vector<A> total = table_gradient<Weight>(problem_, sums, layout_.projected, table);
     const RowGradients& rows = backward_.rows[index];
-    for (int64_t run = 0; run < rows.order.runs(); ++run) {
-      const int64_t row = rows.order.rows()[run];
-      Stored* to = static_cast<Stored*>(rows.values) + (rows.dense ? row : run) * table.width;
-      for (int64_t j = 0; j < table.width; ++j)
-        store(to[j], total[static_cast<size_t>(row * table.width + j)]);
-    }
+    const RowSink<A, Stored> sink(rows, table.width);
+    ForEachIsa<&put_runs<A, Stored>>::call(&rows.order, rows.dense, total.data(), &sink);
   }
 
   const Problem& problem_;

@@ -135,7 +135,7 @@ def test_closure_is_computed_with_gradients() -> None:
         ([{"params": [table()], "weight_decay": -0.5}], {}, r"weight_decay is -0\.5"),
     ],
 )
-def test_bad_settings(parameters: Any, settings: dict[str, float], sentence: str) -> None:
+def test_bad_settings(parameters: Any, settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match="RowwiseAdagrad: " + sentence):
         RowwiseAdagrad(parameters, **settings)
 

@@ -181,6 +181,18 @@ def test_rows_that_no_event_reads_may_hold_anything(backend: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(clean, dirty, strict=True))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_of_the_projection_alone(backend: str) -> None:
+    """Of frozen tables with repeated rows: the others' gradients are the same."""
+    arguments = draw(60, [(40, 4), (9, 3), (6, 2)], [0, 0, 1], dtype=torch.float32)
+    gradient = torch.randn(60, 5)
+    every = torch.autograd.grad(serve(backend, arguments), leaves(arguments), gradient)
+    for table in arguments["tables"]:
+        table.requires_grad_(False)
+    found = torch.autograd.grad(serve(backend, arguments), leaves(arguments)[3:], gradient)
+    assert all(torch.equal(one, other) for one, other in zip(found, every[3:], strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_dense_gradients_of_a_large_table(dtype: torch.dtype) -> None:
     """Zeros but for the rows that were read, in memory of its own that torch may write and add to."""

@@ -12,7 +12,7 @@ from argus_kernels.core import Backend, Op, Problems, autocast
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
-from argus_kernels.ops.triple_embedding import native, reference, triton_limits
+from argus_kernels.ops.triple_embedding import fused, native, reference, triton_limits
 from argus_kernels.ops.triple_embedding.arguments import Arguments
 from argus_kernels.ops.triple_embedding.samples import drawn, samples, tiles
 
@@ -67,6 +67,8 @@ def triple_embedding(
         torch._dynamo.graph_break(msg="triple_embedding(sparse=True): torch.compile has no row-sparse gradients")
         # Not a decorator at the module's level: torch.compiler.disable imports torch's compiler, two seconds of it.
         return torch.compiler.disable(OP)(given, backend=backend, prepare=_prepare)
+    if not torch.compiler.is_compiling() and fused.serves(given, backend):
+        return fused.look_up(OP, _prepare(given), backend)
     return OP(given, backend=backend, prepare=_prepare)
 
 

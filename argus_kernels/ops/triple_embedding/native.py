@@ -14,6 +14,7 @@ from torch import Tensor
 
 from argus_kernels.core import native
 from argus_kernels.core.registry import needs_device, needs_dtype
+from argus_kernels.core.row_updates import Step
 from argus_kernels.ops.triple_embedding.arguments import Arguments
 
 MAX_CUDA_COLUMNS = 32
@@ -48,6 +49,43 @@ def backward(
     if needs["tables"]:
         d_tables = [next(found) for _ in d_tables] if given.sparse else [*dense]
     return [d_tables, next(found) if needs["weight"] else None, next(found) if needs_bias else None]
+
+
+def can_step(given: Arguments, steps: Sequence[Step | None]) -> bool:
+    """Whether `backward_and_step` serves: every table is updated, and dense in memory of its own, as is its state."""
+    weight = given.weight.untyped_storage().data_ptr()
+    if given.weight.shape[1] == 0 or not steps:
+        return False
+    wide = torch.promote_types(given.weight.dtype, torch.float32)
+    return all(
+        step is not None
+        and step.state.dtype == wide
+        and step.state.is_contiguous()
+        and table.is_contiguous()
+        and table.shape[1] > 0
+        and table.untyped_storage().data_ptr() != weight
+        for table, step in zip(given.tables, steps, strict=True)
+    )
+
+
+def backward_and_step(
+    gradient: Tensor, given: Arguments, steps: Sequence[Step | None], needs_weight: bool, needs_bias: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The backward pass with row-wise Adagrad on all tables in it; gradients of weight and bias where wanted.
+
+    The same bits as row-sparse gradients and `rowwise_adagrad_`: a row is changed after the last event that reads it.
+    """
+    taken = [step for step in steps if step is not None]
+    written = [*given.tables, *(step.state for step in taken)]
+    lies_in = {tensor.untyped_storage().data_ptr() for tensor in written}
+    if gradient.untyped_storage().data_ptr() in lies_in:
+        gradient = gradient.clone()
+    found = native.op("triple_embedding_backward_and_step")(
+        gradient, *given[:4], *(list(column) for column in zip(*taken, strict=True)), needs_weight, needs_bias
+    )
+    torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
+    remaining = iter(found)
+    return next(remaining) if needs_weight else None, next(remaining) if needs_bias else None
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -99,12 +99,14 @@ inline void check_contiguous(const char* op, const char* name, const Tensor& ten
   if (!tensor.is_contiguous()) fail(op, name, " is not contiguous, expected a contiguous tensor");
 }
 
-// A checked tensor, made contiguous. A view that repeats its memory (stride 0) may need more memory than the
-// machine has.
-inline Tensor dense(const char* op, const char* name, const Tensor& tensor) {
-  if (tensor.is_contiguous()) return tensor;
+// A checked tensor, made contiguous, and of another dtype if one is given. A view that repeats its memory
+// (stride 0) may need more memory than the machine has.
+inline Tensor dense(const char* op, const char* name, const Tensor& tensor,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  const bool same = !dtype || tensor.scalar_type() == *dtype;
+  if (same && tensor.is_contiguous()) return tensor;
   try {
-    return torch::stable::contiguous(tensor);
+    return torch::stable::contiguous(same ? tensor : torch::stable::to(tensor, *dtype));
   } catch (const std::exception&) {
     fail(op, name, " has shape ", shape_text(tensor),
          ", expected one that memory holds a contiguous copy of");

@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from argus_kernels import OPS, host_reference
-from argus_kernels.core import Op
+from argus_kernels.core import Op, row_updates
+from argus_kernels.ops.triple_embedding import arguments as embedding
+from argus_kernels.ops.triple_embedding import native as embedding_native
+from argus_kernels.optim import row_steps
 from argus_kernels.testing import captured_arguments, small_samples
 from argus_kernels.testing.harness import draw
 
@@ -62,7 +65,7 @@ def copied(value: Any) -> Any:
 
 
 def native_calls() -> list[Call]:
-    """Both passes of every op that has a backend `cpp`, on every small sample in every dtype."""
+    """Both passes of every op that has a backend `cpp`, on every small sample in every dtype, and optimisers' steps."""
     recorder = _Recorder()
     for op, dtype in itertools.product(OPS, DTYPES):
         for sample in small_samples(op):
@@ -74,6 +77,8 @@ def native_calls() -> list[Call]:
                     if isinstance(arguments[name], Tensor):
                         arguments[name].requires_grad_()
                 _run_backend(recorder, op, arguments)
+    for dtype in DTYPES:
+        _run_row_steps(recorder, dtype)
     return [call for call in recorder.calls if _elements(call.arguments.values()) <= MAX_ELEMENTS]
 
 
@@ -89,6 +94,23 @@ def _run_backend(recorder: _Recorder, op: Op, arguments: dict[str, Any]) -> None
         outputs = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         gradients = [torch.randn(output.shape).to(output.dtype) for output in outputs]
         backend.backward(gradients, outputs, dict.fromkeys(op.differentiable, True), given)
+
+
+def _run_row_steps(recorder: _Recorder, dtype: torch.dtype) -> None:
+    """The steps of `argus_kernels.optim`, in the backward pass of triple_embedding too."""
+    wide = torch.promote_types(dtype, torch.float32)
+    table, rows = torch.randn(9, 5).to(dtype), torch.tensor([3, -1, 8, 3])
+    gradients, mean, square = torch.randn(4, 5).to(dtype), torch.rand(9, 5).to(wide), torch.rand(9, 5).to(wide)
+    tables = [torch.randn(9, 4).to(dtype), torch.randn(300, 8).to(dtype)]
+    given = embedding.Arguments(
+        torch.randint(-1, 9, (3, 80)), tables, [0, 1, 0], torch.randn(16, 6).to(dtype), None, True, True
+    )
+    steps = [row_updates.Step(torch.rand(table.shape[0]).to(wide), 0.1, 1e-6, 0.1) for table in tables]
+    with torch.no_grad(), recorder:
+        row_steps.sgd_(table, rows, gradients, lr=0.1, weight_decay=0.1)
+        row_steps.adagrad_(table, square, rows, gradients, lr=0.1, eps=1e-6, weight_decay=0.1)
+        row_steps.adam_(table, mean, square, rows, gradients, lr=0.1, betas=(0.9, 0.99), eps=1e-6)
+        embedding_native.backward_and_step(torch.randn(80, 6).to(dtype), given, steps, True, True)
 
 
 def _elements(values: Any) -> int:

@@ -122,6 +122,18 @@ def test_pages_that_hold_their_memory_twice() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_that_memory_does_not_hold(dtype: torch.dtype) -> None:
+    """In the dtype that the kernels compute in, and in one that is converted first."""
+    pages, bias = torch.zeros(1, 2, HEADS, WIDTH, dtype=dtype), torch.zeros(HEADS, 1, dtype=dtype).expand(HEADS, 2**43)
+    with pytest.raises(ValueError, match=r"^argus_native::decode_attention: position_bias has shape .* memory holds"):
+        torch.ops.argus_native.decode_attention(
+            torch.zeros(1, HEADS, WIDTH, dtype=dtype), pages, pages, torch.zeros(1, 2, dtype=torch.int64),
+            torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32), None, None, bias, None, None, None,
+            1.0, None,
+        )  # fmt: skip
+
+
 def test_what_memory_does_not_hold() -> None:
     embed = torch.ops.argus_native.triple_embedding
     ids = torch.zeros(0, 3, dtype=torch.int64)
