@@ -57,7 +57,7 @@ class Direct(torch.autograd.Function):
         """The outputs of an op on its record, whose tensors are passed a second time, one by one, for autograd."""
         outputs = plan.compute(given)
         ctx.set_materialize_grads(False)
-        ctx.argus_call = plan, plan.without_tensors(given)
+        ctx.argus_call = plan, plan.values(given)
         ctx.save_for_backward(*tensors, *(outputs if isinstance(outputs, tuple) else (outputs,)))
         return outputs
 
@@ -65,7 +65,7 @@ class Direct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         """One gradient per tensor. With create_graph the registered op runs, which refuses second derivatives."""
         (plan, values), saved = ctx.argus_call, ctx.saved_tensors
-        given, outputs = plan.restore(values, saved), list(saved[plan.count :])
+        given, outputs = plan.restore(values, saved), saved[plan.count :]
         return None, None, *plan.op.direct_gradients(plan, given, outputs, gradients, ctx.needs_input_grad[2:])
 
 

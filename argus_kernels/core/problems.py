@@ -100,11 +100,17 @@ class Problems:
         return value
 
     def number(self, name: str, value: Any, *, least: float | None = None, above: float | None = None) -> Any:
-        """A finite number, at least `least` or above `above`; numpy's are taken. Returns it as a float."""
+        """A finite number, at least `least` or above `above`; numpy's are taken. Returns it as a float.
+
+        A tensor of no dimension, which only torch.compile and the like leave one, is returned as it is: its value is
+        checked behind the op boundary.
+        """
         bound = "" if least is None else f" of at least {least:g}"
         bound = bound if above is None else f" above {above:g}"
         if isinstance(value, (torch.SymInt, torch.SymFloat)):
             return value
+        if isinstance(value, Tensor):
+            return self._number_tensor(name, value, bound)
         if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
             self.require(False, f"{name} is {said(value)}, expected a finite number{bound}")
             return 1.0
@@ -117,6 +123,19 @@ class Problems:
         holds = holds and (least is None or given >= least) and (above is None or given > above)
         self.require(holds, lambda: f"{name} is {said(value)}, expected a finite number{bound}")
         return given
+
+    def _number_tensor(self, name: str, value: Tensor, bound: str) -> Tensor:
+        expected = f"expected a finite number{bound}, or a floating-point tensor of no dimension without a gradient"
+        dense = value.layout is torch.strided and not value.is_nested
+        if not dense:
+            self.require(False, lambda: f"{name} is {kind_of(value)}, {expected}")
+        elif value.dim() != 0:
+            self.require(False, lambda: f"{name} is a tensor of shape {list(value.shape)}, {expected}")
+        elif value.dtype not in FLOATING:
+            self.require(False, lambda: f"{name} is a tensor of {value.dtype}, {expected}")
+        else:
+            self.require(not value.requires_grad, lambda: f"{name} is a tensor that requires a gradient, {expected}")
+        return value
 
     def flag(self, name: str, value: object) -> bool:
         """True or False (numpy's too), and nothing that only counts as one of them. Returns it."""

@@ -7,7 +7,7 @@ behind the boundary. A plain eager call bypasses the boundary and uses the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from argus_kernels.core.eager import apply_recorded, is_plain, is_quiet, restore, save
-from argus_kernels.core.plans import MAX_PLANS, Plan, key_of
+from argus_kernels.core.gradients import Filled, any_needed, empty_gradients, flatten
+from argus_kernels.core.plans import MAX_PLANS, Likeness, Plan, compares_tensors, key_of
+from argus_kernels.core.problems import FLOATING, Problems
 from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
 from argus_kernels.core.registry import Backend, Probe, choose, default_backend, unknown_backend
 from argus_kernels.core.sample import Growth, Sample
@@ -47,6 +49,17 @@ def constant(value: Any, dtype: torch.dtype) -> Any:
     return value.detach().to(dtype)
 
 
+def plain_number(value: Any) -> Any:
+    """A number that comes as a tensor of no dimension, such as a learning rate, read: on a GPU that waits for it.
+
+    Itself where it is none, where torch.compile or a transform looks on, and where it is for the checks to refuse.
+    """
+    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+        return value
+    fits = value.layout is torch.strided and not value.is_nested and value.dim() == 0 and not value.requires_grad
+    return value.item() if fits and value.dtype in FLOATING and is_plain([value]) else value
+
+
 def autocast_is_on(device: str) -> bool:
     """Whether autocast is on for a type of device; False for one that has none, such as "meta"."""
     if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
@@ -68,8 +81,12 @@ class Op:
     arguments: the op's record, a NamedTuple; its annotations are the schema ("Tensor q, Tensor? visible, float scale"),
     and everything here takes the call's arguments as an instance of it.
     returns: the schema's results, such as "(Tensor, Tensor)".
-    fake: shapes of the outputs from the record (of fake tensors); the same tuple structure as a backend's forward.
+    fake: shapes of the outputs from the record (of fake tensors), as the schema has them.
+    as_registered: makes the outputs of the schema out of the record and what a backend's forward returned, where some
+    calls have fewer outputs than the schema; the plain eager path does without.
     differentiable: arguments that get gradients. mutates: arguments written in place (such an op has no gradients).
+    numbers: names and bounds, as `Problems.number` takes them, of the record's floats whose values may come as tensors:
+    they are checked behind the boundary.
     check: validates values on the real tensors, behind the boundary, once for every backend.
     fake_backward: shapes of the gradients where they are not simply those of the arguments.
     samples: the cases of tests and benchmarks. tiles: cases of several tiles in every direction at the widths 64, 128
@@ -86,9 +103,11 @@ class Op:
         arguments: Record,
         returns: str,
         fake: Callable[[Given], Any],
+        as_registered: Callable[[Given, Any], Any] = lambda given, outputs: outputs,
         backends: Sequence[Backend],
         differentiable: Sequence[str] = (),
         mutates: Sequence[str] = (),
+        numbers: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
         check: Callable[[Given], None] | None = None,
         fake_backward: Callable[[list[Tensor], dict[str, bool], Given], list[Tensor]] | None = None,
         assemble: Callable[[Given, dict[str, bool], list[Tensor]], list[Any]] | None = None,
@@ -110,10 +129,14 @@ class Op:
         self.grows = grows
         kinds = list(schema_types(arguments).values())
         self._floats = [index for index, kind in enumerate(kinds) if kind.startswith("float")]
+        self._numbers = dict(numbers or {})
         self._takes_tensor_lists = "Tensor[]" in kinds
         self._fake = fake
+        self._as_registered = as_registered
         self.check = check
         self._plans: dict[Any, Plan] = {}
+        self._latest: tuple[Plan, ...] = ()
+        """The plans of the last calls that differed, for the layers of a batch."""
         self._fake_backward = fake_backward
         self._assemble = assemble
         self._define_forward(schema_arguments(arguments, self.mutates), returns)
@@ -139,9 +162,9 @@ class Op:
         wanted = default_backend() if backend is None else backend
         key = None
         if not torch.compiler.is_compiling() and type(wanted) is str and wanted != "eager":
-            key = key_of((wanted, torch.is_grad_enabled(), *also, *given))
-            plan = None if key is None else self._plans.get(key)
-            if plan is not None and is_quiet() and plan.stands():
+            values = (wanted, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *also, *given)
+            plan, key = self._plan_of(values)
+            if plan is not None and is_quiet():
                 return self._directly(plan, plan.replay(given))
         raw = given
         if prepare is not None:
@@ -160,9 +183,24 @@ class Op:
                 return self._planned(raw, given, key, wanted, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, given)
-        if torch.compiler.is_compiling() and any(_is_free(given[index]) for index in self._floats):
+        if any(_is_free(given[index]) for index in self._floats):
             return self._with_free_numbers(given, wanted)
         return self.torch_op(*given, wanted)
+
+    def _plan_of(self, values: Sequence[Any]) -> tuple[Plan | None, Any]:
+        """The plan that was kept for these values, if any; else their key, None where no plan can be kept."""
+        for plan in self._latest:
+            if plan.likeness is not None and plan.likeness(values) and plan.stands():
+                return plan, None
+        key = key_of(values)
+        found = None if key is None else self._plans.get(key)
+        if found is None or not found.stands():
+            return None, key
+        if found.likeness is None and compares_tensors():
+            found.likeness = Likeness(values)
+        if found not in self._latest:
+            self._latest = (found, *self._latest[:1])
+        return found, key
 
     def _planned(self, raw: Given, given: Given, key: Any, wanted: str, wants_gradients: bool) -> Any:
         """A plain call that no plan was found for; the plan is kept for the next one where that can be."""
@@ -171,6 +209,7 @@ class Op:
         if key is not None and plan.learn(raw, given):
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
+                self._latest = ()
             self._plans[key] = plan
         return outputs
 
@@ -181,7 +220,12 @@ class Op:
         """
         one = torch.ones((), dtype=torch.float64)
         floats = [index for index in self._floats if given[index] is not None]
-        numbers = torch.stack([one * given[index] for index in floats])
+        numbers = torch.stack(
+            [
+                given[index].to("cpu", torch.float64) if isinstance(given[index], Tensor) else one * given[index]
+                for index in floats
+            ]
+        )
         values = [0.0 if index in floats else value for index, value in enumerate(given)]
         return self.torch_op(*values, wanted, numbers)
 
@@ -233,8 +277,15 @@ class Op:
         if len(args) > count + 1 and args[count + 1] is not None:
             floats = [index for index in self._floats if values[index] is not None]
             for index, number in zip(floats, args[count + 1].tolist(), strict=True):
-                values[index] = number
+                values[index] = self._checked_number(self.arguments[index], number)
         return self.record(*values), args[count]
+
+    def _checked_number(self, field: str, number: float) -> float:
+        problems = Problems(self.name)
+        name, bounds = self._numbers.get(field, (field, {}))
+        problems.number(name, number, **bounds)
+        problems.raise_if_any()
+        return number
 
     def compute(self, given: Given, wanted: str) -> Any:
         """The outputs, by the backend `wanted`; autograd sees nothing of it."""
@@ -242,7 +293,7 @@ class Op:
         with _without_autocast(given):
             if self.check is not None:
                 self.check(given)
-            return backend.forward(given)
+            return self._as_registered(given, backend.forward(given))
 
     def serving(self, given: Given, wanted: str, part: str = "forward") -> Backend:
         """The backend that serves a pass ("forward", "backward"), or an error with every reason why there is none."""
@@ -258,7 +309,7 @@ class Op:
         assert backend.backward is not None
         with _without_autocast(given):
             wanted_gradients = dict(zip(self.differentiable, needs, strict=True))
-            return _flatten(backend.backward(gradients, outputs, wanted_gradients, given), gradients[0])
+            return flatten(backend.backward(gradients, outputs, wanted_gradients, given), gradients[0])
 
     def _define_forward(self, arguments: str, returns: str) -> None:
         def forward(*args: Any) -> Any:
@@ -283,10 +334,10 @@ class Op:
             if self._fake_backward is not None:
                 return self._fake_backward(gradients, dict(zip(self.differentiable, needs, strict=True)), given)
             shapes = [
-                _empty_gradients(getattr(given, name), needed)
+                empty_gradients(getattr(given, name), needed)
                 for name, needed in zip(self.differentiable, needs, strict=True)
             ]
-            return _flatten(shapes, gradients[0])
+            return flatten(shapes, gradients[0])
 
         name = f"{NAMESPACE}::{self.name}_backward"
         schema = (
@@ -300,7 +351,7 @@ class Op:
 
     def _autograd_backward(self, ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         values, outputs = restore(ctx)
-        found = self.gradients(gradients, values, outputs, [_any(needed) for needed in ctx.needs_input_grad])
+        found = self.gradients(gradients, values, outputs, [any_needed(needed) for needed in ctx.needs_input_grad])
         # Where an op takes lists of tensors, torch takes an empty list of anything for one and wants a list back.
         return tuple(
             [] if self._takes_tensor_lists and isinstance(value, list) and not value else gradient
@@ -325,7 +376,7 @@ class Op:
         count = len(self.arguments)
         needs = dict(zip(self.arguments, needed[:count], strict=True))
         wanted = {name: needs[name] for name in self.differentiable}
-        flat = self.backward_op(_filled(gradients, outputs), outputs, list(wanted.values()), *values)
+        flat = self.backward_op(list(Filled(gradients, outputs)), outputs, list(wanted.values()), *values)
         assemble = self._assemble or self._assemble_dense
         found = dict(zip(self.differentiable, assemble(self.record(*values[:count]), wanted, flat), strict=True))
         return [*(found.get(name) for name in self.arguments), *[None] * (len(values) - count)]
@@ -334,21 +385,21 @@ class Op:
         self,
         plan: Plan,
         given: Given,
-        outputs: list[Tensor],
+        outputs: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         needs: tuple[bool, ...],
     ) -> list[Tensor | None]:
         """One gradient for each tensor of the record, without the registered op where nothing has to see it."""
         wanted, slots = plan.wants(needs)
-        filled = _filled(gradients, outputs)
-        if torch.is_grad_enabled() or not is_plain(filled):
+        if torch.is_grad_enabled() or not is_plain([one for one in gradients if one is not None]):
             wants = [wanted.get(name, False) for name in self.arguments]
-            every = self.gradients(gradients, [*given, plan.wanted], outputs, [*wants, False])
+            every = self.gradients(gradients, [*given, plan.wanted], list(outputs), [*wants, False])
             parts: Sequence[Any] = [every[field] for _, field in self._leaves]
         else:
+            filled = Filled(gradients, outputs)
             parts = plan.backward(given).backward(filled, outputs, wanted, given)  # type: ignore[misc]
             if self._assemble is not None:
-                parts = self._assemble(given, wanted, _flatten(parts, filled[0]))
+                parts = self._assemble(given, wanted, flatten(parts, outputs[0]))
         flat: list[Tensor | None] = [None] * plan.count
         for index, first, count in slots:
             gradient = parts[index]
@@ -411,34 +462,9 @@ def _without_autocast(given: Given) -> AbstractContextManager[Any]:
 
 
 def _is_free(number: Any) -> bool:
-    """Whether torch.compile, which has imported the module asked here, leaves a number open."""
-    return number is not None and not torch.fx.experimental.symbolic_shapes.has_static_value(number)
-
-
-def _filled(gradients: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients of the outputs, zeros for those that have none; an output of no elements is its own."""
-    return [
-        gradient if gradient is not None else torch.zeros_like(output) if output.numel() else output.detach()
-        for gradient, output in zip(gradients, outputs, strict=True)
-    ]
-
-
-def _any(needed: Any) -> bool:
-    return any(needed) if isinstance(needed, (list, tuple)) else bool(needed)
-
-
-def _empty_gradients(value: Any, needed: bool) -> Any:
-    if isinstance(value, (list, tuple)):
-        return [torch.empty_like(table) if needed else None for table in value]
-    if value is None or not needed:
-        return None
-    return torch.empty_like(value, memory_format=torch.contiguous_format)
-
-
-def _flatten(gradients: Sequence[Any], like: Tensor) -> list[Tensor]:
-    """A flat list of tensors; None, which a schema cannot return, becomes an empty tensor."""
-    flat: list[Tensor] = []
-    for gradient in gradients:
-        for tensor in gradient if isinstance(gradient, (list, tuple)) else (gradient,):
-            flat.append(like.new_empty(0) if tensor is None else tensor)
-    return flat
+    """Whether a number is a tensor, or torch.compile, which has imported the module asked here, leaves it open."""
+    if isinstance(number, Tensor):
+        return True
+    if number is None or not torch.compiler.is_compiling():
+        return False
+    return not torch.fx.experimental.symbolic_shapes.has_static_value(number)

@@ -6,12 +6,15 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <exception>
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "attention/arguments.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 
 namespace argus::attention {
 
@@ -177,58 +180,103 @@ inline Arguments arguments_of(const Given& given) {
   };
 }
 
-// A contiguous result shaped like q: an output of this pass or of an earlier one.
-inline void* result_of(const Given& given, const char* name, const Tensor& tensor) {
+// A contiguous result shaped like q, of an earlier pass.
+inline const void* result_of(const Given& given, const char* name, const Tensor& tensor) {
   const Tensor& q = given.q;
   check_like(given, name, tensor, q.scalar_type(), "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
-  return tensor.mutable_data_ptr();
+  return tensor.const_data_ptr();
 }
 
-// One number per head and row; null if the op has no statistics.
-inline void* statistic_of(const Given& given, const char* name, const OptionalTensor& tensor) {
+// One number per head and row, of an earlier pass; null if the op has no statistics.
+inline const void* statistic_of(const Given& given, const char* name, const OptionalTensor& tensor) {
   if (!tensor.has_value()) return nullptr;
   check_like(given, name, *tensor, given.wide(), "[H, T]", {given.q.size(1), given.q.size(0)});
-  return tensor->mutable_data_ptr();
+  return tensor->const_data_ptr();
 }
 
-inline Forward forward_of(const Given& given, const Tensor& out, const OptionalTensor& log_sum_exp) {
-  return {arguments_of(given), result_of(given, "out", out), statistic_of(given, "log_sum_exp", log_sum_exp)};
+// Memory for a result shaped like q.
+inline Tensor new_rows(const Given& given) {
+  const Tensor& q = given.q;
+  try {
+    return empty(q, {q.size(0), q.size(1), q.size(2)});
+  } catch (const std::exception&) {
+    fail(given.op, "q has shape ", shape_text(q), ", expected one that memory holds a result of");
+  }
 }
 
-// Inputs and outputs of the backward pass besides the arguments; only softmax has statistics.
-struct BackwardTensors {
-  Tensor d_q, d_k, d_v;
-  OptionalTensor d_position_bias, d_time_bias;
+// Memory for one number per head and row.
+inline Tensor new_statistic(const Given& given) {
+  return empty(given.q, {given.q.size(1), given.q.size(0)}, given.wide());
+}
+
+// What a backward pass reads besides the arguments; only softmax has statistics.
+struct BackwardInputs {
   Tensor d_out;
   OptionalTensor d_log_sum_exp, out, log_sum_exp;
 };
 
-inline void* table_gradient_of(const Given& given, const char* name, const OptionalTensor& gradient,
-                               const OptionalTensor& table) {
-  if (!gradient.has_value()) return nullptr;
-  if (!table.has_value()) fail(given.op, name, " is given without its table, expected both or neither");
-  check_like(given, name, *gradient, given.wide(), "[H, entries]", {table->size(0), table->size(1)});
-  return gradient->mutable_data_ptr();
+// The gradients that a backward pass writes; those of the bias tables only where they are wanted.
+struct NewGradients {
+  Tensor d_q, d_k, d_v;
+  OptionalTensor d_position_bias, d_time_bias;
+
+  NewGradients(const Given& given, bool position_bias, bool time_bias)
+      : d_q(new_rows(given)),
+        d_k(new_rows(given)),
+        d_v(new_rows(given)),
+        d_position_bias(of_table(given, position_bias, given.position_bias)),
+        d_time_bias(of_table(given, time_bias, given.time_bias)) {}
+
+  // In the order above, without those that are not wanted.
+  std::vector<Tensor> list() const {
+    std::vector<Tensor> found{d_q, d_k, d_v};
+    for (const OptionalTensor* table : {&d_position_bias, &d_time_bias})
+      if (table->has_value()) found.push_back(**table);
+    return found;
+  }
+
+ private:
+  static OptionalTensor of_table(const Given& given, bool wanted, const OptionalTensor& table) {
+    if (!wanted) return std::nullopt;
+    return empty(given.q, {table->size(0), table->size(1)}, given.wide());
+  }
+};
+
+inline void check_wanted(const Given& given, const char* table_name, bool wanted,
+                         const OptionalTensor& table) {
+  if (wanted && !table.has_value())
+    fail(given.op, "the gradient of ", table_name, " is wanted without it, expected both or neither");
 }
 
-inline Backward backward_of(const Given& given, const BackwardTensors& tensors) {
+// Everything but the addresses of the gradients, which `write_to` adds.
+inline Backward backward_of(const Given& given, const BackwardInputs& inputs) {
   return {
       .given = arguments_of(given),
-      .d_out = heads_of(given, "d_out", tensors.d_out),
-      .out = tensors.out.has_value() ? result_of(given, "out", *tensors.out) : nullptr,
-      .log_sum_exp = statistic_of(given, "log_sum_exp", tensors.log_sum_exp),
-      .d_log_sum_exp = statistic_of(given, "d_log_sum_exp", tensors.d_log_sum_exp),
-      .d_q = result_of(given, "d_q", tensors.d_q),
-      .d_k = result_of(given, "d_k", tensors.d_k),
-      .d_v = result_of(given, "d_v", tensors.d_v),
-      .d_position_bias =
-          table_gradient_of(given, "d_position_bias", tensors.d_position_bias, given.position_bias),
-      .d_time_bias = table_gradient_of(given, "d_time_bias", tensors.d_time_bias, given.time_bias),
+      .d_out = heads_of(given, "d_out", inputs.d_out),
+      .out = inputs.out.has_value() ? result_of(given, "out", *inputs.out) : nullptr,
+      .log_sum_exp = statistic_of(given, "log_sum_exp", inputs.log_sum_exp),
+      .d_log_sum_exp = statistic_of(given, "d_log_sum_exp", inputs.d_log_sum_exp),
+      .d_q = nullptr,
+      .d_k = nullptr,
+      .d_v = nullptr,
+      .d_position_bias = nullptr,
+      .d_time_bias = nullptr,
       .delta = nullptr,
       .correction = nullptr,
       .visible_bounds = nullptr,
       .table_parts = nullptr,
   };
+}
+
+inline void write_to(const NewGradients& to, Backward& call) {
+  const auto address = [](const OptionalTensor& tensor) {
+    return tensor.has_value() ? tensor->mutable_data_ptr() : nullptr;
+  };
+  call.d_q = to.d_q.mutable_data_ptr();
+  call.d_k = to.d_k.mutable_data_ptr();
+  call.d_v = to.d_v.mutable_data_ptr();
+  call.d_position_bias = address(to.d_position_bias);
+  call.d_time_bias = address(to.d_time_bias);
 }
 
 // The scratch of a backward pass on CUDA. torch's allocator reuses it only for later work on the same stream.
@@ -241,9 +289,9 @@ struct CudaScratch {
     const bool tables = call.d_position_bias != nullptr || call.d_time_bias != nullptr;
     const int64_t entries = tables ? int64_t{arguments.positions} + arguments.times : 0;
     const int64_t statistic = call.log_sum_exp == nullptr ? 0 : arguments.heads * arguments.rows;
-    visible_bounds = torch::stable::new_empty(given.q, {blocks, 2}, ScalarType::Int);
-    table_parts = torch::stable::new_empty(given.q, {blocks, arguments.heads, entries}, ScalarType::Float);
-    statistics = torch::stable::new_empty(given.q, {2, statistic}, ScalarType::Float);
+    visible_bounds = empty(given.q, {blocks, 2}, ScalarType::Int);
+    table_parts = empty(given.q, {blocks, arguments.heads, entries}, ScalarType::Float);
+    statistics = empty(given.q, {2, statistic}, ScalarType::Float);
     call.visible_bounds = visible_bounds.mutable_data_ptr<int32_t>();
     call.table_parts = table_parts.mutable_data_ptr<float>();
     call.delta = statistics.mutable_data_ptr<float>();

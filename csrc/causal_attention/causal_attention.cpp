@@ -1,8 +1,11 @@
-// argus_native::causal_attention_ and its backward: checks, the call, registration. Compiled into both op
+// argus_native::causal_attention and its backward: checks, allocation, registration. Compiled into both op
 // libraries.
 #include "causal_attention/causal_attention.h"
 
 #include <torch/csrc/stable/library.h>
+
+#include <tuple>
+#include <vector>
 
 #include "attention/call.h"
 #include "common/torch/stream.h"
@@ -15,36 +18,50 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "causal_attention";
 
-void forward(Tensor out, Tensor log_sum_exp, Tensor q, Tensor k, Tensor v, Tensor offsets,
-             OptionalTensor visible, OptionalTensor position_bias, OptionalTensor time_bias,
-             OptionalTensor query_time, OptionalTensor key_time, double scale, int64_t window) {
+std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
+                                   OptionalTensor position_bias, OptionalTensor time_bias,
+                                   OptionalTensor query_time, OptionalTensor key_time, double scale,
+                                   int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, scale, 1.0,     window};
-  const attention::Forward call = attention::forward_of(given, out, log_sum_exp);
+  const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
+#endif
+  Tensor out = attention::new_rows(given), log_sum_exp = attention::new_statistic(given);
+  const attention::Forward call{arguments, out.mutable_data_ptr(), log_sum_exp.mutable_data_ptr()};
+#ifdef ARGUS_CUDA_LIBRARY
   launch_forward(call, stream.get());
 #else
   forward_cpu(call);
 #endif
+  return {out, log_sum_exp};
 }
 
-void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias, OptionalTensor d_time_bias,
-              Tensor d_out, Tensor d_log_sum_exp, Tensor out, Tensor log_sum_exp, Tensor q, Tensor k,
-              Tensor v, Tensor offsets, OptionalTensor visible, OptionalTensor position_bias,
-              OptionalTensor time_bias, OptionalTensor query_time, OptionalTensor key_time, double scale,
-              int64_t window) {
+std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor out, Tensor log_sum_exp,
+                             Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
+                             OptionalTensor position_bias, OptionalTensor time_bias,
+                             OptionalTensor query_time, OptionalTensor key_time, double scale, int64_t window,
+                             bool need_position_bias, bool need_time_bias) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, scale, 1.0,     window};
-  attention::Backward call = attention::backward_of(
-      given, {d_q, d_k, d_v, d_position_bias, d_time_bias, d_out, d_log_sum_exp, out, log_sum_exp});
+  attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
+  attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
+  attention::check_query(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
+#endif
+  if (!d_log_sum_exp.has_value()) d_log_sum_exp = zeros(q, {q.size(1), q.size(0)}, given.wide());
+  attention::Backward call = attention::backward_of(given, {d_out, d_log_sum_exp, out, log_sum_exp});
+  const attention::NewGradients gradients(given, need_position_bias, need_time_bias);
+  attention::write_to(gradients, call);
+#ifdef ARGUS_CUDA_LIBRARY
   const attention::CudaScratch scratch(given, call);
   launch_backward(call, stream.get());
 #else
   backward_cpu(call);
 #endif
+  return gradients.list();
 }
 
 }  // namespace
@@ -54,27 +71,25 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
 
 #define ARGUS_ARGUMENTS                                                                            \
   "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? visible, Tensor? position_bias, Tensor? " \
-  "time_bias, "                                                                                    \
-  "Tensor? query_time, Tensor? key_time, float scale, int window) -> ()"
+  "time_bias, Tensor? query_time, Tensor? key_time, float scale, int window"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
-  m.def("causal_attention_(Tensor(a!) out, Tensor(b!) log_sum_exp, " ARGUS_ARGUMENTS);
+  m.def("causal_attention(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def(
-      "causal_attention_backward_(Tensor(a!) d_q, Tensor(b!) d_k, Tensor(c!) d_v, "
-      "Tensor(d!)? d_position_bias, Tensor(e!)? d_time_bias, Tensor d_out, Tensor d_log_sum_exp, Tensor out, "
-      "Tensor log_sum_exp, " ARGUS_ARGUMENTS);
+      "causal_attention_backward(Tensor d_out, Tensor? d_log_sum_exp, Tensor out, Tensor "
+      "log_sum_exp, " ARGUS_ARGUMENTS ", bool need_position_bias, bool need_time_bias) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
-  m.impl("causal_attention_", TORCH_BOX(&argus::causal_attention::forward));
-  m.impl("causal_attention_backward_", TORCH_BOX(&argus::causal_attention::backward));
+  m.impl("causal_attention", TORCH_BOX(&argus::causal_attention::forward));
+  m.impl("causal_attention_backward", TORCH_BOX(&argus::causal_attention::backward));
 }
 
 #else
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
-  m.impl("causal_attention_", TORCH_BOX(&argus::causal_attention::forward));
-  m.impl("causal_attention_backward_", TORCH_BOX(&argus::causal_attention::backward));
+  m.impl("causal_attention", TORCH_BOX(&argus::causal_attention::forward));
+  m.impl("causal_attention_backward", TORCH_BOX(&argus::causal_attention::backward));
 }
 
 #endif

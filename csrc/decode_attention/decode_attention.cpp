@@ -11,6 +11,7 @@
 
 #include "attention/relative_bias.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 #include "common/torch/stream.h"
 #include "decode_attention/history_chunks.h"
 
@@ -234,7 +235,7 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
                         k, v,         position_bias, time_bias,  query_time,  key_time};
   check(given, window);
   const Arguments ready = prepared(given);
-  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
+  Tensor out = empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
   if (k) check_appended_pages(params);
@@ -256,12 +257,12 @@ Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor tim
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const CurrentStream stream(q);
   const Arguments ready = prepared(given);
-  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2)});
+  Tensor out = empty(q, {q.size(0), q.size(1), q.size(2)});
   Params params = make_params(ready, out, scale, window);
   if (params.users == 0 || params.heads == 0 || params.width == 0) return out;
   params.chunk = cuda_chunk_events(params.table_width * params.page_size);
   const int64_t elements = cuda_users_at_once(params) * cuda_chunks(params) * partial_elements(params);
-  Tensor partial = torch::stable::new_empty(q, {elements}, ScalarType::Float);
+  Tensor partial = empty(q, {elements}, ScalarType::Float);
   params.partial = partial.mutable_data_ptr();
   launch_cuda(params, stream.get());
   return out;

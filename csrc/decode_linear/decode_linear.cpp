@@ -9,6 +9,7 @@
 
 #include "common/cpu/scratch.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 
 namespace argus::decode_linear {
 namespace {
@@ -87,7 +88,7 @@ Tensor decode_linear(Tensor x, Tensor weight, Optional bias, Optional norm_weigh
                         dense(kOp, "norm_weight", norm_weight),
                         dense(kOp, "norm_bias", norm_bias),
                         dense(kOp, "residual", residual)};
-  Tensor out = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  Tensor out = empty(x, {x.size(0), weight.size(0)});
   Params params{
       .x = ready.x.const_data_ptr(),
       .weight = ready.weight.const_data_ptr(),

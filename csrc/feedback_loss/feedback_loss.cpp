@@ -12,6 +12,7 @@
 #include "common/cpu/huge_pages.h"
 #include "common/cpu/stored_type.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 #include "common/torch/stream.h"
 #include "feedback_loss/feedback_loss_cuda.h"
 
@@ -100,9 +101,8 @@ bool no_losses(const Inputs& inputs) {
 
 std::tuple<Tensor, Tensor, Tensor> zero_gradients(const Inputs& inputs) {
   const int64_t rows = inputs.hidden.size(0), width = inputs.hidden.size(1), columns = inputs.bias.size(0);
-  return {torch::stable::new_zeros(inputs.hidden, {rows, width}),
-          torch::stable::new_zeros(inputs.hidden, {width, columns}),
-          torch::stable::new_zeros(inputs.hidden, {columns})};
+  return {zeros(inputs.hidden, {rows, width}), zeros(inputs.hidden, {width, columns}),
+          zeros(inputs.hidden, {columns})};
 }
 
 #ifndef ARGUS_CUDA_LIBRARY
@@ -146,7 +146,7 @@ Tensor forward_on_cpu(Tensor hidden, Tensor weight, Tensor bias, Tensor targets,
   const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
   const Params params = inputs.params();
   check_targets(params);
-  const Tensor losses = torch::stable::new_empty(hidden, {params.tasks}, inputs.statistics());
+  const Tensor losses = empty(hidden, {params.tasks}, inputs.statistics());
   const std::vector<double> scale = scales(inputs, params);
   const std::vector<double> sums = summed_over_blocks(params, forward_cpu);
   for (int64_t task = 0; task < params.tasks; ++task) {
@@ -212,11 +212,11 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cpu(Tensor d_loss, Tensor hidden,
     factors[task] *= inputs.wide() ? gradient.const_data_ptr<double>()[task]
                                    : static_cast<double>(gradient.const_data_ptr<float>()[task]);
   }
-  const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
+  const Tensor d_hidden = empty(hidden, {params.rows, params.width});
   prefer_huge_pages(d_hidden.mutable_data_ptr(),
                     static_cast<size_t>(params.rows * params.width * hidden.element_size()));
-  const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
-  const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});
+  const Tensor d_weight = empty(hidden, {params.width, params.columns});
+  const Tensor d_bias = empty(hidden, {params.columns});
   with_stored_type(params.dtype,
                    [&]<class T>() { backward_typed<T>(params, factors, d_hidden, d_weight, d_bias); });
   return {d_hidden, d_weight, d_bias};
@@ -277,7 +277,7 @@ struct Work {
  private:
   static int64_t tasks(const Inputs& inputs) { return static_cast<int64_t>(inputs.classes.size()); }
   static Tensor scratch(const Inputs& inputs, int64_t size, ScalarType dtype) {
-    return torch::stable::new_empty(inputs.hidden, {size}, dtype);
+    return empty(inputs.hidden, {size}, dtype);
   }
 };
 
@@ -288,8 +288,8 @@ Tensor forward_on_cuda(Tensor hidden, Tensor weight, Tensor bias, Tensor targets
   const Inputs inputs = checked(hidden, weight, bias, targets, classes, task_weight, row_weight);
   check_limits(inputs);
   Work work(inputs);
-  if (no_losses(inputs)) return torch::stable::new_zeros(hidden, {work.params.tasks}, ScalarType::Float);
-  const Tensor losses = torch::stable::new_empty(hidden, {work.params.tasks}, ScalarType::Float);
+  if (no_losses(inputs)) return zeros(hidden, {work.params.tasks}, ScalarType::Float);
+  const Tensor losses = empty(hidden, {work.params.tasks}, ScalarType::Float);
   work.params.loss = losses.mutable_data_ptr<float>();
   launch_forward_cuda(work.params, stream.get());
   return losses;
@@ -309,13 +309,12 @@ std::tuple<Tensor, Tensor, Tensor> backward_on_cuda(Tensor d_loss, Tensor hidden
   check_same_device(kOp, "d_loss", d_loss, "hidden", hidden);
   if (no_losses(inputs)) return zero_gradients(inputs);
   const Tensor gradient = dense(kOp, "d_loss", d_loss);
-  const Tensor d_hidden = torch::stable::new_empty(hidden, {params.rows, params.width});
-  const Tensor d_weight = torch::stable::new_empty(hidden, {params.width, params.columns});
-  const Tensor d_bias = torch::stable::new_empty(hidden, {params.columns});
+  const Tensor d_hidden = empty(hidden, {params.rows, params.width});
+  const Tensor d_weight = empty(hidden, {params.width, params.columns});
+  const Tensor d_bias = empty(hidden, {params.columns});
   const int64_t parts = cuda_parts(params.rows);
-  const Tensor weight_parts =
-      torch::stable::new_empty(hidden, {parts * params.columns * params.width}, ScalarType::Float);
-  const Tensor bias_parts = torch::stable::new_empty(hidden, {parts * params.columns}, ScalarType::Float);
+  const Tensor weight_parts = empty(hidden, {parts * params.columns * params.width}, ScalarType::Float);
+  const Tensor bias_parts = empty(hidden, {parts * params.columns}, ScalarType::Float);
   params.d_loss = gradient.const_data_ptr<float>();
   params.d_weight_part = weight_parts.mutable_data_ptr<float>();
   params.d_bias_part = bias_parts.mutable_data_ptr<float>();

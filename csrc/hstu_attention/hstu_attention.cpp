@@ -1,8 +1,10 @@
-// argus_native::hstu_attention_ and its backward: checks, the call, registration. Compiled into both op
+// argus_native::hstu_attention and its backward: checks, allocation, registration. Compiled into both op
 // libraries.
 #include "hstu_attention/hstu_attention.h"
 
 #include <torch/csrc/stable/library.h>
+
+#include <vector>
 
 #include "attention/call.h"
 #include "common/torch/stream.h"
@@ -15,35 +17,46 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "hstu_attention";
 
-void forward(Tensor out, Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
-             OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,
-             OptionalTensor key_time, double alpha, double divisor, int64_t window) {
+Tensor forward(Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
+               OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,
+               OptionalTensor key_time, double alpha, double divisor, int64_t window) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, alpha, divisor, window};
-  const attention::Forward call = attention::forward_of(given, out, std::nullopt);
+  const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
+#endif
+  Tensor out = attention::new_rows(given);
+  const attention::Forward call{arguments, out.mutable_data_ptr(), nullptr};
+#ifdef ARGUS_CUDA_LIBRARY
   launch_forward(call, stream.get());
 #else
   forward_cpu(call);
 #endif
+  return out;
 }
 
-void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias, OptionalTensor d_time_bias,
-              Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
-              OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,
-              OptionalTensor key_time, double alpha, double divisor, int64_t window) {
+std::vector<Tensor> backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor offsets,
+                             OptionalTensor visible, OptionalTensor position_bias, OptionalTensor time_bias,
+                             OptionalTensor query_time, OptionalTensor key_time, double alpha, double divisor,
+                             int64_t window, bool need_position_bias, bool need_time_bias) {
   const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
                     time_bias, query_time, key_time, alpha, divisor, window};
-  attention::Backward call =
-      attention::backward_of(given, {d_q, d_k, d_v, d_position_bias, d_time_bias, d_out, {}, {}, {}});
+  attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
+  attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
+  attention::Backward call = attention::backward_of(given, {d_out, {}, {}, {}});
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
+#endif
+  const attention::NewGradients gradients(given, need_position_bias, need_time_bias);
+  attention::write_to(gradients, call);
+#ifdef ARGUS_CUDA_LIBRARY
   const attention::CudaScratch scratch(given, call);
   launch_backward(call, stream.get());
 #else
   backward_cpu(call);
 #endif
+  return gradients.list();
 }
 
 }  // namespace
@@ -53,26 +66,24 @@ void backward(Tensor d_q, Tensor d_k, Tensor d_v, OptionalTensor d_position_bias
 
 #define ARGUS_ARGUMENTS                                                                            \
   "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? visible, Tensor? position_bias, Tensor? " \
-  "time_bias, "                                                                                    \
-  "Tensor? query_time, Tensor? key_time, float alpha, float divisor, int window) -> ()"
+  "time_bias, Tensor? query_time, Tensor? key_time, float alpha, float divisor, int window"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
-  m.def("hstu_attention_(Tensor(a!) out, " ARGUS_ARGUMENTS);
-  m.def(
-      "hstu_attention_backward_(Tensor(a!) d_q, Tensor(b!) d_k, Tensor(c!) d_v, "
-      "Tensor(d!)? d_position_bias, Tensor(e!)? d_time_bias, Tensor d_out, " ARGUS_ARGUMENTS);
+  m.def("hstu_attention(" ARGUS_ARGUMENTS ") -> Tensor");
+  m.def("hstu_attention_backward(Tensor d_out, " ARGUS_ARGUMENTS
+        ", bool need_position_bias, bool need_time_bias) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
-  m.impl("hstu_attention_", TORCH_BOX(&argus::hstu_attention::forward));
-  m.impl("hstu_attention_backward_", TORCH_BOX(&argus::hstu_attention::backward));
+  m.impl("hstu_attention", TORCH_BOX(&argus::hstu_attention::forward));
+  m.impl("hstu_attention_backward", TORCH_BOX(&argus::hstu_attention::backward));
 }
 
 #else
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
-  m.impl("hstu_attention_", TORCH_BOX(&argus::hstu_attention::forward));
-  m.impl("hstu_attention_backward_", TORCH_BOX(&argus::hstu_attention::backward));
+  m.impl("hstu_attention", TORCH_BOX(&argus::hstu_attention::forward));
+  m.impl("hstu_attention_backward", TORCH_BOX(&argus::hstu_attention::backward));
 }
 
 #endif

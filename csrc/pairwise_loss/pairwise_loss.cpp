@@ -11,6 +11,7 @@
 
 #include "common/cpu/stored_type.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 #include "common/torch/stream.h"
 #include "pairwise_loss/pairwise_loss_cuda.h"
 
@@ -89,9 +90,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_on_cpu(Tensor scores, Tensor grades, 
                                                   int64_t window) {
   const Inputs inputs = checked(scores, grades, offsets, times, window);
   const bool wide = scores.scalar_type() == ScalarType::Double;
-  const Tensor loss = torch::stable::new_empty(scores, {}, wide ? ScalarType::Double : ScalarType::Float);
-  const Tensor pairs = torch::stable::new_empty(times, {});
-  const Tensor concordant = torch::stable::new_empty(times, {});
+  const Tensor loss = empty(scores, {}, wide ? ScalarType::Double : ScalarType::Float);
+  const Tensor pairs = empty(times, {});
+  const Tensor concordant = empty(times, {});
   Totals totals;
   with_stored_type(dtype_of(scores), [&]<class T>() {
     const auto order = time_order<T>(inputs);
@@ -136,7 +137,7 @@ Tensor backward_on_cpu(Tensor d_loss, Tensor scores, Tensor grades, Tensor offse
   check_shape(kOp, "d_loss", d_loss, "[]", {});
   check_dtype(kOp, "d_loss", d_loss, {wide ? ScalarType::Double : ScalarType::Float});
   const double factor = wide ? *d_loss.const_data_ptr<double>() : *d_loss.const_data_ptr<float>();
-  const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
+  const Tensor d_scores = zeros(scores, {scores.size(0)});
   with_stored_type(dtype_of(scores), [&]<class T>() {
     write_gradients(inputs, factor, static_cast<T*>(d_scores.mutable_data_ptr()));
   });
@@ -160,13 +161,13 @@ struct Work {
 
   Work(const Tensor& given, const Tensor& given_grades, const Tensor& order, const Tensor& users,
        const Tensor& times, int64_t user_count, int64_t window)
-      : scores(torch::stable::new_empty(given, {given.size(0)}, ScalarType::Float)),
-        grades(torch::stable::new_empty(times, {given.size(0)})),
-        begin(torch::stable::new_empty(users, {given.size(0)})),
-        end(torch::stable::new_empty(users, {given.size(0)})),
-        loss(torch::stable::new_empty(given, {cuda_parts(given.size(0))}, ScalarType::Double)),
-        pairs(torch::stable::new_empty(times, {cuda_parts(given.size(0))})),
-        concordant(torch::stable::new_empty(times, {cuda_parts(given.size(0))})),
+      : scores(empty(given, {given.size(0)}, ScalarType::Float)),
+        grades(empty(times, {given.size(0)})),
+        begin(empty(users, {given.size(0)})),
+        end(empty(users, {given.size(0)})),
+        loss(empty(given, {cuda_parts(given.size(0))}, ScalarType::Double)),
+        pairs(empty(times, {cuda_parts(given.size(0))})),
+        concordant(empty(times, {cuda_parts(given.size(0))})),
         params{
             .scores = given.const_data_ptr(),
             .grades = given_grades.const_data_ptr<int64_t>(),
@@ -207,9 +208,9 @@ std::tuple<Tensor, Tensor, Tensor> forward_on_cuda(Tensor scores, Tensor grades,
                                                    Tensor times, int64_t user_count, int64_t window) {
   const CurrentStream stream(scores);
   Work work = checked_work(scores, grades, order, users, times, user_count, window);
-  const Tensor loss = torch::stable::new_zeros(scores, {}, ScalarType::Float);
-  const Tensor pairs = torch::stable::new_zeros(times, {});
-  const Tensor concordant = torch::stable::new_zeros(times, {});
+  const Tensor loss = zeros(scores, {}, ScalarType::Float);
+  const Tensor pairs = zeros(times, {});
+  const Tensor concordant = zeros(times, {});
   if (scores.size(0) == 0) return {loss, pairs, concordant};
   work.params.loss = loss.mutable_data_ptr<float>();
   work.params.pairs = pairs.mutable_data_ptr<int64_t>();
@@ -226,7 +227,7 @@ Tensor backward_on_cuda(Tensor d_loss, Tensor scores, Tensor grades, Tensor orde
   check_same_device(kOp, "d_loss", d_loss, "scores", scores);
   Work work = checked_work(scores, grades, order, users, times, user_count, window);
   // Zeros, because an `order` that is not a permutation leaves rows out.
-  const Tensor d_scores = torch::stable::new_zeros(scores, {scores.size(0)});
+  const Tensor d_scores = zeros(scores, {scores.size(0)});
   if (scores.size(0) == 0) return d_scores;
   work.params.d_loss = d_loss.const_data_ptr<float>();
   work.params.d_scores = d_scores.mutable_data_ptr();

@@ -9,6 +9,7 @@
 
 #include "common/cpu/row_order.h"
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 #include "common/torch/sort.h"
 #include "common/torch/stream.h"
 
@@ -111,7 +112,7 @@ void update_on_cuda(Tensor table, Tensor state, Tensor rows, Tensor row_gradient
   params.rows = sorted.const_data_ptr<int64_t>();
   params.order = order.const_data_ptr<int64_t>();
   const int64_t pieces = params.count < 2 * kPiece ? 0 : params.count / kPiece;
-  const Tensor piece_sums = torch::stable::new_empty(table, {pieces, params.width}, ScalarType::Float);
+  const Tensor piece_sums = empty(table, {pieces, params.width}, ScalarType::Float);
   params.piece_sums = piece_sums.mutable_data_ptr<float>();
   launch_cuda(params, stream.get());
 }

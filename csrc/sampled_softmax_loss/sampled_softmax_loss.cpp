@@ -5,11 +5,13 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <cmath>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 #include "common/torch/stream.h"
 #include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
 
@@ -34,6 +36,8 @@ struct Given {
 
   void check() const;
   void make_dense();
+  // After make_dense, of values on the CPU: what the losses are not defined for.
+  void check_values() const;
   Inputs inputs() const;
 };
 
@@ -91,6 +95,43 @@ void Given::make_dense() {
   candidate_owner = dense(kOp, "candidate_owner", candidate_owner);
 }
 
+template <class A, class Holds>
+void check_each(const char* name, const Tensor& tensor, const char* expected, const Holds& holds) {
+  const A* values = tensor.const_data_ptr<A>();
+  for (int64_t i = 0; i < tensor.numel(); ++i)
+    if (!holds(values[i], i)) fail(kOp, name, "[", i, "] is ", values[i], ", expected ", expected);
+}
+
+template <class A>
+void check_values_of(const Given& given) {
+  const auto finite = [](A value, int64_t) { return std::isfinite(value); };
+  const A scale = *given.scale.const_data_ptr<A>();
+  if (!(scale > 0) || !std::isfinite(scale))
+    fail(kOp, "scale is ", scale, ", expected a finite value above 0");
+  check_each<A>("log_q", given.log_q, "a finite value", finite);
+  const A* weight = nullptr;
+  if (given.row_weight) {
+    weight = given.row_weight->const_data_ptr<A>();
+    check_each<A>("row_weight", *given.row_weight, "a finite value of at least 0",
+                  [](A value, int64_t) { return value >= 0 && std::isfinite(value); });
+  }
+  if (!given.positive_log_q) return;
+  check_each<A>("positive_log_q", *given.positive_log_q,
+                given.refined ? "a finite value below 0" : "a finite value", [&](A value, int64_t row) {
+                  const bool holds = std::isfinite(value) && (value < 0 || !given.refined);
+                  return holds || (weight != nullptr && weight[row] == 0);
+                });
+}
+
+void Given::check_values() const {
+  if (!query.is_cpu()) return;
+  if (query.scalar_type() == ScalarType::Double) {
+    check_values_of<double>(*this);
+  } else {
+    check_values_of<float>(*this);
+  }
+}
+
 template <class T = void>
 const T* data_or_null(const MaybeTensor& tensor) {
   return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
@@ -133,7 +174,7 @@ Tensor gradient_of(const Tensor& like, bool needed, int64_t rows) {
   } else {
     sizes.push_back(0);
   }
-  return rows == 0 ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
+  return rows == 0 ? zeros(like, sizes) : empty(like, sizes);
 }
 
 #ifndef ARGUS_CUDA_LIBRARY
@@ -158,12 +199,12 @@ class Scratch {
   explicit Scratch(const Tensor& query) : query_(query) {}
 
   float* floats(int64_t count) {
-    return static_cast<float*>(keep(torch::stable::new_empty(query_, {count}, ScalarType::Float)));
+    return static_cast<float*>(keep(empty(query_, {count}, ScalarType::Float)));
   }
   int32_t* integers(int64_t count) {
-    return static_cast<int32_t*>(keep(torch::stable::new_empty(query_, {count}, ScalarType::Int)));
+    return static_cast<int32_t*>(keep(empty(query_, {count}, ScalarType::Int)));
   }
-  void* elements(int64_t count) { return keep(torch::stable::new_empty(query_, {count})); }
+  void* elements(int64_t count) { return keep(empty(query_, {count})); }
 
  private:
   void* keep(Tensor tensor) {
@@ -229,7 +270,7 @@ struct NewLosses {
 
  private:
   static Tensor numbers(const Tensor& query, const std::vector<int64_t>& sizes) {
-    return torch::stable::new_empty(query, sizes, statistics_of(query));
+    return empty(query, sizes, statistics_of(query));
   }
 };
 
@@ -268,6 +309,7 @@ Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor posit
               positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
   given.check();
   given.make_dense();
+  given.check_values();
   NewLosses losses(given.query);
   compute_losses(given.inputs(), losses.outputs(), query);
   return {losses.loss, losses.lse, losses.statistics};
@@ -307,9 +349,10 @@ LossesAndFound with_gradients_op(Tensor d_loss, bool need_query, bool need_posit
               positive_log_q, scale,    row_weight, query_owner,  candidate_owner, refined};
   given.check();
   given.make_dense();
+  given.check_values();
   check_vector("d_loss", d_loss, query.size(0), statistics_of(query), query);
   const Tensor dense_loss = dense(kOp, "d_loss", d_loss);
-  const Tensor d_lse = torch::stable::new_zeros(query, {query.size(0)}, statistics_of(query));
+  const Tensor d_lse = zeros(query, {query.size(0)}, statistics_of(query));
   NewLosses losses(given.query);
   NewGradients found(given, {need_query, need_positive, need_candidates, need_scale});
   const Gradients gradients = found.gradients(dense_loss, d_lse, losses.statistics.const_data_ptr());

@@ -11,6 +11,7 @@ from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_his
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.causal_attention import native, reference
@@ -61,7 +62,7 @@ def causal_attention(
     time_bias: Tensor | None = None,
     query_time: Tensor | None = None,
     key_time: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     window: int | None = None,
     return_log_sum_exp: bool = False,
     backend: str | None = None,
@@ -96,7 +97,8 @@ def causal_attention(
         query_time: int64 [T], seconds; times may run backwards, only |query_time − key_time| counts, which must fit
             int64. Both times count only with time_bias.
         key_time: int64 [T], seconds.
-        scale: factor of q · k, finite; 1/√Dh where not given.
+        scale: factor of q · k, finite; 1/√Dh where not given. Like every number here also a floating-point tensor of no
+            dimension, without a gradient, whose value is read at each call.
         window: how many events back a query looks, itself included; at least 1, or None for no limit.
         return_log_sum_exp: also return log_sum_exp.
         backend: a backend's name, "eager" or "auto"; None takes the default.
@@ -115,7 +117,8 @@ def causal_attention(
     candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
     """
     biases = (position_bias, time_bias, query_time, key_time)
-    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, scale, None, window))
+    numbers = (plain_number(scale), None)
+    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, *numbers, window))
     out, log_sum_exp = OP(given, backend=backend, prepare=_prepare, also=(return_log_sum_exp,))
     out = like_query(out, q)
     return (out, log_sum_exp) if return_log_sum_exp else out

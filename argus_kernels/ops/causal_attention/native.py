@@ -6,56 +6,41 @@ user's do not depend on who shares the batch; the CUDA half is safe in a CUDA gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
-from argus_kernels.attention.native import (
-    Launch,
-    empty_rows,
-    heads,
-    in_dtype_of,
-    native_arguments,
-    statistic,
-    table_gradient,
-)
+from argus_kernels.attention.native import Launch, gradients_of, heads, native_arguments, wanted_tables
 from argus_kernels.core import native
 
 
 def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
-    q = given.q
-    history = native_arguments(given, aligned=launch is not None or q.is_cuda)
-    out, log_sum_exp = empty_rows(q), statistic(q)
-    launch = launch or native.op("causal_attention_")
-    launch(out, log_sum_exp, *history, given.scale, given.window or 0)
+    history = native_arguments(given, aligned=launch is not None or given.q.is_cuda)
+    launch = launch or native.op("causal_attention")
+    out, log_sum_exp = launch(*history, given.scale, given.window or 0)
     return out, log_sum_exp
 
 
 def backward(
-    gradients: list[Tensor],
-    outputs: list[Tensor],
+    gradients: Sequence[Tensor],
+    outputs: Sequence[Tensor],
     needs: dict[str, bool],
     given: History,
     *,
     launch: Launch | None = None,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias; those of q, k and v come together."""
-    q = given.q
-    aligned = launch is not None or q.is_cuda
-    history = native_arguments(given, aligned=aligned)
-    d_position = table_gradient(given.position_bias, needs["position_bias"], q)
-    d_time = table_gradient(given.time_bias, needs["time_bias"], q)
-    found = [empty_rows(q) for _ in range(3)]
-    launch = launch or native.op("causal_attention_backward_")
-    launch(
-        *found,
-        d_position,
-        d_time,
+    aligned = launch is not None or given.q.is_cuda
+    launch = launch or native.op("causal_attention_backward")
+    found = launch(
         heads(gradients[0], aligned),
         gradients[1].contiguous(),
         *(output.contiguous() for output in outputs),
-        *history,
+        *native_arguments(given, aligned=aligned),
         given.scale,
         given.window or 0,
+        *wanted_tables(needs, given),
     )
-    return [*found, in_dtype_of(d_position, given.position_bias), in_dtype_of(d_time, given.time_bias)]
+    return gradients_of(found, needs, given)

@@ -10,7 +10,7 @@ from torch import Tensor
 from argus_kernels.attention.arguments import bias_problems, window_problems
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING, said
-from argus_kernels.core.torch_op import autocast_is_on
+from argus_kernels.core.torch_op import autocast_is_on, plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import INDICES, as_int32, narrow, require_values
 from argus_kernels.ops.decode_attention import native, reference, triton_limits
@@ -105,7 +105,7 @@ def decode_attention(
     time_bias: Tensor | None = None,
     query_time: Tensor | None = None,
     key_time: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     window: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -128,7 +128,8 @@ def decode_attention(
         query_time: int64 [B], seconds.
         key_time: int64 [B], seconds, written to the cache with k and v; wherever time_bias will ever be used, give it
             with every event.
-        scale: factor of q · k, finite; 1/√Dh where not given.
+        scale: factor of q · k, finite; 1/√Dh where not given. Also a floating-point tensor of no dimension, without a
+            gradient, whose value is read at each call.
         window: how many events back the query looks, itself included; at least 1, or None for no limit.
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
@@ -144,7 +145,8 @@ def decode_attention(
         raise ValueError(f"{OP.name}: cache is {said(cache)}, expected a PagedCache")
     pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
     times = (query_time, key_time)
-    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, scale, window))
+    numbers = (plain_number(scale), window)
+    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, *numbers))
     return OP(given, backend=backend, prepare=_prepare)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
-from argus_kernels.core.torch_op import autocast_is_on
+from argus_kernels.core.torch_op import autocast_is_on, plain_number
 from argus_kernels.ops.decode_linear import native, reference
 from argus_kernels.ops.decode_linear.arguments import Arguments
 from argus_kernels.ops.decode_linear.direct import DirectLinear
@@ -33,6 +33,7 @@ OP = Op(
     arguments=Arguments,
     returns="Tensor",
     fake=_fake,
+    numbers={"eps": ("eps", {"above": 0})},
     backends=BACKENDS,
     samples=samples,
     tiles=tiles,
@@ -47,7 +48,7 @@ def decode_linear(
     *,
     norm_weight: Tensor | None = None,
     norm_bias: Tensor | None = None,
-    eps: float = 1e-5,
+    eps: float | Tensor = 1e-5,
     activation: str = "none",
     residual: Tensor | None = None,
     backend: str | None = None,
@@ -61,7 +62,8 @@ def decode_linear(
         bias: [O] in x's dtype, or None.
         norm_weight: [I] in x's dtype: a LayerNorm over x's columns comes first; None for none.
         norm_bias: like norm_weight; both or neither.
-        eps: added to the LayerNorm's variance; positive.
+        eps: added to the LayerNorm's variance; positive. Also a floating-point tensor of no dimension, without a
+            gradient, whose value is read at each call.
         activation: "none", or "gelu" in its exact form, x · Φ(x).
         residual: [n, O] in x's dtype, added last, or None.
         backend: a backend's name, "eager" or "auto"; None takes the default.
@@ -73,7 +75,7 @@ def decode_linear(
         ValueError: arguments that disagree in shape, dtype, layout or device, an activation there is not, an eps that
             is not positive (all reasons at once).
     """
-    given = Arguments(x, weight, bias, norm_weight, norm_bias, residual, eps, activation)
+    given = Arguments(x, weight, bias, norm_weight, norm_bias, residual, plain_number(eps), activation)
     return OP(given, backend=backend, prepare=_prepare)
 
 

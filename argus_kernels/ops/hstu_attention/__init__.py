@@ -8,6 +8,7 @@ from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_his
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.hstu_attention import native, reference
@@ -36,6 +37,7 @@ OP = Op(
     fake=_fake,
     backends=BACKENDS,
     differentiable=DIFFERENTIABLE,
+    numbers={"scale": ("alpha", {}), "divisor": ("divisor", {"above": 0})},
     check=_check,
     samples=samples,
     tiles=tiles,
@@ -51,8 +53,8 @@ def hstu_attention(
     offsets: Tensor | None = None,
     max_length: int | None = None,
     *,
-    alpha: float = 1.0,
-    divisor: float | None = None,
+    alpha: float | Tensor = 1.0,
+    divisor: float | Tensor | None = None,
     visible: Tensor | None = None,
     position_bias: Tensor | None = None,
     time_bias: Tensor | None = None,
@@ -79,7 +81,8 @@ def hstu_attention(
         offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
             offsets[B] on are padding: their outputs and gradients are 0, whatever they hold.
         max_length: an upper bound of the users' lengths, T where not given.
-        alpha: factor of q · k. HSTU's published code leaves the scores unscaled (1); later versions use 1/√Dh.
+        alpha: factor of q · k. HSTU's published code leaves the scores unscaled (1); later versions use 1/√Dh. Like
+            divisor also a floating-point tensor of no dimension, without a gradient, whose value is read at each call.
         divisor: what the weights are divided by, finite and above 0; max_length where not given. HSTU divides by the
             padded length, the same for all batches: give one of the two, or numbers depend on the size of the batch.
         visible: int32 or int64 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
@@ -104,7 +107,8 @@ def hstu_attention(
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
     biases = (position_bias, time_bias, query_time, key_time)
-    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, alpha, divisor, window))
+    numbers = (plain_number(alpha), plain_number(divisor))
+    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, *numbers, window))
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 
 

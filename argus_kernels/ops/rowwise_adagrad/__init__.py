@@ -7,6 +7,7 @@ from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.problems import FLOATING
+from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import require_values
 from argus_kernels.ops.rowwise_adagrad import native, reference, triton_limits
@@ -20,9 +21,9 @@ def rowwise_adagrad_(
     rows: Tensor,
     row_gradients: Tensor,
     *,
-    lr: float,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    lr: float | Tensor,
+    eps: float | Tensor = 1e-8,
+    weight_decay: float | Tensor = 0.0,
     backend: str | None = None,
 ) -> None:
     """One step of row-wise Adagrad, in place, on the given rows only; memory of the table's size is never touched.
@@ -40,7 +41,8 @@ def rowwise_adagrad_(
         rows: [R] int64 in [−1, V), in any order, repetitions allowed; entries of −1 are skipped, so that a list of
             rows can be padded.
         row_gradients: [R, d], dtype like table or float32; no gradient reaches it.
-        lr: learning rate, at least 0.
+        lr: learning rate, at least 0. Like eps and weight_decay also a floating-point tensor of no dimension, without a
+            gradient, whose value is read at each call.
         eps: added to the root of the state, at least 0.
         weight_decay: L2 penalty, at least 0, on touched rows.
         backend: which backend computes; None for the default.
@@ -55,8 +57,11 @@ def rowwise_adagrad_(
     NaN, which is 0 / 0. Table and state may have any strides on the CPU, such as a transposed table's. The formula is
     that of FBGEMM's EXACT_ROWWISE_ADAGRAD with L2 weight decay.
     """
-    given = Arguments(table, state, rows, row_gradients, lr, eps, weight_decay)
+    given = Arguments(table, state, rows, row_gradients, *map(plain_number, (lr, eps, weight_decay)))
     OP(given, backend=backend, prepare=_prepare)
+
+
+_NUMBERS = ("lr", "eps", "weight_decay")
 
 
 def _prepare(given: Arguments) -> Arguments:
@@ -76,7 +81,7 @@ def _prepare(given: Arguments) -> Arguments:
             dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
             device=device,
         )
-    numbers = {name: problems.number(name, getattr(given, name), least=0) for name in ("lr", "eps", "weight_decay")}
+    numbers = {name: problems.number(name, getattr(given, name), least=0) for name in _NUMBERS}
     problems.writable("table", table)
     problems.writable("state", state)
     problems.raise_if_any()
@@ -121,6 +126,7 @@ OP = Op(
     fake=_fake,
     backends=BACKENDS,
     mutates=("table", "state"),
+    numbers={name: (name, {"least": 0}) for name in _NUMBERS},
     check=_check_values,
     samples=samples,
     tiles=tiles,

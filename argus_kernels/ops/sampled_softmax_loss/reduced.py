@@ -24,16 +24,15 @@ Both = Callable[[Tensor, Arguments], tuple[Tensor, ...]]
 def with_reduced(backend: Backend, both: Both | None = None) -> Backend:
     """A backend of rows, whose forward pass returns (loss, lse, statistics), as one that serves `reduced` calls, too.
 
-    The outputs of either are (loss, lse, statistics, d_query, d_positive, d_candidates, d_scale), the last four empty
-    without `reduced`. both: forward and backward pass in one; without it they run one after the other.
+    Their outputs are (loss, lse, statistics, d_query, d_positive, d_candidates, d_scale); backend "eager" has the first
+    three. both: forward and backward pass in one; without it they run one after the other.
     """
 
     def forward(given: Arguments) -> tuple[Tensor, ...]:
         # Backend "eager" runs this with gradients enabled: autograd computes them.
         if not given.reduced or torch.is_grad_enabled():
             loss, lse, statistics = backend.forward(given)
-            nothing = [statistics.new_empty(0) for _ in DIFFERENTIABLE]
-            return (total(loss) if given.reduced else loss, lse, statistics, *nothing)
+            return total(loss) if given.reduced else loss, lse, statistics
         ones = given.query.new_ones(given.query.shape[0], dtype=given.log_q.dtype)
         loss, lse, *found = (both or one_after_the_other)(ones, given)
         return (total(loss), lse, lse.new_empty(0), *found)
@@ -54,6 +53,11 @@ def with_reduced(backend: Backend, both: Both | None = None) -> Backend:
         return [_times(found_one, gradients[0]) if needs[name] else None for name, found_one in found]
 
     return dataclasses.replace(backend, forward=forward, backward=backward)
+
+
+def as_registered(given: Arguments, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The seven outputs of the schema: without `reduced` the gradients are empty."""
+    return outputs if given.reduced else (*outputs, *(outputs[0].new_empty(0) for _ in DIFFERENTIABLE))
 
 
 def _times(found: Tensor, factor: Tensor) -> Tensor:

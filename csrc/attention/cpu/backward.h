@@ -95,7 +95,7 @@ class BackwardWorker {
         problem_(call.given),
         rule_(rule),
         bias_(problem_),
-        bias_gradient_(problem_),
+        bias_gradient_(problem_, call.d_position_bias != nullptr || call.d_time_bias != nullptr),
         parts_(parts),
         query_(matmul::right_size<P>(kQueries, problem_.width)),
         d_out_(matmul::right_size<P>(kQueries, problem_.width)),

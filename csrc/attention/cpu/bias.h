@@ -261,11 +261,15 @@ class TileBias {
 template <class A>
 class TileBiasGradient {
  public:
-  explicit TileBiasGradient(const Arguments& problem) : positions_(problem.positions), times_(problem.times) {
-    std::fill(&sums_.position[0][0], &sums_.position[0][0] + kLanes * BiasSums<A>::kRun, A{0});
-    std::fill(sums_.far, sums_.far + kLanes, A{0});
-    lanes_.assign(static_cast<size_t>(times_ * kLanes), A{0});
-    sums_.time = lanes_.data();
+  // `wanted`: whether anything will be added; the 16 copies take memory and time.
+  TileBiasGradient(const Arguments& problem, bool wanted)
+      : positions_(problem.positions), times_(problem.times) {
+    if (!wanted) return;
+    BiasSums<A>& sums = *memory_.at_least(1);
+    std::fill(&sums.position[0][0], &sums.position[0][0] + kLanes * BiasSums<A>::kRun, A{0});
+    std::fill(sums.far, sums.far + kLanes, A{0});
+    sums.time = lanes_.at_least(times_ * kLanes);
+    std::fill(sums.time, sums.time + times_ * kLanes, A{0});
   }
 
   // Zeroes position[positions] and time[times]; later sums are added to them.
@@ -277,11 +281,12 @@ class TileBiasGradient {
   }
 
   void add(const BiasView<A>& view, const A* d_scores, const KeyTile& tile, int64_t columns) {
-    sums_.run_begin = (view.first - tile.end + 1) & ~(kLanes - 1);
-    sums_.near = false;
-    sums_.first_bucket = times_;
-    sums_.last_bucket = -1;
-    ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums_, d_scores, tile.begin, tile.size(), columns);
+    BiasSums<A>& sums = *memory_.get();
+    sums.run_begin = (view.first - tile.end + 1) & ~(kLanes - 1);
+    sums.near = false;
+    sums.first_bucket = times_;
+    sums.last_bucket = -1;
+    ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums, d_scores, tile.begin, tile.size(), columns);
     if (view.position != nullptr) flush_position(tile.size() + columns + kLanes);
     if (view.time != nullptr) flush_time();
   }
@@ -297,26 +302,27 @@ class TileBiasGradient {
   }
 
   void flush_time() {
-    for (int64_t b = sums_.first_bucket; b <= sums_.last_bucket; ++b)
-      time_[b] += take(sums_.time + b * kLanes);
+    const BiasSums<A>& sums = *memory_.get();
+    for (int64_t b = sums.first_bucket; b <= sums.last_bucket; ++b) time_[b] += take(sums.time + b * kLanes);
   }
 
   // Entries at negative distances belong to hidden pairs and are zero.
   void flush_position(int64_t used) {
-    position_[positions_ - 1] += take(sums_.far);
-    if (!sums_.near) return;
+    BiasSums<A>& sums = *memory_.get();
+    position_[positions_ - 1] += take(sums.far);
+    if (!sums.near) return;
     alignas(64) double whole[BiasSums<A>::kRun + kLanes] = {};
-    ForEachIsa<&join_runs_body<A>>::call(&sums_, static_cast<double*>(whole), used);
-    for (int64_t i = std::max<int64_t>(0, -sums_.run_begin); i < used + kLanes; ++i) {
-      position_[std::min(sums_.run_begin + i, positions_ - 1)] += whole[i];
+    ForEachIsa<&join_runs_body<A>>::call(&sums, static_cast<double*>(whole), used);
+    for (int64_t i = std::max<int64_t>(0, -sums.run_begin); i < used + kLanes; ++i) {
+      position_[std::min(sums.run_begin + i, positions_ - 1)] += whole[i];
     }
   }
 
   int64_t positions_, times_;
   double* position_ = nullptr;
   double* time_ = nullptr;
-  std::vector<A> lanes_;
-  BiasSums<A> sums_;
+  Scratch<A> lanes_;
+  Scratch<BiasSums<A>> memory_;
 };
 
 }  // namespace argus::attention

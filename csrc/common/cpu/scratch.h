@@ -1,7 +1,13 @@
 // Memory that a worker of a CPU kernel keeps from one piece of work to the next: it grows, is aligned to a
 // cache line, and is not initialised.
+//
+// A thread keeps small blocks for its next call. malloc merges all small chunks that the process has freed
+// before it serves a request of a kilobyte or more: in the backward pass of a small causal_attention, whose
+// graph frees hundreds of chunks, that took more time than the kernel.
 #pragma once
 
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -9,6 +15,70 @@
 #include <type_traits>
 
 namespace argus {
+
+// Blocks of 64 bytes times a power of two that a thread has released and will take again.
+class BlockCache {
+ public:
+  static constexpr size_t kAlignment = 64;
+
+  BlockCache() = default;
+  BlockCache(const BlockCache&) = delete;
+  BlockCache& operator=(const BlockCache&) = delete;
+  ~BlockCache() {
+    for (auto& blocks : kept_)
+      for (void* block : blocks) std::free(block);
+  }
+
+  static void* take(size_t bytes) {
+    const size_t kind = kind_of(bytes);
+    if (kind < kKinds) {
+      for (void*& block : mine().kept_[kind]) {
+        if (block == nullptr) continue;
+        void* taken = block;
+        block = nullptr;
+        return taken;
+      }
+      bytes = kAlignment << kind;
+    }
+    void* made = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    if (made == nullptr) throw std::bad_alloc();
+    return made;
+  }
+
+  // `bytes` as it was taken with; any thread may release.
+  static void release(void* released, size_t bytes) {
+    const size_t kind = kind_of(bytes);
+    if (kind < kKinds) {
+      for (void*& block : mine().kept_[kind]) {
+        if (block != nullptr) continue;
+        block = released;
+        return;
+      }
+    }
+    std::free(released);
+  }
+
+ private:
+  // Up to 64 KiB a block and 1 MiB a thread; nothing where the address sanitizer is to see each block's end.
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr size_t kKinds = 0;
+#else
+  static constexpr size_t kKinds = 11;
+#endif
+  static constexpr size_t kBlocksOfAKind = 8;
+
+  static size_t kind_of(size_t bytes) {
+    const size_t lines = bytes == 0 ? 1 : (bytes + kAlignment - 1) / kAlignment;
+    return static_cast<size_t>(std::bit_width(lines - 1));
+  }
+
+  static BlockCache& mine() {
+    thread_local BlockCache cache;
+    return cache;
+  }
+
+  std::array<std::array<void*, kBlocksOfAKind>, kKinds> kept_{};
+};
 
 template <class T>
 class Scratch {
@@ -21,10 +91,10 @@ class Scratch {
   // At least `size` elements; their contents are lost if the memory has to grow.
   T* at_least(int64_t size) {
     if (size > size_) {
-      const size_t bytes = (static_cast<size_t>(size) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+      const size_t bytes = static_cast<size_t>(size) * sizeof(T);
       data_.reset();
-      data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
-      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = 0;
+      data_ = {static_cast<T*>(BlockCache::take(bytes)), Release{bytes}};
       size_ = size;
     }
     return data_.get();
@@ -33,11 +103,11 @@ class Scratch {
   T* get() const { return data_.get(); }
 
  private:
-  static constexpr size_t kAlignment = 64;
-  struct Free {
-    void operator()(void* data) const { std::free(data); }
+  struct Release {
+    size_t bytes = 0;
+    void operator()(T* data) const { BlockCache::release(data, bytes); }
   };
-  std::unique_ptr<T, Free> data_;
+  std::unique_ptr<T, Release> data_;
   int64_t size_ = 0;
 };
 

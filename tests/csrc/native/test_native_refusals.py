@@ -38,24 +38,22 @@ def history() -> dict[str, Any]:
 
 
 def backward_arguments(op: str) -> dict[str, Any]:
-    results = {name: packed() for name in ("d_q", "d_k", "d_v")}
-    tables = {"d_position_bias": torch.empty(HEADS, POSITIONS), "d_time_bias": torch.empty(HEADS, TIMES)}
-    given: dict[str, Any] = {**results, **tables, "d_out": packed()}
+    given: dict[str, Any] = {"d_out": packed()}
     if op == "causal_attention":
         statistics = {name: torch.randn(HEADS, ROWS) for name in ("d_log_sum_exp", "log_sum_exp")}
         given |= {"d_log_sum_exp": statistics["d_log_sum_exp"], "out": packed(), **statistics}
     given |= {**history(), "scale": 0.5}
-    return given | ({"divisor": 2.0} if op == "hstu_attention" else {}) | {"window": 0}
+    given |= {"divisor": 2.0} if op == "hstu_attention" else {}
+    return given | {"window": 0, "need_position_bias": True, "need_time_bias": True}
 
 
 @pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"d_position_bias": torch.empty(2, 8)}, r"d_position_bias has shape \[2, 8\], expected .* = \[2, 9\]"),
-        ({"d_time_bias": torch.empty(2, 1)}, r"d_time_bias has shape \[2, 1\], expected .* = \[2, 32\]"),
-        ({"position_bias": torch.randn(2, 12)}, r"d_position_bias has shape \[2, 9\], expected .* = \[2, 12\]"),
-        ({"position_bias": None}, "d_position_bias is given without its table"),
+        ({"position_bias": None}, "the gradient of position_bias is wanted without it"),
+        ({"time_bias": None}, "the gradient of time_bias is wanted without it"),
+        ({"position_bias": torch.randn(3, 12)}, r"position_bias has shape \[3, 12\], expected .* = \[2, any\]"),
         ({"query_time": None}, "query_time is not given, expected it beside time_bias"),
         ({"time_bias": torch.randn(2)}, r"time_bias has shape \[2\], expected \[H, any\]"),
         ({"window": SMALLEST}, "window is -9223372036854775808, expected at least 1, or 0 for no limit"),
@@ -63,13 +61,13 @@ def backward_arguments(op: str) -> dict[str, Any]:
         ({"offsets": torch.tensor([0, 7, 6], dtype=torch.int32)}, r"offsets\[1\] is 7, expected 0 to 6"),
         ({"offsets": None}, "offsets is None, expected a tensor"),
         ({"visible": torch.tensor([0, 9, 0, 0, 0, 0], dtype=torch.int32)}, r"visible\[1\] is 9, expected 0 to 1"),
-        ({"d_k": packed()[:-1]}, r"d_k has shape \[5, 2, 4\]"),
-        ({"d_v": torch.zeros(1, 1, 1).expand(ROWS, HEADS, WIDTH)}, "d_v is not contiguous"),
+        ({"k": packed()[:-1]}, r"k has shape \[5, 2, 4\]"),
+        ({"d_out": packed()[:-1]}, r"d_out has shape \[5, 2, 4\]"),
         ({"q": torch.zeros(ROWS, HEADS, 0)}, "q has head width 0, expected at least 1"),
     ],
 )
 def test_attention(op: str, changed: dict[str, Any], message: str) -> None:
-    function = getattr(torch.ops.argus_native, f"{op}_backward_")
+    function = getattr(torch.ops.argus_native, f"{op}_backward")
     names = [argument.name for argument in function.default._schema.arguments]
     given = backward_arguments(op)
     given = {name: given.get(name, given["scale"]) for name in names}

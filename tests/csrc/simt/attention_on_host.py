@@ -80,24 +80,29 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def causal_attention_cuda_(out: Tensor, log_sum_exp: Tensor, *values: Any) -> None:
+def causal_attention_cuda(*values: Any) -> tuple[Tensor, Tensor]:
     """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
     *history, scale, window = values
+    out, log_sum_exp = _rows(history), _statistic(history)
     _poison(out, log_sum_exp)
     _run("causal_attention_on_host", Forward(_arguments(history, scale, 1.0, window), *_addresses(out, log_sum_exp)))
+    return out, log_sum_exp
 
 
-def hstu_attention_cuda_(out: Tensor, *values: Any) -> None:
+def hstu_attention_cuda(*values: Any) -> Tensor:
     """What the CUDA library does with these arguments."""
     *history, alpha, divisor, window = values
+    out = _rows(history)
     _poison(out)
     _run("hstu_attention_on_host", Forward(_arguments(history, alpha, divisor, window), *_addresses(out, None)))
+    return out
 
 
-def causal_attention_cuda_backward_(*values: Any) -> None:
+def causal_attention_cuda_backward(*values: Any) -> list[Tensor]:
     """What the CUDA library does with these arguments."""
-    results, (d_out, d_log_sum_exp, out, log_sum_exp) = values[:5], values[5:9]
-    *history, scale, window = values[9:]
+    d_out, d_log_sum_exp, out, log_sum_exp = values[:4]
+    *history, scale, window, need_position_bias, need_time_bias = values[4:]
+    results = _results(history, need_position_bias, need_time_bias)
     statistics = [torch.empty_like(log_sum_exp) for _ in range(2)]
     scratch = _scratch(history)
     _poison(*results, *statistics, *scratch)
@@ -107,12 +112,14 @@ def causal_attention_cuda_backward_(*values: Any) -> None:
         *_addresses(out, log_sum_exp, d_log_sum_exp, *results, *statistics, *scratch),
     )
     _run("causal_attention_backward_on_host", call)
+    return [result for result in results if result is not None]
 
 
-def hstu_attention_cuda_backward_(*values: Any) -> None:
+def hstu_attention_cuda_backward(*values: Any) -> list[Tensor]:
     """What the CUDA library does with these arguments."""
-    results, d_out = values[:5], values[5]
-    *history, alpha, divisor, window = values[6:]
+    d_out = values[0]
+    *history, alpha, divisor, window, need_position_bias, need_time_bias = values[1:]
+    results = _results(history, need_position_bias, need_time_bias)
     scratch = _scratch(history)
     _poison(*results, *scratch)
     call = Backward(
@@ -121,6 +128,25 @@ def hstu_attention_cuda_backward_(*values: Any) -> None:
         *_addresses(None, None, None, *results, None, None, *scratch),
     )
     _run("hstu_attention_backward_on_host", call)
+    return [result for result in results if result is not None]
+
+
+def _rows(history: list[Any]) -> Tensor:
+    return torch.empty_like(history[0], memory_format=torch.contiguous_format)
+
+
+def _statistic(history: list[Any]) -> Tensor:
+    rows, heads, _ = history[0].shape
+    return torch.empty(heads, rows)
+
+
+def _results(history: list[Any], need_position_bias: bool, need_time_bias: bool) -> list[Tensor | None]:
+    """Memory for the gradients of q, k, v and the tables, None for those that are not wanted."""
+    tables = ((history[5], need_position_bias), (history[6], need_time_bias))
+    return [
+        *(_rows(history) for _ in range(3)),
+        *(torch.empty(table.shape) if needed else None for table, needed in tables),
+    ]
 
 
 def _scratch(history: list[Any]) -> tuple[Tensor, Tensor]:
@@ -176,15 +202,15 @@ def _why_not(given: Given) -> list[str]:
 
 CAUSAL_ATTENTION = Backend(
     "cuda_on_host",
-    partial(causal.forward, launch=causal_attention_cuda_),
-    partial(causal.backward, launch=causal_attention_cuda_backward_),
+    partial(causal.forward, launch=causal_attention_cuda),
+    partial(causal.backward, launch=causal_attention_cuda_backward),
     _why_not,
     host_executor.why_not,
 )
 HSTU_ATTENTION = Backend(
     "cuda_on_host",
-    partial(hstu.forward, launch=hstu_attention_cuda_),
-    partial(hstu.backward, launch=hstu_attention_cuda_backward_),
+    partial(hstu.forward, launch=hstu_attention_cuda),
+    partial(hstu.backward, launch=hstu_attention_cuda_backward),
     _why_not,
     host_executor.why_not,
 )
