@@ -489,16 +489,3 @@ class TestLoading:
         assert self.reasons(tmp_path, environment)[1] == (
             f"_ops_cuda.so is not loaded: torch {torch.__version__} is not a CUDA build"
         )
-
-
-def test_cpu_features_name_the_level_and_the_threads() -> None:
-    import torch
-
-    from argus_kernels.core import native as loader
-
-    reason = loader.why_not("cpu")
-    if reason is not None:
-        pytest.skip(reason)
-    text = torch.ops.argus_native.cpu_features()
-    levels = r"isa=(portable|avx2|avx512) bfloat16=(none|avx512_bf16|amx)"
-    assert re.fullmatch(levels + r" instructions=[\w,]+ threads=\d+", text)

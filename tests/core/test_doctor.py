@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,12 @@ def test_the_file_holds_what_is_printed(tmp_path: Path) -> None:
         for reason in row["reasons"]:
             assert reason in done.stdout
     assert all(value in done.stdout for value in written["versions"].values())
+
+
+def test_cpu_features_name_the_level_and_the_threads() -> None:
+    reason = native.why_not("cpu")
+    if reason is not None:
+        pytest.skip(reason)
+    text = torch.ops.argus_native.cpu_features()
+    levels = r"isa=(portable|avx2|avx512) bfloat16=(none|avx512_bf16|amx)"
+    assert re.fullmatch(levels + r" instructions=[\w,]+ threads=\d+", text)
