@@ -13,6 +13,7 @@ from argus_kernels.core import Verdict as Verdict
 from argus_kernels.core import default_backend as default_backend
 from argus_kernels.core import explain as explain
 from argus_kernels.core import use_backend as use_backend
+from argus_kernels.core.offsets import Offsets as Offsets
 from argus_kernels.core.torch_op import registered
 from argus_kernels.core.varlen import set_device_checks as set_device_checks
 from argus_kernels.ops.causal_attention import causal_attention as causal_attention

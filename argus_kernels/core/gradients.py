@@ -22,6 +22,10 @@ class Filled(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._outputs)
 
+    def given(self, index: int) -> Tensor | None:
+        """One of them, None where autograd has none."""
+        return self._gradients[index]
+
     def __getitem__(self, index: Any) -> Any:
         """One of them; an output of no elements is its own."""
         gradient, output = self._gradients[index], self._outputs[index]
@@ -29,6 +33,11 @@ class Filled(Sequence[Tensor]):
             gradient = torch.zeros_like(output) if output.numel() else output.detach()
             self._gradients[index] = gradient
         return gradient
+
+
+def or_none(gradients: Sequence[Tensor], index: int) -> Tensor | None:
+    """A gradient for a backend that makes its own zeros: None where autograd has none."""
+    return gradients.given(index) if isinstance(gradients, Filled) else gradients[index]
 
 
 def any_needed(needed: Any) -> bool:

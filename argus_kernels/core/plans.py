@@ -192,6 +192,7 @@ class Plan:
         self._template: list[Any] = []
         self.likeness: Likeness | None = None
         """Made when the plan is found again."""
+        self._gradients: tuple[int, Any] | None = None
 
     def _place_tensors(self, given: Given) -> None:
         """Notes where the tensors of the record are in the flat list of them that autograd sees."""
@@ -301,6 +302,16 @@ class Plan:
                     slots.append((index, first, count))
             found = self._wants[needs] = wanted, slots
         return found
+
+    def knows(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether these are like the plain gradients of an earlier backward pass, in 0.3 µs."""
+        known = self._gradients
+        return known is not None and known[0] == len(gradients) and known[1].check(*gradients)
+
+    def learn_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Notes the gradients of a backward pass, which are plain."""
+        if gradients and compares_tensors():
+            self._gradients = len(gradients), _guards(gradients)
 
     def backward(self, given: Given) -> Backend:
         """The backend of the backward pass; the settings are those of the forward call."""

@@ -391,7 +391,7 @@ class Op:
     ) -> list[Tensor | None]:
         """One gradient for each tensor of the record, without the registered op where nothing has to see it."""
         wanted, slots = plan.wants(needs)
-        if torch.is_grad_enabled() or not is_plain([one for one in gradients if one is not None]):
+        if torch.is_grad_enabled() or not _are_plain(plan, gradients):
             wants = [wanted.get(name, False) for name in self.arguments]
             every = self.gradients(gradients, [*given, plan.wanted], list(outputs), [*wants, False])
             parts: Sequence[Any] = [every[field] for _, field in self._leaves]
@@ -428,6 +428,17 @@ class Op:
                 gradient = next(remaining)
                 gradients.append(gradient if wanted[name] and value is not None else None)
         return gradients
+
+
+def _are_plain(plan: Plan, gradients: Sequence[Tensor | None]) -> bool:
+    """Whether only autograd looks at the gradients of a plan's outputs."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    if plan.knows(present):
+        return is_quiet()
+    plain = is_plain(present)
+    if plain:
+        plan.learn_gradients(present)
+    return plain
 
 
 def refuse_transforms(op: str, values: Sequence[Any]) -> None:

@@ -68,10 +68,33 @@ def offsets_problems(problems: Problems, offsets: Tensor, device: torch.device) 
         problems.require(offsets.shape[0] >= 1, "offsets is empty, expected [B + 1] values, the first of them 0")
 
 
+class Validated:
+    """What is known of the values of an offsets tensor that belongs to an `Offsets`; it is the tensor's attribute.
+
+    kept: what backends have worked out from the values, by what it depends on besides.
+    """
+
+    __slots__ = ("kept", "max_length", "rows")
+
+    def __init__(self, rows: int, max_length: int) -> None:
+        self.rows = rows
+        self.max_length = max_length
+        self.kept: dict[Any, Any] = {}
+
+
+def validated(offsets: Tensor) -> Validated | None:
+    """What is known of the values of `offsets`; None of a tensor that is not a handle's, or was written in place."""
+    known: Validated | None = getattr(offsets, "argus_validated", None)
+    return known if known is not None and (offsets.is_inference() or offsets._version == 0) else None
+
+
 def check_offsets(op: str, offsets: Tensor, total: int) -> None:
     """Raises ValueError unless offsets start at 0, never fall and end at or before row `total`, which int32 holds."""
     if total > _INT32.max:
         raise ValueError(f"{op}: {total} rows are given, expected at most 2^31 - 1, the largest offset")
+    known = validated(offsets)
+    if known is not None and known.rows <= total:
+        return
     if offsets.device.type != "cpu":
         require_values(offsets[:1] == 0, f"{op}: offsets[0] is not 0")
         require_values(offsets[1:] >= offsets[:-1], f"{op}: offsets fall")
@@ -99,6 +122,9 @@ def _said(count: int) -> str:
 
 def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
     """Raises ValueError if a user is longer than `max_length`."""
+    known = validated(offsets)
+    if known is not None and known.max_length <= max_length:
+        return
     if offsets.device.type != "cpu":
         require_values(offsets[1:] - offsets[:-1] <= max_length, f"{op}: a user is longer than max_length")
         return

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from argus_kernels.core import Problems
+from argus_kernels.core.offsets import Offsets
 from argus_kernels.ops.causal_attention import causal_attention
 from argus_kernels.ops.hstu_attention import hstu_attention
 
@@ -133,14 +134,16 @@ class CausalAttention(_BiasedAttention):
 
     @overload
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None = None, max_length: int | None = None, *,
+        self, q: Tensor, k: Tensor, v: Tensor,
+        offsets: Tensor | Offsets | None = None, max_length: int | None = None, *,
         visible: Tensor | None = None, times: Tensor | None = None, query_times: Tensor | None = None,
         return_log_sum_exp: Literal[False] = False,
     ) -> Tensor: ...  # fmt: skip
 
     @overload
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor | None = None, max_length: int | None = None, *,
+        self, q: Tensor, k: Tensor, v: Tensor,
+        offsets: Tensor | Offsets | None = None, max_length: int | None = None, *,
         visible: Tensor | None = None, times: Tensor | None = None, query_times: Tensor | None = None,
         return_log_sum_exp: Literal[True],
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
@@ -150,7 +153,7 @@ class CausalAttention(_BiasedAttention):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        offsets: Tensor | None = None,
+        offsets: Tensor | Offsets | None = None,
         max_length: int | None = None,
         *,
         visible: Tensor | None = None,
@@ -225,7 +228,7 @@ class HstuAttention(_BiasedAttention):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        offsets: Tensor | None = None,
+        offsets: Tensor | Offsets | None = None,
         max_length: int | None = None,
         *,
         visible: Tensor | None = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from argus_kernels.core import Problems
+from argus_kernels.core.offsets import Offsets
 from argus_kernels.ops.feedback_loss import feedback_loss
 from argus_kernels.ops.pairwise_loss import pairwise_loss
 
@@ -116,7 +117,7 @@ class PairwiseLoss(nn.Module):
         problems.raise_if_any()
         self.reduction = reduction
 
-    def forward(self, scores: Tensor, grades: Tensor, offsets: Tensor, times: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, grades: Tensor, offsets: Tensor | Offsets, times: Tensor) -> Tensor:
         """The loss of scores [T], grades [T] (negative: in no pair), offsets [B + 1] and times [T]: no dimension.
 
         `argus_kernels.pairwise_loss` also returns the numbers of pairs and of concordant ones.

@@ -315,7 +315,7 @@ Losses forward_op(Tensor query, Tensor positive, Tensor candidates, Tensor posit
   return {losses.loss, losses.lse, losses.statistics};
 }
 
-Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, bool need_positive,
+Found backward_op(Tensor d_loss, MaybeTensor d_lse, Tensor statistics, bool need_query, bool need_positive,
                   bool need_candidates, bool need_scale, Tensor query, Tensor positive, Tensor candidates,
                   Tensor positive_ids, Tensor candidate_ids, Tensor log_q, MaybeTensor positive_log_q,
                   Tensor scale, MaybeTensor row_weight, MaybeTensor query_owner, MaybeTensor candidate_owner,
@@ -327,11 +327,12 @@ Found backward_op(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_quer
   const int64_t rows = query.size(0);
   const ScalarType statistics_dtype = statistics_of(query);
   check_vector("d_loss", d_loss, rows, statistics_dtype, query);
-  check_vector("d_lse", d_lse, rows, statistics_dtype, query);
+  if (d_lse) check_vector("d_lse", *d_lse, rows, statistics_dtype, query);
   check_shape(kOp, "statistics", statistics, "[2, N]", {2, rows});
   check_dtype(kOp, "statistics", statistics, {statistics_dtype});
   check_same_device(kOp, "statistics", statistics, "query", query);
-  const Tensor dense_loss = dense(kOp, "d_loss", d_loss), dense_lse = dense(kOp, "d_lse", d_lse);
+  const Tensor dense_loss = dense(kOp, "d_loss", d_loss);
+  const Tensor dense_lse = d_lse ? dense(kOp, "d_lse", *d_lse) : zeros(query, {rows}, statistics_dtype);
   const Tensor dense_statistics = dense(kOp, "statistics", statistics);
   NewGradients found(given, {need_query, need_positive, need_candidates, need_scale});
   const Gradients gradients = found.gradients(dense_loss, dense_lse, dense_statistics.const_data_ptr());
@@ -373,7 +374,7 @@ LossesAndFound with_gradients_op(Tensor d_loss, bool need_query, bool need_posit
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def("sampled_softmax_loss(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
   m.def(
-      "sampled_softmax_loss_backward(Tensor d_loss, Tensor d_lse, Tensor statistics, bool need_query, "
+      "sampled_softmax_loss_backward(Tensor d_loss, Tensor? d_lse, Tensor statistics, bool need_query, "
       "bool need_positive, bool need_candidates, bool need_scale, " ARGUS_ARGUMENTS
       ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(

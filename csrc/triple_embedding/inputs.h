@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "common/torch/check.h"
+#include "common/torch/memory.h"
 
 namespace argus::triple_embedding {
 
@@ -24,7 +25,7 @@ struct Inputs {
 // then have any width.
 inline Tensor new_result(const Tensor& like, std::initializer_list<int64_t> sizes, bool zeros = false) {
   try {
-    return zeros ? torch::stable::new_zeros(like, sizes) : torch::stable::new_empty(like, sizes);
+    return zeros ? argus::zeros(like, sizes) : empty(like, sizes);
   } catch (const std::exception&) {
     fail(kOp, "a result has ", *sizes.begin(), " rows of the weight's width, expected one that memory holds");
   }

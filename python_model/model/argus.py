@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from argus_kernels import Offsets
 from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
@@ -103,7 +104,8 @@ class Argus(Recommender):
             ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), self.feedback_ids(batch)])
             known_next = self.config.encoder == "hstu" and lag is None
             query_times = next_times(batch.time, batch.offsets) if known_next else None
-            layout = Layout(batch.offsets, batch.time, batch.max_length, query_times=query_times)
+            offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
+            layout = Layout(offsets, batch.time, batch.max_length, query_times=query_times)
             return self.encoder(self.event_embedding(self.tables, ids), layout)
         tokens = torch.stack(
             [
@@ -113,8 +115,9 @@ class Argus(Recommender):
             ],
             dim=1,
         ).flatten(0, 1)
+        offsets = Offsets(batch.offsets * 3, rows=3 * len(batch), max_length=3 * batch.max_length)
         layout = Layout(
-            batch.offsets * 3, batch.time.repeat_interleave(3), 3 * batch.max_length,
+            offsets, batch.time.repeat_interleave(3), 3 * batch.max_length,
             None if lag is None else self._token_visibility(batch, lag, lag_items),
         )  # fmt: skip
         return self.encoder(tokens, layout)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from argus_kernels import causal_attention, triple_embedding
+from argus_kernels import Offsets, causal_attention, triple_embedding
 from argus_kernels.core.varlen import local_positions, user_of_row
 from python_model.config import ModelConfig
 from python_model.training.row_sharding import ReadRows, RowSharding, initial_rows
@@ -118,12 +118,13 @@ class TripleEmbedding(nn.Module):
 class Layout:
     """The layout of packed tokens: users, times, and how much of its user's past each token may see.
 
-    offsets int32 [B + 1]; times int64 [T] seconds; max_length: tokens of the longest user at most;
-    visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all before it).
+    offsets int32 [B + 1], or a handle that all layers share; times int64 [T] seconds; max_length: tokens of the longest
+    user at most; visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all
+    before it).
     query_times int64 [T] or None: the time from which the time bias of each token counts (HSTU); None: its own time.
     """
 
-    offsets: Tensor
+    offsets: Tensor | Offsets
     times: Tensor
     max_length: int
     visible: Tensor | None = None

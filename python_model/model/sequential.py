@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from argus_kernels import Offsets
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
@@ -63,7 +64,8 @@ class SequenceModel(Recommender):
         place = local_positions(batch.offsets, len(batch)).clamp(0, self.config.max_events - 1)
         tokens = self._items(batch.items) * self.config.width**0.5 + self.positions[place]
         query_times = next_times(batch.time, batch.offsets) if self.config.model == "hstu" and lag is None else None
-        return self.encoder(tokens, Layout(batch.offsets, batch.time, batch.max_length, query_times=query_times))
+        offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
+        return self.encoder(tokens, Layout(offsets, batch.time, batch.max_length, query_times=query_times))
 
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
         """The state before each event, for the feedback with the event's item."""

@@ -157,7 +157,8 @@ def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
     log_sum_exp = given.q.new_zeros(heads, total, dtype=torch.float32) if given.softmax else None
     if given.users and total:
         config = given.config("forward")
-        (schedule,) = tile_schedules(given.offsets, total, [(config["block_query"], False)])
+        own = [(config["block_query"], False)]
+        (schedule,) = tile_schedules(given.offsets, total, own, lambda: _backward_tiles(given))
         arguments = given.shared_arguments() | {
             "out": out,
             "log_sum_exp": log_sum_exp,
@@ -194,9 +195,8 @@ def backward(
         "factor": given.scale / (given.divisor or 1.0),
     }
     configs = given.config("query_gradient"), given.config("key_gradient")
-    wanted = [(configs[0]["block_query"], False), (configs[1]["block_key"], True)]
-    if any(needs.get(name) for name in ("position_bias", "time_bias")):
-        wanted.append((TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2, False))
+    with_tables = any(needs.get(name) for name in ("position_bias", "time_bias"))
+    wanted = _backward_tiles(given)[: 3 if with_tables else 2]
     of_queries, of_keys, *of_tables = tile_schedules(given.offsets, total, wanted)
     shared_by_queries = shared | {"schedule": of_queries, **_blocks(configs[0])}
     _query_gradient(given, shared_by_queries, configs[0], gradients[0], out, d_log_sum_exp)
@@ -205,6 +205,16 @@ def backward(
     for schedule in of_tables:
         tables = _table_gradients(given, shared | {"schedule": schedule}, wanted[-1][0], needs)
     return [*gradients, *tables]
+
+
+def _backward_tiles(given: Attention) -> list[tuple[int, bool]]:
+    """The tiles of the backward pass: of queries, of keys, and those of the tables' gradients."""
+    table_side = TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2
+    return [
+        (given.config("query_gradient")["block_query"], False),
+        (given.config("key_gradient")["block_key"], True),
+        (table_side, False),
+    ]
 
 
 def _query_gradient(

@@ -5,14 +5,15 @@ query blocks from its own on. A user has one tile of each cost from 1 to their n
 tile follows from the block counts alone: before it come the more expensive tiles of all users, then the tiles of equal
 cost of earlier users. Nothing is sorted.
 
-The schedules are recomputed for each pass of each layer, in one launch of a few microseconds. They are not cached
-across layers, because a change of `offsets` cannot be detected: writes through `.data`, a collective, a replayed CUDA
-graph or a buffer that torch.compile reuses change neither the tensor object, its address nor its version.
+The schedules of a tensor of offsets are recomputed for each pass of each layer, in one launch of a few microseconds,
+because a change of its values cannot be detected: writes through `.data`, a collective, a replayed CUDA graph or a
+buffer that torch.compile reuses change neither the tensor object, its address nor its version. An `Offsets` has memory
+of its own that nothing writes; its schedules are made once for all layers and both passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import triton
 import triton.language as tl
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import ceil_div, launch
+from argus_kernels.core.varlen import validated
 
 _TILES, _USERS = 64, 128
 
@@ -82,12 +84,30 @@ def schedule_kernel(
             _schedule(offsets, tiles[one], users, rows, BLOCKS[one], OF_KEYS[one], TILES, USERS)
 
 
-def tile_schedules(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool]]) -> list[Tensor]:
+def tile_schedules(
+    offsets: Tensor,
+    total: int,
+    wanted: Sequence[tuple[int, bool]],
+    later: Callable[[], Sequence[tuple[int, bool]]] = tuple,
+) -> list[Tensor]:
     """One schedule for each (block, of_keys): int32 [total // block + B, 3], first row, length and block number.
 
     offsets: int32 [B + 1] with B ≥ 1. total: the number of rows, with the padding. The entries are ordered by cost, the
-    most expensive first, then by user; those past the last tile have length 0.
+    most expensive first, then by user; those past the last tile have length 0. later: what the other pass will want,
+    made in the same launch where it can be kept.
     """
+    known = validated(offsets)
+    if known is None:
+        return _made(offsets, total, wanted)
+    keys = {one: ("schedule", total, *one) for one in (*wanted, *later())}
+    missing = [one for one, key in keys.items() if key not in known.kept]
+    if missing:
+        made = zip(missing, _made(offsets, total, missing), strict=True)
+        known.kept.update({keys[one]: schedule for one, schedule in made})
+    return [known.kept[keys[one]] for one in wanted]
+
+
+def _made(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool]]) -> list[Tensor]:
     offsets = offsets.contiguous()
     users = offsets.shape[0] - 1
     tiles = tuple(offsets.new_empty(total // block + users, 3) for block, _ in wanted)

@@ -11,6 +11,7 @@ from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_his
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.offsets import Offsets, opened
 from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import narrow
@@ -54,7 +55,7 @@ def causal_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: Tensor | None = None,
+    offsets: Tensor | Offsets | None = None,
     max_length: int | None = None,
     *,
     visible: Tensor | None = None,
@@ -89,7 +90,8 @@ def causal_attention(
         k: like q.
         v: like q.
         offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
-            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold.
+            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold. Or an
+            `argus_kernels.Offsets` of T rows, which is validated once for all calls and carries `max_length`.
         max_length: an upper bound of the users' lengths, T where not given.
         visible: int32 or int64 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
         position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column.
@@ -118,7 +120,8 @@ def causal_attention(
     """
     biases = (position_bias, time_bias, query_time, key_time)
     numbers = (plain_number(scale), None)
-    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, *numbers, window))
+    packed = (q, k, v, *opened(OP.name, offsets, max_length, q))
+    given = History._make((*packed, narrow(visible), *biases, *numbers, window))
     out, log_sum_exp = OP(given, backend=backend, prepare=_prepare, also=(return_log_sum_exp,))
     out = like_query(out, q)
     return (out, log_sum_exp) if return_log_sum_exp else out

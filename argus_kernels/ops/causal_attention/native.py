@@ -13,6 +13,7 @@ from torch import Tensor
 from argus_kernels.attention.arguments import History
 from argus_kernels.attention.native import Launch, gradients_of, heads, native_arguments, wanted_tables
 from argus_kernels.core import native
+from argus_kernels.core.gradients import or_none
 
 
 def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,11 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias; those of q, k and v come together."""
     aligned = launch is not None or given.q.is_cuda
+    d_log_sum_exp = or_none(gradients, 1) if launch is None else gradients[1]
     launch = launch or native.op("causal_attention_backward")
     found = launch(
         heads(gradients[0], aligned),
-        gradients[1].contiguous(),
+        None if d_log_sum_exp is None else d_log_sum_exp.contiguous(),
         *(output.contiguous() for output in outputs),
         *native_arguments(given, aligned=aligned),
         given.scale,

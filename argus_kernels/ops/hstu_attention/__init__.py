@@ -8,6 +8,7 @@ from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_his
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.offsets import Offsets, opened
 from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
 from argus_kernels.core.varlen import narrow
@@ -50,7 +51,7 @@ def hstu_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    offsets: Tensor | None = None,
+    offsets: Tensor | Offsets | None = None,
     max_length: int | None = None,
     *,
     alpha: float | Tensor = 1.0,
@@ -79,7 +80,8 @@ def hstu_attention(
         k: like q.
         v: like q.
         offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
-            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold.
+            offsets[B] on are padding: their outputs and gradients are 0, whatever they hold. Or an
+            `argus_kernels.Offsets` of T rows, which is validated once for all calls and carries `max_length`.
         max_length: an upper bound of the users' lengths, T where not given.
         alpha: factor of q · k. HSTU's published code leaves the scores unscaled (1); later versions use 1/√Dh. Like
             divisor also a floating-point tensor of no dimension, without a gradient, whose value is read at each call.
@@ -108,7 +110,8 @@ def hstu_attention(
     """
     biases = (position_bias, time_bias, query_time, key_time)
     numbers = (plain_number(alpha), plain_number(divisor))
-    given = History._make((q, k, v, narrow(offsets), max_length, narrow(visible), *biases, *numbers, window))
+    packed = (q, k, v, *opened(OP.name, offsets, max_length, q))
+    given = History._make((*packed, narrow(visible), *biases, *numbers, window))
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 
 

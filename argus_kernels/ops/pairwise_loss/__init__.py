@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import Backend, Op, Problems
+from argus_kernels.core.offsets import Offsets, opened
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import triton_backend
-from argus_kernels.core.varlen import as_int32, check_offsets, narrow, offsets_problems
+from argus_kernels.core.varlen import as_int32, check_offsets, offsets_problems
 from argus_kernels.ops.pairwise_loss import native, reference, triton_limits
 from argus_kernels.ops.pairwise_loss.arguments import Arguments
 from argus_kernels.ops.pairwise_loss.samples import drawn, samples, tiles
@@ -19,7 +20,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def pairwise_loss(
     scores: Tensor,
     grades: Tensor,
-    offsets: Tensor,
+    offsets: Tensor | Offsets,
     times: Tensor,
     window: int,
     *,
@@ -36,7 +37,7 @@ def pairwise_loss(
         scores: [T], float32, bfloat16, float16 or float64.
         grades: [T] integers: the order of preference. An event with a negative grade takes part in no pair.
         offsets: [B + 1] int32 or int64: user b owns rows offsets[b] to offsets[b + 1] − 1; rows past offsets[B] are
-            padding and take part in nothing.
+            padding and take part in nothing. Or an `argus_kernels.Offsets` of T rows, validated once for all calls.
         times: [T] int64, in any order, in the unit of `window`; those of one user less than 2⁶³ apart.
         window: the longest distance in time within a pair, at least 0; an event has distance 0 from one of its own
             time.
@@ -54,7 +55,7 @@ def pairwise_loss(
     The pairwise stage of ARGUS is in arXiv 2507.15994; the loss is RankNet's (Burges et al. 2005). Pairs within a
     window of time are this package's choice.
     """
-    given = Arguments(scores, grades, narrow(offsets), times, window)
+    given = Arguments(scores, grades, opened(OP.name, offsets, None, scores)[0], times, window)
     return OP(given, backend=backend, prepare=_prepare)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
+from argus_kernels.core.gradients import or_none
 from argus_kernels.core.registry import needs_device, needs_dtype
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 
@@ -29,7 +30,8 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of query, positive, candidates and scale, None where not wanted."""
     wanted = [needs[name] for name in ("query", "positive", "candidates", "scale")]
-    found = native.op("sampled_softmax_loss_backward")(gradients[0], gradients[1], outputs[2], *wanted, *_native(given))
+    d_lse = or_none(gradients, 1)
+    found = native.op("sampled_softmax_loss_backward")(gradients[0], d_lse, outputs[2], *wanted, *_native(given))
     return [gradient if needed else None for gradient, needed in zip(found, wanted, strict=True)]
 
 

@@ -90,7 +90,7 @@ def backward_and_step(
 
 def _zeros(like: Tensor) -> Tensor:
     large = like.numel() * like.element_size() >= _ON_DEMAND_BYTES
-    if like.device.type == "cpu" and large and hasattr(mmap, "MADV_NOHUGEPAGE"):
+    if large and like.device.type == "cpu" and hasattr(mmap, "MADV_NOHUGEPAGE"):
         return _zeros_on_demand(like)
     return torch.zeros_like(like, memory_format=torch.contiguous_format)
 

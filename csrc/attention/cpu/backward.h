@@ -85,7 +85,7 @@ ARGUS_INLINE void zero_columns_body(A* scores, A* d_scores, int64_t keys, int64_
 }
 
 template <class T, class P, class Rule>
-class BackwardWorker {
+class BackwardWorker : public FromBlockCache {
  public:
   using A = Arithmetic<T>;
 

@@ -25,7 +25,7 @@ namespace argus::attention {
 // A Rule turns tiles of scores into weights and keeps what a block of queries needs for it:
 // causal_attention's softmax_rule.h and hstu_attention's silu_rule.h.
 template <class T, class P, class Rule>
-class ForwardWorker {
+class ForwardWorker : public FromBlockCache {
  public:
   using A = Arithmetic<T>;
 

@@ -36,6 +36,7 @@ class BlockCache {
         if (block == nullptr) continue;
         void* taken = block;
         block = nullptr;
+        mine().bytes_ -= kAlignment << kind;
         return taken;
       }
       bytes = kAlignment << kind;
@@ -48,10 +49,11 @@ class BlockCache {
   // `bytes` as it was taken with; any thread may release.
   static void release(void* released, size_t bytes) {
     const size_t kind = kind_of(bytes);
-    if (kind < kKinds) {
+    if (kind < kKinds && mine().bytes_ + (kAlignment << kind) <= kMaxBytes) {
       for (void*& block : mine().kept_[kind]) {
         if (block != nullptr) continue;
         block = released;
+        mine().bytes_ += kAlignment << kind;
         return;
       }
     }
@@ -59,13 +61,14 @@ class BlockCache {
   }
 
  private:
-  // Up to 64 KiB a block and 1 MiB a thread; nothing where the address sanitizer is to see each block's end.
+  // Blocks of up to 512 KiB, a tile of scores in float64; nothing where the address sanitizer is to see each
+  // block's end.
 #ifdef __SANITIZE_ADDRESS__
   static constexpr size_t kKinds = 0;
 #else
-  static constexpr size_t kKinds = 11;
+  static constexpr size_t kKinds = 14;
 #endif
-  static constexpr size_t kBlocksOfAKind = 8;
+  static constexpr size_t kBlocksOfAKind = 8, kMaxBytes = size_t{2} << 20;
 
   static size_t kind_of(size_t bytes) {
     const size_t lines = bytes == 0 ? 1 : (bytes + kAlignment - 1) / kAlignment;
@@ -78,6 +81,18 @@ class BlockCache {
   }
 
   std::array<std::array<void*, kBlocksOfAKind>, kKinds> kept_{};
+  size_t bytes_ = 0;
+};
+
+// For a worker of a few kilobytes that is allocated at every call: as a base class, it has the block cache
+// serve `new`.
+struct FromBlockCache {
+  static void* operator new(size_t bytes) { return BlockCache::take(bytes); }
+  static void* operator new(size_t bytes, std::align_val_t) { return BlockCache::take(bytes); }
+  static void operator delete(void* worker, size_t bytes) { BlockCache::release(worker, bytes); }
+  static void operator delete(void* worker, size_t bytes, std::align_val_t) {
+    BlockCache::release(worker, bytes);
+  }
 };
 
 template <class T>
