@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -108,10 +109,15 @@ std::tuple<Tensor, Tensor, Tensor> zero_gradients(const Inputs& inputs) {
 #ifndef ARGUS_CUDA_LIBRARY
 
 void check_targets(const Params& params) {
+  std::atomic<bool> fit{true};
+  torch::stable::parallel_for(0, block_count(params.rows), 1, [&](int64_t first, int64_t last) {
+    if (!targets_fit_cpu(params, first, last)) fit = false;
+  });
+  if (fit) return;
   for (int64_t row = 0; row < params.rows; ++row) {
     for (int64_t task = 0; task < params.tasks; ++task) {
       const int64_t target = params.targets[row * params.tasks + task];
-      const int64_t highest = std::max<int64_t>(params.classes[task], 2) - 1;
+      const int64_t highest = highest_target(params.classes[task]);
       if (target < -1 || target > highest) {
         fail(kOp, "targets[", row, ", ", task, "] is ", target, ", expected -1 or 0 to ", highest);
       }

@@ -47,6 +47,14 @@ inline int64_t block_count(int64_t rows) {
   return (rows + block_rows(rows) - 1) / block_rows(rows);
 }
 
+// The highest target of a task.
+inline int64_t highest_target(int64_t classes) {
+  return classes > 2 ? classes - 1 : 1;
+}
+
+// Whether every target of blocks [first, last) is -1 or a class of its task.
+bool targets_fit_cpu(const Params& params, int64_t first, int64_t last);
+
 // Σ w of the rows of blocks [first, last) that observed each task: weights[block · tasks + f].
 void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* weights);
 

@@ -78,15 +78,17 @@ struct Scratch {
   using A = Sum<Operand>;
   std::vector<Operand> hidden, d_hidden;
   std::vector<A> logits;
+  std::vector<int32_t> targets;  // [task][row]
   A weight[kTileRows];
-  int32_t target[kTileRows];
+  int32_t observed[kTileRows];  // at least 0 if any task counts
   const Operand* row[kTileRows];
   Operand* d_row[kTileRows];
 
-  explicit Scratch(const Weights<Operand>& weights)
+  Scratch(const Weights<Operand>& weights, int64_t tasks)
       : hidden(static_cast<size_t>(kTileRows * weights.width)),
         d_hidden(static_cast<size_t>(kTileRows * weights.width)),
-        logits(static_cast<size_t>(weights.groups * kLanes * kTileRows)) {}
+        logits(static_cast<size_t>(weights.groups * kLanes * kTileRows)),
+        targets(static_cast<size_t>(tasks * kTileRows)) {}
 };
 
 template <class A>
@@ -94,24 +96,35 @@ ARGUS_INLINE A row_weight(const Params& params, int64_t row) {
   return params.row_weight == nullptr ? A{1} : static_cast<const A*>(params.row_weight)[row];
 }
 
-template <class A>
-ARGUS_INLINE bool counts_for_any_task(const Params& params, int64_t row) {
-  if (row_weight<A>(params, row) == A{0}) return false;
-  const int64_t* target = params.targets + row * params.tasks;
-  for (int64_t task = 0; task < params.tasks; ++task) {
-    if (target[task] >= 0) return true;
+// Weights and targets of the tile's rows; a target is -1 if the pair of row and task does not count.
+template <class Operand>
+ARGUS_INLINE void fetch_targets(const Params& params, int64_t first, int64_t count,
+                                Scratch<Operand>& scratch) {
+  using A = Sum<Operand>;
+  for (int64_t r = 0; r < kTileRows; ++r) {
+    scratch.weight[r] = r < count ? row_weight<A>(params, first + r) : A{0};
+    scratch.observed[r] = -1;
   }
-  return false;
+  for (int64_t task = 0; task < params.tasks; ++task) {
+    int32_t* to = scratch.targets.data() + task * kTileRows;
+    const int64_t* from = params.targets + first * params.tasks + task;
+    for (int64_t r = 0; r < count; ++r) to[r] = static_cast<int32_t>(from[r * params.tasks]);
+    for (int64_t r = count; r < kTileRows; ++r) to[r] = -1;
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      to[r] = scratch.weight[r] != A{0} ? to[r] : -1;
+      scratch.observed[r] = scratch.observed[r] > to[r] ? scratch.observed[r] : to[r];
+    }
+  }
 }
 
 // Points scratch.row at the rows of the tile: at the caller's memory if it can be read in place, else at a
-// converted and padded copy; at zeros if a row has weight 0 or is past the end.
+// converted and padded copy; at zeros if a row counts for no task.
 template <class T, class Operand>
 ARGUS_INLINE void fetch_rows(const Params& params, const Weights<Operand>& weights, int64_t first,
-                             int64_t count, Scratch<Operand>& scratch) {
+                             Scratch<Operand>& scratch) {
   for (int64_t r = 0; r < kTileRows; ++r) {
     scratch.row[r] = weights.zeros.data();
-    if (r >= count || !counts_for_any_task<Sum<Operand>>(params, first + r)) continue;
+    if (scratch.observed[r] < 0) continue;
     const T* from = static_cast<const T*>(params.hidden) + (first + r) * params.hidden_stride;
     if constexpr (std::is_same_v<T, Operand>) {
       if (weights.width == params.width) {
@@ -125,27 +138,20 @@ ARGUS_INLINE void fetch_rows(const Params& params, const Weights<Operand>& weigh
   }
 }
 
+// Rows this many bytes ahead are prefetched: half of the first-level cache.
+constexpr uintptr_t kBytesAhead = 1 << 14;
+
 template <class T, class Operand>
-void project(const Params& params, const Weights<Operand>& weights, Scratch<Operand>& scratch) {
-  const int64_t row_bytes = params.hidden_stride * static_cast<int64_t>(sizeof(T)), columns = params.columns;
+void project(const Params& params, const Weights<Operand>& weights, int64_t row, Scratch<Operand>& scratch) {
+  const int64_t columns = params.columns;
+  const uintptr_t row_bytes = static_cast<uintptr_t>(params.hidden_stride) * sizeof(T);
+  const uintptr_t rows_ahead = std::max<uintptr_t>(8, kBytesAhead / std::max<uintptr_t>(1, row_bytes));
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(params.hidden);
+  const Ahead ahead{begin + (static_cast<uintptr_t>(row) + rows_ahead) * row_bytes, row_bytes};
   for (int64_t first = 0; first < columns; first += kLine) {
-    project_tile(scratch.row, row_bytes, weights.by_row.data() + first * weights.width,
+    project_tile(scratch.row, ahead, weights.by_row.data() + first * weights.width,
                  weights.bias.data() + first, weights.width, std::min(kLine, columns - first),
                  scratch.logits.data() + first * kTileRows);
-  }
-}
-
-// Weight and target of the tile's rows for one task; weight 0 and target −1 if the pair does not count.
-template <class Operand>
-ARGUS_INLINE void fetch_targets(const Params& params, int64_t first, int64_t count, int64_t task,
-                                Scratch<Operand>& scratch) {
-  using A = Sum<Operand>;
-  for (int64_t r = 0; r < kTileRows; ++r) {
-    const int64_t target = r < count ? params.targets[(first + r) * params.tasks + task] : -1;
-    const A weight = r < count ? row_weight<A>(params, first + r) : A{0};
-    const bool counts = target >= 0 && weight != A{0};
-    scratch.weight[r] = counts ? weight : A{0};
-    scratch.target[r] = counts ? static_cast<int32_t>(target) : -1;
   }
 }
 
@@ -213,10 +219,11 @@ struct TaskRows {
 };
 
 template <class Operand>
-ARGUS_INLINE TaskRows<Sum<Operand>> task_rows(const Scratch<Operand>& scratch, int64_t column,
+ARGUS_INLINE TaskRows<Sum<Operand>> task_rows(const Scratch<Operand>& scratch, int64_t task, int64_t column,
                                               int64_t classes, int64_t r) {
   return {scratch.logits.data() + column * kTileRows + r, classes,
-          Lanes<Sum<Operand>>::load(scratch.weight + r), Lanes<int32_t>::load(scratch.target + r)};
+          Lanes<Sum<Operand>>::load(scratch.weight + r),
+          Lanes<int32_t>::load(scratch.targets.data() + task * kTileRows + r)};
 }
 
 // Residuals times weight and factor in place of the logits.
@@ -235,10 +242,16 @@ ARGUS_INLINE void put_residuals(const TaskRows<A>& rows, A factor, A* to) {
                                rows.target));
   }
   const Lanes<A> most = rows.largest();
-  const Lanes<A> sum = rows.denominator(most);
+  Lanes<A> sum = rows.exponential(0, most);
+  sum.store(to);
+  for (int64_t c = 1; c < rows.classes; ++c) {
+    const Lanes<A> e = rows.exponential(c, most);
+    e.store(to + c * kTileRows);
+    sum = map_lanes<A>([](A a, A b) ARGUS_INLINE_LAMBDA { return a + b; }, sum, e);
+  }
   for (int32_t c = 0; c < rows.classes; ++c) {
-    const Lanes<A> probability =
-        map_lanes<A>([](A e, A s) ARGUS_INLINE_LAMBDA { return e / s; }, rows.exponential(c, most), sum);
+    const Lanes<A> probability = map_lanes<A>([](A e, A s) ARGUS_INLINE_LAMBDA { return e / s; },
+                                              Lanes<A>::load(to + c * kTileRows), sum);
     put(c, map_lanes<A>(
                [=](A p, int32_t y) ARGUS_INLINE_LAMBDA {
                  const A hit = y == c ? A{1} : A{0};
@@ -262,20 +275,20 @@ template <class T, class Operand>
 ARGUS_INLINE void forward_blocks(const Params& params, int64_t first, int64_t last, double* losses) {
   using A = Sum<Operand>;
   const Weights<Operand> weights(params, static_cast<const T*>(nullptr));
-  Scratch<Operand> scratch(weights);
+  Scratch<Operand> scratch(weights, params.tasks);
   for (int64_t block = first; block < last; ++block) {
     double* found = losses + block * params.tasks;
     std::fill(found, found + params.tasks, 0.0);
     const int64_t end = std::min(params.rows, (block + 1) * block_rows(params.rows));
     for (int64_t row = block * block_rows(params.rows); row < end; row += kTileRows) {
       const int64_t count = std::min(kTileRows, end - row);
-      fetch_rows<T>(params, weights, row, count, scratch);
-      project<T>(params, weights, scratch);
+      fetch_targets(params, row, count, scratch);
+      fetch_rows<T>(params, weights, row, scratch);
+      project<T>(params, weights, row, scratch);
       int64_t column = 0;
       for (int64_t task = 0; task < params.tasks; column += params.classes[task++]) {
-        fetch_targets(params, row, count, task, scratch);
         for (int64_t r = 0; r < kTileRows; r += kLanes) {
-          const TaskRows<A> rows = task_rows(scratch, column, params.classes[task], r);
+          const TaskRows<A> rows = task_rows(scratch, task, column, params.classes[task], r);
           found[task] += static_cast<double>(sum_of_lanes(rows.weighed(rows.loss())));
         }
       }
@@ -309,7 +322,7 @@ ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, i
                                   T* d_hidden, Sum<Operand>* d_weight_parts, Sum<Operand>* d_bias_parts) {
   using A = Sum<Operand>;
   const Weights<Operand> weights(params, static_cast<const T*>(nullptr));
-  Scratch<Operand> scratch(weights);
+  Scratch<Operand> scratch(weights, params.tasks);
   for (int64_t block = first; block < last; ++block) {
     A* d_weight = d_weight_parts + block * weights.columns * weights.width;
     A* d_bias = d_bias_parts + block * weights.columns;
@@ -318,14 +331,14 @@ ARGUS_INLINE void backward_blocks(const Params& params, const double* factors, i
     const int64_t end = std::min(params.rows, (block + 1) * block_rows(params.rows));
     for (int64_t row = block * block_rows(params.rows); row < end; row += kTileRows) {
       const int64_t count = std::min(kTileRows, end - row);
-      fetch_rows<T>(params, weights, row, count, scratch);
-      project<T>(params, weights, scratch);
+      fetch_targets(params, row, count, scratch);
+      fetch_rows<T>(params, weights, row, scratch);
+      project<T>(params, weights, row, scratch);
       int64_t column = 0;
       for (int64_t task = 0; task < params.tasks; column += params.classes[task++]) {
-        fetch_targets(params, row, count, task, scratch);
         for (int64_t r = 0; r < kTileRows; r += kLanes) {
-          put_residuals(task_rows(scratch, column, params.classes[task], r), static_cast<A>(factors[task]),
-                        scratch.logits.data() + column * kTileRows + r);
+          put_residuals(task_rows(scratch, task, column, params.classes[task], r),
+                        static_cast<A>(factors[task]), scratch.logits.data() + column * kTileRows + r);
         }
       }
       for (int64_t c = 0; c < params.columns; ++c)
@@ -357,6 +370,40 @@ void with_types(const Params& params, Visit&& visit) {
   }
 }
 
+// Targets are walked through in groups of this many rows, whose elements lie side by side: one vector loop
+// for any number of tasks.
+constexpr int64_t kGroupRows = 8;
+
+// How many of the rows observed each task.
+ARGUS_INLINE void count_observed(const int64_t* targets, int64_t rows, int64_t tasks, double* counts) {
+  const int64_t group = kGroupRows * tasks, whole = rows / kGroupRows * group;
+  std::vector<int64_t> found(static_cast<size_t>(group));
+  int64_t* const to = found.data();
+  for (int64_t i = 0; i < whole; i += group) {
+    for (int64_t j = 0; j < group; ++j) to[j] += targets[i + j] >= 0 ? 1 : 0;
+  }
+  for (int64_t i = whole; i < rows * tasks; ++i) to[i % tasks] += targets[i] >= 0 ? 1 : 0;
+  std::fill(counts, counts + tasks, 0.0);
+  for (int64_t j = 0; j < group; ++j) counts[j % tasks] += static_cast<double>(to[j]);
+}
+
+// Clears `fit` if a target is neither -1 nor a class of its task.
+ARGUS_INLINE void compare_targets(const int64_t* targets, int64_t rows, int64_t tasks, const int64_t* classes,
+                                  bool* fit) {
+  const int64_t group = kGroupRows * tasks, whole = rows / kGroupRows * group;
+  std::vector<int64_t> highest(static_cast<size_t>(group)), outside(static_cast<size_t>(group));
+  for (int64_t j = 0; j < group; ++j) highest[static_cast<size_t>(j)] = highest_target(classes[j % tasks]);
+  const int64_t* const most = highest.data();
+  int64_t* const wrong = outside.data();
+  for (int64_t i = 0; i < whole; i += group) {
+    for (int64_t j = 0; j < group; ++j)
+      wrong[j] |= (targets[i + j] < -1 ? 1 : 0) | (targets[i + j] > most[j] ? 1 : 0);
+  }
+  for (int64_t i = whole; i < rows * tasks; ++i)
+    wrong[i % tasks] |= (targets[i] < -1 ? 1 : 0) | (targets[i] > most[i % tasks] ? 1 : 0);
+  for (int64_t j = 0; j < group; ++j) *fit = *fit && wrong[j] == 0;
+}
+
 }  // namespace
 
 void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* weights) {
@@ -364,6 +411,12 @@ void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* 
     for (int64_t block = first; block < last; ++block) {
       const int64_t begin = block * block_rows(params.rows);
       const int64_t end = std::min(params.rows, begin + block_rows(params.rows));
+      double* to = weights + block * params.tasks;
+      if (params.row_weight == nullptr) {
+        ForEachIsa<&count_observed>::call(params.targets + begin * params.tasks, end - begin, params.tasks,
+                                          to);
+        continue;
+      }
       for (int64_t task = 0; task < params.tasks; ++task) {
         // Four independent sums, which the processor adds to in parallel.
         double sums[4] = {};
@@ -371,11 +424,20 @@ void sum_weights_cpu(const Params& params, int64_t first, int64_t last, double* 
           const bool observed = params.targets[row * params.tasks + task] >= 0;
           sums[row % 4] += observed ? static_cast<double>(row_weight<A>(params, row)) : 0.0;
         }
-        weights[block * params.tasks + task] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        to[task] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
       }
     }
   };
   params.dtype == Dtype::float64 ? sum_blocks(double{}) : sum_blocks(float{});
+}
+
+bool targets_fit_cpu(const Params& params, int64_t first, int64_t last) {
+  const int64_t begin = first * block_rows(params.rows);
+  const int64_t end = std::min(params.rows, last * block_rows(params.rows));
+  bool fit = true;
+  ForEachIsa<&compare_targets>::call(params.targets + begin * params.tasks, end - begin, params.tasks,
+                                     params.classes, &fit);
+  return fit;
 }
 
 void forward_cpu(const Params& params, int64_t first, int64_t last, double* losses) {

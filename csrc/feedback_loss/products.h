@@ -35,12 +35,17 @@ constexpr int64_t place_in_column(int64_t c, int64_t d, int64_t width) {
   return (c / pair * width + d) * pair + c % pair;
 }
 
+// Rows that a later tile reads, for prefetching: several rows are read in parallel, a pattern that the
+// hardware does not predict. Addresses, not pointers: those of the last tiles are past the end of the tensor.
+struct Ahead {
+  uintptr_t from;       // of the row that takes the place of the tile's first
+  uintptr_t row_bytes;  // from one row to the next
+};
+
 // to[c · kTileRows + r] = bias[c] + Σ_d rows[r][d] · weight[place_in_line(d, c)] for c < columns ≤ kLine.
-// `row_bytes` is the usual distance between rows, for prefetching: several rows are read in parallel, a
-// pattern that the hardware does not predict.
 template <class Operand>
-void project_tile(const Operand* const* rows, int64_t row_bytes, const Operand* weight,
-                  const Sum<Operand>* bias, int64_t width, int64_t columns, Sum<Operand>* to);
+void project_tile(const Operand* const* rows, Ahead ahead, const Operand* weight, const Sum<Operand>* bias,
+                  int64_t width, int64_t columns, Sum<Operand>* to);
 
 // With dz[c · kTileRows + r] the residuals of `columns` columns, a multiple of kColumnStep up to
 // kMaxColumns, weight by place_in_column and d_weight column after column, `width` elements apart:

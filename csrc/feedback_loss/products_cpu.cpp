@@ -71,17 +71,23 @@ constexpr int kRowsAvx2 = 4;
 
 constexpr int64_t kCacheLine = 64;
 
-// Prefetches the cache lines at `element` of the rows `bytes` after `rows`; any address may be prefetched.
-template <int kRows, class Operand>
-ARGUS_INLINE void prefetch_rows(const Operand* const* rows, int64_t element, int64_t bytes) {
+// Prefetches a cache line for each of kRows rows from `first` on, as the product reaches its `step`-th line
+// of the rows. Rows without gaps are prefetched in the order of their addresses, which takes a sixth less
+// time than line by line of eight rows.
+template <int kRows>
+ARGUS_INLINE void prefetch_rows(const Ahead& ahead, int64_t first, int64_t step, int64_t lines) {
+  const bool gaps = ahead.row_bytes != static_cast<uintptr_t>(lines * kCacheLine);
+  const uintptr_t line = static_cast<uintptr_t>((gaps ? step : step * kRows) * kCacheLine);
+  const uintptr_t from = ahead.from + static_cast<uintptr_t>(first) * ahead.row_bytes + line;
+  const uintptr_t next = gaps ? ahead.row_bytes : kCacheLine;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
-    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(rows[r] + element) + bytes));
+    __builtin_prefetch(reinterpret_cast<const void*>(from + static_cast<uintptr_t>(r) * next));
 }
 
 ARGUS_TARGET(ARGUS_AVX512)
-void project_512(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
-                 int64_t width, int64_t columns, float* to) {
+void project_512(const float* const* rows, Ahead ahead, const float* weight, const float* bias, int64_t width,
+                 int64_t columns, float* to) {
   constexpr int64_t kStep = kCacheLine / sizeof(float);
   const int64_t piece = projection_piece(width);
   for (int64_t first = 0; first < kTileRows; first += kRows512) {
@@ -92,7 +98,7 @@ void project_512(const float* const* rows, int64_t row_bytes, const float* weigh
     for (int64_t begin = 0; begin < width; begin += piece) {
       __m512 sums[kRows512] = {};
       for (int64_t start = begin; start < std::min(width, begin + piece); start += kStep) {
-        prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
+        prefetch_rows<kRows512>(ahead, first, start / kStep, width / kStep);
         for (int64_t d = start; d < start + kStep; ++d) {
           const __m512 line = _mm512_loadu_ps(weight + d * kLine);
 #pragma GCC unroll 8
@@ -113,7 +119,7 @@ void project_512(const float* const* rows, int64_t row_bytes, const float* weigh
 }
 
 ARGUS_TARGET(ARGUS_AVX2)
-void project_avx2(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
+void project_avx2(const float* const* rows, Ahead ahead, const float* weight, const float* bias,
                   int64_t width, int64_t columns, float* to) {
   constexpr int64_t kStep = kCacheLine / sizeof(float);
   const int64_t piece = projection_piece(width);
@@ -125,7 +131,7 @@ void project_avx2(const float* const* rows, int64_t row_bytes, const float* weig
     for (int64_t begin = 0; begin < width; begin += piece) {
       __m256 low[kRowsAvx2] = {}, high[kRowsAvx2] = {};
       for (int64_t d = begin; d < std::min(width, begin + piece); ++d) {
-        if (d % kStep == 0) prefetch_rows<kRowsAvx2>(row, d, kRowsAvx2 * row_bytes);
+        if (d % kStep == 0) prefetch_rows<kRowsAvx2>(ahead, first, d / kStep, width / kStep);
         const __m256 left = _mm256_loadu_ps(weight + d * kLine);
         const __m256 right = _mm256_loadu_ps(weight + d * kLine + 8);
 #pragma GCC unroll 4
@@ -217,8 +223,8 @@ ARGUS_INLINE int pair_at(const void* from) {
 }
 
 ARGUS_TARGET(ARGUS_AVX512_BF16)
-void project_bfloat16(const BFloat16* const* rows, int64_t row_bytes, const BFloat16* weight,
-                      const float* bias, int64_t width, int64_t columns, float* to) {
+void project_bfloat16(const BFloat16* const* rows, Ahead ahead, const BFloat16* weight, const float* bias,
+                      int64_t width, int64_t columns, float* to) {
   constexpr int64_t kStep = kCacheLine / sizeof(BFloat16);
   for (int64_t first = 0; first < kTileRows; first += kRows512) {
     const BFloat16* const* row = rows + first;
@@ -226,7 +232,7 @@ void project_bfloat16(const BFloat16* const* rows, int64_t row_bytes, const BFlo
 #pragma GCC unroll 8
     for (int r = 0; r < kRows512; ++r) sums[r] = _mm512_loadu_ps(bias);
     for (int64_t start = 0; start < width; start += kStep) {
-      prefetch_rows<kRows512>(row, start, kRows512 * row_bytes);
+      prefetch_rows<kRows512>(ahead, first, start / kStep, width / kStep);
       for (int64_t d = start; d < start + kStep; d += 2) {
         const __m512bh line = (__m512bh)_mm512_loadu_si512(weight + d * kLine);
 #pragma GCC unroll 8
@@ -313,10 +319,10 @@ void spread_bfloat16(const BFloat16* const* rows, BFloat16* const* d_rows, const
 }  // namespace
 
 template <>
-void project_tile(const BFloat16* const* rows, int64_t row_bytes, const BFloat16* weight, const float* bias,
+void project_tile(const BFloat16* const* rows, Ahead ahead, const BFloat16* weight, const float* bias,
                   int64_t width, int64_t columns, float* to) {
 #if ARGUS_X86
-  project_bfloat16(rows, row_bytes, weight, bias, width, columns, to);
+  project_bfloat16(rows, ahead, weight, bias, width, columns, to);
 #endif
 }
 
@@ -331,17 +337,17 @@ void spread_tile(const BFloat16* const* rows, BFloat16* const* d_rows, const flo
 }
 
 template <>
-void project_tile(const double* const* rows, int64_t, const double* weight, const double* bias, int64_t width,
+void project_tile(const double* const* rows, Ahead, const double* weight, const double* bias, int64_t width,
                   int64_t columns, double* to) {
   ForEachIsa<&project_plain<double>>::call(rows, weight, bias, width, columns, to);
 }
 
 template <>
-void project_tile(const float* const* rows, int64_t row_bytes, const float* weight, const float* bias,
+void project_tile(const float* const* rows, Ahead ahead, const float* weight, const float* bias,
                   int64_t width, int64_t columns, float* to) {
 #if ARGUS_X86
-  if (isa() == Isa::avx512) return project_512(rows, row_bytes, weight, bias, width, columns, to);
-  if (isa() == Isa::avx2) return project_avx2(rows, row_bytes, weight, bias, width, columns, to);
+  if (isa() == Isa::avx512) return project_512(rows, ahead, weight, bias, width, columns, to);
+  if (isa() == Isa::avx2) return project_avx2(rows, ahead, weight, bias, width, columns, to);
 #endif
   project_plain(rows, weight, bias, width, columns, to);
 }

@@ -40,6 +40,14 @@ def test_every_way_is_compared_and_timed(tmp_path: Path, monkeypatch: pytest.Mon
     assert all(0 < row["best"] <= row["ms"]["p50"] for row in rows)
 
 
+def test_ways_that_there_are_not_say_why() -> None:
+    ways, absent = table_step.ways_of(small_specs(["bf16"])[0].draw(0, "cpu"))
+    assert [way.name for way in ways] == ["fused", "two_steps", "two_steps_dense"]
+    assert "no bfloat16 tables" in absent["fbgemm"]
+    assert "adds no row-sparse gradients in 16 bits" in absent["torch"]
+    table_step.compare(ways, 4e-2)
+
+
 def test_a_way_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     case: Case = small_specs(["fp32"])[0].draw(0, "cpu")
     ways, _ = table_step.ways_of(case)
