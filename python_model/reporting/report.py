@@ -178,7 +178,7 @@ def _validation_charts(stage: Stage) -> list[str]:
             continue
         series = {"model": (steps, values)}
         baseline = _series(stage.history, f"{BASELINE}{metric}")
-        if metric in LOWER_IS_BETTER:
+        if metric.endswith("_ne"):
             series["popularity"] = steps, np.ones(len(steps))
         elif len(baseline[0]):
             series["popularity"] = baseline

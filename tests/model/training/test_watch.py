@@ -20,16 +20,25 @@ def values(watch: Watch, *found: float | None, name: str = "next_item_ne") -> li
 def test_the_best_and_how_long_ago_it_was() -> None:
     watch = Watch.of(TrainConfig())
     taken = values(watch, 1.2, 0.9, 0.8, 0.81, None, 0.8, 0.79)
-    assert [best for best, _ in taken] == [True, True, True, False, False, False, True]
+    assert [best for best, _ in taken] == [True, True, True, False, False, True, True]
     assert (watch.best, watch.best_step, watch.since) == (0.79, 60, 0)
     assert not any(notes for _, notes in taken)
 
 
 def test_higher_is_better_where_it_is() -> None:
-    watch = Watch.of(TrainConfig(stage="finetune"))
+    assert Watch.of(TrainConfig(stage="finetune")).metric == "pair_loss"
+    watch = Watch.of(TrainConfig(stage="finetune", best_metric="pairwise_accuracy"))
     taken = values(watch, 0.5, 0.6, 0.55, name="pairwise_accuracy")
     assert [best for best, _ in taken] == [True, True, False] and watch.best == 0.6
     assert Watch.of(TrainConfig(best_metric="ndcg@10")).metric == "ndcg@10"
+
+
+def test_of_values_within_noise_the_latest_is_kept() -> None:
+    """A slow drift is measured from the best value, not from the one kept."""
+    watch = Watch.of(TrainConfig())
+    taken = values(watch, 0.9, 0.9005, 0.9008, 0.9011, 0.9005)
+    assert [best for best, _ in taken] == [True, True, True, False, True]
+    assert (watch.best, watch.best_step, watch.kept, watch.since) == (0.9, 40, 0.9005, 4)
 
 
 def test_patience_counts_validations_in_a_row() -> None:
