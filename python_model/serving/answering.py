@@ -15,6 +15,7 @@ import numpy as np
 
 from python_model.io.errors import DataError
 from python_model.io.json_text import parse
+from python_model.serving.events import EventRow
 from python_model.serving.memory import User
 from python_model.serving.requests import Request
 from python_model.serving.store import SessionStore
@@ -85,10 +86,11 @@ def answer_all(store: SessionStore, requests: Sequence[Request]) -> list[Answer]
 
 @dataclass(frozen=True)
 class _Checked:
-    """A request whose values are valid; place: among the requests that came together."""
+    """A request whose values are valid; row: of its event; place: among the requests that came together."""
 
     request: Request
     user: User
+    row: EventRow | None
     place: int
 
     @classmethod
@@ -96,9 +98,8 @@ class _Checked:
         """ValueError naming what is wrong with the request."""
         session = store.session(request.user)
         store.require_asked(**request.asked)
-        if request.event is not None:
-            store.require_event(request.event)
-        return cls(request, session.user, place)
+        row = None if request.event is None else store.reader.row(request.event)
+        return cls(request, session.user, row, place)
 
 
 def _steps(requests: Sequence[_Checked], most_users: int) -> list[list[_Checked]]:
@@ -138,8 +139,7 @@ def _answered(store: SessionStore, step: list[_Checked]) -> list[Answer]:
 
 
 def _together(store: SessionStore, step: Sequence[_Checked]) -> list[dict[str, Any]]:
-    events = [(one.user, one.request.event) for one in step if one.request.event is not None]
-    store.add(events)
+    store.add_rows([(one.user, one.row) for one in step if one.row is not None])
     for one in step:
         if one.request.amend is not None:
             store.amend(one.user, one.request.amend, one.request.feedback)
@@ -148,7 +148,7 @@ def _together(store: SessionStore, step: Sequence[_Checked]) -> list[dict[str, A
         {"user": one.user, "event": total - 1} for one, total in zip(step, totals, strict=True)
     ]
     for out, one in zip(said, step, strict=True):
-        if one.request.event is not None and store.items.number(one.request.event.item) < 0:
+        if one.row is not None and one.row.item < 0:
             out["unknown_item"] = True
     vectors = iter(store.vectors([question for one in step for question in _questions(store, one)]))
     found = [[next(vectors) for _ in _questions(store, one)] for one in step]

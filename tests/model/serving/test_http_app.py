@@ -178,14 +178,14 @@ def test_bodies_and_paths_that_no_client_should_send(server: SessionStore, monke
 
 def test_a_full_queue_and_a_late_request_change_nothing(server: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, free = threading.Event(), threading.Event()
-    add = SessionStore.add
+    add = SessionStore.add_rows
 
     def slow(store: SessionStore, events: Any) -> Any:
         begun.set()
         assert free.wait(20)
         return add(store, events)
 
-    monkeypatch.setattr(SessionStore, "add", slow)
+    monkeypatch.setattr(SessionStore, "add_rows", slow)
 
     async def questions(client: Client) -> None:
         def event(number: int) -> Any:
@@ -267,7 +267,7 @@ def is_valid(path: str, request: Any, store: SessionStore) -> bool:
         store.session(asked.user)
         store.require_asked(**asked.asked)
         if asked.event is not None:
-            store.require_event(asked.event)
+            store.reader.row(asked.event)
         if asked.amend is not None:
             store.reader.values("feedback", asked.feedback)
     except (ValueError, interface.Refused):
