@@ -86,16 +86,21 @@ def measure_load(
                 raise SystemExit(f"http: users could not be loaded: {refused}")
         for mix, share in MIXES.items():
             for count in connections:
-                cpu = server.cpu_seconds()
+                cpu, before = server.cpu_seconds(), server.batches()
                 load = http_load.measure(server.port, _requests(users, count, share, k, service.seed), seconds)
                 if load.refused:
                     raise SystemExit(f"http: {mix}, {count} connections: refused {load.refused}")
                 cpu = (server.cpu_seconds() - cpu) / len(load.latencies)
-                figures = {"mix": mix, "connections": count, **load.figures(), "server_cpu_ms": 1e3 * cpu}
+                requests, batches = np.subtract(server.batches(), before)
+                figures = {
+                    "mix": mix, "connections": count, **load.figures(), "server_cpu_ms": 1e3 * cpu,
+                    "requests_per_batch": requests / batches,
+                }  # fmt: skip
                 say(
                     f"{mix}, {count} connections: {figures['requests_per_second']:,.0f} requests/s, "
                     f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms, "
-                    f"{figures['server_cpu_ms']:.2f} ms of processor time each"
+                    f"{figures['server_cpu_ms']:.2f} ms of processor time each, in batches of "
+                    f"{figures['requests_per_batch']:.1f}"
                 )
                 found.append(figures)
     return found

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -143,6 +144,12 @@ class Process:
         """Seconds of processor time that it has used."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def batches(self) -> tuple[float, float]:
+        """Requests and batches that it has answered, as its metrics say."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as found:
+            lines = dict(line.rsplit(" ", 1) for line in found.read().decode().splitlines() if line[:1] != "#")
+        return float(lines["argus_batch_requests_sum"]), float(lines["argus_batch_requests_count"])
 
 
 @contextmanager
