@@ -315,3 +315,23 @@ def test_labels_are_in_the_schema(exported: Export) -> None:
         names = replace(store.names, labels={f"context_{name}": {0: "phone", 1: "tablet"}})
         found = schema.keys(EventReader(store.model.features, store.items, names))["context"]["properties"][name]
     assert found["anyOf"][1] == {"enum": ["phone", "tablet"]}
+
+
+def test_an_invalid_request_loads_no_user(server: SessionStore) -> None:
+    """Whoever sends only invalid requests makes nobody leave the memory."""
+    for user in ("a", "b", "c"):
+        answer(server, json.dumps({"user": user, "item": 1, "time": TIME}))
+    before = server.resident
+
+    async def questions(client: Client) -> None:
+        for number in range(4):
+            for wrong in ({"feedback": {"like": 9}}, {"time": TIME * 1000}, {"context": {"nowhere": 1}}):
+                request = {"user": f"unknown {number}", "item": 1, "time": TIME, **wrong}
+                assert (await client.post("/events", request)).status == 422
+            late = {"user": f"unknown {number}", "amend": 0, "feedback": {"like": "x"}}
+            assert (await client.post("/events", late)).status == 422
+            asked = {"user": f"unknown {number}", "k": 1, "now": -1}
+            assert (await client.post("/recommend", asked)).status == 422
+
+    asking(server, questions)
+    assert server.resident == before
