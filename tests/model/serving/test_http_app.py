@@ -335,3 +335,24 @@ def test_an_invalid_request_loads_no_user(server: SessionStore) -> None:
 
     asking(server, questions)
     assert server.resident == before
+
+
+def test_malformed_requests_change_nothing(server: SessionStore, exported: Export, tmp_path: Path) -> None:
+    """What test_http_process.py does over connections, without them: the state is that of the accepted requests."""
+    accepted: list[tuple[bytes, Any]] = []
+    lines = list(LineMaker(8, server.model.features).lines(300))
+
+    async def questions(client: Client) -> None:
+        for line in lines:
+            path = "/events" if b"item" in line or b"amend" in line else "/recommend"
+            found = await client.ask("POST", path, line)
+            if found.status == 200:
+                accepted.append((line, found.said))
+            else:
+                assert found.status in (400, 422) and list(found.said) == ["error"], (line, found)
+
+    asking(server, questions)
+    with SessionStore.open(exported, tmp_path / "accepted", **SMALL) as twin:
+        for line, said in accepted:
+            assert answer(twin, line) == said
+        assert 50 < len(accepted) < 200 and state_of(twin) == state_of(server)
