@@ -160,7 +160,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where the sessions are made; removed at the end.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
-    """Loads `argus serve --http` over the loopback: requests a second, p50 and p99; some five minutes on two cores."""
+    """Loads `argus serve --http` over the loopback: requests a second, p50, p99, processor time."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     console = Console(width=None if Console().is_terminal else 160)
 
