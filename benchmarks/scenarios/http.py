@@ -1,8 +1,9 @@
 """`python -m benchmarks http`: `argus serve --http` under load, beside what its decode alone would reach.
 
 A server with many users in memory, and a client on the loopback that shares the machine with it: connections ask again
-as soon as they are answered. `floor` is the model without HTTP, without JSON and without the journal: one decode of as
-many users as a batch can have, which bounds the events of a second.
+as soon as they are answered. `floor` is what the server is built on, in one process without a client: `decode` the
+model's decode alone, which bounds the events of a second, and `events` and `recommend` whole batches without HTTP.
+Processor time a request is comparable on a machine that others use too.
 """
 
 from __future__ import annotations
@@ -77,21 +78,29 @@ def measure_load(
 ) -> list[dict[str, Any]]:
     """Figures of every mix and number of connections, after every user was loaded."""
     users, found = len(service.lengths), []
-    with served(service, threads) as port:
+    with served(service, threads) as server:
         for start in range(0, users, LOADED_TOGETHER):
             chosen = range(start, min(start + LOADED_TOGETHER, users))
             first = [partial(_best_of, user, k) for user in chosen]
-            if refused := http_load.measure(port, first, 0.0).refused:
+            if refused := http_load.measure(server.port, first, 0.0).refused:
                 raise SystemExit(f"http: users could not be loaded: {refused}")
         for mix, share in MIXES.items():
             for count in connections:
-                load = http_load.measure(port, _requests(users, count, share, k, service.seed), seconds)
+                cpu, before = server.cpu_seconds(), server.batches()
+                load = http_load.measure(server.port, _requests(users, count, share, k, service.seed), seconds)
                 if load.refused:
                     raise SystemExit(f"http: {mix}, {count} connections: refused {load.refused}")
-                figures = {"mix": mix, "connections": count, **load.figures()}
+                cpu = (server.cpu_seconds() - cpu) / len(load.latencies)
+                requests, batches = np.subtract(server.batches(), before)
+                figures = {
+                    "mix": mix, "connections": count, **load.figures(), "server_cpu_ms": 1e3 * cpu,
+                    "requests_per_batch": requests / batches,
+                }  # fmt: skip
                 say(
                     f"{mix}, {count} connections: {figures['requests_per_second']:,.0f} requests/s, "
-                    f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms"
+                    f"p50 {figures['p50_ms']:.1f} ms, p99 {figures['p99_ms']:.1f} ms, "
+                    f"{figures['server_cpu_ms']:.2f} ms of processor time each, in batches of "
+                    f"{figures['requests_per_batch']:.1f}"
                 )
                 found.append(figures)
     return found
@@ -125,8 +134,12 @@ def measure_floor(service: Service, threads: int, k: int, times: int) -> list[di
             answer_all(store, [Request.of({"user": user, "k": k, "exclude_seen": True}) for user in chosen])
 
         names = {"decode": decode, "events": events, "recommend": best}
-        rates = {name: size / seconds_of(call, max(times // size, 5)) for name, call in names.items()}
-        found.append({"users": size, **{f"{name}_per_second": rate for name, rate in rates.items()}})
+        one: dict[str, Any] = {"users": size}
+        for name, call in names.items():
+            call()
+            wall, cpu = seconds_of(call, max(times // size, 5))
+            one |= {f"{name}_per_second": size / wall, f"{name}_cpu_ms": 1e3 * cpu / size}
+        found.append(one)
     # The events of the measurement are not saved.
     assert memory.archive is not None
     memory.archive.close()
@@ -147,7 +160,7 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where the sessions are made; removed at the end.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")] = None,
 ) -> None:
-    """Loads `argus serve --http` over the loopback: requests a second, p50 and p99; some five minutes on two cores."""
+    """Loads `argus serve --http` over the loopback: requests a second, p50, p99, processor time."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     console = Console(width=None if Console().is_terminal else 160)
 
@@ -161,7 +174,7 @@ def main(
         say(f"{users:,} users, {int(service.lengths.sum()):,} events in memory, {service.lengths.max():,} at most")
         floor = measure_floor(service, threads, k, 128)
         for one in floor:
-            say(", ".join(f"{name} {value:,.0f}" for name, value in one.items()))
+            say(", ".join(f"{name} {value:,.4g}" for name, value in one.items()))
         load = measure_load(service, threads, connections or [1, 16, 128], seconds, k, say)
     figures = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}", "seed": seed,

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +133,28 @@ def save_sessions(service: Service) -> None:
             archive.files.save(user, SavedSession(log, store.fingerprint, states[length - 1].clone(), kept))
 
 
+@dataclass(frozen=True)
+class Process:
+    """A server process; port: on the loopback."""
+
+    pid: int
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """Seconds of processor time that it has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def batches(self) -> tuple[float, float]:
+        """Requests and batches that it has answered, as its metrics say."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as found:
+            lines = dict(line.rsplit(" ", 1) for line in found.read().decode().splitlines() if line[:1] != "#")
+        return float(lines["argus_batch_requests_sum"]), float(lines["argus_batch_requests_count"])
+
+
 @contextmanager
-def served(service: Service, threads: int) -> Iterator[int]:
-    """The port of `argus serve --http` over the service, with every session in memory."""
+def served(service: Service, threads: int) -> Iterator[Process]:
+    """`argus serve --http` over the service, with room for every session in memory."""
     command = [
         sys.executable, "-m", "python_model", "serve", str(service.export), "--state", str(service.sessions), "--http",
         "--port", "0", "--threads", str(threads), "--resident", str(len(service.lengths)),
@@ -147,7 +167,7 @@ def served(service: Service, threads: int) -> Iterator[int]:
             line = process.stdout.readline()
             if not line.startswith("Ready on "):
                 raise SystemExit(f"the server did not start: {line}")
-            yield int(line.rsplit(":", 1)[1])
+            yield Process(process.pid, int(line.rsplit(":", 1)[1]))
         finally:
             # The sessions of a measurement are not kept.
             process.kill()
@@ -161,12 +181,11 @@ def open_store(service: Service) -> SessionStore:
     )  # fmt: skip
 
 
-def seconds_of(call: object, times: int) -> float:
-    """Median seconds of a call."""
-    assert callable(call)
-    found = []
+def seconds_of(call: Callable[[], object], times: int) -> tuple[float, float]:
+    """Median seconds of a call, and seconds of processor time of an average one."""
+    found, cpu = [], time.process_time()
     for _ in range(times):
         began = time.perf_counter()
         call()
         found.append(time.perf_counter() - began)
-    return float(np.median(found))
+    return float(np.median(found)), (time.process_time() - cpu) / times

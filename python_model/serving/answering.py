@@ -15,6 +15,7 @@ import numpy as np
 
 from python_model.io.errors import DataError
 from python_model.io.json_text import parse
+from python_model.serving.events import EventRow
 from python_model.serving.memory import User
 from python_model.serving.requests import Request
 from python_model.serving.store import SessionStore
@@ -66,68 +67,74 @@ def _in_one_line(sentence: str) -> dict[str, Any]:
 
 
 def answer_all(store: SessionStore, requests: Sequence[Request]) -> list[Answer]:
+    """The answers to requests in their order; see `answer_checked`."""
+    found: dict[int, Answer] = {}
+    checked: list[Checked] = []
+    for place, request in enumerate(requests):
+        try:
+            checked.append(Checked.of(store, request))
+        except Exception as error:
+            found[place] = refused(error)
+    valid = iter(answer_checked(store, checked))
+    return [found[place] if place in found else next(valid) for place in range(len(requests))]
+
+
+def answer_checked(store: SessionStore, requests: Sequence[Checked]) -> list[Answer]:
     """The answers to requests in their order, in as few steps as their order and the store's memory allow.
 
     Requests of one user take effect in their order.
     """
-    found: list[Answer | None] = [None] * len(requests)
-    todo: list[_Checked] = []
-    for place, request in enumerate(requests):
-        try:
-            todo.append(_Checked.of(store, request, place))
-        except Exception as error:
-            found[place] = refused(error)
-    for step in _steps(todo, store.most_resident):
-        for one, answered in zip(step, _answered(store, step), strict=True):
-            found[one.place] = answered
-    return [one for one in found if one is not None]
+    found: dict[int, Answer] = {}
+    for places in _steps(requests, store.most_resident):
+        answers = _answered(store, [requests[place] for place in places])
+        found.update(zip(places, answers, strict=True))
+    return [found[place] for place in range(len(requests))]
 
 
 @dataclass(frozen=True)
-class _Checked:
-    """A request whose values are valid; place: among the requests that came together."""
+class Checked:
+    """A request whose values are valid; row: of its event."""
 
     request: Request
     user: User
-    place: int
+    row: EventRow | None
 
     @classmethod
-    def of(cls, store: SessionStore, request: Request, place: int) -> _Checked:
-        """ValueError naming what is wrong with the request."""
+    def of(cls, store: SessionStore, request: Request) -> Checked:
+        """ValueError naming what is wrong with the request. Reads nothing that a request changes: for any thread."""
         session = store.session(request.user)
         store.require_asked(**request.asked)
-        if request.event is not None:
-            store.require_event(request.event)
-        return cls(request, session.user, place)
+        if request.amend is not None:
+            store.reader.values("feedback", request.feedback)
+        return cls(request, session.user, None if request.event is None else store.reader.row(request.event))
 
 
-def _steps(requests: Sequence[_Checked], most_users: int) -> list[list[_Checked]]:
-    """The requests in steps of at most `most_users` users, in each of which a user is changed at most once, first."""
-    steps: list[list[_Checked]] = []
+def _steps(requests: Sequence[Checked], most_users: int) -> list[list[int]]:
+    """Places of the requests in steps of at most `most_users` users, each of whom is changed at most once, first."""
+    steps: list[list[int]] = []
     users: list[set[User]] = []
     newest: dict[User, int] = {}
-    for one in requests:
-        at = newest.get(one.user, -1) + 1 if one.request.changes else max(newest.get(one.user, 0), 0)
+    for place, one in enumerate(requests):
+        at = newest.get(one.user, -1) + 1 if one.request.changes else newest.get(one.user, 0)
         while at < len(steps) and len(users[at] | {one.user}) > most_users:
             at += 1
         if at == len(steps):
             steps.append([])
             users.append(set())
-        steps[at].append(one)
+        steps[at].append(place)
         users[at].add(one.user)
         newest[one.user] = at
     return steps
 
 
-def _answered(store: SessionStore, step: list[_Checked]) -> list[Answer]:
+def _answered(store: SessionStore, step: Sequence[Checked]) -> list[Answer]:
     """The answers of a step: of all together, or of each alone where that fails."""
-    late = [one for one in step if one.request.amend is not None]
-    if len(step) > 1 and late:
+    late = [one.request.amend is not None for one in step]
+    if len(step) > 1 and any(late):
         # Late feedback encodes events again, one user at a time.
-        alone = {one.place: _answered(store, [one])[0] for one in late}
-        rest = [one for one in step if one.place not in alone]
-        alone |= {one.place: answered for one, answered in zip(rest, _answered(store, rest), strict=True)}
-        return [alone[one.place] for one in step]
+        alone = iter([_answered(store, [one])[0] for one, is_late in zip(step, late, strict=True) if is_late])
+        rest = iter(_answered(store, [one for one, is_late in zip(step, late, strict=True) if not is_late]))
+        return [next(alone if is_late else rest) for is_late in late]
     try:
         with store.atomically():
             return [Answer(said) for said in _together(store, step)]
@@ -137,9 +144,8 @@ def _answered(store: SessionStore, step: list[_Checked]) -> list[Answer]:
     return [_answered(store, [one])[0] for one in step]
 
 
-def _together(store: SessionStore, step: Sequence[_Checked]) -> list[dict[str, Any]]:
-    events = [(one.user, one.request.event) for one in step if one.request.event is not None]
-    store.add(events)
+def _together(store: SessionStore, step: Sequence[Checked]) -> list[dict[str, Any]]:
+    store.add_rows([(one.user, one.row) for one in step if one.row is not None])
     for one in step:
         if one.request.amend is not None:
             store.amend(one.user, one.request.amend, one.request.feedback)
@@ -148,7 +154,7 @@ def _together(store: SessionStore, step: Sequence[_Checked]) -> list[dict[str, A
         {"user": one.user, "event": total - 1} for one, total in zip(step, totals, strict=True)
     ]
     for out, one in zip(said, step, strict=True):
-        if one.request.event is not None and store.items.number(one.request.event.item) < 0:
+        if one.row is not None and one.row.item < 0:
             out["unknown_item"] = True
     vectors = iter(store.vectors([question for one in step for question in _questions(store, one)]))
     found = [[next(vectors) for _ in _questions(store, one)] for one in step]
@@ -162,7 +168,7 @@ def _together(store: SessionStore, step: Sequence[_Checked]) -> list[dict[str, A
     return said
 
 
-def _questions(store: SessionStore, one: _Checked) -> list[tuple[User, dict[str, Any]]]:
+def _questions(store: SessionStore, one: Checked) -> list[tuple[User, dict[str, Any]]]:
     """The vectors that a request needs: the one it searches and scores with, then those it asks for."""
     request = one.request
     asked = [request.asked] if request.k is not None or request.items else []
@@ -173,7 +179,7 @@ def _questions(store: SessionStore, one: _Checked) -> list[tuple[User, dict[str,
 
 
 def _add_items(
-    store: SessionStore, step: Sequence[_Checked], said: list[dict[str, Any]], found: list[list[np.ndarray]]
+    store: SessionStore, step: Sequence[Checked], said: list[dict[str, Any]], found: list[list[np.ndarray]]
 ) -> None:
     """Adds `items` to the answers of the requests that ask for some."""
     searching = [(out, one, own[0]) for out, one, own in zip(said, step, found, strict=True) if one.request.k]

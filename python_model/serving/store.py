@@ -31,7 +31,7 @@ from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY, INFO, Export
-from python_model.serving.events import Event, EventLog, EventReader
+from python_model.serving.events import Event, EventLog, EventReader, EventRow
 from python_model.serving.ids import IdTable
 from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
@@ -165,18 +165,20 @@ class SessionStore:
         ValueError, having changed nothing, for values out of bounds, a user named twice, or more users than fit in
         memory at once.
         """
-        users = [self._key(user) for user, _ in events]
+        return self.add_rows([(self._key(user), self.reader.row(event)) for user, event in events])
+
+    def add_rows(self, rows: Sequence[tuple[User, EventRow]]) -> list[Reading]:
+        """`add` for rows of this store's `reader` and users of its sessions."""
+        users = [user for user, _ in rows]
         if len(set(users)) < len(users):
             twice = next(user for user in users if users.count(user) > 1)
             raise ValueError(f"SessionStore.add: user {twice!r} is named more than once")
-        rows = [self.reader.row(event) for _, event in events]
-        if not events:
+        if not rows:
             return []
         with self.atomically():
             found = self._admitted(users)
-            self.memory.absorb(
-                users, found, [self.reader.after(row, one.log) for row, one in zip(rows, found, strict=True)]
-            )
+            complete = [self.reader.after(row, one.log) for (_, row), one in zip(rows, found, strict=True)]
+            self.memory.absorb(users, found, complete)
             return self._readings(found)
 
     def amend(self, user: Any, number: int, feedback: Mapping[str, int | str]) -> Reading:
@@ -208,10 +210,6 @@ class SessionStore:
         distinct = list(dict.fromkeys(self._key(user) for user in users))
         there = dict(zip(distinct, self._admitted(distinct), strict=True))
         return [there[self._key(user)].log.total for user in users]
-
-    def require_event(self, event: Event) -> None:
-        """ValueError naming what is wrong with an event, as `add` raises it."""
-        self.reader.row(event)
 
     @property
     def example_user(self) -> int | str:

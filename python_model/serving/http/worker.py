@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from python_model.serving.answering import Answer, answer_all, refused
+from python_model.serving.answering import Answer, Checked, answer_checked, refused
 from python_model.serving.requests import Request
 from python_model.serving.store import SessionStore
 
@@ -45,8 +45,8 @@ class Job:
 
     __slots__ = ("future", "is_begun", "request", "timer", "user")
 
-    def __init__(self, request: Request, user: Any, future: asyncio.Future[Answer]) -> None:
-        self.request, self.user, self.future = request, user, future
+    def __init__(self, request: Checked, future: asyncio.Future[Answer]) -> None:
+        self.request, self.user, self.future = request, request.user, future
         self.is_begun = False
         self.timer: asyncio.TimerHandle | None = None
 
@@ -88,13 +88,16 @@ class Worker:
         return len(self._queue) + len(self._loading)
 
     async def answer(self, request: Request) -> Answer:
-        """The answer to a request; Full, Stopping or Late, and nothing has changed, where it was not begun."""
+        """The answer to a request; Full, Stopping or Late, and nothing has changed, where it was not begun.
+
+        An invalid request does not wait, and loads no user.
+        """
         assert self._loop is not None
         try:
-            user = self._store.session(request.user).user
+            checked = Checked.of(self._store, request)
         except ValueError as error:
             return refused(error)
-        job = Job(request, user, self._loop.create_future())
+        job = Job(checked, self._loop.create_future())
         with self._changed:
             if self._is_stopping:
                 raise Stopping
@@ -179,7 +182,7 @@ class Worker:
         if not batch:
             return
         try:
-            answers = answer_all(self._store, [job.request for job in batch])
+            answers = answer_checked(self._store, [job.request for job in batch])
         except BaseException as error:
             logger.exception("a batch of %d requests failed within", len(batch))
             answers = [refused(RuntimeError(str(error)))] * len(batch)

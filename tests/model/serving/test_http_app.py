@@ -178,14 +178,14 @@ def test_bodies_and_paths_that_no_client_should_send(server: SessionStore, monke
 
 def test_a_full_queue_and_a_late_request_change_nothing(server: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, free = threading.Event(), threading.Event()
-    add = SessionStore.add
+    add = SessionStore.add_rows
 
     def slow(store: SessionStore, events: Any) -> Any:
         begun.set()
         assert free.wait(20)
         return add(store, events)
 
-    monkeypatch.setattr(SessionStore, "add", slow)
+    monkeypatch.setattr(SessionStore, "add_rows", slow)
 
     async def questions(client: Client) -> None:
         def event(number: int) -> Any:
@@ -267,7 +267,7 @@ def is_valid(path: str, request: Any, store: SessionStore) -> bool:
         store.session(asked.user)
         store.require_asked(**asked.asked)
         if asked.event is not None:
-            store.require_event(asked.event)
+            store.reader.row(asked.event)
         if asked.amend is not None:
             store.reader.values("feedback", asked.feedback)
     except (ValueError, interface.Refused):
@@ -315,3 +315,44 @@ def test_labels_are_in_the_schema(exported: Export) -> None:
         names = replace(store.names, labels={f"context_{name}": {0: "phone", 1: "tablet"}})
         found = schema.keys(EventReader(store.model.features, store.items, names))["context"]["properties"][name]
     assert found["anyOf"][1] == {"enum": ["phone", "tablet"]}
+
+
+def test_an_invalid_request_loads_no_user(server: SessionStore) -> None:
+    """Whoever sends only invalid requests makes nobody leave the memory."""
+    for user in ("a", "b", "c"):
+        answer(server, json.dumps({"user": user, "item": 1, "time": TIME}))
+    before = server.resident
+
+    async def questions(client: Client) -> None:
+        for number in range(4):
+            for wrong in ({"feedback": {"like": 9}}, {"time": TIME * 1000}, {"context": {"nowhere": 1}}):
+                request = {"user": f"unknown {number}", "item": 1, "time": TIME, **wrong}
+                assert (await client.post("/events", request)).status == 422
+            late = {"user": f"unknown {number}", "amend": 0, "feedback": {"like": "x"}}
+            assert (await client.post("/events", late)).status == 422
+            asked = {"user": f"unknown {number}", "k": 1, "now": -1}
+            assert (await client.post("/recommend", asked)).status == 422
+
+    asking(server, questions)
+    assert server.resident == before
+
+
+def test_malformed_requests_change_nothing(server: SessionStore, exported: Export, tmp_path: Path) -> None:
+    """What test_http_process.py does over connections, without them: the state is that of the accepted requests."""
+    accepted: list[tuple[bytes, Any]] = []
+    lines = list(LineMaker(8, server.model.features).lines(300))
+
+    async def questions(client: Client) -> None:
+        for line in lines:
+            path = "/events" if b"item" in line or b"amend" in line else "/recommend"
+            found = await client.ask("POST", path, line)
+            if found.status == 200:
+                accepted.append((line, found.said))
+            else:
+                assert found.status in (400, 422) and list(found.said) == ["error"], (line, found)
+
+    asking(server, questions)
+    with SessionStore.open(exported, tmp_path / "accepted", **SMALL) as twin:
+        for line, said in accepted:
+            assert answer(twin, line) == said
+        assert 50 < len(accepted) < 200 and state_of(twin) == state_of(server)
