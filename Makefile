@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 NATIVE_SOURCES := $(wildcard csrc/*/* csrc/*/*/* csrc/*/*/*/*) $(wildcard build_support/*.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format docs wheel wheels doctor clean
+.PHONY: help setup demo test test-all bench lint format docs wheel wheels test-wheel doctor clean
 
 help:  ## What there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## Set up .venv: torch, the compiled package, what the model and the tests need
 
@@ -53,6 +53,11 @@ wheel: $(READY)  ## Source distribution and wheel for this Python, in dist/
 
 wheels: $(READY)  ## The files of a release, in dist/: sdist, CPU and CUDA wheels for every Python (WHEEL_ARGS=--cpu-only)
 	$(BIN)/python -m build_support.wheels $(WHEEL_ARGS)
+
+test-wheel: $(READY)  ## A wheel for this Python alone, installed and tested in an environment without a compiler
+	rm -rf build/tested && $(BIN)/python -m build_support.wheels --cpu-only --python $(BIN)/python --out build/tested
+	tools/test_wheel.sh build/tested/*.whl $(BIN)/python \
+	  $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 
 doctor: $(READY)  ## What is installed, and which backend serves which op here
 	$(BIN)/python -m argus_kernels.doctor

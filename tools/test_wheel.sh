@@ -47,9 +47,11 @@ cd "$folder/tree"
 export OMP_NUM_THREADS=1
 environment=(env -u PYTHONPATH PATH="$venv" HOME="$folder")
 "${environment[@]}" "$venv/python" "$repository/tools/wheel_check.py" "$folder/venv"
+# What a wheel can spoil, and not all that the kernels are held to: the error rule in every dtype, torch.compile, export.
+others="gradcheck opcheck drawn fresh_memory non_contiguous padding inductor reference triton cuda"
 "${environment[@]}" "$venv/python" -m pytest -q -p no:cacheprovider --hypothesis-profile=quick \
-    -m "not slow and not sanitizer and not gpu" -k "not reference and not triton and not cuda and not inductor" \
-    tests/core/test_ops.py tests/ops/test_decode_linear.py tests/host 2>&1 | tee "$folder/log" | tail -n 15
+    -m "not slow and not sanitizer and not gpu" -k "not ${others// / and not }" \
+    tests/core/test_ops.py tests/ops/test_decode_linear.py tests/host/test_hash_ids.py 2>&1 | tee "$folder/log" | tail -n 15
 passed=$(grep -oE '[0-9]+ passed' "$folder/log" | tail -n 1)
 [ -n "$passed" ]
 "${environment[@]}" "$venv/python" - "$passed" "$installed" "$(($(date +%s) - began))" <<'PRINT'

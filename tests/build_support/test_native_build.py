@@ -23,6 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 from build_support import compile as native  # noqa: E402
 from build_support import decide  # noqa: E402
 from build_support.decide import BuildError, CudaDecision, Toolkit  # noqa: E402
+from tests.build_support.trees import copy_of_tree  # noqa: E402
 
 TOOLKIT = Toolkit(Path("/cuda/bin/nvcc"), Path("/cuda"), "13.0", frozenset({"75", "80", "90", "90a", "100", "100a"}))
 OLD_TOOLKIT = Toolkit(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.0", frozenset({"75", "80", "90", "90a"}))
@@ -258,15 +259,7 @@ def build_python(folder: Path, *arguments: str, **environment: str) -> str:
 def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The source distribution of a copy of this tree, unpacked."""
     pytest.importorskip("build")
-    copy = tmp_path_factory.mktemp("tree") / "tree"
-    ignored = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info", "*.so", "__pycache__", ".*_cache")
-    tops = ("argus_kernels", "python_model", "build_support", "csrc", "benchmarks", "docs")
-    copy.mkdir()
-    for path in REPOSITORY.iterdir():
-        if path.name in tops:
-            shutil.copytree(path, copy / path.name, ignore=ignored)
-        elif path.is_file() and not path.name.startswith(".git"):
-            shutil.copy2(path, copy / path.name)
+    copy = copy_of_tree(tmp_path_factory.mktemp("tree") / "tree")
     build_python(copy, "--sdist")
     (archive,) = (copy / "dist").glob("*.tar.gz")
     with tarfile.open(archive) as opened:

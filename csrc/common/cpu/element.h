@@ -13,8 +13,15 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// C++ on aarch64 has _Float16 from GCC 13 on; __fp16 is stored and converted in the same way.
+#if defined(__aarch64__) && !defined(__clang__) && __GNUC__ < 13
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 struct Float16 {
-  _Float16 value;
+  Half value;
 };
 
 template <class T>
@@ -48,7 +55,7 @@ ARGUS_INLINE void store(double& to, double x) {
   to = x;
 }
 ARGUS_INLINE void store(Float16& to, float x) {
-  to.value = static_cast<_Float16>(x);
+  to.value = static_cast<Half>(x);
 }
 
 // Round to nearest even; the branch keeps a NaN from rounding up into infinity.

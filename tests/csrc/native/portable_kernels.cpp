@@ -101,7 +101,8 @@ void dense_layer(const char* name, Random& random, Dtype dtype) {
                                      .gelu = true,
                                      .dtype = dtype};
   decode_linear::prepare_cpu(params);
-  decode_linear::multiply_cpu(params, 0, (kOutputs + decode_linear::kTileOutputs - 1) / decode_linear::kTileOutputs);
+  decode_linear::multiply_cpu(params, 0,
+                              (kOutputs + decode_linear::kTileOutputs - 1) / decode_linear::kTileOutputs);
   report(name, out);
 }
 
