@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adagrad, AdamW, Optimizer
 
+from argus_kernels import Offsets
 from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import user_of_row
 from benchmarks.scenarios.workload import PretrainStep, Size, make_model
@@ -66,9 +67,13 @@ def looked_up(table: Tensor, columns: Tensor) -> Tensor:
     return torch.gather(table, 1, columns.flatten().expand(table.shape[0], -1)).view(-1, *columns.shape)
 
 
+def _offsets(layout: Layout) -> Tensor:
+    return layout.offsets.tensor if isinstance(layout.offsets, Offsets) else layout.offsets
+
+
 def padded_groups(layout: Layout, buckets: int, most_pairs: int = PADDED_PAIRS) -> list[Group]:
     """The users in groups of similar length, each of at most `most_pairs` padded pairs."""
-    lengths = layout.offsets.diff().tolist()
+    lengths = _offsets(layout).diff().tolist()
     users = sorted((user for user, length in enumerate(lengths) if length), key=lambda user: lengths[user])
     groups: list[list[int]] = []
     for user in users:
@@ -82,9 +87,10 @@ def padded_groups(layout: Layout, buckets: int, most_pairs: int = PADDED_PAIRS) 
 
 
 def _group(layout: Layout, buckets: int, members: Tensor) -> Group:
-    device = layout.offsets.device
-    starts = layout.offsets.long()[members.to(device)]
-    lengths = layout.offsets.diff().long()[members.to(device)]
+    offsets = _offsets(layout)
+    device = offsets.device
+    starts = offsets.long()[members.to(device)]
+    lengths = offsets.diff().long()[members.to(device)]
     place = torch.arange(int(lengths.max()), device=device)
     real = place < lengths[:, None]
     rows = torch.where(real, starts[:, None] + place, starts[:, None])
