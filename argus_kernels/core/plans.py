@@ -83,7 +83,7 @@ def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
 class Likeness:
-    """Recognises the calls of one key, in 1.4 µs where `key_of` and a look-up take 4.7 to 8.
+    """Recognises the calls of one key, in 2 µs where `key_of` and a look-up take 4.7 to 8.
 
     torch's guards, made for torch.compile, compare the tensors in one call: type, dispatch keys (which hold device,
     layout, lazy views, transforms and autocast), dtype, device, sizes, strides and `requires_grad`. A call that they
@@ -131,8 +131,19 @@ class Likeness:
         for place, key in self._other_lists:
             if key_of((values[place],)) != key:
                 return False
-        same: bool = self._guards.check(*self._all_tensors(values))
-        return same
+        return _are_like(self._guards, self._all_tensors(values))
+
+
+def _are_like(guards: Any, tensors: Sequence[Any]) -> bool:
+    """Whether these values, as many as the guards were made for, are tensors like those.
+
+    Of a sparse or nested tensor the guards ask the strides or sizes that it does not have, which aborts the process.
+    """
+    for tensor in tensors:
+        if type(tensor) not in _TENSORS or tensor.layout is not torch.strided or tensor.is_nested:
+            return False
+    same: bool = guards.check(*tensors)
+    return same
 
 
 def _sign(value: float) -> int:
@@ -304,9 +315,9 @@ class Plan:
         return found
 
     def knows(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether these are like the plain gradients of an earlier backward pass, in 0.3 µs."""
+        """Whether these are like the plain gradients of an earlier backward pass."""
         known = self._gradients
-        return known is not None and known[0] == len(gradients) and known[1].check(*gradients)
+        return known is not None and known[0] == len(gradients) and _are_like(known[1], gradients)
 
     def learn_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Notes the gradients of a backward pass, which are plain."""

@@ -133,6 +133,8 @@ class Problems:
             self.require(False, lambda: f"{name} is a tensor of shape {list(value.shape)}, {expected}")
         elif value.dtype not in FLOATING:
             self.require(False, lambda: f"{name} is a tensor of {value.dtype}, {expected}")
+        elif value.device.type == "meta":
+            self.require(False, lambda: f"{name} is a tensor on meta, {expected}")
         else:
             self.require(not value.requires_grad, lambda: f"{name} is a tensor that requires a gradient, {expected}")
         return value

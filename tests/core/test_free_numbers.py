@@ -110,6 +110,7 @@ def test_a_tensor_finds_the_plan_of_the_number(monkeypatch: pytest.MonkeyPatch) 
     [
         (torch.ones(1), r"is a tensor of shape \[1\]"),
         (torch.tensor(1), "is a tensor of torch.int64"),
+        (torch.ones((), device="meta"), "is a tensor on meta"),
         (torch.tensor(1.0, requires_grad=True), "is a tensor that requires a gradient"),
         (torch.tensor(torch.inf), "is inf, expected a finite number"),
         (torch.tensor(torch.nan), "is nan, expected a finite number"),

@@ -15,16 +15,19 @@ from argus_kernels.ops.causal_attention import OP
 from argus_kernels.testing import captured_arguments, small_samples
 from argus_kernels.testing.harness import draw
 
+LAYOUTS = (torch.strided, torch.jagged)
 OFFSETS = torch.tensor([0, 2, 4], dtype=torch.int32)
 
 
 def others(value: Any) -> list[Any]:
     """Values near to this one."""
     if isinstance(value, Tensor):
-        changed = [value.detach().clone(), value[None], value.to("meta"), value.bool(), None, 1.0]
+        changed = [value.detach().clone(), value[None], value.to("meta"), value.bool(), None, 1.0, value.to_sparse()]
+        changed += [value.reshape(-1, 1).to_sparse_csr()]
+        changed += [torch.nested.nested_tensor([value, value], layout=layout) for layout in LAYOUTS if value.dim()]
         if value.is_floating_point():
             again = value.detach().clone()
-            changed += [again.requires_grad_(), torch.nn.Parameter(value), torch._neg_view(value), value.to_sparse()]
+            changed += [again.requires_grad_(), torch.nn.Parameter(value), torch._neg_view(value)]
         return [*changed, value.t() if value.dim() == 2 else value.flatten()[:-1]]
     if isinstance(value, (bool, int)):
         return [not value, value + 1, float(value), str(value), None, torch.tensor(value)]
@@ -36,6 +39,7 @@ def others(value: Any) -> list[Any]:
     return [None, "other", 0, 0.5, torch.ones(2), [1], [torch.ones(2)]]
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:Sparse CSR tensor support")
 @pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 def test_a_call_of_another_key_is_never_taken_for_it(op: Op) -> None:
     sample = small_samples(op)[0]
