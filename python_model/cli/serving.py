@@ -44,6 +44,16 @@ ServedScore = Annotated[
     Score | None, typer.Option(help="pair for a fine-tuned run, next_item for a pre-trained one by default.")
 ]
 
+Host = Annotated[str, typer.Option(help="With --http: the address to listen on.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="With --http: the port; 0 for any free one.")]
+Timeout = Annotated[
+    float, typer.Option(min=0.01, max=3600, help="With --http: seconds within which a request must be begun.")
+]
+Queue = Annotated[
+    int, typer.Option(min=1, max=1 << 20, help="With --http: requests that may wait; further ones get status 503.")
+]
+Batch = Annotated[int, typer.Option(min=1, max=1 << 12, help="With --http: most requests answered together.")]
+
 
 @app.command(epilog="Example: `argus export data/ml runs/finetune exports/ml`.")
 def export(
@@ -306,15 +316,11 @@ def serve(
         typer.Option(metavar="DIR", help="Where sessions are kept; without it they end with the command."),
     ] = None,
     http: Annotated[bool, typer.Option("--http", help="Serve over HTTP instead of standard input.")] = False,
-    host: Annotated[str, typer.Option(help="With --http: the address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="With --http: the port; 0 for any free one.")] = 8000,
-    timeout: Annotated[
-        float, typer.Option(min=0.01, max=3600, help="With --http: seconds within which a request must be begun.")
-    ] = 30.0,
-    queue: Annotated[
-        int, typer.Option(min=1, max=1 << 20, help="With --http: requests that may wait; further ones get status 503.")
-    ] = 1024,
-    batch: Annotated[int, typer.Option(min=1, max=1 << 12, help="With --http: most requests answered together.")] = 64,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    timeout: Timeout = 30.0,
+    queue: Queue = 1024,
+    batch: Batch = 64,
     resident: Annotated[int, typer.Option(min=1, max=1 << 20, help="Users in memory at once.")] = 64,
     max_events: Annotated[
         int | None,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from python_model.cli import app
+from python_model.serving.http.app import Limits
 
 
 def refusal(path: Path, *options: str) -> str:
@@ -36,3 +38,14 @@ def test_an_address_that_cannot_be_had_is_named(tmp_path: Path) -> None:
 
 def test_an_export_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "no export/export.json: not found" in refusal(tmp_path, "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("limits", "sentence"),
+    [({"timeout": float("nan")}, "timeout is nan, expected a positive number of seconds"),
+     ({"timeout": float("inf")}, "timeout is inf"), ({"timeout": 0.0}, "timeout is 0.0"),
+     ({"queue": 0}, "queue is 0, expected a whole number of at least 1"), ({"batch": True}, "batch is True")],
+)  # fmt: skip
+def test_limits_are_numbers_that_limit(limits: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Limits(**limits)

@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from python_model.io.json_text import parse
 from python_model.serving import answering
 from python_model.serving.answering import Answer, refused
+from python_model.serving.arguments import whole_number
 from python_model.serving.http import schema
 from python_model.serving.http.metrics import CONTENT_TYPE, Metrics
 from python_model.serving.http.worker import Full, Late, Stopping, Worker
@@ -52,6 +53,13 @@ class Limits:
     queue: int = 1024
     batch: int = 64
     timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        whole_number(self.queue, "queue", 1)
+        whole_number(self.batch, "batch", 1)
+        # Also not a number, which no comparison refuses.
+        if not 0 < self.timeout < float("inf"):
+            raise ValueError(f"timeout is {self.timeout}, expected a positive number of seconds")
 
 
 class Refused(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import resource
 import signal
@@ -125,7 +126,15 @@ def serve(store: SessionStore, bound: socket.socket, limits: Limits, when_ready:
     config.load()
     config.http_protocol_class = _bounded(config.http_protocol_class, _most_connections())
     url = address_of(bound)
-    server = _Server(config, lambda: when_ready(url))
+
+    def ready() -> None:
+        # Requests make garbage in cycles, and a full collection walks through everything that was imported and loaded:
+        # the event loop took 1.3 s of processor time for 2,600 requests, and takes 0.9 s without it.
+        gc.collect()
+        gc.freeze()
+        when_ready(url)
+
+    server = _Server(config, ready)
     before = signal.getsignal(signal.SIGTERM)
     server.run(sockets=[bound])
     # The event loop leaves the signal that kills at once; the sessions are still to be saved.
