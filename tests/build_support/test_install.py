@@ -1,0 +1,80 @@
+"""The README's install lines, and its example after them, in an environment that has nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.build_support.trees import REPOSITORY, copy_of_tree
+
+pytestmark = pytest.mark.slow
+
+
+def readme_block(title: str, language: str) -> str:
+    """The first block in a language under a heading of the README."""
+    section = (REPOSITORY / "README.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The variables of a shell in a new virtual environment, whose torch is pinned to the CPU build in use here.
+
+    Compiled without optimisation: what is tested is the way there. On one machine of two busy cores it took minutes.
+    """
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    pin = tmp_path / "pin.txt"
+    pin.write_text(f"torch=={torch.__version__}\n")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("ARGUS", "PYTHON", "VIRTUAL_ENV"))}
+    made = kept | {"PATH": f"{tmp_path / 'venv' / 'bin'}:/usr/bin:/bin", "CXXFLAGS": "-O0", "ARGUS_CUDA": "0"}
+    made |= {"PIP_CONSTRAINT": str(pin), "PIP_BUILD_CONSTRAINT": str(pin), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    looked = run(["pip", "install", "--dry-run", "--no-deps", f"torch=={torch.__version__}"], tmp_path, made)
+    if looked.returncode != 0 or torch.version.cuda is not None:
+        pytest.skip(f"pip finds no CPU build of torch {torch.__version__} here, and others are gigabytes")
+    return made
+
+
+@pytest.mark.timeout(1800)
+def test_the_readme_installs_from_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
+    tree = copy_of_tree(tmp_path / "tree")
+    shutil.copytree(REPOSITORY / "tools", tree / "tools")
+    done = run(["bash", "-ec", readme_block("Install", "bash")], tree, environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert re.search(r"causal_attention.*\n?.*cpp", done.stdout)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    example = run(["python", "-c", readme_block("One op", "python")], elsewhere, environment)
+    assert example.returncode == 0, example.stderr
+    assert "cpp" in example.stdout
+    bare = run(["argus"], elsewhere, environment)
+    assert bare.returncode == 2
+    assert re.fullmatch(r"argus: [\w, ]+ not installed: pip install 'argus-kernels\[model\]'\n", bare.stderr)
+
+
+def test_a_bare_environment_is_told_everything_at_once(tmp_path: Path) -> None:
+    tree = copy_of_tree(tmp_path / "tree")
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    pip = [str(tmp_path / "venv" / "bin" / "python"), "-m", "pip"]
+    subprocess.run([*pip, "uninstall", "-q", "-y", "setuptools"], check=True)
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(("ARGUS", "PYTHON", "CXX"))}
+    bare = kept | {"PATH": "/nonexistent"}
+    done = run([*pip, "install", "--no-build-isolation", "--no-deps", str(tree)], tmp_path, bare)
+    assert done.returncode != 0
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "error: building argus-kernels without build isolation needs Python packages (pip install " in said
+    for wanted in ("'setuptools>=77'", "'torch>=2.10'", "'pybind11>=2.13'", "ninja", "a C++20 compiler"):
+        assert wanted in said
+    assert "Traceback" not in said
