@@ -228,8 +228,8 @@ class TrainConfig(JsonConfig):
     log_every: steps between logged losses.
     max_skipped_steps: steps in a row without an update because loss or gradient was not finite, before training stops.
     validate_every: steps between evaluations on the validation part; 0 for none.
-    validate_events: how many of its events are evaluated, whole users drawn at random; None: as many as cost 3 % of the
-    training's arithmetic.
+    validate_events: how many of its events are evaluated, whole users drawn at random; None: as many as cost
+    2.5 % of the training's arithmetic.
     best_metric: metric of the validation part by which the best checkpoint is chosen; None: next_item_ne in
     pre-training, pair_loss in fine-tuning.
     patience: evaluations in a row without improvement, after which training stops; 0: it goes on to the end.

@@ -29,7 +29,7 @@ from python_model.model.base import Recommender
 from python_model.training import process_group
 from python_model.training.watch import Validation
 
-SHARE = 0.03
+SHARE = 0.025
 """Of the arithmetic of training, that evaluations take at most, by the estimate of `Costs`: with the best checkpoint,
 whose writing takes 2 % for the demo's model, 5 % of the time."""
 LEAST, MOST = 200, 20_000
