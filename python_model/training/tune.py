@@ -11,11 +11,12 @@ on the test part. A search that was stopped or killed goes on with the trial it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from typing import Any
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
+from python_model.data.splits import make_split
+from python_model.io.errors import DataError, counted, one_line
 from python_model.io.exclusive import owned
 from python_model.studies.study import shapes_of
 from python_model.train import TrainingDiverged, train
@@ -136,16 +139,19 @@ def tune(
 
     given: settings that are not searched. show: as for the studies. Raises ValueError where Optuna is missing, where
     `out` holds a search on other data or with other fixed settings, or where the data has no validation part;
-    InUseError where another process searches there. Ctrl-C saves and raises KeyboardInterrupt.
+    DataError where the study there is damaged; InUseError where another process searches there. Ctrl-C saves and
+    raises KeyboardInterrupt.
     """
     optuna = require_optuna()
+    if hours is not None and not hours > 0:
+        raise ValueError(f"hours is {hours:g}, expected more than 0: no trial would begin")
     search = Search(dataset, Path(out), dict(given or {}), seed, device, show)
     if search.given.get("protocol") == "all":
         raise ValueError("protocol is 'all', which holds no events out: tune searches on the validation part")
-    # Settings that do not fit each other are refused before anything is written.
-    search.settings({})
+    # Settings that do not fit each other or the data are refused before anything is written.
+    make_split(dataset, search.settings({})[1].protocol)
     end = None if hours is None else time.monotonic() + 3600 * hours
-    with owned(search.out):
+    with owned(search.out), _storage_errors(optuna, search.out / STUDY):
         study = _study(optuna, search)
         _take_up(optuna, study)
         while len(_done(study)) < trials and (end is None or time.monotonic() < end):
@@ -163,6 +169,20 @@ def require_optuna() -> Any:
         raise ValueError('tune needs Optuna, which is not installed: pip install "argus-kernels[tune]"') from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
+
+
+@contextlib.contextmanager
+def _storage_errors(optuna: Any, file: Path) -> Iterator[None]:
+    """Turn errors of the study's database into a DataError that names its file."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__ or error
+        reason = one_line(getattr(cause, "orig", None) or cause)
+        message = f"the study cannot be read or written ({reason}): bring the file back or choose another directory"
+        raise DataError(file, message) from error
 
 
 def rows(study: Any) -> list[TrialRow]:
@@ -271,8 +291,8 @@ def _write_recipe(study: Any, search: Search) -> None:
         **{f"data_{name}": value for name, value in identity.items()},
     }  # fmt: skip
     comment = (
-        f"Found by `argus tune` on the validation part of {identity['name']}: the best of {len(done)} trials, "
-        f"{TITLES[search.metric]} {best.value:.4f}.\n"
+        f"Found by `argus tune` on the validation part of {identity['name']}: the best of "
+        f"{counted(len(done), 'trial')}, {TITLES[search.metric]} {best.value:.4f}.\n"
         "`argus pretrain DATA OUT --recipe THIS-FILE` trains with it."
     )
     write_recipe(search.out / RECIPE, comment, about, model, config)

@@ -19,7 +19,9 @@ from python_model.serving.http.app import BODY_SECONDS, Limits, make_app
 from python_model.serving.store import SessionStore
 
 HEADER_SECONDS = 10.0
-"""Within which a new connection must have sent the headers of a request."""
+"""Within which a new connection must have sent the headers of a request, and every request its own."""
+MAX_HEAD_BYTES = 1 << 16
+"""Longest request line and headers together; the parser itself has no limit."""
 IDLE_SECONDS = 60
 """After which a connection without a request is closed."""
 MAX_CONNECTIONS = 4096
@@ -74,32 +76,93 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
+_TOO_LONG = f"expected headers of at most {MAX_HEAD_BYTES:,} bytes, found longer ones"
+
+
+class _Bounded(asyncio.Protocol):
+    """A protocol of uvicorn with at most `most` connections and bounded headers; its own errors are JSON."""
+
+    most: int
+    transport: Any
+    connections: Any
+    cycle: Any
+    loop: Any
+    url: bytes
+    headers: list[tuple[bytes, bytes]]
+    _refusal = (400, "expected a request of HTTP/1.1, found something else")
+    _head_bytes: int | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > self.most:
+            self._end(503, f"{self.most:,} connections are open already: try again in a moment")
+        else:
+            self.loop.call_later(HEADER_SECONDS, self._end_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        timed = self._timer
+        super().data_received(data)
+        if self._head_bytes is None or self.transport.is_closing():
+            return
+        if self._timer is None:
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._end_if_late)
+        elif self._timer is timed:
+            # Without the end of its line, a header is kept by the parser and not reported.
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._end(431, _TOO_LONG)
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        super().on_message_begin()  # type: ignore[misc]
+
+    def on_headers_complete(self) -> None:
+        self._head_bytes = None
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD_BYTES:
+            self._refusal = (431, _TOO_LONG)
+            # The parser stops, and the protocol sends what it sends for a request that is no HTTP.
+            raise ValueError(_TOO_LONG)
+        super().on_headers_complete()  # type: ignore[misc]
+
+    def send_400_response(self, msg: str) -> None:
+        self._end(*self._refusal)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _end_if_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The answer to the request before is written first.
+            self._timer = self.loop.call_later(HEADER_SECONDS, self._end_if_late)
+        else:
+            self._end(408, f"expected the headers of a request within {HEADER_SECONDS:g} s")
+
+    def _end_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self._end(408, f"expected the headers of a request within {HEADER_SECONDS:g} s")
+
+    def _end(self, status: int, sentence: str) -> None:
+        body = json.dumps({"error": sentence}).encode("ascii")
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode("ascii") + body)
+        self.transport.close()
+
+
 def _bounded(protocol: type[Any], most: int) -> type[Any]:
-    """The protocol with at most so many connections, of which a silent one is closed; its own errors as JSON."""
-
-    class Bounded(protocol):
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if len(self.connections) > most:
-                self._end(503, f"{most:,} connections are open already: try again in a moment")
-            else:
-                self.loop.call_later(HEADER_SECONDS, self._end_if_silent)
-
-        def send_400_response(self, msg: str) -> None:
-            self._end(400, "expected a request of HTTP/1.1, found something else")
-
-        def _end_if_silent(self) -> None:
-            if self.cycle is None and not self.transport.is_closing():
-                self._end(408, f"expected the headers of a request within {HEADER_SECONDS:g} s")
-
-        def _end(self, status: int, sentence: str) -> None:
-            body = json.dumps({"error": sentence}).encode("ascii")
-            head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-            head += f"content-length: {len(body)}\r\nretry-after: 1\r\nconnection: close\r\n\r\n"
-            self.transport.write(head.encode("ascii") + body)
-            self.transport.close()
-
-    return Bounded
+    """The protocol with at most so many connections."""
+    return type("Bounded", (_Bounded, protocol), {"most": most})
 
 
 def _most_connections() -> int:

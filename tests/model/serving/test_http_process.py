@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -118,10 +119,36 @@ def test_slow_clients_hold_up_nobody(exported: Export) -> None:
             assert b" 408 " in connection.wait_for_end(30).partition(b"\r\n")[0]
         with server.connect() as one:
             assert one.post("/recommend", {"user": "quick", "k": 1})[1]["event"] == 19
+        # The same holds for the headers of a second request, and an earlier answer is not disturbed.
+        with server.connect() as one:
+            one.send(head_of("/health", 0, "GET") + head[:20])
+            assert one.answer()[0] == 200
+            assert one.answer() == (408, {"error": "expected the headers of a request within 0.5 s"})
         # A client that sends its body byte by byte and does not read is ended too when the server stops.
         late = server.connect()
         late.send(head)
         assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("start", [b"x: ", b"x: y\r\n", b""], ids=["a header", "many headers", "the path"])
+def test_headers_without_an_end_are_refused_and_take_no_memory(exported: Export, start: bytes) -> None:
+    """Whatever is endless: one header, the number of headers, or the path."""
+    head = head_of("/health", 0, "GET").partition(b"\r\n\r\n")[0] + b"\r\n" + start if start else b"GET /"
+    part = start * 8192 if start.endswith(b"\n") else b"a" * 65_536
+    with serving(exported.path, *SMALL) as server, server.connect() as one:
+        assert one.ask("/health", b"", "GET")[0] == 200
+        before = server.resident_mb()
+        one.send(head)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                one.send(part)
+        assert server.resident_mb() - before < 20
+        with server.connect() as other:
+            other.send(head_of("/health", 0, "GET")[:-2] + b"x: " + b"a" * 70_000 + b"\r\n\r\n")
+            assert other.answer() == (431, {"error": "expected headers of at most 65,536 bytes, found longer ones"})
+        with server.connect() as other:
+            assert other.ask("/health", b"", "GET")[0] == 200
+        assert server.stop() == 0
 
 
 NOISE = [

@@ -134,10 +134,27 @@ def test_what_does_not_fit_is_one_sentence(
         {"colour": 1}, "unknown setting colour"), ({"size": 3}, "size is 3, expected the name"):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             run(tiny_service, tmp_path / "no", **given)
+    for hours in (0.0, float("nan")):
+        with pytest.raises(ValueError, match=r"hours is (0|nan), expected more than 0"):
+            tune(tiny_service, tmp_path / "no", trials=1, hours=hours, given=FIXED, show=quiet)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="part is empty"):
+        patch.setattr(Dataset, "time", np.full(len(tiny_service), 1_700_000_000))
+        run(tiny_service, tmp_path / "no")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ValueError, match=r'pip install "argus-kernels\[tune\]"'):
         run(tiny_service, tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("content", [b"SQLite format 3\x00 and then nothing", None], ids=["junk", "cut short"])
+def test_a_damaged_study_is_one_sentence(
+    tiny_service: Dataset, searched: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    found = (searched / search.STUDY).read_bytes()[:5000] if content is None else content
+    (tmp_path / search.STUDY).write_bytes(found)
+    with pytest.raises(DataError, match=r"study.sqlite3: the study cannot be read or written \(.*\): bring the file"):
+        run(tiny_service, tmp_path)
+    assert (tmp_path / search.STUDY).read_bytes() == found
 
 
 @pytest.mark.parametrize(
