@@ -99,17 +99,25 @@ class Problems:
             return least
         return value
 
-    def number(self, name: str, value: Any, *, least: float | None = None, above: float | None = None) -> Any:
+    def number(
+        self,
+        name: str,
+        value: Any,
+        *,
+        least: float | None = None,
+        above: float | None = None,
+        or_tensor: bool = False,
+    ) -> Any:
         """A finite number, at least `least` or above `above`; numpy's are taken. Returns it as a float.
 
-        A tensor of no dimension, which only torch.compile and the like leave one, is returned as it is: its value is
-        checked behind the op boundary.
+        or_tensor: an op's number, which `plain_number` has read where it was a tensor; what only torch.compile and the
+        like leave a tensor is returned as it is, and its value is checked behind the op boundary.
         """
         bound = "" if least is None else f" of at least {least:g}"
         bound = bound if above is None else f" above {above:g}"
         if isinstance(value, (torch.SymInt, torch.SymFloat)):
             return value
-        if isinstance(value, Tensor):
+        if or_tensor and isinstance(value, Tensor):
             return self._number_tensor(name, value, bound)
         if not isinstance(value, (int, float, numbers.Real)) or isinstance(value, bool):
             self.require(False, f"{name} is {said(value)}, expected a finite number{bound}")

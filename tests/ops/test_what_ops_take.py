@@ -258,7 +258,10 @@ def test_numbers(op: str, call: Callable[..., Any], name: str, refused: float | 
             lambda: attend(return_log_sum_exp="false"),
             "causal_attention: return_log_sum_exp is 'false', expected True or",
         ),
-        (lambda: attend(scale=torch.tensor(0.5, requires_grad=True)), "causal_attention: scale is Tensor, expected"),
+        (
+            lambda: attend(scale=torch.tensor(0.5, requires_grad=True)),
+            "causal_attention: scale is a tensor that requires a gradient, expected",
+        ),
         (lambda: embed([0], sparse=1), "triple_embedding: sparse is 1, expected True or False"),
         (lambda: embed([0], check_ids=None), "triple_embedding: check_ids is None, expected True or False"),
         (lambda: embed(torch.tensor([0])), "triple_embedding: columns is Tensor, expected a list of integers"),

@@ -130,6 +130,6 @@ def causal_attention(
 def _prepare(given: History, return_log_sum_exp: Any) -> History:
     problems = Problems(OP.name)
     if given.scale is not None:
-        given = given._replace(scale=problems.number("scale", given.scale))
+        given = given._replace(scale=problems.number("scale", given.scale, or_tensor=True))
     problems.flag("return_log_sum_exp", return_log_sum_exp)
     return packed_history(problems, given)

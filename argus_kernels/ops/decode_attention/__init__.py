@@ -154,7 +154,7 @@ def _prepare(given: Arguments) -> Arguments:
     problems = Problems(OP.name)
     scale: float | None = given.scale
     if scale is not None:
-        scale = problems.number("scale", scale)
+        scale = problems.number("scale", scale, or_tensor=True)
     window = window_problems(problems, given.window)
     q, k, v = (_like_cache(tensor, given.key_pages) for tensor in (given.q, given.k, given.v))
     given = given._replace(q=q, k=k, v=v)

@@ -99,7 +99,7 @@ def _prepare(given: Arguments) -> Arguments:
         (given.norm_weight is None) == (given.norm_bias is None),
         "one of norm_weight and norm_bias is given, expected both or neither",
     )
-    eps = problems.number("eps", given.eps, above=0)
+    eps = problems.number("eps", given.eps, above=0, or_tensor=True)
     problems.choice("activation", given.activation, ACTIVATIONS)
     problems.raise_if_any()
     return given._replace(eps=eps)

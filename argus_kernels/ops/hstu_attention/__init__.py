@@ -117,8 +117,9 @@ def hstu_attention(
 
 def _prepare(given: History) -> History:
     problems = Problems(OP.name)
-    given = given._replace(scale=problems.number("alpha", given.scale))
+    given = given._replace(scale=problems.number("alpha", given.scale, or_tensor=True))
     if given.divisor is not None:
-        return packed_history(problems, given._replace(divisor=problems.number("divisor", given.divisor, above=0)))
+        divisor = problems.number("divisor", given.divisor, above=0, or_tensor=True)
+        return packed_history(problems, given._replace(divisor=divisor))
     given = packed_history(problems, given)
     return given._replace(divisor=float(max(given.max_length, 1)))

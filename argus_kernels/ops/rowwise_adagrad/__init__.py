@@ -81,7 +81,7 @@ def _prepare(given: Arguments) -> Arguments:
             dtype=tuple(dict.fromkeys((table.dtype, torch.float32))),
             device=device,
         )
-    numbers = {name: problems.number(name, getattr(given, name), least=0) for name in _NUMBERS}
+    numbers = {name: problems.number(name, getattr(given, name), least=0, or_tensor=True) for name in _NUMBERS}
     problems.writable("table", table)
     problems.writable("state", state)
     problems.raise_if_any()
