@@ -125,7 +125,8 @@ def chosen(path: str | Path, which: str | None = None) -> Path:
     if (path / CONFIG).is_file() or which == LATEST or not exists(path / BEST):
         if which == BEST and not (path / CONFIG).is_file() and exists(path):
             raise DataError(
-                path / BEST, "not found: the run was trained without validation, take its latest checkpoint"
+                path / BEST,
+                "not found: the run has no best checkpoint (trained without validation, or removed), take its latest",
             )
         return find(path)
     return find(path / BEST)
