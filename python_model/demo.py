@@ -28,8 +28,9 @@ from python_model.training.runs import evaluate_runs, open_runs, stages_of, use_
 RECIPE = RECIPES["demo"]
 EVALUATED_EVENTS = 8000
 RECENT = 6
-EVALUATIONS = 10
-"""On the validation part, a stage: half as many as usual, which keeps their share of so short stages below 5 %."""
+EVALUATIONS = 6
+"""On the validation part, a stage: fewer than usual. With ten, the evaluations, best checkpoints and charts took 2.2 s
+beside 35.4 s of processor time."""
 
 
 def run_demo(
