@@ -53,6 +53,8 @@ class Continuation:
         _require_columns(source, found.features, features, dataset)
         before, now = Vocabulary.read(source), Vocabulary.of(dataset)
         items = old_rows(before.items, now.items)
+        if not (items >= 0).any():
+            raise ValueError(f"{dataset.path} has no item of {source}: expected a data set that continues the run's")
         if found.model_config.item_hashes:
             _require_numbers(source, items, len(before.items))
         rows: dict[str, np.ndarray] = {} if found.model_config.item_hashes else {"item": items}

@@ -66,8 +66,10 @@ def chosen_steps(config: TrainConfig, each: int, items: int) -> int:
 def with_validation(dataset: Dataset, config: TrainConfig, given: Mapping[str, Any]) -> tuple[TrainConfig, str | None]:
     """The settings of a new run with the interval of its evaluations and its patience, where those are not given.
 
-    The sentence says why there are none.
+    The sentence says why there are none. ValueError where the user asks for a patience that nothing can try.
     """
+    if given.get("patience") and given.get("validate_every") == 0:
+        raise ValueError("patience counts evaluations, which validate_every=0 turns off: leave one of them out")
     config = config if "patience" in given else replace(config, patience=PATIENCE)
     if "validate_every" in given:
         return config, None

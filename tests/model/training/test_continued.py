@@ -115,6 +115,13 @@ def test_rows_and_states_follow_their_ids(runs: dict[bool, tuple[Dataset, Path]]
     assert torch.equal(states[dense], was[dense])
 
 
+def test_data_with_no_item_of_the_run_is_refused(runs: dict[bool, tuple[Dataset, Path]], tmp_path: Path) -> None:
+    _, run = runs[False]
+    dataset = made(tmp_path / "data", [f"C-{number}" for number in range(12)])
+    with pytest.raises(ValueError, match=r"has no item of .*: expected a data set that continues the run's"):
+        Continuation.of(checkpoint.find(run), dataset)
+
+
 def test_a_continued_run_trains_and_resumes(runs: dict[bool, tuple[Dataset, Path]], tmp_path: Path) -> None:
     _, run = runs[True]
     dataset = made(tmp_path / "data", GROWN)

@@ -77,11 +77,16 @@ def test_a_run_is_evaluated_about_twenty_times_and_once_a_pass(tiny_service: Dat
 
 
 def test_what_is_given_stays_and_nothing_held_out_is_not_evaluated(tiny_service: Dataset) -> None:
-    given: dict[str, Any] = {"validate_every": 0, "patience": 2}
-    config, _ = with_validation(tiny_service, replace(CONFIG, patience=2), given)
-    assert (config.validate_every, config.patience) == (0, 2)
+    given: dict[str, Any] = {"validate_every": 0, "patience": 0}
+    config, _ = with_validation(tiny_service, replace(CONFIG, validate_every=0, patience=0), given)
+    assert (config.validate_every, config.patience) == (0, 0)
     config, text = with_validation(tiny_service, replace(CONFIG, protocol="all"), {})
     assert config.validate_every == 0 and text is not None and "holds no events out" in text
+
+
+def test_a_patience_that_nothing_can_try_is_refused(tiny_service: Dataset) -> None:
+    with pytest.raises(ValueError, match="patience counts evaluations, which validate_every=0 turns off"):
+        with_validation(tiny_service, CONFIG, {"patience": 2, "validate_every": 0})
 
 
 def test_evaluated_users_are_whole_drawn_once_and_bounded(tiny_service: Dataset) -> None:
