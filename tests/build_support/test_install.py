@@ -1,4 +1,4 @@
-"""The README's install lines, and its example after them, in an environment that has nothing."""
+"""The README's install lines, and after them its example and the quickstart, in an environment that has nothing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import quickstart_lines as quickstart
 from tests.build_support.trees import REPOSITORY, copy_of_tree
 
 pytestmark = pytest.mark.slow
@@ -23,6 +24,18 @@ def readme_block(title: str, language: str) -> str:
     found = re.search(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert found is not None
     return found[1]
+
+
+def requirements(extra: str) -> list[str]:
+    """What an extra of the installed package asks for, those extras included that it names."""
+    name = "argus-kernels"
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found: list[str] = []
+    for one in extras[extra]:
+        inner = re.fullmatch(rf"{name}\[(\w+)\]", one)
+        found += requirements(inner[1]) if inner else [one]
+    return found
 
 
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -62,6 +75,12 @@ def test_the_readme_installs_from_nothing(tmp_path: Path, environment: dict[str,
     bare = run(["argus"], elsewhere, environment)
     assert bare.returncode == 2
     assert re.fullmatch(r"argus: [\w, ]+ not installed: pip install 'argus-kernels\[model\]'\n", bare.stderr)
+    # Then the quickstart, with what its extra brings; the package itself is not compiled a second time.
+    assert shutil.which("curl") is not None
+    brought = run(["pip", "install", "-q", *requirements("serve")], elsewhere, environment)
+    assert brought.returncode == 0, brought.stderr[-2000:]
+    printed = quickstart.run(tmp_path / "shop", environment | {"OMP_NUM_THREADS": "1"})
+    quickstart.require_results(tmp_path / "shop", printed)
 
 
 def test_a_bare_environment_is_told_everything_at_once(tmp_path: Path) -> None:

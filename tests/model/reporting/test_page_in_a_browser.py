@@ -1,35 +1,23 @@
-"""The page's script in a real browser: values under the pointer, a legend that filters, tables that sort.
-
-Chromium is not a Python package, so that a machine may lack it; the tests then skip.
-"""
+"""The page's script in a real browser: values under the pointer, a legend that filters, tables that sort."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from python_model.reporting import charts, interactive
+from tests.browser import Page, needs_chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
-]
+pytestmark = [pytest.mark.slow, needs_chromium]
 
 STEPS = np.array([1.0, 2.0, 4.0])
 TABLE = """<table><thead><tr><th>name</th><th>value</th></tr></thead><tbody>
 <tr><td>b</td><td>1,200</td></tr><tr><td>a</td><td>–</td></tr><tr><td>c</td><td>7 %</td></tr></tbody></table>"""
 
 PROBE = """
+(() => {
 const said = {};
 const svg = document.querySelector("figure svg");
 const { panels } = JSON.parse(document.querySelector("figure").dataset.chart);
@@ -59,26 +47,9 @@ said.original = column(0);
 byName.click();
 said.letters = column(0);
 said.width = document.documentElement.scrollWidth - innerWidth;
-const out = document.createElement("output");
-out.textContent = JSON.stringify(said);
-document.body.append(out);
+return said;
+})()
 """
-
-
-def in_browser(page: str, folder: Path, *options: str) -> dict[str, Any]:
-    """What the probe found in the page, opened by Chromium without a window."""
-    assert CHROMIUM is not None
-    file = folder / "page.html"
-    file.write_text(page.replace("</script>", PROBE + "</script>"), encoding="utf-8")
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", *options,
-        "--dump-dom", file.as_uri(),
-    ]  # fmt: skip
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r"<output>(.*)</output>", shown, re.DOTALL)
-    assert found, shown[-2000:]
-    answer: dict[str, Any] = json.loads(unescape(found[1]))
-    return answer
 
 
 def test_hover_legend_and_sorting(tmp_path: Path) -> None:
@@ -86,7 +57,9 @@ def test_hover_legend_and_sorting(tmp_path: Path) -> None:
     figure = charts.line_chart(curves, "step", "loss", smooth=False).page("losses")
     style = "body { margin: 1rem } figure { margin: 0 }" + interactive.STYLE
     page = f"<!doctype html><meta charset=utf-8><style>{style}</style>{figure}{TABLE}{interactive.script()}"
-    found = in_browser(page, tmp_path, "--window-size=390,800")
+    (tmp_path / "page.html").write_text(page, encoding="utf-8")
+    with Page((tmp_path / "page.html").as_uri(), tmp_path / "profile", width=390, height=800) as browser:
+        found = browser.run(PROBE)
     assert found["both"] == "step 2skip: 5.5like: 2.5", "both curves at the step that is nearest, the higher first"
     assert found["pressed"] == "false"
     assert found["shown"] == [["0", "none"], ["1", ""]]
