@@ -30,7 +30,8 @@ test: $(READY)  ## Every op, backend and contract, the model and the commands; l
 test-all: $(READY)  ## All tests: those marked slow too, as .ci/run does, and the native layer under sanitizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
-bench: $(READY)  ## Every op, backend and peer on its production cases, and a page of them (under ten minutes on two cores)
+bench: $(READY)  ## Every op, backend and peer that can be installed here, and a page of them (ten minutes on two cores)
+	@bash tools/peers.sh $(BIN)/python
 	$(BIN)/python -m benchmarks run --suite quick --time-budget 570 --json $(BENCH_OUT)
 	$(BIN)/python -m benchmarks report $(BENCH_OUT) --out $(basename $(BENCH_OUT)).html --table $(basename $(BENCH_OUT)).md
 
