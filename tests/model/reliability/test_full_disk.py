@@ -170,7 +170,7 @@ def test_the_batch_of_a_skipped_step_that_does_not_fit(tiny_service: Dataset, di
     lengths = [2000, 1000]
     batch = random_batch(lengths)
     items = batch.items % tiny_service.info.items
-    info = replace(tiny_service.info, context=FEATURES.context, feedback=FEATURES.feedback, negative=())
+    info = replace(tiny_service.info, context=FEATURES.context, feedback=FEATURES.feedback, negative=(), derived=())
     dataset = load_dataset(tiny_service.path)
     dataset.info = info
     with pytest.raises(WriteError):

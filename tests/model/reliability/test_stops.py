@@ -67,7 +67,8 @@ def test_a_terminated_training_command_says_how_to_resume(tiny_service: Dataset,
         f"Stopped and saved after step {step:,}. Resume with: argus pretrain {tiny_service.path} {run} --resume" in said
     )
     assert "Traceback" not in said
-    assert [record["step"] for record in read_metrics(run)] == list(range(1, step + 1))
+    # Step 0 is the validation before the first.
+    assert [record["step"] for record in read_metrics(run)] == list(range(step + 1))
 
 
 def test_a_terminated_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
