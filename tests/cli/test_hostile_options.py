@@ -26,6 +26,7 @@ SLOW = [
     "python_model.studies.study.generate",
     "python_model.studies.logq.outcomes", "python_model.studies.one_pass.measure",
     "python_model.serving.export.export", "python_model.serving.index.CandidateIndex.build",
+    "python_model.serving.http.server.serve",
 ]  # fmt: skip
 VALUES = [
     "", " ", "0", "-1", "1", "2", "3", "1.5", "nan", "inf", "-inf", "1e400", "1_0", "０", "²", "x", "null", "true",
