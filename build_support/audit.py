@@ -4,7 +4,8 @@
     python -m build_support.audit --record TORCH           rewrites torch_2_10_symbols.txt from an unpacked torch 2.10
 
 torch's stable C functions are those that its headers `torch/csrc/stable/c/shim.h` and
-`torch/csrc/inductor/aoti_torch/c/shim.h` declare. torch_2_10_symbols.txt holds those of torch 2.10.0, the floor.
+`torch/csrc/inductor/aoti_torch/c/shim.h` declare, and those that its stable operators (`torch/csrc/stable/ops.h`) call.
+torch_2_10_symbols.txt holds those of torch 2.10.0, the floor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from pathlib import Path
 from build_support.decide import BuildError
 
 FLOOR_SYMBOLS = Path(__file__).with_name("torch_2_10_symbols.txt")
-SHIM_HEADERS = ("torch/csrc/stable/c/shim.h", "torch/csrc/inductor/aoti_torch/c/shim.h")
+SHIM_HEADERS = (
+    "torch/csrc/stable/c/shim.h", "torch/csrc/inductor/aoti_torch/c/shim.h", "torch/csrc/stable/ops.h"
+)  # fmt: skip
 GLIBC = re.compile(r"GLIBC_(\d+)\.(\d+)")
 TAG = re.compile(r"manylinux_(\d+)_(\d+)_")
 
@@ -109,7 +112,7 @@ def audit(path: Path) -> list[str]:
 
 
 def declared(headers: Path) -> set[str]:
-    """The C functions that torch's stable headers below `headers` declare."""
+    """The C functions that torch's stable headers below `headers` declare or call."""
     texts = [(headers / name).read_text() for name in SHIM_HEADERS]
     return {name for text in texts for name in re.findall(r"\b((?:aoti_torch|torch)_\w+)\s*\(", text)}
 
@@ -120,7 +123,7 @@ def record(torch: Path) -> None:
     if version is None or not version[1].startswith("2.10."):
         raise BuildError(f"{torch} is torch {version[1] if version else 'unknown'}, expected 2.10")
     names = sorted(declared(torch / "include"))
-    head = f"# The C functions that {' and '.join(SHIM_HEADERS)} of torch {version[1].partition('+')[0]} declare.\n"
+    head = f"# The C functions that {', '.join(SHIM_HEADERS)} of torch {version[1].partition('+')[0]} have.\n"
     head += "# Written by `python -m build_support.audit --record TORCH`.\n"
     FLOOR_SYMBOLS.write_text(head + "\n".join(names) + "\n")
     print(f"{len(names)} symbols written to {FLOOR_SYMBOLS}")

@@ -147,7 +147,7 @@ class TestAudit:
         assert audit.glibc_of(Path("argus_kernels-0.1.0-cp311-cp311-linux_x86_64.whl")) is None
 
     def test_the_floor_is_that_of_torch_2_10(self) -> None:
-        assert " of torch 2.10.0 declare." in audit.FLOOR_SYMBOLS.read_text().splitlines()[0]
+        assert " of torch 2.10.0 have." in audit.FLOOR_SYMBOLS.read_text().splitlines()[0]
         symbols = audit.floor_symbols()
         assert {"aoti_torch_get_dtype", "torch_parallel_for", "torch_call_dispatcher"} <= symbols
         # Functions that later versions added.
