@@ -89,7 +89,7 @@ def test_commands_take_the_best_checkpoint_or_the_latest(data: Path, run: Path, 
     assert (found["best"]["step"], found["latest"]["step"]) == (1, checkpoint.read_description(run).step)
     shutil.rmtree(copy / "best")
     said = ran("evaluate", data, copy, "--checkpoint", "best", expect=2).stderr
-    assert "best: not found: the run was trained without validation" in said
+    assert "best: not found: the run has no best checkpoint" in said
 
 
 def test_a_run_goes_on_past_its_end_and_on_other_data(data: Path, run: Path, tmp_path: Path) -> None:
