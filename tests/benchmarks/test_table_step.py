@@ -31,7 +31,7 @@ def small_specs(*given: Any) -> list[Spec]:
 def test_every_way_is_compared_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_step, "select", small_specs)
     # Where FBGEMM is installed: its CPU step refuses the odd row widths of a small case.
-    monkeypatch.setattr(table_step.fbgemm, "why_not", lambda case: "it does not take these row widths")
+    monkeypatch.setattr("benchmarks.peers.fbgemm.why_not", lambda case: "it does not take these row widths")
     written = tmp_path / "steps.json"
     done = CliRunner().invoke(app, ["table-step", "--seconds", "0", "--dtype", "fp32", "--json", str(written)])
     assert done.exit_code == 0, done.output
