@@ -25,9 +25,7 @@ MAX_POSITIONS = 512
 
 Launch = Callable[..., Any]
 """A native op of CUDA. Tests give one that runs the same kernels on the CPU."""
-HistoryArguments = tuple[
-    Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None,
-]  # fmt: skip
+HistoryArguments = tuple[Tensor | None, ...]
 
 
 def available_cpp() -> str | None:
@@ -42,7 +40,18 @@ def available_cuda() -> str | None:
 
 def why_not_cpp(given: History) -> list[str]:
     """Every reason why the C++ backend cannot serve these arguments."""
-    return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
+    return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q), *not_yet(given)]
+
+
+def not_yet(given: History) -> list[str]:
+    """What of the mask rule a backend does not compute yet."""
+    names = ("key_offsets", "position", "own_begin", "prefix")
+    found = [f"{name} is given, expected None" for name in names if getattr(given, name) is not None]
+    if given.k.shape[1] != given.q.shape[1]:
+        found.append(f"k has {given.k.shape[1]} heads, expected q's {given.q.shape[1]}")
+    if given.dropout:
+        found.append(f"dropout is {given.dropout}, expected 0")
+    return found
 
 
 def checks_values_cpp(given: History) -> bool:
@@ -60,6 +69,7 @@ def why_not_cuda(given: History) -> list[str]:
         problems.append(f"q has {heads} heads, expected at most {MAX_HEADS}")
     if rows >= 2**31:
         problems.append(f"q has {rows} rows, expected below 2^31")
+    problems += not_yet(given)
     table = given.position_bias
     if table is not None and table.shape[1] > MAX_POSITIONS:
         problems.append(f"position_bias has {table.shape[1]} columns, expected at most {MAX_POSITIONS}")
@@ -72,17 +82,26 @@ def native_arguments(given: History, *, aligned: bool) -> HistoryArguments:
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
     projection to all three; the tables come in the dtype of the sums. aligned: heads as the CUDA kernels read them.
     """
-    q, k, v, offsets, _, visible, position_bias, time_bias, query_time, key_time, *_ = given
+    wide = WIDE[given.q.dtype]
+    rule = (
+        given.key_offsets,
+        given.visible,
+        given.position,
+        given.own_begin,
+        given.own_end,
+        given.prefix,
+        None if given.position_bias is None else given.position_bias.to(wide),
+        None if given.time_bias is None else given.time_bias.to(wide),
+        given.query_time,
+        given.key_time,
+        given.dropout_seed,
+    )
     return (
-        heads(q, aligned),
-        heads(k, aligned),
-        heads(v, aligned),
-        offsets.contiguous(),
-        None if visible is None else visible.contiguous(),
-        None if position_bias is None else position_bias.to(WIDE[q.dtype]).contiguous(),
-        None if time_bias is None else time_bias.to(WIDE[q.dtype]).contiguous(),
-        None if query_time is None else query_time.contiguous(),
-        None if key_time is None else key_time.contiguous(),
+        heads(given.q, aligned),
+        heads(given.k, aligned),
+        heads(given.v, aligned),
+        given.offsets.contiguous(),
+        *(None if one is None else one.contiguous() for one in rule),
     )
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.arguments import History
 from argus_kernels.core.varlen import spans
 
 QUERY_BLOCK = 128
@@ -45,33 +47,39 @@ class Tile:
         return mask.index_fill(0, self.real_queries, True).view(self.query_rows.shape)
 
 
-def tiles(offsets: Tensor, heads: int, window: int | None = None) -> Iterator[Tile]:
-    """All tiles of a batch; every query row of every user is in exactly one.
+def tiles(given: History) -> Iterator[Tile]:
+    """All tiles of a batch; every query row of a user that has keys is in exactly one.
 
-    A user's tiles depend on its own length alone, so that its numbers do not depend on who shares the batch.
+    A user's tiles depend on its own lengths alone, so that its numbers do not depend on who shares the batch. Under the
+    causal rule a tile has no keys above the diagonal and behind the window, else all keys of its users.
     """
+    heads, causal = given.q.shape[1], given.causal
     users = defaultdict(list)
-    for begin, end in spans(offsets):
-        if end > begin:
-            users[_padded_length(end - begin)].append((begin, end))
-    for padded, members in users.items():
+    for (begin, end), (key_begin, key_end) in zip(spans(given.offsets), spans(given.keys), strict=True):
+        if end > begin and key_end > key_begin:
+            lengths = _padded_length(end - begin), 0 if causal else _padded_length(key_end - key_begin)
+            users[lengths].append(_User(begin, end, key_begin, key_end))
+    for (padded, padded_keys), members in users.items():
         for first in range(0, padded, QUERY_BLOCK):
             last = min(first + QUERY_BLOCK, padded)
-            oldest = 0 if window is None else max(0, first - window + 1)
-            together = max(1, TILE_SCORES // (heads * (last - first) * (last - oldest)))
-            reaching = [user for user in members if user[1] - user[0] > first]
+            oldest = 0 if not causal or given.window is None else max(0, first - given.window + 1)
+            newest = last if causal else padded_keys
+            together = max(1, TILE_SCORES // (heads * (last - first) * (newest - oldest)))
+            reaching = [user for user in members if user.end - user.begin > first]
             for start in range(0, len(reaching), together):
-                yield _tile(reaching[start : start + together], (first, last), oldest, offsets.device)
+                yield _tile(reaching[start : start + together], (first, last), (oldest, newest), given.q.device)
 
 
-def heads_first(packed: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """Rows [G, L] of a packed [T, H, Dh] as [H, G, L, Dh] in `dtype`."""
-    return packed.index_select(0, rows.flatten()).view(*rows.shape, *packed.shape[1:]).permute(2, 0, 1, 3).to(dtype)
+def heads_first(packed: Tensor, rows: Tensor, dtype: torch.dtype, heads: int) -> Tensor:
+    """Rows [G, L] of a packed [T, Hk, Dh] as [H, G, L, Dh] in `dtype`; each of its heads serves H / Hk of the H."""
+    found = packed.index_select(0, rows.flatten()).view(*rows.shape, *packed.shape[1:]).permute(2, 0, 1, 3).to(dtype)
+    return found if packed.shape[1] == heads else found.repeat_interleave(heads // packed.shape[1], 0)
 
 
-def rows_first(tile_values: Tensor, real: Tensor) -> Tensor:
-    """The real rows of a tile's [H, G, L, Dh] as [rows, H, Dh]."""
-    return tile_values.permute(1, 2, 0, 3).flatten(0, 1).index_select(0, real)
+def rows_first(tile_values: Tensor, real: Tensor, heads: int) -> Tensor:
+    """The real rows of a tile's [H, G, L, Dh] as [rows, Hk, Dh], summed over the heads that share one of the Hk."""
+    found = tile_values.permute(1, 2, 0, 3).flatten(0, 1).index_select(0, real)
+    return found if found.shape[1] == heads else found.unflatten(1, (heads, -1)).sum(2)
 
 
 def _padded_length(length: int) -> int:
@@ -80,15 +88,21 @@ def _padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def _tile(users: list[tuple[int, int]], queries: tuple[int, int], oldest: int, device: torch.device) -> Tile:
-    begins = torch.tensor([begin for begin, _ in users], device=device)[:, None]
-    lengths = torch.tensor([end - begin for begin, end in users], device=device)[:, None]
-    query_place = torch.arange(queries[0], queries[1], device=device)
-    key_place = torch.arange(oldest, queries[1], device=device)
-    query_rows = begins + torch.minimum(query_place, lengths - 1)
-    key_rows = begins + torch.minimum(key_place, lengths - 1)
-    real_queries = (query_place < lengths).flatten().nonzero()[:, 0]
-    real_keys = (key_place < lengths).flatten().nonzero()[:, 0]
+class _User(NamedTuple):
+    begin: int
+    end: int
+    key_begin: int
+    key_end: int
+
+
+def _tile(users: list[_User], queries: tuple[int, int], keys: tuple[int, int], device: torch.device) -> Tile:
+    begins, ends, key_begins, key_ends = torch.tensor(users, device=device).T[:, :, None]
+    query_place = torch.arange(*queries, device=device)
+    key_place = torch.arange(*keys, device=device)
+    query_rows = torch.minimum(begins + query_place, ends - 1)
+    key_rows = torch.minimum(key_begins + key_place, key_ends - 1)
+    real_queries = (begins + query_place < ends).flatten().nonzero()[:, 0]
+    real_keys = (key_begins + key_place < key_ends).flatten().nonzero()[:, 0]
     return Tile(
         query_place,
         key_place,

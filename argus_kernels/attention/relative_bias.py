@@ -1,6 +1,6 @@
-"""The mask rule and the bias buckets that the attention ops share: which pairs are seen, and how far apart they are.
+"""The bias buckets that the attention ops share: how far apart a query and a key are, in events and in time.
 
-Every backend takes its rule and its thresholds from here, so that all of them agree at every edge.
+Every backend takes its thresholds from here, so that all of them agree at every edge.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-
-from argus_kernels.core.varlen import local_positions
 
 LOG_STEP = "0.301"
 """Width of a time bucket in ln seconds, as a decimal: bucket(x) = min(floor(ln(max(|x|, 1)) / 0.301), N − 1)."""
@@ -60,30 +58,6 @@ def time_buckets(difference: Tensor, buckets: int) -> Tensor:
     return estimate + (distance >= upper.take(estimate))
 
 
-def position_buckets(query_place: Tensor, key_place: Tensor, buckets: int) -> Tensor:
-    """min(i − j, buckets − 1) for queries at places i [Lq] and keys at places j [Lk]: int64 [Lq, Lk].
-
-    Keys that come after their query, which no mask shows, get bucket 0.
-    """
-    return (query_place[:, None] - key_place).clamp(0, buckets - 1)
-
-
-def seen_keys(query_place: Tensor, key_place: Tensor, visible: Tensor | None, window: int | None) -> Tensor:
-    """The mask rule: bool [Lq, Lk], or [..., Lq, Lk] where `visible` is [..., Lq].
-
-    A query at place i sees the key at place j of its own user where j = i or j < visible[i] (visible = None: j < i),
-    and i − j < window where a window is given.
-    """
-    query = query_place[:, None]
-    limit = query if visible is None else visible[..., None]
-    seen = (key_place < limit) | (key_place == query)
-    return seen if window is None else seen & (query - key_place < window)
-
-
-def visible_pairs(offsets: Tensor, total: int, visible: Tensor | None, window: int | None) -> int:
-    """How many (query, key) pairs the mask shows, over all users: what an attention op has to compute."""
-    place = local_positions(offsets, total)
-    limit = place if visible is None else visible.long()
-    first = torch.zeros_like(place) if window is None else (place - window + 1).clamp(min=0)
-    seen = 1 + (limit - first).clamp(min=0)
-    return int(torch.where(place >= 0, seen, 0).sum())
+def position_buckets(position: Tensor, key_place: Tensor, buckets: int) -> Tensor:
+    """min(max(position − j, 0), buckets − 1) for positions [..., Lq] and keys at places j [Lk]: int64 [..., Lq, Lk]."""
+    return (position[..., None] - key_place).clamp(0, buckets - 1)

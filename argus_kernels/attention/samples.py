@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.relative_bias import visible_pairs
+from argus_kernels.attention.mask_rule import Queries, packed_queries, visible_pairs
 from argus_kernels.core.sample import Cut, Sample, tensor_bytes
 
 
@@ -23,8 +23,14 @@ class HistoryCase:
     heads: int = 2
     width: int = 4
     padding: int = 0
+    key_lengths: tuple[int, ...] | None = None
+    """The users' numbers of keys; None where the keys are the queries' own rows."""
+    key_heads: int | None = None
+    key_padding: int = 0
     mask: str = "causal"
-    """"causal", "lagged" (visible[i] is drawn from 0 … i) or "candidates" (the last third sees the first two)."""
+    """A name of MASKS."""
+    prefix: int = 0
+    dropout: float = 0.0
     position_buckets: int = 0
     time_buckets: int = 0
     window: int | None = None
@@ -36,53 +42,138 @@ class HistoryCase:
     def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
         """Draws the arguments."""
         total = sum(self.lengths) + self.padding
-        shape = (total, self.heads, self.width)
+        keys = total if self.key_lengths is None else sum(self.key_lengths) + self.key_padding
+        key_heads = self.heads if self.key_heads is None else self.key_heads
+        shapes = {"q": (total, self.heads), "k": (keys, key_heads), "v": (keys, key_heads)}
         arguments: dict[str, Any] = {
-            name: torch.randn(shape, generator=generator).to(dtype) for name in ("q", "k", "v")
+            name: torch.randn(*shape, self.width, generator=generator).to(dtype) for name, shape in shapes.items()
         }
         arguments["offsets"] = _offsets(self.lengths)
         arguments["max_length"] = max(self.lengths, default=0)
-        if self.mask != "causal":
-            arguments["visible"] = self._visible(generator)
-        if self.position_buckets:
-            table = torch.randn(self.heads, self.position_buckets, generator=generator)
-            arguments["position_bias"] = table.to(dtype)
+        if self.key_lengths is not None:
+            arguments["key_offsets"] = _offsets(self.key_lengths)
+            arguments["key_max_length"] = max(self.key_lengths, default=0)
+        arguments.update(self._numbers(generator))
+        for name, buckets in (("position_bias", self.position_buckets), ("time_bias", self.time_buckets)):
+            if buckets:
+                arguments[name] = torch.randn(self.heads, buckets, generator=generator).to(dtype)
         if self.time_buckets:
-            arguments["time_bias"] = torch.randn(self.heads, self.time_buckets, generator=generator).to(dtype)
-            arguments["query_time"], arguments["key_time"] = self._times(generator)
+            arguments["query_time"], arguments["key_time"] = self._times(total, keys, generator)
         if self.window is not None:
             arguments["window"] = self.window
+        if self.prefix:
+            arguments["prefix"] = self.prefix
+        if self.dropout:
+            seeds = torch.randint(-(2**62), 2**62, (len(self.lengths),), generator=generator)
+            arguments |= {"dropout": self.dropout, "dropout_seed": seeds}
         arguments.update(self.extra)
         return arguments
 
     def scaled(self, scale: int) -> HistoryCase:
         """The same users with `scale` times as many events."""
         lengths = tuple(scale * length for length in self.lengths)
-        return replace(self, lengths=lengths, window=None if self.window is None else scale * self.window)
+        keys = None if self.key_lengths is None else tuple(scale * length for length in self.key_lengths)
+        window = None if self.window is None else scale * self.window
+        return replace(self, lengths=lengths, key_lengths=keys, window=window, prefix=scale * self.prefix)
 
     def grad(self) -> tuple[str, ...]:
         """The arguments that get gradients."""
         tables = (("position_bias", self.position_buckets), ("time_bias", self.time_buckets))
         return ("q", "k", "v", *(name for name, buckets in tables if buckets))
 
-    def _visible(self, generator: torch.Generator) -> Tensor:
-        parts = [torch.zeros(0, dtype=torch.int32)]
-        for length in self.lengths:
-            place = torch.arange(length, dtype=torch.int32)
-            if self.mask == "candidates":
-                parts.append(place.clamp(max=length - length // 3))
-            else:
-                share = torch.rand(length, generator=generator, dtype=torch.float64)
-                parts.append((share * (place + 1)).floor().int().clamp(max=place))
-        parts.append(torch.full((self.padding,), -7, dtype=torch.int32))
-        return torch.cat(parts)
+    def _numbers(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """The numbers of the mask rule, int32 [rows]; rows of padding hold what no row of a user may."""
+        if self.mask == "causal":
+            return {}
+        keys = self.lengths if self.key_lengths is None else self.key_lengths
+        found: dict[str, list[Tensor]] = {}
+        for length, key_length in zip(self.lengths, keys, strict=True):
+            for name, numbers in MASKS[self.mask](length, key_length, generator).items():
+                found.setdefault(name, []).append(numbers.int())
+        if not found:
+            found = {name: [] for name in MASKS[self.mask](1, 1, generator)}
+        padding = torch.full((self.padding,), -7, dtype=torch.int32)
+        return {name: torch.cat([*numbers, padding]) for name, numbers in found.items()}
 
-    def _times(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _times(total: int, keys: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Events seconds to days apart; a query's time is that of the event after it."""
-        total = sum(self.lengths) + self.padding
-        gaps = torch.rand(total + 1, generator=generator, dtype=torch.float64).mul(12).exp().long()
+        gaps = torch.rand(max(total, keys) + 1, generator=generator, dtype=torch.float64).mul(12).exp().long()
         times = 1_700_000_000 + gaps.cumsum(0)
-        return times[1:].clone(), times[:-1].clone()
+        return times[1 : total + 1].clone(), times[:keys].clone()
+
+
+def _lagged(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Each query sees the events before one drawn from 0 … a."""
+    place = keys - length + torch.arange(length)
+    share = torch.rand(length, generator=generator, dtype=torch.float64)
+    return {"visible": (share * (place + 1)).floor().long().minimum(place).clamp(min=0)}
+
+
+def _candidates(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The last third are candidates, which see what is before them all and themselves."""
+    place = keys - length + torch.arange(length)
+    return {"visible": place.clamp(0, max(keys - length // 3, 0))}
+
+
+def _placed_candidates(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The same, all standing at the end of the history."""
+    visible = _candidates(length, keys, generator)["visible"]
+    return {"visible": visible, "position": visible}
+
+
+def _groups(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The last two thirds are candidates in groups of three, each of which sees its group."""
+    place = keys - length + torch.arange(length)
+    history = max(keys - 2 * length // 3, 0)
+    first = history + (place - history) // 3 * 3
+    candidate = place >= history
+    return {
+        "visible": place.clamp(0, history),
+        "position": place.clamp(max=history),
+        "own_begin": torch.where(candidate, first, place).clamp(0, keys),
+        "own_end": torch.where(candidate, first + 3, place + 1).clamp(0, keys),
+    }
+
+
+def _context(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The first quarter of the keys are a context, whose rows see one another."""
+    place = keys - length + torch.arange(length)
+    return {"visible": place.clamp(min=keys // 4, max=keys)}
+
+
+def _cross(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Every query sees every key."""
+    nothing = torch.zeros(length, dtype=torch.long)
+    return {"visible": nothing + keys, "own_begin": nothing, "own_end": nothing}
+
+
+def _any(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Four numbers drawn one by one."""
+
+    def drawn(least: int, most: int) -> Tensor:
+        return torch.randint(least, most + 1, (length,), generator=generator)
+
+    one, other = drawn(0, keys), drawn(0, keys)
+    return {
+        "visible": drawn(0, keys),
+        "position": drawn(-3, keys + 3),
+        "own_begin": one.minimum(other),
+        "own_end": one.maximum(other),
+    }
+
+
+MASKS: dict[str, Callable[[int, int, torch.Generator], dict[str, Tensor]]] = {
+    "causal": lambda length, keys, generator: {},
+    "lagged": _lagged,
+    "candidates": _candidates,
+    "placed_candidates": _placed_candidates,
+    "groups": _groups,
+    "context": _context,
+    "cross": _cross,
+    "any": _any,
+}
+"""The numbers of one user's queries, by the mask that they give."""
 
 
 def history_samples(
@@ -97,7 +188,10 @@ def history_samples(
 
 
 def _history_pieces(arguments: dict[str, Any], longest: int = 640) -> Iterator[dict[str, Any]]:
-    """One piece: every user's first events."""
+    """One piece: every user's first events; the whole where keys have rows of their own."""
+    if "key_offsets" in arguments:
+        yield arguments
+        return
     offsets = arguments["offsets"].tolist()
     spans = [(begin, min(end, begin + longest)) for begin, end in pairwise(offsets)]
     device = arguments["q"].device
@@ -117,12 +211,22 @@ def _history_pieces(arguments: dict[str, Any], longest: int = 640) -> Iterator[d
 FIRST_EVENTS = Cut("every user's first 640 events of the case", _history_pieces)
 
 
+def _queries(arguments: dict[str, Any]) -> Queries:
+    """What the mask rule knows of a case's queries."""
+    names = ("key_offsets", "visible", "position", "own_begin", "own_end")
+    given = {name: arguments.get(name) for name in names}
+    prefix, offsets = arguments.get("prefix"), arguments["offsets"]
+    if isinstance(prefix, int):
+        prefix = torch.full((offsets.shape[0] - 1,), prefix, device=offsets.device)
+    return packed_queries(offsets, arguments["q"].shape[0], prefix=prefix, **given)
+
+
 def _sample(
     case: HistoryCase, forward_products: int, backward_products: int, outputs: Callable[[Tensor], int]
 ) -> Sample:
     def product_flops(arguments: dict[str, Any]) -> int:
         q = arguments["q"]
-        pairs = visible_pairs(arguments["offsets"], q.shape[0], arguments.get("visible"), arguments.get("window"))
+        pairs = visible_pairs(_queries(arguments), arguments.get("window"))
         return 2 * pairs * q.shape[1] * q.shape[2]
 
     def read(arguments: dict[str, Any]) -> int:
@@ -159,7 +263,28 @@ SMALL_CASES = (
     HistoryCase("lagged", (4, 1, 2), width=3, padding=1, mask="lagged", time_buckets=30),
     HistoryCase("candidates", (6, 1), width=2, mask="candidates", position_buckets=8),
     HistoryCase("window", (5, 2), width=3, window=2, padding=1),
+    HistoryCase("context", (5, 2), width=2, mask="context", padding=1),
+    HistoryCase("last_rows", (2, 0, 1), width=3, key_lengths=(5, 2, 1), key_padding=2, padding=1, time_buckets=9),
+    HistoryCase(
+        "any_rule", (3, 1, 2, 2), width=2, key_lengths=(4, 3, 0, 1), mask="any", window=2, prefix=1, position_buckets=4
+    ),
+    HistoryCase("grouped", (4, 2), heads=4, key_heads=2, width=2, mask="groups", padding=1),
+    HistoryCase("dropout", (5, 3), width=2, dropout=0.4, mask="placed_candidates", position_buckets=3),
     # A head width that the CUDA kernels take.
+    HistoryCase(
+        "width_8_rule",
+        (4, 0, 2),
+        heads=2,
+        key_heads=1,
+        width=8,
+        key_lengths=(6, 1, 1),
+        mask="any",
+        prefix=2,
+        window=2,
+        padding=1,
+        time_buckets=20,
+        dropout=0.3,
+    ),
     HistoryCase(
         "width_8", (0, 5, 1), heads=1, width=8, padding=1, mask="lagged", position_buckets=3, time_buckets=50, window=3
     ),
@@ -197,9 +322,6 @@ def tile_cases(scale: int = 1) -> tuple[HistoryCase, ...]:
     return tuple(case.scaled(scale) for case in cases)
 
 
-MASKS = ("causal", "lagged", "candidates")
-
-
 def drawn_case(lengths: Sequence[int], padding: int, variant: int) -> HistoryCase:
     """A small case for any lengths; `variant` picks mask, biases and window in turn."""
     return HistoryCase(
@@ -207,10 +329,12 @@ def drawn_case(lengths: Sequence[int], padding: int, variant: int) -> HistoryCas
         tuple(lengths),
         width=3 + variant % 2,
         padding=padding,
-        mask=MASKS[variant % 3],
+        mask=tuple(MASKS)[variant % len(MASKS)],
         position_buckets=(0, 5)[variant // 3 % 2],
         time_buckets=(0, 30)[variant // 6 % 2],
         window=(None, 1, 4)[variant // 12 % 3],
+        prefix=(0, 2)[variant // 5 % 2],
+        dropout=(0.0, 0.3)[variant // 7 % 2],
     )
 
 

@@ -106,15 +106,17 @@ class Problems:
         *,
         least: float | None = None,
         above: float | None = None,
+        below: float | None = None,
         or_tensor: bool = False,
     ) -> Any:
-        """A finite number, at least `least` or above `above`; numpy's are taken. Returns it as a float.
+        """A finite number, at least `least` or above `above`, below `below`; numpy's are taken. Returns it as a float.
 
         or_tensor: an op's number, which `plain_number` has read where it was a tensor; what only torch.compile and the
         like leave a tensor is returned as it is, and its value is checked behind the op boundary.
         """
         bound = "" if least is None else f" of at least {least:g}"
         bound = bound if above is None else f" above {above:g}"
+        bound = bound if below is None else f"{bound} and below {below:g}"
         if isinstance(value, (torch.SymInt, torch.SymFloat)):
             return value
         if or_tensor and isinstance(value, Tensor):
@@ -129,6 +131,7 @@ class Problems:
         # Not math.isfinite, which torch.compile does not trace for a number that it leaves free.
         holds = -math.inf < given < math.inf
         holds = holds and (least is None or given >= least) and (above is None or given > above)
+        holds = holds and (below is None or given < below)
         self.require(holds, lambda: f"{name} is {said(value)}, expected a finite number{bound}")
         return given
 

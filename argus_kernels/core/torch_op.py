@@ -283,7 +283,7 @@ class Op:
     def _checked_number(self, field: str, number: float) -> float:
         problems = Problems(self.name)
         name, bounds = self._numbers.get(field, (field, {}))
-        problems.number(name, number, least=bounds.get("least"), above=bounds.get("above"))
+        problems.number(name, number, least=bounds.get("least"), above=bounds.get("above"), below=bounds.get("below"))
         problems.raise_if_any()
         return number
 

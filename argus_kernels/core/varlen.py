@@ -88,7 +88,7 @@ def validated(offsets: Tensor) -> Validated | None:
     return known if known is not None and (offsets.is_inference() or offsets._version == 0) else None
 
 
-def check_offsets(op: str, offsets: Tensor, total: int) -> None:
+def check_offsets(op: str, offsets: Tensor, total: int, name: str = "offsets") -> None:
     """Raises ValueError unless offsets start at 0, never fall and end at or before row `total`, which int32 holds."""
     if total > _INT32.max:
         raise ValueError(f"{op}: {total} rows are given, expected at most 2^31 - 1, the largest offset")
@@ -96,22 +96,22 @@ def check_offsets(op: str, offsets: Tensor, total: int) -> None:
     if known is not None and known.rows <= total:
         return
     if offsets.device.type != "cpu":
-        require_values(offsets[:1] == 0, f"{op}: offsets[0] is not 0")
-        require_values(offsets[1:] >= offsets[:-1], f"{op}: offsets fall")
-        require_values(offsets[-1:] <= total, f"{op}: offsets pass the last row")
+        require_values(offsets[:1] == 0, f"{op}: {name}[0] is not 0")
+        require_values(offsets[1:] >= offsets[:-1], f"{op}: {name} fall")
+        require_values(offsets[-1:] <= total, f"{op}: {name} pass the last row")
         return
     values = offsets.tolist()
     if values[0] != 0:
-        raise ValueError(f"{op}: offsets[0] is {_said(values[0])}, expected 0")
+        raise ValueError(f"{op}: {name}[0] is {_said(values[0])}, expected 0")
     if any(map(operator.gt, values, values[1:])):
         index = next(index for index in range(1, len(values)) if values[index] < values[index - 1])
         raise ValueError(
-            f"{op}: offsets[{index}] is {_said(values[index])}, expected at least offsets[{index - 1}] = "
+            f"{op}: {name}[{index}] is {_said(values[index])}, expected at least {name}[{index - 1}] = "
             f"{_said(values[index - 1])}"
         )
     if values[-1] > total:
         raise ValueError(
-            f"{op}: offsets[{len(values) - 1}] is {_said(values[-1])}, expected at most the {total} rows given"
+            f"{op}: {name}[{len(values) - 1}] is {_said(values[-1])}, expected at most the {total} rows given"
         )
 
 
@@ -120,33 +120,44 @@ def _said(count: int) -> str:
     return {_INT32.min: f"{count} or less", _INT32.max: f"{count} or more"}.get(count, str(count))
 
 
-def check_max_length(op: str, offsets: Tensor, max_length: int) -> None:
-    """Raises ValueError if a user is longer than `max_length`."""
+def check_max_length(op: str, offsets: Tensor, max_length: int, name: str = "offsets") -> None:
+    """Raises ValueError if a user is longer than `max_length`; of key_offsets, if one has more keys than its bound."""
+    bound, events = ("max_length", "events") if name == "offsets" else ("key_max_length", "keys")
     known = validated(offsets)
     if known is not None and known.max_length <= max_length:
         return
     if offsets.device.type != "cpu":
-        require_values(offsets[1:] - offsets[:-1] <= max_length, f"{op}: a user is longer than max_length")
+        require_values(offsets[1:] - offsets[:-1] <= max_length, f"{op}: a user is longer than {bound}")
         return
     values = offsets.tolist()
     longest = max(map(operator.sub, values[1:], values), default=0)
     if longest > max_length:
         user = next(user for user, (first, last) in enumerate(pairwise(values)) if last - first == longest)
-        raise ValueError(f"{op}: user {user} has {longest} events, expected at most max_length = {max_length}")
+        raise ValueError(f"{op}: user {user} has {longest} {events}, expected at most {bound} = {max_length}")
 
 
-def check_visible(op: str, visible: Tensor, offsets: Tensor) -> None:
-    """Raises ValueError unless 0 ≤ visible[i] ≤ i (i counted within its user) for every row of a user."""
-    local = local_positions(offsets, visible.shape[0])
-    wrong = (local >= 0) & ((visible < 0) | (visible > local))
-    if visible.device.type != "cpu":
-        require_values(~wrong, f"{op}: visible is outside [0, i]")
+def check_bounds(
+    op: str,
+    name: str,
+    counts: Tensor,
+    least: int,
+    most: Tensor | int | None,
+    real: Tensor | None = None,
+    why: str = "",
+) -> None:
+    """Raises ValueError unless least ≤ counts[i] ≤ most (of each row, of all, or without limit) wherever `real` is."""
+    wrong = counts < least
+    if most is not None:
+        wrong = wrong | (counts > most)
+    if real is not None:
+        wrong = wrong & real
+    if counts.device.type != "cpu":
+        require_values(~wrong, f"{op}: {name} is outside its bounds")
     elif bool(wrong.any()):
         row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"{op}: visible[{row}] is {_said(int(visible[row]))}, expected 0 to {int(local[row])}, "
-            "the event's place in its user"
-        )
+        bound = int(most[row]) if isinstance(most, Tensor) else most
+        expected = f"at least {least}" if bound is None else f"{least} to {bound}{why}"
+        raise ValueError(f"{op}: {name}[{row}] is {_said(int(counts[row]))}, expected {expected}")
 
 
 def user_of_row(offsets: Tensor, total: int) -> Tensor:

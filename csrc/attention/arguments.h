@@ -12,8 +12,8 @@ namespace argus::attention {
 
 constexpr int32_t kNoWindow = std::numeric_limits<int32_t>::max();
 
-// [rows, heads, width] of the arguments' dtype; strides in elements; the elements of a head are contiguous.
-// On CUDA data and strides are multiples of 16 bytes.
+// [rows, heads, width] of the arguments' dtype; keys have their own rows and heads; strides in elements; the
+// elements of a head are contiguous. On CUDA data and strides are multiples of 16 bytes.
 struct Heads {
   const void* data;
   int64_t row_stride;
@@ -28,25 +28,41 @@ struct Heads {
 // Tables and statistics are float32, float64 beside float64.
 struct Arguments {
   Heads q, k, v;
-  const int32_t* offsets;     // [users + 1]
-  const int32_t* visible;     // [rows], null where every event before the query is visible
-  const void* position_bias;  // [heads, positions], or null
-  const void* time_bias;      // [heads, times], or null
-  const int64_t* query_time;  // [rows], beside time_bias
-  const int64_t* key_time;    // [rows]
+  const int32_t* offsets;      // [users + 1]
+  const int32_t* key_offsets;  // [users + 1]; the queries' where keys are the queries' own rows
+  // The mask rule, see argus_kernels/attention/mask_rule.py; each null where its default holds.
+  const int32_t* visible;       // [rows]
+  const int32_t* position;      // [rows]
+  const int32_t* own_begin;     // [rows]
+  const int32_t* own_end;       // [rows]
+  const int32_t* prefix;        // [users]
+  const void* position_bias;    // [heads, positions], or null
+  const void* time_bias;        // [heads, times], or null
+  const int64_t* query_time;    // [rows], beside time_bias
+  const int64_t* key_time;      // [key_rows]
+  const int64_t* dropout_seed;  // [users], null without dropout
   int64_t rows;
+  int64_t key_rows;
   int32_t users;
   int32_t heads;
+  int32_t key_heads;  // query head h reads key head h / (heads / key_heads)
   int32_t width;
   int32_t positions;
   int32_t times;
   int32_t window;
-  double scale;    // of q · k
-  double divisor;  // of SiLU weights
+  uint32_t dropped_below;  // of the generator's words, see argus_kernels/attention/dropout.py
+  double kept_factor;      // 1 / (1 - dropout)
+  double scale;            // of q · k
+  double divisor;          // of SiLU weights
   Dtype dtype;
 
   // Elements of a contiguous row of heads.
   int64_t row_elements() const { return int64_t{heads} * width; }
+  int64_t key_row_elements() const { return int64_t{key_heads} * width; }
+  // Whether each event sees itself and what `visible` shows of the events before it, within the window.
+  bool own_rows() const {
+    return key_offsets == offsets && position == nullptr && own_begin == nullptr && prefix == nullptr;
+  }
 };
 
 struct Forward {
@@ -61,8 +77,8 @@ struct Backward {
   const void* out;            // [rows, heads, width], softmax only, as are the two below
   const void* log_sum_exp;    // [heads, rows]
   const void* d_log_sum_exp;  // [heads, rows]
-  void* d_q;                  // [rows, heads, width], as are the next two
-  void* d_k;
+  void* d_q;                  // [rows, heads, width]
+  void* d_k;                  // [key_rows, key_heads, width]
   void* d_v;
   void* d_position_bias;  // [heads, positions], null where not wanted
   void* d_time_bias;      // [heads, times], null where not wanted

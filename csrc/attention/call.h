@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cmath>
 #include <exception>
 #include <limits>
 #include <optional>
@@ -20,13 +21,30 @@ namespace argus::attention {
 
 using OptionalTensor = std::optional<Tensor>;
 
+// The tensors of the native ops' schemas, as parameters, and as arguments in the order of `Given`. The
+// numbers follow.
+#define ARGUS_HISTORY_SCHEMA                                                                      \
+  "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, Tensor? visible, Tensor? "  \
+  "position, Tensor? own_begin, Tensor? own_end, Tensor? prefix, Tensor? position_bias, Tensor? " \
+  "time_bias, Tensor? query_time, Tensor? key_time, Tensor? dropout_seed"
+#define ARGUS_HISTORY_PARAMETERS                                                                        \
+  Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor key_offsets, OptionalTensor visible,     \
+      OptionalTensor position, OptionalTensor own_begin, OptionalTensor own_end, OptionalTensor prefix, \
+      OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,                \
+      OptionalTensor key_time, OptionalTensor dropout_seed
+#define ARGUS_HISTORY_VALUES                                                                              \
+  q, k, v, offsets, key_offsets, visible, position, own_begin, own_end, prefix, position_bias, time_bias, \
+      query_time, key_time, dropout_seed
+
 // The arguments as the native ops take them. Tables are contiguous, in the dtype of the sums.
 struct Given {
   const char* op;
   Tensor q, k, v, offsets;
-  OptionalTensor visible, position_bias, time_bias, query_time, key_time;
+  OptionalTensor key_offsets, visible, position, own_begin, own_end, prefix;
+  OptionalTensor position_bias, time_bias, query_time, key_time, dropout_seed;
   double scale, divisor;
   int64_t window;  // 0: no limit
+  double dropout;
 
   // The dtype of sums, statistics and tables.
   ScalarType wide() const {
@@ -66,11 +84,12 @@ inline void check_query(const Given& given) {
   if (heads > 65535) fail(given.op, "q has ", heads, " heads, expected at most 65535");
 }
 
-// A tensor shaped like q; the elements of a head are contiguous. On CUDA each row is aligned to 16 bytes,
-// because the kernels copy 16 bytes at a time.
-inline Heads heads_of(const Given& given, const char* name, const Tensor& tensor) {
+// A tensor of [rows, heads, width]; the elements of a head are contiguous. On CUDA each row is aligned to 16
+// bytes, because the kernels copy 16 bytes at a time.
+inline Heads heads_of(const Given& given, const char* name, const Tensor& tensor, int64_t rows,
+                      int64_t heads) {
   const Tensor& q = given.q;
-  check_shape(given.op, name, tensor, "[T, H, Dh]", {q.size(0), q.size(1), q.size(2)});
+  check_shape(given.op, name, tensor, "[T, H, Dh]", {rows, heads, q.size(2)});
   check_dtype(given.op, name, tensor, {q.scalar_type()});
   check_same_device(given.op, name, tensor, "q", q);
   const int64_t bytes = static_cast<int64_t>(q.element_size());
@@ -86,45 +105,61 @@ inline Heads heads_of(const Given& given, const char* name, const Tensor& tensor
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
 }
 
-inline const int32_t* offsets_of(const Given& given) {
-  const Tensor& offsets = given.offsets;
-  check_like(given, "offsets", offsets, ScalarType::Int, "[B + 1]", {-1});
-  if (offsets.size(0) < 1) fail(given.op, "offsets is empty, expected [B + 1] values, the first of them 0");
-  check_below_2_31(given, "offsets", offsets.size(0), "values");
+// Rows and heads of k and v.
+inline void check_keys(const Given& given) {
+  const Tensor& q = given.q;
+  const Tensor& k = given.k;
+  check_shape(given.op, "k", k, "[Tk, Hk, Dh]",
+              {given.key_offsets.has_value() ? -1 : q.size(0), -1, q.size(2)});
+  check_below_2_31(given, "k", k.size(0), "rows");
+  if (q.size(1) > 0 && (k.size(1) < 1 || q.size(1) % k.size(1) != 0))
+    fail(given.op, "k has ", k.size(1), " heads, expected a divisor of q's ", q.size(1));
+}
+
+inline const int32_t* offsets_of(const Given& given, const char* name, const Tensor& offsets, int64_t rows) {
+  check_like(given, name, offsets, ScalarType::Int, "[B + 1]", {-1});
+  if (offsets.size(0) < 1) fail(given.op, name, " is empty, expected [B + 1] values, the first of them 0");
+  check_below_2_31(given, name, offsets.size(0), "values");
   const int32_t* values = static_cast<const int32_t*>(offsets.const_data_ptr());
   if (offsets.is_cuda()) return values;
-  const int64_t users = offsets.size(0) - 1, rows = given.q.size(0);
+  const int64_t users = offsets.size(0) - 1;
   for (int64_t i = 0; i <= users; ++i) {
     const int64_t least = i == 0 ? 0 : values[i - 1], most = i == 0 ? 0 : rows;
     if (values[i] < least || values[i] > most)
-      fail(given.op, "offsets[", i, "] is ", values[i], ", expected ", least, " to ", most);
+      fail(given.op, name, "[", i, "] is ", values[i], ", expected ", least, " to ", most);
   }
   return values;
 }
 
 template <class E>
-const E* column_of(const Given& given, const char* name, const OptionalTensor& tensor, ScalarType dtype) {
+const E* column_of(const Given& given, const char* name, const OptionalTensor& tensor, ScalarType dtype,
+                   int64_t rows) {
   if (!tensor.has_value()) return nullptr;
-  check_like(given, name, *tensor, dtype, "[T]", {given.q.size(0)});
+  check_like(given, name, *tensor, dtype, "[T]", {rows});
   return static_cast<const E*>(tensor->const_data_ptr());
 }
 
-// After `offsets_of`.
-inline const int32_t* visible_of(const Given& given) {
-  const int32_t* visible = column_of<int32_t>(given, "visible", given.visible, ScalarType::Int);
-  if (visible == nullptr || given.q.is_cuda()) return visible;
-  const int32_t* offsets = given.offsets.const_data_ptr<int32_t>();
-  for (int64_t user = 0; user + 1 < given.offsets.size(0); ++user) {
-    bool outside = false;
-    for (int32_t row = offsets[user]; row < offsets[user + 1]; ++row)
-      outside |= visible[row] < 0 || visible[row] > row - offsets[user];
-    for (int32_t row = offsets[user]; outside && row < offsets[user + 1]; ++row) {
-      if (visible[row] < 0 || visible[row] > row - offsets[user])
-        fail(given.op, "visible[", row, "] is ", visible[row], ", expected 0 to ", row - offsets[user],
-             ", the event's place in its user");
+constexpr int32_t kMostPlaces = 1 << 30;
+
+// The numbers of the mask rule, on the CPU: `visible` and a query's own keys lie within its user's keys.
+inline void check_query_numbers(const Given& given, const Arguments& arguments) {
+  const auto refuse = [&](const char* name, int64_t row, int32_t value, int64_t least, int64_t most) {
+    if (value < least || value > most)
+      fail(given.op, name, "[", row, "] is ", value, ", expected ", least, " to ", most);
+  };
+  const bool own = arguments.own_begin != nullptr;
+  for (int32_t user = 0; user < arguments.users; ++user) {
+    const int64_t keys = arguments.key_offsets[user + 1] - arguments.key_offsets[user];
+    for (int64_t row = arguments.offsets[user]; row < arguments.offsets[user + 1]; ++row) {
+      if (arguments.visible != nullptr) refuse("visible", row, arguments.visible[row], 0, keys);
+      if (arguments.position != nullptr)
+        refuse("position", row, arguments.position[row], -kMostPlaces, kMostPlaces);
+      if (own) refuse("own_end", row, arguments.own_end[row], 0, keys);
+      if (own) refuse("own_begin", row, arguments.own_begin[row], 0, arguments.own_end[row]);
     }
+    if (arguments.prefix != nullptr && arguments.prefix[user] < 0)
+      fail(given.op, "prefix[", user, "] is ", arguments.prefix[user], ", expected at least 0");
   }
-  return visible;
 }
 
 inline const void* table_of(const Given& given, const char* name, const OptionalTensor& table) {
@@ -138,6 +173,12 @@ inline const void* table_of(const Given& given, const char* name, const Optional
 inline void check_options(const Given& given) {
   if (given.window < 0)
     fail(given.op, "window is ", given.window, ", expected at least 1, or 0 for no limit");
+  if (!(given.dropout >= 0 && given.dropout < 1))
+    fail(given.op, "dropout is ", given.dropout, ", expected at least 0 and below 1");
+  if (given.dropout > 0 && !given.dropout_seed)
+    fail(given.op, "dropout_seed is not given, expected it with dropout");
+  if (given.own_begin.has_value() != given.own_end.has_value())
+    fail(given.op, "one of own_begin and own_end is given, expected both or neither");
   for (const auto& [name, time] :
        {std::pair{"query_time", &given.query_time}, std::pair{"key_time", &given.key_time}}) {
     if (given.time_bias && !*time) fail(given.op, name, " is not given, expected it beside time_bias");
@@ -156,28 +197,58 @@ inline Arguments arguments_of(const Given& given) {
     return table.has_value() ? static_cast<int32_t>(table->size(1)) : 0;
   };
   const bool limited = given.window > 0 && given.window < kNoWindow;
-  const int32_t* offsets = offsets_of(given);
-  return Arguments{
-      .q = heads_of(given, "q", given.q),
-      .k = heads_of(given, "k", given.k),
-      .v = heads_of(given, "v", given.v),
+  check_keys(given);
+  const int64_t rows = given.q.size(0), key_rows = given.k.size(0), key_heads = given.k.size(1);
+  const int32_t* offsets = offsets_of(given, "offsets", given.offsets, rows);
+  const int32_t* key_offsets =
+      given.key_offsets ? offsets_of(given, "key_offsets", *given.key_offsets, key_rows) : offsets;
+  if (given.key_offsets && given.key_offsets->size(0) != given.offsets.size(0))
+    fail(given.op, "key_offsets has ", given.key_offsets->size(0), " values, expected offsets' ",
+         given.offsets.size(0));
+  const int64_t users = given.offsets.size(0) - 1;
+  const auto number_of = [&](const char* name, const OptionalTensor& tensor) {
+    return column_of<int32_t>(given, name, tensor, ScalarType::Int, rows);
+  };
+  const Arguments arguments{
+      .q = heads_of(given, "q", given.q, rows, given.q.size(1)),
+      .k = heads_of(given, "k", given.k, key_rows, key_heads),
+      .v = heads_of(given, "v", given.v, key_rows, key_heads),
       .offsets = offsets,
-      .visible = visible_of(given),
+      .key_offsets = key_offsets,
+      .visible = number_of("visible", given.visible),
+      .position = number_of("position", given.position),
+      .own_begin = number_of("own_begin", given.own_begin),
+      .own_end = number_of("own_end", given.own_end),
+      .prefix = column_of<int32_t>(given, "prefix", given.prefix, ScalarType::Int, users),
       .position_bias = position_bias,
       .time_bias = time_bias,
-      .query_time = column_of<int64_t>(given, "query_time", given.query_time, ScalarType::Long),
-      .key_time = column_of<int64_t>(given, "key_time", given.key_time, ScalarType::Long),
-      .rows = given.q.size(0),
-      .users = static_cast<int32_t>(given.offsets.size(0) - 1),
+      .query_time = column_of<int64_t>(given, "query_time", given.query_time, ScalarType::Long, rows),
+      .key_time = column_of<int64_t>(given, "key_time", given.key_time, ScalarType::Long, key_rows),
+      .dropout_seed = given.dropout > 0 ? column_of<int64_t>(given, "dropout_seed", given.dropout_seed,
+                                                             ScalarType::Long, users)
+                                        : nullptr,
+      .rows = rows,
+      .key_rows = key_rows,
+      .users = static_cast<int32_t>(users),
       .heads = static_cast<int32_t>(given.q.size(1)),
+      .key_heads = static_cast<int32_t>(key_heads),
       .width = static_cast<int32_t>(given.q.size(2)),
       .positions = columns(given.position_bias),
       .times = columns(given.time_bias),
       .window = limited ? static_cast<int32_t>(given.window) : kNoWindow,
+      .dropped_below = static_cast<uint32_t>(std::floor(given.dropout * 4294967296.0)),
+      .kept_factor = 1 / (1 - given.dropout),
       .scale = given.scale,
       .divisor = given.divisor,
       .dtype = dtype_of(given.q),
   };
+  const bool numbers = arguments.visible != nullptr || !arguments.own_rows();
+  if (!given.q.is_cuda() && numbers) check_query_numbers(given, arguments);
+  return arguments;
+}
+
+inline Heads heads_of(const Given& given, const char* name, const Tensor& like_q) {
+  return heads_of(given, name, like_q, given.q.size(0), given.q.size(1));
 }
 
 // A contiguous result shaped like q, of an earlier pass.
@@ -204,6 +275,16 @@ inline Tensor new_rows(const Given& given) {
   }
 }
 
+// Memory for a gradient of keys or values.
+inline Tensor new_key_rows(const Given& given) {
+  const Tensor& k = given.k;
+  try {
+    return empty(k, {k.size(0), k.size(1), k.size(2)});
+  } catch (const std::exception&) {
+    fail(given.op, "k has shape ", shape_text(k), ", expected one that memory holds a result of");
+  }
+}
+
 // Memory for one number per head and row.
 inline Tensor new_statistic(const Given& given) {
   return empty(given.q, {given.q.size(1), given.q.size(0)}, given.wide());
@@ -222,8 +303,8 @@ struct NewGradients {
 
   NewGradients(const Given& given, bool position_bias, bool time_bias)
       : d_q(new_rows(given)),
-        d_k(new_rows(given)),
-        d_v(new_rows(given)),
+        d_k(new_key_rows(given)),
+        d_v(new_key_rows(given)),
         d_position_bias(of_table(given, position_bias, given.position_bias)),
         d_time_bias(of_table(given, time_bias, given.time_bias)) {}
 

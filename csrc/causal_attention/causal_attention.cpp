@@ -18,12 +18,8 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "causal_attention";
 
-std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
-                                   OptionalTensor position_bias, OptionalTensor time_bias,
-                                   OptionalTensor query_time, OptionalTensor key_time, double scale,
-                                   int64_t window) {
-  const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
-                    time_bias, query_time, key_time, scale, 1.0,     window};
+std::tuple<Tensor, Tensor> forward(ARGUS_HISTORY_PARAMETERS, double scale, int64_t window, double dropout) {
+  const Given given{kOp, ARGUS_HISTORY_VALUES, scale, 1.0, window, dropout};
   const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
@@ -39,12 +35,9 @@ std::tuple<Tensor, Tensor> forward(Tensor q, Tensor k, Tensor v, Tensor offsets,
 }
 
 std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor out, Tensor log_sum_exp,
-                             Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
-                             OptionalTensor position_bias, OptionalTensor time_bias,
-                             OptionalTensor query_time, OptionalTensor key_time, double scale, int64_t window,
+                             ARGUS_HISTORY_PARAMETERS, double scale, int64_t window, double dropout,
                              bool need_position_bias, bool need_time_bias) {
-  const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
-                    time_bias, query_time, key_time, scale, 1.0,     window};
+  const Given given{kOp, ARGUS_HISTORY_VALUES, scale, 1.0, window, dropout};
   attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
   attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
   attention::check_query(given);
@@ -69,9 +62,7 @@ std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor 
 
 #ifndef ARGUS_CUDA_LIBRARY
 
-#define ARGUS_ARGUMENTS                                                                            \
-  "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? visible, Tensor? position_bias, Tensor? " \
-  "time_bias, Tensor? query_time, Tensor? key_time, float scale, int window"
+#define ARGUS_ARGUMENTS ARGUS_HISTORY_SCHEMA ", float scale, int window, float dropout"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def("causal_attention(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor)");

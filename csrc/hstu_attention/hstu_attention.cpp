@@ -17,11 +17,8 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "hstu_attention";
 
-Tensor forward(Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visible,
-               OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,
-               OptionalTensor key_time, double alpha, double divisor, int64_t window) {
-  const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
-                    time_bias, query_time, key_time, alpha, divisor, window};
+Tensor forward(ARGUS_HISTORY_PARAMETERS, double alpha, double divisor, int64_t window, double dropout) {
+  const Given given{kOp, ARGUS_HISTORY_VALUES, alpha, divisor, window, dropout};
   const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
@@ -36,12 +33,9 @@ Tensor forward(Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor visi
   return out;
 }
 
-std::vector<Tensor> backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor offsets,
-                             OptionalTensor visible, OptionalTensor position_bias, OptionalTensor time_bias,
-                             OptionalTensor query_time, OptionalTensor key_time, double alpha, double divisor,
-                             int64_t window, bool need_position_bias, bool need_time_bias) {
-  const Given given{kOp,       q,          k,        v,     offsets, visible, position_bias,
-                    time_bias, query_time, key_time, alpha, divisor, window};
+std::vector<Tensor> backward(Tensor d_out, ARGUS_HISTORY_PARAMETERS, double alpha, double divisor,
+                             int64_t window, double dropout, bool need_position_bias, bool need_time_bias) {
+  const Given given{kOp, ARGUS_HISTORY_VALUES, alpha, divisor, window, dropout};
   attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
   attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
   attention::Backward call = attention::backward_of(given, {d_out, {}, {}, {}});
@@ -64,9 +58,7 @@ std::vector<Tensor> backward(Tensor d_out, Tensor q, Tensor k, Tensor v, Tensor 
 
 #ifndef ARGUS_CUDA_LIBRARY
 
-#define ARGUS_ARGUMENTS                                                                            \
-  "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? visible, Tensor? position_bias, Tensor? " \
-  "time_bias, Tensor? query_time, Tensor? key_time, float alpha, float divisor, int window"
+#define ARGUS_ARGUMENTS ARGUS_HISTORY_SCHEMA ", float alpha, float divisor, int window, float dropout"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def("hstu_attention(" ARGUS_ARGUMENTS ") -> Tensor");

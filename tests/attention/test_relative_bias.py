@@ -1,4 +1,4 @@
-"""The mask rule, the buckets and the tiles that all attention backends share."""
+"""The buckets of the two biases that all attention backends share."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from argus_kernels.attention.query_tiles import tiles
 from argus_kernels.attention.relative_bias import (
     LOG_STEP,
     position_buckets,
-    seen_keys,
     threshold_values,
     time_buckets,
     time_thresholds,
-    visible_pairs,
 )
 from build_support.time_edges import HEADER, header_text
-from tests.attention.attention_truth import bucket, dense_mask, jagged_lengths, packed_offsets
+from tests.attention.attention_truth import bucket
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LARGEST = torch.iinfo(torch.int64).max
@@ -112,39 +107,3 @@ def test_the_width_of_a_bucket_is_written_once() -> None:
 def test_position_buckets_count_events_back() -> None:
     place = torch.arange(5)
     assert position_buckets(place, place, 3).tolist() == [[min(max(i - j, 0), 2) for j in range(5)] for i in range(5)]
-
-
-@given(length=st.integers(0, 12), window=st.none() | st.integers(1, 14), data=st.data())
-@settings(deadline=None)
-def test_mask_rule_pair_by_pair(length: int, window: int | None, data: st.DataObject) -> None:
-    visible = data.draw(st.none() | st.tuples(*(st.integers(0, i) for i in range(length))))
-    place = torch.arange(length)
-    given_visible = None if visible is None else torch.tensor(visible, dtype=torch.int32)
-    expected = dense_mask(length, None if visible is None else list(visible), window)
-    assert torch.equal(seen_keys(place, place, given_visible, window), expected)
-    assert visible_pairs(packed_offsets([length]), length, given_visible, window) == int(expected.sum())
-
-
-def test_visible_pairs_ignores_padding_rows() -> None:
-    visible = torch.tensor([0, 1, 0, -9, 99], dtype=torch.int32)
-    assert visible_pairs(packed_offsets([2, 0, 1]), 5, visible, None) == 4
-    assert visible_pairs(packed_offsets([]), 5, None, 3) == 0
-
-
-@given(lengths=jagged_lengths, long=st.sampled_from([0, 130, 300]), window=st.none() | st.integers(1, 200))
-@settings(deadline=None, max_examples=15)
-def test_tiles_hold_every_seen_pair_once(lengths: list[int], long: int, window: int | None) -> None:
-    lengths = [*lengths, long]
-    offsets = packed_offsets(lengths)
-    total = int(offsets[-1])
-    count = torch.zeros(total, total, dtype=torch.int32)
-    for tile in tiles(offsets, heads=2, window=window):
-        seen = seen_keys(tile.query_place, tile.key_place, None, window) & tile.query_is_real()[..., None]
-        users, queries, keys = seen.expand(len(tile.query_rows), -1, -1).nonzero(as_tuple=True)
-        count.index_put_(
-            (tile.query_rows[users, queries], tile.key_rows[users, keys]), torch.tensor(1).int(), accumulate=True
-        )
-    user = torch.repeat_interleave(torch.tensor(lengths))
-    back = torch.arange(total)[:, None] - torch.arange(total)
-    expected = (user[:, None] == user) & (back >= 0) & (back < (window or total + 1))
-    assert torch.equal(count, expected.int())

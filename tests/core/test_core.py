@@ -268,9 +268,13 @@ def test_max_length_and_visible_are_checked() -> None:
     with pytest.raises(ValueError, match="user 1 has 5 events, expected at most max_length = 4"):
         varlen.check_max_length("op", int32(0, 2, 7), 4)
     varlen.check_max_length("op", int32(0), 0)
-    with pytest.raises(ValueError, match=r"visible\[3\] is 2, expected 0 to 1"):
-        varlen.check_visible("op", int32(0, 1, 0, 2, 99), int32(0, 2, 4))
-    varlen.check_visible("op", int32(0, 1, 0, 1, 99), int32(0, 2, 4))
+    counts, most = int32(0, 1, 0, 2, 99), int32(1, 1, 1, 1, 1)
+    real = torch.tensor([True, True, True, True, False])
+    with pytest.raises(ValueError, match=r"visible\[3\] is 2, expected 0 to 1 keys"):
+        varlen.check_bounds("op", "visible", counts, 0, most, real, " keys")
+    with pytest.raises(ValueError, match=r"prefix\[1\] is -1, expected at least 0"):
+        varlen.check_bounds("op", "prefix", int32(0, -1), 0, None)
+    varlen.check_bounds("op", "visible", int32(0, 1, 0, 1, 99), 0, most, real)
 
 
 def test_rows_know_their_user_and_place() -> None:

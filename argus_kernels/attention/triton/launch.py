@@ -326,7 +326,7 @@ def meta_history(
     with torch.device("meta"):
         q, k, v = torch.empty(3, total, heads, width, dtype=dtype)
         offsets = torch.empty(17, dtype=torch.int32)
-        plain = History(q, k, v, offsets, 8192, None, None, None, None, None, scale, divisor, None)
+        plain = History(q, k, v, offsets, 8192, scale=scale, divisor=divisor)
         if not biased:
             return plain
         position_bias, time_bias = torch.empty(2, heads, 128, dtype=dtype)

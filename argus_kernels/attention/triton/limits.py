@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argus_kernels.attention.arguments import History
+from argus_kernels.attention.native import not_yet
 from argus_kernels.core.problems import FLOATING
 from argus_kernels.core.triton_support import device_problems, problems
 
@@ -11,7 +12,7 @@ MAX_WIDTH = 256
 
 def why_not(given: History) -> list[str]:
     """Every reason why the kernels cannot serve these arguments of an attention op over packed histories."""
-    found = problems(q=given.q, k=given.k, v=given.v)
+    found = [*problems(q=given.q, k=given.k, v=given.v), *not_yet(given)]
     found += device_problems(
         offsets=given.offsets, visible=given.visible, query_time=given.query_time, key_time=given.key_time
     )

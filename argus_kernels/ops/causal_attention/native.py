@@ -20,7 +20,7 @@ def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Te
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
     history = native_arguments(given, aligned=launch is not None or given.q.is_cuda)
     launch = launch or native.op("causal_attention")
-    out, log_sum_exp = launch(*history, given.scale, given.window or 0)
+    out, log_sum_exp = launch(*history, given.scale, given.window or 0, given.dropout)
     return out, log_sum_exp
 
 
@@ -43,6 +43,7 @@ def backward(
         *native_arguments(given, aligned=aligned),
         given.scale,
         given.window or 0,
+        given.dropout,
         *wanted_tables(needs, given),
     )
     return gradients_of(found, needs, given)

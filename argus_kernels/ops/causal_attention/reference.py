@@ -22,29 +22,38 @@ def forward(given: History) -> tuple[Tensor, Tensor]:
     pairs = Pairs(given)
     finite = all_finite(v)
     rows, outs, statistics = [], [], []
-    for tile in tiles(given.offsets, q.shape[1], given.window):
-        query = heads_first(q, tile.query_rows, wide)
-        key = heads_first(k, tile.key_rows, wide)
-        value = heads_first(v, tile.key_rows, wide)
+    for tile in tiles(given):
+        query = heads_first(q, tile.query_rows, wide, q.shape[1])
+        key = heads_first(k, tile.key_rows, wide, q.shape[1])
+        value = heads_first(v, tile.key_rows, wide, q.shape[1])
 
         seen = pairs.seen(tile)
         scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
         scores = scores.masked_fill(~seen, -torch.inf)
         # Any number may be taken off a row's scores; the largest keeps exp in range for scores of any size.
-        largest = scores.detach().amax(-1, keepdim=True)
+        nothing = ~seen.any(-1, keepdim=True)
+        largest = scores.detach().amax(-1, keepdim=True).masked_fill(nothing, 0.0)
         exponentials = torch.exp(scores - largest)
-        total = exponentials.sum(-1, keepdim=True)
-        log_sum_exp = (largest + total.log())[..., 0]
+        total = exponentials.sum(-1, keepdim=True).masked_fill(nothing, 1.0)
+        log_sum_exp = (largest + total.log()).masked_fill(nothing, -torch.inf)[..., 0]
+        weighed = over_seen(pairs.dropped(tile, exponentials), value, seen, finite)
 
         rows.append(tile.target_queries)
-        outs.append(rows_first(over_seen(exponentials, value, seen, finite) / total, tile.real_queries))
+        outs.append(rows_first(weighed / total, tile.real_queries, q.shape[1]))
         statistics.append(log_sum_exp.flatten(1)[:, tile.real_queries])
 
-    out, log_sum_exp = q.new_zeros(q.shape, dtype=wide), q.new_zeros(q.shape[1], q.shape[0], dtype=wide)
+    out, log_sum_exp = q.new_zeros(q.shape, dtype=wide), unseen_statistics(given, wide)
     if rows:
         out = out.index_copy(0, torch.cat(rows), torch.cat(outs))
         log_sum_exp = log_sum_exp.index_copy(1, torch.cat(rows), torch.cat(statistics, 1))
     return out.to(q.dtype), log_sum_exp
+
+
+def unseen_statistics(given: History, dtype: torch.dtype) -> Tensor:
+    """log_sum_exp [H, T] of queries that see nothing: −∞, and 0 in rows of padding."""
+    heads, rows = given.q.shape[1], given.q.shape[0]
+    real = torch.arange(rows, device=given.q.device) < given.offsets[-1]
+    return given.q.new_zeros(heads, rows, dtype=dtype).masked_fill(real, -torch.inf)
 
 
 def backward(
@@ -58,11 +67,11 @@ def backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(given)
     found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
-    for tile in tiles(given.offsets, q.shape[1], given.window):
-        query = heads_first(q, tile.query_rows, wide) * given.scale
-        key = heads_first(k, tile.key_rows, wide)
-        value = heads_first(v, tile.key_rows, wide)
-        d_out = heads_first(gradients[0], tile.query_rows, wide)
+    for tile in tiles(given):
+        query = heads_first(q, tile.query_rows, wide, q.shape[1]) * given.scale
+        key = heads_first(k, tile.key_rows, wide, q.shape[1])
+        value = heads_first(v, tile.key_rows, wide, q.shape[1])
+        d_out = heads_first(gradients[0], tile.query_rows, wide, q.shape[1])
         d_log_sum_exp = gradients[1][:, tile.query_rows]
 
         buckets = pairs.buckets(tile)
@@ -72,9 +81,9 @@ def backward(
         seen = seen & tile.query_is_real()[..., None]
         # Not exp(scores − log_sum_exp): the statistic's own rounding would be an error of every weight in the row.
         weights = torch.softmax(scores, -1).masked_fill(~seen, 0.0)
-        found.add_value(tile, weights, d_out, seen)
+        found.add_value(tile, pairs.dropped(tile, weights), d_out, seen)
 
-        d_weights = torch.matmul(d_out, value.transpose(-1, -2)).masked_fill(~seen, 0.0)
+        d_weights = pairs.dropped(tile, torch.matmul(d_out, value.transpose(-1, -2))).masked_fill(~seen, 0.0)
         delta = (weights * d_weights).sum(-1) - d_log_sum_exp
         d_scores = (weights * (d_weights - delta[..., None])).masked_fill(~seen, 0.0)
         found.add_scores(tile, buckets, d_scores, query, key * given.scale, seen)

@@ -38,7 +38,11 @@ OP = Op(
     fake=_fake,
     backends=BACKENDS,
     differentiable=DIFFERENTIABLE,
-    numbers={"scale": ("alpha", {}), "divisor": ("divisor", {"above": 0})},
+    numbers={
+        "scale": ("alpha", {}),
+        "divisor": ("divisor", {"above": 0}),
+        "dropout": ("dropout", {"least": 0, "below": 1}),
+    },
     check=_check,
     samples=samples,
     tiles=tiles,
@@ -56,29 +60,38 @@ def hstu_attention(
     *,
     alpha: float | Tensor = 1.0,
     divisor: float | Tensor | None = None,
+    key_offsets: Tensor | Offsets | None = None,
+    key_max_length: int | None = None,
     visible: Tensor | None = None,
+    position: Tensor | None = None,
+    own_begin: Tensor | None = None,
+    own_end: Tensor | None = None,
+    prefix: Tensor | int | None = None,
     position_bias: Tensor | None = None,
     time_bias: Tensor | None = None,
     query_time: Tensor | None = None,
     key_time: Tensor | None = None,
     window: int | None = None,
+    dropout: float = 0.0,
+    dropout_seed: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """HSTU's attention of every event over the events of its own user that it may see.
 
-        score_ij = alpha · q_i · k_j + position_bias[h, min(i − j, P − 1)]
+        score_ij = alpha · q_i · k_j + position_bias[h, min(max(position − j, 0), P − 1)]
                    + time_bias[h, bucket(query_time_i − key_time_j)]
         out_i = Σ_j SiLU(score_ij) / divisor · v_j,    SiLU(x) = x / (1 + e^−x)
 
-    The sum runs over the keys that the mask shows, the same as causal_attention's: j = i or j < visible[i], and
-    i − j < window. Nothing is normalised over j.
+    The sum runs over the keys that the mask rule shows, which is causal_attention's, position for the distance i
+    included. Nothing is normalised over j. A query that sees nothing has out 0.
 
     Args:
         q: [T, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Or torch's
             jagged NestedTensor, [B, j, H, Dh] or its transpose [B, H, j, Dh]; so are k and v then, and the result has
             q's layout. `offsets` is left out then.
-        k: like q.
-        v: like q.
+        k: [Tk, Hk, Dh], or jagged like q; H is a multiple of Hk, and head h reads head h // (H / Hk) of k and v
+            (grouped queries). Tk = T without key_offsets.
+        v: like k.
         offsets: int32 or int64 [B + 1], rising from 0: user b owns rows offsets[b] … offsets[b + 1] − 1. Rows from
             offsets[B] on are padding: their outputs and gradients are 0, whatever they hold. Or an
             `argus_kernels.Offsets` of T rows, which is validated once for all calls and carries `max_length`.
@@ -87,14 +100,27 @@ def hstu_attention(
             divisor also a floating-point tensor of no dimension, without a gradient, whose value is read at each call.
         divisor: what the weights are divided by, finite and above 0; max_length where not given. HSTU divides by the
             padded length, the same for all batches: give one of the two, or numbers depend on the size of the batch.
-        visible: int32 or int64 [T] with 0 ≤ visible[t] ≤ i, or None. Values in padding rows are not looked at.
+        key_offsets: like offsets, of the rows of k and v, for keys that are not the queries' own rows; the same
+            number of users. Jagged k and v carry it.
+        key_max_length: an upper bound of the users' numbers of keys, Tk where not given.
+        visible: int32 or int64 [T], how many of its user's oldest keys a query may see, 0 to all of them, or None. Like
+            all numbers of queries it may hold anything in rows of padding.
+        position: int32 or int64 [T], −2^30 to 2^30, where a query stands for the window and the position bias, or None.
+        own_begin: int32 or int64 [T] with 0 ≤ own_begin ≤ own_end ≤ the number of keys: a query's own group of keys,
+            which it sees in any case, or None, with own_end.
+        own_end: like own_begin.
+        prefix: int32 or int64 [B] or one number: oldest keys that the window never hides.
         position_bias: [H, P] in any floating dtype, or None. Pairs at least P − 1 apart share its last column. HSTU
             shares one table among the heads: expand it to H rows.
         time_bias: [H, N] in any floating dtype, or None; needs both times.
         query_time: int64 [T], seconds; only |query_time − key_time| counts, which must fit int64. HSTU gives the time
             of the event after the query.
-        key_time: int64 [T], seconds.
+        key_time: int64 [Tk], seconds.
         window: how many events back a query looks, itself included; at least 1, or None for no limit.
+        dropout: share of the weights that are dropped, at least 0 and below 1; the others are divided by 1 − dropout.
+        dropout_seed: int64 [B], with dropout. What drops depends on a user's seed, the head, `position` and the key's
+            place alone (Philox2x32-10, `argus_kernels.attention.dropout`), so that it is the same on every backend, in
+            every batch and when activations are recomputed. Draw new seeds for every step and layer.
         backend: a backend's name, "eager" or "auto"; None takes the default.
 
     Returns:
@@ -102,21 +128,24 @@ def hstu_attention(
 
     Raises:
         ValueError: arguments that disagree in shape, dtype, layout or device, or numbers that are none (all reasons at
-            once); offsets that do not start at 0, fall or pass T; a user longer than max_length; visible outside
-            [0, i]; a divisor of 0 or less.
+            once); offsets that do not start at 0, fall or pass T; a user longer than max_length; numbers of
+            queries past their user's keys; a divisor of 0 or less.
         RuntimeError: forward-mode derivatives, and gradients of its gradients, which backend "eager" has.
 
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
-    biases = (position_bias, time_bias, query_time, key_time)
-    numbers = (plain_number(alpha), plain_number(divisor))
     packed = (q, k, v, *opened(OP.name, offsets, max_length, q))
-    given = History._make((*packed, narrow(visible), *biases, *numbers, window))
+    keys = (None, key_max_length) if key_offsets is None else opened(OP.name, key_offsets, key_max_length, k)
+    rule = (narrow(visible), narrow(position), narrow(own_begin), narrow(own_end), narrow(prefix))
+    biases = (position_bias, time_bias, query_time, key_time)
+    numbers = (plain_number(alpha), plain_number(divisor), window, dropout)
+    given = History._make((*packed, *keys, *rule, *biases, dropout_seed, *numbers))
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 
 
 def _prepare(given: History) -> History:
     problems = Problems(OP.name)
+    given = given._replace(dropout=problems.number("dropout", given.dropout, least=0, below=1))
     given = given._replace(scale=problems.number("alpha", given.scale, or_tensor=True))
     if given.divisor is not None:
         divisor = problems.number("divisor", given.divisor, above=0, or_tensor=True)

@@ -19,7 +19,7 @@ def forward(given: History, *, launch: Launch | None = None) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype."""
     history = native_arguments(given, aligned=launch is not None or given.q.is_cuda)
     launch = launch or native.op("hstu_attention")
-    out: Tensor = launch(*history, given.scale, given.divisor, given.window or 0)
+    out: Tensor = launch(*history, given.scale, given.divisor, given.window or 0, given.dropout)
     return out
 
 
@@ -40,6 +40,7 @@ def backward(
         given.scale,
         given.divisor,
         given.window or 0,
+        given.dropout,
         *wanted_tables(needs, given),
     )
     return gradients_of(found, needs, given)

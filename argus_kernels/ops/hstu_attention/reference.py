@@ -24,17 +24,17 @@ def forward(given: History) -> Tensor:
     pairs = Pairs(given)
     finite = all_finite(v)
     rows, outs = [], []
-    for tile in tiles(given.offsets, q.shape[1], given.window):
-        query = heads_first(q, tile.query_rows, wide)
-        key = heads_first(k, tile.key_rows, wide)
-        value = heads_first(v, tile.key_rows, wide)
+    for tile in tiles(given):
+        query = heads_first(q, tile.query_rows, wide, q.shape[1])
+        key = heads_first(k, tile.key_rows, wide, q.shape[1])
+        value = heads_first(v, tile.key_rows, wide, q.shape[1])
 
         seen = pairs.seen(tile)
         scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
-        weights = silu(scores).masked_fill(~seen, 0.0) / divisor
+        weights = pairs.dropped(tile, silu(scores.masked_fill(~seen, 0.0)) / divisor)
 
         rows.append(tile.target_queries)
-        outs.append(rows_first(over_seen(weights, value, seen, finite), tile.real_queries))
+        outs.append(rows_first(over_seen(weights, value, seen, finite), tile.real_queries, q.shape[1]))
     out = q.new_zeros(q.shape, dtype=wide)
     return (out.index_copy(0, torch.cat(rows), torch.cat(outs)) if rows else out).to(q.dtype)
 
@@ -51,21 +51,22 @@ def backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     pairs = Pairs(given)
     found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
-    for tile in tiles(given.offsets, q.shape[1], given.window):
-        query = heads_first(q, tile.query_rows, wide) * given.scale
-        key = heads_first(k, tile.key_rows, wide)
-        value = heads_first(v, tile.key_rows, wide)
-        d_out = heads_first(gradients[0], tile.query_rows, wide)
+    for tile in tiles(given):
+        query = heads_first(q, tile.query_rows, wide, q.shape[1]) * given.scale
+        key = heads_first(k, tile.key_rows, wide, q.shape[1])
+        value = heads_first(v, tile.key_rows, wide, q.shape[1])
+        d_out = heads_first(gradients[0], tile.query_rows, wide, q.shape[1])
         # The rows that pad the tile see nothing here, and so have no gradient.
         seen = pairs.seen(tile) & tile.query_is_real()[..., None]
 
         buckets = pairs.buckets(tile)
         scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), buckets)
         sigmoid = torch.sigmoid(scores)
-        found.add_value(tile, (scores * sigmoid).masked_fill(~seen, 0.0) / divisor, d_out, seen)
+        weights = (scores * sigmoid).masked_fill(~seen, 0.0) / divisor
+        found.add_value(tile, pairs.dropped(tile, weights), d_out, seen)
 
         slope = sigmoid * (1 + scores * (1 - sigmoid))
-        d_weights = torch.matmul(d_out, value.transpose(-1, -2)) / divisor
+        d_weights = pairs.dropped(tile, torch.matmul(d_out, value.transpose(-1, -2))) / divisor
         d_scores = (d_weights * slope).masked_fill(~seen, 0.0)
         found.add_scores(tile, buckets, d_scores, query, key * given.scale, seen)
     return found.cast(given)
