@@ -155,13 +155,16 @@ def _key_problems(problems: Problems, q: Tensor, k: Any, v: Any, own: bool) -> N
     problems.require(q.shape[1] > 0, "q has 0 heads, expected at least 1")
     problems.require(q.shape[2] > 0, "q has head width 0, expected at least 1")
     shape = (q.shape[0] if own else None, None, q.shape[2])
+    problems.tensor("v", v, dtype=q.dtype, device=q.device, like="q")
+    dense = isinstance(v, Tensor) and v.layout is torch.strided and not v.is_nested
     if problems.tensor("k", k, shape=shape, dtype=q.dtype, device=q.device, like="q"):
         groups = k.shape[1] > 0 and q.shape[1] % k.shape[1] == 0
         problems.require(
             groups or q.shape[1] == 0,
             lambda: f"k has {k.shape[1]} heads, expected a divisor of q's {q.shape[1]} (grouped queries)",
         )
-        problems.tensor("v", v, shape=k.shape, dtype=q.dtype, device=q.device, like="k")
+        if dense:
+            problems.tensor("v", v, shape=k.shape, like="k")
 
 
 def _seed_problems(problems: Problems, given: History, offsets: Any, device: torch.device) -> None:

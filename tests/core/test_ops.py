@@ -213,29 +213,41 @@ def test_padding_rows(case: Case) -> None:
     """NaN in the rows past the last offset reaches nothing; outputs and gradients there are exactly zero."""
     op, backend, sample, _ = case
     arguments = arguments_for(case)
-    used = int(arguments["offsets"][-1])
-    total = next(value.shape[0] for name, value in arguments.items() if name in ("q", "scores"))
-    if used == total:
+    ends = {name: _end_of(arguments, name) for name, value in arguments.items() if isinstance(value, Tensor)}
+    if all(end is None or end == arguments[name].shape[0] for name, end in ends.items()):
         pytest.skip("this sample has no padding rows")
     garbage = {
-        name: _with_garbage(value, used) if _is_per_row(name, value, total) else value
-        for name, value in arguments.items()
+        name: value if ends.get(name) is None else _with_garbage(value, ends[name]) for name, value in arguments.items()
     }
     clean = run_op(op, sample, arguments, backend)
     dirty = run_op(op, sample, garbage, backend)
     assert_same(clean.results, dirty.results)
+    total, used = _rows(arguments), int(arguments["offsets"][-1])
     for name, value in dirty.results.items():
-        if name == "d_offsets" or value.dim() == 0:
-            continue
-        rows = value[used:] if value.shape[0] == total else value[..., used:] if value.shape[-1] == total else None
-        assert rows is None or not rows.count_nonzero(), name
+        if name.startswith("d_"):
+            end = ends.get(name[2:])
+            assert end is None or not value[end:].count_nonzero(), name
+        elif value.dim():
+            rows = value[used:] if value.shape[0] == total else value[..., used:] if value.shape[-1] == total else None
+            assert rows is None or not rows.count_nonzero(), name
 
 
-def _is_per_row(name: str, value: Any, total: int) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == total and name != "offsets"
+def _rows(arguments: dict[str, Any]) -> int:
+    """How many packed rows a sample has."""
+    found: int = arguments["q" if "q" in arguments else "scores"].shape[0]
+    return found
 
 
-def _with_garbage(value: Tensor, used: int) -> Tensor:
+def _end_of(arguments: dict[str, Any], name: str) -> int | None:
+    """The first row of padding of an argument with a row an event, the number of its rows without; else None."""
+    value: Tensor = arguments[name]
+    of_keys = name in ("k", "v", "key_time") and "key_offsets" in arguments
+    total = arguments["k"].shape[0] if of_keys else _rows(arguments)
+    per_row = value.dim() > 0 and value.shape[0] == total and not name.endswith(("offsets", "_seed", "prefix"))
+    return int(arguments["key_offsets" if of_keys else "offsets"][-1]) if per_row else None
+
+
+def _with_garbage(value: Tensor, used: int | None) -> Tensor:
     value = value.clone()
     value[used:] = float("nan") if value.is_floating_point() else torch.iinfo(value.dtype).max
     return value

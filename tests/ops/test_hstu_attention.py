@@ -160,7 +160,7 @@ def test_values_are_checked_under_the_ops_own_name() -> None:
         hstu_attention(q, q, q, packed_offsets([4]))
     with pytest.raises(ValueError, match="hstu_attention: user 0 has 3 events, expected at most max_length = 2"):
         hstu_attention(q, q, q, packed_offsets([3]), 2)
-    with pytest.raises(ValueError, match=r"hstu_attention: visible\[1\] is 2, expected 0 to 1"):
-        hstu_attention(q, q, q, packed_offsets([3]), visible=torch.tensor([0, 2, 0], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"hstu_attention: visible\[1\] is 4, expected 0 to 3"):
+        hstu_attention(q, q, q, packed_offsets([3]), visible=torch.tensor([0, 4, 0], dtype=torch.int32))
     with pytest.raises(ValueError, match=r"hstu_attention: k has shape .* query_time is not given"):
         hstu_attention(q, q[:2], q, packed_offsets([3]), time_bias=torch.zeros(1, 4), key_time=torch.zeros(3).long())
