@@ -141,6 +141,7 @@ class ModelConfig(JsonConfig):
     heads: attention heads, a divisor of width; width / heads is the head width.
     feed_forward: hidden width of the feed-forward network, in widths.
     max_events: longest history in events. dropout: after embedding, attention and feed-forward.
+    attention_dropout: of the attention weights.
     item_width: width of the item table. feature_width: width of every other table.
     vector_width: width of the user, query and item vectors whose dot products are the scores.
     item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
@@ -162,6 +163,7 @@ class ModelConfig(JsonConfig):
     feed_forward: Annotated[int, Between(1, 64)] = 4
     max_events: Annotated[int, Between(1, 2**31 - 1)] = 8192
     dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
+    attention_dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
     item_width: Width = 64
     feature_width: Width = 16
     vector_width: Width = 64

@@ -72,7 +72,8 @@ class ModelPredictor:
     def of_batch(self, batch: JaggedBatch, items: Tensor, scale: float, *, ranked: bool = True) -> BatchPredictions:
         """Predictions for the target events of a batch; items: [V, D] of the catalogue. ranked: with ranking scores."""
         target = batch.is_target
-        states = self.model.encode(batch)
+        lags = [None, self._lag] if ranked else [None]
+        states = self.model.encode(batch, read=self.model.read_by_targets(batch, lags))
         readings = self.model.read(batch, states)
         queries = self.model.queries(readings)[target]
         ranking = rank_catalogue(queries, items, batch.items[target], scale)
@@ -94,7 +95,7 @@ class ModelPredictor:
             batch = append_next_event(builder.build(windows.take(slice(start, start + users))))
             asked = torch.where(batch.is_target, batch.time.clamp(min=requests.time), batch.time)
             batch = replace(batch, time=asked).to(self._device)
-            yield self.model.next_item_queries(batch)[batch.is_target] @ items.T
+            yield self.model.target_queries(batch) @ items.T
 
     def batches(self, rows: np.ndarray) -> Iterator[JaggedBatch]:
         """Batches whose targets are the events `rows`, on the model's device."""

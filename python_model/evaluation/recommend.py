@@ -132,12 +132,12 @@ def append_next_event(batch: JaggedBatch, delay: int = 0) -> JaggedBatch:
 def _queries(model: Recommender, batch: JaggedBatch, score: str) -> Tensor:
     """[n, D]: vectors whose dot products with the item matrix order the catalogue."""
     if score == "next_item":
-        vectors = model.next_item_queries(batch)
+        vectors = model.target_queries(batch)
     elif isinstance(model, Argus):
-        vectors = model.user_vectors(batch)
+        vectors = model.user_vectors(batch)[batch.is_target]
     else:
         raise ValueError(f"score: 'pair' is of ARGUS' two towers, and {model.config.model!r} has none")
-    return vectors[batch.is_target].float()
+    return vectors.float()
 
 
 def _best(dataset: Dataset, users: np.ndarray, scores: Tensor, k: int, exclude_seen: bool) -> list[UserRecommendations]:

@@ -11,7 +11,9 @@ no reading contains its own target.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,9 @@ from argus_kernels.attention.relative_bias import time_buckets
 from argus_kernels.core.varlen import local_positions
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
+from python_model.model import candidates
 from python_model.model.base import Readings, Recommender
+from python_model.model.candidates import Candidates, StoredHistories
 from python_model.model.hstu import HstuEncoder
 from python_model.model.layers import (
     Encoder,
@@ -34,6 +38,7 @@ from python_model.model.layers import (
     TripleEmbedding,
     events_before,
     next_times,
+    rows_read,
     states_after,
 )  # fmt: skip
 from python_model.training.row_sharding import RowSharding
@@ -87,12 +92,15 @@ class Argus(Recommender):
         features = FeatureSpec.of(dataset.info)
         return cls(config, features, item_columns_of(config, dataset), sharding)
 
-    def encode(self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False) -> Tensor:
+    def encode(
+        self, batch: JaggedBatch, *, lag: int | None = None, lag_items: bool = False, read: Tensor | None = None
+    ) -> Tensor:
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
         lag: the states are for readings with a lag. Full form: a context token sees only events at least `lag` seconds
         older than itself; item and feedback tokens stay causal, so that the visible states equal those that a server
         would have stored. lag_items applies the lag to item tokens too, for a feedback score of a candidate.
+        read: bool [T], or [3T] in the full form, the states that will be read; the others may be 0. None: all.
         Simplified form: with a lag, HSTU's time bias counts from the time of the event itself, as a server does not
         know the next event yet; without a lag, from the time of the next event, which is part of its known context.
         """
@@ -101,26 +109,30 @@ class Argus(Recommender):
                 f"a history of {batch.max_length} events, expected at most max_events = {self.config.max_events}"
             )
         if self.config.form == "simplified":
-            ids = torch.cat([self._context_ids(batch, None), self._item_ids(batch.items), self.feedback_ids(batch)])
+            ids = torch.cat([self._context_ids(batch, None), self.item_ids(batch.items), self.feedback_ids(batch)])
             known_next = self.config.encoder == "hstu" and lag is None
             query_times = next_times(batch.time, batch.offsets) if known_next else None
             offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
-            layout = Layout(offsets, batch.time, batch.max_length, query_times=query_times)
+            rows = rows_read(read, batch.offsets)
+            layout = Layout(offsets, batch.time, batch.max_length, query_times=query_times, rows=rows)
             return self.encoder(self.event_embedding(self.tables, ids), layout)
+        layout, tokens = self.full_tokens(batch, lag)
+        assert isinstance(layout.offsets, Offsets)
+        visible = None if lag is None else self._token_visibility(batch, lag, lag_items)
+        return self.encoder(tokens, replace(layout, visible=visible, rows=rows_read(read, layout.offsets.tensor)))
+
+    def full_tokens(self, batch: JaggedBatch, lag: int | None = None) -> tuple[Layout, Tensor]:
+        """The tokens [3T, d] of the full form, context, item and feedback of every event, and their causal layout."""
         tokens = torch.stack(
             [
                 self.context_embedding(self.tables, self._context_ids(batch, lag)),
-                self.item_embedding(self.tables, self._item_ids(batch.items)),
+                self.item_embedding(self.tables, self.item_ids(batch.items)),
                 self.feedback_embedding(self.tables, self.feedback_ids(batch)),
             ],
             dim=1,
         ).flatten(0, 1)
         offsets = Offsets(batch.offsets * 3, rows=3 * len(batch), max_length=3 * batch.max_length)
-        layout = Layout(
-            offsets, batch.time.repeat_interleave(3), 3 * batch.max_length,
-            None if lag is None else self._token_visibility(batch, lag, lag_items),
-        )  # fmt: skip
-        return self.encoder(tokens, layout)
+        return Layout(offsets, batch.time.repeat_interleave(3), 3 * batch.max_length), tokens
 
     def _token_visibility(self, batch: JaggedBatch, lag: int, lag_items: bool) -> Tensor:
         """int32 [3T]: a context token sees the tokens of events that are old enough, the others all tokens before."""
@@ -128,6 +140,13 @@ class Argus(Recommender):
         seen = events_before(batch.time, batch.offsets, lag)
         item = 3 * seen if lag_items else 3 * local + 1
         return torch.stack([3 * seen, item, 3 * local + 2], dim=1).flatten().int()
+
+    def read_by_targets(self, batch: JaggedBatch, lags: Sequence[int | None]) -> Tensor:
+        """See `Recommender`; in the full form the context and the item token of every target."""
+        if self.config.form == "simplified":
+            return super().read_by_targets(batch, lags)
+        target = batch.is_target
+        return torch.stack([target, target, torch.zeros_like(target)], 1).flatten()
 
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
         """Inputs of the heads from `encode(batch)`: states before each event; in simplified form at least `lag` old.
@@ -139,7 +158,7 @@ class Argus(Recommender):
             return Readings(context, item)
         before = states_after(states, self.start, batch.offsets, events_before(batch.time, batch.offsets, lag))
         context = self.context_embedding(self.tables, self._context_ids(batch, lag))
-        item = self.item_embedding(self.tables, self._item_ids(batch.items))
+        item = self.item_embedding(self.tables, self.item_ids(batch.items))
         return Readings(torch.cat([before, context], -1), torch.cat([before, context, item], -1))
 
     def read_lagged(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Readings:
@@ -170,7 +189,7 @@ class Argus(Recommender):
 
     def item_vectors(self, items: Tensor) -> Tensor:
         """Unit vectors of the items [n] int64: float32 [n, D]."""
-        return normalize(self.item_tower(self.tables, self._item_ids(items)).float(), dim=-1)
+        return normalize(self.item_tower(self.tables, self.item_ids(items)).float(), dim=-1)
 
     @property
     def temperature(self) -> Tensor:
@@ -179,7 +198,7 @@ class Argus(Recommender):
 
     def user_vectors(self, batch: JaggedBatch, states: Tensor | None = None, lag: int | None = None) -> Tensor:
         """User vector of every event for ranking: float32 [T, D]; its dot product with an item vector is the score."""
-        return self.user_head(self.read_user(batch, states, lag)).float()
+        return self.vectors_for(self.read_user(batch, states, lag), "pair")
 
     def ranking_scores(
         self, batch: JaggedBatch, kind: str | None = None, states: Tensor | None = None, lag: int | None = None
@@ -191,15 +210,39 @@ class Argus(Recommender):
         states: `encode(batch)`, where already computed. lag: every kind reads states at least this many seconds old;
         None takes the model's own. Pairs are only comparable where it exceeds the pair window (docs/model.md).
         """
+        kind = self._ranking_kind(kind)
+        if kind == "feedback":
+            return self.expected_feedback(self.read_lagged(batch, states, lag).feedback)
+        return (self.vectors_for(self.read_user(batch, states, lag), kind) * self.item_vectors(batch.items)).sum(-1)
+
+    def vectors_for(self, readings: Tensor, kind: str) -> Tensor:
+        """Vectors [n, D] of readings of the user tower whose products with item vectors are the scores "pair" or
+        "next_item".
+        """
+        if kind == "pair":
+            return self.user_head(readings).float()
+        return self.temperature * normalize(self.query_head(readings).float(), dim=-1)
+
+    def store_histories(self, batch: JaggedBatch) -> StoredHistories:
+        """Encodes the histories of a batch once, for any number of `score_candidates`.
+
+        ValueError for an HSTU encoder in the simplified form, whose states depend on the time of the next event.
+        """
+        return candidates.store(self, batch)
+
+    def score_candidates(self, histories: StoredHistories, requests: Candidates, kind: str | None = None) -> Tensor:
+        """Scores [N] of every user's candidates in one pass over them; kind: as of `ranking_scores`.
+
+        The score of a candidate is that of the model over the history with this one event appended, whatever the other
+        candidates and their order. Everything in a history is visible.
+        """
+        return candidates.score(self, histories, requests, self._ranking_kind(kind))
+
+    def _ranking_kind(self, kind: str | None) -> str:
         kind = kind or ("pair" if self.stage == "finetune" else "next_item")
         if kind not in RANKING_KINDS:
             raise ValueError(f"kind is {kind!r}, expected one of {', '.join(RANKING_KINDS)}")
-        if kind == "pair":
-            return (self.user_vectors(batch, states, lag) * self.item_vectors(batch.items)).sum(-1)
-        if kind == "feedback":
-            return self._expected_feedback(self.feedback_logits_of(self.read_lagged(batch, states, lag)))
-        queries = normalize(self.query_head(self.read_user(batch, states, lag)).float(), dim=-1)
-        return self.temperature * (queries * self.item_vectors(batch.items)).sum(-1)
+        return kind
 
     def rows_at_hand(self, batch: JaggedBatch, items: Tensor) -> AbstractContextManager[None]:
         """On several ranks, holds during the block the rows of sharded tables that a batch and these items [n] need.
@@ -209,7 +252,7 @@ class Argus(Recommender):
         if self.exchange is None or not self.tables.spans:
             return nullcontext()
         wanted: dict[str, list[Tensor]] = {name: [] for name in self.tables.spans}
-        for name, ids in zip(self.item_tower.column_names, self._item_ids(items), strict=True):
+        for name, ids in zip(self.item_tower.column_names, self.item_ids(items), strict=True):
             if name in wanted:
                 wanted[name].append(ids)
         for name, ids in zip(self.features.context, batch.context, strict=True):
@@ -220,7 +263,7 @@ class Argus(Recommender):
             {name: self.exchange.read(weights[name], rows[name], torch.cat(ids)) for name, ids in wanted.items()}
         )
 
-    def _item_ids(self, items: Tensor) -> Tensor:
+    def item_ids(self, items: Tensor) -> Tensor:
         """Rows of the item tables [C, n] int64; −1 everywhere for item −1 (unknown)."""
         ids = self.item_columns[:, items.clamp(min=0)].long()
         return torch.where(items >= 0, ids, -1)

@@ -8,6 +8,7 @@ vectors whose products with item vectors order the catalogue, and the feedback h
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from argus_kernels.core.varlen import user_of_row
 from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
-from python_model.model.layers import Encoder, Tables
+from python_model.model.layers import Encoder, Tables, events_before
 from python_model.training.row_sharding import RowExchange
 
 
@@ -66,8 +68,21 @@ class Recommender(nn.Module):
         self.feedback_bias = nn.Parameter(torch.zeros(logits))
 
     @abstractmethod
-    def encode(self, batch: JaggedBatch, *, lag: int | None = None) -> Tensor:
-        """States of the encoder; lag: for readings at least `lag` seconds old."""
+    def encode(self, batch: JaggedBatch, *, lag: int | None = None, read: Tensor | None = None) -> Tensor:
+        """States of the encoder; lag: for readings at least `lag` seconds old.
+
+        read: bool, which states will be read; the last layer may leave the others out, as 0. None: all of them.
+        """
+
+    def read_by_targets(self, batch: JaggedBatch, lags: Sequence[int | None]) -> Tensor:
+        """Which states the readings of the target events need that are taken with these lags: bool, for `encode`."""
+        found = torch.zeros(len(batch) + 1, dtype=torch.bool, device=batch.items.device)
+        start = batch.offsets.long()[user_of_row(batch.offsets, len(batch)).clamp(max=batch.offsets.shape[0] - 1)]
+        for lag in lags:
+            seen = events_before(batch.time, batch.offsets, lag)
+            # Place 0 stands for the start state, which no token has.
+            found[torch.where(batch.is_target & (seen > 0), start + seen, 0)] = True
+        return found[1:]
 
     @abstractmethod
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
@@ -113,7 +128,10 @@ class Recommender(nn.Module):
 
     def feedback_logits_of(self, readings: Readings) -> Tensor:
         """Logits of every feedback component [T, C] from the heads' inputs."""
-        hidden = self.feedback_features(readings)
+        return self._feedback_logits(readings.feedback)
+
+    def _feedback_logits(self, reading: Tensor) -> Tensor:
+        hidden = gelu(self.feedback_hidden(reading))
         return (hidden @ self.feedback_weight.to(hidden.dtype)).float() + self.feedback_bias
 
     def feedback_logits(self, batch: JaggedBatch) -> Tensor:
@@ -127,6 +145,11 @@ class Recommender(nn.Module):
     def next_item_queries(self, batch: JaggedBatch) -> Tensor:
         """Query vectors for the item of every event: [T, D]."""
         return self.queries(self.read(batch, self.encode(batch)))
+
+    def target_queries(self, batch: JaggedBatch) -> Tensor:
+        """Query vectors for the items of the target events alone: [n, D]."""
+        states = self.encode(batch, read=self.read_by_targets(batch, [None]))
+        return self.queries(self.read(batch, states))[batch.is_target]
 
     def next_item_scores(self, queries: Tensor, items: Tensor) -> Tensor:
         """Logits [n, V] of item vectors [V, D] for queries [n, D]; their softmax is p(item | past, context)."""
@@ -149,7 +172,7 @@ class Recommender(nn.Module):
             )
         readings = self.read_lagged(batch, states, lag)
         if kind == "feedback":
-            return self._expected_feedback(self.feedback_logits_of(readings))
+            return self.expected_feedback(readings.feedback)
         return self.temperature * (self.queries(readings) * self.item_vectors(batch.items)).sum(-1)
 
     def item_matrix(self, chunk: int = 1 << 16) -> Tensor:
@@ -169,7 +192,9 @@ class Recommender(nn.Module):
             for (name, component), part in zip(self.features.feedback.items(), parts, strict=True)
         }
 
-    def _expected_feedback(self, logits: Tensor) -> Tensor:
+    def expected_feedback(self, reading: Tensor) -> Tensor:
+        """The score "feedback" [n] from inputs of the feedback head [n, ·]."""
+        logits = self._feedback_logits(reading)
         total = logits.new_zeros(logits.shape[0])
         for name, p in self._probabilities(logits).items():
             level = p if p.dim() == 1 else p @ torch.linspace(0, 1, p.shape[1], device=p.device)

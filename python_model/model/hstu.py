@@ -13,7 +13,7 @@ t + 1, whose time is part of its context. For states read with a lag it would be
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, silu
+from torch.nn.functional import layer_norm, linear, silu
 
 from argus_kernels import hstu_attention
 from python_model.config import ModelConfig
@@ -35,22 +35,37 @@ class HstuBlock(nn.Module):
         self.gate_value_query_key = nn.Linear(width, 4 * width, bias=False)
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = config.attention_dropout
         nn.init.normal_(self.gate_value_query_key.weight, std=width**-0.5)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, layout: Layout, position_weight: Tensor, time_weight: Tensor) -> Tensor:
-        """One layer on x [T, d] → [T, d]; position_weight [1, P], time_weight [1, N]."""
-        normed = layer_norm(x, x.shape[-1:], eps=EPS)
-        gate, *projected = silu(self.gate_value_query_key(normed)).chunk(4, dim=-1)
-        v, q, k = (part.reshape(-1, self.heads, self.head_width) for part in projected)
+        """One layer on x [T, d] → [T, d], or [R, d] of `layout.rows`; position_weight [1, P], time_weight [1, N]."""
+        gate, q, *own = self.projected(x, layout)
+        k, v = layout.keys_and_values(*own)
         attended = hstu_attention(
-            q, k, v, layout.offsets, layout.max_length, divisor=self.longest, visible=layout.visible,
-            position_bias=position_weight.expand(self.heads, -1), time_bias=time_weight.expand(self.heads, -1),
-            query_time=layout.times if layout.query_times is None else layout.query_times, key_time=layout.times,
+            q, k, v, divisor=self.longest, position_bias=position_weight.expand(self.heads, -1),
+            time_bias=time_weight.expand(self.heads, -1),
+            dropout=0.0 if layout.dropout_seed is None else self.attention_dropout, **layout.attention(),
         )  # fmt: skip
-        gated = gate * layer_norm(attended.reshape(x.shape), x.shape[-1:], eps=EPS)
+        gated = gate * layer_norm(attended.reshape(gate.shape), gate.shape[-1:], eps=EPS)
+        if layout.rows is not None:
+            x = x.index_select(0, layout.rows.index)
         return x + self.output(self.dropout(gated))
+
+    def projected(self, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """The gate [T or R, d], queries [T or R, H, Dh], keys and values [T, H, Dh]."""
+        normed = layer_norm(x, x.shape[-1:], eps=EPS)
+        if layout.rows is None:
+            gate, v, q, k = silu(self.gate_value_query_key(normed)).chunk(4, dim=-1)
+        else:
+            weights = self.gate_value_query_key.weight.chunk(4)
+            own = normed.index_select(0, layout.rows.index)
+            gate, v, q, k = (
+                silu(linear(rows, weight)) for rows, weight in zip((own, normed, own, normed), weights, strict=True)
+            )
+        return gate, *(part.reshape(-1, self.heads, self.head_width) for part in (q, k, v))
 
 
 class HstuEncoder(Encoder):

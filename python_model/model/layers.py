@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,6 +116,42 @@ class TripleEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Some tokens of a batch, rising: the only ones whose states are read, so the only ones the last layer computes.
+
+    index int64 [R]: packed rows; offsets int32 [B + 1] among the R; place int32 [R]: of a token within its user.
+    """
+
+    index: Tensor
+    offsets: Tensor
+    place: Tensor
+
+
+SHARE_OF_ROWS = 0.75
+"""From this share of the tokens on, the last layer computes all: two products of part of the rows, and the copies of
+the rows, cost what is saved (3m, one core)."""
+
+
+def rows_read(read: Tensor | None, offsets: Tensor) -> Rows | None:
+    """The tokens where `read` (bool [T]) holds; None where they are nearly all. On a GPU this waits for it."""
+    if read is None:
+        return None
+    index = read.nonzero()[:, 0]
+    if len(index) > SHARE_OF_ROWS * len(read):
+        return None
+    user = user_of_row(offsets, len(read))[index]
+    users = offsets.shape[0] - 1
+    real = user < users
+    index, user = index[real], user[real]
+    counts = torch.bincount(user, minlength=users)[:users]
+    return Rows(
+        index,
+        torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int(),
+        (index - offsets.long()[user]).int(),
+    )
+
+
+@dataclass(frozen=True)
 class Layout:
     """The layout of packed tokens: users, times, and how much of its user's past each token may see.
 
@@ -122,6 +159,8 @@ class Layout:
     user at most; visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all
     before it).
     query_times int64 [T] or None: the time from which the time bias of each token counts (HSTU); None: its own time.
+    rows: the tokens whose states are read, None for all. dropout_seed int64 [B]: of a layer's attention dropout, None
+    without. history: the keys of a layer that the tokens see besides their own, None for none.
     """
 
     offsets: Tensor | Offsets
@@ -129,6 +168,69 @@ class Layout:
     max_length: int
     visible: Tensor | None = None
     query_times: Tensor | None = None
+    rows: Rows | None = None
+    dropout_seed: Tensor | None = None
+    history: History | None = None
+    kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def keys_and_values(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values that a layer attends to, from those of its own tokens."""
+        if self.kept is not None:
+            self.kept.append((k, v))
+        return (k, v) if self.history is None else self.history.with_own(k, v)
+
+    def attention(self) -> dict[str, Any]:
+        """The arguments that an attention op takes of all this, besides q, k, v, biases and numbers."""
+        query_times = self.times if self.query_times is None else self.query_times
+        if self.history is not None:
+            return {**self.history.attention(self), "query_time": query_times}
+        found: dict[str, Any] = {"offsets": self.offsets, "max_length": self.max_length, "visible": self.visible}
+        if self.rows is not None:
+            place, index = self.rows.place, self.rows.index
+            found |= {
+                "offsets": self.rows.offsets, "key_offsets": self.offsets, "key_max_length": self.max_length,
+                "position": place, "own_begin": place, "own_end": place + 1,
+                "visible": place if self.visible is None else self.visible[index],
+            }  # fmt: skip
+            query_times = query_times[index]
+        return found | {"query_time": query_times, "key_time": self.times, "dropout_seed": self.dropout_seed}
+
+
+@dataclass(frozen=True)
+class History:
+    """Tokens that were encoded before, as the keys of tokens that follow them: candidates, or a request's context.
+
+    place int64 [Tk]: where each key lies among `stored` [S, …] followed by the new tokens' own [T, …], so that a
+    user's stored tokens come first. offsets int32 [B + 1] of the Tk keys, longest: keys of a user at most; times int64
+    [Tk]; visible and position int32 [T]: the mask rule of the new tokens, whose own keys are themselves.
+    keys, values: of every layer, [S, H, Dh].
+    """
+
+    place: Tensor
+    offsets: Tensor
+    longest: int
+    times: Tensor
+    visible: Tensor
+    position: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    layer: int = 0
+
+    def with_own(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The keys and values [Tk, H, Dh] of the layer: the stored ones and those of the new tokens."""
+        stored = self.keys[self.layer], self.values[self.layer]
+        return tuple(  # type: ignore[return-value]
+            torch.cat([before.to(own.dtype), own]).index_select(0, self.place)
+            for before, own in zip(stored, (k, v), strict=True)
+        )
+
+    def attention(self, layout: Layout) -> dict[str, Any]:
+        """See `Layout.attention`."""
+        return {
+            "offsets": layout.offsets, "max_length": layout.max_length, "key_offsets": self.offsets,
+            "key_max_length": self.longest, "visible": self.visible, "position": self.position,
+            "key_time": self.times,
+        }  # fmt: skip
 
 
 class Block(nn.Module):
@@ -145,21 +247,37 @@ class Block(nn.Module):
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = config.attention_dropout
         for residual in (self.output, self.down):
             nn.init.normal_(residual.weight, std=(2 * config.layers * residual.in_features) ** -0.5)
             nn.init.zeros_(residual.bias)
 
     def forward(self, x: Tensor, layout: Layout, position_bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
-        """One layer on x [T, d] → [T, d]; position_bias [H, P], time_bias [H, N], or none."""
-        projected = self.query_key_value(self.attention_norm(x)).view(-1, 3, self.heads, self.head_width)
-        q, k, v = projected.unbind(1)
+        """One layer on x [T, d] → [T, d], or [R, d] of `layout.rows`.
+
+        position_bias [H, P], time_bias [H, N], or none.
+        """
+        q, *own = self.projected(x, layout)
+        k, v = layout.keys_and_values(*own)
         attended = causal_attention(
-            q, k, v, layout.offsets, layout.max_length, visible=layout.visible,
-            position_bias=position_bias, time_bias=time_bias, query_time=layout.times, key_time=layout.times,
+            q, k, v, position_bias=position_bias, time_bias=time_bias,
+            dropout=0.0 if layout.dropout_seed is None else self.attention_dropout, **layout.attention(),
         )  # fmt: skip
+        if layout.rows is not None:
+            x = x.index_select(0, layout.rows.index)
         x = x + self.dropout(self.output(attended.reshape(x.shape)))
         hidden = nn.functional.gelu(self.up(self.feed_norm(x)))
         return x + self.dropout(self.down(hidden))
+
+    def projected(self, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """Queries [T or R, H, Dh], keys and values [T, H, Dh]."""
+        normed = self.attention_norm(x)
+        if layout.rows is None:
+            return self.query_key_value(normed).view(-1, 3, self.heads, self.head_width).unbind(1)
+        weight, bias, width = self.query_key_value.weight, self.query_key_value.bias, x.shape[1]
+        q = nn.functional.linear(normed.index_select(0, layout.rows.index), weight[:width], bias[:width])
+        both = nn.functional.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.heads, self.head_width)
+        return q.view(-1, self.heads, self.head_width), *both.unbind(1)
 
 
 class Encoder(nn.Module):
@@ -182,6 +300,7 @@ class Encoder(nn.Module):
         self.time_bias = nn.Parameter(time_bias, requires_grad=config.time_bias)
         self.norm = nn.LayerNorm(config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.attention_dropout = config.attention_dropout
 
     def layer(self, block: nn.Module, x: Tensor, *inputs: Layout | Tensor | None) -> Tensor:
         """Run one block; under `recompute` it keeps only its inputs and recomputes the rest in the backward pass."""
@@ -189,12 +308,34 @@ class Encoder(nn.Module):
             return checkpoint(block, x, *inputs, use_reentrant=False)
         return block(x, *inputs)
 
+    def layouts(self, layout: Layout) -> list[Layout]:
+        """The layout of every layer: all tokens but in the last, their own seeds of dropout, their own stored keys."""
+        layers = len(self.blocks)
+        found = [replace(layout, rows=None)] * (layers - 1) + [layout]
+        if self.training and self.attention_dropout > 0:
+            users = layout.offsets.users if isinstance(layout.offsets, Offsets) else layout.offsets.shape[0] - 1
+            seeds = torch.randint(2**62, (layers, users), device=layout.times.device)
+            found = [replace(one, dropout_seed=seed) for one, seed in zip(found, seeds, strict=True)]
+        if layout.history is not None:
+            found = [replace(one, history=replace(layout.history, layer=n)) for n, one in enumerate(found)]
+        return found
+
+    def biases(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """The two tables of every layer, or None."""
+        return iter(zip(self.position_bias, self.time_bias, strict=True))
+
     def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [T, d] of tokens [T, d]; a state depends on its own token and the visible tokens before it."""
+        """States [T, d] of tokens [T, d]; a state depends on its own token and the visible tokens before it.
+
+        States that are not of `layout.rows` are 0.
+        """
         x = self.dropout(tokens)
-        for block, position_bias, time_bias in zip(self.blocks, self.position_bias, self.time_bias, strict=True):
-            x = self.layer(block, x, layout, position_bias, time_bias)
-        return self.norm(x)
+        for block, one, biases in zip(self.blocks, self.layouts(layout), self.biases(), strict=True):
+            x = self.layer(block, x, one, *biases)
+        x = self.norm(x)
+        if layout.rows is None:
+            return x
+        return x.new_zeros(len(tokens), x.shape[1]).index_copy(0, layout.rows.index, x)
 
 
 class Head(nn.Module):

@@ -104,7 +104,8 @@ class PretrainLoss:
 
         share: None where the batch is the whole step.
         """
-        states = self.model.encode(batch) if states is None else states
+        if states is None:
+            states = self.model.encode(batch, read=self.model.read_by_targets(batch, [None]))
         readings = self.model.read(batch, states)
         weight = batch.is_target.float()
         next_item = self._next_item(batch, step, readings, weight * self._is_next_item(batch), share)
@@ -219,7 +220,10 @@ class FinetuneLoss:
         share: None where the batch is the whole step.
         """
         regularised = self.config.pretrain_weight > 0
-        states = self.model.encode(batch) if regularised or self.model.shares_states else None
+        states = None
+        if regularised or self.model.shares_states:
+            lags = [self.model.config.lag] * self.model.shares_states + [None] * regularised
+            states = self.model.encode(batch, read=self.model.read_by_targets(batch, lags))
         scores = self.model.ranking_scores(batch, "pair", states)
         rows, offsets = rated_rows(batch)
         summed, pairs, concordant = pairwise_loss(

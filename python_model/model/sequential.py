@@ -13,6 +13,8 @@ feedback head as published. For a comparison of feedback metrics, both get ARGUS
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -23,7 +25,7 @@ from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.base import Readings, Recommender
 from python_model.model.hstu import HstuEncoder
-from python_model.model.layers import Encoder, Layout, Tables, events_before, next_times, states_after
+from python_model.model.layers import Encoder, Layout, Tables, events_before, next_times, rows_read, states_after
 
 HSTU_TEMPERATURE = 0.05
 
@@ -35,12 +37,9 @@ class PlainEncoder(Encoder):
         super().__init__(config)
         self.position_bias = self.time_bias = None  # type: ignore[assignment]
 
-    def forward(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """States [T, d] of tokens [T, d]."""
-        x = self.dropout(tokens)
-        for block in self.blocks:
-            x = self.layer(block, x, layout, None, None)
-        return self.norm(x)
+    def biases(self) -> Iterator[tuple[None, None]]:
+        """None in every layer."""
+        return iter([(None, None)] * len(self.blocks))
 
 
 class SequenceModel(Recommender):
@@ -55,7 +54,7 @@ class SequenceModel(Recommender):
         self.start = nn.Parameter(torch.randn(width) * width**-0.5)
         self._make_feedback_head(2 * width)
 
-    def encode(self, batch: JaggedBatch, *, lag: int | None = None) -> Tensor:
+    def encode(self, batch: JaggedBatch, *, lag: int | None = None, read: Tensor | None = None) -> Tensor:
         """States [T, d]; with a lag HSTU's time bias counts from each event itself, as in `Argus.encode`."""
         if batch.max_length > self.config.max_events:
             raise ValueError(
@@ -65,7 +64,8 @@ class SequenceModel(Recommender):
         tokens = self._items(batch.items) * self.config.width**0.5 + self.positions[place]
         query_times = next_times(batch.time, batch.offsets) if self.config.model == "hstu" and lag is None else None
         offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
-        return self.encoder(tokens, Layout(offsets, batch.time, batch.max_length, query_times=query_times))
+        rows = rows_read(read, batch.offsets)
+        return self.encoder(tokens, Layout(offsets, batch.time, batch.max_length, None, query_times, rows))
 
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
         """The state before each event, for the feedback with the event's item."""

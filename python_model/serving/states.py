@@ -91,7 +91,7 @@ def write_states(
         place = start
         for batch in evaluation_batches(dataset, targets, max(token_budget, window), window):
             batch = batch.to(model.device)
-            found = model.encode(batch, lag=lag)[batch.is_target].float().cpu().numpy()
+            found = model.encode(batch, lag=lag, read=batch.is_target)[batch.is_target].float().cpu().numpy()
             states.write(place, found)
             place += len(found)
             progress(place, len(rows))

@@ -176,7 +176,7 @@ def test_the_cost_of_both_ways(model: Argus) -> None:
 def test_event_by_event_gives_the_states_of_one_pass(model: Argus, kind: str) -> None:
     batch = batch_of(20)
     with torch.inference_mode():
-        ids = torch.cat([model._context_ids(batch, None), model._item_ids(batch.items), batch.feedback.T])
+        ids = torch.cat([model._context_ids(batch, None), model.item_ids(batch.items), batch.feedback.T])
         tokens = model.event_embedding(model.tables, ids)
         expected = model.eval().encode(batch)
     paged, cached = decoding.PagedDecoder.allocate(model, 1, 64), decoding.StockDecoder.allocate(model, 64)
