@@ -31,6 +31,7 @@ class _BiasedAttention(nn.Module):
         time_buckets: int | None,
         window: int | None,
         shared_biases: bool,
+        dropout: float,
         std: float,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
@@ -42,6 +43,7 @@ class _BiasedAttention(nn.Module):
             if count is not None:
                 problems.integer(name, count, least=1, or_none=True)
         self.shared_biases = problems.flag("shared_biases", shared_biases)
+        self.dropout: float = problems.number("dropout", dropout, least=0, below=1)
         problems.raise_if_any()
         self.window, self._std = window, std
         rows = 1 if shared_biases else heads
@@ -59,7 +61,12 @@ class _BiasedAttention(nn.Module):
                 nn.init.normal_(table, std=self._std)
 
     def _shared(
-        self, q: Tensor, visible: Tensor | None, times: Tensor | None, query_times: Tensor | None
+        self,
+        q: Tensor,
+        offsets: Tensor | Offsets | None,
+        times: Tensor | None,
+        query_times: Tensor | None,
+        dropout_seed: Tensor | None,
     ) -> dict[str, Any]:
         """The arguments that both ops take; ValueError where the heads or the times do not fit the module."""
         problems = Problems(type(self).__name__)
@@ -70,13 +77,15 @@ class _BiasedAttention(nn.Module):
         if self.time_bias is not None:
             problems.require(times is not None, "times is not given, expected int64 seconds with time_buckets")
         problems.raise_if_any()
+        drops = self.training and self.dropout > 0
         return {
-            "visible": visible,
             "position_bias": self._of_heads(self.position_bias),
             "time_bias": self._of_heads(self.time_bias),
             "query_time": times if query_times is None else query_times,
             "key_time": times,
             "window": self.window,
+            "dropout": self.dropout if drops else 0.0,
+            "dropout_seed": _seeds(q, offsets) if drops and dropout_seed is None else dropout_seed,
         }
 
     def _of_heads(self, table: nn.Parameter | None) -> Tensor | None:
@@ -86,8 +95,19 @@ class _BiasedAttention(nn.Module):
         buckets = [None if table is None else table.shape[1] for table in (self.position_bias, self.time_bias)]
         return (
             f"heads={self.heads}, position_buckets={buckets[0]}, time_buckets={buckets[1]}, window={self.window}, "
-            f"shared_biases={self.shared_biases}"
+            f"shared_biases={self.shared_biases}, dropout={self.dropout}"
         )
+
+
+def _seeds(q: Tensor, offsets: Tensor | Offsets | None) -> Tensor | None:
+    """A new seed of every user from torch's generator; None where the op will refuse the offsets."""
+    if isinstance(offsets, Offsets):
+        return torch.randint(2**62, (offsets.users,), device=offsets.device)
+    nested: Any = q
+    bounds: Any = nested.offsets() if offsets is None and isinstance(q, Tensor) and q.is_nested else offsets
+    if not isinstance(bounds, Tensor) or bounds.dim() != 1 or not len(bounds):
+        return None
+    return torch.randint(2**62, (len(bounds) - 1,), device=bounds.device)
 
 
 class CausalAttention(_BiasedAttention):
@@ -102,6 +122,7 @@ class CausalAttention(_BiasedAttention):
         window: how many events back a query looks, itself included; None for all.
         scale: factor of q · k; None for 1/√Dh.
         shared_biases: one table for all heads, [1, P] and [1, N].
+        dropout: share of the attention weights that training drops, at least 0 and below 1.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -126,26 +147,27 @@ class CausalAttention(_BiasedAttention):
         window: int | None = None,
         scale: float | None = None,
         shared_biases: bool = False,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(heads, position_buckets, time_buckets, window, shared_biases, 0.0, device, dtype)
+        super().__init__(heads, position_buckets, time_buckets, window, shared_biases, dropout, 0.0, device, dtype)
         self.scale = scale
 
     @overload
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor,
         offsets: Tensor | Offsets | None = None, max_length: int | None = None, *,
-        visible: Tensor | None = None, times: Tensor | None = None, query_times: Tensor | None = None,
-        return_log_sum_exp: Literal[False] = False,
+        times: Tensor | None = None, query_times: Tensor | None = None, dropout_seed: Tensor | None = None,
+        return_log_sum_exp: Literal[False] = False, **rule: Any,
     ) -> Tensor: ...  # fmt: skip
 
     @overload
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor,
         offsets: Tensor | Offsets | None = None, max_length: int | None = None, *,
-        visible: Tensor | None = None, times: Tensor | None = None, query_times: Tensor | None = None,
-        return_log_sum_exp: Literal[True],
+        times: Tensor | None = None, query_times: Tensor | None = None, dropout_seed: Tensor | None = None,
+        return_log_sum_exp: Literal[True], **rule: Any,
     ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
     def forward(
@@ -156,18 +178,22 @@ class CausalAttention(_BiasedAttention):
         offsets: Tensor | Offsets | None = None,
         max_length: int | None = None,
         *,
-        visible: Tensor | None = None,
         times: Tensor | None = None,
         query_times: Tensor | None = None,
+        dropout_seed: Tensor | None = None,
         return_log_sum_exp: bool = False,
+        **rule: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Attended values like q, packed [T, H, Dh] with `offsets` or jagged; see `argus_kernels.causal_attention`.
 
-        times: int64 [T] seconds, with time_buckets. query_times: when each query is read, None for its own time.
+        times: int64 [Tk] seconds of the keys, with time_buckets. query_times: when each query is read, None for the
+        times of the keys. dropout_seed: int64 [B] in training with dropout, None for new ones from torch's generator.
+        rule: the op's numbers of the mask rule: visible, position, own_begin, own_end, prefix, key_offsets and
+        key_max_length.
         """
-        shared = self._shared(q, visible, times, query_times)
+        shared = self._shared(q, offsets, times, query_times, dropout_seed)
         return causal_attention(
-            q, k, v, offsets, max_length, scale=self.scale, return_log_sum_exp=return_log_sum_exp, **shared
+            q, k, v, offsets, max_length, scale=self.scale, return_log_sum_exp=return_log_sum_exp, **shared, **rule
         )
 
     def extra_repr(self) -> str:
@@ -189,6 +215,7 @@ class HstuAttention(_BiasedAttention):
         window: how many events back a query looks, itself included; None for all.
         alpha: factor of q · k; 1 as in HSTU's published code.
         shared_biases: False gives each head tables of its own.
+        dropout: share of the attention weights that training drops, at least 0 and below 1.
         device: of the parameters.
         dtype: of the parameters.
 
@@ -214,10 +241,11 @@ class HstuAttention(_BiasedAttention):
         window: int | None = None,
         alpha: float = 1.0,
         shared_biases: bool = True,
+        dropout: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(heads, position_buckets, time_buckets, window, shared_biases, 0.02, device, dtype)
+        super().__init__(heads, position_buckets, time_buckets, window, shared_biases, dropout, 0.02, device, dtype)
         problems = Problems("HstuAttention")
         self.divisor: float = problems.number("divisor", divisor, above=0)
         self.alpha: float = problems.number("alpha", alpha)
@@ -231,17 +259,18 @@ class HstuAttention(_BiasedAttention):
         offsets: Tensor | Offsets | None = None,
         max_length: int | None = None,
         *,
-        visible: Tensor | None = None,
         times: Tensor | None = None,
         query_times: Tensor | None = None,
+        dropout_seed: Tensor | None = None,
+        **rule: Any,
     ) -> Tensor:
         """Attended values like q, packed [T, H, Dh] with `offsets` or jagged; see `argus_kernels.hstu_attention`.
 
-        times: int64 [T] seconds, with time_buckets. query_times: when each query is read, None for its own time; HSTU
-        gives the time of the next event.
+        times: int64 [Tk] seconds of the keys, with time_buckets. query_times: when each query is read, None for the
+        times of the keys; HSTU gives the time of the next event. dropout_seed and rule: as of `CausalAttention`.
         """
-        shared = self._shared(q, visible, times, query_times)
-        return hstu_attention(q, k, v, offsets, max_length, alpha=self.alpha, divisor=self.divisor, **shared)
+        shared = self._shared(q, offsets, times, query_times, dropout_seed)
+        return hstu_attention(q, k, v, offsets, max_length, alpha=self.alpha, divisor=self.divisor, **shared, **rule)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, divisor={self.divisor}, alpha={self.alpha}"

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from argus_kernels import causal_attention, feedback_loss, hstu_attention, pairwise_loss, triple_embedding
+from argus_kernels import Offsets, causal_attention, feedback_loss, hstu_attention, pairwise_loss, triple_embedding
 from argus_kernels.nn import CausalAttention, FeedbackLoss, HstuAttention, PairwiseLoss, TripleEmbedding
 
 OFFSETS = torch.tensor([0, 3, 8])
@@ -272,3 +272,33 @@ def test_the_pages_examples_run() -> None:
     assert len(examples) == 2
     for example in examples:
         exec(compile(example, "docs/nn.md", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    "module", [CausalAttention(2, dropout=0.5), HstuAttention(2, 20, dropout=0.5)], ids=["softmax", "silu"]
+)
+def test_dropout_in_training(module: CausalAttention | HstuAttention) -> None:
+    q, k, v = torch.randn(3, 9, 2, 4)
+    offsets = torch.tensor([0, 4, 9])
+    seed = torch.tensor([3, 4])
+    first = module(q, k, v, offsets, dropout_seed=seed)
+    assert torch.equal(first, module(q, k, v, Offsets(offsets), dropout_seed=seed))
+    assert not torch.equal(first, module(q, k, v, offsets))
+    module.eval()
+    plain = module(q, k, v, offsets)
+    assert not torch.equal(first, plain)
+    assert torch.equal(plain, module(q, k, v, offsets, dropout_seed=seed))
+    with pytest.raises(ValueError, match="dropout is 1, expected a finite number of at least 0 and below 1"):
+        type(module)(2, 20, dropout=1) if isinstance(module, HstuAttention) else CausalAttention(2, dropout=1)
+
+
+def test_modules_take_the_numbers_of_the_mask_rule() -> None:
+    module = CausalAttention(2, position_buckets=4, time_buckets=8)
+    q, k, v = torch.randn(3, 9, 2, 4)
+    offsets, times = torch.tensor([0, 4, 9]), torch.arange(9) * 1000
+    whole = module(q, k, v, offsets, times=times)
+    last = torch.tensor([3, 8])
+    rows = module(
+        q[last], k, v, torch.tensor([0, 1, 2]), key_offsets=offsets, times=times, query_times=times[last],
+    )  # fmt: skip
+    torch.testing.assert_close(rows, whole[last])
