@@ -70,6 +70,14 @@ class Score(str, Enum):
     pair = "pair"
 
 
+class RowScore(str, Enum):
+    """What a row is scored by."""
+
+    next_item = "next_item"
+    pair = "pair"
+    feedback = "feedback"
+
+
 class Ranking(str, Enum):
     """What orders impressions."""
 

@@ -21,6 +21,7 @@ from python_model.cli.options import (
     EngineName,
     Engines,
     Json,
+    RowScore,
     Score,
     Threads,
     WhichCheckpoint,
@@ -232,9 +233,16 @@ def score(
         typer.Option(metavar="DATA", help="With a run: the histories behind the scores, from `argus prepare`."),
     ] = None,
     kind: Annotated[
-        Score | None,
-        typer.Option("--score", help="With a run: pair if it is fine-tuned, next_item otherwise by default."),
+        RowScore | None,
+        typer.Option(
+            "--score",
+            help="With a run: pair if it is fine-tuned, next_item otherwise by default; feedback with --joint.",
+        ),
     ] = None,
+    joint: Annotated[
+        bool,
+        typer.Option("--joint", help="With a run: score the rows of one user, time and context in one pass."),
+    ] = False,
     lag: Annotated[
         int | None,
         typer.Option(min=1, max=MAX_LAG, help="With a run: seconds by which known events are older; the model's own."),
@@ -249,8 +257,9 @@ def score(
 ) -> None:
     """Score rows of user, item and time in batches, each exactly once, as a feature for another ranker.
 
-    With a run and --data, a row's score uses what was known at the row's time. With an export, it uses the newest
-    state of the user, and earlier rows have no score. Unknown users and items have no score; the reasons are counted.
+    With a run and --data, a row's score uses what was known at the row's time. --joint scores all rows of one request
+    against the encoded history in one pass, which the full form needs. With an export, a score uses the newest state
+    of the user, and earlier rows have no score. Unknown users and items have no score; the reasons are counted.
     """
     from python_model.data.engines import open_engine
     from python_model.serving import score as scoring
@@ -258,12 +267,16 @@ def score(
 
     check(device, json_file)
     began = time.perf_counter()
-    recipe = Recipe(source, data, kind.value if kind else None, lag, window, vectors, device)
+    if joint and vectors:
+        raise ValueError("--vectors is given with --joint, expected one of them: a joint score has no vectors")
+    if kind is RowScore.feedback and not joint:
+        raise ValueError("--score feedback needs --joint: it depends on the candidate, and has no user vector")
+    recipe = Recipe(source, data, kind.value if kind else None, lag, window, vectors, device, joint=joint)
     try:
         with open_engine(engine.value) as runner:
             scorer = _scorer(recipe, threads)
             started = time.perf_counter()
-            recipe = replace(recipe, states=out / scoring.STATES_FOLDER if data else None)
+            recipe = replace(recipe, states=out / scoring.STATES_FOLDER if data and not joint else None)
             report = scoring.score_parquet(
                 scorer, rows, out, overwrite=overwrite, bar=console.counting_progress, workers=workers(runner, recipe)
             )
@@ -290,8 +303,8 @@ def _scorer(recipe: Recipe, threads: int | None) -> RowScorer:
 
     source, data = recipe.source, recipe.data
     if Export.is_at(source):
-        if any(given is not None for given in (data, recipe.score, recipe.lag, recipe.window)):
-            raise ValueError(f"{source} is an export: --data, --score, --lag and --window are for a run")
+        if recipe.joint or any(given is not None for given in (data, recipe.score, recipe.lag, recipe.window)):
+            raise ValueError(f"{source} is an export: --data, --score, --joint, --lag and --window are for a run")
         use_threads(threads, 1 << 20)
         return recipe.make()
     if not source.exists():

@@ -118,12 +118,59 @@ class ExportScorer(VectorScorer):
         return {**super().identity, "kind": "export", "model": self._info.model, "score": self._info.score}
 
 
-class HistoryScorer:
+class TimedScorer:
+    """What scorers share whose scores depend on what was known of a user at the time of each row.
+
+    A row at time t uses the user's events that are at least `lag` seconds older than t. Context columns (`organic`,
+    `context_…`) come from the rows where present, else from the newest of those events.
+    """
+
+    def __init__(self, model: Argus, dataset: Dataset, *, lag: int | None, window: int) -> None:
+        self._model, self._dataset = model.eval(), dataset
+        self.window = window
+        if window < 1:
+            raise ValueError(f"window is {window}, expected at least 1")
+        if lag is not None and not 0 <= lag <= LATEST:
+            raise ValueError(f"lag is {lag}, expected seconds from 0 to {LATEST}")
+        self.lag = max(towers.lag_of(model) if lag is None else lag, 1)
+        self._users = IdTable(dataset.user_ids, f"the users of {dataset.path}")
+        self._items = IdTable(dataset.item_column("item_id"), f"the items of {dataset.path}")
+        # Shift the users' times into one rising sequence, so that one search finds the position of every row.
+        self._first = int(dataset.time.min())
+        self._span = int(dataset.time.max()) - self._first + 2
+        self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
+
+    def check(self, rows: pa.Table) -> None:
+        """See `RowScorer`."""
+        read_rows(rows, self._users, self._items)
+        none = np.zeros(0, np.int64)
+        self._context(rows, none, none, none)
+
+    def _newest_known(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Row of the user's newest event that a score at `time` may use, −1 where there is none."""
+        since = np.clip(time - self.lag - self._first, -1, self._span - 2)
+        place = np.searchsorted(self._key, user * self._span + since, side="right") - 1
+        return np.where((user >= 0) & (place >= self._dataset.offsets[np.maximum(user, 0)]), place, -1)
+
+    def _context(self, rows: pa.Table, known: np.ndarray, newest: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """Context columns int64 [K, n] as the model reads them: organic, gap, the data's own."""
+        data, config = self._dataset, self._model.config
+        _require_known_context(rows, data.info.context)
+        there = newest >= 0
+        gap = time_buckets(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
+        given = _given(rows, "organic", 2, known)
+        columns = [np.where(there, data.organic[newest], 0) if given is None else given, np.where(there, gap, -1)]
+        for name, count in data.info.context.items():
+            given = _given(rows, CONTEXT + name, count, known)
+            columns.append(np.where(there, data.context(name)[newest], -1) if given is None else given)
+        return np.stack(columns).astype(np.int64)
+
+
+class HistoryScorer(TimedScorer):
     """Scores with the state of each user at the time of each row, from stored states.
 
-    A row at time t uses the state after the user's newest event that is at least `lag` seconds older than t; without
-    such an event, a known user has the start state. Context columns (`organic`, `context_…`) come from the rows where
-    present, else from that newest event. Only for the simplified form.
+    A row uses the state after the user's newest event that it may use; without such an event, a known user has the
+    start state. Only for the simplified form.
     """
 
     def __init__(
@@ -133,24 +180,13 @@ class HistoryScorer:
         if model.config.form != "simplified":
             raise ValueError(
                 f"scoring by time needs the simplified form, whose states are stored; this model's is "
-                f"{model.config.form!r}: score from an export"
+                f"{model.config.form!r}: score with --joint, or from an export"
             )
-        self._model, self._dataset, self.states = model.eval(), dataset, states
-        self.window = window
+        super().__init__(model, dataset, lag=lag, window=window)
+        self.states = states
         self._kind, self._vectors = towers.kind_of(model, score), vectors
-        if window < 1:
-            raise ValueError(f"window is {window}, expected at least 1")
-        if lag is not None and not 0 <= lag <= LATEST:
-            raise ValueError(f"lag is {lag}, expected seconds from 0 to {LATEST}")
-        self.lag = max(towers.lag_of(model) if lag is None else lag, 1)
-        self._users = IdTable(dataset.user_ids, f"the users of {dataset.path}")
-        self._items = IdTable(dataset.item_column("item_id"), f"the items of {dataset.path}")
         with torch.inference_mode():
             self._item_vectors = model.item_matrix()
-        # Shift the users' times into one rising sequence, so that one search finds the position of every row.
-        self._first = int(dataset.time.min())
-        self._span = int(dataset.time.max()) - self._first + 2
-        self._key = dataset.user.astype(np.int64) * self._span + (dataset.time - self._first)
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
@@ -170,12 +206,6 @@ class HistoryScorer:
         self.states = write_states(
             self._model, self._dataset, rows, folder, window=self.window, lag=self.lag, progress=progress
         )
-
-    def check(self, rows: pa.Table) -> None:
-        """See `RowScorer`."""
-        read_rows(rows, self._users, self._items)
-        none = np.zeros(0, np.int64)
-        self._context(rows, none, none, none)
 
     def state_rows(self, rows: pa.Table) -> np.ndarray:
         """For each row the event whose state it uses, int64; −1 for the start state or a row without a score."""
@@ -198,25 +228,6 @@ class HistoryScorer:
         scores = row_dots(vectors, one.to(device), self._item_vectors, other.to(device))
         found = (vectors[one], self._item_vectors[other]) if self._vectors else None
         return with_scores(rows, known, missing, scores, found)
-
-    def _newest_known(self, user: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Row of the user's newest event that a score at `time` may use, −1 where there is none."""
-        since = np.clip(time - self.lag - self._first, -1, self._span - 2)
-        place = np.searchsorted(self._key, user * self._span + since, side="right") - 1
-        return np.where((user >= 0) & (place >= self._dataset.offsets[np.maximum(user, 0)]), place, -1)
-
-    def _context(self, rows: pa.Table, known: np.ndarray, newest: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Context columns int64 [K, n] as the model reads them: organic, gap, the data's own."""
-        data, config = self._dataset, self._model.config
-        _require_known_context(rows, data.info.context)
-        there = newest >= 0
-        gap = time_buckets(torch.from_numpy(time - data.time[newest]), config.time_buckets).numpy()
-        given = _given(rows, "organic", 2, known)
-        columns = [np.where(there, data.organic[newest], 0) if given is None else given, np.where(there, gap, -1)]
-        for name, count in data.info.context.items():
-            given = _given(rows, CONTEXT + name, count, known)
-            columns.append(np.where(there, data.context(name)[newest], -1) if given is None else given)
-        return np.stack(columns).astype(np.int64)
 
     def _user_vectors(self, newest: np.ndarray, context: np.ndarray) -> Tensor:
         """float32 [n, D] of states and context columns."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from python_model.data.engines import LOCAL, Engine
 from python_model.data.schema import load_dataset
 from python_model.serving.bundle import Export
+from python_model.serving.joint import JointScorer
 from python_model.serving.rows import Part
 from python_model.serving.score import Workers, score_part
 from python_model.serving.scorers import ExportScorer, HistoryScorer, RowScorer
@@ -24,7 +25,8 @@ from python_model.training import checkpoint
 class Recipe:
     """How a scorer is made: from an export, or from a run with the data set behind it.
 
-    states: folder of the states that a run's scorer reads (see `prepare_states`); None before there are any.
+    states: folder of the states that a run's scorer reads (see `prepare_states`); None before there are any. joint: the
+    rows of a request are scored together (`python_model.serving.joint`).
     """
 
     source: Path
@@ -35,6 +37,7 @@ class Recipe:
     vectors: bool = False
     device: str = "cpu"
     states: Path | None = None
+    joint: bool = False
 
     def make(self) -> RowScorer:
         """The scorer; ValueError or DataError where it cannot be made."""
@@ -42,18 +45,16 @@ class Recipe:
             return ExportScorer(Export.open(self.source), vectors=self.vectors)
         return self.make_from_history(self.data)
 
-    def make_from_history(self, data: Path) -> HistoryScorer:
+    def make_from_history(self, data: Path) -> RowScorer:
         """The scorer of a run over the histories of a data set."""
         source = checkpoint.chosen(self.source)
-        description = checkpoint.read_description(source)
+        model, dataset = checkpoint.load_model(source, self.device), load_dataset(data)
+        window = self.window or checkpoint.read_description(source).train_config.window
+        if self.joint:
+            return JointScorer(model, dataset, score=self.score, lag=self.lag, window=window)
+        states = None if self.states is None else StateFiles(self.states)
         return HistoryScorer(
-            checkpoint.load_model(source, self.device),
-            load_dataset(data),
-            None if self.states is None else StateFiles(self.states),
-            score=self.score,
-            lag=self.lag,
-            window=self.window or description.train_config.window,
-            vectors=self.vectors,
+            model, dataset, states, score=self.score, lag=self.lag, window=window, vectors=self.vectors
         )
 
 
