@@ -28,7 +28,7 @@ from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model import candidates
 from python_model.model.base import Readings, Recommender
-from python_model.model.candidates import Candidates, StoredHistories
+from python_model.model.candidates import TOKENS, Candidates, StoredHistories
 from python_model.model.hstu import HstuEncoder
 from python_model.model.layers import (
     Encoder,
@@ -98,8 +98,9 @@ class Argus(Recommender):
         """States of the encoder: [T, d] (simplified) or [3T, d] (full; tokens context, item, feedback).
 
         lag: the states are for readings with a lag. Full form: a context token sees only events at least `lag` seconds
-        older than itself; item and feedback tokens stay causal, so that the visible states equal those that a server
-        would have stored. lag_items applies the lag to item tokens too, for a feedback score of a candidate.
+        older than itself and stands right behind them, as in a request; item and feedback tokens stay causal, so that
+        the visible states equal those that a server would have stored. lag_items: item tokens are candidates of that
+        request, which see its context token and the same events.
         read: bool [T], or [3T] in the full form, the states that will be read; the others may be 0. None: all.
         Simplified form: with a lag, HSTU's time bias counts from the time of the event itself, as a server does not
         know the next event yet; without a lag, from the time of the next event, which is part of its known context.
@@ -118,8 +119,8 @@ class Argus(Recommender):
             return self.encoder(self.event_embedding(self.tables, ids), layout)
         layout, tokens = self.full_tokens(batch, lag)
         assert isinstance(layout.offsets, Offsets)
-        visible = None if lag is None else self._token_visibility(batch, lag, lag_items)
-        return self.encoder(tokens, replace(layout, visible=visible, rows=rows_read(read, layout.offsets.tensor)))
+        layout = replace(layout, rows=rows_read(read, layout.offsets.tensor))
+        return self.encoder(tokens, layout if lag is None else self.lagged(layout, batch, lag, lag_items))
 
     def full_tokens(self, batch: JaggedBatch, lag: int | None = None) -> tuple[Layout, Tensor]:
         """The tokens [3T, d] of the full form, context, item and feedback of every event, and their causal layout."""
@@ -134,12 +135,29 @@ class Argus(Recommender):
         offsets = Offsets(batch.offsets * 3, rows=3 * len(batch), max_length=3 * batch.max_length)
         return Layout(offsets, batch.time.repeat_interleave(3), 3 * batch.max_length), tokens
 
-    def _token_visibility(self, batch: JaggedBatch, lag: int, lag_items: bool) -> Tensor:
-        """int32 [3T]: a context token sees the tokens of events that are old enough, the others all tokens before."""
+    def lagged(self, layout: Layout, batch: JaggedBatch, lag: int, lag_items: bool) -> Layout:
+        """The layout where context tokens see events that are old enough and stand right behind them.
+
+        lag_items: so do item tokens, as candidates of a request: in one group with the context token before them.
+        """
         local = local_positions(batch.offsets, batch.time.shape[0]).clamp(min=0)
-        seen = events_before(batch.time, batch.offsets, lag)
-        item = 3 * seen if lag_items else 3 * local + 1
-        return torch.stack([3 * seen, item, 3 * local + 2], dim=1).flatten().int()
+        history, place = TOKENS * events_before(batch.time, batch.offsets, lag), TOKENS * local
+
+        def of_tokens(context: Tensor, item: Tensor, feedback: Tensor) -> Tensor:
+            return torch.stack([context, item, feedback], dim=1).flatten().int()
+
+        if not lag_items:
+            return replace(
+                layout,
+                visible=of_tokens(history, place + 1, place + 2),
+                position=of_tokens(history, place + 1, place + 2),
+            )
+        return replace(
+            layout,
+            visible=of_tokens(history, history, place + 2),
+            position=of_tokens(history, history, place + 2),
+            own=(of_tokens(place, place, place + 2), of_tokens(place + 1, place + 2, place + 3)),
+        )
 
     def read_by_targets(self, batch: JaggedBatch, lags: Sequence[int | None]) -> Tensor:
         """See `Recommender`; in the full form the context and the item token of every target."""
@@ -223,17 +241,19 @@ class Argus(Recommender):
             return self.user_head(readings).float()
         return self.temperature * normalize(self.query_head(readings).float(), dim=-1)
 
-    def store_histories(self, batch: JaggedBatch) -> StoredHistories:
-        """Encodes the histories of a batch once, for any number of `score_candidates`.
+    def store_histories(self, batch: JaggedBatch, kind: str | None = None, lag: int | None = None) -> StoredHistories:
+        """Encodes the histories of a batch once, for any number of `score_candidates` of this kind.
 
-        ValueError for an HSTU encoder in the simplified form, whose states depend on the time of the next event.
+        lag: as `ranking_scores` has it with the events of the histories themselves; all of a history is visible to its
+        candidates. ValueError for an HSTU encoder in the simplified form, whose states depend on the time of the next
+        event.
         """
-        return candidates.store(self, batch)
+        return candidates.store(self, batch, self._ranking_kind(kind), lag)
 
     def score_candidates(self, histories: StoredHistories, requests: Candidates, kind: str | None = None) -> Tensor:
         """Scores [N] of every user's candidates in one pass over them; kind: as of `ranking_scores`.
 
-        The score of a candidate is that of the model over the history with this one event appended, whatever the other
+        The score of a candidate is `ranking_scores` of the history with this one event appended, whatever the other
         candidates and their order. Everything in a history is visible.
         """
         return candidates.score(self, histories, requests, self._ranking_kind(kind))

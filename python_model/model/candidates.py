@@ -37,7 +37,8 @@ class StoredHistories:
 
     offsets int64 [B + 1] of their events; newest int64 [B]: time of each user's last event, 0 without any. states [B,
     d] after the last event (simplified form; the start state without events), or, in the full form, times int64 [3T] of
-    the tokens and every layer's keys and values [3T, H, Dh].
+    the tokens and every layer's keys and values [3T, H, Dh]. lagged: they were encoded with a lag, under which all
+    tokens of a request stand at one place.
     """
 
     offsets: Tensor
@@ -46,6 +47,7 @@ class StoredHistories:
     times: Tensor | None = None
     keys: Sequence[Tensor] = field(default_factory=list)
     values: Sequence[Tensor] = field(default_factory=list)
+    lagged: bool = False
 
     @property
     def users(self) -> int:
@@ -67,7 +69,7 @@ class Candidates:
     context: Tensor
 
 
-def store(model: Argus, batch: JaggedBatch) -> StoredHistories:
+def store(model: Argus, batch: JaggedBatch, kind: str, lag: int | None) -> StoredHistories:
     """Encodes histories for `score`; ValueError for HSTU in the simplified form, whose states are not final."""
     starts, ends = batch.offsets[:-1].long(), batch.offsets[1:].long()
     full = ends > starts
@@ -75,10 +77,12 @@ def store(model: Argus, batch: JaggedBatch) -> StoredHistories:
     newest = torch.where(full, batch.time[last], 0) if len(batch) else torch.zeros_like(ends)
     if model.config.form == "full":
         kept: list[tuple[Tensor, Tensor]] = []
-        layout, tokens = model.full_tokens(batch)
+        layout, tokens = model.full_tokens(batch, lag)
+        if lag is not None:
+            layout = model.lagged(layout, batch, lag, kind == "feedback")
         model.encoder(tokens, replace(layout, rows=no_rows(batch.offsets), kept=kept))
         keys, values = zip(*kept, strict=True)
-        return StoredHistories(batch.offsets.long(), newest, None, layout.times, keys, values)
+        return StoredHistories(batch.offsets.long(), newest, None, layout.times, keys, values, lag is not None)
     if not model.shares_states:
         raise ValueError(
             f"score_candidates: the model's encoder is {model.config.encoder!r} in the simplified form, expected "
@@ -127,13 +131,14 @@ def _full_readings(
     offsets = given.offsets.long() + torch.arange(users + 1, device=device)
     user = user_of_row(offsets, users + count)
     stored = TOKENS * histories.offsets
-    limit = (stored[1:] - stored[:-1])[user] + (torch.arange(users + count, device=device) > heads[user])
+    before = (stored[1:] - stored[:-1])[user]
+    limit = before + (torch.arange(users + count, device=device) > heads[user])
     times = given.time[user]
     key_offsets, place = _interleaved(stored, offsets)
     longest = int((key_offsets[1:] - key_offsets[:-1]).max()) if users else 0
     history = History(
         place, key_offsets.int(), longest, torch.cat([histories.times, times]).index_select(0, place), limit.int(),
-        limit.int(), histories.keys, histories.values,
+        (before if histories.lagged else limit).int(), histories.keys, histories.values,
     )  # fmt: skip
     widest = int((offsets[1:] - offsets[:-1]).max()) if users else 0
     layout = Layout(Offsets(offsets, rows=users + count, max_length=widest), times, widest, history=history)

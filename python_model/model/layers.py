@@ -157,7 +157,8 @@ class Layout:
 
     offsets int32 [B + 1], or a handle that all layers share; times int64 [T] seconds; max_length: tokens of the longest
     user at most; visible int32 [T] or None: token i sees itself and the first visible[i] tokens of its user (None: all
-    before it).
+    before it). position int32 [T] or None: where a token stands for the position bias (None: its place). own: begin and
+    end of the tokens that a token sees besides, int32 [T] each (None: itself).
     query_times int64 [T] or None: the time from which the time bias of each token counts (HSTU); None: its own time.
     rows: the tokens whose states are read, None for all. dropout_seed int64 [B]: of a layer's attention dropout, None
     without. history: the keys of a layer that the tokens see besides their own, None for none.
@@ -167,6 +168,8 @@ class Layout:
     times: Tensor
     max_length: int
     visible: Tensor | None = None
+    position: Tensor | None = None
+    own: tuple[Tensor, Tensor] | None = None
     query_times: Tensor | None = None
     rows: Rows | None = None
     dropout_seed: Tensor | None = None
@@ -185,13 +188,23 @@ class Layout:
         if self.history is not None:
             return {**self.history.attention(self), "query_time": query_times}
         found: dict[str, Any] = {"offsets": self.offsets, "max_length": self.max_length, "visible": self.visible}
-        if self.rows is not None:
+        if self.rows is None:
+            if self.position is not None:
+                found["position"] = self.position
+            if self.own is not None:
+                found["own_begin"], found["own_end"] = self.own
+        else:
             place, index = self.rows.place, self.rows.index
+            begin, end = (place, place + 1) if self.own is None else (one[index] for one in self.own)
             found |= {
-                "offsets": self.rows.offsets, "key_offsets": self.offsets, "key_max_length": self.max_length,
-                "position": place, "own_begin": place, "own_end": place + 1,
+                "offsets": self.rows.offsets,
+                "key_offsets": self.offsets,
+                "key_max_length": self.max_length,
+                "position": place if self.position is None else self.position[index],
+                "own_begin": begin,
+                "own_end": end,
                 "visible": place if self.visible is None else self.visible[index],
-            }  # fmt: skip
+            }
             query_times = query_times[index]
         return found | {"query_time": query_times, "key_time": self.times, "dropout_seed": self.dropout_seed}
 

@@ -65,7 +65,7 @@ class SequenceModel(Recommender):
         query_times = next_times(batch.time, batch.offsets) if self.config.model == "hstu" and lag is None else None
         offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
         rows = rows_read(read, batch.offsets)
-        return self.encoder(tokens, Layout(offsets, batch.time, batch.max_length, None, query_times, rows))
+        return self.encoder(tokens, Layout(offsets, batch.time, batch.max_length, query_times=query_times, rows=rows))
 
     def read(self, batch: JaggedBatch, states: Tensor, lag: int | None = None) -> Readings:
         """The state before each event, for the feedback with the event's item."""

@@ -95,7 +95,7 @@ class JointScorer(TimedScorer):
             asked.items.to(device), asked.offsets.to(device), asked.time.to(device), asked.organic.to(device),
             asked.context.to(device),
         )  # fmt: skip
-        return self._model.score_candidates(self._model.store_histories(batch), asked, self._kind)
+        return self._model.score_candidates(self._model.store_histories(batch, self._kind, self.lag), asked, self._kind)
 
 
 def _with_empty(batch: JaggedBatch, there: np.ndarray) -> JaggedBatch:
