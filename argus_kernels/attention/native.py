@@ -82,26 +82,27 @@ def native_arguments(given: History, *, aligned: bool) -> HistoryArguments:
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
     projection to all three; the tables come in the dtype of the sums. aligned: heads as the CUDA kernels read them.
     """
-    wide = WIDE[given.q.dtype]
-    rule = (
-        given.key_offsets,
-        given.visible,
-        given.position,
-        given.own_begin,
-        given.own_end,
-        given.prefix,
-        None if given.position_bias is None else given.position_bias.to(wide),
-        None if given.time_bias is None else given.time_bias.to(wide),
-        given.query_time,
-        given.key_time,
-        given.dropout_seed,
-    )
+    # All fields at once: an attribute of a named tuple costs as much as the rest of its line.
+    (
+        q, k, v, offsets, _, key_offsets, _, visible, position, own_begin, own_end, prefix, position_bias, time_bias,
+        query_time, key_time, dropout_seed, *_,
+    ) = given  # fmt: skip
     return (
-        heads(given.q, aligned),
-        heads(given.k, aligned),
-        heads(given.v, aligned),
-        given.offsets.contiguous(),
-        *(None if one is None else one.contiguous() for one in rule),
+        heads(q, aligned),
+        heads(k, aligned),
+        heads(v, aligned),
+        offsets.contiguous(),
+        None if key_offsets is None else key_offsets.contiguous(),
+        None if visible is None else visible.contiguous(),
+        None if position is None else position.contiguous(),
+        None if own_begin is None else own_begin.contiguous(),
+        None if own_end is None else own_end.contiguous(),
+        None if prefix is None else prefix.contiguous(),
+        None if position_bias is None else position_bias.to(WIDE[q.dtype]).contiguous(),
+        None if time_bias is None else time_bias.to(WIDE[q.dtype]).contiguous(),
+        None if query_time is None else query_time.contiguous(),
+        None if key_time is None else key_time.contiguous(),
+        None if dropout_seed is None else dropout_seed.contiguous(),
     )
 
 

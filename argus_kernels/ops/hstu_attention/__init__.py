@@ -134,12 +134,34 @@ def hstu_attention(
 
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
-    packed = (q, k, v, *opened(OP.name, offsets, max_length, q))
-    keys = (None, key_max_length) if key_offsets is None else opened(OP.name, key_offsets, key_max_length, k)
-    rule = (narrow(visible), narrow(position), narrow(own_begin), narrow(own_end), narrow(prefix))
-    biases = (position_bias, time_bias, query_time, key_time)
-    numbers = (plain_number(alpha), plain_number(divisor), window, dropout)
-    given = History._make((*packed, *keys, *rule, *biases, dropout_seed, *numbers))
+    offsets, max_length = opened(OP.name, offsets, max_length, q)
+    if key_offsets is not None:
+        key_offsets, key_max_length = opened(OP.name, key_offsets, key_max_length, k)
+    given = History._make(
+        (
+            q,
+            k,
+            v,
+            offsets,
+            max_length,
+            key_offsets,
+            key_max_length,
+            None if visible is None else narrow(visible),
+            None if position is None else narrow(position),
+            None if own_begin is None else narrow(own_begin),
+            None if own_end is None else narrow(own_end),
+            None if prefix is None else narrow(prefix),
+            position_bias,
+            time_bias,
+            query_time,
+            key_time,
+            dropout_seed,
+            plain_number(alpha),
+            plain_number(divisor),
+            window,
+            dropout,
+        )
+    )
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 
 
