@@ -40,7 +40,7 @@ def available_cuda() -> str | None:
 
 def why_not_cpp(given: History) -> list[str]:
     """Every reason why the C++ backend cannot serve these arguments."""
-    return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q), *not_yet(given)]
+    return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
 
 
 def not_yet(given: History) -> list[str]:
@@ -55,8 +55,8 @@ def not_yet(given: History) -> list[str]:
 
 
 def checks_values_cpp(given: History) -> bool:
-    """The C++ kernels refuse what does not fit of offsets and visible; max_length they do not get."""
-    return given.max_length >= given.q.shape[0]
+    """The C++ kernels refuse what does not fit of the values; max_length and key_max_length they do not get."""
+    return given.max_length >= given.q.shape[0] and given.longest_keys >= given.k.shape[0]
 
 
 def why_not_cuda(given: History) -> list[str]:

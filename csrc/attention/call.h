@@ -143,19 +143,21 @@ constexpr int32_t kMostPlaces = 1 << 30;
 
 // The numbers of the mask rule, on the CPU: `visible` and a query's own keys lie within its user's keys.
 inline void check_query_numbers(const Given& given, const Arguments& arguments) {
-  const auto refuse = [&](const char* name, int64_t row, int32_t value, int64_t least, int64_t most) {
+  const auto refuse = [&](const char* name, int64_t row, int32_t value, int64_t least, int64_t most,
+                          const char* why = "") {
     if (value < least || value > most)
-      fail(given.op, name, "[", row, "] is ", value, ", expected ", least, " to ", most);
+      fail(given.op, name, "[", row, "] is ", value, ", expected ", least, " to ", most, why);
   };
+  constexpr const char* kKeysOfUser = ", the number of its user's keys";
   const bool own = arguments.own_begin != nullptr;
   for (int32_t user = 0; user < arguments.users; ++user) {
     const int64_t keys = arguments.key_offsets[user + 1] - arguments.key_offsets[user];
     for (int64_t row = arguments.offsets[user]; row < arguments.offsets[user + 1]; ++row) {
-      if (arguments.visible != nullptr) refuse("visible", row, arguments.visible[row], 0, keys);
+      if (arguments.visible != nullptr) refuse("visible", row, arguments.visible[row], 0, keys, kKeysOfUser);
       if (arguments.position != nullptr)
         refuse("position", row, arguments.position[row], -kMostPlaces, kMostPlaces);
-      if (own) refuse("own_end", row, arguments.own_end[row], 0, keys);
-      if (own) refuse("own_begin", row, arguments.own_begin[row], 0, arguments.own_end[row]);
+      if (own) refuse("own_end", row, arguments.own_end[row], 0, keys, kKeysOfUser);
+      if (own) refuse("own_begin", row, arguments.own_begin[row], 0, arguments.own_end[row], ", its own_end");
     }
     if (arguments.prefix != nullptr && arguments.prefix[user] < 0)
       fail(given.op, "prefix[", user, "] is ", arguments.prefix[user], ", expected at least 0");

@@ -1,8 +1,7 @@
 // Softmax over tiles of scores (keys × queries): each query's statistics are in its lane.
 //
-//   forward    largest = max(largest, scores), weights = e^(scores - largest), total += weights; what was
-//   summed
-//              before is multiplied with e^(largest before - largest now)
+//   forward    largest = max(largest, scores), weights = e^(scores - largest), total += weights;
+//              what was summed before is multiplied with e^(largest before - largest now)
 //   backward   weights = e^(scores - log_sum_exp), d_scores = weights · (d_weights - delta)
 #pragma once
 
@@ -97,9 +96,22 @@ class SoftmaxRule {
     return correction_;
   }
 
-  // NaN, like the output, if all scores are −∞.
+  // NaN, like the output, if all scores are −∞; −∞ if the query sees nothing.
   A statistic(int64_t c) const {
+    if (total_[c] == std::numeric_limits<A>::infinity() && largest_[c] == kHidden) return kHidden;
     return total_[c] == A{0} ? std::numeric_limits<A>::quiet_NaN() : largest_[c] + std::log(total_[c]);
+  }
+
+  // Its output is 0, whatever hidden keys have added to its sums but NaN.
+  void see_nothing(int64_t c) {
+    total_[c] = std::numeric_limits<A>::infinity();
+    largest_[c] = -std::numeric_limits<A>::infinity();
+  }
+
+  // It gives no gradient.
+  void see_nothing_backward(int64_t c) {
+    largest_[c] = std::numeric_limits<A>::infinity();
+    total_[c] = A{0};
   }
 
   // Columns past `count` get weights of 0.

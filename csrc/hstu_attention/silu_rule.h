@@ -56,7 +56,9 @@ class SiluRule {
   void correct(A*, int64_t, int64_t) {}
   const A* factors() { return factors_; }
   A statistic(int64_t) const { return A{0}; }
+  void see_nothing(int64_t) {}
   void begin_backward(const A*, const A*, int64_t) {}
+  void see_nothing_backward(int64_t) {}
   void differentiate(A* scores, A* d_weights, int64_t keys, int64_t columns, A factor) {
     ForEachIsa<&differentiate_body<A>>::call(scores, d_weights, keys, columns, factor, share_);
   }

@@ -1,22 +1,26 @@
 // The backward pass of attention over packed histories on the CPU, for any rule from scores to weights.
 //
-// For each block of queries, tile by tile (problem.h), with the scores recomputed:
+// For each block of queries, tile by tile (mask.h), with the scores recomputed:
 //
 //   scores' = K · Q',  d_weights' = V · dO'                 keys by queries
 //   weights', d_scores' = rule(scale · scores' + bias, d_weights')
 //   dV += weights' · dO,  dK += d_scores' · Q,  dQ' += K' · d_scores'
 //   d_bias += sums of d_scores' by bucket
+//
+// With dropout, d_weights' and the weights' of dV are multiplied by its 0 or 1 / (1 − dropout).
+//
 // Five products, and no tile is transposed: weights' and d_scores' are left operands in their own layout, and
 // d_scores' is packed once for dQ'. As in the forward pass, a block whose sums hold a NaN is recomputed query
 // by query, over the keys that each query sees. One thread sums dK and dV of one user and head block after
 // block. The queries of a long user are cut into a few pieces, whose sums are added in order at the end.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
 #include "attention/cpu/bias.h"
+#include "attention/cpu/dropout.h"
 #include "attention/cpu/operands.h"
 #include "attention/cpu/problem.h"
 #include "common/cpu/matmul.h"
@@ -24,9 +28,9 @@
 
 namespace argus::attention {
 
-// Sums of dK and dV over one piece's queries, for the events [begin, end).
+// Sums of dK and dV over one piece's queries and heads, for the keys [begin, end).
 template <class A>
-struct EventSums {
+struct KeySums {
   Scratch<A> memory;
   A* d_k = nullptr;
   A* d_v = nullptr;
@@ -43,10 +47,10 @@ struct EventSums {
 };
 
 template <class T, class A>
-void put_event_sums(const Backward& to, const Piece& piece, const EventSums<A>& sums) {
+void put_key_sums(const Backward& to, const Piece& piece, const KeySums<A>& sums) {
   const Arguments& p = to.given;
-  const int64_t stride = p.row_elements();
-  const int64_t place = (piece.user_row + sums.begin) * stride + piece.head * p.width;
+  const int64_t stride = p.key_row_elements();
+  const int64_t place = (piece.user.key_row + sums.begin) * stride + piece.key_head * p.width;
   const int64_t rows = sums.end - sums.begin;
   const auto put = [&](void* gradient, const A* from, A factor) {
     ForEachIsa<&put_rows_body<T, A>>::call(static_cast<T*>(gradient) + place, stride, from, factor, rows,
@@ -90,11 +94,12 @@ class BackwardWorker : public FromBlockCache {
   using A = Arithmetic<T>;
 
   // `parts` has one entry per piece. It receives the sums of a piece if its user has several pieces.
-  BackwardWorker(const Backward& call, const Rule& rule, std::vector<EventSums<A>>* parts)
+  BackwardWorker(const Backward& call, const Rule& rule, std::vector<KeySums<A>>* parts)
       : call_(call),
         problem_(call.given),
         rule_(rule),
         bias_(problem_),
+        dropout_(problem_),
         bias_gradient_(problem_, call.d_position_bias != nullptr || call.d_time_bias != nullptr),
         parts_(parts),
         query_(matmul::right_size<P>(kQueries, problem_.width)),
@@ -109,117 +114,145 @@ class BackwardWorker : public FromBlockCache {
     std::fill(factors_, factors_ + kQueries, static_cast<A>(problem_.scale));
   }
 
-  // The sums of the task's bias gradients go to d_tables [positions + times], null where not wanted.
+  // The sums of the task's bias gradients go to d_tables [heads of the group, positions + times], null where
+  // not wanted.
   void operator()(const Work& work, const Task& task, double* d_tables) {
-    with_bias_gradient_ = d_tables != nullptr;
-    bias_.begin_head(work.pieces[task.first].head);
+    d_tables_ = d_tables;
     alone_.assign(static_cast<size_t>(task.last - task.first), false);
     // The pieces of a task share the sums of its tables: if one must be recomputed, all are.
-    while (!run_pieces(work, task, d_tables)) {
+    while (!run_pieces(work, task)) {
     }
   }
 
  private:
   // Returns false and sets `alone_` if a piece must be recomputed query by query.
-  bool run_pieces(const Work& work, const Task& task, double* d_tables) {
-    if (with_bias_gradient_) bias_gradient_.begin(d_tables, d_tables + problem_.positions);
+  bool run_pieces(const Work& work, const Task& task) {
+    const int64_t group = heads_of_group(problem_);
+    if (d_tables_ != nullptr) std::fill(d_tables_, d_tables_ + group * entries(), 0.0);
     bool done = true;
     for (int64_t i = task.first; i < task.last; ++i) {
       const Piece& piece = work.pieces[i];
       const size_t place = static_cast<size_t>(i - task.first);
-      EventSums<A>& sums = piece.parts > 1 ? (*parts_)[i] : own_sums_;
-      sums.zero(first_event(problem_, piece.begin), piece.end, problem_.width);
-      if (alone_[place]) {
-        run_alone(piece, sums);
-      } else if (!run(piece, sums)) {
+      const Span seen = keys_of_queries(problem_, piece.user, piece.begin, piece.end);
+      KeySums<A>& sums = piece.parts > 1 ? (*parts_)[i] : own_sums_;
+      const Span summed = piece.parts > 1 ? seen : Span{0, piece.user.keys};
+      sums.zero(summed.begin, summed.end, problem_.width);
+      if (!alone_[place]) pack(piece, seen);
+      bool numbers = true;
+      for (int64_t member = 0; member < group; ++member) {
+        begin_head(piece, piece.key_head * group + member, member);
+        numbers = (alone_[place] ? run_alone(piece, sums) : run(piece, sums)) && numbers;
+      }
+      if (!alone_[place] && (!numbers || has_nan(sums.d_k, 2 * (sums.end - sums.begin) * problem_.width))) {
         alone_[place] = true;
         done = false;
       }
-      if (piece.parts == 1) put_event_sums<T>(call_, piece, sums);
+      if (piece.parts == 1) put_key_sums<T>(call_, piece, sums);
     }
     return done;
   }
 
-  // Whether no gradient is NaN.
-  bool run(const Piece& piece, EventSums<A>& sums) {
+  int64_t entries() const { return int64_t{problem_.positions} + problem_.times; }
+
+  void pack(const Piece& piece, Span seen) {
     const Arguments& p = problem_;
-    const int64_t oldest = sums.begin;
+    const T* keys = p.k.at<T>(piece.user.key_row, piece.key_head);
+    const T* values = p.v.at<T>(piece.user.key_row, piece.key_head);
+    keys_.set(keys, p.k.row_stride, seen.begin, seen.end, p.width);
+    key_columns_.set(keys, p.k.row_stride, seen.begin, seen.end, p.width);
+    values_.set(values, p.v.row_stride, seen.begin, seen.end, p.width);
+  }
+
+  void begin_head(const Piece& piece, int64_t head, int64_t member) {
+    head_ = head;
+    bias_.begin_head(head);
+    dropout_.begin(piece.user, head);
+    if (d_tables_ != nullptr) bias_gradient_.add_to(d_tables_ + member * entries());
+  }
+
+  // Whether no gradient of a query is NaN.
+  bool run(const Piece& piece, KeySums<A>& sums) {
+    const Arguments& p = problem_;
     bool numbers = true;
-    const T* keys = p.k.at<T>(piece.user_row, piece.head);
-    keys_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
-    key_columns_.set(keys, p.k.row_stride, oldest, piece.end, p.width);
-    values_.set(p.v.at<T>(piece.user_row, piece.head), p.v.row_stride, oldest, piece.end, p.width);
-    const int64_t most = block_queries(piece.length * p.width * int64_t{sizeof(P)});
+    const int64_t most = block_queries(piece.user.keys * p.width * int64_t{sizeof(P)});
     for (int64_t first = piece.begin; first < piece.end; first += most) {
-      const Block block(p, piece.user_row, first, std::min(most, piece.end - first));
+      const Block block(p, piece.user, first, std::min(most, piece.end - first));
       begin_block(piece, block);
+      block.list_tiles(tiles_);
       bool accumulate = false;
-      block.for_each_tile([&](const KeyTile& tile) {
+      for (const KeyTile& tile : tiles_) {
         const TileOperands operands{keys_.from(tile.begin), values_.from(tile.begin),
                                     key_columns_.from(tile.begin)};
         differentiate(block, tile, operands, sums, accumulate);
         accumulate = true;
-      });
+      }
       put_query_gradient(piece, block);
       numbers = numbers && !has_nan(transposed_.get(), block.count * p.width);
     }
-    return numbers && !has_nan(sums.d_k, 2 * (sums.end - sums.begin) * p.width);
+    return numbers;
   }
 
-  void run_alone(const Piece& piece, EventSums<A>& sums) {
+  // Recomputes a piece; what is NaN now is NaN by definition.
+  bool run_alone(const Piece& piece, KeySums<A>& sums) {
     const Arguments& p = problem_;
     for (int64_t query = piece.begin; query < piece.end; ++query) {
-      const Block block(p, piece.user_row, query, 1);
+      const Block block(p, piece.user, query, 1);
       begin_block(piece, block);
+      block.list_seen_tiles(tiles_);
       bool accumulate = false;
-      block.for_each_seen_tile([&](const KeyTile& tile) {
-        const T* keys = p.k.at<T>(piece.user_row + tile.begin, piece.head);
-        const T* values = p.v.at<T>(piece.user_row + tile.begin, piece.head);
+      for (const KeyTile& tile : tiles_) {
+        const T* keys = p.k.at<T>(piece.user.key_row + tile.begin, piece.key_head);
+        const T* values = p.v.at<T>(piece.user.key_row + tile.begin, piece.key_head);
         seen_keys_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
         seen_key_columns_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
         seen_values_.set(values, p.v.row_stride, 0, tile.size(), p.width);
         differentiate(block, tile, {seen_keys_.from(0), seen_values_.from(0), seen_key_columns_.from(0)},
                       sums, accumulate);
         accumulate = true;
-      });
+      }
       put_query_gradient(piece, block);
     }
+    return true;
   }
 
   void put_query_gradient(const Piece& piece, const Block& block) {
     const int64_t stride = problem_.row_elements();
     T* to =
-        static_cast<T*>(call_.d_q) + (piece.user_row + block.first) * stride + piece.head * problem_.width;
+        static_cast<T*>(call_.d_q) + (piece.user.query_row + block.first) * stride + head_ * problem_.width;
+    if (tiles_.empty()) std::fill(d_query_.get(), d_query_.get() + problem_.width * kQueries, A{0});
     store_transposed(to, stride, static_cast<const A*>(d_query_.get()), static_cast<const A*>(factors_),
                      block.count, problem_.width, transposed_.get());
   }
 
   void begin_block(const Piece& piece, const Block& block) {
     const Arguments& p = problem_;
-    const int64_t row = piece.user_row + block.first;
-    const T* query = p.q.at<T>(row, piece.head);
-    const T* d_out = call_.d_out.at<T>(row, piece.head);
+    const int64_t row = piece.user.query_row + block.first;
+    const T* query = p.q.at<T>(row, head_);
+    const T* d_out = call_.d_out.at<T>(row, head_);
     const int64_t q_stride = p.q.row_stride, d_stride = call_.d_out.row_stride;
     matmul::pack_right(query_.get(), query, block.count, p.width, q_stride, 1);
     matmul::pack_right(d_out_.get(), d_out, block.count, p.width, d_stride, 1);
     matmul::pack_right(query_rows_.get(), query, p.width, block.count, 1, q_stride);
     matmul::pack_right(d_out_rows_.get(), d_out, p.width, block.count, 1, d_stride);
-    bias_.begin_block(piece.user_row, block);
+    bias_.begin_block(piece.user, block);
+    dropout_.begin_block(piece.user, block);
     if (call_.log_sum_exp == nullptr) return;
-    const int64_t stride = p.row_elements(), statistic = piece.head * p.rows + row;
+    const int64_t stride = p.row_elements(), statistic = head_ * p.rows + row;
     alignas(64) A delta[kQueries];
     ForEachIsa<&row_products_body<T, A>>::call(
         static_cast<A*>(delta), d_out, d_stride,
-        static_cast<const T*>(call_.out) + row * stride + piece.head * p.width, stride,
+        static_cast<const T*>(call_.out) + row * stride + head_ * p.width, stride,
         static_cast<const A*>(call_.d_log_sum_exp) + statistic, block.count, p.width);
     rule_.begin_backward(static_cast<const A*>(call_.log_sum_exp) + statistic, delta, block.count);
+    for (int64_t c = 0; !block.all_see && c < block.count; ++c)
+      if (block.sees_nothing(c)) rule_.see_nothing_backward(c);
   }
 
   struct TileOperands {
     LeftOperand<P> keys, values, key_columns;
   };
 
-  void differentiate(const Block& block, const KeyTile& tile, const TileOperands& from, EventSums<A>& sums,
+  void differentiate(const Block& block, const KeyTile& tile, const TileOperands& from, KeySums<A>& sums,
                      bool accumulate) {
     const int64_t width = problem_.width, keys = tile.size(), columns = block.columns;
     A* scores = scores_.get();
@@ -230,10 +263,13 @@ class BackwardWorker : public FromBlockCache {
         make_scores<A>(scores, bias_, block, tile, static_cast<A>(problem_.scale), Rule::kHidden);
     matmul::multiply(d_scores, kQueries, from.values.data, from.values.stride, d_out_.get(), keys, columns,
                      width, false);
+    const A* kept = dropout_.present() ? dropout_.kept(tile, columns) : nullptr;
+    if (kept != nullptr) dropout_.multiply(d_scores, kept, tile, columns);
     rule_.differentiate(scores, d_scores, keys, columns, factor);
+    if (kept != nullptr) dropout_.multiply(scores, kept, tile, columns);
     if (block.count < columns)
       ForEachIsa<&zero_columns_body<A>>::call(scores, d_scores, keys, block.count, columns);
-    if (with_bias_gradient_) bias_gradient_.add(bias_.view(), d_scores, tile, columns);
+    if (d_tables_ != nullptr) bias_gradient_.add(bias_.view(), d_scores, tile, columns);
 
     const int64_t place = (tile.begin - sums.begin) * width;
     const LeftOperand<P> weight_rows = rows_.set(scores, keys, columns);
@@ -250,14 +286,17 @@ class BackwardWorker : public FromBlockCache {
   const Backward& call_;
   const Arguments& problem_;
   Rule rule_;
+  int64_t head_ = 0;  // of the queries
   TileBias<A> bias_;
+  TileDropout<A> dropout_;
   TileBiasGradient<A> bias_gradient_;
-  bool with_bias_gradient_ = false;
-  std::vector<EventSums<A>>* parts_;
-  EventSums<A> own_sums_;
+  double* d_tables_ = nullptr;
+  std::vector<KeyTile> tiles_;  // of the current block
+  std::vector<KeySums<A>>* parts_;
+  KeySums<A> own_sums_;
   std::vector<bool> alone_;  // by piece of the task
-  EventRows<T, P> keys_, values_, seen_keys_, seen_values_;
-  EventColumns<T, P> key_columns_, seen_key_columns_;
+  KeyRows<T, P> keys_, values_, seen_keys_, seen_values_;
+  KeyColumns<T, P> key_columns_, seen_key_columns_;
   TileRows<P> rows_;
   Scratch<P> query_, d_out_, query_rows_, d_out_rows_, d_scores_packed_;
   Scratch<A> scores_, d_scores_, d_query_, transposed_;

@@ -1,8 +1,10 @@
 // The biases of a tile of scores, and their gradients, on the CPU.
+//
 // A row of a tile is one key against up to kQueries queries. Its position biases are a run of neighbouring
-// entries of the table. Its time biases are rarely more than a few entries: the earliest and the latest query
-// of the block bound the distances of the row, and if few buckets lie between these bounds, one comparison
-// per edge replaces a look-up per pair. This is exact for times in any order, and fast if they increase.
+// entries of the table, unless the queries' positions are given and do not follow one another. Its time
+// biases are rarely more than a few entries: the earliest and the latest query of the block bound the
+// distances of the row, and if few buckets lie between these bounds, one comparison per edge replaces a
+// look-up per pair. This is exact for times in any order, and fast if they increase.
 //
 // Gradients are summed per tile in 16 lanes of the scores' arithmetic, and then in float64: a bucket may
 // collect millions of pairs, for which float32 sums would lose four digits.
@@ -23,9 +25,11 @@ namespace argus::attention {
 // Up to this many edges are compared one by one.
 constexpr int64_t kFewEdges = 6;
 
-// The time buckets that the pairs of a row may fall into.
+// The buckets of a table that the pairs of a row may fall into.
 struct BucketRange {
   int64_t first, last;
+
+  bool one() const { return first == last; }
 };
 
 // The tables and times that the loops over a tile's rows read, for one head, one user and one block of their
@@ -34,14 +38,31 @@ template <class A>
 struct BiasView {
   const A* position;  // [distance] for -kQueries < distance < positions + kQueries, or null
   int64_t last_position;
+  // Of the block's queries: the positions of the first, the lowest and the highest, whether each is one after
+  // the query before it, and all of them if not.
+  int64_t first, lowest, highest;
+  bool consecutive;
+  bool causal;
   const A* time;  // [bucket], or null
   TimeBuckets::Cells cells;
   const int64_t* edges;      // [bucket], its smallest distance
   const int64_t* key_time;   // of the user's events
   int64_t last_bucket;       // buckets - 1
-  int64_t first;             // the block's first query
   int64_t earliest, latest;  // of the query times
   alignas(64) int64_t query_time[kQueries];
+  alignas(64) int64_t query_position[kQueries];
+
+  ARGUS_INLINE int64_t position_bucket(int64_t distance) const {
+    return std::clamp<int64_t>(distance, 0, last_position);
+  }
+
+  // Position buckets of a row. In a causal block only rows of the last entry count as ones of one bucket:
+  // which sums are taken together decides the bits of the gradient.
+  ARGUS_INLINE BucketRange position_range(int64_t key) const {
+    if (causal)
+      return lowest - key >= last_position ? BucketRange{last_position, last_position} : BucketRange{0, 1};
+    return {position_bucket(lowest - key), position_bucket(highest - key)};
+  }
 
   ARGUS_INLINE BucketRange range(int64_t time_of_key) const {
     // Distances that wrap around do not increase with the query's time.
@@ -76,6 +97,18 @@ ARGUS_INLINE void add_time_row(const BiasView<A>& view, BucketRange range, int64
   for (int64_t c = 0; c < columns; ++c) row[c] += found[c];
 }
 
+// Adds the position biases to `row` if its pairs read several entries.
+template <class A>
+ARGUS_INLINE void add_position_row(const BiasView<A>& view, int64_t key, A* row, int64_t columns) {
+  if (view.consecutive) {
+    const A* entries = view.position + (view.first - key);
+    for (int64_t c = 0; c < columns; ++c) row[c] += entries[c];
+    return;
+  }
+  for (int64_t c = 0; c < columns; ++c)
+    row[c] += view.position[view.position_bucket(view.query_position[c] - key)];
+}
+
 // scores[key, query] = factor · scores + bias, for a tile whose first key is `begin`. In most rows all pairs
 // share one bias, because the key is far behind the queries and all distances lie between two edges.
 template <class A>
@@ -84,24 +117,23 @@ ARGUS_INLINE void add_bias_body(const BiasView<A>* view, A* scores, int64_t begi
   alignas(64) A row[kQueries];
   for (int64_t j = 0; j < keys; ++j) {
     A* line = scores + j * kQueries;
-    const int64_t distance = view->first - begin - j;
-    const bool near = view->position != nullptr && distance < view->last_position;
-    A common = view->position != nullptr && !near ? view->position[view->last_position] : A{0};
-    BucketRange range{0, 0};
-    if (view->time != nullptr) {
-      range = view->range(view->key_time[begin + j]);
-      if (range.first == range.last) common += view->time[range.first];
+    A common{0};
+    BucketRange position{0, 0}, time{0, 0};
+    if (view->position != nullptr) {
+      position = view->position_range(begin + j);
+      if (position.one()) common = view->position[position.first];
     }
-    if (!near && range.first == range.last) {
+    if (view->time != nullptr) {
+      time = view->range(view->key_time[begin + j]);
+      if (time.one()) common += view->time[time.first];
+    }
+    if (position.one() && time.one()) {
       for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, common);
       continue;
     }
     for (int64_t c = 0; c < columns; ++c) row[c] = common;
-    if (near) {
-      const A* entries = view->position + distance;
-      for (int64_t c = 0; c < columns; ++c) row[c] += entries[c];
-    }
-    if (range.first != range.last) add_time_row(*view, range, view->key_time[begin + j], row, columns);
+    if (!position.one()) add_position_row(*view, begin + j, row, columns);
+    if (!time.one()) add_time_row(*view, time, view->key_time[begin + j], row, columns);
     for (int64_t c = 0; c < columns; ++c) line[c] = fma(line[c], factor, row[c]);
   }
 }
@@ -113,21 +145,25 @@ template <class A>
 struct BiasSums {
   static constexpr int64_t kRun = kKeys + kQueries + 2 * kLanes;
 
-  alignas(64) A position[kLanes][kRun];
-  alignas(64) A far[kLanes];
+  alignas(64) A run[kLanes][kRun];
   int64_t run_begin;  // distance of the run's first entry, a multiple of kLanes
   bool near;          // some row has added to the run
+  A* position;        // [positions, kLanes], of rows that do not add to the run
   A* time;            // [buckets, kLanes]
-  int64_t first_bucket, last_bucket;
+  BucketRange position_used, time_used;
 };
+
+ARGUS_INLINE void widen(BucketRange& used, BucketRange by) {
+  used.first = std::min(used.first, by.first);
+  used.last = std::max(used.last, by.last);
+}
 
 template <class A>
 ARGUS_INLINE void add_time_sums(const BiasView<A>& view, BiasSums<A>* sums, int64_t time_of_key,
                                 const A* line, const A* folded, int64_t columns) {
   const BucketRange range = view.range(time_of_key);
-  sums->first_bucket = std::min(sums->first_bucket, range.first);
-  sums->last_bucket = std::max(sums->last_bucket, range.last);
-  if (range.first == range.last) {
+  widen(sums->time_used, range);
+  if (range.one()) {
     A* to = sums->time + range.first * kLanes;
     for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] += folded[lane];
     return;
@@ -158,10 +194,32 @@ ARGUS_INLINE void add_time_sums(const BiasView<A>& view, BiasSums<A>* sums, int6
 template <class A>
 ARGUS_INLINE void join_runs_body(BiasSums<A>* from, double* sums, int64_t used) {
   for (int64_t copy = 0; copy < kLanes; ++copy) {
-    A* run = from->position[copy];
+    A* run = from->run[copy];
     double* to = sums + copy;
     for (int64_t i = 0; i < used; ++i) to[i] += run[i];
     for (int64_t i = 0; i < used; ++i) run[i] = A{0};
+  }
+}
+
+template <class A>
+ARGUS_INLINE void add_position_sums(const BiasView<A>& view, BiasSums<A>* sums, int64_t key, const A* line,
+                                    const A* folded, int64_t columns) {
+  const BucketRange range = view.position_range(key);
+  if (range.one()) {
+    widen(sums->position_used, range);
+    A* to = sums->position + range.first * kLanes;
+    for (int64_t lane = 0; lane < kLanes; ++lane) to[lane] += folded[lane];
+  } else if (view.consecutive) {
+    const int64_t distance = view.first - key, copy = distance & (kLanes - 1);
+    A* run = sums->run[copy] + (distance - copy - sums->run_begin);
+    for (int64_t c = 0; c < columns; ++c) run[c] += line[c];
+    sums->near = true;
+  } else {
+    widen(sums->position_used, range);
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t bucket = view.position_bucket(view.query_position[c] - key);
+      sums->position[bucket * kLanes + c % kLanes] += line[c];
+    }
   }
 }
 
@@ -174,15 +232,8 @@ ARGUS_INLINE void add_bias_sums_body(const BiasView<A>* view, BiasSums<A>* sums,
     for (int64_t c = 0; c < columns; c += kLanes) {
       for (int64_t lane = 0; lane < kLanes; ++lane) folded[lane] += line[c + lane];
     }
-    const int64_t distance = view->first - begin - j;
-    if (view->position != nullptr && distance >= view->last_position) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) sums->far[lane] += folded[lane];
-    } else if (view->position != nullptr) {
-      const int64_t copy = distance & (kLanes - 1);
-      A* run = sums->position[copy] + (distance - copy - sums->run_begin);
-      for (int64_t c = 0; c < columns; ++c) run[c] += line[c];
-      sums->near = true;
-    }
+    if (view->position != nullptr)
+      add_position_sums(*view, sums, begin + j, line, static_cast<const A*>(folded), columns);
     if (view->time != nullptr) {
       add_time_sums(*view, sums, view->key_time[begin + j], line, folded, columns);
     }
@@ -194,7 +245,8 @@ template <class A>
 class TileBias {
  public:
   explicit TileBias(const Arguments& problem)
-      : present_(problem.position_bias != nullptr || problem.time_bias != nullptr),
+      : problem_(problem),
+        present_(problem.position_bias != nullptr || problem.time_bias != nullptr),
         position_table_(static_cast<const A*>(problem.position_bias)),
         positions_(problem.positions),
         time_table_(static_cast<const A*>(problem.time_bias)),
@@ -216,10 +268,12 @@ class TileBias {
   const BiasView<A>& view() const { return view_; }
 
   void begin_head(int64_t head) {
+    if (head == head_) return;
+    head_ = head;
     if (position_table_ != nullptr) {
       const A* table = position_table_ + head * positions_;
       A* run = run_.get();
-      std::fill(run, run + kQueries, A{0});
+      std::fill(run, run + kQueries, table[0]);
       std::copy(table, table + positions_, run + kQueries);
       std::fill(run + kQueries + positions_, run + positions_ + 2 * kQueries, table[positions_ - 1]);
       view_.position = run + kQueries;
@@ -228,11 +282,11 @@ class TileBias {
     if (time_table_ != nullptr) view_.time = time_table_ + head * times_;
   }
 
-  void begin_block(int64_t user_row, const Block& block) {
-    view_.first = block.first;
+  void begin_block(const User& user, const Block& block) {
+    if (position_table_ != nullptr) set_positions(user, block);
     if (time_table_ == nullptr) return;
-    view_.key_time = key_time_ + user_row;
-    const int64_t* times = query_time_ + user_row + block.first;
+    view_.key_time = key_time_ + user.key_row;
+    const int64_t* times = query_time_ + user.query_row + block.first;
     const auto [earliest, latest] = std::minmax_element(times, times + block.count);
     view_.earliest = *earliest;
     view_.latest = *latest;
@@ -244,7 +298,24 @@ class TileBias {
   }
 
  private:
+  void set_positions(const User& user, const Block& block) {
+    view_.causal = block.causal;
+    view_.first = view_.lowest = position_of(problem_, user, block.first);
+    view_.highest = view_.first + block.count - 1;
+    view_.consecutive = true;
+    if (problem_.position == nullptr) return;
+    for (int64_t c = 0; c < kQueries; ++c) {
+      const int64_t place = position_of(problem_, user, block.first + std::min(c, block.count - 1));
+      view_.query_position[c] = place;
+      view_.consecutive &= place == view_.first + std::min(c, block.count - 1);
+      view_.lowest = c == 0 ? place : std::min(view_.lowest, place);
+      view_.highest = c == 0 ? place : std::max(view_.highest, place);
+    }
+  }
+
+  const Arguments& problem_;
   bool present_;
+  int64_t head_ = -1;  // whose tables the view has
   const A* position_table_;
   int64_t positions_;
   const A* time_table_;
@@ -266,55 +337,48 @@ class TileBiasGradient {
       : positions_(problem.positions), times_(problem.times) {
     if (!wanted) return;
     BiasSums<A>& sums = *memory_.at_least(1);
-    std::fill(&sums.position[0][0], &sums.position[0][0] + kLanes * BiasSums<A>::kRun, A{0});
-    std::fill(sums.far, sums.far + kLanes, A{0});
-    sums.time = lanes_.at_least(times_ * kLanes);
-    std::fill(sums.time, sums.time + times_ * kLanes, A{0});
+    std::fill(&sums.run[0][0], &sums.run[0][0] + kLanes * BiasSums<A>::kRun, A{0});
+    sums.position = lanes_.at_least((positions_ + times_) * kLanes);
+    sums.time = sums.position + positions_ * kLanes;
+    std::fill(sums.position, sums.position + (positions_ + times_) * kLanes, A{0});
   }
 
-  // Zeroes position[positions] and time[times]; later sums are added to them.
-  void begin(double* position, double* time) {
-    position_ = position;
-    time_ = time;
-    std::fill(position, position + positions_, 0.0);
-    std::fill(time, time + times_, 0.0);
+  // Later sums are added to table[positions + times].
+  void add_to(double* table) {
+    position_ = table;
+    time_ = table + positions_;
   }
 
   void add(const BiasView<A>& view, const A* d_scores, const KeyTile& tile, int64_t columns) {
     BiasSums<A>& sums = *memory_.get();
     sums.run_begin = (view.first - tile.end + 1) & ~(kLanes - 1);
     sums.near = false;
-    sums.first_bucket = times_;
-    sums.last_bucket = -1;
+    sums.position_used = {positions_, -1};
+    sums.time_used = {times_, -1};
     ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums, d_scores, tile.begin, tile.size(), columns);
-    if (view.position != nullptr) flush_position(tile.size() + columns + kLanes);
-    if (view.time != nullptr) flush_time();
+    flush(position_, sums.position, sums.position_used);
+    flush(time_, sums.time, sums.time_used);
+    if (sums.near) flush_run(tile.size() + columns + kLanes);
   }
 
  private:
-  static double take(A* lanes) {
-    double sum = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      sum += lanes[lane];
-      lanes[lane] = A{0};
+  static void flush(double* table, A* lanes, BucketRange used) {
+    for (int64_t b = used.first; b <= used.last; ++b) {
+      double sum = 0;
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        sum += lanes[b * kLanes + lane];
+        lanes[b * kLanes + lane] = A{0};
+      }
+      table[b] += sum;
     }
-    return sum;
   }
 
-  void flush_time() {
-    const BiasSums<A>& sums = *memory_.get();
-    for (int64_t b = sums.first_bucket; b <= sums.last_bucket; ++b) time_[b] += take(sums.time + b * kLanes);
-  }
-
-  // Entries at negative distances belong to hidden pairs and are zero.
-  void flush_position(int64_t used) {
+  void flush_run(int64_t used) {
     BiasSums<A>& sums = *memory_.get();
-    position_[positions_ - 1] += take(sums.far);
-    if (!sums.near) return;
     alignas(64) double whole[BiasSums<A>::kRun + kLanes] = {};
     ForEachIsa<&join_runs_body<A>>::call(&sums, static_cast<double*>(whole), used);
-    for (int64_t i = std::max<int64_t>(0, -sums.run_begin); i < used + kLanes; ++i) {
-      position_[std::min(sums.run_begin + i, positions_ - 1)] += whole[i];
+    for (int64_t i = 0; i < used + kLanes; ++i) {
+      position_[std::clamp<int64_t>(sums.run_begin + i, 0, positions_ - 1)] += whole[i];
     }
   }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "attention/cpu/bias.h"
@@ -24,7 +25,7 @@ struct LeftOperand {
 // Events [begin, end) of one user and head as the left operand of a product; read in place if the product
 // accepts the tensor's layout.
 template <class T, class P>
-class EventRows {
+class KeyRows {
  public:
   // `from` is the user's first event.
   void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width) {
@@ -54,7 +55,7 @@ class EventRows {
 // The same events transposed: a left operand with a row for each element of the head and events along its
 // depth, in blocks of kKeys events; `begin` is a multiple of that.
 template <class T, class P>
-class EventColumns {
+class KeyColumns {
  public:
   void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width) {
     begin_ = begin;
@@ -141,12 +142,29 @@ ARGUS_INLINE void put_rows_body(T* to, int64_t row_stride, const A* sums, A fact
 
 // scores = factor · scores where the mask shows the pair, else `hidden`; the tile's first key is `begin`.
 template <class A>
-ARGUS_INLINE void hide_body(A* scores, const Block* block, int64_t begin, int64_t keys, A factor, A hidden) {
+ARGUS_INLINE void hide_causal_body(A* scores, const Block* block, int64_t begin, int64_t keys, A factor,
+                                   A hidden) {
   for (int64_t j = 0; j < keys; ++j) {
     const int32_t key = static_cast<int32_t>(begin + j);
     A* line = scores + j * kQueries;
     for (int64_t c = 0; c < block->columns; ++c) {
-      const bool seen = ((key < block->limit[c]) | (key == block->own[c])) & (key >= block->oldest[c]);
+      const bool seen = ((key < block->limit[c]) | (key == block->own_begin[c])) & (key >= block->oldest[c]);
+      line[c] = seen ? line[c] * factor : hidden;
+    }
+  }
+}
+
+// The same for any block.
+template <class A>
+ARGUS_INLINE void hide_body(A* scores, const Block* block, int64_t begin, int64_t keys, A factor, A hidden) {
+  for (int64_t j = 0; j < keys; ++j) {
+    const int32_t key = static_cast<int32_t>(begin + j);
+    // Keys of the prefix count as ones after every query's oldest.
+    const int32_t reach = key < block->prefix ? std::numeric_limits<int32_t>::max() : key;
+    A* line = scores + j * kQueries;
+    for (int64_t c = 0; c < block->columns; ++c) {
+      const bool seen = ((key < block->limit[c]) & (reach >= block->oldest[c])) |
+                        ((key >= block->own_begin[c]) & (key < block->own_end[c]));
       line[c] = seen ? line[c] * factor : hidden;
     }
   }
@@ -162,16 +180,13 @@ A make_scores(A* products, const TileBias<A>& bias, const Block& block, const Ke
     bias.add(products, tile, block.columns, factor);
     factor = A{1};
   }
-  if (tile.masked) {
+  if (!tile.masked) return factor;
+  if (block.causal) {
+    ForEachIsa<&hide_causal_body<A>>::call(products, &block, tile.begin, tile.size(), factor, hidden);
+  } else {
     ForEachIsa<&hide_body<A>>::call(products, &block, tile.begin, tile.size(), factor, hidden);
-    factor = A{1};
   }
-  return factor;
-}
-
-// The first event that queries from `begin` on may see, rounded down to a multiple of kKeys.
-inline int64_t first_event(const Arguments& problem, int64_t begin) {
-  return std::max<int64_t>(0, begin + 1 - problem.window) / kKeys * kKeys;
+  return A{1};
 }
 
 }  // namespace argus::attention
