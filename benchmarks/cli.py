@@ -35,6 +35,7 @@ OTHER_COMMANDS = {
     "scaling": "scenarios.scaling",
     "dense": "scenarios.dense",
     "table-step": "scenarios.table_step",
+    "fewer-rows": "scenarios.fewer_rows",
     "end-to-end": "scenarios.end_to_end",
     "report": "report.page",
     "tune": "tune",

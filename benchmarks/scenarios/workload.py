@@ -56,15 +56,15 @@ SIZES = {
 }
 
 
-def make_model(name: str, size: Size, device: str, seed: int = 0) -> Argus:
-    """A new model of a preset, with row-sparse table gradients, on `device`."""
+def make_model(name: str, size: Size, device: str, seed: int = 0, **changes: Any) -> Argus:
+    """A new model of a preset with these changes, with row-sparse table gradients, on `device`."""
     torch.manual_seed(seed)
     features = size.features()
     draw = torch.Generator().manual_seed(seed)
     columns = [torch.arange(size.items)]
     columns += [torch.randint(0, count, (size.items,), generator=draw) for count in features.item_features.values()]
     with torch.device(device):
-        return Argus(preset(name, sparse=True), features, torch.stack(columns)).to(device)
+        return Argus(preset(name, sparse=True, **changes), features, torch.stack(columns)).to(device)
 
 
 def lognormal_lengths(events: int, longest: int) -> list[int]:
