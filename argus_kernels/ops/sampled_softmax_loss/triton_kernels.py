@@ -33,6 +33,7 @@ from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
+    loads_by_tma,
     marked,
     wild_parts,
     write_query_gradient,
@@ -67,9 +68,6 @@ PART = 32
 every column of its own: for 64 columns at once they spill, 128 bytes a thread on sm_90."""
 LIFT = 4096.0
 """Shares are stored as 16-bit numbers times this, because float16 has few digits left below 2⁻¹⁴."""
-
-TMA_ALIGNMENT = 16
-"""Bytes to which TMA wants the address, the row stride and the innermost side of a box."""
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -323,17 +321,6 @@ def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, 
         "BLOCK_CANDIDATES": config["block_candidates"],
         "BLOCK_DEPTH": config["block_depth"],
     }
-
-
-def loads_by_tma(*matrices: Tensor, block_depth: int) -> bool:
-    """Whether the kernels take descriptors of these matrices: 16 bits on sm_90, aligned as TMA wants it."""
-
-    def fits(matrix: Tensor) -> bool:
-        element = matrix.element_size()
-        aligned = matrix.stride(0) * element % TMA_ALIGNMENT == 0 and matrix.data_ptr() % TMA_ALIGNMENT == 0
-        return element == 2 and matrix.numel() > 0 and matrix.stride(1) == 1 and aligned
-
-    return gpu_generation(matrices[0].device) == 9 and block_depth >= TMA_ALIGNMENT and all(map(fits, matrices))
 
 
 def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
