@@ -59,6 +59,8 @@ class Figures:
     """The columns of the wgmma instructions, ascending."""
     loads_in_flight: int
     """Groups of asynchronous copies that the kernel leaves under way where it waits for one, at most."""
+    tma_loads: int
+    """Loads by a tensor descriptor, cp.async.bulk.tensor."""
     expected: str
     """The matrix instruction that must be there; empty where no product is large enough or its operands are float32."""
 
@@ -125,6 +127,7 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
         {name: count for name in MATRIX.values() if (count := _mentions(ptx, name))},
         sorted({int(columns) for columns in re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k", ptx)}),
         max((int(number) for number in re.findall(r"async_wait .*?num = (\d+)", compiled.asm["ttgir"])), default=0),
+        len(re.findall(r"cp\.async\.bulk\.tensor\.\S*\.global", ptx)),
         expected_instruction(compiled.asm["ttir"], target, warps) if matrix else "",
     )
 
@@ -190,14 +193,14 @@ def table(figures: Sequence[Figures], version: str) -> str:
         "thread's, of shared memory a block's. Settings in brackets are those that tuning may choose, the others the",
         "defaults.",
         "",
-        "| op | case | kernel | sm | warps | registers | stack | shared | matrix instructions |",
-        "|---|---|---|---|---:|---:|---:|---:|---|",
+        "| op | case | kernel | sm | warps | registers | stack | shared | matrix instructions | TMA loads |",
+        "|---|---|---|---|---:|---:|---:|---:|---|---:|",
     ]
     for one in figures:
         counted = ", ".join(f"{count} × {name}" for name, count in one.instructions.items()) or "–"
         lines.append(
             f"| {one.room} | {one.case} | `{one.kernel}` | {one.target} | {one.warps} | {one.registers} | "
-            f"{one.stack_bytes} | {one.shared_bytes} | {counted} |"
+            f"{one.stack_bytes} | {one.shared_bytes} | {counted} | {one.tma_loads or '–'} |"
         )
     return "\n".join(lines) + "\n"
 

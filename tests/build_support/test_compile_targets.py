@@ -318,6 +318,17 @@ def test_no_tile_of_the_softmax_forward_pass_spills() -> None:
 
 
 @needs_triton
+@pytest.mark.slow
+def test_the_softmax_loads_by_tma_where_it_can() -> None:
+    """16-bit scores on sm_90 come of descriptors alone; wgmma waits with a product in flight where the depth is cut."""
+    for one in triton_figures("sampled_softmax_loss", 80, 90, 100):
+        described = one.target == 90 and "bfloat16" in one.case
+        if one.kernel in ("forward_kernel", "score_gradient_kernel", "product_kernel"):
+            assert (one.tma_loads > 0) == described, one
+        assert not described or one.stack_bytes == 0
+
+
+@needs_triton
 def test_the_triton_gates_see_spills_and_matrix_instructions() -> None:
     found = {
         (one.case, one.target): one for one in triton_resources.of_room("tests.build_support.planted.triton_kernels")

@@ -60,6 +60,45 @@ def test_several_tiles_and_splits(form: str) -> None:
         assert torch.equal(found, again)
 
 
+@pytest.mark.parametrize(("rows", "count", "width"), [(70, 150, 24), (130, 40, 264), (3, 5, 8)])
+def test_descriptors_give_the_bits_of_plain_loads(
+    rows: int, count: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a descriptor reads past the last row and column is zero, as a masked load has it."""
+    from argus_kernels.ops.sampled_softmax_loss import triton_kernels, triton_products
+
+    def half(value: Any) -> Any:
+        return value.half() if isinstance(value, Tensor) and value.dim() == 2 else value
+
+    arguments = {name: half(value) for name, value in drawn(rows, count, width).items()}
+    described: list[bool] = []
+    decide = triton_products.loads_by_tma
+
+    def noted(*matrices: Tensor, block_depth: int) -> bool:
+        described.append(decide(*matrices, block_depth=block_depth))
+        return described[-1]
+
+    for module in (triton_kernels, triton_products):
+        monkeypatch.setattr(module, "loads_by_tma", noted)
+    ours = results("triton", arguments, "standard")
+    # On another GPU than Hopper there is nothing to compare.
+    assert set(described) == {DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9}
+    for module in (triton_kernels, triton_products):
+        monkeypatch.setattr(module, "loads_by_tma", lambda *matrices, block_depth: False)
+    for found, expected in zip(ours, results("triton", arguments, "standard"), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_rows_that_tma_cannot_load_come_by_plain_loads() -> None:
+    from argus_kernels.ops.sampled_softmax_loss.triton_products import loads_by_tma
+
+    fits = torch.zeros(4, 64).half()
+    assert loads_by_tma(fits, block_depth=64) == (DEVICE == "cpu")
+    padded = torch.zeros(4, 65).half()[:, :64]
+    for other in (fits.float(), padded, fits[:, 1:], fits.T, torch.zeros(0, 64).half()):
+        assert not loads_by_tma(fits, other, block_depth=64)
+
+
 def test_slabs_of_rows_give_what_one_slab_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     from argus_kernels.ops.sampled_softmax_loss import triton_kernels
 

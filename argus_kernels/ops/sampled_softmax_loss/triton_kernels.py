@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import (
@@ -32,6 +33,7 @@ from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
+    loads_by_tma,
     marked,
     wild_parts,
     write_query_gradient,
@@ -71,26 +73,30 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _load_rows(packed, row, rows, begin, width, BLOCK_DEPTH: tl.constexpr):
-    """Columns begin … begin + BLOCK_DEPTH − 1 of some rows, zero past the last row and column.
+def _load_rows(packed, first, row, rows, begin, width, BLOCK_DEPTH: tl.constexpr, DESCRIBED: tl.constexpr):
+    """Columns begin … begin + BLOCK_DEPTH − 1 of the rows from `first` on, zero past the last row and column.
 
-    packed: (tensor, its row stride, its column stride).
+    packed: (tensor, its row stride, its column stride), or the tensor's descriptor, whose loads TMA makes: the hardware
+    has the bounds, and no thread computes an address.
     """
-    column = begin + tl.arange(0, BLOCK_DEPTH)
-    mask = (row < rows)[:, None] & (column < width)[None, :]
-    return tl.load(packed[0] + row[:, None] * packed[1] + column[None, :] * packed[2], mask=mask, other=0.0)
+    if DESCRIBED:
+        return packed.load([first, begin])
+    else:
+        column = begin + tl.arange(0, BLOCK_DEPTH)
+        mask = (row < rows)[:, None] & (column < width)[None, :]
+        return tl.load(packed[0] + row[:, None] * packed[1] + column[None, :] * packed[2], mask=mask, other=0.0)
 
 
 @triton.jit
 def _products(
-    query, candidates, row, candidate, rows, drawn, width,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+    query, candidates, first_row, first_candidate, row, candidate, rows, drawn, width,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     """A tile's products of queries and candidates, float32, one part of the width at a time."""
     product = tl.zeros([BLOCK_ROWS, BLOCK_CANDIDATES], tl.float32)
     for begin in range(0, width, BLOCK_DEPTH):
-        left = _load_rows(query, row, rows, begin, width, BLOCK_DEPTH)
-        right = _load_rows(candidates, candidate, drawn, begin, width, BLOCK_DEPTH)
+        left = _load_rows(query, first_row, row, rows, begin, width, BLOCK_DEPTH, DESCRIBED)
+        right = _load_rows(candidates, first_candidate, candidate, drawn, begin, width, BLOCK_DEPTH, DESCRIBED)
         product = tl.dot(left, tl.trans(right), product, input_precision="ieee")
     return product
 
@@ -131,8 +137,9 @@ def forward_kernel(
     query, candidates, positive_product, ids, owners, log_q, scale, largest, total, count,
     rows, drawn, width, split_candidates,
     WHOLE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
-    PART: tl.constexpr,
+    PART: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
+    first_row = tl.program_id(0) * BLOCK_ROWS
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     factor = tl.load(scale)
     peak = tl.full([BLOCK_ROWS], -float("inf"), tl.float32)
@@ -142,17 +149,18 @@ def forward_kernel(
     # If BLOCK_DEPTH covers the width, the queries are loaded once and the candidates stream.
     own_query = 0
     if WHOLE:
-        own_query = _load_rows(query, row, rows, 0, width, BLOCK_DEPTH)
+        own_query = _load_rows(query, first_row, row, rows, 0, width, BLOCK_DEPTH, DESCRIBED)
     first = tl.program_id(1) * split_candidates
     for begin in range(first, tl.minimum(first + split_candidates, drawn), BLOCK_CANDIDATES):
         candidate = begin + tl.arange(0, BLOCK_CANDIDATES).to(tl.int64)
         if WHOLE:
-            right = _load_rows(candidates, candidate, drawn, 0, width, BLOCK_DEPTH)
+            right = _load_rows(candidates, begin, candidate, drawn, 0, width, BLOCK_DEPTH, DESCRIBED)
             product = tl.dot(own_query, tl.trans(right), input_precision="ieee")
         else:
             product = _products(
-                query, candidates, row, candidate, rows, drawn, width, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH
-            )
+                query, candidates, first_row, begin, row, candidate, rows, drawn, width,
+                BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH, DESCRIBED,
+            )  # fmt: skip
         parts = _parts(product, BLOCK_ROWS, BLOCK_CANDIDATES, PART)
         for part in tl.static_range(BLOCK_CANDIDATES // PART):
             column = begin + part * PART + tl.arange(0, PART)
@@ -179,14 +187,18 @@ def forward_kernel(
 def score_gradient_kernel(
     query, candidates, positive_product, ids, owners, log_q, scale, statistics, row_factor, kept, d_score, scale_sums,
     share_sums, first_row, rows, drawn, width, slab_rows, score_stride,
-    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_CANDIDATES: tl.constexpr, BLOCK_DEPTH: tl.constexpr, DESCRIBED: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(drawn, BLOCK_CANDIDATES)
     line = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     candidate = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_CANDIDATES + tl.arange(0, BLOCK_CANDIDATES)
     end = tl.minimum(first_row + slab_rows, rows)
     row = first_row + line
-    product = _products(query, candidates, row, candidate, end, drawn, width, BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH)
+    product = _products(
+        query, candidates, first_row + tl.program_id(0) // tiles * BLOCK_ROWS,
+        tl.program_id(0) % tiles * BLOCK_CANDIDATES, row, candidate, end, drawn, width,
+        BLOCK_ROWS, BLOCK_CANDIDATES, BLOCK_DEPTH, DESCRIBED,
+    )  # fmt: skip
     product, score, counts = _relative_scores(
         product, positive_product, ids, owners, log_q, tl.load(scale), row, candidate, end, drawn
     )
@@ -286,9 +298,17 @@ def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, 
     owners = None
     if given.query_owner is not None and given.candidate_owner is not None:
         owners = (given.query_owner.contiguous(), given.candidate_owner.contiguous())
+    depth = config["block_depth"]
+    query: Any = (rows.query, *rows.query.stride())
+    candidates: Any = (given.candidates, *given.candidates.stride())
+    described = loads_by_tma(rows.query, given.candidates, block_depth=depth)
+    if described:
+        query = TensorDescriptor.from_tensor(rows.query, [config["block_rows"], depth])
+        candidates = TensorDescriptor.from_tensor(given.candidates, [config["block_candidates"], depth])
     return {
-        "query": (rows.query, *rows.query.stride()),
-        "candidates": (given.candidates, *given.candidates.stride()),
+        "query": query,
+        "candidates": candidates,
+        "DESCRIBED": described,
         "positive_product": rows.positive_product,
         "ids": (given.positive_ids.contiguous(), given.candidate_ids.contiguous()),
         "owners": owners,

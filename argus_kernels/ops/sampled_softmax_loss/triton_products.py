@@ -16,10 +16,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from argus_kernels.core.triton_jit import kernel
-from argus_kernels.core.triton_support import ceil_div, launch, next_power_of_two
+from argus_kernels.core.triton_support import ceil_div, gpu_generation, launch, next_power_of_two
 
+TMA_ALIGNMENT = 16
+"""Bytes to which TMA wants the address, the row stride and the innermost side of a box."""
 NEGATIVE_ZERO = tl.constexpr(-(2**31))
 """The bits of −0 in float32."""
 _PROGRAMS = 64
@@ -76,9 +79,9 @@ def wild_kernel(
 
 @kernel
 def product_kernel(
-    left, right, wild, out, depth_factor, row_term, other, factor, rows, columns, depth,
-    ACCUMULATE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
-    PROGRAMS: tl.constexpr,
+    left, right, described_left, described_right, wild, out, depth_factor, row_term, other, factor, rows, columns,
+    depth, ACCUMULATE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr, BLOCK_DEPTH: tl.constexpr,
+    PROGRAMS: tl.constexpr, DESCRIBED: tl.constexpr, TURNED: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(columns, BLOCK_COLUMNS)
     row = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -88,20 +91,29 @@ def product_kernel(
     total = tl.zeros([BLOCK_ROWS, BLOCK_COLUMNS], tl.float32)
     exact = tl.max(tl.load(wild + tl.arange(0, PROGRAMS)), axis=0) > 0
     for begin in range(0, tl.where(exact, 0, depth), BLOCK_DEPTH):
-        place = begin + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
-        there = place < depth
-        a = tl.load(
-            left[0] + row[:, None] * left[1] + place[None, :] * left[2],
-            mask=real[:, None] & there[None, :],
-            other=0.0,
-        )
-        if depth_factor is not None:
-            a *= tl.load(depth_factor + place, mask=there, other=0.0)[None, :]
-        b = tl.load(
-            right[0] + place[:, None] * right[1] + column[None, :] * right[2],
-            mask=there[:, None] & inside[None, :],
-            other=0.0,
-        )
+        if DESCRIBED:
+            # Past the last row and column a descriptor reads zeros, too.
+            first_row, first_column = tl.program_id(0) // tiles * BLOCK_ROWS, tl.program_id(0) % tiles * BLOCK_COLUMNS
+            if TURNED:
+                a = tl.trans(described_left.load([begin, first_row]))
+            else:
+                a = described_left.load([first_row, begin])
+            b = described_right.load([begin, first_column])
+        else:
+            place = begin + tl.arange(0, BLOCK_DEPTH).to(tl.int64)
+            there = place < depth
+            a = tl.load(
+                left[0] + row[:, None] * left[1] + place[None, :] * left[2],
+                mask=real[:, None] & there[None, :],
+                other=0.0,
+            )
+            if depth_factor is not None:
+                a *= tl.load(depth_factor + place, mask=there, other=0.0)[None, :]
+            b = tl.load(
+                right[0] + place[:, None] * right[1] + column[None, :] * right[2],
+                mask=there[:, None] & inside[None, :],
+                other=0.0,
+            )
         total = tl.dot(a, b, total, input_precision="ieee")
     for begin in range(0, tl.where(exact, depth, 0)):
         place = tl.cast(begin, tl.int64)
@@ -120,6 +132,17 @@ def product_kernel(
         term = tl.load(row_term + row, mask=real, other=0.0)[:, None]
         total = (total + term * tl.load(beside, mask=mask, other=0.0).to(tl.float32)) * tl.load(factor)
     tl.store(target, total.to(out[0].dtype.element_ty), mask=mask)
+
+
+def loads_by_tma(*matrices: Tensor, block_depth: int) -> bool:
+    """Whether the kernels take descriptors of these matrices: 16 bits on sm_90, aligned as TMA wants it."""
+
+    def fits(matrix: Tensor) -> bool:
+        element = matrix.element_size()
+        aligned = matrix.stride(0) * element % TMA_ALIGNMENT == 0 and matrix.data_ptr() % TMA_ALIGNMENT == 0
+        return element == 2 and matrix.numel() > 0 and matrix.stride(1) == 1 and aligned
+
+    return gpu_generation(matrices[0].device) == 9 and block_depth >= TMA_ALIGNMENT and all(map(fits, matrices))
 
 
 def dot_rows(left: Tensor, right: Tensor) -> Tensor:
@@ -188,7 +211,16 @@ def _product(left: Tensor, right: Tensor, wild: Tensor, out: Tensor, epilogue: d
     half = left.dtype != torch.float32
     block_rows = 128 if half else 64
     block_columns = max(16, min(128 if half else 64, next_power_of_two(columns)))
+    block_depth = 64 if half else 16
+    turned = left.stride(1) != 1
+    rowwise = left.T if turned else left
+    described = loads_by_tma(rowwise, right, block_depth=block_depth)
+    left_box = [block_depth, block_rows] if turned else [block_rows, block_depth]
     arguments = epilogue | {
+        "described_left": TensorDescriptor.from_tensor(rowwise, left_box) if described else None,
+        "described_right": TensorDescriptor.from_tensor(right, [block_depth, block_columns]) if described else None,
+        "DESCRIBED": described,
+        "TURNED": turned,
         "left": (left, *left.stride()),
         "right": (right, *right.stride()),
         "wild": wild,
@@ -198,7 +230,7 @@ def _product(left: Tensor, right: Tensor, wild: Tensor, out: Tensor, epilogue: d
         "depth": depth,
         "BLOCK_ROWS": block_rows,
         "BLOCK_COLUMNS": block_columns,
-        "BLOCK_DEPTH": 64 if half else 16,
+        "BLOCK_DEPTH": block_depth,
         "PROGRAMS": _PROGRAMS,
     }
     grid = (ceil_div(rows, block_rows) * ceil_div(columns, block_columns),)
