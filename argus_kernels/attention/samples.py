@@ -28,7 +28,7 @@ class HistoryCase:
     key_heads: int | None = None
     key_padding: int = 0
     mask: str = "causal"
-    """A name of MASKS."""
+    """A name of MASKS, or "last_1000"."""
     prefix: int = 0
     dropout: float = 0.0
     position_buckets: int = 0
@@ -86,12 +86,13 @@ class HistoryCase:
         if self.mask == "causal":
             return {}
         keys = self.lengths if self.key_lengths is None else self.key_lengths
+        mask = _last_1000 if self.mask == "last_1000" else MASKS[self.mask]
         found: dict[str, list[Tensor]] = {}
         for length, key_length in zip(self.lengths, keys, strict=True):
-            for name, numbers in MASKS[self.mask](length, key_length, generator).items():
+            for name, numbers in mask(length, key_length, generator).items():
                 found.setdefault(name, []).append(numbers.int())
         if not found:
-            found = {name: [] for name in MASKS[self.mask](1, 1, generator)}
+            found = {name: [] for name in mask(1, 1, generator)}
         padding = torch.full((self.padding,), -7, dtype=torch.int32)
         return {name: torch.cat([*numbers, padding]) for name, numbers in found.items()}
 
@@ -119,6 +120,12 @@ def _candidates(length: int, keys: int, generator: torch.Generator) -> dict[str,
 def _placed_candidates(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
     """The same, all standing at the end of the history."""
     visible = _candidates(length, keys, generator)["visible"]
+    return {"visible": visible, "position": visible}
+
+
+def _last_1000(length: int, keys: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The last 1,000 keys are candidates, all standing at the end of the history."""
+    visible = (keys - length + torch.arange(length)).clamp(0, max(keys - 1000, 0))
     return {"visible": visible, "position": visible}
 
 
@@ -187,12 +194,10 @@ def history_samples(
     return [_sample(case, forward_products, backward_products, outputs) for case in cases]
 
 
-def _history_pieces(arguments: dict[str, Any], longest: int = 640) -> Iterator[dict[str, Any]]:
-    """One piece: every user's first events; the whole where keys have rows of their own."""
-    if "key_offsets" in arguments:
-        yield arguments
-        return
+def _history_pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One piece: every user's first events; its first queries and all its keys where these have rows of their own."""
     offsets = arguments["offsets"].tolist()
+    longest = 64 if "key_offsets" in arguments else 640
     spans = [(begin, min(end, begin + longest)) for begin, end in pairwise(offsets)]
     device = arguments["q"].device
     rows = torch.cat([torch.arange(begin, end) for begin, end in spans]).to(device)
@@ -208,7 +213,7 @@ def _history_pieces(arguments: dict[str, Any], longest: int = 640) -> Iterator[d
     yield piece
 
 
-FIRST_EVENTS = Cut("every user's first 640 events of the case", _history_pieces)
+FIRST_EVENTS = Cut("every user's first 640 events of the case, or first 64 queries of its keys", _history_pieces)
 
 
 def _queries(arguments: dict[str, Any]) -> Queries:
@@ -345,17 +350,30 @@ LOGNORMAL_LENGTHS = (23, 49, 75, 103, 136, 174, 219, 274, 341, 425, 535, 684, 90
 GPU_EVENTS = 32_768
 
 
+LAST_ROWS = tuple(-(-length // 10) for length in LOGNORMAL_LENGTHS)
+
+
 def production_cases() -> tuple[HistoryCase, ...]:
     """Histories of real length, heads 4 × 64, without and with both bias tables; then those that fill a GPU.
 
-    The latter are the shapes that attention kernels publish (32,768 events in users of equal length, model width 2,048
+    Between them: the last tenth of every history's rows; 1,000 candidates against 8,192 stored events and, as
+    `candidates_8192_anew`, attention over all 9,192 in their place; a jagged batch of the public MLPerf workload's
+    shape, histories up to 4,086 in heads of 128.
+
+    Those that fill a GPU are the shapes that attention kernels publish (32,768 events in users of equal length, model width 2,048
     in heads of 64 and of 128), and a jagged batch of 64 users.
     """
     shapes = (("lognormal_16", LOGNORMAL_LENGTHS), ("single_8192", (8192,)))
     biased = (("", 0), ("_biases", 128))
     uniform = [(length, width) for width in (64, 128) for length in (2048, 4096, 8192)]
+    last_rows = _production("last_rows", LAST_ROWS, 4, 64, 128)
+    anew = _production("candidates_8192_anew", (9192,), 4, 64)
     return (
         *(_production(name + end, users, 4, 64, buckets) for name, users in shapes for end, buckets in biased),
+        replace(last_rows, key_lengths=LOGNORMAL_LENGTHS),
+        replace(anew, name="candidates_8192", lengths=(1000,), key_lengths=(9192,), mask="last_1000"),
+        replace(anew, mask="last_1000"),
+        _production("dlrm_v4", (*LOGNORMAL_LENGTHS[1:-1:2], 4086), 4, 128),
         *(_uniform(length, width) for length, width in uniform),
         *(
             _production("lognormal_64" + end, 4 * LOGNORMAL_LENGTHS, 16, 64, buckets, gpu=True)

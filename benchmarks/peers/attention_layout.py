@@ -29,7 +29,8 @@ def has_bias(case: Case) -> bool:
 
 def only_causal(case: Case) -> str | None:
     """Refuses other masks: the peers have only the causal one."""
-    given = [name for name in ("visible", "window") if case.arguments.get(name) is not None]
+    rule = ("key_offsets", "visible", "position", "own_begin", "window", "prefix", "dropout")
+    given = [name for name in rule if case.arguments.get(name) is not None]
     return f"has no counterpart of {' and '.join(given)}" if given else None
 
 

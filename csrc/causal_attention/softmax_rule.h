@@ -17,11 +17,13 @@ namespace argus::causal_attention {
 
 using attention::kQueries;
 
+// `apart`: the tile's weights are summed before they are added to the total. One float32 sum over 8,192 keys
+// errs 2.1 times as much as the error rule allows.
 template <class A>
 ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int64_t keys, int64_t columns,
-                             A factor) {
+                             A factor, bool apart) {
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  alignas(64) A before[kQueries], base[kQueries];
+  alignas(64) A before[kQueries], base[kQueries], sum[kQueries];
   for (int64_t c = 0; c < columns; ++c) before[c] = largest[c];
   for (int64_t j = 0; j < keys; ++j) {
     const A* line = scores + j * kQueries;
@@ -35,14 +37,16 @@ ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int
     base[c] = largest[c] == kNothing ? A{0} : largest[c];
     correction[c] = fast_exp(before[c] - base[c]);
     total[c] *= correction[c];
+    sum[c] = apart ? A{0} : total[c];
   }
   for (int64_t j = 0; j < keys; ++j) {
     A* line = scores + j * kQueries;
     for (int64_t c = 0; c < columns; ++c) {
       line[c] = fast_exp(fma(line[c], factor, -base[c]));
-      total[c] += line[c];
+      sum[c] += line[c];
     }
   }
+  for (int64_t c = 0; c < columns; ++c) total[c] = apart ? total[c] + sum[c] : sum[c];
 }
 
 template <class A>
@@ -77,9 +81,9 @@ class SoftmaxRule {
     }
   }
 
-  void weigh(A* scores, int64_t keys, int64_t columns, A factor) {
+  void weigh(A* scores, int64_t keys, int64_t columns, A factor, bool apart) {
     ForEachIsa<&weigh_body<A>>::call(scores, static_cast<A*>(largest_), static_cast<A*>(total_),
-                                     static_cast<A*>(correction_), keys, columns, factor);
+                                     static_cast<A*>(correction_), keys, columns, factor, apart);
   }
 
   // Rescales the sums over earlier tiles to the current largest score.

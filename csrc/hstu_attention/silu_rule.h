@@ -50,7 +50,7 @@ class SiluRule {
   }
 
   void begin() {}
-  void weigh(A* scores, int64_t keys, int64_t columns, A factor) {
+  void weigh(A* scores, int64_t keys, int64_t columns, A factor, bool) {
     ForEachIsa<&weigh_body<A>>::call(scores, keys, columns, factor, share_);
   }
   void correct(A*, int64_t, int64_t) {}

@@ -15,7 +15,7 @@ from argus_kernels.attention.samples import MASKS, HistoryCase
 from argus_kernels.core import Op, native
 from argus_kernels.ops.causal_attention import OP as CAUSAL
 from argus_kernels.ops.hstu_attention import OP as HSTU
-from argus_kernels.testing import captured_arguments
+from argus_kernels.testing import captured_arguments, compare
 from argus_kernels.testing.harness import public_function
 from tests.attention.test_mask_rule import drawn, results
 
@@ -158,6 +158,21 @@ def test_a_broken_key_reaches_only_who_sees_it(op: Op, dtype: torch.dtype, mask:
         others = seen[list(who)].any(0) if op is CAUSAL else torch.arange(len(seen[0])) == key
         expected = set(others.nonzero().flatten().tolist()) if who else set()
         assert broken(found["d_k"]) == expected
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
+def test_the_error_of_many_keys(op: Op) -> None:
+    """Weights over 8,192 keys satisfy the error rule: no float32 sum runs over all of them one by one."""
+    case = HistoryCase("stored", (40,), heads=1, width=8, key_lengths=(8192,), mask="last_1000")
+    arguments = drawn(op, case, 0, 0.0)
+    truth = public_function(op)(**arguments, backend="reference").detach()
+    single = {
+        name: value.detach().float() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in arguments.items()
+    }
+    ours, torchs = (public_function(op)(**single, backend=backend) for backend in ("cpp", "eager"))
+    verdict = compare("out", ours, truth, torchs)
+    assert verdict.passed, verdict.sentence
 
 
 def test_queries_that_see_nothing() -> None:
