@@ -212,6 +212,8 @@ def test_padding_rows(case: Case) -> None:
     """NaN in the rows past the last offset reaches nothing; outputs and gradients there are exactly zero."""
     op, backend, sample, _ = case
     arguments = arguments_for(case)
+    if arguments.get("offsets") is None:
+        pytest.skip("this sample has no offsets")
     used = int(arguments["offsets"][-1])
     total = next(value.shape[0] for name, value in arguments.items() if name in ("q", "scores"))
     if used == total:
