@@ -28,9 +28,10 @@ def has_bias(case: Case) -> bool:
 
 
 def only_causal(case: Case) -> str | None:
-    """Refuses other masks: the peers have only the causal one."""
-    rule = ("key_offsets", "visible", "position", "own_begin", "window", "prefix", "dropout")
-    given = [name for name in rule if case.arguments.get(name) is not None]
+    """Refuses other masks and rules: the peers have only the causal one, for all events or one new one a user."""
+    names = ["key_offsets", "visible", "position", "own_begin", "window", "prefix", "dropout"]
+    names += ["offsets", "rule"] if case.op.name == "decode_attention" else []
+    given = [name for name in names if case.arguments.get(name) is not None]
     return f"has no counterpart of {' and '.join(given)}" if given else None
 
 

@@ -26,11 +26,15 @@ using Optional = std::optional<Tensor>;
 struct Arguments {
   Tensor q, key_pages, value_pages, time_pages, block_table, lengths;
   Optional k, v, position_bias, time_bias, query_time, key_time;
+  double scale;
+  std::optional<int64_t> window;
+  Optional offsets;
+  std::optional<double> divisor;
 };
 
 void check_pages(const char* name, const Tensor& pages, const Arguments& given) {
-  check_shape(kOp, name, pages, "[pages, page_size, H, Dh]",
-              {given.key_pages.size(0), given.key_pages.size(1), given.q.size(1), given.q.size(2)});
+  check_shape(kOp, name, pages, "[pages, page_size, Hk, Dh]",
+              {given.key_pages.size(0), given.key_pages.size(1), given.key_pages.size(2), given.q.size(2)});
   check_dtype(kOp, name, pages, {given.q.scalar_type()});
   check_same_device(kOp, name, pages, "q", given.q);
   const bool dense_heads = pages.size(3) <= 1 || pages.stride(3) == 1;
@@ -44,10 +48,10 @@ void check_rows(const char* name, const Optional& tensor, const Arguments& given
   if (!tensor) return;
   const Tensor& q = given.q;
   if (vectors) {
-    check_shape(kOp, name, *tensor, "[B, H, Dh]", {q.size(0), q.size(1), q.size(2)});
+    check_shape(kOp, name, *tensor, "[Tq, Hk, Dh]", {q.size(0), given.key_pages.size(2), q.size(2)});
     check_dtype(kOp, name, *tensor, {q.scalar_type()});
   } else {
-    check_shape(kOp, name, *tensor, "[B]", {q.size(0)});
+    check_shape(kOp, name, *tensor, "[Tq]", {q.size(0)});
     check_dtype(kOp, name, *tensor, {ScalarType::Long});
   }
   check_same_device(kOp, name, *tensor, "q", q);
@@ -67,26 +71,52 @@ void check_biases(const Arguments& given) {
     fail(kOp, "query_time is not given, expected it beside time_bias");
 }
 
-void check(const Arguments& given, std::optional<int64_t> window) {
+int64_t users_of(const Arguments& given) {
+  return given.offsets ? given.offsets->size(0) - 1 : given.q.size(0);
+}
+
+void check_users(const Arguments& given) {
   const Tensor& q = given.q;
-  if (window && *window < 1) fail(kOp, "window is ", *window, ", expected at least 1, or none for no limit");
-  check_shape(kOp, "q", q, "[B, H, Dh]", {-1, -1, -1});
+  if (given.offsets) {
+    check_shape(kOp, "offsets", *given.offsets, "[B + 1]", {-1});
+    check_dtype(kOp, "offsets", *given.offsets, {ScalarType::Int});
+    check_same_device(kOp, "offsets", *given.offsets, "q", q);
+    if (given.offsets->size(0) == 0)
+      fail(kOp, "offsets is empty, expected [B + 1] values, the first of them 0");
+  }
+  check_shape(kOp, "block_table", given.block_table, "[B, max_pages]", {users_of(given), -1});
+  check_dtype(kOp, "block_table", given.block_table, {ScalarType::Int});
+  check_shape(kOp, "lengths", given.lengths, "[B]", {users_of(given)});
+  check_dtype(kOp, "lengths", given.lengths, {ScalarType::Int});
+}
+
+void check_numbers(const Arguments& given) {
+  if (given.window && *given.window < 1)
+    fail(kOp, "window is ", *given.window, ", expected at least 1, or none for no limit");
+  if (given.divisor && !(*given.divisor > 0))
+    fail(kOp, "divisor is ", *given.divisor, ", expected a number above 0");
+}
+
+void check(const Arguments& given) {
+  const Tensor& q = given.q;
+  check_numbers(given);
+  check_shape(kOp, "q", q, "[Tq, H, Dh]", {-1, -1, -1});
   if (q.is_cpu()) {
     check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half, ScalarType::Double});
   } else {
     check_dtype(kOp, "q", q, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
   }
-  check_shape(kOp, "key_pages", given.key_pages, "[pages, page_size, H, Dh]", {-1, -1, q.size(1), q.size(2)});
+  check_shape(kOp, "key_pages", given.key_pages, "[pages, page_size, Hk, Dh]", {-1, -1, -1, q.size(2)});
   if (given.key_pages.size(1) == 0) fail(kOp, "key_pages has page size 0");
+  const int64_t heads = q.size(1), kv_heads = given.key_pages.size(2);
+  if (kv_heads == 0 ? heads > 0 : heads % kv_heads != 0)
+    fail(kOp, "key_pages has ", kv_heads, " heads, expected a divisor of q's ", heads);
   check_pages("key_pages", given.key_pages, given);
   check_pages("value_pages", given.value_pages, given);
   check_shape(kOp, "time_pages", given.time_pages, "[pages, page_size]",
               {given.key_pages.size(0), given.key_pages.size(1)});
   check_dtype(kOp, "time_pages", given.time_pages, {ScalarType::Long});
-  check_shape(kOp, "block_table", given.block_table, "[B, max_pages]", {q.size(0), -1});
-  check_dtype(kOp, "block_table", given.block_table, {ScalarType::Int});
-  check_shape(kOp, "lengths", given.lengths, "[B]", {q.size(0)});
-  check_dtype(kOp, "lengths", given.lengths, {ScalarType::Int});
+  check_users(given);
   for (const auto& [name, tensor] :
        {std::pair{"time_pages", &given.time_pages}, std::pair{"block_table", &given.block_table},
         std::pair{"lengths", &given.lengths}})
@@ -113,6 +143,7 @@ Arguments prepared(const Arguments& given) {
   ready.q = dense(kOp, "q", given.q);
   ready.block_table = dense(kOp, "block_table", given.block_table);
   ready.lengths = dense(kOp, "lengths", given.lengths);
+  ready.offsets = dense(kOp, "offsets", given.offsets);
   ready.k = dense(kOp, "k", given.k);
   ready.v = dense(kOp, "v", given.v);
   ready.query_time = dense(kOp, "query_time", given.query_time);
@@ -126,7 +157,8 @@ const void* data(const Optional& tensor) {
   return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-Params make_params(const Arguments& given, Tensor& out, double scale, std::optional<int64_t> window) {
+Params make_params(const Arguments& given, Tensor& out) {
+  const int64_t heads = given.q.size(1), kv_heads = given.key_pages.size(2);
   const auto times = [](const Optional& tensor) { return static_cast<const int64_t*>(data(tensor)); };
   return Params{
       .q = given.q.const_data_ptr(),
@@ -135,6 +167,7 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
       .time_pages = static_cast<int64_t*>(given.time_pages.mutable_data_ptr()),
       .block_table = static_cast<const int32_t*>(given.block_table.const_data_ptr()),
       .lengths = static_cast<const int32_t*>(given.lengths.const_data_ptr()),
+      .offsets = static_cast<const int32_t*>(data(given.offsets)),
       .k = data(given.k),
       .v = data(given.v),
       .position_bias = data(given.position_bias),
@@ -145,8 +178,11 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
       .key_time = times(given.key_time),
       .out = out.mutable_data_ptr(),
       .partial = nullptr,
-      .users = given.q.size(0),
-      .heads = given.q.size(1),
+      .users = users_of(given),
+      .rows = given.q.size(0),
+      .heads = heads,
+      .kv_heads = kv_heads,
+      .group = heads / std::max<int64_t>(kv_heads, 1),
       .width = given.q.size(2),
       .pages = given.key_pages.size(0),
       .page_size = given.key_pages.size(1),
@@ -159,20 +195,37 @@ Params make_params(const Arguments& given, Tensor& out, double scale, std::optio
       .time_slot_stride = given.time_pages.stride(1),
       .position_buckets = given.position_bias ? given.position_bias->size(1) : 0,
       .time_buckets = given.time_bias ? given.time_bias->size(1) : 0,
-      .window = window.value_or(std::numeric_limits<int64_t>::max()),
+      .window = given.window.value_or(std::numeric_limits<int64_t>::max()),
       .chunk = 0,
-      .scale = scale,
+      .scale = given.scale,
+      .divisor = given.divisor.value_or(0.0),
       .dtype = dtype_of(given.q),
   };
 }
 
 #ifndef ARGUS_CUDA_LIBRARY
 
+void check_offsets(const Params& params) {
+  if (params.offsets == nullptr) return;
+  if (params.offsets[0] != 0) fail(kOp, "offsets[0] is ", params.offsets[0], ", expected 0");
+  for (int64_t user = 0; user < params.users; ++user) {
+    if (params.offsets[user + 1] >= params.offsets[user]) continue;
+    fail(kOp, "offsets[", user + 1, "] is ", params.offsets[user + 1], ", expected at least offsets[", user,
+         "] = ", params.offsets[user]);
+  }
+  if (params.offsets[params.users] > params.rows)
+    fail(kOp, "offsets[", params.users, "] is ", params.offsets[params.users], ", expected at most the ",
+         params.rows, " rows given");
+}
+
 void check_history(const Params& params, int64_t user) {
   const int64_t length = params.lengths[user];
   const int64_t capacity = saturating_product(params.table_width, params.page_size);
   if (length < 0 || length > capacity)
     fail(kOp, "lengths[", user, "] is ", length, ", expected 0 to ", capacity);
+  if (new_events(params, user) > length)
+    fail(kOp, "lengths[", user, "] is ", length, ", expected at least the user's ", new_events(params, user),
+         " new events");
   const int32_t* table = params.block_table + user * params.table_width;
   for (int64_t slot = 0; slot * params.page_size < length; ++slot) {
     if (table[slot] >= 0 && table[slot] < params.pages) continue;
@@ -187,13 +240,15 @@ void check_history(const Params& params, int64_t user) {
 void check_appended_pages(const Params& params) {
   std::unordered_map<int32_t, int64_t> writer;
   for (int64_t user = 0; user < params.users; ++user) {
-    if (params.lengths[user] == 0) continue;
-    const int64_t slot = (params.lengths[user] - 1) / params.page_size;
-    const int32_t page = params.block_table[user * params.table_width + slot];
-    const auto [found, fresh] = writer.emplace(page, user);
-    if (fresh) continue;
-    fail(kOp, "users [", found->second, ", ", user, "] would all append to page ", page,
-         ", expected a page of its own for each");
+    const int64_t length = params.lengths[user], events = new_events(params, user);
+    if (events == 0) continue;
+    const int32_t* table = params.block_table + user * params.table_width;
+    for (int64_t slot = (length - events) / params.page_size; slot * params.page_size < length; ++slot) {
+      const auto [found, fresh] = writer.emplace(table[slot], user);
+      if (fresh) continue;
+      fail(kOp, "users [", found->second, ", ", user, "] would all append to page ", table[slot],
+           ", expected a page of its own for each");
+    }
   }
 }
 
@@ -202,7 +257,7 @@ constexpr int64_t kBytesWorthAThread = 1 << 17;
 
 // `appends`: k and v are given. A flag, because at width 0 their data pointers are null.
 void run_on_cpu(Params& params, bool appends) {
-  const int64_t row_bytes = params.heads * params.width *
+  const int64_t row_bytes = params.kv_heads * params.width *
                             (params.dtype == Dtype::float64   ? 8
                              : params.dtype == Dtype::float32 ? 4
                                                               : 2);
@@ -222,27 +277,31 @@ void run_on_cpu(Params& params, bool appends) {
   torch::stable::parallel_for(0, histories.count(), grain, [&](int64_t first, int64_t last) {
     attend_cpu(params, histories.chunks(), first, last);
   });
-  const int64_t user_bytes = row_bytes * (1 + histories.count() / std::max<int64_t>(params.users, 1));
+  const int64_t members = params.rows * params.group;
+  const int64_t member_bytes = row_bytes * (1 + histories.count() / std::max<int64_t>(members, 1));
   torch::stable::parallel_for(
-      0, params.users, std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(user_bytes, 1)),
+      0, members, std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(member_bytes, 1)),
       [&](int64_t first, int64_t last) { combine_cpu(params, histories.first(), first, last); });
 }
 
 Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                      Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
-                     Optional query_time, Optional key_time, double scale, std::optional<int64_t> window) {
-  const Arguments given{q, key_pages, value_pages,   time_pages, block_table, lengths,
-                        k, v,         position_bias, time_bias,  query_time,  key_time};
-  check(given, window);
+                     Optional query_time, Optional key_time, double scale, std::optional<int64_t> window,
+                     Optional offsets, std::optional<double> divisor) {
+  const Arguments given{q,     key_pages, value_pages,   time_pages, block_table, lengths,
+                        k,     v,         position_bias, time_bias,  query_time,  key_time,
+                        scale, window,    offsets,       divisor};
+  check(given);
   const Arguments ready = prepared(given);
   Tensor out = empty(q, {q.size(0), q.size(1), q.size(2)});
-  Params params = make_params(ready, out, scale, window);
+  Params params = make_params(ready, out);
+  check_offsets(params);
   for (int64_t user = 0; user < params.users; ++user) check_history(params, user);
   if (k) check_appended_pages(params);
   const TimeBuckets buckets(params.time_buckets);
   params.cell_bucket = buckets.cells().first;
   params.cell_edge = buckets.cells().edge;
-  if (params.users > 0) run_on_cpu(params, k.has_value());
+  if (params.rows > 0) run_on_cpu(params, k.has_value());
   return out;
 }
 
@@ -250,18 +309,20 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
 
 Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                       Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
-                      Optional query_time, Optional key_time, double scale, std::optional<int64_t> window) {
-  const Arguments given{q, key_pages, value_pages,   time_pages, block_table, lengths,
-                        k, v,         position_bias, time_bias,  query_time,  key_time};
-  check(given, window);
+                      Optional query_time, Optional key_time, double scale, std::optional<int64_t> window,
+                      Optional offsets, std::optional<double> divisor) {
+  const Arguments given{q,     key_pages, value_pages,   time_pages, block_table, lengths,
+                        k,     v,         position_bias, time_bias,  query_time,  key_time,
+                        scale, window,    offsets,       divisor};
+  check(given);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const CurrentStream stream(q);
   const Arguments ready = prepared(given);
   Tensor out = empty(q, {q.size(0), q.size(1), q.size(2)});
-  Params params = make_params(ready, out, scale, window);
-  if (params.users == 0 || params.heads == 0 || params.width == 0) return out;
+  Params params = make_params(ready, out);
+  if (params.rows == 0 || params.heads == 0 || params.width == 0) return out;
   params.chunk = cuda_chunk_events(params.table_width * params.page_size);
-  const int64_t elements = cuda_users_at_once(params) * cuda_chunks(params) * partial_elements(params);
+  const int64_t elements = cuda_rows_at_once(params) * cuda_chunks(params) * cuda_partial_elements(params);
   Tensor partial = empty(q, {elements}, ScalarType::Float);
   params.partial = partial.mutable_data_ptr();
   launch_cuda(params, stream.get());
@@ -279,7 +340,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
   m.def(
       "decode_attention(Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, "
       "Tensor block_table, Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, "
-      "Tensor? query_time, Tensor? key_time, float scale, int? window) -> Tensor");
+      "Tensor? query_time, Tensor? key_time, float scale, int? window, Tensor? offsets=None, "
+      "float? divisor=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {

@@ -1,16 +1,19 @@
-// One new event per user against its paged history.
+// The newest events of each user against its paged history.
 //
-// User b has L = lengths[b] events; event j lies in slot j % page_size of page block_table[b, j / page_size]:
+// User b has L = lengths[b] events; event j lies in slot j % page_size of page block_table[b, j / page_size].
+// Its n newest are the rows offsets[b] … offsets[b + 1] − 1 of q, the last of them event L − 1; without
+// offsets it is row b alone. For the row of event p = L − n + i:
 //
-//   where k and v are given:  slot L − 1  ←  (k_b, v_b, key_time_b)
-//   score_j  =  scale · q_b · k_j + position_bias[h, min(L − 1 − j, P − 1)]
-//               + time_bias[h, bucket(query_time_b − time_j)]
-//   out_b    =  Σ softmax_j(score_j) · v_j   over j < L with L − 1 − j < window
+//   where k and v are given:  slot p  ←  (k_i, v_i, key_time_i)
+//   score_j  =  scale · q_i · k_j + position_bias[h, min(p − j, P − 1)] + time_bias[h, bucket(query_time_i −
+//   time_j)] out_i    =  Σ weight_j · v_j   over j ≤ p with p − j < window
 //
-// A history is cut into chunks of a fixed number of events. Each chunk gives, per head, its largest score m,
-// the sum l of exp(score − m) and Σ exp(score − m) · v; a user's chunks are then combined in their order. The
-// cut into chunks depends only on the shape of an event, so a user's bits depend neither on the number of
-// threads nor on the other users of the call.
+// weight = softmax_j(score_j), or SiLU(score_j) / divisor. Head h of q reads head h / group of the cache.
+//
+// A history is cut into chunks of a fixed number of events. Each chunk gives, per row and head, its largest
+// score m, the sum l of exp(score − m) and Σ exp(score − m) · v (of SiLU the sum of weights · v alone); a
+// row's chunks are then combined in their order. The cut into chunks depends only on the shape of an event,
+// so a row's bits depend neither on the number of threads nor on the other rows of the call.
 #pragma once
 
 #include <algorithm>
@@ -21,24 +24,28 @@
 namespace argus::decode_attention {
 
 struct Params {
-  const void* q;    // [users, heads, width]
-  void* key_pages;  // [pages, page_size, heads, width]; pages and slots may have any stride
+  const void* q;    // [rows, heads, width]
+  void* key_pages;  // [pages, page_size, kv_heads, width]; pages and slots may have any stride
   void* value_pages;
   int64_t* time_pages;         // [pages, page_size]
   const int32_t* block_table;  // [users, table_width]
   const int32_t* lengths;      // [users]
-  const void* k;               // [users, heads, width], or null: nothing is appended
+  const int32_t* offsets;      // [users + 1], or null: row b is user b's
+  const void* k;               // [rows, kv_heads, width], or null: nothing is appended
   const void* v;
   const void* position_bias;   // [heads, position_buckets] in the arithmetic type, or null
   const void* time_bias;       // [heads, time_buckets]
   const int64_t* cell_bucket;  // TimeBuckets::Cells, on the CPU
   const int64_t* cell_edge;
-  const int64_t* query_time;  // [users]
-  const int64_t* key_time;    // [users], or null
-  void* out;                  // [users, heads, width]
+  const int64_t* query_time;  // [rows]
+  const int64_t* key_time;    // [rows], or null
+  void* out;                  // like q
   void* partial;              // the partial results of each chunk
   int64_t users;
-  int64_t heads;
+  int64_t rows;
+  int64_t heads;  // of q: kv_heads · group
+  int64_t kv_heads;
+  int64_t group;
   int64_t width;
   int64_t pages;
   int64_t page_size;
@@ -51,6 +58,7 @@ struct Params {
   int64_t window;  // at least 1
   int64_t chunk;   // events in a chunk
   double scale;
+  double divisor;  // of SiLU's weights; 0 for softmax
   Dtype dtype;
 };
 
@@ -58,15 +66,31 @@ inline int64_t first_seen(const Params& params, int64_t length) {
   return length > params.window ? length - params.window : 0;
 }
 
+// New events of the user.
+inline int64_t new_events(const Params& params, int64_t user) {
+  if (params.offsets == nullptr) return params.lengths[user] > 0 ? 1 : 0;
+  return params.offsets[user + 1] - params.offsets[user];
+}
+
+// The row of the user's first new event.
+inline int64_t first_row(const Params& params, int64_t user) {
+  return params.offsets == nullptr ? user : params.offsets[user];
+}
+
+// A chunk of what one row sees, for the heads of q that are `member` in their groups: on the CPU those
+// kv_heads heads are computed together.
 struct Chunk {
   int64_t user;
   int64_t begin, end;  // events
+  int64_t row, member;
+  int64_t length;  // events up to the row's own
+  int64_t place;   // of its result among all chunks'
 };
 
-// The partial result of a chunk, in the arithmetic type: [heads] m, [heads] l, [heads, width] weighted
-// values.
+// The partial result of a chunk, in the arithmetic type: [kv_heads] m, [kv_heads] l, [kv_heads, width]
+// weighted values.
 inline int64_t partial_elements(const Params& params) {
-  return params.heads * (params.width + 2);
+  return params.kv_heads * (params.width + 2);
 }
 
 // Writes the new events of the users [first, last) to the cache.
@@ -75,8 +99,8 @@ void append_cpu(const Params& params, int64_t first, int64_t last);
 // Writes the results of chunks [first, last) to params.partial.
 void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_t last);
 
-// `out` of the users [first, last) from their chunks; those of user b are first_chunk[b] … first_chunk[b + 1]
-// − 1.
+// `out` of the members [first, last), row · group + member, from their chunks: first_chunk[m] … first_chunk[m
+// + 1] − 1.
 void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last);
 
 // The CUDA kernels' limit: wider rows are refused.
@@ -97,12 +121,15 @@ inline int64_t cuda_chunks(const Params& params) {
   return std::min(all, params.window / params.chunk + 2);
 }
 
-// Users whose partial results are in memory at the same time.
-inline int64_t cuda_users_at_once(const Params& params) {
+// Rows whose partial results, per head m, l and the weighted values, are in memory at the same time.
+inline int64_t cuda_partial_elements(const Params& params) {
+  return params.heads * (params.width + 2);
+}
+inline int64_t cuda_rows_at_once(const Params& params) {
   constexpr int64_t kMaxElements = int64_t{1} << 26, kMaxPairs = int64_t{1} << 30;
-  const int64_t of_user = std::max<int64_t>(1, cuda_chunks(params) * partial_elements(params));
-  const int64_t most = std::min(kMaxElements / of_user, kMaxPairs / std::max<int64_t>(params.heads, 1));
-  return std::clamp<int64_t>(most, 1, std::max<int64_t>(params.users, 1));
+  const int64_t of_row = std::max<int64_t>(1, cuda_chunks(params) * cuda_partial_elements(params));
+  const int64_t most = std::min(kMaxElements / of_row, kMaxPairs / std::max<int64_t>(params.heads, 1));
+  return std::clamp<int64_t>(most, 1, std::max<int64_t>(params.rows, 1));
 }
 
 // Enqueues appending and attending on `stream`, a cudaStream_t. A user whose length or pages are out of

@@ -44,9 +44,9 @@ struct Scratch {
   std::vector<int32_t> buckets;
 
   explicit Scratch(const Params& params)
-      : query(static_cast<size_t>(params.heads * padded<T>(params.width))),
-        lane_sums(static_cast<size_t>(params.heads * kTogether * kLanes)),
-        scores(static_cast<size_t>(params.heads * params.chunk)),
+      : query(static_cast<size_t>(params.kv_heads * padded<T>(params.width))),
+        lane_sums(static_cast<size_t>(params.kv_heads * kTogether * kLanes)),
+        scores(static_cast<size_t>(params.kv_heads * params.chunk)),
         weighted(query.size()),
         buckets(static_cast<size_t>(params.chunk)) {}
 };
@@ -165,14 +165,14 @@ ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const
     const int64_t together = std::min(kTogether, piece.now.count - event);
     for (int64_t place = 0; place < together; ++place) {
       const T* key = piece.now.row(event + place);
-      const int64_t ahead = bytes_ahead(piece, event + place, params.heads * width);
-      for (int64_t head = 0; head < params.heads; ++head) {
+      const int64_t ahead = bytes_ahead(piece, event + place, params.kv_heads * width);
+      for (int64_t head = 0; head < params.kv_heads; ++head) {
         const LaneVector<A> sum =
             lane_products<T, kWidth>(query + head * padded_width, key + head * width, width, ahead);
         std::memcpy(lane_sums + (head * kTogether + place) * kLanes, &sum, sizeof(sum));
       }
     }
-    for (int64_t head = 0; head < params.heads; ++head) {
+    for (int64_t head = 0; head < params.kv_heads; ++head) {
       const Quad<A> products = sums_of_four(lane_sums + head * kTogether * kLanes);
       std::memcpy(scores + head * params.chunk + event, &products, static_cast<size_t>(together) * sizeof(A));
     }
@@ -230,15 +230,15 @@ ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const
   int64_t first = 0;
   if constexpr (kWidth > 0) {
     constexpr int64_t kHeads = kHeldColumns / kWidth;
-    for (; first + kHeads <= params.heads; first += kHeads) {
+    for (; first + kHeads <= params.kv_heads; first += kHeads) {
       weigh_heads<T, kWidth>(piece.from(first * width), p + first * params.chunk, params.chunk,
                              weighted + first * width);
     }
   }
   const Piece<T> rest = piece.from(first * width);
-  for (int64_t event = 0; first < params.heads && event < rest.now.count; ++event) {
-    const int64_t ahead = bytes_ahead(rest, event, (params.heads - first) * width);
-    for (int64_t head = first; head < params.heads; ++head)
+  for (int64_t event = 0; first < params.kv_heads && event < rest.now.count; ++event) {
+    const int64_t ahead = bytes_ahead(rest, event, (params.kv_heads - first) * width);
+    for (int64_t head = first; head < params.kv_heads; ++head)
       add_value<T, kWidth>(weighted + head * padded_width, p[head * params.chunk + event],
                            rest.now.row(event) + (head - first) * width, width, ahead);
   }
@@ -246,7 +246,7 @@ ARGUS_INLINE void weigh_piece(const Params& params, const Piece<T>& piece, const
 
 // The time bucket of every event of the chunk.
 ARGUS_INLINE void find_buckets(const Params& params, const Chunk& chunk, int32_t* buckets) {
-  const int64_t now = params.query_time[chunk.user];
+  const int64_t now = params.query_time[chunk.row];
   const TimeBuckets::Cells cells{params.cell_bucket, params.cell_edge};
   const Pages<int64_t> times{params.time_pages, params.time_page_stride, params.time_slot_stride};
   for_each_piece<int64_t>(
@@ -262,17 +262,19 @@ template <class T>
 ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<T>& scratch) {
   using A = Arithmetic<T>;
   const int64_t count = chunk.end - chunk.begin;
-  const int64_t oldest = params.lengths[chunk.user] - 1 - chunk.begin;
+  const int64_t oldest = chunk.length - 1 - chunk.begin;
   const int32_t* buckets = scratch.buckets.data();
   if (params.time_bias != nullptr) find_buckets(params, chunk, scratch.buckets.data());
-  for (int64_t head = 0; head < params.heads; ++head) {
+  for (int64_t head = 0; head < params.kv_heads; ++head) {
     A* scores = scratch.scores.data() + head * params.chunk;
     if (params.position_bias != nullptr) {
-      const A* table = static_cast<const A*>(params.position_bias) + head * params.position_buckets;
+      const A* table = static_cast<const A*>(params.position_bias) +
+                       (head * params.group + chunk.member) * params.position_buckets;
       add_position_bias(scores, count, oldest, table, params.position_buckets);
     }
     if (params.time_bias != nullptr) {
-      const A* table = static_cast<const A*>(params.time_bias) + head * params.time_buckets;
+      const A* table = static_cast<const A*>(params.time_bias) +
+                       (head * params.group + chunk.member) * params.time_buckets;
       for (int64_t event = 0; event < count; ++event) scores[event] += table[buckets[event]];
     }
   }
@@ -289,16 +291,23 @@ ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
   sum = lane_sum(scores, count);
 }
 
+// SiLU in place; m is 0, so that the chunks' sums add up as they are.
+template <class A>
+ARGUS_INLINE void apply_silu(A* scores, int64_t count, A& largest, A& sum) {
+  largest = sum = A{0};
+  for (int64_t event = 0; event < count; ++event) scores[event] *= sigmoid(scores[event]);
+}
+
 template <class T, int64_t kWidth>
 ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch<T>& scratch,
                                Arithmetic<T>* partial) {
   using A = Arithmetic<T>;
   const int64_t width = params.width, padded_width = padded<T>(width), count = chunk.end - chunk.begin;
-  const T* q = static_cast<const T*>(params.q) + chunk.user * params.heads * width;
-  for (int64_t head = 0; head < params.heads; ++head) {
+  const T* q = static_cast<const T*>(params.q) + (chunk.row * params.heads + chunk.member) * width;
+  for (int64_t head = 0; head < params.kv_heads; ++head) {
     for (int64_t column = 0; column < width; ++column)
       scratch.query[head * padded_width + place_of<T>(column)] =
-          load(q[head * width + column]) * static_cast<A>(params.scale);
+          load(q[head * params.group * width + column]) * static_cast<A>(params.scale);
   }
   const Pages<T> keys{static_cast<const T*>(params.key_pages), params.key_page_stride,
                       params.key_slot_stride};
@@ -310,17 +319,22 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                                              scratch.scores.data() + place);
                     });
   add_biases(params, chunk, scratch);
-  for (int64_t head = 0; head < params.heads; ++head)
-    exponentiate(scratch.scores.data() + head * params.chunk, count, partial[head],
-                 partial[params.heads + head]);
+  for (int64_t head = 0; head < params.kv_heads; ++head) {
+    A *scores = scratch.scores.data() + head * params.chunk, *sum = partial + params.kv_heads;
+    if (params.divisor > 0) {
+      apply_silu(scores, count, partial[head], sum[head]);
+    } else {
+      exponentiate(scores, count, partial[head], sum[head]);
+    }
+  }
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
   for_each_piece<T>(
       params, chunk, values, rows_from<T>(params, keys, chunk.user, chunk.end, params.lengths[chunk.user]),
       [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
         weigh_piece<T, kWidth>(params, piece, scratch.scores.data() + place, scratch.weighted.data());
       });
-  A* weighted = partial + 2 * params.heads;
-  for (int64_t head = 0; head < params.heads; ++head) {
+  A* weighted = partial + 2 * params.kv_heads;
+  for (int64_t head = 0; head < params.kv_heads; ++head) {
     for (int64_t column = 0; column < width; ++column)
       weighted[head * width + column] = scratch.weighted[head * padded_width + place_of<T>(column)];
   }
@@ -331,7 +345,8 @@ ARGUS_INLINE void attend(const Params& params, const Chunk* chunks, int64_t firs
                          Scratch<T>* scratch) {
   Arithmetic<T>* partial = static_cast<Arithmetic<T>*>(params.partial);
   for (int64_t index = first; index < last; ++index)
-    attend_chunk<T, kWidth>(params, chunks[index], *scratch, partial + index * partial_elements(params));
+    attend_chunk<T, kWidth>(params, chunks[index], *scratch,
+                            partial + chunks[index].place * partial_elements(params));
 }
 
 template <class T>
@@ -349,13 +364,13 @@ void attend_typed(const Params& params, const Chunk* chunks, int64_t first, int6
   }
 }
 
-// One user's output, [heads, width]; `sum` holds [heads, width].
+// One member of a row: `out` begins at its first head; `sum` holds [width].
 template <class T>
 ARGUS_INLINE void combine_chunks(const Params& params, int64_t first, int64_t last, T* out,
                                  Arithmetic<T>* sum) {
   using A = Arithmetic<T>;
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  const int64_t heads = params.heads, width = params.width, step = partial_elements(params);
+  const int64_t heads = params.kv_heads, width = params.width, step = partial_elements(params);
   const A* partial = static_cast<const A*>(params.partial);
   for (int64_t head = 0; head < heads; ++head) {
     A largest = kNothing;
@@ -371,20 +386,26 @@ ARGUS_INLINE void combine_chunks(const Params& params, int64_t first, int64_t la
       const A* weighted = result + 2 * heads + head * width;
       for (int64_t column = 0; column < width; ++column) sum[column] += weight * weighted[column];
     }
-    for (int64_t column = 0; column < width; ++column) store(out[head * width + column], sum[column] / total);
+    if (params.divisor > 0) total = static_cast<A>(params.divisor);
+    T* row = out + head * params.group * width;
+    for (int64_t column = 0; column < width; ++column) store(row[column], sum[column] / total);
   }
 }
 
 template <class T>
 ARGUS_INLINE void combine(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last,
                           Arithmetic<T>* sum) {
-  const int64_t row = params.heads * params.width;
-  for (int64_t user = first; user < last; ++user) {
-    T* out = static_cast<T*>(params.out) + user * row;
-    if (first_chunk[user] == first_chunk[user + 1]) {
-      for (int64_t column = 0; column < row; ++column) store(out[column], Arithmetic<T>{0});
-    } else {
-      combine_chunks<T>(params, first_chunk[user], first_chunk[user + 1], out, sum);
+  const int64_t width = params.width;
+  for (int64_t index = first; index < last; ++index) {
+    const int64_t row = index / params.group, member = index % params.group;
+    T* out = static_cast<T*>(params.out) + (row * params.heads + member) * width;
+    if (first_chunk[index] < first_chunk[index + 1]) {
+      combine_chunks<T>(params, first_chunk[index], first_chunk[index + 1], out, sum);
+      continue;
+    }
+    for (int64_t head = 0; head < params.kv_heads; ++head) {
+      for (int64_t column = 0; column < width; ++column)
+        store(out[head * params.group * width + column], Arithmetic<T>{0});
     }
   }
 }
@@ -397,20 +418,22 @@ void combine_typed(const Params& params, const int64_t* first_chunk, int64_t fir
 
 template <class T>
 void append_typed(const Params& params, int64_t first, int64_t last) {
-  const int64_t row = params.heads * params.width;
+  const int64_t row = params.kv_heads * params.width;
   for (int64_t user = first; user < last; ++user) {
-    if (params.lengths[user] == 0) continue;
-    const int64_t event = params.lengths[user] - 1, slot = event % params.page_size;
-    const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
-    std::copy_n(
-        static_cast<const T*>(params.k) + user * row, row,
-        static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride);
-    std::copy_n(static_cast<const T*>(params.v) + user * row, row,
-                static_cast<T*>(params.value_pages) + page * params.value_page_stride +
-                    slot * params.value_slot_stride);
-    if (params.key_time != nullptr)
-      params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
-          params.key_time[user];
+    const int64_t events = new_events(params, user), from = first_row(params, user);
+    for (int64_t i = 0; i < events; ++i) {
+      const int64_t event = params.lengths[user] - events + i, slot = event % params.page_size;
+      const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
+      std::copy_n(
+          static_cast<const T*>(params.k) + (from + i) * row, row,
+          static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride);
+      std::copy_n(static_cast<const T*>(params.v) + (from + i) * row, row,
+                  static_cast<T*>(params.value_pages) + page * params.value_page_stride +
+                      slot * params.value_slot_stride);
+      if (params.key_time != nullptr)
+        params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
+            params.key_time[from + i];
+    }
   }
 }
 

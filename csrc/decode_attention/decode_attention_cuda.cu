@@ -25,9 +25,9 @@ bool rows_are_aligned(const Params& params, int64_t element_bytes) {
 template <class R>
 void launch_rows(const Params& params, void* stream) {
   const int64_t chunks = cuda_chunks(params);
-  const int64_t step = cuda_users_at_once(params);
-  for (int64_t first = 0; first < params.users; first += step) {
-    const int64_t pairs = std::min(step, params.users - first) * params.heads;
+  const int64_t step = cuda_rows_at_once(params);
+  for (int64_t first = 0; first < params.rows; first += step) {
+    const int64_t pairs = std::min(step, params.rows - first) * params.heads;
     const dim3 block(kThreads);
     if (chunks > 0) {
       const dim3 grid(static_cast<unsigned>(pairs), static_cast<unsigned>(chunks));

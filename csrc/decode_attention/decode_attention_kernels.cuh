@@ -1,4 +1,4 @@
-// decode_attention on the GPU. A block takes one chunk of one user's history for one head, tile by tile of as
+// decode_attention on the GPU. A block takes one chunk of what one row sees for one head, tile by tile of as
 // many events as it has threads: first a thread per event finds its row, its bias and whether it counts; then
 // groups of lanes take events in turn, each lane 16 bytes of a row at a time, with their own running softmax.
 // The groups are combined by shuffles and shared memory in a fixed order, the chunks by a second kernel.
@@ -18,6 +18,33 @@ namespace argus::decode_attention {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kUnrolled = 4;  // events per group in flight at once
+
+// A row of q: its user, their first new event, and how many events it may see, itself the last; padding none.
+struct RowEvents {
+  int64_t user, oldest_new, length;
+  bool possible;  // the block table holds so many
+};
+
+ARGUS_DEVICE RowEvents events_of_row(const Params& params, int64_t row) {
+  const int64_t capacity = params.table_width * params.page_size;
+  if (params.offsets == nullptr) {
+    const int64_t length = params.lengths[row];
+    return {row, length - 1, length, length >= 0 && length <= capacity};
+  }
+  int64_t user = 0, end = params.users;  // the first user whose rows end behind this one
+  while (user < end) {
+    const int64_t middle = (user + end) / 2;
+    if (params.offsets[middle + 1] > row) {
+      end = middle;
+    } else {
+      user = middle + 1;
+    }
+  }
+  if (user >= params.users) return {0, 0, 0, true};
+  const int64_t total = params.lengths[user], first = params.offsets[user];
+  const int64_t oldest_new = total - (params.offsets[user + 1] - first);
+  return {user, oldest_new, oldest_new + row - first + 1, oldest_new >= 0 && total <= capacity};
+}
 
 // The oldest event that the window shows.
 ARGUS_DEVICE int64_t first_event(const Params& params, int64_t length) {
@@ -97,6 +124,7 @@ ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __half) {
 }
 
 // A running softmax: the largest score, the sum of exp(score − largest), and the weighted values of a lane.
+// Of SiLU the largest stays 0, so that sums add up as they are.
 template <class R>
 struct Running {
   float largest, sum;
@@ -106,6 +134,11 @@ struct Running {
 // exp(a − b), and 0 if a is −∞: −∞ − −∞ would be NaN.
 ARGUS_DEVICE float weight_of(float a, float b) {
   return a == -INFINITY ? 0.0f : expf(a - b);
+}
+
+// SiLU(score), and 0 of an event that does not count.
+ARGUS_DEVICE float silu_of(float score, bool counts) {
+  return counts ? score / (1.0f + expf(-score)) : 0.0f;
 }
 
 // What the threads have computed for a tile's events.
@@ -119,9 +152,9 @@ struct Tile {
 // In global memory: each lane reads a different edge, and constant memory would serialise such reads.
 static __device__ const uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
 
-ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time, int head) {
+ARGUS_DEVICE float time_bias_of(const Params& params, int64_t row, int64_t time, int head) {
   const unsigned long long raw =
-      static_cast<unsigned long long>(params.query_time[user]) - static_cast<unsigned long long>(time);
+      static_cast<unsigned long long>(params.query_time[row]) - static_cast<unsigned long long>(time);
   const unsigned long long magnitude = static_cast<long long>(raw) < 0 ? 0ull - raw : raw;
   constexpr unsigned long long kLargest = 0x7ffffffffffffffeull;
   const long long distance =
@@ -136,48 +169,52 @@ ARGUS_DEVICE float time_bias_of(const Params& params, int64_t user, int64_t time
   return static_cast<const float*>(params.time_bias)[head * params.time_buckets + bucket];
 }
 
-// The row and the bias of event `event` of the user; the newest event's come from k and v.
+// The keys, values and bias of event `event`; those of new events come from k and v, because the blocks of
+// other rows may be writing their slots.
 template <class T>
-ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, int64_t user, int head,
-                                 int64_t event, int64_t length, int place, bool& broken) {
+ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, const RowEvents& events,
+                                 int64_t row, int head, int64_t event, int place, bool& broken) {
   const int page_size = static_cast<int>(params.page_size);
   const int slot_of_table = static_cast<int>(event) / page_size, slot = static_cast<int>(event) % page_size;
-  const int64_t page = params.block_table[user * params.table_width + slot_of_table];
+  const int64_t page = params.block_table[events.user * params.table_width + slot_of_table];
   if (page < 0 || page >= params.pages) {
     broken = true;
     tile.keys[place] = nullptr;
     return;
   }
-  const bool newest = params.k != nullptr && event == length - 1;
-  const int64_t given = (user * params.heads + head) * params.width, column = head * params.width;
-  tile.keys[place] = newest ? static_cast<const T*>(params.k) + given
+  const bool is_new = params.k != nullptr && event >= events.oldest_new;
+  const int64_t distance = events.length - 1 - event, kv_head = head / params.group;
+  const int64_t given = ((row - distance) * params.kv_heads + kv_head) * params.width;
+  const int64_t column = kv_head * params.width;
+  tile.keys[place] = is_new ? static_cast<const T*>(params.k) + given
                             : static_cast<const T*>(params.key_pages) + page * params.key_page_stride +
                                   slot * params.key_slot_stride + column;
-  tile.values[place] = newest ? static_cast<const T*>(params.v) + given
+  tile.values[place] = is_new ? static_cast<const T*>(params.v) + given
                               : static_cast<const T*>(params.value_pages) + page * params.value_page_stride +
                                     slot * params.value_slot_stride + column;
   float bias = 0.0f;
   if (params.position_bias != nullptr) {
-    const int64_t bucket = min(length - 1 - event, params.position_buckets - 1);
+    const int64_t bucket = min(distance, params.position_buckets - 1);
     bias += static_cast<const float*>(params.position_bias)[head * params.position_buckets + bucket];
   }
   if (params.time_bias != nullptr) {
-    const bool given_time = newest && params.key_time != nullptr;
+    const bool given_time = is_new && params.key_time != nullptr;
     const int64_t time =
-        given_time ? params.key_time[user]
+        given_time ? params.key_time[row - distance]
                    : params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride];
-    bias += time_bias_of(params, user, time, head);
+    bias += time_bias_of(params, row, time, head);
   }
   tile.bias[place] = bias;
 }
 
-// Writes this head's part of the user's new event to its slot.
+// Writes a head's part of the row's own event to its slot.
 template <class T>
-ARGUS_DEVICE void append_event(const Params& params, int64_t user, int head, int64_t event) {
-  const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
+ARGUS_DEVICE void append_event(const Params& params, const RowEvents& events, int64_t row, int64_t kv_head) {
+  const int64_t event = events.length - 1;
+  const int64_t page = params.block_table[events.user * params.table_width + event / params.page_size];
   if (page < 0 || page >= params.pages) return;
   const int64_t slot = event % params.page_size;
-  const int64_t given = (user * params.heads + head) * params.width, column = head * params.width;
+  const int64_t given = (row * params.kv_heads + kv_head) * params.width, column = kv_head * params.width;
   T* key = static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride +
            column;
   T* value = static_cast<T*>(params.value_pages) + page * params.value_page_stride +
@@ -186,9 +223,8 @@ ARGUS_DEVICE void append_event(const Params& params, int64_t user, int head, int
     key[i] = static_cast<const T*>(params.k)[given + i];
     value[i] = static_cast<const T*>(params.v)[given + i];
   }
-  if (head == 0 && threadIdx.x == 0 && params.key_time != nullptr)
-    params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
-        params.key_time[user];
+  if (kv_head == 0 && threadIdx.x == 0 && params.key_time != nullptr)
+    params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] = params.key_time[row];
 }
 
 // Adds kUnrolled events of the tile, `step` apart from position `first` on, to a group's softmax.
@@ -224,14 +260,18 @@ ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Elemen
     scores[i] += product;
     largest = fmaxf(largest, scores[i]);
   }
-  const float kept = weight_of(running.largest, largest);
-  running.largest = largest;
-  running.sum *= kept;
+  const bool silu = params.divisor > 0;
+  if (!silu) {
+    const float kept = weight_of(running.largest, largest);
+    running.largest = largest;
+    running.sum *= kept;
 #pragma unroll
-  for (int e = 0; e < R::kElements; ++e) running.weighted[e] *= kept;
+    for (int e = 0; e < R::kElements; ++e) running.weighted[e] *= kept;
+  }
 #pragma unroll
   for (int i = 0; i < kUnrolled; ++i) {
-    const float p = weight_of(scores[i], largest);
+    const bool counts = tile.keys[first + i * step] != nullptr;
+    const float p = silu ? silu_of(scores[i], counts) : weight_of(scores[i], largest);
     running.sum += p;
 #pragma unroll
     for (int vector = 0; vector < R::kVectors; ++vector) {
@@ -269,10 +309,10 @@ ARGUS_DEVICE float* partial_of(const Params& params, int64_t pair, int64_t chunk
   return static_cast<float*>(params.partial) + (pair * chunks + chunk) * (params.width + 2);
 }
 
-// Block (pair, chunk): pair numbers users from first_user on, then heads; chunk counts from the first visible
+// Block (pair, chunk): pair numbers rows from first_row on, then heads; chunk counts from the first visible
 // one.
 template <class R>
-__global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t first_user) {
+__global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t first_row) {
   using T = typename R::Element;
   ARGUS_SHARED(const T*, keys, [kThreads]);
   ARGUS_SHARED(const T*, values, [kThreads]);
@@ -283,20 +323,20 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
   const Tile<T> tile{keys, values, bias};
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
   const int lane = thread % R::kGroup, group = thread / R::kGroup;
-  const int64_t user = first_user + blockIdx.x / params.heads;
+  const int64_t row = first_row + blockIdx.x / params.heads;
   const int head = static_cast<int>(blockIdx.x % params.heads);
-  const int64_t length = params.lengths[user];
-  const int64_t seen = first_event(params, length);
+  const RowEvents events = events_of_row(params, row);
+  const int64_t seen = first_event(params, events.length);
   const int64_t chunk_begin = (seen / params.chunk + blockIdx.y) * params.chunk;
-  const int64_t end = min(chunk_begin + params.chunk, length);
-  const bool possible = length >= 0 && length <= params.table_width * params.page_size;
-  if (chunk_begin >= end || !possible) return;
-  if (params.k != nullptr && end == length) append_event<T>(params, user, head, length - 1);
+  const int64_t end = min(chunk_begin + params.chunk, events.length);
+  if (chunk_begin >= end || !events.possible) return;
+  if (params.k != nullptr && end == events.length && head % params.group == 0)
+    append_event<T>(params, events, row, head / params.group);
 
   float query[R::kElements];
   {
     const Part<R> part =
-        load_part<R>(static_cast<const T*>(params.q) + (user * params.heads + head) * params.width, lane,
+        load_part<R>(static_cast<const T*>(params.q) + (row * params.heads + head) * params.width, lane,
                      static_cast<int>(params.width));
 #pragma unroll
     for (int vector = 0; vector < R::kVectors; ++vector) {
@@ -308,7 +348,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
     }
   }
   Running<R> running;
-  running.largest = -INFINITY;
+  running.largest = params.divisor > 0 ? 0.0f : -INFINITY;
   running.sum = 0.0f;
 #pragma unroll
   for (int e = 0; e < R::kElements; ++e) running.weighted[e] = 0.0f;
@@ -318,7 +358,7 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
     const int64_t event = begin + thread;
     keys[thread] = nullptr;
     if (event >= seen && event < end)
-      describe_event<T>(params, tile, user, head, event, length, thread, broken);
+      describe_event<T>(params, tile, events, row, head, event, thread, broken);
     __syncthreads();
     for (int first = group; first < kThreads; first += kUnrolled * R::kGroups)
       add_events<R>(params, tile, first, R::kGroups, query, lane, running);
@@ -364,21 +404,19 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
   }
 }
 
-// Block (pair): the chunks of a user and a head, in their order, as many at a time as there are threads.
+// Block (pair): the chunks of a row and a head, in their order, as many at a time as there are threads.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    combine_kernel(Params params, int64_t first_user, int64_t chunks) {
+__global__ void __launch_bounds__(kThreads) combine_kernel(Params params, int64_t first_row, int64_t chunks) {
   ARGUS_SHARED(float, weights, [kThreads]);
   ARGUS_SHARED(float, sums, [kThreads]);
   ARGUS_SHARED(float, warp_largest, [kWarps]);
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t user = first_user + blockIdx.x / params.heads;
-  const int64_t length = params.lengths[user];
-  T* out = static_cast<T*>(params.out) + (first_user * params.heads + blockIdx.x) * params.width;
-  const bool possible = length >= 0 && length <= params.table_width * params.page_size;
-  if (length == 0 || !possible) {
+  const RowEvents events = events_of_row(params, first_row + blockIdx.x / params.heads);
+  const int64_t length = events.length;
+  T* out = static_cast<T*>(params.out) + (first_row * params.heads + blockIdx.x) * params.width;
+  if (length == 0 || !events.possible) {
     for (int column = thread; column < params.width; column += kThreads)
-      from_float(out[column], possible ? 0.0f : NAN);
+      from_float(out[column], events.possible ? 0.0f : NAN);
     return;
   }
   const int64_t begin = first_event(params, length) / params.chunk * params.chunk;
@@ -421,6 +459,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
   }
+  if (params.divisor > 0) total = static_cast<float>(params.divisor);
 #pragma unroll
   for (int block = 0; block < kColumns; ++block) {
     const int64_t column = thread + block * kThreads;

@@ -1,25 +1,32 @@
 """Incremental inference: the encoder's state after one more event of some users, from their cached earlier events.
 
-The states equal those of `Argus.encode` over the whole histories. Keys, values and times of each layer lie in a paged
-cache; the caches of all layers share one page table, so users are evicted, forked and offloaded in all layers at once.
+The states equal those of `Argus.encode` over the whole histories; with the HSTU encoder those of `encode` with a lag,
+whose time bias counts from the event itself: they are final when it comes. Keys, values and times of each layer lie in
+a paged cache; the caches of all layers share one page table, so users are evicted, forked and offloaded in all layers
+at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import gelu, layer_norm, silu
 
 from argus_kernels import DirectDecoder, DirectLinear, PagedCache
 from argus_kernels.attention.relative_bias import time_buckets
 from python_model.data.batches import JaggedBatch
 from python_model.model.argus import Argus
+from python_model.model.hstu import EPS, HstuBlock
 from python_model.model.layers import Block, Head
+
+AttendHere: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The attention of one layer: q, k, v [B, H, Dh] of the newest events → [B, H, Dh]."""
 
 
 class Attend(Protocol):
@@ -57,9 +64,41 @@ class DenseLayer:
         return cls(
             lambda x: block.query_key_value(block.attention_norm(x)),
             lambda attended, x: x + block.output(attended),
-            lambda x: F.gelu(block.up(block.feed_norm(x))),
+            lambda x: gelu(block.up(block.feed_norm(x))),
             lambda hidden, x: x + block.down(hidden),
         )
+
+    def step(self, x: Tensor, heads: int, attend: AttendHere) -> Tensor:
+        """The layer on x [B, d] → [B, d]."""
+        q, k, v = self.query_key_value(x).view(len(x), 3, heads, -1).unbind(1)
+        x = self.output(attend(q, k, v).reshape(x.shape), x)
+        return self.down(self.up(x), x)
+
+
+@dataclass(frozen=True)
+class HstuLayer:
+    """An HSTU block without its attention, for a few rows: x [B, d] → [B, 4d]; attended and gated, x → x."""
+
+    gate_value_query_key: Callable[[Tensor], Tensor]
+    output: Callable[[Tensor, Tensor], Tensor]
+
+    @classmethod
+    def of(cls, block: HstuBlock, backend: str | None = None) -> HstuLayer:
+        """On the CPU with decode_linear, which reads the current weights at each call; elsewhere with stock torch."""
+        projection, output = block.gate_value_query_key, block.output
+        if output.weight.device.type != "cpu":
+            return cls(
+                lambda x: silu(projection(layer_norm(x, x.shape[-1:], eps=EPS))),
+                lambda attended, x: x + output(attended),
+            )
+        direct = _direct(projection, backend=backend)
+        return cls(lambda x: silu(direct(layer_norm(x, x.shape[-1:], eps=EPS))), _direct(output, backend=backend))
+
+    def step(self, x: Tensor, heads: int, attend: AttendHere) -> Tensor:
+        """The layer on x [B, d] → [B, d]."""
+        gate, v, q, k = self.gate_value_query_key(x).view(len(x), 4, heads, -1).unbind(1)
+        attended = layer_norm(attend(q, k, v).reshape(x.shape), x.shape[-1:], eps=EPS)
+        return self.output(gate.reshape(x.shape) * attended, x)
 
 
 def direct_head(head: Head, backend: str | None = None) -> Callable[[Tensor], Tensor]:
@@ -82,16 +121,32 @@ def blocks_of(model: Argus) -> list[Block]:
     return [block for block in model.encoder.blocks if isinstance(block, Block)]
 
 
-def encode_newest(model: Argus, layers: Sequence[DenseLayer], tokens: Tensor, attend: Attend) -> Tensor:
+def encode_newest(model: Argus, layers: Sequence[DenseLayer | HstuLayer], tokens: Tensor, attend: Attend) -> Tensor:
     """States [B, d] of the newest event of B users from their tokens [B, d]; all earlier events are cached."""
     encoder, x = model.encoder, tokens
-    heads = model.config.heads
     for number, layer in enumerate(layers):
-        q, k, v = layer.query_key_value(x).view(len(x), 3, heads, -1).unbind(1)
-        attended = attend(number, q, k, v, encoder.position_bias[number], encoder.time_bias[number])
-        x = layer.output(attended.reshape(x.shape), x)
-        x = layer.down(layer.up(x), x)
+        biases = {"position_bias": encoder.position_bias[number], "time_bias": encoder.time_bias[number]}
+        x = layer.step(x, model.config.heads, partial(attend, number, **biases))
     return encoder.norm(x)
+
+
+def _rule(block: nn.Module) -> dict[str, Any]:
+    """How a block's attention weighs, as decode_attention takes it."""
+    return {"rule": "silu", "scale": 1.0, "divisor": float(block.longest)} if isinstance(block, HstuBlock) else {}
+
+
+def _projection(block: nn.Module) -> nn.Linear:
+    """The linear layer of a block that makes keys and values."""
+    return block.gate_value_query_key if isinstance(block, HstuBlock) else cast(Block, block).query_key_value
+
+
+def _keys_and_values(block: nn.Module, projected: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """What a block's attention reads of the output of its `_projection`: two of [T, H, Dh]."""
+    if isinstance(block, HstuBlock):
+        _, v, _, k = silu(projected).view(len(projected), 4, heads, -1).unbind(1)
+    else:
+        _, k, v = projected.view(len(projected), 3, heads, -1).unbind(1)
+    return k, v
 
 
 class IncrementalEncoder:
@@ -111,11 +166,6 @@ class IncrementalEncoder:
         config = model.config
         if config.form != "simplified":
             raise ValueError(f"IncrementalEncoder: the model's form is {config.form!r}, expected 'simplified'")
-        if config.encoder != "transformer":
-            raise ValueError(
-                f"IncrementalEncoder: the model's encoder is {config.encoder!r}, expected 'transformer': a state of "
-                "HSTU counts time from the event after it, so that no state is final when its event comes"
-            )
         self.model = model.eval()
         self._dtype = dtype or model.encoder.norm.weight.dtype
         self.caches = PagedCache.allocate_layers(
@@ -124,12 +174,20 @@ class IncrementalEncoder:
         )  # fmt: skip
         # Time in seconds of each user's newest event; the gap of the next event is counted from it.
         self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
+        blocks = list(model.encoder.blocks)
         with torch.no_grad():
             biases = zip(model.encoder.position_bias, model.encoder.time_bias, strict=True)
             self._decoders = [
-                DirectDecoder(position_bias=one, time_bias=other, backend=backend) for one, other in biases
-            ]
-        self._layers = [DenseLayer.of(block, backend) for block in blocks_of(model)]
+                DirectDecoder(
+                    position_bias=position.expand(config.heads, -1), time_bias=time.expand(config.heads, -1),
+                    backend=backend, **_rule(block),
+                )
+                for block, (position, time) in zip(blocks, biases, strict=True)
+            ]  # fmt: skip
+        self._layers: list[DenseLayer | HstuLayer] = [
+            HstuLayer.of(block, backend) if isinstance(block, HstuBlock) else DenseLayer.of(cast(Block, block), backend)
+            for block in blocks
+        ]
 
     @torch.no_grad()
     def append(self, users: Sequence[int], events: JaggedBatch) -> Tensor:
@@ -175,15 +233,17 @@ class IncrementalEncoder:
         def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
             projected.append(output)
 
-        handles = [one.query_key_value.register_forward_hook(keep) for one in blocks_of(self.model)]
+        blocks = list(self.model.encoder.blocks)
+        handles = [_projection(one).register_forward_hook(keep) for one in blocks]
         try:
-            states = self.model.encode(events)
+            states = self.model.encode(events, lag=0)
         finally:
             for handle in handles:
                 handle.remove()
         heads = self.model.config.heads
-        split = [one.to(self._dtype).view(len(events), 3, heads, -1) for one in projected]
-        self.caches[0].copy_in(user, [*(one[:, 1] for one in split), *(one[:, 2] for one in split), events.time])
+        pairs = [_keys_and_values(block, one, heads) for block, one in zip(blocks, projected, strict=True)]
+        keys, values = ([one.to(self._dtype) for one in side] for side in zip(*pairs, strict=True))
+        self.caches[0].copy_in(user, [*keys, *values, events.time])
         self._newest[user] = events.time[-1]
         return states[-1]
 

@@ -213,6 +213,8 @@ def test_padding_rows(case: Case) -> None:
     """NaN in the rows past the last offset reaches nothing; outputs and gradients there are exactly zero."""
     op, backend, sample, _ = case
     arguments = arguments_for(case)
+    if arguments.get("offsets") is None:
+        pytest.skip("this sample has no offsets")
     ends = {name: _end_of(arguments, name) for name, value in arguments.items() if isinstance(value, Tensor)}
     if all(end is None or end == arguments[name].shape[0] for name, end in ends.items()):
         pytest.skip("this sample has no padding rows")

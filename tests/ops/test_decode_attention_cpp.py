@@ -37,6 +37,14 @@ for threads in (1, 4):
             for window in (None, 600):
                 cache = (keys, values, times, table, lengths)
                 out = forward(Arguments(q, *cache, q, q, bias, bias, now, now, 0.2, window))
+                events = torch.randn(3, 2 * heads, width, generator=draw).to(dtype)
+                wide, offsets = bias.repeat(2, 1), torch.tensor([0, 2, 3], dtype=torch.int32)
+                new = (events[:, :heads].contiguous(),) * 2
+                times_given = (now[[0, 0, 1]],) * 2
+                for divisor in (None, 9.0):
+                    numbers = (0.2, window, offsets, divisor)
+                    more = forward(Arguments(events, *cache, *new, wide, wide, *times_given, *numbers))
+                    digest = zlib.crc32(more.view(torch.uint8).numpy().tobytes(), digest)
                 for tensor in (out, keys, values):
                     digest = zlib.crc32(tensor.view(torch.uint8).numpy().tobytes(), digest)
     print(digest)
@@ -153,14 +161,15 @@ def test_the_kernel_refuses_by_itself(lengths: list[int], table: list[list[int]]
     """In the words of the op's own checks, which the direct path leaves out; nothing is written."""
     arguments = native_arguments(lengths, table)
     with pytest.raises(ValueError, match="^argus_native::decode_attention: .*" + message):
-        forward(Arguments._make(arguments))
+        forward(Arguments(*arguments))
     assert not arguments[1].count_nonzero() and not arguments[2].count_nonzero()
 
 
 def test_shapes_and_dtypes_are_refused_by_the_kernel() -> None:
     arguments = native_arguments([1], [[0]])
     for place, value, message in (
-        (1, torch.zeros(3, 2, 2, 4), r"key_pages has shape \[3, 2, 2, 4\], expected"),
+        (1, torch.zeros(3, 2, 1, 5), r"key_pages has shape \[3, 2, 1, 5\], expected"),
+        (1, torch.zeros(3, 2, 2, 4), "key_pages has 2 heads, expected a divisor of q's 1"),
         (2, torch.zeros(3, 2, 1, 4).half(), "value_pages is Half, expected Float"),
         (5, torch.ones(1, dtype=torch.int64), "lengths is Long, expected Int"),
         (6, None, "one of k and v is given"),
@@ -169,4 +178,4 @@ def test_shapes_and_dtypes_are_refused_by_the_kernel() -> None:
         changed = list(arguments)
         changed[place] = value
         with pytest.raises(ValueError, match="^argus_native::decode_attention: " + message):
-            forward(Arguments._make(changed))
+            forward(Arguments(*changed))

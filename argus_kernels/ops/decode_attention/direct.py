@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.core.offsets import Offsets, opened
 from argus_kernels.core.registry import capture, choose, default_backend
 from argus_kernels.core.varlen import as_int32
 from argus_kernels.ops.decode_attention.arguments import Arguments
@@ -25,7 +26,7 @@ class DirectDecoder:
     kind only through the kernel's own. It cannot be traced by torch.compile or exported, and autocast does not reach
     it: give q, k and v in the cache's dtype.
 
-    `position_bias`, `time_bias`, `scale`, `window` and `backend` are those of `decode_attention`.
+    `position_bias`, `time_bias`, `rule`, `scale`, `divisor`, `window` and `backend` are those of `decode_attention`.
     """
 
     def __init__(
@@ -33,13 +34,16 @@ class DirectDecoder:
         *,
         position_bias: Tensor | None = None,
         time_bias: Tensor | None = None,
+        rule: str = "softmax",
         scale: float | None = None,
+        divisor: float | None = None,
         window: int | None = None,
         backend: str | None = None,
     ) -> None:
         self._biases = (position_bias, time_bias)
-        self._scale, self._window, self._backend = scale, window, backend
-        self._known: dict[Any, tuple[Callable[..., Tensor], float, int | None]] = {}
+        self._numbers = {"rule": rule, "scale": scale, "divisor": divisor, "window": window}
+        self._backend = backend
+        self._known: dict[Any, tuple[Callable[..., Tensor], float, int | None, float | None]] = {}
 
     def __call__(
         self,
@@ -49,6 +53,7 @@ class DirectDecoder:
         *,
         k: Tensor | None = None,
         v: Tensor | None = None,
+        offsets: Tensor | Offsets | None = None,
         query_time: Tensor | None = None,
         key_time: Tensor | None = None,
     ) -> Tensor:
@@ -63,41 +68,43 @@ class DirectDecoder:
             pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
             if lengths.dtype is torch.int64:
                 lengths = as_int32(lengths)
+            ends: Tensor | None = None if offsets is None else opened("decode_attention", offsets, None, q)[0]
             given = (q, *pages, lengths, k, v)
             kind = (
                 self._backend or default_backend(),
-                *[None if one is None else (one.shape, one.dtype, one.device) for one in (*given, *times)],
+                *[None if one is None else (one.shape, one.dtype, one.device) for one in (*given, *times, ends)],
             )
         except AttributeError:  # no PagedCache or no tensor: `_validate` says which
             kind = None
         found = self._known.get(kind)
         if found is None:
             found = self._known[kind] = self._validate(
-                q, cache, lengths, k=k, v=v, query_time=query_time, key_time=key_time
+                q, cache, lengths, k=k, v=v, offsets=offsets, query_time=query_time, key_time=key_time
             )
-        forward, scale, window = found
-        return forward(Arguments(*given, *self._biases, *times, scale, window))
+        forward, scale, window, divisor = found
+        return forward(Arguments(*given, *self._biases, *times, scale, window, ends, divisor))
 
     def _validate(
         self, q: Tensor, cache: PagedCache, lengths: Tensor, **given: Any
-    ) -> tuple[Callable[..., Tensor], float, int | None]:
-        """The backend's forward function, with the checks of values where its kernel has none, scale and window."""
+    ) -> tuple[Callable[..., Tensor], float, int | None, float | None]:
+        """The backend's forward function, with the checks of values where its kernel has none, and the numbers."""
         from argus_kernels.ops.decode_attention import OP, check_values, decode_attention
 
         position_bias, time_bias = self._biases
         _, captured = capture(
             decode_attention, q, cache, lengths, **given, position_bias=position_bias, time_bias=time_bias,
-            scale=self._scale, window=self._window,
+            **self._numbers,
         )  # fmt: skip
         wanted = self._backend or default_backend()
         backend = choose(OP.name, OP.backends, "reference" if wanted == "eager" else wanted, captured)
         forward = backend.forward
+        numbers = captured.scale, captured.window, captured.divisor
         if backend.name in CHECKS_VALUES:
-            return forward, captured.scale, captured.window
+            return forward, *numbers
 
         def checked(given: Arguments) -> Tensor:
             check_values(given)
             out: Tensor = backend.forward(given)
             return out
 
-        return checked, captured.scale, captured.window
+        return checked, *numbers

@@ -7,7 +7,7 @@ nothing; it returns what the cache has to do to its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -141,21 +141,26 @@ class PageBook:
             self.rows[user], self.lengths[user] = row[:kept], length
         return changes
 
-    def least_recently_used(self, pages: int, kept: Iterable[int]) -> list[int] | None:
-        """Users to drop, the longest unused first, so that `pages` are free; None where there are too few."""
-        kept = set(kept)
-        holders = dict[int, int]()
+    def least_recently_used(
+        self, pages: int, kept: Sequence[int], lengths: Sequence[int] | None = None
+    ) -> list[int] | None:
+        """Users to drop, the longest unused first, so that `pages` are free; None where there are too few.
+
+        lengths: that the users of `kept` grow to, whose pages are wanted besides. A dropped user no longer shares its
+        pages, so that the copies to make become fewer.
+        """
+        staying, left = set(kept), dict[int, int]()
         free, chosen = len(self.free), list[int]()
-        for user in sorted(range(len(self.rows)), key=lambda user: (self.used[user], user)):
-            if free >= pages:
-                break
-            if user in kept or not self.rows[user]:
-                continue
+        candidates = iter(sorted(range(len(self.rows)), key=lambda user: (self.used[user], user)))
+        while free < pages + (0 if lengths is None else len(self._all_wanted(kept, lengths, left))):
+            user = next((user for user in candidates if user not in staying and self.rows[user]), None)
+            if user is None:
+                return None
             chosen.append(user)
             for page in self.rows[user]:
-                holders[page] = holders.get(page, self.holders[page]) - 1
-                free += holders[page] == 0
-        return chosen if free >= pages else None
+                left[page] = left.get(page, self.holders[page]) - 1
+                free += left[page] == 0
+        return chosen
 
     def touch(self, users: Iterable[int]) -> None:
         """Notes that the users were used just now."""
@@ -167,19 +172,25 @@ class PageBook:
         """Pages that so many events take."""
         return -(-length // self.page_size)
 
-    def _all_wanted(self, users: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int, int]]:
-        pairs = zip(users, lengths, strict=True)
-        return list(dict.fromkeys(one for user, length in pairs for one in self._wanted(user, length)))
+    def _all_wanted(
+        self, users: Sequence[int], lengths: Sequence[int], holders: Mapping[int, int] | None = None
+    ) -> list[tuple[int, int, int]]:
+        """(user, slot, page to copy or -1) of every page that growing takes; the last holder of a page keeps it.
 
-    def _wanted(self, user: int, length: int) -> list[tuple[int, int, int]]:
-        """(user, slot, page to copy or -1) of every page that growing to `length` takes."""
-        row, known = self.rows[user], self.lengths[user]
-        wanted = []
-        for slot in range(min(known // self.page_size, len(row)), self.pages_of(length)):
-            if slot >= len(row):
-                wanted.append((user, slot, -1))
-            elif self.holders[row[slot]] > 1 and length > known:
-                wanted.append((user, slot, row[slot] if slot * self.page_size < known else -1))
+        holders: of pages that will have other holders than now.
+        """
+        most: dict[int, int] = {}
+        for user, length in zip(users, lengths, strict=True):
+            most[user] = max(most.get(user, 0), length)
+        left, wanted = dict(holders or {}), []
+        for user, length in most.items():
+            row, known = self.rows[user], self.lengths[user]
+            for slot in range(min(known // self.page_size, len(row)), self.pages_of(length)):
+                if slot >= len(row):
+                    wanted.append((user, slot, -1))
+                elif left.get(row[slot], self.holders[row[slot]]) > 1 and length > known:
+                    left[row[slot]] = left.get(row[slot], self.holders[row[slot]]) - 1
+                    wanted.append((user, slot, row[slot] if slot * self.page_size < known else -1))
         return wanted
 
     def _take(self) -> int:

@@ -86,13 +86,14 @@ class PagePool:
     def _make_room(self, method: str, users: Sequence[int], lengths: Sequence[int]) -> None:
         """Offloads the least recently used of the other users until `grow` will find its pages."""
         away = {user: self.away[user].length for user in users if user in self.away}
-        wanted = self.book.pages_wanted(users, lengths)
         # An offloaded user may have more events than are now asked for.
+        more = 0
         for user, length in away.items():
             asked = max(length for other, length in zip(users, lengths, strict=True) if other == user)
-            wanted += max(self.book.pages_of(length) - self.book.pages_of(asked), 0)
-        victims = self.book.least_recently_used(wanted, users)
+            more += max(self.book.pages_of(length) - self.book.pages_of(asked), 0)
+        victims = self.book.least_recently_used(more, users, lengths)
         if victims is None:
+            wanted = self.book.pages_wanted(users, lengths) + more
             remedy = "the other users' pages together are too few: allocate more pages"
             raise NoFreePage(method, wanted, len(self.book.free), len(self.book.holders), remedy)
         if victims:

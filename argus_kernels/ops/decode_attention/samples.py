@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +22,11 @@ DISTINCT_PAGES = 1024
 
 @dataclass(frozen=True)
 class _Case:
-    """Users of the given lengths, the new event counted, in a cache of randomly placed pages."""
+    """Users of the given lengths, new events counted, in a cache of randomly placed pages.
+
+    new: events of each user in the call, followed by a row of padding; None is one of each, without offsets. group:
+    heads of q to a head of the cache. divisor: of SiLU's weights; None for softmax.
+    """
 
     name: str
     lengths: tuple[int, ...]
@@ -32,30 +37,42 @@ class _Case:
     position_buckets: int = 0
     time_buckets: int = 0
     window: int | None = None
+    new: tuple[int, ...] | None = None
+    group: int = 1
+    divisor: float | None = None
     production: bool = False
     gpu: bool = False
 
     def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
-        shape = (len(self.lengths), self.heads, self.width)
+        rows, query_heads = self.rows(), self.heads * self.group
+        shape = (rows, self.heads, self.width)
         arguments: dict[str, Any] = {
-            "q": torch.randn(shape, generator=generator).to(dtype),
+            "q": torch.randn(rows, query_heads, self.width, generator=generator).to(dtype),
             "cache": self._cache(generator, dtype),
             "lengths": torch.tensor(self.lengths, dtype=torch.int32),
         }
-        times = 1_700_000_000 + torch.randint(0, 10**7, (len(self.lengths),), generator=generator)
+        times = 1_700_000_000 + torch.randint(0, 10**7, (rows,), generator=generator)
         if self.append:
             arguments["k"] = torch.randn(shape, generator=generator).to(dtype)
             arguments["v"] = torch.randn(shape, generator=generator).to(dtype)
             arguments["key_time"] = times
+        if self.new is not None:
+            arguments["offsets"] = torch.tensor([0, *accumulate(self.new)], dtype=torch.int32)
         if self.position_buckets:
-            table = torch.randn(self.heads, self.position_buckets, generator=generator)
+            table = torch.randn(query_heads, self.position_buckets, generator=generator)
             arguments["position_bias"] = table.to(dtype)
         if self.time_buckets:
-            arguments["time_bias"] = torch.randn(self.heads, self.time_buckets, generator=generator).to(dtype)
+            arguments["time_bias"] = torch.randn(query_heads, self.time_buckets, generator=generator).to(dtype)
             arguments["query_time"] = times + 300
+        if self.divisor is not None:
+            arguments |= {"rule": "silu", "divisor": self.divisor}
         if self.window is not None:
             arguments["window"] = self.window
         return arguments
+
+    def rows(self) -> int:
+        """Rows of q."""
+        return len(self.lengths) if self.new is None else sum(self.new) + 1
 
     def _cache(self, generator: torch.Generator, dtype: torch.dtype) -> PagedCache:
         """Pages full of events, a few of them owned by nobody; places without a page are −1."""
@@ -85,20 +102,23 @@ class _Case:
         )
 
     def seen(self) -> int:
-        """Cached events that some query sees."""
-        return sum(length if self.window is None else min(length, self.window) for length in self.lengths)
+        """Cached events that some query sees, those of each query counted."""
+        new = [1 if length else 0 for length in self.lengths] if self.new is None else self.new
+        ends = [length - back for length, count in zip(self.lengths, new, strict=True) for back in range(count)]
+        return sum(end if self.window is None else min(end, self.window) for end in ends)
 
     def flops(self, arguments: dict[str, Any]) -> int:
-        """Two products of Dh for each seen event and head."""
-        return 4 * self.seen() * self.heads * self.width
+        """Two products of Dh for each seen event and head of q."""
+        return 4 * self.seen() * self.heads * self.group * self.width
 
     def bytes(self, arguments: dict[str, Any]) -> int:
         """Keys and values of the seen events once (and their times where they count), the vectors in and out."""
         q = arguments["q"]
         event = 2 * self.heads * self.width * q.element_size() + (8 if self.time_buckets else 0)
+        read = self.seen() if self.new is None else sum(self.lengths)
         vectors = tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
         written = tensor_bytes(q, arguments.get("k"), arguments.get("v"), arguments.get("key_time"))
-        return self.seen() * event + vectors + written
+        return read * event + vectors + written
 
 
 _CASES = (
@@ -109,6 +129,9 @@ _CASES = (
     _Case("jagged", (0, 7, 2, 3), width=3, page_size=3),
     _Case("read_only", (4, 1, 6), append=False, time_buckets=40),
     _Case("window", (6, 2, 0), window=2),
+    _Case("several_events", (7, 0, 5, 4), new=(3, 0, 0, 4), position_buckets=3, time_buckets=40, window=4),
+    _Case("silu", (6, 0, 3), group=2, divisor=5.0, position_buckets=3, time_buckets=40),
+    _Case("several_events_silu", (6, 2), new=(2, 2), group=3, divisor=0.5, page_size=3),
     _Case("users_64_events_8192", (8192,) * 64, heads=4, width=64, page_size=64, production=True),
     _Case(
         "users_64_events_8192_biases",
@@ -120,6 +143,8 @@ _CASES = (
         time_buckets=128,
         production=True,
     ),
+    _Case("users_8_events_8192_new_16", (8192,) * 8, new=(16,) * 8, heads=4, width=64, page_size=64, production=True),
+    _Case("users_64_events_8192_silu", (8192,) * 64, divisor=8192.0, heads=4, width=64, page_size=64, production=True),
     _Case("users_128_events_8192", (8192,) * 128, heads=8, width=64, page_size=64, production=True, gpu=True),
 )
 
@@ -136,8 +161,10 @@ def _pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     renamed[table >= 0] = torch.arange(owned.shape[0], dtype=table.dtype, device=table.device)
     pages = {name: getattr(cache, name)[owned] for name in ("key_pages", "value_pages", "time_pages")}
     small = replace(cache, block_table=renamed, pool=None, **pages)
-    per_user = ("q", "k", "v", "query_time", "key_time")
-    cut = {name: value[:users] if name in per_user else value for name, value in arguments.items()}
+    per_row = ("q", "k", "v", "query_time", "key_time")
+    cut = {name: value[:users] if name in per_row else value for name, value in arguments.items()}
+    if "offsets" in cut:
+        cut["offsets"] = torch.arange(users + 1, dtype=torch.int32, device=table.device)
     yield {**cut, "cache": small, "lengths": lengths[:users].to(table.device)}
 
 
@@ -181,6 +208,9 @@ def drawn(lengths: Sequence[int], padding: int, variant: int) -> Sample:
         position_buckets=(0, 5)[variant // 3 % 2],
         time_buckets=(0, 30)[variant // 6 % 2],
         window=(None, 1, 4)[variant // 12 % 3],
+        new=(None, tuple(min(length, 2) for length in lengths))[variant // 2 % 2],
+        group=(1, 2)[variant // 5 % 2],
+        divisor=(None, 3.0)[variant // 7 % 2],
     )
     return _sample(case)
 

@@ -1,9 +1,10 @@
-"""decode_attention in Triton: a program per chunk of a user's history and head, then one per user and head.
+"""decode_attention in Triton: a program per chunk of what a row sees and head, then one per row and head.
 
 A chunk is read tile by tile with a running softmax: its largest score, its sum of weights and its weighted values go to
-memory in float32, and the second kernel combines the chunks in order. The new event is read from k and v, and written
-to its slot by the program whose chunk holds it. A user whose length or page is out of bounds gets NaN, and nothing is
-written for them. Chunks depend on the width of the block table, not on the other users of the call.
+memory in float32, and the second kernel combines the chunks in order. SiLU has a sum of weighted values alone. New
+events are read from k and v, and each is written to its slot by the program of its own row whose chunk holds it. A user
+whose length or page is out of bounds gets NaN, and nothing is written for them. Chunks depend on the width of the block
+table, not on the other users of the call.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from argus_kernels.attention.relative_bias import LOG_STEP, time_thresholds
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
+from argus_kernels.core.varlen import user_of_row
 from argus_kernels.ops.decode_attention.arguments import Arguments
 
 _KERNEL = "decode_attention/forward"
@@ -49,6 +51,26 @@ def time_bucket(distance, thresholds, buckets):
     return tl.where(above & (distance >= edge), estimate + 1, estimate)
 
 
+@triton.jit
+def events_of_row(row, offsets, user_of, lengths, users, capacity):
+    """(user, their first new event, events up to the row's own, whether there can be so many); padding has none."""
+    if offsets is None:
+        user = row
+        length = tl.load(lengths + user)
+        oldest_new = length - 1
+        possible = (length >= 0) & (length <= capacity)
+    else:
+        found = tl.load(user_of + row)
+        real = found < users
+        user = tl.minimum(found, users - 1)
+        total = tl.load(lengths + user)
+        first = tl.load(offsets + user)
+        oldest_new = total - (tl.load(offsets + user + 1) - first)
+        length = tl.where(real, oldest_new + (row - first).to(tl.int32) + 1, 0)
+        possible = ((total <= capacity) & (oldest_new >= 0)) | (found >= users)
+    return user, oldest_new, length, possible
+
+
 @kernel
 def chunk_kernel(
     q,
@@ -57,6 +79,8 @@ def chunk_kernel(
     time_pages,
     block_table,
     lengths,
+    offsets,
+    user_of,
     k,
     v,
     position_bias,
@@ -68,7 +92,10 @@ def chunk_kernel(
     sum_of,
     weighted_of,
     scale,
+    divisor,
+    users,
     heads,
+    group,
     width,
     pages,
     page_size,
@@ -90,19 +117,21 @@ def chunk_kernel(
     WIDTH: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
-    user = pair // heads
+    row = pair // heads
     head = pair % heads
+    kv_head = head // group
     place = pair * tl.num_programs(1) + tl.program_id(1)
-    length = tl.load(lengths + user)
+    user, oldest_new, length, possible = events_of_row(
+        row, offsets, user_of, lengths, users, block_table_width * page_size
+    )
     seen = tl.maximum(length - window, 0)
     begin = (seen // chunk + tl.program_id(1)) * chunk
     end = tl.minimum(begin + chunk, length)
-    possible = (length >= 0) & (length <= block_table_width * page_size)
     if (begin < end) & possible:
         column = tl.arange(0, WIDTH)
         inside = column < width
         query = tl.load(
-            q + user * q_strides[0] + head * q_strides[1] + column * q_strides[2], mask=inside, other=0.0
+            q + row * q_strides[0] + head * q_strides[1] + column * q_strides[2], mask=inside, other=0.0
         ).to(tl.float32)
         query = query * scale
         largest = tl.full([], -float("inf"), tl.float32)
@@ -119,26 +148,32 @@ def chunk_kernel(
             slot = (event % page_size).to(tl.int64)
             cached = there
             if k is not None:
-                cached = there & (event != length - 1)
-            key_row = key_pages + page * key_strides[0] + slot * key_strides[1] + head * key_strides[2]
+                # Rows after this one may be writing the slots of the new events.
+                fresh = there & (event >= oldest_new)
+                own = there & (event == length - 1)
+                cached = there & (event < oldest_new)
+                source = row - (length - 1 - event)
+            key_row = key_pages + page * key_strides[0] + slot * key_strides[1] + kv_head * key_strides[2]
             mask = cached[:, None] & inside[None, :]
             key = tl.load(key_row[:, None] + column[None, :] * key_strides[3], mask=mask, other=0.0).to(tl.float32)
-            value_row = value_pages + page * value_strides[0] + slot * value_strides[1] + head * value_strides[2]
+            value_row = value_pages + page * value_strides[0] + slot * value_strides[1] + kv_head * value_strides[2]
             value = tl.load(value_row[:, None] + column[None, :] * value_strides[3], mask=mask, other=0.0)
             value = value.to(tl.float32)
             if k is not None:
-                newest = there & (event == length - 1)
-                given = tl.load(
-                    k + user * k_strides[0] + head * k_strides[1] + column * k_strides[2], mask=inside, other=0.0
-                )
-                written = newest[:, None] & inside[None, :]
-                tl.store(key_row[:, None] + column[None, :] * key_strides[3], given[None, :], mask=written)
-                key = tl.where(newest[:, None], given[None, :].to(tl.float32), key)
-                given = tl.load(
-                    v + user * v_strides[0] + head * v_strides[1] + column * v_strides[2], mask=inside, other=0.0
-                )
-                tl.store(value_row[:, None] + column[None, :] * value_strides[3], given[None, :], mask=written)
-                value = tl.where(newest[:, None], given[None, :].to(tl.float32), value)
+                given_key = k + kv_head * k_strides[1] + column * k_strides[2]
+                given_value = v + kv_head * v_strides[1] + column * v_strides[2]
+                if offsets is None:
+                    new_key = tl.load(given_key + row * k_strides[0], mask=inside, other=0.0)[None, :]
+                    new_value = tl.load(given_value + row * v_strides[0], mask=inside, other=0.0)[None, :]
+                else:
+                    new = fresh[:, None] & inside[None, :]
+                    new_key = tl.load(given_key[None, :] + source[:, None] * k_strides[0], mask=new, other=0.0)
+                    new_value = tl.load(given_value[None, :] + source[:, None] * v_strides[0], mask=new, other=0.0)
+                written = own[:, None] & inside[None, :] & (head % group == 0)
+                tl.store(key_row[:, None] + column[None, :] * key_strides[3], new_key, mask=written)
+                tl.store(value_row[:, None] + column[None, :] * value_strides[3], new_value, mask=written)
+                key = tl.where(fresh[:, None], new_key.to(tl.float32), key)
+                value = tl.where(fresh[:, None], new_value.to(tl.float32), value)
             score = tl.sum(key * query[None, :], 1)
             if position_bias is not None:
                 bucket = tl.minimum(length - 1 - event, position_buckets - 1)
@@ -146,26 +181,31 @@ def chunk_kernel(
                 score += bias.to(tl.float32)
             time_slot = time_pages + page * time_strides[0] + slot * time_strides[1]
             if key_time is not None:
-                now = tl.load(key_time + user)
-                tl.store(time_slot, now, mask=newest & (head == 0))
+                new_time = tl.load(key_time + source, mask=fresh, other=0)
+                tl.store(time_slot, new_time, mask=own & (head == 0))
             if time_bias is not None:
                 if key_time is not None:
-                    time = tl.load(time_slot, mask=cached, other=0)
-                    time = tl.where(newest, tl.load(key_time + user), time)
+                    time = tl.where(fresh, new_time, tl.load(time_slot, mask=cached, other=0))
                 else:
                     time = tl.load(time_slot, mask=there, other=0)
-                bucket = time_bucket(tl.load(query_time + user) - time, thresholds, time_buckets)
+                bucket = time_bucket(tl.load(query_time + row) - time, thresholds, time_buckets)
                 bias = tl.load(time_bias + head * time_bias_stride + bucket, mask=there, other=0.0)
                 score += bias.to(tl.float32)
-            score = tl.where(there, score, -float("inf"))
-            highest = tl.maximum(largest, tl.max(score, 0))
-            # While the sum of weights is 0, −∞ − −∞ would be NaN.
-            subtracted = tl.where(highest == -float("inf"), 0.0, highest)
-            kept = tl.exp(largest - subtracted)
-            weight = tl.exp(score - subtracted)
-            total = total * kept + tl.sum(weight, 0)
-            weighted = weighted * kept + tl.sum(weight[:, None] * value, 0)
-            largest = highest
+            if divisor is None:
+                score = tl.where(there, score, -float("inf"))
+                highest = tl.maximum(largest, tl.max(score, 0))
+                # While the sum of weights is 0, −∞ − −∞ would be NaN.
+                subtracted = tl.where(highest == -float("inf"), 0.0, highest)
+                kept = tl.exp(largest - subtracted)
+                weight = tl.exp(score - subtracted)
+                total = total * kept + tl.sum(weight, 0)
+                weighted = weighted * kept + tl.sum(weight[:, None] * value, 0)
+                largest = highest
+            else:
+                weight = tl.where(there, score / (1.0 + tl.exp(-score)), 0.0)
+                weighted += tl.sum(weight[:, None] * value, 0)
+                # The chunks' sums then add up as they are.
+                largest = tl.zeros([], tl.float32)
         largest = tl.where(broken > 0, float("nan"), largest)
         tl.store(largest_of + place, largest)
         tl.store(sum_of + place, total)
@@ -176,9 +216,13 @@ def chunk_kernel(
 def combine_kernel(
     out,
     lengths,
+    offsets,
+    user_of,
     largest_of,
     sum_of,
     weighted_of,
+    divisor,
+    users,
     heads,
     width,
     chunks,
@@ -191,10 +235,9 @@ def combine_kernel(
     pair = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < width
-    length = tl.load(lengths + pair // heads)
+    _, _, length, possible = events_of_row(pair // heads, offsets, user_of, lengths, users, capacity)
     begin = tl.maximum(length - window, 0) // chunk * chunk
     count = (length - begin + chunk - 1) // chunk
-    possible = (length >= 0) & (length <= capacity)
     count = tl.where(possible, count, 0)
     largest = tl.full([], -float("inf"), tl.float32)
     total = tl.zeros([], tl.float32)
@@ -215,6 +258,8 @@ def combine_kernel(
         value = tl.load(weighted_of + place[:, None] * width + column[None, :], mask=mask, other=0.0)
         weighted = weighted * kept + tl.sum(weight[:, None] * value, 0)
         largest = highest
+    if divisor is not None:
+        total = tl.full([], 1.0, tl.float32) * divisor
     result = weighted / tl.where(count == 0, 1.0, total)
     result = tl.where(possible & (broken == 0), result, float("nan"))
     tl.store(out + pair * width + column, result.to(out.dtype.element_ty), mask=inside)
@@ -225,7 +270,7 @@ def forward(given: Arguments) -> Tensor:
     block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
     position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
     query_time, key_time = _contiguous(given.query_time), _contiguous(given.key_time)
-    users, heads, width = given.q.shape
+    rows, heads, width = given.q.shape
     out = given.q.new_empty(given.q.shape)
     pages, page_size = given.key_pages.shape[:2]
     capacity = block_table.shape[1] * page_size
@@ -237,13 +282,20 @@ def forward(given: Arguments) -> Tensor:
     padded_width = next_power_of_two(width)
     block = min(max(config["tile"] // padded_width, _MIN_EVENTS), _MAX_EVENTS)
     chunk, chunks = _chunks(capacity, given.window)
-    if out.numel() == 0:
-        return out
-    largest = given.q.new_empty((users * heads, chunks), dtype=torch.float32)
+    users, offsets = lengths.shape[0], _contiguous(given.offsets)
+    if out.numel() == 0 or users == 0:
+        return out.zero_()
+    largest = given.q.new_empty((rows * heads, chunks), dtype=torch.float32)
     total, weighted = torch.empty_like(largest), given.q.new_empty((*largest.shape, width), dtype=torch.float32)
     seen = capacity if given.window is None else min(given.window, capacity)
-    sizes = {"heads": heads, "width": width, "chunk": chunk, "window": max(seen, 1)}
-    results = {"largest_of": largest, "sum_of": total, "weighted_of": weighted, "lengths": lengths}
+    sizes = {"users": users, "heads": heads, "width": width, "chunk": chunk, "window": max(seen, 1)}
+    events = {
+        "lengths": lengths,
+        "offsets": offsets,
+        "user_of": None if offsets is None else user_of_row(offsets, rows),
+        "divisor": given.divisor,
+    }
+    results = {"largest_of": largest, "sum_of": total, "weighted_of": weighted, **events}
     time_buckets = 0 if time_bias is None else time_bias.shape[1]
     arguments = {
         **results,
@@ -261,6 +313,7 @@ def forward(given: Arguments) -> Tensor:
         "query_time": None if time_bias is None else query_time,
         "key_time": None if given.k is None else key_time,
         "scale": given.scale,
+        "group": given.group,
         "pages": pages,
         "page_size": page_size,
         "block_table_width": block_table.shape[1],
@@ -278,7 +331,7 @@ def forward(given: Arguments) -> Tensor:
         "BLOCK": block,
         "WIDTH": padded_width,
     }
-    pairs = users * heads
+    pairs = rows * heads
     launch(chunk_kernel, (pairs, chunks), arguments, warps=config["warps"], stages=config["stages"])
     combined = {**results, **sizes, "out": out, "chunks": chunks, "capacity": capacity}
     combined |= {"BLOCK": _COMBINED_CHUNKS, "WIDTH": padded_width}
@@ -298,7 +351,7 @@ def _chunks(capacity: int, window: int | None) -> tuple[int, int]:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every dtype at the widths of use; with and without biases and a new event."""
+    """Every dtype at the widths of use; with and without biases and a new event; several, by SiLU, in groups."""
 
     def case(dtype: torch.dtype, width: int, full: bool, twin: bool = False) -> CompileCase:
         def call() -> None:
@@ -321,4 +374,15 @@ def compile_cases() -> list[CompileCase]:
     found = [case(torch.bfloat16, width, True) for width in (32, 64, 128, 256)]
     found += [case(torch.float32, width, True) for width in (64, 256)]
     found.append(case(torch.float16, 64, True, twin=True))
-    return [*found, case(torch.bfloat16, 64, False)]
+    return [*found, case(torch.bfloat16, 64, False), CompileCase("bfloat16-64-several-silu", _several)]
+
+
+def _several() -> None:
+    with torch.device("meta"):
+        q, k = torch.empty(256, 8, 64, dtype=torch.bfloat16), torch.empty(256, 2, 64, dtype=torch.bfloat16)
+        pages, times = torch.empty(8192, 64, 2, 64, dtype=torch.bfloat16), torch.empty(8192, 64, dtype=torch.int64)
+        table, lengths = torch.empty(64, 128, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
+        bias, now = torch.empty(8, 128), torch.empty(256, dtype=torch.int64)
+        offsets = torch.empty(65, dtype=torch.int32)
+    cache = (pages, torch.empty_like(pages), times, table, lengths)
+    forward(Arguments(q, *cache, k, k, bias, bias, now, now, 0.125, None, offsets, 8192.0))

@@ -22,11 +22,12 @@ size_t span(const Params& params, int64_t page_stride, int64_t slot_stride, int6
 
 void decode(Params params, uint64_t seed) {
   const size_t element = params.dtype == Dtype::float32 ? 4 : 2;
-  const int64_t row = params.heads * params.width;
-  const size_t users = static_cast<size_t>(params.users),
-               vectors = users * static_cast<size_t>(row) * element;
+  const int64_t row = params.kv_heads * params.width;
+  const size_t users = static_cast<size_t>(params.users), rows = static_cast<size_t>(params.rows);
   const size_t heads = static_cast<size_t>(params.heads);
-  const DeviceBuffer q("q", params.q, vectors), k("k", params.k, params.k ? vectors : 0),
+  const size_t queries = rows * heads * static_cast<size_t>(params.width) * element;
+  const size_t vectors = rows * static_cast<size_t>(row) * element;
+  const DeviceBuffer q("q", params.q, queries), k("k", params.k, params.k ? vectors : 0),
       v("v", params.v, params.v ? vectors : 0);
   const DeviceBuffer keys("key_pages", params.key_pages,
                           span(params, params.key_page_stride, params.key_slot_stride, row, element));
@@ -37,21 +38,23 @@ void decode(Params params, uint64_t seed) {
   const DeviceBuffer table("block_table", static_cast<const void*>(params.block_table),
                            users * static_cast<size_t>(params.table_width) * 4);
   const DeviceBuffer lengths("lengths", static_cast<const void*>(params.lengths), users * 4);
+  const DeviceBuffer offsets("offsets", static_cast<const void*>(params.offsets),
+                             params.offsets ? (users + 1) * 4 : 0);
   const DeviceBuffer position("position_bias", params.position_bias,
                               heads * static_cast<size_t>(params.position_buckets) * 4);
   const size_t time_buckets = static_cast<size_t>(params.time_buckets);
   const DeviceBuffer time("time_bias", params.time_bias, heads * time_buckets * 4);
   const DeviceBuffer query_time("query_time", static_cast<const void*>(params.query_time),
-                                params.query_time ? users * 8 : 0);
+                                params.query_time ? rows * 8 : 0);
   const DeviceBuffer key_time("key_time", static_cast<const void*>(params.key_time),
-                              params.key_time ? users * 8 : 0);
-  const DeviceBuffer out("out", params.out, vectors);
+                              params.key_time ? rows * 8 : 0);
+  const DeviceBuffer out("out", params.out, queries);
   params.chunk = params.chunk > 0
                      ? params.chunk
                      : argus::decode_attention::cuda_chunk_events(params.table_width * params.page_size);
-  std::vector<float> results(static_cast<size_t>(argus::decode_attention::cuda_users_at_once(params) *
+  std::vector<float> results(static_cast<size_t>(argus::decode_attention::cuda_rows_at_once(params) *
                                                  argus::decode_attention::cuda_chunks(params) *
-                                                 argus::decode_attention::partial_elements(params)),
+                                                 argus::decode_attention::cuda_partial_elements(params)),
                              std::nanf(""));
   const DeviceBuffer partial("partial", static_cast<void*>(results.data()), results.size() * 4);
 
@@ -69,6 +72,7 @@ void decode(Params params, uint64_t seed) {
   params.time_pages = times.as<int64_t>();
   params.block_table = table.as<int32_t>();
   params.lengths = lengths.as<int32_t>();
+  params.offsets = static_cast<const int32_t*>(or_null(params.offsets, offsets));
   params.position_bias = or_null(params.position_bias, position);
   params.time_bias = or_null(params.time_bias, time);
   params.query_time = times_or_null(params.query_time, query_time);

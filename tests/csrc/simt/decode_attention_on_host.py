@@ -23,13 +23,13 @@ SEEDS = count()
 """Every call runs the threads in another order."""
 
 _POINTERS = (
-    "q", "key_pages", "value_pages", "time_pages", "block_table", "lengths", "k", "v", "position_bias", "time_bias",
-    "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
+    "q", "key_pages", "value_pages", "time_pages", "block_table", "lengths", "offsets", "k", "v", "position_bias",
+    "time_bias", "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
 )  # fmt: skip
 _SIZES = (
-    "users", "heads", "width", "pages", "page_size", "table_width", "key_page_stride", "key_slot_stride",
-    "value_page_stride", "value_slot_stride", "time_page_stride", "time_slot_stride", "position_buckets",
-    "time_buckets", "window", "chunk",
+    "users", "rows", "heads", "kv_heads", "group", "width", "pages", "page_size", "table_width", "key_page_stride",
+    "key_slot_stride", "value_page_stride", "value_slot_stride", "time_page_stride", "time_slot_stride",
+    "position_buckets", "time_buckets", "window", "chunk",
 )  # fmt: skip
 
 
@@ -40,13 +40,14 @@ class Params(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_double),
+        ("divisor", ctypes.c_double),
         ("dtype", ctypes.c_int),
     )
 
 
 def forward(given: Arguments) -> Tensor:
     """What the CUDA library does with these arguments, its launches included; RuntimeError with the report."""
-    users, heads, width = given.q.shape
+    rows, heads, width = given.q.shape
     out = torch.empty(given.q.shape, dtype=given.q.dtype)
     if out.numel() == 0:
         return out
@@ -54,6 +55,7 @@ def forward(given: Arguments) -> Tensor:
         "q": given.q.contiguous(),
         "block_table": given.block_table.contiguous(),
         "lengths": given.lengths.contiguous(),
+        "offsets": None if given.offsets is None else given.offsets.contiguous(),
         "k": None if given.k is None else given.k.contiguous(),
         "v": None if given.v is None else given.v.contiguous(),
         "position_bias": None if given.position_bias is None else given.position_bias.float().contiguous(),
@@ -67,8 +69,11 @@ def forward(given: Arguments) -> Tensor:
     }
     params = Params(
         **{name: None if tensor is None else tensor.data_ptr() for name, tensor in tensors.items()},
-        users=users,
+        users=given.lengths.shape[0],
+        rows=rows,
         heads=heads,
+        kv_heads=given.key_pages.shape[2],
+        group=given.group,
         width=width,
         pages=given.key_pages.shape[0],
         page_size=given.key_pages.shape[1],
@@ -83,6 +88,7 @@ def forward(given: Arguments) -> Tensor:
         time_buckets=0 if given.time_bias is None else given.time_bias.shape[1],
         window=2**63 - 1 if given.window is None else given.window,
         scale=given.scale,
+        divisor=given.divisor or 0.0,
         dtype=DTYPES[given.q.dtype],
     )
     report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)

@@ -130,8 +130,8 @@ def test_lengths_and_pages_out_of_bounds_give_nan_and_write_nothing() -> None:
     given["lengths"] = torch.tensor([40, 49, -1, 40], dtype=torch.int32)
     cache.block_table[3, 2] = 400
     before = cache.key_pages.clone()
-    values = Arguments._make((given["q"], cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table,
-                        given["lengths"], given["k"], given["v"], None, None, None, None, 0.2, None))  # fmt: skip
+    values = Arguments(given["q"], cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table,
+                       given["lengths"], given["k"], given["v"], None, None, None, None, 0.2, None)  # fmt: skip
     out = decode_attention_on_host.forward(values)
     assert out[0].isfinite().all() and out[1:].isnan().all()
     written = (cache.key_pages != before).any(-1).any(-1).nonzero().tolist()
@@ -143,3 +143,53 @@ def test_inputs_that_cuda_refuses_are_refused() -> None:
         decode_attention(**arguments([3], torch.float64), backend=NAME)
     with pytest.raises(ValueError, match="head width is 264, expected at most 256"):
         decode_attention(**arguments([3], width=264), backend=NAME)
+
+
+def several(rule: str = "softmax", dtype: torch.dtype = torch.float32, width: int = 32) -> dict[str, Any]:
+    """Two heads of the cache for four of q; users of 4, 0, 1 and 131 new events, more than a chunk, and padding."""
+    new, rows = [4, 0, 1, 131], 138
+    given = arguments([300, 20, 1, 140], dtype, width=width, **biases(4))
+    draw_from = torch.Generator().manual_seed(5)
+    given["q"] = torch.randn(rows, 4, width, generator=draw_from).to(dtype)
+    given["k"], given["v"] = (torch.randn(rows, 2, width, generator=draw_from).to(dtype) for _ in range(2))
+    given["key_time"] = torch.randint(10**7, 2 * 10**7, (rows,), generator=draw_from)
+    given["query_time"] = given["key_time"] + 50
+    given["offsets"] = torch.tensor([0, *new]).cumsum(0).int()
+    return given | ({"rule": "silu", "divisor": 7.0} if rule == "silu" else {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", ["softmax", "silu"])
+@pytest.mark.parametrize("window", [None, 130])
+def test_several_events_of_grouped_queries(rule: str, window: int | None, dtype: torch.dtype) -> None:
+    given = several(rule, dtype) | {"window": window}
+    ours, theirs = decoded(given, NAME), decoded(given, "reference")
+    tolerance = max(2e-5, 4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=tolerance, atol=tolerance)
+    for ours_written, theirs_written in zip(ours[1:], theirs[1:], strict=True):
+        assert torch.equal(ours_written, theirs_written)
+    assert not ours[0][136:].any()
+
+
+def test_several_events_have_the_bits_of_one_after_the_other() -> None:
+    given = several()
+    together = decoded(given, NAME)[0]
+    cache: PagedCache = given["cache"]
+    for row, length in ((0, 297), (1, 298), (2, 299), (3, 300)):
+        one = {name: given[name][row : row + 1] for name in ("q", "k", "v", "query_time", "key_time")}
+        alone = {**given, **one, "offsets": None, "lengths": torch.tensor([length], dtype=torch.int32)}
+        out = decode_attention(**{**alone, "cache": cache.rows([0])}, backend=NAME)
+        assert torch.equal(out[0], together[row])
+
+
+def test_more_new_events_than_the_length_counts_give_nan() -> None:
+    given = several()
+    given["lengths"][0] = 3
+    cache: PagedCache = given["cache"]
+    pages = cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table
+    before = cache.key_pages[cache.block_table[0].long()].clone()
+    values = Arguments(given["q"], *pages, given["lengths"], given["k"], given["v"], None, None, None, None, 0.2, None,
+                       given["offsets"])  # fmt: skip
+    out = decode_attention_on_host.forward(values)
+    assert out[:4].isnan().all() and out[4:].isfinite().all()
+    assert torch.equal(cache.key_pages[cache.block_table[0].long()], before)
