@@ -321,6 +321,11 @@ PRESETS: dict[str, ModelConfig] = {
     "1b": _published(20, 2048),
 }
 PRESETS |= {f"hstu-{name}": _hstu(like, 128 if name == "tiny" else 8192) for name, like in PRESETS.items()}
+PRESETS["hstu-dlrm-v4"] = ModelConfig(
+    encoder="hstu", layers=3, width=512, heads=4, max_events=4086, dropout=0.1, item_width=512, feature_width=512,
+    vector_width=512, position_buckets=4086, time_buckets=129, sparse=True,
+)  # fmt: skip
+"""The shapes of MLPerf's DLRM v4 workload on Yambda-5B; docs/model.md says what is taken from where."""
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:
