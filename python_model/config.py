@@ -28,6 +28,7 @@ STAGES = ("pretrain", "finetune")
 PROTOCOLS = ("temporal", "leave-last-out", "yambda", "all")
 SOFTMAX_FORMS = ("standard", "refined")
 PRECISIONS = ("float32", "bfloat16")
+SAMPLINGS = ("uniform", "recent")
 BEST_METRICS = ("next_item_ne", "feedback_ne", "feedback_auc", "pair_loss", "pairwise_accuracy", "ndcg@10", "recall@10")
 
 
@@ -201,6 +202,8 @@ class TrainConfig(JsonConfig):
     given. batch_events: events in a batch at most. window: events of one user in a batch at most.
     batches_per_step: batches whose gradients make one step, dealt over the ranks that train together; a rank with
     several accumulates. None: one for every rank. It stays what it is when a run goes on with another number of ranks.
+    balanced: deals the windows of a step to its batches by their cost in arithmetic, so that ranks take equally long;
+    for data held in memory. None: where a new run can; it stays what it is when a run goes on.
     learning_rate: peak rate of AdamW for dense parameters.
     table_learning_rate: peak rate of the embedding tables (row-wise Adagrad where the model's gradients are sparse,
     AdamW otherwise). weight_decay: of AdamW, for dense parameters.
@@ -211,6 +214,9 @@ class TrainConfig(JsonConfig):
     next items to predict) or "all".
     train_share: share of the users trained on, the same ones for every seed, those of a smaller share among those of a
     larger one.
+    stochastic_length_alpha: α in [1, 2] of HSTU's stochastic length: training replaces windows of more than
+    window^(α/2) events by random subsequences of so many, with probability 1 − window^α / n²; 2 replaces none.
+    stochastic_length_sampling: how their events are drawn, "uniform" or "recent" (weights that rise with the position).
     negatives_in_batch: negatives of a step from its batch, at most; cut down to what the data has.
     negatives_uniform: negatives of a step from the whole catalogue, at most; cut down to what the data has.
     next_item_loss: "softmax" (sampled, with logQ) or "bce" (binary, one uniform negative an event, as SASRec has it).
@@ -242,6 +248,7 @@ class TrainConfig(JsonConfig):
     epochs: Annotated[float, Between(1e-3, 10**6)] | None = None
     batch_events: Annotated[int, Between(1, 2**31 - 1)] = 2048
     batches_per_step: Count | None = None
+    balanced: bool | None = None
     window: Annotated[int, Between(2, 2**31 - 1)] = 128
     learning_rate: Rate = 1e-3
     table_learning_rate: Rate = 1e-3
@@ -252,6 +259,8 @@ class TrainConfig(JsonConfig):
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     protocol: str = "temporal"
     train_share: Share = 1.0
+    stochastic_length_alpha: Annotated[float, Between(1, 2)] = 2.0
+    stochastic_length_sampling: str = "uniform"
     negatives_in_batch: Int32 = 8192
     negatives_uniform: Int32 = 8192
     next_item_loss: str = "softmax"
@@ -282,6 +291,8 @@ class TrainConfig(JsonConfig):
         self._require("stage", self.stage in STAGES, f"one of {', '.join(STAGES)}")
         self._require("protocol", self.protocol in PROTOCOLS, f"one of {', '.join(PROTOCOLS)}")
         self._require("next_item_loss", self.next_item_loss in NEXT_ITEM_LOSSES, "softmax or bce")
+        known = self.stochastic_length_sampling in SAMPLINGS
+        self._require("stochastic_length_sampling", known, f"one of {', '.join(SAMPLINGS)}")
         self._require("softmax_form", self.softmax_form in SOFTMAX_FORMS, f"one of {', '.join(SOFTMAX_FORMS)}")
         self._require("log_q", self.log_q or self.softmax_form == "standard", 'true with softmax_form="refined"')
         allowed = not self.merge_negatives or self.softmax_form == "standard"
@@ -323,6 +334,11 @@ PRESETS: dict[str, ModelConfig] = {
     "1b": _published(20, 2048),
 }
 PRESETS |= {f"hstu-{name}": _hstu(like, 128 if name == "tiny" else 8192) for name, like in PRESETS.items()}
+PRESETS["hstu-dlrm-v4"] = ModelConfig(
+    encoder="hstu", layers=3, width=512, heads=4, max_events=4086, dropout=0.1, item_width=512, feature_width=512,
+    vector_width=512, position_buckets=4086, time_buckets=129, sparse=True,
+)  # fmt: skip
+"""The shapes of MLPerf's DLRM v4 workload on Yambda-5B; docs/model.md says what is taken from where."""
 
 
 def preset(name: str, **changes: Any) -> ModelConfig:

@@ -38,6 +38,7 @@ from python_model.training import checkpoint, process_group
 from python_model.training import resume as resume_checks
 from python_model.training.checkpoint import Description, TrainerState
 from python_model.training.continued import Continuation
+from python_model.training.history_cost import cost_of_training
 from python_model.training.progress import TENSORBOARD, InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.training.resume import SKETCH, Position
 from python_model.training.row_sharding import row_sharding
@@ -115,7 +116,7 @@ def train(
         torch.manual_seed(config.seed)
         lagged = stage == "finetune" and config.lag_pairs
         least_lag = 1 + pair_window(dataset, config) if lagged else 0
-        config = with_batches_per_step(config, resumed)
+        config = with_batches_per_step(config, dataset, resumed)
         goes_on = stage == "pretrain" and init_from is not None and resumed is None
         continuation = Continuation.of(checkpoint.chosen(init_from), dataset) if goes_on and init_from else None
         model = make_model(dataset, model_config, init_from, resumed, least_lag, row_sharding(config), continuation)
@@ -165,7 +166,8 @@ class Trainer:
             )
         self.dataset, self.run_dir, self.model, self.config = dataset, run, model, config
         self.progress, self.profile = progress, profile
-        self.plan = batch_source(dataset, config)
+        cost = cost_of_training(model, config) if config.balanced else None
+        self.plan = batch_source(dataset, config, cost)
         self.plan.require(self._of)
         targets = targets_of(dataset, config.protocol)
         self.loss: PretrainLoss | FinetuneLoss

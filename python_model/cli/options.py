@@ -37,6 +37,7 @@ class Size(str, Enum):
     hstu_m19 = "hstu-19m"
     hstu_m126 = "hstu-126m"
     hstu_b1 = "hstu-1b"
+    hstu_dlrm_v4 = "hstu-dlrm-v4"
 
 
 class Protocol(str, Enum):

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from argus_kernels.host import Batch, pack_events
+from argus_kernels.host import Batch
+from python_model.data.balance import HistoryCost, balanced
 from python_model.data.description import DatasetInfo
 from python_model.data.schema import Dataset
+from python_model.data.stochastic_length import StochasticLength
+from python_model.data.windows import Windows, cut_windows, pack
 
 Value = TypeVar("Value")
 
@@ -101,66 +105,6 @@ class Step:
     place: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Pieces of histories as row ranges: window i shows rows start[i] .. end[i]; rows from target[i] on are targets."""
-
-    start: np.ndarray
-    target: np.ndarray
-    end: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def take(self, index: np.ndarray | slice) -> Windows:
-        """Some of the windows, in the order of `index`."""
-        return Windows(self.start[index], self.target[index], self.end[index])
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Rows of each window."""
-        return self.end - self.start
-
-
-def cut_windows(
-    first: np.ndarray,
-    last: np.ndarray,
-    floor: np.ndarray,
-    *,
-    window: int,
-    overlap: int,
-    phase: np.ndarray | None = None,
-) -> Windows:
-    """Cut row ranges first[i] .. last[i] into windows of at most `window` rows, each led by `overlap` rows of history.
-
-    History never reaches below floor[i], the user's first row; a window there has room for more targets. phase [n] in
-    [0, 1) shifts the cuts of a range of several windows. Every row of a range is a target of exactly one window.
-    """
-    stride = window - overlap
-    lead = np.minimum(first - floor, overlap)
-    room = window - lead
-    length = last - first
-    # The first window holds up to `room` targets, less where the phase shortens it; all others `stride`.
-    head = np.minimum(length, room)
-    if phase is not None:
-        cut = np.maximum(np.ceil(room * (1.0 - phase)).astype(np.int64), 1)
-        head = np.where(length > room, cut, head)
-    pieces = np.where(length > 0, 1 + -(-(length - head) // stride), 0)
-    owner = np.repeat(np.arange(len(first)), pieces)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    target = first[owner] + np.where(number > 0, head[owner] + (number - 1) * stride, 0)
-    end = np.minimum(first[owner] + head[owner] + number * stride, last[owner])
-    return Windows(np.maximum(target - overlap, floor[owner]), target, end)
-
-
-def pack(windows: Windows, token_budget: int, window: int, order: np.ndarray | None = None) -> list[Windows]:
-    """The windows in the given order (int64, default their own), cut into batches of at most token_budget tokens."""
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(windows.lengths, dtype=np.int64)])
-    # Each window is passed as a separate history, so that the windows of one user are shuffled independently.
-    plan = pack_events(offsets, token_budget, window, order=order)
-    return [windows.take(batch.users) for batch in plan]
-
-
 class BatchBuilder:
     """Gathers the columns of a data set into batches; the columns stay in memory, in their stored types."""
 
@@ -169,32 +113,42 @@ class BatchBuilder:
         self._context = [dataset.context(name) for name in dataset.info.context]
         self._feedback = [dataset.feedback(name) for name in dataset.info.feedback]
 
-    def build(self, windows: Windows, targets: np.ndarray | None = None) -> JaggedBatch:
-        """One batch of the windows; targets bool [events] further restricts which rows are targets."""
+    def build(
+        self, windows: Windows, targets: np.ndarray | None = None, *, rows: np.ndarray | None = None
+    ) -> JaggedBatch:
+        """One batch of the windows.
+
+        targets: bool [events], further restricts which rows are targets. rows: int64 [T], the rows of the windows that
+        are shown, window by window and rising; None for all of them.
+        """
         lengths = windows.lengths
         offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)])
         data = self.dataset
         users = data.user[windows.start].astype(np.int64)
-        batch = Batch(users, windows.start, windows.end, windows.target - windows.start, offsets)
-        rows = batch.rows
+        gather: Callable[[np.ndarray], np.ndarray]
+        if rows is None:
+            batch = Batch(users, windows.start, windows.end, windows.target - windows.start, offsets)
+            rows, gather = batch.rows, batch.gather
+        else:
+            gather = partial(np.take, indices=rows)
         is_target = rows >= np.repeat(windows.target, lengths)
         if targets is not None:
-            is_target &= batch.gather(targets)
+            is_target &= gather(targets)
         context = np.empty((len(self._context), len(rows)), np.int64)
         for index, column in enumerate(self._context):
-            context[index] = batch.gather(column)
+            context[index] = gather(column)
         feedback = np.empty((len(rows), len(self._feedback)), np.int64)
         for index, column in enumerate(self._feedback):
-            feedback[:, index] = batch.gather(column)
+            feedback[:, index] = gather(column)
         return JaggedBatch(
             offsets=torch.from_numpy(offsets),
             max_length=int(lengths.max(initial=0)),
             users=torch.from_numpy(users),
             rows=torch.from_numpy(rows),
-            items=torch.from_numpy(batch.gather(data.item).astype(np.int64)),
-            time=torch.from_numpy(batch.gather(data.time)),
-            organic=torch.from_numpy(batch.gather(data.organic)),
-            grade=torch.from_numpy(batch.gather(data.grade).astype(np.int64)),
+            items=torch.from_numpy(gather(data.item).astype(np.int64)),
+            time=torch.from_numpy(gather(data.time)),
+            organic=torch.from_numpy(gather(data.organic)),
+            grade=torch.from_numpy(gather(data.grade).astype(np.int64)),
             context=torch.from_numpy(context),
             feedback=torch.from_numpy(feedback),
             is_target=torch.from_numpy(is_target),
@@ -210,7 +164,8 @@ class BatchPlan:
     """The training batches of every epoch, a function of (seed, epoch) alone.
 
     train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: largest number
-    of events of a user in one window, `overlap` of them history.
+    of events of a user in one window, `overlap` of them history. shortening: replaces long windows by subsequences.
+    cost: of a window; the windows of a step of several batches are then dealt to them by it (`balance`).
     """
 
     def __init__(
@@ -222,11 +177,13 @@ class BatchPlan:
         *,
         train: np.ndarray | None = None,
         overlap: int = 0,
+        shortening: StochasticLength | None = None,
+        cost: HistoryCost | None = None,
     ) -> None:
         _check_window(token_budget, window, overlap)
         self.dataset = dataset
         self.token_budget, self.window, self.overlap, self.seed = token_budget, window, overlap, seed
-        self._builder = BatchBuilder(dataset)
+        self._builder, self._shortening, self._cost = BatchBuilder(dataset), shortening, cost
         self._first = dataset.offsets[:-1]
         self._last = self._first + _prefix_lengths(dataset, train)
         if (self._last - self._first).max(initial=0) < 2:
@@ -235,7 +192,7 @@ class BatchPlan:
     def batches(self, epoch: int, start: int = 0) -> Iterator[JaggedBatch]:
         """The batches of an epoch from number `start` on; windows of one event, which teach nothing, are left out."""
         for windows in self._plan(epoch)[start:]:
-            yield self._builder.build(windows)
+            yield self._build(windows)
 
     def start(self) -> dict[str, Any]:
         """See `BatchSource`."""
@@ -263,8 +220,10 @@ class BatchPlan:
                     plan = self._plan(epoch)
                 taken.append(plan[behind])
                 behind += 1
+            if self._cost is not None and of > 1:
+                taken = balanced(taken, self._cost, self.token_budget)
             nothing = empty_batch(self.dataset.info)
-            batches = [self._builder.build(taken[number]) if number < of else nothing for number in numbers]
+            batches = [self._build(taken[number]) if number < of else nothing for number in numbers]
             yield Step(batches, {"epoch": epoch, "batch": behind})
 
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -278,7 +237,13 @@ class BatchPlan:
             self._first, self._last, self._first, window=self.window, overlap=self.overlap, phase=phase
         )
         windows = windows.take(np.flatnonzero(windows.lengths > 1))
+        if self._shortening is not None:
+            windows = self._shortening.shorten(windows, [self.seed, epoch])
         return pack(windows, self.token_budget, self.window, random.permutation(len(windows)))
+
+    def _build(self, windows: Windows) -> JaggedBatch:
+        rows = None if self._shortening is None else self._shortening.rows(windows)
+        return self._builder.build(windows, rows=rows)
 
 
 def evaluation_batches(

@@ -27,6 +27,7 @@ from python_model.data.batches import NOBODY, BatchPlan, JaggedBatch, Step, empt
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
 from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, targets_of
+from python_model.data.stochastic_length import StochasticLength
 from python_model.io.errors import DataError
 from python_model.io.files import open_parquet, reading_parquet, require_values
 
@@ -70,6 +71,7 @@ class ShardStream:
     def __init__(self, dataset: Dataset, manifest: Manifest, config: TrainConfig) -> None:
         self.dataset, self.manifest, self.config = dataset, manifest, config
         self._batch_events = config.batch_events
+        self._shortening = StochasticLength.of(config)
         self._block_events = BLOCK_BATCHES * config.batch_events
         users = dataset.info.users
         # The same users as in memory, see `train.training_rows`.
@@ -83,6 +85,11 @@ class ShardStream:
 
     def require(self, of: int) -> None:
         """See `BatchSource`."""
+        if self.config.balanced:
+            raise ValueError(
+                f"balanced is true, expected false for {self.dataset.path}, which is in shards: the batches of a step "
+                "come from other files, which other ranks read"
+            )
         if of > len(self.manifest.shards):
             raise ValueError(
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "
@@ -92,7 +99,8 @@ class ShardStream:
     def epoch_batches(self) -> int:
         """See `BatchSource`; the last batches of blocks, which may be less than full, do not count."""
         held_out = HELD_OUT if self.config.protocol == "temporal" else 0.0
-        return max(1, round(self.dataset.info.events * (1 - held_out) * self.config.train_share / self._batch_events))
+        events = self.dataset.info.events * (1 - held_out) * self.config.train_share * self._kept_share()
+        return max(1, round(events / self._batch_events))
 
     def walk(self, place: Mapping[str, Any], numbers: Sequence[int], of: int) -> Iterator[Step]:
         """See `BatchSource`; the position contains that of every lane that this rank reads."""
@@ -143,6 +151,16 @@ class ShardStream:
             for taken, batch in enumerate(self._batches(block, [place.epoch, number, index], first), first + 1):
                 yield batch, replace(place, block=index, batch=taken)
 
+    def _kept_share(self) -> float:
+        """The share of the events that stochastic length keeps, of the windows in the first row group."""
+        if self._shortening is None:
+            return 1.0
+        shard, window = self.manifest.shards[0], self.config.window
+        table, _ = _read(self.dataset.path / shard.file, shard, [0])
+        counts = np.bincount(table.column("user").to_numpy() - shard.first_user)
+        lengths = np.concatenate([np.full(int((counts // window).sum()), window), counts % window])
+        return float(self._shortening.expected(lengths).sum() / lengths.sum())
+
     def _blocks(self, shard: Shard, number: int, epoch: int) -> list[list[int]]:
         """The row groups of a shard in the epoch's order, in lists of BLOCK_BATCHES batches of events or more."""
         metadata = open_parquet(self.dataset.path / shard.file).metadata
@@ -165,7 +183,9 @@ class ShardStream:
         if owned.max(initial=0) < 2:
             return
         seed = int(np.random.SeedSequence([self.config.seed, *words]).generate_state(1, np.uint32)[0])
-        plan = BatchPlan(block, self.config.batch_events, self.config.window, seed, train=train)
+        plan = BatchPlan(
+            block, self.config.batch_events, self.config.window, seed, train=train, shortening=self._shortening
+        )
         for batch in plan.batches(0, first):
             users, rows = (values.numpy() for values in (batch.users, batch.rows))
             origin = block.users[users].astype(np.int64), block.rows[rows]

@@ -19,9 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from python_model.data.batches import BatchBuilder, history_windows, pack
+from python_model.data.batches import BatchBuilder, history_windows
 from python_model.data.names import LABELS, TITLE
 from python_model.data.schema import Dataset
+from python_model.data.windows import pack
 from python_model.evaluation.recommend import append_next_event
 from python_model.io.arrays import ArrayFile, ArrayWriter
 from python_model.io.files import present

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core.varlen import local_positions
-from python_model.data.batches import BatchBuilder, JaggedBatch, Windows
+from python_model.data.batches import BatchBuilder, JaggedBatch
 from python_model.data.schema import Dataset
 from python_model.data.synthetic import SyntheticConfig
+from python_model.data.windows import Windows
 from python_model.io.disk import replace_text
 from python_model.model.argus import Argus
 from python_model.studies.trials import read_study, write_json

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from python_model.config import ModelConfig, TrainConfig, preset
+from python_model.data.balance import HistoryCost
 from python_model.data.batches import BatchPlan, BatchSource
 from python_model.data.schema import Dataset
 from python_model.data.splits import events_to_predict, make_split
+from python_model.data.stochastic_length import StochasticLength
 from python_model.data.stream import ShardStream
 from python_model.model.base import Recommender
 from python_model.model.factory import model_for_dataset
@@ -24,12 +26,18 @@ FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
 """Model settings that may differ between pre-training and fine-tuning, since they change no shape."""
 
 
-def batch_source(dataset: Dataset, config: TrainConfig) -> BatchSource:
-    """The source of a run's batches: streamed from a data set in shards, else from memory."""
+def batch_source(dataset: Dataset, config: TrainConfig, cost: HistoryCost | None = None) -> BatchSource:
+    """The source of a run's batches: streamed from a data set in shards, else from memory.
+
+    cost: of a window, where the batches of a step are balanced.
+    """
     if dataset.manifest is not None:
         return ShardStream(dataset, dataset.manifest, config)
     rows = training_rows(dataset, config.protocol, config.train_share)
-    return BatchPlan(dataset, config.batch_events, config.window, config.seed, train=rows)
+    return BatchPlan(
+        dataset, config.batch_events, config.window, config.seed, train=rows,
+        shortening=StochasticLength.of(config), cost=cost,
+    )  # fmt: skip
 
 
 def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.ndarray | None:
@@ -54,12 +62,17 @@ def count_training_items(sampler: NegativeSampler, dataset: Dataset, protocol: s
     sampler.sketch.update(dataset.item[predicted if rows is None else rows & predicted].astype(np.int64))
 
 
-def with_batches_per_step(config: TrainConfig, resumed: Path | None) -> TrainConfig:
-    """The settings with the resumed run's batches per step, or for a new run one batch per rank."""
-    if config.batches_per_step is not None:
-        return config
-    found = None if resumed is None else checkpoint.read_description(resumed).train_config.batches_per_step
-    return replace(config, batches_per_step=found or process_group.size())
+def with_batches_per_step(config: TrainConfig, dataset: Dataset, resumed: Path | None) -> TrainConfig:
+    """The settings with the resumed run's batches per step, balanced as there.
+
+    Of a new run one batch per rank, balanced where the step has several and the data is held in memory.
+    """
+    found = None if resumed is None else checkpoint.read_description(resumed).train_config
+    batches = config.batches_per_step or (found and found.batches_per_step) or process_group.size()
+    if config.balanced is not None:
+        return replace(config, batches_per_step=batches)
+    can = True if batches > 1 and dataset.manifest is None else None
+    return replace(config, batches_per_step=batches, balanced=can if found is None else found.balanced)
 
 
 def pair_window(dataset: Dataset, config: TrainConfig) -> int:

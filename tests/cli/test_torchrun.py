@@ -19,6 +19,7 @@ from python_model.data.schema import load_dataset
 from python_model.serving.bundle import Export
 from python_model.train import training_rows
 from python_model.training import checkpoint
+from python_model.training.history_cost import cost_of_training
 from python_model.training.progress import read_metrics
 from tests.cli.elastic_worker import DEADLY_STEP
 
@@ -74,7 +75,7 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path: Path)
     # Both ranks went through their steps up to the deadly one, and after the restart from the last checkpoint on.
     saved = DEADLY_STEP // EVERY * EVERY
     visited = [*range(DEADLY_STEP + 1), *range(saved, STEPS)]
-    expected = rows_of_steps(data, STEPS)
+    expected = rows_of_steps(data, whole, STEPS)
     for rank in range(2):
         notes = [json.loads(line) for line in (tmp_path / f"rank-{rank}.jsonl").read_text().splitlines()]
         assert [note["step"] for note in notes] == visited
@@ -86,10 +87,11 @@ def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path: Path)
     assert Export.open(tmp_path / "out").model().config == checkpoint.load_model(killed).config
 
 
-def rows_of_steps(data: Path, steps: int) -> list[list[list[int]]]:
-    """The rows of the four batches of each step, as one process takes them."""
-    dataset = load_dataset(data)
-    plan = BatchPlan(dataset, 128, 32, 0, train=training_rows(dataset, "temporal"))
+def rows_of_steps(data: Path, run: Path, steps: int) -> list[list[list[int]]]:
+    """The rows of the four batches of each step of a run, as one process takes them."""
+    dataset, config = load_dataset(data), checkpoint.read_description(run).train_config
+    cost = cost_of_training(checkpoint.load_model(run), config)
+    plan = BatchPlan(dataset, 128, 32, 0, train=training_rows(dataset, "temporal"), cost=cost)
     return [
         [batch.rows.tolist() for batch in step.batches] for step in islice(plan.walk(plan.start(), range(4), 4), steps)
     ]

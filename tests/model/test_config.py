@@ -30,11 +30,19 @@ def test_presets_have_the_published_encoder_sizes(name: str, form: str) -> None:
         assert counted == pytest.approx(PUBLISHED[name], rel=2e-3)
         assert width // config.heads == 64
         assert config.max_events == 8192
-    if name.startswith("hstu-"):
+    if name.startswith("hstu-") and name != "hstu-dlrm-v4":
         like = preset(name.removeprefix("hstu-"))
         assert counted == pytest.approx(encoder_parameters(like), rel=0.05)
         assert (config.width, config.heads, config.time_buckets) == (like.width, like.heads, 129)
         assert config.position_buckets == config.max_events
+
+
+def test_the_preset_of_the_mlperf_workload() -> None:
+    config = preset("hstu-dlrm-v4")
+    assert (config.encoder, config.layers, config.heads, config.width // config.heads) == ("hstu", 3, 4, 128)
+    assert config.max_events == config.position_buckets == 4086
+    assert config.item_width == config.feature_width == config.vector_width == config.width == 512
+    assert config.sparse, "its embedding tables are trained with row-wise Adagrad"
 
 
 @pytest.mark.parametrize(

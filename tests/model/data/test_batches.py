@@ -17,8 +17,6 @@ from python_model.data.batches import (
     BatchBuilder,
     BatchPlan,
     JaggedBatch,
-    Windows,
-    cut_windows,
     evaluation_batches,
     history_windows,
     prefetch,
@@ -27,6 +25,7 @@ from python_model.data.feedback import BINARY
 from python_model.data.prepare import options_of, prepare
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
 from python_model.data.splits import leave_last_out, split_at, temporal_split, yambda_split
+from python_model.data.windows import Windows, cut_windows
 
 BUDGET, WINDOW = 512, 48
 

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from python_model.data.batches import BatchBuilder, Windows
+from python_model.data.batches import BatchBuilder
 from python_model.data.schema import Dataset
+from python_model.data.windows import Windows
 from python_model.serving.bundle import Export
 from python_model.serving.rows import input_parts, tables
 from python_model.serving.score import prepare_states, score_parquet

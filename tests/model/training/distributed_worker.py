@@ -39,7 +39,7 @@ PRETRAIN = TrainConfig(
 
 
 def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
-    """Runs that must come out alike on any number of ranks."""
+    """Runs that must come out alike on any number of ranks; balanced but for one."""
     return {
         "rowwise": (MODEL, PRETRAIN),
         "finetune": (
@@ -51,6 +51,7 @@ def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
             replace(MODEL, item_hashes=2, hash_rows=29),
             replace(PRETRAIN, steps=2, batches_per_step=3, activation_checkpointing=True, clip=0.05),
         ),
+        "unbalanced": (MODEL, replace(PRETRAIN, steps=2, balanced=False)),
         # Two evaluated batches or more: each rank takes some. The rates are high enough for a validation to be worse.
         "watched": (MODEL, replace(PRETRAIN, steps=4, validate_every=1, patience=2, checkpoint_every=2)),
         "bfloat16": (MODEL, replace(PRETRAIN, steps=2, precision="bfloat16")),

@@ -196,4 +196,6 @@ class TestRows:
 
 @pytest.mark.slow
 def test_a_run_says_how_many_batches_its_step_has(folder: Path) -> None:
-    assert checkpoint.read_description(folder / "rowwise-2").train_config.batches_per_step == 4
+    config = checkpoint.read_description(folder / "rowwise-2").train_config
+    assert (config.batches_per_step, config.balanced) == (4, True)
+    assert checkpoint.read_description(folder / "from-1-on-4").train_config.balanced is True
