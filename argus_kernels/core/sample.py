@@ -25,7 +25,8 @@ class Sample:
     `make(generator, dtype)` draws the keyword arguments of the public function on the generator's device, which the
     caller has made torch's default. `grad` names the tensor arguments that get gradients. `flops()` and `bytes(dtype)`
     count the useful arithmetic and the unavoidable memory traffic (each input read once, each output written once) of
-    the forward pass; `backward_flops` and `backward_bytes` those of the backward pass.
+    the forward pass without gradients; `backward_flops` and `backward_bytes` those of the backward pass alone;
+    `training_flops` and `training_bytes` those of both passes, None where they are the sum.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Sample:
     bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     backward_flops: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
     backward_bytes: Callable[[dict[str, Any]], int] = field(default=lambda arguments: 0)
+    training_flops: Callable[[dict[str, Any]], int] | None = None
+    training_bytes: Callable[[dict[str, Any]], int] | None = None
     cut: Cut | None = None
     """How benchmarks judge it, whose shapes are too large for the truth; None: by the small samples of the room."""
 

@@ -237,16 +237,18 @@ def _costs(case: Case) -> dict[str, tuple[int, int]]:
     """(flops, bytes) of every pass. A room may run the op to count, so each function is called once."""
     sample = case.spec.sample
     counted: dict[int, int] = {}
-    counts = []
-    for function in (sample.flops, sample.bytes, sample.backward_flops, sample.backward_bytes):
+
+    def count(function: Callable[[dict[str, Any]], int]) -> int:
         if id(function) not in counted:
             with torch.no_grad():
                 counted[id(function)] = int(function(case.arguments))
-        counts.append(counted[id(function)])
-    flops, moved, backward_flops, backward_moved = counts
-    return {
-        "forward": (flops, moved),
-        "step": (flops, moved),
-        "backward": (backward_flops, backward_moved),
-        "forward_backward": (flops + backward_flops, moved + backward_moved),
-    }
+        return counted[id(function)]
+
+    forward = count(sample.flops), count(sample.bytes)
+    backward = count(sample.backward_flops), count(sample.backward_bytes)
+    flops, moved = sample.training_flops, sample.training_bytes
+    both = (
+        forward[0] + backward[0] if flops is None else count(flops),
+        forward[1] + backward[1] if moved is None else count(moved),
+    )
+    return {"forward": forward, "step": forward, "backward": backward, "forward_backward": both}

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from argus_kernels import OPS
 from argus_kernels.core import Backend, Op, Sample
-from argus_kernels.ops import feedback_loss
+from argus_kernels.ops import feedback_loss, sampled_softmax_loss
 from benchmarks import cli
+from benchmarks.harness import runner
 from benchmarks.harness.cases import Spec
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.compare import compare
@@ -89,6 +90,21 @@ def test_every_pass_of_a_right_backend_is_timed(small_spec: Spec, environment: E
         assert "512 rows" in record.verified_on
     whole, parts = found["forward_backward"], (found["forward"], found["backward"])
     assert whole.flops == sum(part.flops for part in parts)
+
+
+def test_a_backward_pass_counts_what_it_computes() -> None:
+    """With a reduction the softmax's forward pass keeps the gradients, and its backward pass multiplies them once."""
+    samples = {sample.name: sample for sample in sampled_softmax_loss.OP.samples()}
+    scores, elements = 2 * 5 * 3 * (7 + 1), 2 * 5 * 3 + 7 * 3 + 1
+    for name, dtype, backward in (
+        ("every_argument", "fp32", 2 * scores),
+        ("sum", "fp32", elements),
+        ("sum", "fp16", 2 * scores),
+    ):
+        case = Spec(sampled_softmax_loss.OP, samples[name], dtype).draw(0, "cpu")
+        costs = runner._costs(case)
+        assert costs["forward"][0] == scores and costs["forward_backward"][0] == 3 * scores, name
+        assert costs["backward"][0] == backward, name
 
 
 @pytest.mark.usefixtures("plain_peers")

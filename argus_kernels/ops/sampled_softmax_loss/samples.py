@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,24 +100,28 @@ def grows(machine: str) -> Growth:
     )
 
 
-def _case(
-    name: str,
-    rows: int,
-    drawn: int,
-    width: int,
-    *,
-    catalogue: int = 9,
-    positive_log_q: bool = False,
-    row_weight: bool = False,
-    owners: bool = False,
-    form: str = "standard",
-    reduction: str = "none",
-    garbage: bool = False,
-    full: bool = False,
-    production: bool = False,
-    gpu: bool = False,
-) -> Sample:
-    def make(generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Case:
+    """The sizes of a case and which optional arguments it has."""
+
+    rows: int
+    drawn: int
+    width: int
+    catalogue: int = 9
+    positive_log_q: bool = False
+    row_weight: bool = False
+    owners: bool = False
+    form: str = "standard"
+    reduction: str = "none"
+    garbage: bool = False
+    """Rows of weight 0 hold NaN and infinity."""
+    full: bool = False
+    """The candidates are the whole catalogue, the positives among them."""
+
+    def make(self, generator: torch.Generator, dtype: torch.dtype) -> dict[str, Any]:
+        """The arguments of the public function."""
+        rows, drawn, width = self.rows, self.drawn, self.width
+
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -127,47 +132,66 @@ def _case(
             "query": normal(rows, width),
             "positive": normal(rows, width),
             "candidates": normal(drawn, width),
-            "positive_ids": integers(drawn if full else catalogue, rows),
-            "candidate_ids": torch.arange(drawn) if full else integers(catalogue, drawn),
-            "log_q": torch.zeros(drawn) if full else torch.rand(drawn, generator=generator) - 3.0,
+            "positive_ids": integers(drawn if self.full else self.catalogue, rows),
+            "candidate_ids": torch.arange(drawn) if self.full else integers(self.catalogue, drawn),
+            "log_q": torch.zeros(drawn) if self.full else torch.rand(drawn, generator=generator) - 3.0,
             "scale": torch.tensor(1 / math.sqrt(width), dtype=torch.promote_types(dtype, torch.float32)),
-            "form": form,
-            "reduction": reduction,
+            "form": self.form,
+            "reduction": self.reduction,
         }
-        if full:
+        if self.full:
             arguments["positive"] = arguments["candidates"][arguments["positive_ids"]]
-        if positive_log_q:
+        if self.positive_log_q:
             arguments["positive_log_q"] = torch.rand(rows, generator=generator) - 3.0
-        if row_weight:
+        if self.row_weight:
             arguments["row_weight"] = torch.rand(rows, generator=generator) + 0.5
             arguments["row_weight"][::3] = 0
-        if owners:
+        if self.owners:
             arguments["query_owner"] = integers(3, rows)
             arguments["candidate_owner"] = integers(4, drawn) - 1
-        if garbage:
+        if self.garbage:
             arguments["query"][::3] = torch.nan
             arguments["positive"][::3] = torch.inf
         return arguments
 
+
+def _case(
+    name: str, rows: int, drawn: int, width: int, *, production: bool = False, gpu: bool = False, **options: Any
+) -> Sample:
+    """options: those of `_Case`."""
+    case = _Case(rows, drawn, width, **options)
     return Sample(
         name,
-        make,
+        case.make,
         grad=GRAD,
-        gradcheck=form == "standard",
+        gradcheck=case.form == "standard",
         production=production,
         gpu=gpu,
         flops=_flops,
         bytes=_bytes,
-        backward_flops=lambda arguments: 2 * _flops(arguments),
+        backward_flops=_backward_flops,
         backward_bytes=_backward_bytes,
+        training_flops=lambda arguments: 3 * _flops(arguments),
+        training_bytes=lambda arguments: _bytes(arguments) + _rows_backward_bytes(arguments),
         cut=_CUT,
     )
 
 
 def _flops(arguments: dict[str, Any]) -> int:
-    """The scores; the backward pass has two products of the same size, and a third where scores are not stored."""
+    """The scores; the two passes together have three products of this size at least."""
     rows, width = arguments["query"].shape
     return 2 * rows * width * (arguments["candidates"].shape[0] + 1)
+
+
+def _backward_flops(arguments: dict[str, Any]) -> int:
+    """Two products of the size of the scores; one multiplication an element where the forward pass kept gradients."""
+    if _forward_keeps_gradients(arguments):
+        return sum(arguments[name].numel() for name in GRAD)
+    return 2 * _flops(arguments)
+
+
+def _forward_keeps_gradients(arguments: dict[str, Any]) -> bool:
+    return arguments["reduction"] != "none" and arguments["query"].dtype != torch.float16
 
 
 def _inputs(arguments: dict[str, Any]) -> int:
@@ -179,5 +203,12 @@ def _bytes(arguments: dict[str, Any]) -> int:
 
 
 def _backward_bytes(arguments: dict[str, Any]) -> int:
+    """What the products read and write; where the forward pass kept the gradients, they are read and written."""
+    if _forward_keeps_gradients(arguments):
+        return 2 * tensor_bytes(*(arguments[name] for name in GRAD))
+    return _rows_backward_bytes(arguments)
+
+
+def _rows_backward_bytes(arguments: dict[str, Any]) -> int:
     """The inputs, both outputs and their gradients read; the gradients written."""
     return _inputs(arguments) + 16 * arguments["query"].shape[0] + tensor_bytes(*(arguments[name] for name in GRAD))
