@@ -18,12 +18,12 @@ DRAWS = 12 * int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 def expected(lengths: list[int], rows: int, block: int, of_keys: bool) -> list[list[int]]:
     """The schedule by its definition: all tiles, sorted by falling cost, those of equal cost by user."""
     tiles, start = [], 0
-    for length in lengths:
+    for user, length in enumerate(lengths):
         blocks = -(-length // block)
-        tiles += [(blocks - n if of_keys else n + 1, [start, length, n]) for n in range(blocks)]
+        tiles += [(blocks - n if of_keys else n + 1, [start, length, n, user]) for n in range(blocks)]
         start += length
     ordered = [tile for _, tile in sorted(tiles, key=lambda one: -one[0])]
-    return ordered + [[0, 0, 0]] * (rows // block + len(lengths) - len(ordered))
+    return ordered + [[0, 0, 0, 0]] * (rows // block + len(lengths) - len(ordered))
 
 
 def check(lengths: list[int], padding: int, wanted: list[tuple[int, bool]]) -> None:

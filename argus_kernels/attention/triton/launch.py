@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.arguments import History
+from argus_kernels.attention.arguments import OF_QUERIES, History
+from argus_kernels.attention.dropout import dropped_below
+from argus_kernels.attention.mask_rule import MOST_PLACES
 from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
 from argus_kernels.attention.triton.forward import forward_kernel
-from argus_kernels.attention.triton.records import Biases, Rows, Shape, Statistics
+from argus_kernels.attention.triton.records import Biases, Rows, Rule, Shape, Statistics
 from argus_kernels.attention.triton.schedule import tile_schedules
 from argus_kernels.attention.triton.tables import table_gradient_kernel
 from argus_kernels.core.triton_support import gpu_generation, launch, next_power_of_two
@@ -46,9 +48,19 @@ class Attention(History):
         return self.position_bias is not None or self.time_bias is not None
 
     @property
+    def ruled(self) -> bool:
+        """Whether pairs take registers beyond those of `visible` and the window: more of the mask rule, or dropout."""
+        return not self.lagged or self.dropout > 0
+
+    @property
     def users(self) -> int:
         """How many users the batch has."""
         return self.offsets.shape[0] - 1
+
+    @property
+    def windowed(self) -> bool:
+        """Whether the window may hide a key; positions reach up to MOST_PLACES."""
+        return self.window is not None and (self.lagged or self.window <= MOST_PLACES)
 
     def block_width(self) -> int:
         """The head width of the tiles."""
@@ -61,9 +73,14 @@ class Attention(History):
             width=self.q.shape[2],
             dtype=self.q.dtype,
             size=1,
-            default=default_config(part, self.block_width(), self.q.dtype, self.biased, gpu_generation(self.q.device)),
+            default=self._default_config(part),
             device=self.q.device,
         )
+
+    def _default_config(self, part: str) -> Config:
+        generation, width = gpu_generation(self.q.device), self.block_width()
+        found = default_config(part, width, self.q.dtype, self.biased or self.ruled, generation)
+        return {**found, **ruled_config(part, width, self.q.dtype, generation)} if self.ruled else found
 
     def shared_arguments(self) -> dict[str, Any]:
         """The arguments that all kernels take."""
@@ -81,22 +98,31 @@ class Attention(History):
             "q": Rows(self.q, *self.q.stride()),
             "k": Rows(self.k, *self.k.stride()),
             "v": Rows(self.v, *self.v.stride()),
-            "visible": None if self.visible is None else self.visible.contiguous(),
+            "rule": self._rule(),
             "biases": biases,
             "scale": self.scale * math.log2(math.e) if self.softmax else self.scale,
-            "window": 0 if self.window is None else self.window,
+            "window": self.window if self.windowed else 0,
             "rows": self.q.shape[0],
             "heads": self.q.shape[1],
             "SHAPE": Shape(
                 self.softmax,
-                self.window is not None,
+                self.windowed,
                 0 if position is None else position.shape[1],
                 0 if time is None else time.shape[1],
                 self.q.shape[2],
                 self.block_width(),
                 self.q.dtype != torch.float32,
+                not self.lagged,
+                self.q.shape[1] // self.k.shape[1],
+                dropped_below(self.dropout),
+                1 / (1 - self.dropout),
             ),
         }
+
+    def _rule(self) -> Rule:
+        numbers = (getattr(self, name) for name in (*OF_QUERIES, "prefix", "dropout_seed"))
+        offsets = (None, None) if self.key_offsets is None else (self.offsets, self.key_offsets)
+        return Rule(*(None if one is None else one.contiguous() for one in (*offsets, *numbers)))
 
 
 def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, generation: int) -> Config:
@@ -143,6 +169,24 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
     return config
 
 
+def ruled_config(part: str, width: int, dtype: torch.dtype, generation: int) -> Config:
+    """What the whole mask rule with dropout and biases changes in `default_config`, so that ptxas spills nothing.
+
+    The generator's words take registers. In float32 the key gradient's four warps spilled up to 1,112 bytes at head
+    width 64 (168 registers) and 472 at 128 (255). In bfloat16, at 64, forward's four warps spilled 32 bytes on sm_90
+    and the gradients 24 on sm_100 (128 registers); at 128, 64 keys spilled 64 bytes on sm_90 (255 registers).
+    """
+    if dtype == torch.float32:
+        return {"warps": 8, "registers": 255} if part == "key_gradient" and width > 32 else {}
+    if part == "key_gradient" and width == 128 and generation == 9:
+        return {"block_key": 32}
+    if width > 64:
+        return {}
+    if generation == 9 and part == "forward":
+        return {"warps": 8}
+    return {"registers": 168} if generation >= 10 else {}
+
+
 @functools.lru_cache(maxsize=64)
 def upper_edges(buckets: int, device: torch.device) -> Tensor:
     """Entry b is the smallest difference past bucket b, int64 [buckets]; cached: a CUDA graph cannot capture a copy."""
@@ -151,14 +195,14 @@ def upper_edges(buckets: int, device: torch.device) -> Tensor:
 
 
 def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
-    """Computes out [T, H, Dh], like q, and softmax's log_sum_exp float32 [H, T]; zero in padding rows."""
+    """Computes out [Tq, H, Dh], like q, and softmax's log_sum_exp float32 [H, Tq]; zero in padding rows."""
     total, heads, width = given.q.shape
     out = given.q.new_zeros(total, heads, width)
     log_sum_exp = given.q.new_zeros(heads, total, dtype=torch.float32) if given.softmax else None
     if given.users and total:
         config = given.config("forward")
         own = [(config["block_query"], False)]
-        (schedule,) = tile_schedules(given.offsets, total, own, lambda: _backward_tiles(given))
+        (schedule,) = tile_schedules(given.offsets, total, own, lambda: _backward_tiles(given, given.offsets))
         arguments = given.shared_arguments() | {
             "out": out,
             "log_sum_exp": log_sum_exp,
@@ -180,7 +224,7 @@ def backward(
 ) -> list[Tensor | None]:
     """Gradients of q, k and v, and of the tables that need one; softmax also needs its outputs."""
     total, heads, _ = given.q.shape
-    gradients = [given.q.new_zeros(given.q.shape) for _ in range(3)]
+    gradients = [one.new_zeros(one.shape) for one in (given.q, given.k, given.v)]
     tables: list[Tensor | None] = [
         None if table is None else torch.zeros_like(table, memory_format=torch.contiguous_format)
         for table in (given.position_bias, given.time_bias)
@@ -195,26 +239,40 @@ def backward(
         "factor": given.scale / (given.divisor or 1.0),
     }
     configs = given.config("query_gradient"), given.config("key_gradient")
-    with_tables = any(needs.get(name) for name in ("position_bias", "time_bias"))
-    wanted = _backward_tiles(given)[: 3 if with_tables else 2]
-    of_queries, of_keys, *of_tables = tile_schedules(given.offsets, total, wanted)
+    of_queries, of_keys, *of_tables = _schedules(given, needs)
     shared_by_queries = shared | {"schedule": of_queries, **_blocks(configs[0])}
     _query_gradient(given, shared_by_queries, configs[0], gradients[0], out, d_log_sum_exp)
     shared_by_keys = shared | {"schedule": of_keys, **_blocks(configs[1])}
     _key_gradient(given, shared_by_keys, configs[1], gradients[1], gradients[2])
     for schedule in of_tables:
-        tables = _table_gradients(given, shared | {"schedule": schedule}, wanted[-1][0], needs)
+        tables = _table_gradients(given, shared | {"schedule": schedule}, _table_side(given), needs)
     return [*gradients, *tables]
 
 
-def _backward_tiles(given: Attention) -> list[tuple[int, bool]]:
-    """The tiles of the backward pass: of queries, of keys, and those of the tables' gradients."""
-    table_side = TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2
-    return [
+def _backward_tiles(given: Attention, offsets: Tensor) -> list[tuple[int, bool]]:
+    """The tiles of the backward pass over the users' rows by these offsets: of queries, of keys, of the tables."""
+    tiles = [
         (given.config("query_gradient")["block_query"], False),
         (given.config("key_gradient")["block_key"], True),
-        (table_side, False),
+        (_table_side(given), False),
     ]
+    return [tile for tile in tiles if given.key_offsets is None or tile[1] == (offsets is given.key_offsets)]
+
+
+def _table_side(given: Attention) -> int:
+    """The side of the tiles behind the tables' gradients."""
+    return TABLE_BLOCK if given.block_width() <= 128 else TABLE_BLOCK // 2
+
+
+def _schedules(given: Attention, needs: dict[str, bool]) -> list[Tensor]:
+    """The schedules of the backward pass, of queries, of keys, and of the tables where these get gradients."""
+    with_tables = any(needs.get(name) for name in ("position_bias", "time_bias"))
+    of_queries = _backward_tiles(given, given.offsets)
+    of_queries = of_queries if with_tables else of_queries[:-1]
+    found = tile_schedules(given.offsets, given.q.shape[0], of_queries)
+    if given.key_offsets is not None:
+        found[1:1] = tile_schedules(given.key_offsets, given.k.shape[0], _backward_tiles(given, given.key_offsets))
+    return found
 
 
 def _query_gradient(
@@ -270,7 +328,8 @@ def _table_gradients(
 
 def _key_gradient(given: Attention, shared: dict[str, Any], config: Config, d_k: Tensor, d_v: Tensor) -> None:
     arguments = shared | {"d_k": d_k, "d_v": d_v, "divisor": given.divisor or 1.0}
-    _launch(key_gradient_kernel, given.q.shape[1], arguments, config)
+    arguments["heads"] = given.k.shape[1]
+    _launch(key_gradient_kernel, given.k.shape[1], arguments, config)
 
 
 def _launch(kernel: Any, heads: int, arguments: dict[str, Any], config: Config) -> None:
@@ -316,26 +375,42 @@ def tunables(op: str) -> tuple[Tunable, ...]:
 
 
 def meta_history(
-    width: int, dtype: torch.dtype, biased: bool, scale: float = 1.0, divisor: float | None = None
+    width: int, dtype: torch.dtype, given: str, scale: float = 1.0, divisor: float | None = None
 ) -> History:
-    """The record of 16 users and 8 heads, on the meta device; for the compile gates. biased: every argument is given.
+    """The record of 16 users and 8 heads, on the meta device; for the compile gates.
 
-    divisor: of hstu_attention; None is causal_attention.
+    given: "plain": no optional argument; "everything": `visible`, the window and both tables; "rule": all arguments of
+    the mask rule and dropout too, of queries in groups of four heads. divisor: of hstu_attention; None is
+    causal_attention.
     """
-    total, heads = 16_384, 8
+    total, heads, users = 16_384, 8, 16
     with torch.device("meta"):
-        q, k, v = torch.empty(3, total, heads, width, dtype=dtype)
-        offsets = torch.empty(17, dtype=torch.int32)
+        q = torch.empty(total, heads, width, dtype=dtype)
+        k, v = torch.empty(2, total, 2 if given == "rule" else heads, width, dtype=dtype)
+        offsets, key_offsets = torch.empty(2, users + 1, dtype=torch.int32)
         plain = History(q, k, v, offsets, 8192, scale=scale, divisor=divisor)
-        if not biased:
+        if given == "plain":
             return plain
         position_bias, time_bias = torch.empty(2, heads, 128, dtype=dtype)
         query_time, key_time = torch.empty(2, total, dtype=torch.int64)
-        return plain._replace(
+        biased = plain._replace(
             visible=torch.empty(total, dtype=torch.int32),
             position_bias=position_bias,
             time_bias=time_bias,
             query_time=query_time,
             key_time=key_time,
             window=1024,
+        )
+        if given == "everything":
+            return biased
+        position, own_begin, own_end = torch.empty(3, total, dtype=torch.int32)
+        return biased._replace(
+            key_offsets=key_offsets,
+            key_max_length=8192,
+            position=position,
+            own_begin=own_begin,
+            own_end=own_end,
+            prefix=torch.empty(users, dtype=torch.int32),
+            dropout=0.1,
+            dropout_seed=torch.empty(users, dtype=torch.int64),
         )

@@ -70,9 +70,10 @@ def _schedule(
     place = tl.where(there, place, index)
     entries = rows // BLOCK + users
     real = (index < entries) & (place < entries)
-    tl.store(tiles + place * 3, start, mask=real)
-    tl.store(tiles + place * 3 + 1, length, mask=real)
-    tl.store(tiles + place * 3 + 2, tl.where(there, number, 0), mask=real)
+    tl.store(tiles + place * 4, start, mask=real)
+    tl.store(tiles + place * 4 + 1, length, mask=real)
+    tl.store(tiles + place * 4 + 2, tl.where(there, number, 0), mask=real)
+    tl.store(tiles + place * 4 + 3, tl.where(there, own_user, 0), mask=real)
 
 
 @kernel
@@ -90,7 +91,7 @@ def tile_schedules(
     wanted: Sequence[tuple[int, bool]],
     later: Callable[[], Sequence[tuple[int, bool]]] = tuple,
 ) -> list[Tensor]:
-    """One schedule for each (block, of_keys): int32 [total // block + B, 3], first row, length and block number.
+    """One schedule for each (block, of_keys): int32 [total // block + B, 4], first row, length, block number, user.
 
     offsets: int32 [B + 1] with B ≥ 1. total: the number of rows, with the padding. The entries are ordered by cost, the
     most expensive first, then by user; those past the last tile have length 0. later: what the other pass will want,
@@ -110,7 +111,7 @@ def tile_schedules(
 def _made(offsets: Tensor, total: int, wanted: Sequence[tuple[int, bool]]) -> list[Tensor]:
     offsets = offsets.contiguous()
     users = offsets.shape[0] - 1
-    tiles = tuple(offsets.new_empty(total // block + users, 3) for block, _ in wanted)
+    tiles = tuple(offsets.new_empty(total // block + users, 4) for block, _ in wanted)
     longest = max(schedule.shape[0] for schedule in tiles)
     arguments = {
         "offsets": offsets,

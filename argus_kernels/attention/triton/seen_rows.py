@@ -16,8 +16,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from argus_kernels.attention.triton.records import own_queries, own_times
-from argus_kernels.attention.triton.tiles import LN_2, LOG2_E, add_biases, load_rows, shown, slopes
+from argus_kernels.attention.triton.dropout import dropped
+from argus_kernels.attention.triton.records import of_member, own_queries, own_times, query_rows
+from argus_kernels.attention.triton.rule import sees_any, shown
+from argus_kernels.attention.triton.tiles import LN_2, LOG2_E, add_biases, load_rows, slopes
 
 ENTRIES = tl.constexpr(512)
 """Of a block of rows: few, for the same reason."""
@@ -43,12 +45,6 @@ def is_broken(broken, number, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def entry(values, number, BLOCK: tl.constexpr):
-    """values[number] of values [BLOCK]."""
-    return tl.sum(tl.where(tl.arange(0, BLOCK) == number, values, 0), axis=0)
-
-
-@triton.jit
 def load_row(rows, place, SHAPE: tl.constexpr):
     """One row in float32, [block_width]; zero past the head's width."""
     column = tl.arange(0, SHAPE.block_width)
@@ -63,20 +59,20 @@ def _add_seen(total, factors, seen, rows):
 
 
 @triton.jit
-def _scores(row, rows, place, key_place, time, key_time, tile, biases, scale, SHAPE: tl.constexpr):
+def _scores(row, rows, queries, key_place, key_time, tile, biases, scale, SHAPE: tl.constexpr):
     """The scores of one row [block_width] with the rows of the other side [N, block_width]."""
     scores = tl.sum(rows * row[None, :], axis=1) * scale
-    return add_biases(scores, place, key_place, time, key_time, tile, biases, SHAPE)[0]
+    return add_biases(scores, queries.position, key_place, queries.time, key_time, tile, biases, SHAPE)[0]
 
 
 @triton.jit
-def _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE: tl.constexpr):
-    """Keys from `first` on, which of them the query sees, and their scores."""
+def _key_scores(row, query, k, first, tile, biases, window, scale, SHAPE: tl.constexpr):
+    """Keys from `first` on, which of them the query sees, their scores, and their positions."""
     key_place = first + tl.arange(0, ENTRIES // SHAPE.block_width)
-    key_time = own_times(biases.key_time, tile, key_place)
-    key = load_rows(k, key_place, tile.length, SHAPE).to(tl.float32)
-    seen = shown(place, key_place, limit, window, SHAPE.windowed)
-    return key, seen, _scores(query, key, place, key_place, time, key_time, tile, biases, scale, SHAPE)
+    key_time = own_times(biases.key_time, tile.key_start, tile.key_length, key_place)
+    key = load_rows(k, key_place, tile.key_length, SHAPE).to(tl.float32)
+    seen = shown(query, key_place, tile.prefix, window, SHAPE)
+    return key, seen, _scores(row, key, query, key_place, key_time, tile, biases, scale, SHAPE), key_place
 
 
 @triton.jit
@@ -87,32 +83,35 @@ def _store_row(target, row, SHAPE: tl.constexpr):
 
 @triton.jit(noinline=True)
 def attend_row(
-    q, k, v, out, log_sum_exp, place, limit, time, low, tile, biases, divisor, window, scale, SHAPE: tl.constexpr
-):
-    """Writes a query's result to `out`, and its log_sum_exp for softmax."""
+    q, k, v, out, log_sum_exp, query, low, high, tile, biases, divisor, window, scale, SHAPE: tl.constexpr
+):  # fmt: skip
+    """Writes a query's result to `out`, and its log_sum_exp for softmax; low, high: it sees no key outside."""
     BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
     block: tl.constexpr = ENTRIES // BLOCK_WIDTH
-    query = load_row(q, place, SHAPE)
+    row = load_row(q, query.place, SHAPE)
     total = tl.zeros([BLOCK_WIDTH], tl.float32)
     largest = tl.full([], -float("inf"), tl.float32)
     denominator = tl.zeros([], tl.float32)
     subtracted = tl.zeros([], tl.float32)
     if SHAPE.softmax:
-        for first in tl.range(low, place + 1, block, num_stages=1):
-            _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
+        for first in tl.range(low, high, block, num_stages=1):
+            _, seen, scores, _ = _key_scores(row, query, k, first, tile, biases, window, scale, SHAPE)
             largest = tl.maximum(largest, tl.max(tl.where(seen, scores, -float("inf")), axis=0))
         # If every score is −∞, −∞ − −∞ would be NaN.
         subtracted = tl.where(largest == -float("inf"), 0.0, largest)
-    for first in tl.range(low, place + 1, block, num_stages=1):
-        _, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
+    for first in tl.range(low, high, block, num_stages=1):
+        _, seen, scores, key_place = _key_scores(row, query, k, first, tile, biases, window, scale, SHAPE)
         if SHAPE.softmax:
             weights = tl.exp2(scores - subtracted)
             denominator += tl.sum(tl.where(seen, weights, 0.0), axis=0)
         else:
             weights = scores * tl.sigmoid(scores)
-        value = load_rows(v, first + tl.arange(0, block), tile.length, SHAPE).to(tl.float32)
+        weights = dropped(weights, query.position, key_place, tile.stream, SHAPE)
+        value = load_rows(v, key_place, tile.key_length, SHAPE).to(tl.float32)
         total = _add_seen(total, weights, seen, value)
     if SHAPE.softmax:
+        if SHAPE.general:
+            denominator = tl.where(sees_any(query, tile.prefix, window, SHAPE), denominator, 1.0)
         tl.store(log_sum_exp, (largest + tl.log2(denominator)) * LN_2)
         divisor = denominator
     _store_row(out, total / divisor, SHAPE)
@@ -120,50 +119,77 @@ def attend_row(
 
 @triton.jit
 def query_gradient_row(
-    q, d_out, k, v, d_q, place, limit, time, statistic, delta, low, tile, biases, factor, window, scale,
+    q, d_out, k, v, d_q, query, statistic, delta, low, high, tile, biases, factor, window, scale,
     EXACT: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Writes a query's gradient to `d_q`; statistic: log_sum_exp in units of log₂."""
+    """Writes a query's gradient to `d_q`; statistic: log_sum_exp in units of log₂; low, high: as for `attend_row`."""
     BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
     block: tl.constexpr = ENTRIES // BLOCK_WIDTH
-    query = load_row(q, place, SHAPE)
-    above = load_row(d_out, place, SHAPE)
+    row = load_row(q, query.place, SHAPE)
+    above = load_row(d_out, query.place, SHAPE)
     total = tl.zeros([BLOCK_WIDTH], tl.float32)
     weight_sum = tl.zeros([], tl.float32)
-    for first in tl.range(low, place + 1, block, num_stages=1):
-        key, seen, scores = _key_scores(query, place, limit, time, k, first, tile, biases, window, scale, SHAPE)
-        value = load_rows(v, first + tl.arange(0, block), tile.length, SHAPE).to(tl.float32)
+    for first in tl.range(low, high, block, num_stages=1):
+        key, seen, scores, key_place = _key_scores(row, query, k, first, tile, biases, window, scale, SHAPE)
+        value = load_rows(v, key_place, tile.key_length, SHAPE).to(tl.float32)
         d_weights = tl.sum(value * above[None, :], axis=1)
+        d_weights = dropped(d_weights, query.position, key_place, tile.stream, SHAPE)
         weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, None, True, SHAPE)
         total = _add_seen(total, d_scores, seen, key)
         weight_sum += tl.sum(weights, axis=0)
     if EXACT:
+        if SHAPE.general:
+            weight_sum = tl.where(sees_any(query, tile.prefix, window, SHAPE), weight_sum, 1.0)
         total = total / weight_sum
     _store_row(d_q, total * factor, SHAPE)
 
 
 @triton.jit
 def key_gradient_row(
-    q, d_out, k, v, d_k, d_v, place, statistics, row, visible, high, tile, biases, factor, divisor, window, scale,
+    q, d_out, k, v, d_k, d_v, place, statistics, rows, rule, low, high, tile, biases, factor, divisor, window, scale,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Writes the gradients of a key and its value to `d_k` and `d_v`; row: of the statistics, the user's first."""
+    """Writes the gradients of a key and its value to `d_k` and `d_v`; low, high: no query outside sees it."""
     BLOCK_WIDTH: tl.constexpr = SHAPE.block_width
-    block: tl.constexpr = ENTRIES // BLOCK_WIDTH
     key = load_row(k, place, SHAPE)
     value = load_row(v, place, SHAPE)
-    key_time = own_times(biases.key_time, tile, place)
+    key_time = own_times(biases.key_time, tile.key_start, tile.key_length, place)
     d_key = tl.zeros([BLOCK_WIDTH], tl.float32)
     d_value = tl.zeros([BLOCK_WIDTH], tl.float32)
-    for first in tl.range(place, high, block, num_stages=1):
+    if SHAPE.group == 1:
+        d_key, d_value = _gather_row(
+            d_key, d_value, key, value, key_time, q, d_out, place, statistics, rows, rule, low, high, tile, biases,
+            window, scale, SHAPE,
+        )  # fmt: skip
+    else:
+        for member in tl.range(0, SHAPE.group, num_stages=1):
+            d_key, d_value = _gather_row(
+                d_key, d_value, key, value, key_time, q, d_out, place, statistics, rows, rule, low, high,
+                of_member(tile, rule, member, SHAPE), biases, window, scale, SHAPE,
+            )  # fmt: skip
+    _store_row(d_k, d_key * factor, SHAPE)
+    _store_row(d_v, d_value / divisor, SHAPE)
+
+
+@triton.jit
+def _gather_row(
+    d_key, d_value, key, value, key_time, q, d_out, place, statistics, rows, rule, low, high, tile, biases,
+    window, scale, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Adds the terms of queries low … high − 1 of the tile's head to the gradients of one key and value."""
+    block: tl.constexpr = ENTRIES // SHAPE.block_width
+    q, d_out = query_rows(q, tile), query_rows(d_out, tile)
+    row = tile.head.to(tl.int64) * rows + tile.start
+    for first in tl.range(low, high, block, num_stages=1):
         query_place = first + tl.arange(0, block)
         real = query_place < tile.length
-        queries = own_queries(visible, biases, tile, query_place)
+        queries = own_queries(rule, biases, tile, query_place, SHAPE)
         query = load_rows(q, query_place, tile.length, SHAPE).to(tl.float32)
         above = load_rows(d_out, query_place, tile.length, SHAPE).to(tl.float32)
-        scores = _scores(key, query, query_place, place, queries.time, key_time, tile, biases, scale, SHAPE)
+        scores = _scores(key, query, queries, place, key_time, tile, biases, scale, SHAPE)
         d_weights = tl.sum(above * value[None, :], axis=1)
-        seen = shown(query_place, place, queries.limit, window, SHAPE.windowed) & real
+        d_weights = dropped(d_weights, queries.position, place, tile.stream, SHAPE)
+        seen = shown(queries, place, tile.prefix, window, SHAPE) & real
         if SHAPE.softmax:
             statistic = tl.load(statistics.log_sum_exp + row + query_place, mask=real, other=float("inf")) * LOG2_E
             delta = tl.load(statistics.delta + row + query_place, mask=real, other=0.0)
@@ -173,7 +199,7 @@ def key_gradient_row(
             weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, norm, True, SHAPE)
         else:
             weights, d_scores = slopes(scores, d_weights, seen, None, None, None, True, SHAPE)
+        weights = dropped(weights, queries.position, place, tile.stream, SHAPE)
         d_value = _add_seen(d_value, weights, seen, above)
         d_key = _add_seen(d_key, d_scores, seen, query)
-    _store_row(d_k, d_key * factor, SHAPE)
-    _store_row(d_v, d_value / divisor, SHAPE)
+    return d_key, d_value

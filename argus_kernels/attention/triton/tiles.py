@@ -1,6 +1,6 @@
-"""One tile of (query, key) pairs in the Triton attention kernels: positions, mask, biases, weights and derivatives.
+"""One tile of (query, key) pairs in the Triton attention kernels: positions, biases, weights and derivatives.
 
-A tile may have its queries along either axis: positions, limits and times have shapes that broadcast to it, [Q, 1] and
+A tile may have its queries along either axis: positions and times have shapes that broadcast to it, [Q, 1] and
 [1, K] or [1, Q] and [K, 1].
 """
 
@@ -31,15 +31,6 @@ def load_rows(rows, place, length, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def shown(place, key_place, limit, window, WINDOWED: tl.constexpr):
-    """The mask rule: j = i or j < limit[i], and i − j < window."""
-    seen = (key_place < limit) | (key_place == place)
-    if WINDOWED:
-        seen = seen & (place - key_place < window)
-    return seen
-
-
-@triton.jit
 def time_bucket(difference, upper_edges, BUCKETS: tl.constexpr):
     """The bucket of a difference in seconds: a float32 estimate is exact or one too low; the integer edge decides."""
     distance = tl.minimum(tl.maximum(tl.abs(difference), 1), LARGEST_DISTANCE)
@@ -50,7 +41,7 @@ def time_bucket(difference, upper_edges, BUCKETS: tl.constexpr):
 
 @triton.jit
 def position_bucket(place, key_place, POSITIONS: tl.constexpr):
-    """min(i − j, POSITIONS − 1); 0 if the key comes after the query, a pair that is always hidden."""
+    """min(max(position − j, 0), POSITIONS − 1)."""
     return tl.minimum(tl.maximum(place - key_place, 0), POSITIONS - 1)
 
 
@@ -96,8 +87,8 @@ def _extremes(times):
 def add_tile_biases(scores, place, key_place, nearest, time, key_time, tile, biases, SHAPE: tl.constexpr):
     """`add_biases` of a tile [Q, K] or [K, Q]: one number where all its pairs share an entry of a table.
 
-    nearest: the smallest of its i − j. Far from the diagonal sharing is the rule: all pairs lie in the last position
-    bucket, and time buckets grow with the logarithm of the difference.
+    nearest: the smallest of its position − j. Far from the diagonal sharing is the rule: all pairs lie in the last
+    position bucket, and time buckets grow with the logarithm of the difference.
     """
     factor: tl.constexpr = LOG2_E if SHAPE.softmax else 1.0
     if not SHAPE.shares:
@@ -159,36 +150,3 @@ def add_to_histogram(histogram, bucket, values, lowest, highest, BLOCK: tl.const
         total = tl.sum(tl.sum(tl.where(bucket == one, values, 0.0), axis=1), axis=0)
         histogram += tl.where(place == one, total, 0.0)
     return histogram
-
-
-@triton.jit
-def key_ranges(
-    tile,
-    limit,
-    window,
-    LIMITED: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    BLOCK_QUERY: tl.constexpr,
-    BLOCK_KEY: tl.constexpr,
-):
-    """Keys before a query tile's own: [low, inner) masked, [inner, outer) seen by every query, [outer, high) masked.
-
-    All but `high` are multiples of BLOCK_KEY, as `first` is.
-    """
-    first = tile.first
-    real = first + tl.arange(0, BLOCK_QUERY) < tile.length
-    low = first * 0
-    inner = first * 0
-    outer = first
-    high = first
-    if LIMITED:
-        high = tl.minimum(first, tl.max(tl.where(real, limit, 0), axis=0))
-        outer = tl.minimum(first, tl.min(tl.where(real, limit, first), axis=0)) // BLOCK_KEY * BLOCK_KEY
-    if WINDOWED:
-        low = tl.maximum(first - window + 1, 0) // BLOCK_KEY * BLOCK_KEY
-        last = tl.minimum(first + BLOCK_QUERY, tile.length) - 1
-        inner = tl.maximum(last - window + BLOCK_KEY, 0) // BLOCK_KEY * BLOCK_KEY
-        inner = tl.minimum(tl.maximum(inner, low), tl.cdiv(high, BLOCK_KEY) * BLOCK_KEY)
-        inner = tl.maximum(inner, low)
-        outer = tl.maximum(outer, inner)
-    return low, inner, outer, high

@@ -30,26 +30,30 @@ def backward(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Head widths 64 and 128 plain, float32, and every argument at once; for the command also the other widths."""
+    """Head widths 64 and 128 plain, float32, biases with a window, and the whole rule; for the command also others."""
 
-    def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
+    def case(given: str, width: int, dtype: torch.dtype, *, twin: bool = False) -> CompileCase:
         def call() -> None:
-            given = launch.meta_history(width, dtype, biased, width**-0.5)
-            out = forward(given)
-            needs = {"position_bias": biased, "time_bias": biased}
-            backward(out, out, needs, given)
+            record = launch.meta_history(width, dtype, given, width**-0.5)
+            out = forward(record)
+            tables = given != "plain"
+            backward(out, out, {"position_bias": tables, "time_bias": tables}, record)
 
-        return CompileCase(f"{name}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
+        return CompileCase(f"{given}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
 
     half, single = torch.bfloat16, torch.float32
     return [
         case("plain", 64, half),
         case("plain", 128, half),
         case("plain", 32, single),
-        case("everything", 64, half, biased=True),
-        case("everything", 64, single, biased=True, twin=True),
+        case("everything", 64, half),
+        case("rule", 64, half),
+        case("rule", 128, half),
+        case("rule", 64, single),
+        case("everything", 64, single, twin=True),
         *(case("plain", width, half, twin=True) for width in (16, 32, 256)),
         *(case("plain", width, single, twin=True) for width in (64, 128, 256)),
-        case("everything", 128, half, biased=True, twin=True),
+        case("everything", 128, half, twin=True),
+        case("rule", 128, single, twin=True),
         case("plain", 64, torch.float16, twin=True),
     ]

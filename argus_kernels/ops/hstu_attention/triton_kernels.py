@@ -28,22 +28,24 @@ def backward(
 
 
 def compile_cases() -> list[CompileCase]:
-    """Head width 64 plain and with every argument; for the command also the other widths and dtypes."""
+    """Head width 64 plain, with biases and a window, and with the whole rule; for the command also others."""
 
-    def case(name: str, width: int, dtype: torch.dtype, *, biased: bool = False, twin: bool = False) -> CompileCase:
+    def case(given: str, width: int, dtype: torch.dtype, *, twin: bool = False) -> CompileCase:
         def call() -> None:
-            given = launch.meta_history(width, dtype, biased, divisor=8192.0)
-            out = forward(given)
-            needs = {"position_bias": biased, "time_bias": biased}
-            backward([out], [out], needs, given)
+            record = launch.meta_history(width, dtype, given, divisor=8192.0)
+            out = forward(record)
+            tables = given != "plain"
+            backward([out], [out], {"position_bias": tables, "time_bias": tables}, record)
 
-        return CompileCase(f"{name}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
+        return CompileCase(f"{given}-{dtype}-{width}".replace("torch.", ""), call, twin=twin)
 
     half, single = torch.bfloat16, torch.float32
     return [
         case("plain", 64, half),
-        case("everything", 64, half, biased=True),
+        case("everything", 64, half),
+        case("rule", 64, half),
         *(case("plain", width, half, twin=True) for width in (16, 32, 128, 256)),
+        *(case("rule", width, dtype, twin=True) for width, dtype in ((128, half), (64, single))),
         *(case("plain", width, single, twin=True) for width in (64, 128)),
         case("plain", 64, torch.float16, twin=True),
     ]
