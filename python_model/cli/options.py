@@ -39,6 +39,14 @@ class Size(str, Enum):
     hstu_b1 = "hstu-1b"
 
 
+class Cached(str, Enum):
+    """What sessions keep keys and values in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 class Protocol(str, Enum):
     """How events are held out."""
 
