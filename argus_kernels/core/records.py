@@ -42,7 +42,7 @@ def schema_arguments(record: Record, mutates: Sequence[str] = ()) -> str:
     """
     aliases = {name: chr(ord("a") + place) for place, name in enumerate(mutates)}
     return ", ".join(
-        f"{kind}({aliases[name]}!) {name}" if name in aliases else f"{kind} {name}"
+        f"{kind} {name}" if name not in aliases else f"Tensor({aliases[name]}!){kind.removeprefix('Tensor')} {name}"
         for name, kind in schema_types(record).items()
     )
 

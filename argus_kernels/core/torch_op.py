@@ -233,7 +233,7 @@ class Op:
         if plan.wants_gradients:
             return apply_recorded(plan, given, *plan.tensors(given))
         if self.mutates:
-            written = [getattr(given, name) for name in self.mutates]
+            written = [one for one in (getattr(given, name) for name in self.mutates) if one is not None]
             torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
         return plan.compute(given)
 

@@ -149,7 +149,9 @@ class _Yardstick:
             given = draw(self.sample, self.dtype, seed, self.device, exact)
             run = run_op(self.op, self.sample, given, "eager", dtype=self.dtype, seed=seed)
             for result, value in run.results.items():
-                found.setdefault(result, []).append(value)
+                # Written in place and float32 whatever the other dtypes are, as the scales of an int8 cache.
+                kept = exact and result in self.op.mutates and value.dtype == torch.float32
+                found.setdefault(result, []).append(value.double() if kept else value)
 
     def compare(self, name: str, ours: list[Tensor], enough: int) -> Comparison:
         truth, results, drawn = self.truth[name], self.results[name], len(ours)
@@ -188,7 +190,8 @@ def _mutated(op: Op, inputs: dict[str, Any]) -> dict[str, Tensor]:
     if not op.mutates:
         return {}
     captured = captured_arguments(op, inputs)
-    return {name: getattr(captured, name) for name in op.mutates}
+    found = {name: getattr(captured, name) for name in op.mutates}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
 def _backward(run: Run, leaves: dict[str, Tensor], outputs: list[Any], dtype: torch.dtype, seed: int) -> None:

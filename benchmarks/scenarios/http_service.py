@@ -159,7 +159,7 @@ def served(service: Service, threads: int) -> Iterator[Process]:
         sys.executable, "-m", "python_model", "serve", str(service.export), "--state", str(service.sessions), "--http",
         "--port", "0", "--threads", str(threads), "--resident", str(len(service.lengths)),
         "--cached-events", str(service.cached_events), "--max-events", str(int(service.lengths.max())), "--timeout",
-        "600", *(["--half"] if service.half else []),
+        "600", *(["--cache", "bfloat16"] if service.half else []),
     ]  # fmt: skip
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         try:

@@ -30,18 +30,36 @@ struct Arguments {
   std::optional<int64_t> window;
   Optional offsets;
   std::optional<double> divisor;
+  Optional key_scales, value_scales;
 };
 
 void check_pages(const char* name, const Tensor& pages, const Arguments& given) {
   check_shape(kOp, name, pages, "[pages, page_size, Hk, Dh]",
               {given.key_pages.size(0), given.key_pages.size(1), given.key_pages.size(2), given.q.size(2)});
-  check_dtype(kOp, name, pages, {given.q.scalar_type()});
+  check_dtype(kOp, name, pages, {given.key_scales ? ScalarType::Char : given.q.scalar_type()});
   check_same_device(kOp, name, pages, "q", given.q);
   const bool dense_heads = pages.size(3) <= 1 || pages.stride(3) == 1;
   const bool dense_events = pages.size(2) <= 1 || pages.stride(2) == pages.size(3);
   if (pages.numel() > 0 && !(dense_heads && dense_events))
     fail(kOp, name, " is not contiguous within an event, expected heads and widths side by side");
   if (given.k) check_no_overlap(kOp, name, pages);
+}
+
+void check_scales(const Arguments& given) {
+  if (given.key_scales.has_value() != given.value_scales.has_value())
+    fail(kOp, "one of key_scales and value_scales is given, expected both or neither");
+  if (!given.key_scales) return;
+  check_dtype(kOp, "q", given.q, {ScalarType::Float});
+  for (const auto& [name, scales] :
+       {std::pair{"key_scales", &given.key_scales}, std::pair{"value_scales", &given.value_scales}}) {
+    check_shape(kOp, name, **scales, "[pages, page_size, Hk]",
+                {given.key_pages.size(0), given.key_pages.size(1), given.key_pages.size(2)});
+    check_dtype(kOp, name, **scales, {ScalarType::Float});
+    check_same_device(kOp, name, **scales, "q", given.q);
+    if ((*scales)->numel() > 0 && (*scales)->size(2) > 1 && (*scales)->stride(2) != 1)
+      fail(kOp, name, " is not contiguous within an event, expected heads side by side");
+    if (given.k) check_no_overlap(kOp, name, **scales);
+  }
 }
 
 void check_rows(const char* name, const Optional& tensor, const Arguments& given, bool vectors) {
@@ -111,6 +129,7 @@ void check(const Arguments& given) {
   const int64_t heads = q.size(1), kv_heads = given.key_pages.size(2);
   if (kv_heads == 0 ? heads > 0 : heads % kv_heads != 0)
     fail(kOp, "key_pages has ", kv_heads, " heads, expected a divisor of q's ", heads);
+  check_scales(given);
   check_pages("key_pages", given.key_pages, given);
   check_pages("value_pages", given.value_pages, given);
   check_shape(kOp, "time_pages", given.time_pages, "[pages, page_size]",
@@ -160,10 +179,16 @@ const void* data(const Optional& tensor) {
 Params make_params(const Arguments& given, Tensor& out) {
   const int64_t heads = given.q.size(1), kv_heads = given.key_pages.size(2);
   const auto times = [](const Optional& tensor) { return static_cast<const int64_t*>(data(tensor)); };
+  const auto scales = [](const Optional& tensor) {
+    return tensor ? static_cast<float*>(tensor->mutable_data_ptr()) : nullptr;
+  };
+  const auto stride = [](const Optional& tensor, int64_t dim) { return tensor ? tensor->stride(dim) : 0; };
   return Params{
       .q = given.q.const_data_ptr(),
       .key_pages = given.key_pages.mutable_data_ptr(),
       .value_pages = given.value_pages.mutable_data_ptr(),
+      .key_scales = scales(given.key_scales),
+      .value_scales = scales(given.value_scales),
       .time_pages = static_cast<int64_t*>(given.time_pages.mutable_data_ptr()),
       .block_table = static_cast<const int32_t*>(given.block_table.const_data_ptr()),
       .lengths = static_cast<const int32_t*>(given.lengths.const_data_ptr()),
@@ -193,6 +218,10 @@ Params make_params(const Arguments& given, Tensor& out) {
       .value_slot_stride = given.value_pages.stride(1),
       .time_page_stride = given.time_pages.stride(0),
       .time_slot_stride = given.time_pages.stride(1),
+      .key_scale_page_stride = stride(given.key_scales, 0),
+      .key_scale_slot_stride = stride(given.key_scales, 1),
+      .value_scale_page_stride = stride(given.value_scales, 0),
+      .value_scale_slot_stride = stride(given.value_scales, 1),
       .position_buckets = given.position_bias ? given.position_bias->size(1) : 0,
       .time_buckets = given.time_bias ? given.time_bias->size(1) : 0,
       .window = given.window.value_or(std::numeric_limits<int64_t>::max()),
@@ -257,10 +286,11 @@ constexpr int64_t kBytesWorthAThread = 1 << 17;
 
 // `appends`: k and v are given. A flag, because at width 0 their data pointers are null.
 void run_on_cpu(Params& params, bool appends) {
-  const int64_t row_bytes = params.kv_heads * params.width *
-                            (params.dtype == Dtype::float64   ? 8
-                             : params.dtype == Dtype::float32 ? 4
-                                                              : 2);
+  const int64_t element_bytes = params.key_scales != nullptr     ? 1
+                                : params.dtype == Dtype::float64 ? 8
+                                : params.dtype == Dtype::float32 ? 4
+                                                                 : 2;
+  const int64_t row_bytes = params.kv_heads * params.width * element_bytes;
   params.chunk = chunk_events(2 * row_bytes);
   if (appends) {
     const int64_t grain = std::max<int64_t>(1, kBytesWorthAThread / std::max<int64_t>(2 * row_bytes, 1));
@@ -287,10 +317,11 @@ void run_on_cpu(Params& params, bool appends) {
 Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                      Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
                      Optional query_time, Optional key_time, double scale, std::optional<int64_t> window,
-                     Optional offsets, std::optional<double> divisor) {
+                     Optional offsets, std::optional<double> divisor, Optional key_scales,
+                     Optional value_scales) {
   const Arguments given{q,     key_pages, value_pages,   time_pages, block_table, lengths,
                         k,     v,         position_bias, time_bias,  query_time,  key_time,
-                        scale, window,    offsets,       divisor};
+                        scale, window,    offsets,       divisor,    key_scales,  value_scales};
   check(given);
   const Arguments ready = prepared(given);
   Tensor out = empty(q, {q.size(0), q.size(1), q.size(2)});
@@ -310,10 +341,11 @@ Tensor decode_on_cpu(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time
 Tensor decode_on_cuda(Tensor q, Tensor key_pages, Tensor value_pages, Tensor time_pages, Tensor block_table,
                       Tensor lengths, Optional k, Optional v, Optional position_bias, Optional time_bias,
                       Optional query_time, Optional key_time, double scale, std::optional<int64_t> window,
-                      Optional offsets, std::optional<double> divisor) {
+                      Optional offsets, std::optional<double> divisor, Optional key_scales,
+                      Optional value_scales) {
   const Arguments given{q,     key_pages, value_pages,   time_pages, block_table, lengths,
                         k,     v,         position_bias, time_bias,  query_time,  key_time,
-                        scale, window,    offsets,       divisor};
+                        scale, window,    offsets,       divisor,    key_scales,  value_scales};
   check(given);
   if (q.size(2) > kWidest) fail(kOp, "q has head width ", q.size(2), ", expected at most ", kWidest);
   const CurrentStream stream(q);
@@ -341,7 +373,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
       "decode_attention(Tensor q, Tensor(a!) key_pages, Tensor(b!) value_pages, Tensor(c!) time_pages, "
       "Tensor block_table, Tensor lengths, Tensor? k, Tensor? v, Tensor? position_bias, Tensor? time_bias, "
       "Tensor? query_time, Tensor? key_time, float scale, int? window, Tensor? offsets=None, "
-      "float? divisor=None) -> Tensor");
+      "float? divisor=None, Tensor(d!)? key_scales=None, Tensor(e!)? value_scales=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {

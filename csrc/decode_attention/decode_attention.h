@@ -9,6 +9,7 @@
 //   time_j)] out_i    =  Σ weight_j · v_j   over j ≤ p with p − j < window
 //
 // weight = softmax_j(score_j), or SiLU(score_j) / divisor. Head h of q reads head h / group of the cache.
+// Rows of an int8 cache are code · scale: see int8_rows.py.
 //
 // A history is cut into chunks of a fixed number of events. Each chunk gives, per row and head, its largest
 // score m, the sum l of exp(score − m) and Σ exp(score − m) · v (of SiLU the sum of weights · v alone); a
@@ -27,6 +28,8 @@ struct Params {
   const void* q;    // [rows, heads, width]
   void* key_pages;  // [pages, page_size, kv_heads, width]; pages and slots may have any stride
   void* value_pages;
+  float* key_scales;  // [pages, page_size, kv_heads] beside int8 pages, of q in float32; else null
+  float* value_scales;
   int64_t* time_pages;         // [pages, page_size]
   const int32_t* block_table;  // [users, table_width]
   const int32_t* lengths;      // [users]
@@ -53,6 +56,8 @@ struct Params {
   int64_t key_page_stride, key_slot_stride;
   int64_t value_page_stride, value_slot_stride;
   int64_t time_page_stride, time_slot_stride;
+  int64_t key_scale_page_stride, key_scale_slot_stride;
+  int64_t value_scale_page_stride, value_scale_slot_stride;
   int64_t position_buckets;
   int64_t time_buckets;
   int64_t window;  // at least 1

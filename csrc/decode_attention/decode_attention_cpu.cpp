@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "attention/relative_bias.h"
@@ -14,12 +15,62 @@
 #include "common/cpu/vector_math.h"
 #include "decode_attention/decode_attention.h"
 
+namespace argus {
+
+// Codes of a row with a scale beside them.
+ARGUS_INLINE float load(int8_t x) {
+  return static_cast<float>(x);
+}
+
+namespace column_blocks {
+
+// Four columns per word, each shifted or masked into the top byte: a code reads as 2²⁴ times itself, which
+// multiply_by_scales takes back. Widening sixteen codes to a vector takes five times as long: see BFloat16's.
+template <>
+struct Block<int8_t> {
+  static constexpr int64_t kVectors = 4, kColumns = 4 * kLanes;
+  static constexpr int64_t lane(int64_t column) { return column % 4 * kLanes + column / 4; }
+  static ARGUS_INLINE void load(const int8_t* from, LaneVector<float> (&x)[kVectors]) {
+    uint32_t words[kLanes];
+    std::memcpy(words, from, sizeof(words));
+    x[0] = top_bytes<24>(words);
+    x[1] = top_bytes<16>(words);
+    x[2] = top_bytes<8>(words);
+    x[3] = top_bytes<0>(words);
+  }
+
+ private:
+  template <int kShift>
+  static ARGUS_INLINE LaneVector<float> top_bytes(const uint32_t* words) {
+    float found[kLanes];
+#pragma GCC unroll 1
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      found[lane] = static_cast<float>(static_cast<int32_t>((words[lane] << kShift) & 0xff000000u));
+    return load_lanes(found);
+  }
+};
+
+}  // namespace column_blocks
+}  // namespace argus
+
 namespace argus::decode_attention {
 namespace {
 
 using namespace column_blocks;
 
 constexpr int64_t kTogether = 4;  // events at a time
+
+// What q, k, v and out are stored as beside pages of T.
+template <class T>
+struct VectorsOf {
+  using type = T;
+};
+template <>
+struct VectorsOf<int8_t> {
+  using type = float;
+};
+template <class T>
+using Vectors = typename VectorsOf<T>::type;
 
 template <class T>
 constexpr int64_t padded(int64_t width) {
@@ -214,7 +265,7 @@ ARGUS_INLINE void weigh_heads(const Piece<T>& piece, const Arithmetic<T>* p, int
       LaneVector<A> x[kVectors];
       prefetch(value + place * kLanes, ahead);
       Block<T>::load(value + place * kLanes, x);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int64_t vector = 0; vector < kVectors; ++vector) held[place + vector] += weight * x[vector];
     }
   }
@@ -280,6 +331,19 @@ ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<T
   }
 }
 
+// The scores of each event times its rows' scales, and 2⁻²⁴ for what a code reads as.
+ARGUS_INLINE void multiply_by_scales(const Params& params, const Chunk& chunk, const Pages<float>& scales,
+                                     float* scores) {
+  for_each_piece<float>(params, chunk, scales, {},
+                        [&](int64_t place, const Piece<float>& piece) ARGUS_INLINE_LAMBDA {
+                          for (int64_t head = 0; head < params.kv_heads; ++head) {
+                            float* of_head = scores + head * params.chunk + place;
+                            for (int64_t event = 0; event < piece.now.count; ++event)
+                              of_head[event] *= piece.now.row(event)[head] * 0x1p-24f;
+                          }
+                        });
+}
+
 // exp(score − m) in place; m into `largest`, the sum into `sum`.
 template <class A>
 ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
@@ -303,7 +367,8 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                                Arithmetic<T>* partial) {
   using A = Arithmetic<T>;
   const int64_t width = params.width, padded_width = padded<T>(width), count = chunk.end - chunk.begin;
-  const T* q = static_cast<const T*>(params.q) + (chunk.row * params.heads + chunk.member) * width;
+  const Vectors<T>* q =
+      static_cast<const Vectors<T>*>(params.q) + (chunk.row * params.heads + chunk.member) * width;
   for (int64_t head = 0; head < params.kv_heads; ++head) {
     for (int64_t column = 0; column < width; ++column)
       scratch.query[head * padded_width + place_of<T>(column)] =
@@ -318,6 +383,10 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                       score_piece<T, kWidth>(params, piece, scratch.query.data(), scratch.lane_sums.data(),
                                              scratch.scores.data() + place);
                     });
+  if constexpr (std::is_same_v<T, int8_t>) {
+    const Pages<float> scales{params.key_scales, params.key_scale_page_stride, params.key_scale_slot_stride};
+    multiply_by_scales(params, chunk, scales, scratch.scores.data());
+  }
   add_biases(params, chunk, scratch);
   for (int64_t head = 0; head < params.kv_heads; ++head) {
     A *scores = scratch.scores.data() + head * params.chunk, *sum = partial + params.kv_heads;
@@ -326,6 +395,11 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
     } else {
       exponentiate(scores, count, partial[head], sum[head]);
     }
+  }
+  if constexpr (std::is_same_v<T, int8_t>) {
+    const Pages<float> scales{params.value_scales, params.value_scale_page_stride,
+                              params.value_scale_slot_stride};
+    multiply_by_scales(params, chunk, scales, scratch.scores.data());
   }
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
   for_each_piece<T>(
@@ -352,7 +426,7 @@ ARGUS_INLINE void attend(const Params& params, const Chunk* chunks, int64_t firs
 template <class T>
 void attend_typed(const Params& params, const Chunk* chunks, int64_t first, int64_t last) {
   Scratch<T> scratch(params);
-  switch (params.width) {
+  switch (params.width % Block<T>::kColumns == 0 ? params.width : 0) {
     case 32:
       return ForEachIsa<&attend<T, 32>>::call(params, chunks, first, last, &scratch);
     case 64:
@@ -417,19 +491,50 @@ void combine_typed(const Params& params, const int64_t* first_chunk, int64_t fir
 }
 
 template <class T>
+void write_row(const T* from, int64_t kv_heads, int64_t width, T* to, float*) {
+  std::copy_n(from, kv_heads * width, to);
+}
+
+// float32's largest magnitude over 127 is a head's scale, and codes round to the nearest, ties to even. Where
+// the scale is 0 or not finite the codes are 0: a row that holds NaN or infinity reads as NaN.
+void write_row(const float* from, int64_t kv_heads, int64_t width, int8_t* to, float* scales) {
+  for (int64_t head = 0; head < kv_heads; ++head) {
+    const float* row = from + head * width;
+    float largest = 0.0f;
+    for (int64_t column = 0; column < width; ++column) {
+      const float magnitude = std::fabs(row[column]);
+      // NaN stays.
+      if (!(magnitude <= largest)) largest = largest != largest ? largest : magnitude;
+    }
+    const float scale = largest / 127.0f;
+    const bool usable = scale > 0.0f && scale < std::numeric_limits<float>::infinity();
+    scales[head] = scale;
+    for (int64_t column = 0; column < width; ++column) {
+      const float code = usable ? std::nearbyint(row[column] / scale) : 0.0f;
+      to[head * width + column] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
+    }
+  }
+}
+
+template <class T>
 void append_typed(const Params& params, int64_t first, int64_t last) {
   const int64_t row = params.kv_heads * params.width;
+  const auto scales_at = [](float* scales, int64_t at) { return scales == nullptr ? nullptr : scales + at; };
   for (int64_t user = first; user < last; ++user) {
     const int64_t events = new_events(params, user), from = first_row(params, user);
     for (int64_t i = 0; i < events; ++i) {
       const int64_t event = params.lengths[user] - events + i, slot = event % params.page_size;
       const int64_t page = params.block_table[user * params.table_width + event / params.page_size];
-      std::copy_n(
-          static_cast<const T*>(params.k) + (from + i) * row, row,
-          static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride);
-      std::copy_n(static_cast<const T*>(params.v) + (from + i) * row, row,
-                  static_cast<T*>(params.value_pages) + page * params.value_page_stride +
-                      slot * params.value_slot_stride);
+      write_row(
+          static_cast<const Vectors<T>*>(params.k) + (from + i) * row, params.kv_heads, params.width,
+          static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride,
+          scales_at(params.key_scales,
+                    page * params.key_scale_page_stride + slot * params.key_scale_slot_stride));
+      write_row(static_cast<const Vectors<T>*>(params.v) + (from + i) * row, params.kv_heads, params.width,
+                static_cast<T*>(params.value_pages) + page * params.value_page_stride +
+                    slot * params.value_slot_stride,
+                scales_at(params.value_scales,
+                          page * params.value_scale_page_stride + slot * params.value_scale_slot_stride));
       if (params.key_time != nullptr)
         params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
             params.key_time[from + i];
@@ -437,14 +542,21 @@ void append_typed(const Params& params, int64_t first, int64_t last) {
   }
 }
 
+// Calls function with the type of the pages.
+template <class Function>
+void with_page_type(const Params& params, const Function& function) {
+  if (params.key_scales != nullptr) return function.template operator()<int8_t>();
+  with_stored_type(params.dtype, function);
+}
+
 }  // namespace
 
 void append_cpu(const Params& params, int64_t first, int64_t last) {
-  with_stored_type(params.dtype, [&]<class T>() { append_typed<T>(params, first, last); });
+  with_page_type(params, [&]<class T>() { append_typed<T>(params, first, last); });
 }
 
 void attend_cpu(const Params& params, const Chunk* chunks, int64_t first, int64_t last) {
-  with_stored_type(params.dtype, [&]<class T>() { attend_typed<T>(params, chunks, first, last); });
+  with_page_type(params, [&]<class T>() { attend_typed<T>(params, chunks, first, last); });
 }
 
 void combine_cpu(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last) {

@@ -33,8 +33,8 @@ void launch_rows(const Params& params, void* stream) {
       const dim3 grid(static_cast<unsigned>(pairs), static_cast<unsigned>(chunks));
       launch(kOp, chunk_kernel<R>, LaunchShape{grid, block}, stream, params, first);
     }
-    launch(kOp, combine_kernel<typename R::Element>, LaunchShape{dim3(static_cast<unsigned>(pairs)), block},
-           stream, params, first, chunks);
+    launch(kOp, combine_kernel<Vectors<typename R::Element>>,
+           LaunchShape{dim3(static_cast<unsigned>(pairs)), block}, stream, params, first, chunks);
   }
 }
 
@@ -59,9 +59,33 @@ void launch_typed(const Params& params, void* stream) {
   launch_rows<Row<T, kWidest, false>>(params, stream);
 }
 
+// The new events are written first: other rows are to read their codes.
+void launch_int8(Params params, void* stream) {
+  const int64_t blocks = params.rows * params.kv_heads;
+  if (params.k != nullptr)
+    launch(kOp, append_int8_kernel, LaunchShape{dim3(static_cast<unsigned>(blocks)), dim3(kWarpSize)}, stream,
+           params);
+  params.k = params.v = nullptr;
+  if (rows_are_aligned(params, 1)) {
+    switch (params.width) {
+      case 64:
+        return launch_rows<Row<int8_t, 64, true>>(params, stream);
+      case 128:
+        return launch_rows<Row<int8_t, 128, true>>(params, stream);
+      case 256:
+        return launch_rows<Row<int8_t, 256, true>>(params, stream);
+      default:
+        break;
+    }
+  }
+  if (params.width <= 64) return launch_rows<Row<int8_t, 64, false>>(params, stream);
+  launch_rows<Row<int8_t, kWidest, false>>(params, stream);
+}
+
 }  // namespace
 
 void launch_cuda(const Params& params, void* stream) {
+  if (params.key_scales != nullptr) return launch_int8(params, stream);
   with_device_type(params.dtype, [&]<class T>() { launch_typed<T>(params, stream); });
 }
 

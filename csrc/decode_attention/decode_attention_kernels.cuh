@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "attention/time_edges.h"
 #include "common/cuda/device.cuh"
@@ -18,6 +19,10 @@ namespace argus::decode_attention {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarpSize;
 constexpr int kUnrolled = 4;  // events per group in flight at once
+
+// What q, k, v and out are stored as beside pages of T.
+template <class T>
+using Vectors = std::conditional_t<std::is_same_v<T, int8_t>, float, T>;
 
 // A row of q: its user, their first new event, and how many events it may see, itself the last; padding none.
 struct RowEvents {
@@ -91,9 +96,9 @@ ARGUS_DEVICE Part<R> load_part(const typename R::Element* row, int lane, int wid
       part.words[i] = __ldg(reinterpret_cast<const uint4*>(row + column));
     } else {
       typename R::Element padded[R::kVector];
+      memset(padded, 0, sizeof(padded));
 #pragma unroll
       for (int e = 0; e < R::kVector; ++e) {
-        from_float(padded[e], 0.0f);
         if (column + e < width) padded[e] = row[column + e];
       }
       memcpy(&part.words[i], padded, sizeof(padded));
@@ -123,6 +128,35 @@ ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __half) {
   for (int i = 0; i < 8; ++i) to[i] = __half2float(values[i]);
 }
 
+ARGUS_DEVICE void unpack(float (&to)[16], const uint4& words, int8_t) {
+  int8_t values[16];
+  memcpy(values, &words, sizeof(values));
+#pragma unroll
+  for (int i = 0; i < 16; ++i) to[i] = static_cast<float>(values[i]);
+}
+
+// A lane's part of a row of q.
+template <class R>
+ARGUS_DEVICE void load_query(float (&query)[R::kElements], const Vectors<typename R::Element>* row, int lane,
+                             int width, float scale) {
+  if constexpr (std::is_same_v<typename R::Element, int8_t>) {
+#pragma unroll
+    for (int i = 0; i < R::kElements; ++i) {
+      const int column = (i / R::kVector * R::kGroup + lane) * R::kVector + i % R::kVector;
+      query[i] = column < width ? row[column] * scale : 0.0f;
+    }
+  } else {
+    const Part<R> part = load_part<R>(row, lane, width);
+#pragma unroll
+    for (int vector = 0; vector < R::kVectors; ++vector) {
+      float loaded[R::kVector];
+      unpack(loaded, part.words[vector], typename R::Element());
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e) query[vector * R::kVector + e] = loaded[e] * scale;
+    }
+  }
+}
+
 // A running softmax: the largest score, the sum of exp(score − largest), and the weighted values of a lane.
 // Of SiLU the largest stays 0, so that sums add up as they are.
 template <class R>
@@ -147,6 +181,8 @@ struct Tile {
   const T** keys;  // null where the event does not count
   const T** values;
   float* bias;
+  float* key_scale;  // of int8 pages
+  float* value_scale;
 };
 
 // In global memory: each lane reads a different edge, and constant memory would serialise such reads.
@@ -192,6 +228,13 @@ ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, cons
   tile.values[place] = is_new ? static_cast<const T*>(params.v) + given
                               : static_cast<const T*>(params.value_pages) + page * params.value_page_stride +
                                     slot * params.value_slot_stride + column;
+  if constexpr (std::is_same_v<T, int8_t>) {
+    tile.key_scale[place] =
+        params
+            .key_scales[page * params.key_scale_page_stride + slot * params.key_scale_slot_stride + kv_head];
+    tile.value_scale[place] = params.value_scales[page * params.value_scale_page_stride +
+                                                  slot * params.value_scale_slot_stride + kv_head];
+  }
   float bias = 0.0f;
   if (params.position_bias != nullptr) {
     const int64_t bucket = min(distance, params.position_buckets - 1);
@@ -257,6 +300,10 @@ ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Elemen
 #pragma unroll
     for (int distance = R::kGroup / 2; distance > 0; distance /= 2)
       product += __shfl_xor_sync(kFullWarp, product, distance);
+    // The scale of an event that does not count is not set.
+    if constexpr (std::is_same_v<T, int8_t>) {
+      if (scores[i] != -INFINITY) product *= tile.key_scale[first + i * step];
+    }
     scores[i] += product;
     largest = fmaxf(largest, scores[i]);
   }
@@ -273,12 +320,16 @@ ARGUS_DEVICE void add_events(const Params& params, const Tile<typename R::Elemen
     const bool counts = tile.keys[first + i * step] != nullptr;
     const float p = silu ? silu_of(scores[i], counts) : weight_of(scores[i], largest);
     running.sum += p;
+    float weight = p;
+    if constexpr (std::is_same_v<T, int8_t>) {
+      if (counts) weight *= tile.value_scale[first + i * step];
+    }
 #pragma unroll
     for (int vector = 0; vector < R::kVectors; ++vector) {
       float value[R::kVector];
       unpack(value, values[i].words[vector], T());
 #pragma unroll
-      for (int e = 0; e < R::kVector; ++e) running.weighted[vector * R::kVector + e] += p * value[e];
+      for (int e = 0; e < R::kVector; ++e) running.weighted[vector * R::kVector + e] += weight * value[e];
     }
   }
 }
@@ -304,6 +355,50 @@ ARGUS_DEVICE void combine_groups(Running<R>& running) {
   }
 }
 
+// Writes codes and scale of one head's row of an int8 cache, as int8_rows.py has them; for a warp.
+ARGUS_DEVICE void write_codes(const float* row, int width, int8_t* codes, float* scale_of) {
+  float largest = 0.0f;
+  bool broken = false;
+  for (int column = static_cast<int>(threadIdx.x); column < width; column += kWarpSize) {
+    broken = broken || row[column] != row[column];
+    largest = fmaxf(largest, fabsf(row[column]));
+  }
+  const bool any_broken = __syncthreads_or(broken) != 0;
+  const float scale = any_broken ? NAN : warp_max(largest) / 127.0f;
+  const bool usable = scale > 0.0f && scale < INFINITY;
+  // Adding 1.5 · 2²³ leaves the nearest integer in the low bits, ties to even.
+  constexpr float kToInteger = 12582912.0f;
+  for (int column = static_cast<int>(threadIdx.x); column < width; column += kWarpSize) {
+    const float code = usable ? fminf(fmaxf(row[column] / scale, -127.0f), 127.0f) : 0.0f;
+    codes[column] = static_cast<int8_t>(static_cast<int>((code + kToInteger) - kToInteger));
+  }
+  if (threadIdx.x == 0) *scale_of = scale;
+}
+
+// Block (row, head of the cache), a warp: the row's event, before anything reads the cache.
+static __global__ void __launch_bounds__(kWarpSize) append_int8_kernel(Params params) {
+  const int64_t row = blockIdx.x / params.kv_heads, head = blockIdx.x % params.kv_heads;
+  const RowEvents events = events_of_row(params, row);
+  const int64_t event = events.length - 1;
+  if (event < 0 || !events.possible) return;
+  const int64_t page = params.block_table[events.user * params.table_width + event / params.page_size];
+  if (page < 0 || page >= params.pages) return;
+  const int64_t slot = event % params.page_size;
+  const int64_t given = (row * params.kv_heads + head) * params.width, column = head * params.width;
+  write_codes(
+      static_cast<const float*>(params.k) + given, static_cast<int>(params.width),
+      static_cast<int8_t*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride +
+          column,
+      params.key_scales + page * params.key_scale_page_stride + slot * params.key_scale_slot_stride + head);
+  write_codes(static_cast<const float*>(params.v) + given, static_cast<int>(params.width),
+              static_cast<int8_t*>(params.value_pages) + page * params.value_page_stride +
+                  slot * params.value_slot_stride + column,
+              params.value_scales + page * params.value_scale_page_stride +
+                  slot * params.value_scale_slot_stride + head);
+  if (head == 0 && threadIdx.x == 0 && params.key_time != nullptr)
+    params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] = params.key_time[row];
+}
+
 // [m, l, weighted values] of a chunk and a head.
 ARGUS_DEVICE float* partial_of(const Params& params, int64_t pair, int64_t chunk, int64_t chunks) {
   return static_cast<float*>(params.partial) + (pair * chunks + chunk) * (params.width + 2);
@@ -320,7 +415,10 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
   ARGUS_SHARED(float, warp_largest, [kWarps]);
   ARGUS_SHARED(float, warp_sum_of, [kWarps]);
   ARGUS_SHARED(float, warp_weighted, [kWarps][R::kWidth]);
-  const Tile<T> tile{keys, values, bias};
+  constexpr int kScales = std::is_same_v<T, int8_t> ? kThreads : 1;
+  ARGUS_SHARED(float, key_scale, [kScales]);
+  ARGUS_SHARED(float, value_scale, [kScales]);
+  const Tile<T> tile{keys, values, bias, key_scale, value_scale};
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarpSize;
   const int lane = thread % R::kGroup, group = thread / R::kGroup;
   const int64_t row = first_row + blockIdx.x / params.heads;
@@ -330,23 +428,14 @@ __global__ void __launch_bounds__(kThreads) chunk_kernel(Params params, int64_t 
   const int64_t chunk_begin = (seen / params.chunk + blockIdx.y) * params.chunk;
   const int64_t end = min(chunk_begin + params.chunk, events.length);
   if (chunk_begin >= end || !events.possible) return;
-  if (params.k != nullptr && end == events.length && head % params.group == 0)
-    append_event<T>(params, events, row, head / params.group);
+  if constexpr (!std::is_same_v<T, int8_t>) {
+    if (params.k != nullptr && end == events.length && head % params.group == 0)
+      append_event<T>(params, events, row, head / params.group);
+  }
 
   float query[R::kElements];
-  {
-    const Part<R> part =
-        load_part<R>(static_cast<const T*>(params.q) + (row * params.heads + head) * params.width, lane,
-                     static_cast<int>(params.width));
-#pragma unroll
-    for (int vector = 0; vector < R::kVectors; ++vector) {
-      float loaded[R::kVector];
-      unpack(loaded, part.words[vector], T());
-#pragma unroll
-      for (int e = 0; e < R::kVector; ++e)
-        query[vector * R::kVector + e] = loaded[e] * static_cast<float>(params.scale);
-    }
-  }
+  load_query<R>(query, static_cast<const Vectors<T>*>(params.q) + (row * params.heads + head) * params.width,
+                lane, static_cast<int>(params.width), static_cast<float>(params.scale));
   Running<R> running;
   running.largest = params.divisor > 0 ? 0.0f : -INFINITY;
   running.sum = 0.0f;

@@ -40,6 +40,14 @@ class Size(str, Enum):
     hstu_dlrm_v4 = "hstu-dlrm-v4"
 
 
+class Cached(str, Enum):
+    """What sessions keep keys and values in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 class Protocol(str, Enum):
     """How events are held out."""
 

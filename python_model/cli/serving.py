@@ -16,6 +16,7 @@ import typer
 from python_model.cli.app import app, exit_code
 from python_model.cli.options import (
     MAX_LAG,
+    Cached,
     Data,
     Device,
     EngineName,
@@ -347,7 +348,9 @@ def serve(
             help="Events in memory of all users together; room for --resident longest histories by default.",
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Keep keys and values in bfloat16.")] = False,
+    cache: Annotated[
+        Cached | None, typer.Option(help="What keys and values are kept in; the weights' type by default.")
+    ] = None,
     replay: Annotated[
         bool, typer.Option("--replay", help="Keep events only, and encode them again when a user returns.")
     ] = False,
@@ -381,7 +384,8 @@ def serve(
     with (
         _listening(host, port) if http else contextlib.nullcontext() as bound,
         SessionStore.open(
-            path, state, resident=resident, max_events=max_events, dtype=torch.bfloat16 if half else None,
+            path, state, resident=resident, max_events=max_events,
+            dtype=None if cache is None else getattr(torch, cache.value),
             on_full="replay" if replay else "offload", device=device, fsync=fsync, page_size=page,
             pages=None if cached_events is None else -(-cached_events // page),
         ) as store,

@@ -9,7 +9,7 @@ at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -153,9 +153,9 @@ class IncrementalEncoder:
     """The states of `users` users of a simplified model, kept up to date event by event.
 
     users, max_events, page_size, pages, on_full, folder: as for `PagedCache.allocate`. Every user exists from the
-    start, without events. dtype: of the cached keys and values, the weights' own by default; a type of half the size
-    halves the memory and nearly the time of a long history. backend: of decode_attention and decode_linear. `caches`
-    holds one cache per layer, for operations that concern only pages.
+    start, without events. dtype: of the cached keys and values, the weights' own by default, or torch.int8 with a scale
+    for each event and head; a type of half the size halves the memory and nearly the time of a long history. backend:
+    of decode_attention and decode_linear. `caches` holds one cache per layer, for operations that concern only pages.
     """
 
     def __init__(
@@ -167,10 +167,13 @@ class IncrementalEncoder:
         if config.form != "simplified":
             raise ValueError(f"IncrementalEncoder: the model's form is {config.form!r}, expected 'simplified'")
         self.model = model.eval()
-        self._dtype = dtype or model.encoder.norm.weight.dtype
+        own = model.encoder.norm.weight.dtype
+        cached = dtype or own
+        # Queries, keys and values reach decode_attention so; it quantises them itself.
+        self._dtype = own if cached == torch.int8 else cached
         self.caches = PagedCache.allocate_layers(
             config.layers, users, max_events, config.heads, config.width // config.heads, page_size=page_size,
-            pages=pages, dtype=self._dtype, device=model.device, on_full=on_full, folder=folder,
+            pages=pages, dtype=cached, device=model.device, on_full=on_full, folder=folder,
         )  # fmt: skip
         # Time in seconds of each user's newest event; the gap of the next event is counted from it.
         self._newest = torch.zeros(users, dtype=torch.int64, device=model.device)
@@ -202,7 +205,7 @@ class IncrementalEncoder:
             )
         lengths = self.caches[0].extend(users)
         rows = self.caches[0].rows(users)
-        views = [replace(rows, key_pages=one.key_pages, value_pages=one.value_pages) for one in self.caches]
+        views = [one.layer_like(rows) for one in self.caches]
         index = torch.tensor(list(users), device=self._newest.device)
         gap = time_buckets(events.time - self._newest[index], self.model.config.time_buckets)
         tokens = self._tokens(events, torch.where(lengths > 1, gap, -1))
@@ -242,8 +245,8 @@ class IncrementalEncoder:
                 handle.remove()
         heads = self.model.config.heads
         pairs = [_keys_and_values(block, one, heads) for block, one in zip(blocks, projected, strict=True)]
-        keys, values = ([one.to(self._dtype) for one in side] for side in zip(*pairs, strict=True))
-        self.caches[0].copy_in(user, [*keys, *values, events.time])
+        keys, values = zip(*pairs, strict=True)
+        self.caches[0].copy_in(user, [*self.caches[0].encoded([*keys, *values]), events.time])
         self._newest[user] = events.time[-1]
         return states[-1]
 

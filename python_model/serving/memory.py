@@ -195,7 +195,9 @@ class SessionMemory:
         config, start, cached = self.model.config, self.model.start, len(saved.log)
         kind = saved.cache[0].dtype
         part = [cached, config.heads, config.width // config.heads]
-        expected = [(part, kind)] * (2 * config.layers) + [([cached], torch.int64), (list(start.shape), start.dtype)]
+        sides = 2 * config.layers
+        expected = [(part, kind)] * sides + [(part[:2], torch.float32)] * (sides if kind == torch.int8 else 0)
+        expected += [([cached], torch.int64), (list(start.shape), start.dtype)]
         wrong = None
         if [(list(one.shape), one.dtype) for one in (*saved.cache, saved.state)] != expected:
             wrong = "keys, values or state are of other shapes"

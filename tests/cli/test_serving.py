@@ -118,5 +118,9 @@ def test_serve_answers_lines_and_remembers(folder: Path) -> None:
     assert answers[6]["error"] == "item without time: expected both"
     assert "now is 'soon', expected a whole number of seconds" in answers[7]["error"]
     assert "user is ['new'], expected an integer or text" in answers[8]["error"]
-    again = argus("serve", folder / "out", "--state", folder / "sessions", lines='{"user": "new"}\n')
+    again_lines = '{"user": "new"}\n'
+    again = argus("serve", folder / "out", "--state", folder / "sessions", lines=again_lines)
     assert json.loads(again.stdout) == {"user": "new", "event": 0}
+    # Another type of cache: the events are encoded again.
+    small = argus("serve", folder / "out", "--state", folder / "sessions", "--cache", "int8", lines=again_lines)
+    assert json.loads(small.stdout) == {"user": "new", "event": 0}

@@ -31,6 +31,8 @@ __all__ = ["BACKENDS", "OP", "DirectDecoder", "PagedCache", "check_values", "dec
 
 RULES = ("softmax", "silu")
 """How scores become weights."""
+SCALES = ("key_scales", "value_scales")
+"""What stands beside int8 pages."""
 
 BACKENDS = (
     Backend("cuda", native.forward, why_not=native.why_not_cuda, available=native.available_cuda),
@@ -107,7 +109,7 @@ OP = Op(
     returns="Tensor",
     fake=_fake,
     backends=BACKENDS,
-    mutates=("key_pages", "value_pages", "time_pages"),
+    mutates=("key_pages", "value_pages", "time_pages", "key_scales", "value_scales"),
     check=check_values,
     samples=samples,
     tiles=tiles,
@@ -144,9 +146,9 @@ def decode_attention(
     Args:
         q: [Tq, H, Dh], float32, bfloat16, float16 or float64; sums are float32 (float64 for float64). Under autocast q,
             k and v are cast to the cache's dtype. Without offsets one row a user.
-        cache: the users' pages, in q's dtype, of Hk heads: H is a multiple of Hk, and head h of q reads head
-            h // (H / Hk) of the cache. Row b of its block table is user b's (`PagedCache.rows` picks users). Its pages
-            are written in place where k and v are given.
+        cache: the users' pages, in q's dtype or int8 with scales, of Hk heads: H is a multiple of Hk, and head h of q
+            reads head h // (H / Hk) of the cache. Row b of its block table is user b's (`PagedCache.rows` picks users).
+            Its pages are written in place where k and v are given.
         lengths: int32 or int64 [B], events of each user, all new ones counted. Without offsets 0 is a user without
             events: its output is 0 and nothing is written for it.
         k: [Tq, Hk, Dh], the new events' keys; None where the events are cached already.
@@ -182,7 +184,8 @@ def decode_attention(
     if offsets is not None:
         offsets = opened(OP.name, offsets, None, q)[0]
     numbers = (plain_number(scale), window, offsets, plain_number(divisor))
-    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, *numbers))
+    scales = (cache.key_scales, cache.value_scales)
+    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, *numbers, *scales))
     return OP(given, backend=backend, prepare=_prepare, also=(rule,))
 
 
@@ -223,7 +226,9 @@ def _divisor(problems: Problems, divisor: Any, rule: str) -> Any:
 
 
 def _like_cache(tensor: Any, key_pages: Tensor) -> Any:
-    """Under autocast the cache, which outlives the call, decides the dtype."""
+    """Under autocast the cache, which outlives the call, decides the dtype; of int8 none."""
+    if isinstance(key_pages, Tensor) and not key_pages.is_floating_point():
+        return tensor
     if isinstance(tensor, Tensor) and tensor.is_floating_point() and autocast_is_on(tensor.device.type):
         return tensor.to(key_pages.dtype)
     return tensor
@@ -236,18 +241,25 @@ def _check_cache(problems: Problems, given: Arguments) -> int | None:
     problems.require(heads > 0, "q has 0 heads, expected at least 1")
     problems.require(width > 0, "q has head width 0, expected at least 1")
     found: int | None = None
+    quantized = isinstance(key_pages, Tensor) and key_pages.dtype == torch.int8
+    dtype = torch.int8 if quantized else q.dtype
     key_shape = (None, None, None, width)
-    if problems.tensor("cache.key_pages", key_pages, shape=key_shape, dtype=q.dtype, device=q.device, like="q"):
+    if problems.tensor("cache.key_pages", key_pages, shape=key_shape, dtype=dtype, device=q.device, like="q"):
         pages = key_pages.shape
         problems.require(pages[1] > 0, "cache.key_pages has page size 0, expected at least 1")
         divides = pages[2] > 0 and heads % pages[2] == 0
         problems.require(divides, f"cache.key_pages has {pages[2]} heads, expected a divisor of q's {heads}")
         found = pages[2] if divides else None
-        for name, shape, dtype in (("value_pages", pages, q.dtype), ("time_pages", pages[:2], torch.int64)):
+        expected = [("value_pages", pages, dtype), ("time_pages", pages[:2], torch.int64)]
+        expected += [(name, pages[:3], torch.float32) for name in SCALES if quantized]
+        for name, shape, kind in expected:
             tensor = getattr(given, name)
-            problems.tensor(f"cache.{name}", tensor, shape=shape, dtype=dtype, device=q.device, like="key_pages")
+            problems.tensor(f"cache.{name}", tensor, shape=shape, dtype=kind, device=q.device, like="key_pages")
+    for name in SCALES if not quantized else ():
+        problems.require(getattr(given, name) is None, f"cache.{name} is given, expected None beside {dtype} pages")
     for name in OP.mutates:
-        problems.writable(f"cache.{name}", getattr(given, name))
+        if getattr(given, name) is not None:
+            problems.writable(f"cache.{name}", getattr(given, name))
     return found
 
 

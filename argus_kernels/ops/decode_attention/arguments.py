@@ -30,6 +30,9 @@ class Arguments(NamedTuple):
     """int32 [B + 1], or one event a user."""
     divisor: float | None = None
     """What SiLU's weights are divided by; None for softmax."""
+    key_scales: Tensor | None = None
+    """float32 [pages, page_size, Hk] beside int8 pages."""
+    value_scales: Tensor | None = None
 
     @property
     def group(self) -> int:

@@ -14,8 +14,12 @@ from torch import Tensor
 
 from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.core.problems import FLOATING, INT64_MIN, Problems, said
+from argus_kernels.ops.decode_attention.int8_rows import quantize
 from argus_kernels.ops.decode_attention.page_book import PageBook
 from argus_kernels.ops.decode_attention.page_pool import ON_FULL, PagePool
+
+CACHED = (*FLOATING, torch.int8)
+"""What keys and values may be cached in."""
 
 
 @dataclass
@@ -24,9 +28,11 @@ class PagedCache:
 
     Event j of user b lies in slot j % page_size of page block_table[b, j // page_size].
 
-    key_pages, value_pages: [pages, page_size, H, Dh]. time_pages: int64 [pages, page_size], the key times in seconds.
-    block_table: int32 [B, max_pages], −1 where the user has no page. pool: who holds which page, shared by the layers;
-    None on a cache that was put together from tensors (made when first needed) and on `rows` of one.
+    key_pages, value_pages: [pages, page_size, Hk, Dh]; or int8 codes, with key_scales, value_scales beside them,
+    float32 [pages, page_size, Hk]: a head's row is code · scale (`int8_rows.quantize`). time_pages: int64
+    [pages, page_size], the key times in seconds. block_table: int32 [B, max_pages], −1 where the user has no page.
+    pool: who holds which page, shared by the layers; None on a cache that was put together from tensors (made when
+    first needed) and on `rows` of one.
 
     Users get pages by `reserve` or `extend`, lose them by `evict` and `evict_oldest`, share them by `fork`, and leave
     and come back by `offload` and `restore`. These work on the host, for all layers at once; each does all it is asked
@@ -39,6 +45,8 @@ class PagedCache:
     block_table: Tensor
     pool: PagePool | None = None
     is_view: bool = False
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
 
     @classmethod
     def allocate(
@@ -94,9 +102,7 @@ class PagedCache:
         max_events = problems.integer("max_events", max_events, least=1)
         users = problems.integer("users", users, least=0)
         pages = None if pages is None else problems.integer("pages", pages, least=0, or_none=True)
-        problems.require(
-            dtype in FLOATING, lambda: f"dtype is {dtype}, expected one of {', '.join(map(str, FLOATING))}"
-        )
+        problems.require(dtype in CACHED, lambda: f"dtype is {dtype}, expected one of {', '.join(map(str, CACHED))}")
         problems.choice("on_full", on_full, ON_FULL)
         named = folder is None or isinstance(folder, (str, Path))
         problems.require(named, lambda: f"folder is {said(folder)}, expected a path or None")
@@ -112,9 +118,15 @@ class PagedCache:
             for _ in ("keys", "values")
         )
         times = torch.zeros(shape[:2], dtype=torch.int64, device=device)
+        sides = range(2 * layers if dtype == torch.int8 else 0)
+        scales = [torch.zeros(shape[:3], dtype=torch.float32, device=device) for _ in sides]
         book = PageBook.from_table(table.tolist(), per_user, page_size, count)
-        pool = PagePool([*keys, *values, times], table, book, on_full, None if folder is None else Path(folder))
-        return [cls(key, value, times, table, pool) for key, value in zip(keys, values, strict=True)]
+        tensors = [*keys, *values, *scales, times]
+        pool = PagePool(tensors, table, book, on_full, None if folder is None else Path(folder))
+        found = [cls(key, value, times, table, pool) for key, value in zip(keys, values, strict=True)]
+        for layer, cache in enumerate(found if scales else []):
+            cache.key_scales, cache.value_scales = scales[layer], scales[layers + layer]
+        return found
 
     @property
     def page_size(self) -> int:
@@ -208,7 +220,10 @@ class PagedCache:
         pool.apply(pool.book.truncate(chosen, wanted))
 
     def copy_out(self, user: int) -> list[Tensor]:
-        """The user's events on the host: keys of every layer [events, H, Dh], values of every layer, times [events]."""
+        """The user's events on the host: keys of every layer [events, Hk, Dh], values of every layer, times [events].
+
+        Of an int8 cache the scales [events, Hk] of keys, then of values, stand before the times.
+        """
         user = _integer("copy_out", "user", user)
         pool = self._pool("copy_out")
         pool.require_users("copy_out", [user], present=True)
@@ -230,6 +245,16 @@ class PagedCache:
         if found != expected:
             raise ValueError(f"PagedCache.copy_in: the tensors are {found}, expected {expected}")
         pool.copy_in(user, parts)
+
+    def encoded(self, rows: Sequence[Tensor]) -> list[Tensor]:
+        """Keys of every layer, then values, [events, Hk, Dh] in any floating dtype, as `copy_in` takes them.
+
+        The times are to be added.
+        """
+        if self.key_scales is None:
+            return [one.to(self.key_pages.dtype) for one in rows]
+        pairs = [quantize(one) for one in rows]
+        return [*(codes for codes, _ in pairs), *(scales for _, scales in pairs)]
 
     def fork(self, source: int, targets: Tensor | Sequence[int]) -> None:
         """Gives the targets the source's history, without copying it: candidates or beams that go on from one user.
@@ -270,6 +295,11 @@ class PagedCache:
                 raise ValueError(f"PagedCache.restore: user {user} is not offloaded")
         pool.restore("restore", chosen)
 
+    def layer_like(self, rows: PagedCache) -> PagedCache:
+        """This layer's pages seen by the users of `rows` of another layer of the same cache."""
+        pages = {name: getattr(self, name) for name in ("key_pages", "value_pages", "key_scales", "value_scales")}
+        return replace(rows, **pages)
+
     def rows(self, users: Tensor | Sequence[int]) -> PagedCache:
         """The same pages seen by some users only, in the order given: one row of decode_attention each.
 
@@ -291,10 +321,11 @@ class PagedCache:
         """
         if self.block_table.device == torch.device(device):
             return self
-        names = ("key_pages", "value_pages", "time_pages", "block_table")
+        names = ["key_pages", "value_pages", "time_pages", "block_table"]
+        names += [name for name in ("key_scales", "value_scales") if getattr(self, name) is not None]
         moved = replace(self, **{name: getattr(self, name).to(device) for name in names}, pool=None)
         if self.pool is not None:
-            tensors = [moved.key_pages, moved.value_pages, moved.time_pages]
+            tensors = moved._pooled()
             if len(self.pool.tensors) > len(tensors) or self.pool.away:
                 raise ValueError("PagedCache.to: expected a cache of one layer whose users are all present")
             moved.pool = PagePool(
@@ -319,8 +350,13 @@ class PagedCache:
         if self.pool is None:
             slots, pages = self.block_table.shape[1], self.key_pages.shape[0]
             book = PageBook.from_table(self.block_table.tolist(), slots, self.page_size, pages)
-            self.pool = PagePool([self.key_pages, self.value_pages, self.time_pages], self.block_table, book)
+            self.pool = PagePool(self._pooled(), self.block_table, book)
         return self.pool
+
+    def _pooled(self) -> list[Tensor]:
+        """The tensors of one layer, as a pool holds them."""
+        scales = [one for one in (self.key_scales, self.value_scales) if one is not None]
+        return [self.key_pages, self.value_pages, *scales, self.time_pages]
 
 
 def _integer(method: str, name: str, value: int, least: int = INT64_MIN) -> int:

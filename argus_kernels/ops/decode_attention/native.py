@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from argus_kernels.core import native
@@ -20,8 +21,12 @@ def forward(given: Arguments) -> Tensor:
     having changed nothing, for shapes and dtypes that the kernels do not take, and on the CPU for a length or a page
     out of bounds and for two users that append to one page.
     """
+    dtype = given.q.dtype
+    if given.key_scales is not None and dtype != torch.float32:
+        k, v = (None if one is None else one.float() for one in (given.k, given.v))
+        given = given._replace(q=given.q.float(), k=k, v=v)
     out: Tensor = native.op("decode_attention")(*given)
-    return out
+    return out.to(dtype)
 
 
 def available_cpp() -> str | None:
@@ -50,7 +55,7 @@ def why_not_cpp(given: Arguments) -> list[str]:
     """Every reason why the C++ backend cannot serve these arguments."""
     return [
         *needs_device("cpu", q=given.q, key_pages=given.key_pages, lengths=given.lengths),
-        *needs_dtype(FLOATING, q=given.q),
+        *needs_dtype(FLOATING if given.key_scales is None else FLOATING[:3], q=given.q),
         *_layout_problems(given),
     ]
 
@@ -65,4 +70,8 @@ def _layout_problems(given: Arguments) -> list[str]:
         dense = (width <= 1 or pages.stride(3) == 1) and (heads <= 1 or pages.stride(2) == width)
         if not dense:
             problems.append(f"{name} is not contiguous within an event, expected heads and widths side by side")
+    for name in ("key_scales", "value_scales"):
+        scales: Tensor | None = getattr(given, name)
+        if scales is not None and scales.shape[2] > 1 and scales.stride(2) != 1:
+            problems.append(f"{name} is not contiguous within an event, expected heads side by side")
     return problems

@@ -8,6 +8,7 @@ from torch.nn.functional import silu
 
 from argus_kernels.attention.relative_bias import position_buckets, time_buckets
 from argus_kernels.ops.decode_attention.arguments import Arguments, Row, rows_of
+from argus_kernels.ops.decode_attention.int8_rows import quantize, widened
 
 
 def forward(given: Arguments) -> Tensor:
@@ -29,8 +30,10 @@ def _attend(given: Arguments, place: int, row: Row) -> Tensor:
     pages = given.block_table[row.user, first // page_size : -(-length // page_size)].long()
     within = slice(first % page_size, length - first // page_size * page_size)
     key, value = (
-        one[pages].flatten(0, 1)[within].to(wide).repeat_interleave(given.group, 1)
-        for one in (given.key_pages, given.value_pages)
+        widened(codes[pages], None if scales is None else scales[pages], wide)
+        .flatten(0, 1)[within]
+        .repeat_interleave(given.group, 1)
+        for codes, scales in ((given.key_pages, given.key_scales), (given.value_pages, given.value_scales))
     )
 
     scores = torch.einsum("hd,jhd->hj", given.q[place].to(wide) * given.scale, key)
@@ -53,6 +56,12 @@ def append(given: Arguments, rows: list[Row | None]) -> None:
     new = [(place, row.user, row.length - 1) for place, row in enumerate(rows) if row is not None]
     place, user, event = torch.tensor(new, dtype=torch.int64, device=device).reshape(-1, 3).unbind(1)
     slot = given.block_table[user, event // page_size].long(), event % page_size
-    given.key_pages[slot], given.value_pages[slot] = given.k[place], given.v[place]
+    for pages, scales, rows_given in (
+        (given.key_pages, given.key_scales, given.k), (given.value_pages, given.value_scales, given.v)
+    ):  # fmt: skip
+        if scales is None:
+            pages[slot] = rows_given[place]
+        else:
+            pages[slot], scales[slot] = quantize(rows_given[place])
     if given.key_time is not None:
         given.time_pages[slot] = given.key_time[place]

@@ -15,6 +15,7 @@ from argus_kernels.core import Sample
 from argus_kernels.core.huge_pages import prefer_huge_pages
 from argus_kernels.core.sample import Cut, Growth, tensor_bytes
 from argus_kernels.ops.decode_attention.cache import PagedCache
+from argus_kernels.ops.decode_attention.int8_rows import quantize
 
 DISTINCT_PAGES = 1024
 """Pages that are drawn; a larger cache repeats them. Eight users' worth: drawing more would take longer than timing."""
@@ -25,7 +26,7 @@ class _Case:
     """Users of the given lengths, new events counted, in a cache of randomly placed pages.
 
     new: events of each user in the call, followed by a row of padding; None is one of each, without offsets. group:
-    heads of q to a head of the cache. divisor: of SiLU's weights; None for softmax.
+    heads of q to a head of the cache. divisor: of SiLU's weights; None for softmax. int8: codes with scales are cached.
     """
 
     name: str
@@ -40,6 +41,7 @@ class _Case:
     new: tuple[int, ...] | None = None
     group: int = 1
     divisor: float | None = None
+    int8: bool = False
     production: bool = False
     gpu: bool = False
 
@@ -86,20 +88,23 @@ class _Case:
             taken += pages
         shape = (count, self.page_size, self.heads, self.width)
 
-        def drawn() -> Tensor:
-            # As `PagedCache.allocate` makes them.
-            pages = prefer_huge_pages(torch.empty(shape, dtype=dtype))
+        def drawn() -> tuple[Tensor, Tensor | None]:
             distinct = torch.randn(min(count, DISTINCT_PAGES), *shape[1:], generator=generator)
+            if not self.int8:
+                return repeated(distinct, dtype), None
+            codes, scales = quantize(distinct)
+            return repeated(codes, torch.int8), repeated(scales, torch.float32)
+
+        def repeated(distinct: Tensor, kept: torch.dtype) -> Tensor:
+            # As `PagedCache.allocate` makes them.
+            pages = prefer_huge_pages(torch.empty((count, *distinct.shape[1:]), dtype=kept))
             for part in pages.split(len(distinct)):
                 part.copy_(distinct[: len(part)])
             return pages
 
-        return PagedCache(
-            drawn(),
-            drawn(),
-            1_690_000_000 + torch.randint(0, 10**7, shape[:2], generator=generator),
-            table,
-        )
+        (keys, key_scales), (values, value_scales) = drawn(), drawn()
+        times = 1_690_000_000 + torch.randint(0, 10**7, shape[:2], generator=generator)
+        return PagedCache(keys, values, times, table, key_scales=key_scales, value_scales=value_scales)
 
     def seen(self) -> int:
         """Cached events that some query sees, those of each query counted."""
@@ -114,7 +119,8 @@ class _Case:
     def bytes(self, arguments: dict[str, Any]) -> int:
         """Keys and values of the seen events once (and their times where they count), the vectors in and out."""
         q = arguments["q"]
-        event = 2 * self.heads * self.width * q.element_size() + (8 if self.time_buckets else 0)
+        row = self.width + 4 if self.int8 else self.width * q.element_size()
+        event = 2 * self.heads * row + (8 if self.time_buckets else 0)
         read = self.seen() if self.new is None else sum(self.lengths)
         vectors = tensor_bytes(*(value for value in arguments.values() if isinstance(value, Tensor)))
         written = tensor_bytes(q, arguments.get("k"), arguments.get("v"), arguments.get("key_time"))
@@ -132,6 +138,8 @@ _CASES = (
     _Case("several_events", (7, 0, 5, 4), new=(3, 0, 0, 4), position_buckets=3, time_buckets=40, window=4),
     _Case("silu", (6, 0, 3), group=2, divisor=5.0, position_buckets=3, time_buckets=40),
     _Case("several_events_silu", (6, 2), new=(2, 2), group=3, divisor=0.5, page_size=3),
+    _Case("int8", (5, 0, 1, 4), int8=True, position_buckets=3, time_buckets=40, window=4),
+    _Case("int8_several_events", (6, 0, 3), new=(3, 0, 1), group=2, int8=True, divisor=4.0),
     _Case("users_64_events_8192", (8192,) * 64, heads=4, width=64, page_size=64, production=True),
     _Case(
         "users_64_events_8192_biases",
@@ -145,6 +153,7 @@ _CASES = (
     ),
     _Case("users_8_events_8192_new_16", (8192,) * 8, new=(16,) * 8, heads=4, width=64, page_size=64, production=True),
     _Case("users_64_events_8192_silu", (8192,) * 64, divisor=8192.0, heads=4, width=64, page_size=64, production=True),
+    _Case("users_64_events_8192_int8", (8192,) * 64, int8=True, heads=4, width=64, page_size=64, production=True),
     _Case("users_128_events_8192", (8192,) * 128, heads=8, width=64, page_size=64, production=True, gpu=True),
 )
 
@@ -159,7 +168,8 @@ def _pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     owned = table[table >= 0].long()
     renamed = torch.full_like(table, -1)
     renamed[table >= 0] = torch.arange(owned.shape[0], dtype=table.dtype, device=table.device)
-    pages = {name: getattr(cache, name)[owned] for name in ("key_pages", "value_pages", "time_pages")}
+    names = ("key_pages", "value_pages", "time_pages", "key_scales", "value_scales")
+    pages = {name: getattr(cache, name)[owned] for name in names if getattr(cache, name) is not None}
     small = replace(cache, block_table=renamed, pool=None, **pages)
     per_row = ("q", "k", "v", "query_time", "key_time")
     cut = {name: value[:users] if name in per_row else value for name, value in arguments.items()}

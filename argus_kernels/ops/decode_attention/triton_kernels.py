@@ -20,6 +20,7 @@ from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, nex
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.core.varlen import user_of_row
 from argus_kernels.ops.decode_attention.arguments import Arguments
+from argus_kernels.ops.decode_attention.triton_append import append_int8, events_of_row
 
 _KERNEL = "decode_attention/forward"
 _CONFIGS: tuple[Config, ...] = (
@@ -51,32 +52,14 @@ def time_bucket(distance, thresholds, buckets):
     return tl.where(above & (distance >= edge), estimate + 1, estimate)
 
 
-@triton.jit
-def events_of_row(row, offsets, user_of, lengths, users, capacity):
-    """(user, their first new event, events up to the row's own, whether there can be so many); padding has none."""
-    if offsets is None:
-        user = row
-        length = tl.load(lengths + user)
-        oldest_new = length - 1
-        possible = (length >= 0) & (length <= capacity)
-    else:
-        found = tl.load(user_of + row)
-        real = found < users
-        user = tl.minimum(found, users - 1)
-        total = tl.load(lengths + user)
-        first = tl.load(offsets + user)
-        oldest_new = total - (tl.load(offsets + user + 1) - first)
-        length = tl.where(real, oldest_new + (row - first).to(tl.int32) + 1, 0)
-        possible = ((total <= capacity) & (oldest_new >= 0)) | (found >= users)
-    return user, oldest_new, length, possible
-
-
 @kernel
 def chunk_kernel(
     q,
     key_pages,
     value_pages,
     time_pages,
+    key_scales,
+    value_scales,
     block_table,
     lengths,
     offsets,
@@ -108,6 +91,8 @@ def chunk_kernel(
     key_strides,
     value_strides,
     time_strides,
+    key_scale_strides,
+    value_scale_strides,
     block_table_stride,
     k_strides,
     v_strides,
@@ -159,6 +144,12 @@ def chunk_kernel(
             value_row = value_pages + page * value_strides[0] + slot * value_strides[1] + kv_head * value_strides[2]
             value = tl.load(value_row[:, None] + column[None, :] * value_strides[3], mask=mask, other=0.0)
             value = value.to(tl.float32)
+            if key_scales is not None:
+                place_of = page * key_scale_strides[0] + slot * key_scale_strides[1] + kv_head * key_scale_strides[2]
+                key *= tl.load(key_scales + place_of, mask=there, other=0.0)[:, None]
+                place_of = page * value_scale_strides[0] + slot * value_scale_strides[1]
+                place_of += kv_head * value_scale_strides[2]
+                value *= tl.load(value_scales + place_of, mask=there, other=0.0)[:, None]
             if k is not None:
                 given_key = k + kv_head * k_strides[1] + column * k_strides[2]
                 given_value = v + kv_head * v_strides[1] + column * v_strides[2]
@@ -266,7 +257,10 @@ def combine_kernel(
 
 
 def forward(given: Arguments) -> Tensor:
-    """Writes the new events to their slots and computes out [B, H, Dh]."""
+    """Writes the new events to their slots and computes out [Tq, H, Dh]."""
+    if given.key_scales is not None and given.k is not None:
+        append_int8(given)
+        given = given._replace(k=None, v=None, key_time=None)
     block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
     position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
     query_time, key_time = _contiguous(given.query_time), _contiguous(given.key_time)
@@ -304,6 +298,8 @@ def forward(given: Arguments) -> Tensor:
         "key_pages": given.key_pages,
         "value_pages": given.value_pages,
         "time_pages": given.time_pages,
+        "key_scales": given.key_scales,
+        "value_scales": given.value_scales,
         "block_table": block_table,
         "k": given.k,
         "v": given.v,
@@ -323,6 +319,8 @@ def forward(given: Arguments) -> Tensor:
         "key_strides": given.key_pages.stride(),
         "value_strides": given.value_pages.stride(),
         "time_strides": given.time_pages.stride(),
+        "key_scale_strides": None if given.key_scales is None else given.key_scales.stride(),
+        "value_scale_strides": None if given.value_scales is None else given.value_scales.stride(),
         "block_table_stride": block_table.stride(0),
         "k_strides": None if given.k is None else given.k.stride(),
         "v_strides": None if given.v is None else given.v.stride(),
@@ -374,15 +372,23 @@ def compile_cases() -> list[CompileCase]:
     found = [case(torch.bfloat16, width, True) for width in (32, 64, 128, 256)]
     found += [case(torch.float32, width, True) for width in (64, 256)]
     found.append(case(torch.float16, 64, True, twin=True))
-    return [*found, case(torch.bfloat16, 64, False), CompileCase("bfloat16-64-several-silu", _several)]
+    return [*found, case(torch.bfloat16, 64, False), *_other_cases()]
 
 
-def _several() -> None:
+def _other_cases() -> list[CompileCase]:
+    return [
+        CompileCase("bfloat16-64-several-silu", lambda: _several(torch.bfloat16)),
+        CompileCase("int8-64-several-silu", lambda: _several(torch.int8)),
+    ]
+
+
+def _several(kept: torch.dtype) -> None:
     with torch.device("meta"):
         q, k = torch.empty(256, 8, 64, dtype=torch.bfloat16), torch.empty(256, 2, 64, dtype=torch.bfloat16)
-        pages, times = torch.empty(8192, 64, 2, 64, dtype=torch.bfloat16), torch.empty(8192, 64, dtype=torch.int64)
+        pages, times = torch.empty(8192, 64, 2, 64, dtype=kept), torch.empty(8192, 64, dtype=torch.int64)
+        scales = torch.empty(8192, 64, 2) if kept == torch.int8 else None
         table, lengths = torch.empty(64, 128, dtype=torch.int32), torch.empty(64, dtype=torch.int32)
         bias, now = torch.empty(8, 128), torch.empty(256, dtype=torch.int64)
         offsets = torch.empty(65, dtype=torch.int32)
     cache = (pages, torch.empty_like(pages), times, table, lengths)
-    forward(Arguments(q, *cache, k, k, bias, bias, now, now, 0.125, None, offsets, 8192.0))
+    forward(Arguments(q, *cache, k, k, bias, bias, now, now, 0.125, None, offsets, 8192.0, scales, scales))

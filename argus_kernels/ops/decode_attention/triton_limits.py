@@ -11,7 +11,8 @@ MAX_WIDTH = 256
 
 def why_not(given: Arguments) -> list[str]:
     """Every reason why the kernels cannot serve these arguments."""
-    found = problems(q=given.q, key_pages=given.key_pages, value_pages=given.value_pages)
+    found = problems(q=given.q)
+    found += device_problems(key_pages=given.key_pages, value_pages=given.value_pages)
     found += device_problems(block_table=given.block_table, lengths=given.lengths)
     if given.q.shape[-1] > MAX_WIDTH:
         found.append(f"head width is {given.q.shape[-1]}, expected at most {MAX_WIDTH}")

@@ -29,10 +29,19 @@ void decode(Params params, uint64_t seed) {
   const size_t vectors = rows * static_cast<size_t>(row) * element;
   const DeviceBuffer q("q", params.q, queries), k("k", params.k, params.k ? vectors : 0),
       v("v", params.v, params.v ? vectors : 0);
+  const size_t kept = params.key_scales != nullptr ? 1 : element;
   const DeviceBuffer keys("key_pages", params.key_pages,
-                          span(params, params.key_page_stride, params.key_slot_stride, row, element));
+                          span(params, params.key_page_stride, params.key_slot_stride, row, kept));
   const DeviceBuffer values("value_pages", params.value_pages,
-                            span(params, params.value_page_stride, params.value_slot_stride, row, element));
+                            span(params, params.value_page_stride, params.value_slot_stride, row, kept));
+  const auto scales = [&](const char* name, float* given, int64_t page_stride, int64_t slot_stride) {
+    const size_t bytes = given ? span(params, page_stride, slot_stride, params.kv_heads, 4) : 0;
+    return DeviceBuffer(name, static_cast<void*>(given), bytes);
+  };
+  const DeviceBuffer key_scales =
+      scales("key_scales", params.key_scales, params.key_scale_page_stride, params.key_scale_slot_stride);
+  const DeviceBuffer value_scales = scales("value_scales", params.value_scales,
+                                           params.value_scale_page_stride, params.value_scale_slot_stride);
   const DeviceBuffer times("time_pages", static_cast<void*>(params.time_pages),
                            span(params, params.time_page_stride, params.time_slot_stride, 1, 8));
   const DeviceBuffer table("block_table", static_cast<const void*>(params.block_table),
@@ -70,6 +79,10 @@ void decode(Params params, uint64_t seed) {
   params.key_pages = keys.as<void>();
   params.value_pages = values.as<void>();
   params.time_pages = times.as<int64_t>();
+  if (params.key_scales != nullptr) {
+    params.key_scales = key_scales.as<float>();
+    params.value_scales = value_scales.as<float>();
+  }
   params.block_table = table.as<int32_t>();
   params.lengths = lengths.as<int32_t>();
   params.offsets = static_cast<const int32_t*>(or_null(params.offsets, offsets));
@@ -83,6 +96,10 @@ void decode(Params params, uint64_t seed) {
   argus::decode_attention::launch_cuda(params, nullptr);
   keys.copy_back();
   values.copy_back();
+  if (params.key_scales != nullptr) {
+    key_scales.copy_back();
+    value_scales.copy_back();
+  }
   times.copy_back();
   out.copy_back();
 }

@@ -23,12 +23,13 @@ SEEDS = count()
 """Every call runs the threads in another order."""
 
 _POINTERS = (
-    "q", "key_pages", "value_pages", "time_pages", "block_table", "lengths", "offsets", "k", "v", "position_bias",
-    "time_bias", "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
+    "q", "key_pages", "value_pages", "key_scales", "value_scales", "time_pages", "block_table", "lengths", "offsets",
+    "k", "v", "position_bias", "time_bias", "cell_bucket", "cell_edge", "query_time", "key_time", "out", "partial",
 )  # fmt: skip
 _SIZES = (
     "users", "rows", "heads", "kv_heads", "group", "width", "pages", "page_size", "table_width", "key_page_stride",
     "key_slot_stride", "value_page_stride", "value_slot_stride", "time_page_stride", "time_slot_stride",
+    "key_scale_page_stride", "key_scale_slot_stride", "value_scale_page_stride", "value_scale_slot_stride",
     "position_buckets", "time_buckets", "window", "chunk",
 )  # fmt: skip
 
@@ -45,8 +46,20 @@ class Params(ctypes.Structure):
     )
 
 
+def _scale_strides(given: Arguments) -> dict[str, int]:
+    return {
+        f"{side}_scale_{of}_stride": scales.stride(place)
+        for side, scales in (("key", given.key_scales), ("value", given.value_scales))
+        if scales is not None
+        for place, of in enumerate(("page", "slot"))
+    }
+
+
 def forward(given: Arguments) -> Tensor:
     """What the CUDA library does with these arguments, its launches included; RuntimeError with the report."""
+    if given.key_scales is not None and given.q.dtype != torch.float32:
+        k, v = (None if one is None else one.float() for one in (given.k, given.v))
+        return forward(given._replace(q=given.q.float(), k=k, v=v)).to(given.q.dtype)
     rows, heads, width = given.q.shape
     out = torch.empty(given.q.shape, dtype=given.q.dtype)
     if out.numel() == 0:
@@ -64,6 +77,8 @@ def forward(given: Arguments) -> Tensor:
         "key_time": None if given.key_time is None or given.k is None else given.key_time.contiguous(),
         "key_pages": given.key_pages,
         "value_pages": given.value_pages,
+        "key_scales": given.key_scales,
+        "value_scales": given.value_scales,
         "time_pages": given.time_pages,
         "out": out,
     }
@@ -84,6 +99,7 @@ def forward(given: Arguments) -> Tensor:
         value_slot_stride=given.value_pages.stride(1),
         time_page_stride=given.time_pages.stride(0),
         time_slot_stride=given.time_pages.stride(1),
+        **_scale_strides(given),
         position_buckets=0 if given.position_bias is None else given.position_bias.shape[1],
         time_buckets=0 if given.time_bias is None else given.time_bias.shape[1],
         window=2**63 - 1 if given.window is None else given.window,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from argus_kernels import PagedCache, decode_attention
 from argus_kernels.ops.decode_attention import OP
 from argus_kernels.ops.decode_attention.arguments import Arguments
+from argus_kernels.ops.decode_attention.int8_rows import quantize
 from tests.csrc.simt import decode_attention_on_host
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -193,3 +195,24 @@ def test_more_new_events_than_the_length_counts_give_nan() -> None:
     out = decode_attention_on_host.forward(values)
     assert out[:4].isnan().all() and out[4:].isfinite().all()
     assert torch.equal(cache.key_pages[cache.block_table[0].long()], before)
+
+
+@pytest.mark.parametrize("width", [64, 128, 256, 32, 72])
+@pytest.mark.parametrize("rule", ["softmax", "silu"])
+def test_an_int8_cache(width: int, rule: str) -> None:
+    """Codes and scales as the definition has them, also of rows that are not finite."""
+    given = several(rule, width=width)
+    cache: PagedCache = given["cache"]
+    keys, values = quantize(cache.key_pages), quantize(cache.value_pages)
+    cache.key_pages, cache.key_scales, cache.value_pages, cache.value_scales = *keys, *values
+    given["k"][137], given["v"][3, 1, 0] = torch.nan, torch.inf
+    found = []
+    for backend in (NAME, "reference"):
+        names = ("key_pages", "value_pages", "time_pages", "key_scales", "value_scales")
+        one = replace(cache, **{name: getattr(cache, name).clone() for name in names}, pool=None)
+        out = decode_attention(**{**given, "cache": one}, backend=backend)
+        found.append([out, *(getattr(one, name) for name in names)])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=2e-5, atol=2e-5, equal_nan=True)
+    assert found[0][0][2].isfinite().all() and found[0][0][3, 2:].isnan().any()
+    for ours_written, theirs_written in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(ours_written, theirs_written, rtol=0, atol=0, equal_nan=True)

@@ -245,6 +245,22 @@ def test_half_precision_of_the_cache_stays_close(service: Dataset, fresh: Callab
     assert not np.array_equal(one.query, other.query)
 
 
+def test_an_int8_cache_is_saved_read_back_and_encoded_again_for_another_type(
+    service: Dataset, fresh: Callable[..., SessionStore], tmp_path: Path
+) -> None:
+    exact, store = fresh(), fresh(tmp_path, dtype=torch.int8)
+    for event in events_of(service, 6)[:30]:
+        one, other = exact.session("a").add(event), store.session("a").add(event)
+        assert np.abs(one.query - other.query).max() < 0.05 * np.abs(one.query).max()
+    store.close()
+    with fresh(tmp_path, dtype=torch.int8) as again:
+        np.testing.assert_array_equal(again.session("a").reading().query, other.query)
+        kept = again.memory.encoder.copy_out(again.memory.residents["a"].slot)
+        assert [one.dtype for one in kept] == [torch.int8] * 4 + [torch.float32] * 4 + [torch.int64]
+    with fresh(tmp_path) as wide:
+        assert_close(wide.session("a").reading().query, one.query)
+
+
 KILLED = """
 import sys
 from pathlib import Path
