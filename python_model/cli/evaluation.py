@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,7 @@ from python_model.cli.options import (
     Data,
     Device,
     Json,
+    Lists,
     Part,
     Protocol,
     Ranking,
@@ -22,6 +23,11 @@ from python_model.cli.options import (
     check,
 )
 from python_model.reporting import console
+
+if TYPE_CHECKING:
+    from python_model.data.schema import Dataset
+    from python_model.evaluation.evaluate import EvaluationResult
+    from python_model.reporting.report import Stage
 
 Cutoffs = Annotated[list[int], typer.Option("--k", min=1, help="Cut-off of recall and NDCG; repeat it for several.")]
 
@@ -54,6 +60,15 @@ def evaluate(
         Ranking | None,
         typer.Option(help="Score that orders impressions; pair for fine-tuned runs, next_item for others by default."),
     ] = None,
+    metrics: Annotated[
+        Lists,
+        typer.Option(
+            "--metrics", help="NDCG and recall under the protocol yambda: benchmark takes the published definitions."
+        ),
+    ] = Lists.per_user,
+    details: Annotated[
+        bool, typer.Option("--details", help="Add items new to the user, coverage, Gini, calibration, intervals.")
+    ] = False,
     which: WhichCheckpoint = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -77,17 +92,26 @@ def evaluate(
     result = training_runs.evaluate_runs(
         opened, dataset, device=device, protocol=protocol.value if protocol else None, part=part.value,
         k=k, max_events=max_events, window=window, item_average=item_average, item_knn=item_knn,
-        ranking_kind=ranking.value if ranking else None,
+        ranking_kind=ranking.value if ranking else None, lists=metrics.value, details=details,
     )  # fmt: skip
-    # Write the files first: they are complete even if `| head` closes the output while the table is printed.
+    stages = training_runs.stages_of(opened) if report is not None else []
+    _present(result, dataset, stages, json_file, report)
+
+
+def _present(
+    result: EvaluationResult, dataset: Dataset, stages: list[Stage], json_file: Path | None, report: Path | None
+) -> None:
+    """Write the files, then print: they are complete even if `| head` closes the output while the table is printed."""
     if json_file is not None:
         console.write_json(json_file, result.to_dict())
     if report is not None:
         from python_model.reporting.report import write_report
 
         title = f"ARGUS on {dataset.info.name}"
-        write_report(report, title=title, dataset=dataset, result=result, stages=training_runs.stages_of(opened))
+        write_report(report, title=title, dataset=dataset, result=result, stages=stages)
     console.stdout().print(console.metrics_table(result))
+    if result.details:
+        console.stdout().print(console.details_table(result))
     for note in result.notes:
         console.say(f"Note: {note}")
     if report is not None:

@@ -95,6 +95,13 @@ class Ranking(str, Enum):
     feedback = "feedback"
 
 
+class Lists(str, Enum):
+    """Definition of NDCG and recall under the protocol yambda."""
+
+    per_user = "per-user"
+    benchmark = "benchmark"
+
+
 class Precision(str, Enum):
     """Of the arithmetic."""
 

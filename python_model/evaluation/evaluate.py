@@ -23,9 +23,10 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import PROTOCOLS, events_to_predict, make_split
 from python_model.evaluation import metrics
 from python_model.evaluation.baselines import ItemAverage, Oracle, Popularity
+from python_model.evaluation.details import details_of
 from python_model.evaluation.item_knn import ItemKnn
 from python_model.evaluation.predictions import Predictions, Predictor
-from python_model.evaluation.user_lists import UserLists
+from python_model.evaluation.user_lists import DEFINITIONS, UserLists
 
 __all__ = ["PROTOCOLS", "EvaluationResult", "evaluate", "make_split", "sample_users"]
 Metrics = dict[str, float | None]
@@ -37,6 +38,7 @@ class EvaluationResult:
 
     rows: predictor -> metric -> value, None where it is not defined. standard_errors: the same shape, where known.
     feedback: predictor -> task -> {"normalized_entropy", "auc"}. counts: events, users, pairs. pair_window: seconds.
+    details: where asked for, what `details.details_of` returns.
     """
 
     protocol: str
@@ -47,6 +49,7 @@ class EvaluationResult:
     feedback: dict[str, dict[str, Metrics]]
     counts: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; rows come first."""
@@ -59,20 +62,26 @@ class EvaluationResult:
             "standard_errors": self.standard_errors,
             "feedback": self.feedback,
             "notes": self.notes,
+            **({"details": self.details} if self.details else {}),
         }
 
 
 def evaluate(
     models: Mapping[str, Predictor], dataset: Dataset, *, protocol: str = "temporal", part: str = "test",
     k: Sequence[int] = (10,), max_events: int | None = None, seed: int = 0, item_average: bool = False,
-    item_knn: bool = False, oracle: bool = True,
+    item_knn: bool = False, oracle: bool = True, lists: str = "per-user", details: bool = False,
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate predictors beside popularity and, on synthetic data, the oracle.
 
     models: row name -> predictor. part: "test" or "validation" of the split. k: cut-offs of recall and NDCG.
     max_events: evaluate whole users, drawn by `seed`, until there are this many events. item_average, item_knn: add
-    the rows of these names. oracle: false leaves the oracle out.
+    the rows of these names. oracle: false leaves the oracle out. lists: the definition of NDCG and recall under the
+    protocol "yambda", one of `user_lists.DEFINITIONS`. details: fill `EvaluationResult.details`.
     """
+    if lists not in DEFINITIONS or (lists != "per-user" and protocol != "yambda"):
+        raise ValueError(
+            f"metrics: expected per-user, or benchmark with the protocol yambda, found {lists} with {protocol}"
+        )
     if any(cutoff < 1 for cutoff in k) or not k:
         raise ValueError(f"k: expected cut-offs of at least 1, found {list(k)}")
     split = make_split(dataset, protocol)
@@ -92,21 +101,25 @@ def evaluate(
     predictions = {name: predictor.predict(rows) for name, predictor in predictors.items()}
     result = Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)
     if protocol == "yambda":
-        _replace_by_lists(result, UserLists(dataset, split, part, np.unique(dataset.user[rows])), predictors, k)
+        asked = UserLists(dataset, split, part, np.unique(dataset.user[rows]), lists)
+        _replace_by_lists(result, asked, predictors, k, lists)
+    if details:
+        result.details.update(details_of(dataset, rows, counted[rows], predictors, predictions, k))
     return result
 
 
 def _replace_by_lists(
-    result: EvaluationResult, lists: UserLists, predictors: Mapping[str, Predictor], k: Sequence[int]
+    result: EvaluationResult, lists: UserLists, predictors: Mapping[str, Predictor], k: Sequence[int], definition: str
 ) -> None:
     for name, predictor in predictors.items():
         row, error = lists.row(predictor, k)
         result.rows[name].update(row)
         result.standard_errors[name].update(error)
     result.counts["lists"] = len(lists)
-    result.notes.append(
-        f"NDCG and recall are means over {len(lists):,} users, one list each from before the held-out day"
-    )
+    text = f"NDCG and recall are means over {len(lists):,} users, one list each from before the held-out day"
+    if definition == "benchmark":
+        text += "; by the benchmark's definitions: mean DCG ÷ mean ideal DCG, repeated listens count"
+    result.notes.append(text)
 
 
 def sample_users(dataset: Dataset, rows: np.ndarray, max_events: int | None, seed: int) -> np.ndarray:

@@ -78,6 +78,33 @@ def metrics_table(result: EvaluationResult) -> Table:
     return table
 
 
+def details_table(result: EvaluationResult) -> Table:
+    """Discovery, calibration errors and intervals: one line per predictor."""
+    table = Table(
+        title="details",
+        caption="new: items that the user has not had before; ECE: error of calibration; in brackets: 95 % over users",
+        caption_justify="left",
+    )
+    discovery, errors = result.details["discovery"], result.details["calibration"]
+    intervals = result.details["intervals"]
+    names = list(next(iter(discovery.values())))
+    tasks = list(next(iter(errors.values()), {}))
+    bounded = list(dict.fromkeys(metric for row in intervals.values() for metric in row))
+    table.add_column("")
+    for name in (*names, *(f"ECE {task}" for task in tasks), *bounded):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.rows:
+        found = [format_metric(discovery[row][name]) for name in names]
+        found += [format_metric(errors.get(row, {}).get(task, {}).get("error")) for task in tasks]
+        found += [_interval(intervals.get(row, {}).get(metric)) for metric in bounded]
+        table.add_row(row, *found)
+    return table
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "–" if bounds is None else f"[{format_metric(bounds[0])}, {format_metric(bounds[1])}]"
+
+
 def recommendations_table(found: UserRecommendations) -> Table:
     """The items of one user with their explanations."""
     table = Table(title=f"User {found.user_id}, {counted(found.events, 'event')} of history", caption_justify="left")

@@ -68,6 +68,8 @@ def write_report(
         f"<header><h1>{escape(title)}</h1><p class=lead>{_summary(dataset, result)}</p></header>",
         _section("How good it is", metric_table(result) + _reading(result) + _against_oracle(result)),
     ]
+    if result.details:
+        body.append(_section("Discovery and calibration", _details(result)))
     if recommendations is not None:
         body.append(_section("What it recommends", _recommendations(recommendations)))
     body += [_section(f"Learning: {stage.name}", _curves(stage)) for stage in stages if stage.history]
@@ -135,6 +137,32 @@ def _summary(dataset: Dataset, result: EvaluationResult) -> str:
         f"Evaluated ({escape(result.protocol)} split) on {counts['events']:,} events of {counts['users']:,} users "
         f"and {counts['pairs']:,} pairs that no model was trained on."
     )
+
+
+def _details(result: EvaluationResult) -> str:
+    """The discovery metrics as a table, and a calibration curve for each feedback component."""
+    discovery, curves = result.details["discovery"], result.details["calibration"]
+    names = list(next(iter(discovery.values())))
+    head = "".join(f"<th scope=col>{escape(name.replace('_', ' '))}</th>" for name in names)
+    lines = [
+        f"<tr><th scope=row>{escape(row.replace('_', ' '))}</th>"
+        + "".join(f"<td>{format_metric(values[name])}</td>" for name in names) + "</tr>"
+        for row, values in discovery.items()
+    ]  # fmt: skip
+    table = (
+        f"<div class=scroll><table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+    figures = []
+    for task in dict.fromkeys(task for row in curves.values() for task in row):
+        series = {"perfectly calibrated": (np.array([0.0, 1.0]), np.array([0.0, 1.0]))}
+        for row, tasks in curves.items():
+            if task in tasks and tasks[task]["events"]:
+                error = format_metric(tasks[task]["error"])
+                found = np.array(tasks[task]["predicted"]), np.array(tasks[task]["observed"])
+                series[f"{row.replace('_', ' ')}, ECE {error}"] = found
+        figure = charts.line_chart(series, "predicted probability", "share that happened", smooth=False)
+        figures.append(figure.page(f"calibration of {task}"))
+    return f"{table}<div class=charts>{''.join(figures)}</div>"
 
 
 def _reading(result: EvaluationResult) -> str:

@@ -104,6 +104,54 @@ def test_lists_are_those_of_the_definition(dataset: Dataset, part: str) -> None:
     assert any(f"means over {len(ndcg)} users" in note for note in result.notes)
 
 
+@pytest.mark.parametrize(
+    ("definition", "ndcg", "recall"), [("per-user", 1.0, 1.0), ("benchmark", 1 / (1 + 1 / math.log2(3)), 0.5)]
+)
+def test_one_relevant_item_heard_twice_and_ranked_first(
+    tmp_path: Path, definition: str, ndcg: float, recall: float
+) -> None:
+    """User 0 hears item 5 twice on the last day; user 3 has no Listen+ event before the gap."""
+    rows = [
+        (0, 5, 1, 0, 100, 200), (0, 7 * DAY - 50, 5, 0, 100, 200), (0, 7 * DAY, 5, 0, 100, 200),
+        (0, 5 * DAY, 2, 0, 100, 200), (3, 5, 1, 0, 10, 200), (3, 7 * DAY - 10, 2, 0, 100, 200),
+    ]  # fmt: skip
+    write_flat(tmp_path / "flat" / "50m" / "listens.parquet", table(LISTENS, sorted(rows)))
+    read_yambda(tmp_path, tmp_path / "prepared")
+    dataset = load_dataset(tmp_path / "prepared")
+
+    class Knows:
+        def predict(self, rows: np.ndarray) -> Predictions:
+            return Popularity(dataset, rows).predict(rows)
+
+        def catalogue_scores(self, requests: Requests) -> Iterator[Tensor]:
+            for user in requests.users:
+                item = dataset.item[dataset.offsets[user + 1] - 1]
+                yield torch.arange(dataset.info.items)[None] * -1.0 + 100 * (torch.arange(dataset.info.items) == item)
+
+    result = evaluate({"knows": Knows()}, dataset, protocol="yambda", k=[10], lists=definition)
+    assert result.rows["knows"]["ndcg@10"] == pytest.approx(ndcg, abs=1e-6)
+    assert result.rows["knows"]["recall@10"] == pytest.approx(recall)
+    assert result.counts["lists"] == (2 if definition == "per-user" else 1)
+    assert ("repeated listens count" in result.notes[-1]) == (definition == "benchmark")
+
+
+def test_the_benchmark_divides_mean_by_mean(dataset: Dataset) -> None:
+    """One user with 1 relevant item at rank 2, another with 3 listens of 2 items at ranks 1 and 11."""
+    lists = UserLists(dataset, make_split(dataset, "yambda"), "test", np.arange(dataset.info.users), "benchmark")
+    lists._owner, lists._wanted = np.array([0, 1, 1]), np.array([1, 3])
+    lists.requests = Requests(np.array([0, 1]), np.array([1, 1]), 0)
+    gains = lists.gains(np.array([2, 1, 11]), 10)
+    dcg, ideal = gains["ndcg"]
+    np.testing.assert_allclose(dcg, [1 / math.log2(3), 1.0])
+    np.testing.assert_allclose(ideal, [1.0, 1 + 1 / math.log2(3) + 0.5])
+    np.testing.assert_allclose(gains["recall"][0] / gains["recall"][1], [1.0, 1 / 3])
+
+
+def test_benchmark_metrics_are_of_the_yambda_protocol(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="metrics: expected per-user, or benchmark with the protocol yambda, found b"):
+        evaluate({}, dataset, protocol="temporal", lists="benchmark")
+
+
 def test_popularity_counts_listen_plus_of_the_training_part(dataset: Dataset) -> None:
     split = make_split(dataset, "yambda")
     counts = np.bincount(dataset.item[split.train & positive_events(dataset)], minlength=dataset.info.items)
