@@ -33,4 +33,5 @@ def cost_of_training(model: Recommender, config: TrainConfig) -> HistoryCost:
     candidates = in_batch + min(config.negatives_uniform, model.features.items)
     if config.stage == "finetune" and config.pretrain_weight == 0:
         candidates = 0
-    return history_cost(model.config, blocks, dense - blocks, candidates, recomputed=config.activation_checkpointing)
+    # Whether blocks are computed again may change when a run is resumed, and the batches must not.
+    return history_cost(model.config, blocks, dense - blocks, candidates, recomputed=False)

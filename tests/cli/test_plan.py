@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.config import PRESETS, ModelConfig
+from python_model.data.synthetic import generate, preset
 from python_model.model.layers import Block, Layout
+from python_model.training import work_plan
 from python_model.training.memory_plan import SAVED, SIZES, Parameters, Setting, communication, memory
 from tests.conftest import REPOSITORY
 from tests.model.conftest import encoder_parameters
@@ -71,8 +74,46 @@ def test_what_is_cut_falls_with_the_ranks_and_what_is_copied_does_not() -> None:
     assert twice["gradients"] == once["gradients"]
 
 
+def test_work_of_ranks_follows_the_lengths() -> None:
+    lengths = work_plan.lengths_of("lognormal")
+    assert lengths.mean() == pytest.approx(700, rel=0.03) and (lengths > 4096).mean() == pytest.approx(0.019, abs=0.003)
+    found = work_plan.work(lengths[:4000], Setting("tiny", 10**6, 4, batch_events=8192), window=4096)
+    assert found["by count"] > found["by events"] > found["by cost"] and found["by cost"] < 1.03
+    even = work_plan.work(np.full(200, 64), Setting("tiny", 10**6, 2, batch_events=640), window=64)
+    assert even == {"windows": 10.0, "by count": 1.0, "by events": 1.0, "by cost": 1.0}
+    with pytest.raises(ValueError, match="the histories fill 2 batches of 640 events, expected at least 8"):
+        work_plan.work(np.full(20, 64), Setting("tiny", 10**6, 8, batch_events=640), window=64)
+
+
+def test_the_share_that_stochastic_length_leaves() -> None:
+    setting = Setting("tiny", 10**6, 1, batch_events=8192)
+    left = work_plan.shortened(np.full(100, 1024), setting, 1024, 1.0)
+    # Windows are cut in two at random, so that most have more than 32 events and become 32.
+    assert left["length"] == 32 and left["replaced"] > 0.9 and left["arithmetic"] < left["events"] < 0.15
+    nothing = work_plan.shortened(np.full(100, 1024), setting, 1024, 2.0)
+    assert (nothing["replaced"], nothing["events"], nothing["arithmetic"]) == (0.0, 1.0, 1.0)
+
+
+def test_the_document_quotes_the_balance_of_sixteen_ranks() -> None:
+    found = work_plan.work(work_plan.lengths_of("lognormal"), Setting("126m", 10**7, 16), window=8192)
+    names = ("by count", "by events", "by cost")
+    row = f"| 16 | {' | '.join(f'{found[name]:.3f}' for name in names)} |"
+    assert row in (REPOSITORY / "docs" / "scale.md").read_text()
+
+
+def test_the_command_takes_a_data_set(tmp_path: Path) -> None:
+    generate(
+        tmp_path / "data", preset("demo", users=60, events_per_user=40.0, days=20, clusters=4, artists=4, tracks=4)
+    )
+    size = ["--size", "tiny", "--rows", "1e6", "--batch-events", "64", "--window", "32"]
+    text = printed(*size, "--lengths", str(tmp_path / "data"))
+    assert "| tiny | 16 |" in text and "| tiny | 1.6 | 16 |" in text
+
+
 def test_refusals(tmp_path: Path) -> None:
     for arguments, message in (
+        (["--lengths", "lognormal", "--batch-events", "4096"], "--window is 8192, expected at most --batch-events"),
+        (["--lengths", str(tmp_path / "none")], "none"),
         (["--size", "7b"], "size is '7b', expected one of"),
         (["--rows", "1.5"], "--rows 1.5: expected a whole number"),
         (["--rows", "0"], "--rows 0.0: expected a whole number from 1 to 1e15"),

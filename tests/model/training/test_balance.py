@@ -127,6 +127,7 @@ def test_the_cost_follows_the_shapes(tiny_service: Dataset) -> None:
     assert (full.linear, full.quadratic) == (3 * once.linear, 9 * once.quadratic)
     model = Argus.for_dataset(SMALL, tiny_service)
     found = cost_of_training(model, replace(CONFIG, negatives_in_batch=32, negatives_uniform=16))
+    assert cost_of_training(model, replace(CONFIG, activation_checkpointing=True)) == cost_of_training(model, CONFIG)
     dense = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("tables."))
     assert found == HistoryCost(linear=6 * (dense + 48 * SMALL.vector_width), quadratic=7 * 2 * SMALL.width)
 
