@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.data.batches import BatchBuilder
-from python_model.data.windows import Windows
 from python_model.data.schema import Dataset
+from python_model.data.windows import Windows
 from python_model.serving import joint
 from python_model.serving.joint import JointScorer
 from python_model.serving.score import score_parquet
