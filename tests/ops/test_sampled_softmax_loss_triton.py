@@ -150,7 +150,7 @@ def test_candidates_are_split_so_that_the_grid_fills_the_multiprocessors(
     row_blocks: int, blocks: int, programs: int
 ) -> None:
     """On 132 multiprocessors 97 % of the rounds is work; 320 programs for 64 row blocks left 20 % idle."""
-    from argus_kernels.ops.sampled_softmax_loss.triton_kernels import split_blocks
+    from argus_kernels.ops.sampled_softmax_loss.triton_grid import split_blocks
 
     split = split_blocks(row_blocks, blocks, 132)
     assert row_blocks * -(-blocks // split) == programs
@@ -159,7 +159,7 @@ def test_candidates_are_split_so_that_the_grid_fills_the_multiprocessors(
 
 
 def test_nothing_is_split_where_there_is_nothing() -> None:
-    from argus_kernels.ops.sampled_softmax_loss.triton_kernels import split_blocks
+    from argus_kernels.ops.sampled_softmax_loss.triton_grid import split_blocks
 
     assert split_blocks(3, 0, 132) == 1 and split_blocks(0, 3, 132) >= 1
 

@@ -20,16 +20,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import (
-    SHARED_LIMIT,
     CompileCase,
     ceil_div,
-    gpu_generation,
     launch,
     next_power_of_two,
     processors,
 )
 from argus_kernels.core.tuning import Config, Tunable, configuration
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
+from argus_kernels.ops.sampled_softmax_loss.triton_grid import CONFIG_NAMES, resident_programs, split_blocks
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
@@ -39,7 +38,6 @@ from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     write_query_gradient,
 )
 
-_NAMES = ("block_rows", "block_candidates", "block_depth", "warps", "stages")
 _TILES = {
     "sampled_softmax_loss/forward": (
         (128, 32, 256, 8, 3),
@@ -51,18 +49,16 @@ _TILES = {
     ),
     "sampled_softmax_loss/backward": ((128, 64, 64, 8, 3), (128, 128, 64, 8, 3), (64, 128, 64, 4, 4)),
 }
-_CONFIGS = {kernel: tuple(dict(zip(_NAMES, tile, strict=True)) for tile in tiles) for kernel, tiles in _TILES.items()}
-_FLOAT32_CONFIG: Config = dict(zip(_NAMES, (64, 32, 16, 4, 2), strict=True))
+_CONFIGS = {
+    kernel: tuple(dict(zip(CONFIG_NAMES, tile, strict=True)) for tile in tiles) for kernel, tiles in _TILES.items()
+}
+_FLOAT32_CONFIG: Config = dict(zip(CONFIG_NAMES, (64, 32, 16, 4, 2), strict=True))
 TUNABLES = tuple(
     Tunable(kernel, "triton", configs, backward=kernel.endswith("backward")) for kernel, configs in _CONFIGS.items()
 )
 
 SLAB_BYTES = 128 << 20
 """Memory of the score gradients under way: fixed, however many rows and candidates there are."""
-MAX_SPLITS = 128
-"""Parts that a row's candidates are cut into at most: each has 12 bytes in memory."""
-START = 2
-"""What a program of the forward pass costs beside its blocks of candidates, in blocks; not measured."""
 PART = 32
 """Columns of a tile whose scores are worked on at once. A thread holds an id, an owner (64 bits each) and log_q for
 every column of its own: for 64 columns at once they spill, 128 bytes a thread on sm_90."""
@@ -362,34 +358,6 @@ def _negatives(given: Arguments, rows: Rows) -> tuple[Tensor, Tensor | None]:
     # In units of ln 2 the maximum would be rounded twice, an error of every share of the row.
     together = (total * (largest - shift).exp()).sum(0)
     return shift + together.log(), None if counted is None else counted.sum(0).float()
-
-
-def resident_programs(config: Config, query: Tensor) -> int:
-    """The number of programs of the forward pass that a multiprocessor holds at once, by registers and shared memory.
-
-    Up to 32 scores a thread take at most 128 registers, which leaves room for 16 warps.
-    """
-    rows, candidates, depth, warps, stages = (config[name] for name in _NAMES)
-    by_registers = 16 if rows * candidates <= 32 * 32 * warps else 8
-    staged = (candidates * stages + rows) if query.shape[1] <= depth else (candidates + rows) * stages
-    # A multiprocessor has 1 KiB more than a block may have, and takes 1 KiB for each block.
-    limit = SHARED_LIMIT[min(gpu_generation(query.device), 10) * 10] + 1024
-    return max(1, min(by_registers // warps, limit // (staged * depth * query.element_size() + 1024)))
-
-
-def split_blocks(row_blocks: int, blocks: int, slots: int) -> int:
-    """The number of blocks of candidates per program that minimises the work of the busiest multiprocessor.
-
-    slots: programs that run at once. A program costs START blocks to start and to store, and a
-    grid of 2.2 rounds costs 3: more and shorter programs fill the last round better.
-    """
-
-    def cost(split: int) -> tuple[int, int]:
-        rounds = ceil_div(row_blocks * ceil_div(blocks, split), slots)
-        return rounds * (split + START), -split
-
-    shares = {ceil_div(blocks, splits) for splits in range(1, min(blocks, MAX_SPLITS) + 1)}
-    return min(shares or {1}, key=cost)
 
 
 def _negatives_share(given: Arguments, denominator: Tensor, whole: Tensor) -> Tensor:
