@@ -360,8 +360,8 @@ def production_cases() -> tuple[HistoryCase, ...]:
     `candidates_8192_anew`, attention over all 9,192 in their place; a jagged batch of the public MLPerf workload's
     shape, histories up to 4,086 in heads of 128.
 
-    Those that fill a GPU are the shapes that attention kernels publish (32,768 events in users of equal length, model width 2,048
-    in heads of 64 and of 128), and a jagged batch of 64 users.
+    Those that fill a GPU are the shapes that attention kernels publish (32,768 events in users of equal length, model
+    width 2,048 in heads of 64 and of 128), and a jagged batch of 64 users.
     """
     shapes = (("lognormal_16", LOGNORMAL_LENGTHS), ("single_8192", (8192,)))
     biased = (("", 0), ("_biases", 128))
