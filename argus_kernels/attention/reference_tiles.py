@@ -65,7 +65,7 @@ class Pairs:
             total = by_time if total is None else total + by_time
         return total
 
-    def scores(self, products: Tensor, buckets: Buckets) -> Tensor:
+    def scores(self, products: Tensor, tile: Tile, buckets: Buckets) -> Tensor:
         """The products of queries and keys [H, G, Lq, Lk] plus both biases."""
         bias = self.bias(buckets, products.dtype)
         return products if bias is None else products + bias

@@ -1,6 +1,7 @@
 """Code that pages show and do not hold: parts of a program, or the difference between two.
 
 <!-- code: examples/two_ranks.py run_rank -->                    one function or class
+<!-- code: examples/own_scores/thirds.cpp all -->                a whole program in C++
 <!-- diff: examples/sasrec/plain.py examples/sasrec/with_ops.py -->    without the description at the top
 """
 
@@ -19,6 +20,8 @@ def filled(markdown: str, root: Path) -> str:
 
     def fill(found: re.Match[str]) -> str:
         kind, first, second = found.groups()
+        if kind == "code" and first.endswith(".cpp"):
+            return f"```cpp\n{_read(root / first).strip()}\n```"
         if kind == "code":
             return f"```python\n{definition(root / first, second)}\n```"
         return f"```diff\n{difference(root / first, root / second)}\n```"

@@ -60,25 +60,31 @@ std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor 
 }  // namespace
 }  // namespace argus::causal_attention
 
+// Under another name a library registers the op over forward_cpu and backward_cpu of a policy of its own,
+// see docs/howto/own_scores.md.
+#ifndef ARGUS_NATIVE_LIBRARY
+#define ARGUS_NATIVE_LIBRARY argus_native
+#endif
+
 #ifndef ARGUS_CUDA_LIBRARY
 
 #define ARGUS_ARGUMENTS ARGUS_HISTORY_SCHEMA ", float scale, int window, float dropout"
 
-STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(ARGUS_NATIVE_LIBRARY, m) {
   m.def("causal_attention(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor)");
   m.def(
       "causal_attention_backward(Tensor d_out, Tensor? d_log_sum_exp, Tensor out, Tensor "
       "log_sum_exp, " ARGUS_ARGUMENTS ", bool need_position_bias, bool need_time_bias) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(ARGUS_NATIVE_LIBRARY, CPU, m) {
   m.impl("causal_attention", TORCH_BOX(&argus::causal_attention::forward));
   m.impl("causal_attention_backward", TORCH_BOX(&argus::causal_attention::backward));
 }
 
 #else
 
-STABLE_TORCH_LIBRARY_IMPL(argus_native, CUDA, m) {
+STABLE_TORCH_LIBRARY_IMPL(ARGUS_NATIVE_LIBRARY, CUDA, m) {
   m.impl("causal_attention", TORCH_BOX(&argus::causal_attention::forward));
   m.impl("causal_attention_backward", TORCH_BOX(&argus::causal_attention::backward));
 }

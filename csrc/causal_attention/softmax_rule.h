@@ -15,6 +15,8 @@
 
 namespace argus::causal_attention {
 
+using attention::Block;
+using attention::KeyTile;
 using attention::kQueries;
 
 // `apart`: the tile's weights are summed before they are added to the total. One float32 sum over 8,192 keys
@@ -81,9 +83,10 @@ class SoftmaxRule {
     }
   }
 
-  void weigh(A* scores, int64_t keys, int64_t columns, A factor, bool apart) {
+  void weigh(A* scores, const Block& block, const KeyTile& tile, A factor) {
     ForEachIsa<&weigh_body<A>>::call(scores, static_cast<A*>(largest_), static_cast<A*>(total_),
-                                     static_cast<A*>(correction_), keys, columns, factor, apart);
+                                     static_cast<A*>(correction_), tile.size(), block.columns, factor,
+                                     !block.causal);
   }
 
   // Rescales the sums over earlier tiles to the current largest score.
@@ -126,9 +129,10 @@ class SoftmaxRule {
     }
   }
 
-  void differentiate(A* scores, A* d_weights, int64_t keys, int64_t columns, A factor) {
+  void differentiate(A* scores, A* d_weights, const Block& block, const KeyTile& tile, A factor) {
     ForEachIsa<&differentiate_body<A>>::call(scores, d_weights, static_cast<const A*>(largest_),
-                                             static_cast<const A*>(total_), keys, columns, factor);
+                                             static_cast<const A*>(total_), tile.size(), block.columns,
+                                             factor);
   }
 
  private:

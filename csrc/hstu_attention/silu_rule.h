@@ -12,6 +12,8 @@
 
 namespace argus::hstu_attention {
 
+using attention::Block;
+using attention::KeyTile;
 using attention::kQueries;
 
 template <class A>
@@ -50,8 +52,8 @@ class SiluRule {
   }
 
   void begin() {}
-  void weigh(A* scores, int64_t keys, int64_t columns, A factor, bool) {
-    ForEachIsa<&weigh_body<A>>::call(scores, keys, columns, factor, share_);
+  void weigh(A* scores, const Block& block, const KeyTile& tile, A factor) {
+    ForEachIsa<&weigh_body<A>>::call(scores, tile.size(), block.columns, factor, share_);
   }
   void correct(A*, int64_t, int64_t) {}
   const A* factors() { return factors_; }
@@ -59,8 +61,8 @@ class SiluRule {
   void see_nothing(int64_t) {}
   void begin_backward(const A*, const A*, int64_t) {}
   void see_nothing_backward(int64_t) {}
-  void differentiate(A* scores, A* d_weights, int64_t keys, int64_t columns, A factor) {
-    ForEachIsa<&differentiate_body<A>>::call(scores, d_weights, keys, columns, factor, share_);
+  void differentiate(A* scores, A* d_weights, const Block& block, const KeyTile& tile, A factor) {
+    ForEachIsa<&differentiate_body<A>>::call(scores, d_weights, tile.size(), block.columns, factor, share_);
   }
 
  private:

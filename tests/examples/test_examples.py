@@ -61,6 +61,14 @@ def test_export_through_aotinductor(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_own_scores(tmp_path: Path) -> None:
+    """The page docs/howto/own_scores.md: its code compiles, and both backends agree."""
+    if which("c++") is None:
+        pytest.skip("a policy struct needs a C++ compiler")
+    assert output_of("own_scores/thirds.py", "--out", str(tmp_path)) == "output and gradients equal\n"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torch.distributed") is None, reason="this torch has no torch.distributed")
 def test_two_ranks() -> None:
     assert output_of("two_ranks.py") == "2 ranks and one process: the same weights after 3 steps\n"

@@ -6,6 +6,8 @@ at a time (autograd through `forward`, which is backend "eager", keeps them all)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,11 +17,11 @@ from argus_kernels.attention.reference_tiles import Gradients, Pairs
 from argus_kernels.core.masked_products import all_finite, over_seen
 
 
-def forward(given: History) -> tuple[Tensor, Tensor]:
+def forward(given: History, pairs_of: Callable[[History], Pairs] = Pairs) -> tuple[Tensor, Tensor]:
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
     q, k, v = given.q, given.k, given.v
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(given)
+    pairs = pairs_of(given)
     finite = all_finite(v)
     rows, outs, statistics = [], [], []
     for tile in tiles(given):
@@ -28,7 +30,7 @@ def forward(given: History) -> tuple[Tensor, Tensor]:
         value = heads_first(v, tile.key_rows, wide, q.shape[1])
 
         seen = pairs.seen(tile)
-        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
+        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), tile, pairs.buckets(tile))
         scores = scores.masked_fill(~seen, -torch.inf)
         # Any number may be taken off a row's scores; the largest keeps exp in range for scores of any size.
         nothing = ~seen.any(-1, keepdim=True)
@@ -61,11 +63,12 @@ def backward(
     outputs: list[Tensor],
     needs: dict[str, bool],
     given: History,
+    pairs_of: Callable[[History], Pairs] = Pairs,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias, with the weights computed again."""
     q, k, v = given.q, given.k, given.v
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(given)
+    pairs = pairs_of(given)
     found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
     for tile in tiles(given):
         query = heads_first(q, tile.query_rows, wide, q.shape[1]) * given.scale
@@ -76,7 +79,7 @@ def backward(
 
         buckets = pairs.buckets(tile)
         seen = pairs.seen(tile)
-        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), buckets).masked_fill(~seen, -torch.inf)
+        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), tile, buckets).masked_fill(~seen, -torch.inf)
         # The rows that pad the tile give no gradient.
         seen = seen & tile.query_is_real()[..., None]
         # Not exp(scores − log_sum_exp): the statistic's own rounding would be an error of every weight in the row.

@@ -6,6 +6,8 @@ at a time (autograd through `forward`, which is backend "eager", keeps them all)
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
@@ -16,12 +18,12 @@ from argus_kernels.attention.reference_tiles import Gradients, Pairs
 from argus_kernels.core.masked_products import all_finite, over_seen
 
 
-def forward(given: History) -> Tensor:
+def forward(given: History, pairs_of: Callable[[History], Pairs] = Pairs) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype."""
     q, k, v, divisor = given.q, given.k, given.v, given.divisor
     assert divisor is not None
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(given)
+    pairs = pairs_of(given)
     finite = all_finite(v)
     rows, outs = [], []
     for tile in tiles(given):
@@ -30,7 +32,7 @@ def forward(given: History) -> Tensor:
         value = heads_first(v, tile.key_rows, wide, q.shape[1])
 
         seen = pairs.seen(tile)
-        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), pairs.buckets(tile))
+        scores = pairs.scores(torch.matmul(query * given.scale, key.transpose(-1, -2)), tile, pairs.buckets(tile))
         weights = pairs.dropped(tile, silu(scores.masked_fill(~seen, 0.0)) / divisor)
 
         rows.append(tile.target_queries)
@@ -44,12 +46,13 @@ def backward(
     outputs: list[Tensor],
     needs: dict[str, bool],
     given: History,
+    pairs_of: Callable[[History], Pairs] = Pairs,
 ) -> list[Tensor | None]:
     """Gradients of q, k, v, position_bias and time_bias, with the scores computed again."""
     q, k, v, divisor = given.q, given.k, given.v, given.divisor
     assert divisor is not None
     wide = torch.promote_types(q.dtype, torch.float32)
-    pairs = Pairs(given)
+    pairs = pairs_of(given)
     found = Gradients.zeros(given, needs, wide, all_finite(q, k, v, gradients[0]))
     for tile in tiles(given):
         query = heads_first(q, tile.query_rows, wide, q.shape[1]) * given.scale
@@ -60,7 +63,7 @@ def backward(
         seen = pairs.seen(tile) & tile.query_is_real()[..., None]
 
         buckets = pairs.buckets(tile)
-        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), buckets)
+        scores = pairs.scores(torch.matmul(query, key.transpose(-1, -2)), tile, buckets)
         sigmoid = torch.sigmoid(scores)
         weights = (scores * sigmoid).masked_fill(~seen, 0.0) / divisor
         found.add_value(tile, pairs.dropped(tile, weights), d_out, seen)

@@ -265,7 +265,7 @@ class BackwardWorker : public FromBlockCache {
                      width, false);
     const A* kept = dropout_.present() ? dropout_.kept(tile, columns) : nullptr;
     if (kept != nullptr) dropout_.multiply(d_scores, kept, tile, columns);
-    rule_.differentiate(scores, d_scores, keys, columns, factor);
+    rule_.differentiate(scores, d_scores, block, tile, factor);
     if (kept != nullptr) dropout_.multiply(scores, kept, tile, columns);
     if (block.count < columns)
       ForEachIsa<&zero_columns_body<A>>::call(scores, d_scores, keys, block.count, columns);

@@ -114,7 +114,7 @@ class ForwardWorker : public FromBlockCache {
     matmul::multiply(scores, kQueries, keys.data, keys.stride, query_.get(), tile.size(), block.columns,
                      p.width, false);
     const A factor = make_scores<A>(scores, bias_, block, tile, static_cast<A>(p.scale), Rule::kHidden);
-    rule_.weigh(scores, tile.size(), block.columns, factor, !block.causal);
+    rule_.weigh(scores, block, tile, factor);
     if (dropout_.present())
       dropout_.multiply(scores, dropout_.kept(tile, block.columns), tile, block.columns);
     matmul::pack_right(weights_.get(), scores, block.columns, tile.size(), 1, kQueries);

@@ -94,6 +94,7 @@ struct KeyTile {
 // `columns` columns; those past `count` repeat the last query's numbers and are not used.
 struct Block {
   int64_t first, count, columns;
+  int64_t place;  // of the first query among the keys where both end together
   bool causal;
   bool all_see;  // each query sees some key
   int32_t prefix;
@@ -104,7 +105,10 @@ struct Block {
   alignas(64) int32_t own_end[kQueries];
 
   Block(const Arguments& p, const User& user, int64_t first_query, int64_t query_count)
-      : first(first_query), count(query_count), columns((query_count + 31) / 32 * 32) {
+      : first(first_query),
+        count(query_count),
+        columns((query_count + 31) / 32 * 32),
+        place(user.shift() + first_query) {
     causal = p.own_rows() && set_causal(p, user);
     if (!causal) set_any(p, user);
   }
@@ -144,13 +148,13 @@ struct Block {
     prefix = 0;
     bool behind = true;
     for (int64_t c = 0; c < kQueries; ++c) {
-      const int64_t place = first + std::min(c, count - 1);
-      const int64_t seen = p.visible == nullptr ? place : p.visible[user.query_row + place];
-      own_begin[c] = static_cast<int32_t>(place);
-      own_end[c] = static_cast<int32_t>(place + 1);
+      const int64_t event = first + std::min(c, count - 1);
+      const int64_t seen = p.visible == nullptr ? event : p.visible[user.query_row + event];
+      own_begin[c] = static_cast<int32_t>(event);
+      own_end[c] = static_cast<int32_t>(event + 1);
       limit[c] = static_cast<int32_t>(seen);
-      oldest[c] = static_cast<int32_t>(std::max<int64_t>(0, place + 1 - p.window));
-      behind &= seen <= place;
+      oldest[c] = static_cast<int32_t>(std::max<int64_t>(0, event + 1 - p.window));
+      behind &= seen <= event;
     }
     return behind;
   }
