@@ -69,7 +69,6 @@ def why_not_cuda(given: History) -> list[str]:
         problems.append(f"q has {heads} heads, expected at most {MAX_HEADS}")
     if rows >= 2**31:
         problems.append(f"q has {rows} rows, expected below 2^31")
-    problems += not_yet(given)
     table = given.position_bias
     if table is not None and table.shape[1] > MAX_POSITIONS:
         problems.append(f"position_bias has {table.shape[1]} columns, expected at most {MAX_POSITIONS}")

@@ -83,14 +83,15 @@ struct Backward {
   void* d_position_bias;  // [heads, positions], null where not wanted
   void* d_time_bias;      // [heads, times], null where not wanted
   // Scratch on CUDA; it need not be initialised.
-  float* delta;             // [heads, rows], softmax only, as is the next
-  float* correction;        // [heads, rows]
-  int32_t* visible_bounds;  // [blocks, 2]
-  float* table_parts;       // [blocks, heads, positions + times]
+  float* delta;        // [heads, rows], softmax only, as is the next
+  float* correction;   // [heads, rows]
+  int32_t* reach;      // [blocks, kReachNumbers]: what each block of queries sees
+  float* table_parts;  // [blocks, heads, positions + times]
 };
 
 // The largest number of blocks of query rows in the backward pass on CUDA: the size of its scratch.
 constexpr int64_t kMinRows = 32;
+constexpr int32_t kReachNumbers = 11;
 constexpr int64_t most_blocks(int64_t rows, int64_t users) {
   return rows / kMinRows + users + 1;
 }

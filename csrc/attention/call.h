@@ -346,7 +346,7 @@ inline Backward backward_of(const Given& given, const BackwardInputs& inputs) {
       .d_time_bias = nullptr,
       .delta = nullptr,
       .correction = nullptr,
-      .visible_bounds = nullptr,
+      .reach = nullptr,
       .table_parts = nullptr,
   };
 }
@@ -364,7 +364,7 @@ inline void write_to(const NewGradients& to, Backward& call) {
 
 // The scratch of a backward pass on CUDA. torch's allocator reuses it only for later work on the same stream.
 struct CudaScratch {
-  Tensor visible_bounds, table_parts, statistics;
+  Tensor reach, table_parts, statistics;
 
   CudaScratch(const Given& given, Backward& call) {
     const Arguments& arguments = call.given;
@@ -372,10 +372,10 @@ struct CudaScratch {
     const bool tables = call.d_position_bias != nullptr || call.d_time_bias != nullptr;
     const int64_t entries = tables ? int64_t{arguments.positions} + arguments.times : 0;
     const int64_t statistic = call.log_sum_exp == nullptr ? 0 : arguments.heads * arguments.rows;
-    visible_bounds = empty(given.q, {blocks, 2}, ScalarType::Int);
+    reach = empty(given.q, {blocks, kReachNumbers}, ScalarType::Int);
     table_parts = empty(given.q, {blocks, arguments.heads, entries}, ScalarType::Float);
     statistics = empty(given.q, {2, statistic}, ScalarType::Float);
-    call.visible_bounds = visible_bounds.mutable_data_ptr<int32_t>();
+    call.reach = reach.mutable_data_ptr<int32_t>();
     call.table_parts = table_parts.mutable_data_ptr<float>();
     call.delta = statistics.mutable_data_ptr<float>();
     call.correction = call.delta + statistic;

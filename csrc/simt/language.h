@@ -124,6 +124,12 @@ inline float __int_as_float(int x) {
 inline float __uint_as_float(unsigned x) {
   return std::bit_cast<float>(x);
 }
+inline float __fmul_rn(float x, float y) {
+  return x * y;
+}
+inline unsigned __umulhi(unsigned x, unsigned y) {
+  return static_cast<unsigned>(uint64_t{x} * y >> 32);
+}
 inline int __popc(unsigned x) {
   return std::popcount(x);
 }

@@ -7,11 +7,14 @@
 //
 // For scores and weights each lane takes one pair, 32 pairs at a time; for the row's sum it takes the
 // elements lane, lane + 32, …. A row stops early once all its elements are NaN, so a batch full of NaN costs
-// 32 pairs per row.
+// 32 pairs per row. One copy of these functions serves both masks.
 #pragma once
 
+#include "attention/cuda/dropout.cuh"
 #include "attention/cuda/rows.cuh"
+#include "attention/cuda/rule.cuh"
 #include "attention/cuda/scores.cuh"
+#include "attention/cuda/shapes.h"
 #include "attention/cuda/tables.cuh"
 
 namespace argus::attention::careful {
@@ -55,23 +58,25 @@ struct Slice {
   }
 };
 
-// The rows of the calling warp and the addresses of its block's tables. Functions that are not inlined
-// recompute them: kept from the start of the kernel they would take registers of the main loop, and on sm_100
-// kernels of both ops spilled 8 to 16 bytes.
-template <class Smem>
+// The rows of the calling warp. Functions that are not inlined recompute them: kept from the start of the
+// kernel they would take registers of the main loop, and on sm_100 kernels of both ops spilled 8 to 16 bytes.
 struct Rows {
-  Bias bias;
   Block block;
   int head, part, first, last;
 
-  ARGUS_DEVICE Rows(const Arguments& given, unsigned char* room, int block_index)
-      : bias(bias_in(given, room + Smem::kBias)),
-        block(find_block<Smem::kShape.rows>(given, block_index)),
+  ARGUS_DEVICE Rows(const Block& block, int warp_rows, int part_width)
+      : block(block),
         head(static_cast<int>(blockIdx.y)),
-        part(static_cast<int>(blockIdx.z) * Smem::kPart),
-        first(block.first + warp_index() * Smem::kShape.warp_rows),
-        last(min(first + Smem::kShape.warp_rows, block.length)) {}
+        part(static_cast<int>(blockIdx.z) * part_width),
+        first(block.first + warp_index() * warp_rows),
+        last(min(first + warp_rows, block.length)) {}
 };
+
+// Of a kernel whose blocks of threads own queries.
+template <int kRows>
+ARGUS_DEVICE Block own_queries(const Arguments& given) {
+  return find_block<kRows>(queries_in(given), static_cast<int>(gridDim.x - 1 - blockIdx.x));
+}
 
 // visit(lane) for every lane whose pair is visible, in the order of lanes.
 template <class Visit>
@@ -93,87 +98,106 @@ ARGUS_DEVICE float dot(const T* x, const T* y, int width) {
   return sum;
 }
 
-// The pairs of one user and head; queries and keys are numbered by their position in the history.
+// The pairs of one user and query head; queries and keys are numbered by their places.
 template <class Weights, class T>
 struct Pairs {
   const Arguments& given;
-  const Bias& bias;
-  int begin;
+  Bias bias;
+  UserNumbers user;
+  int head, queries, keys;  // the first packed rows
   float scale;
+  Dropout dropout;
   tile::Source<T> q, k, v;
 
-  ARGUS_DEVICE Pairs(const Arguments& given, const Bias& bias, int begin, int head)
+  // room: of the block's tables in shared memory.
+  ARGUS_DEVICE Pairs(const Arguments& given, unsigned char* room, int user_index, int head)
       : given(given),
-        bias(bias),
-        begin(begin),
+        bias(bias_in(given, room)),
+        user(user_numbers(given, user_index, given.offsets[user_index + 1] - given.offsets[user_index],
+                          given.key_offsets[user_index + 1] - given.key_offsets[user_index])),
+        head(head),
+        queries(given.offsets[user_index]),
+        keys(given.key_offsets[user_index]),
         scale(static_cast<float>(given.scale) * Weights::kFactor),
-        q(source_of<T>(given.q, given, begin, head)),
-        k(source_of<T>(given.k, given, begin, head)),
-        v(source_of<T>(given.v, given, begin, head)) {}
+        dropout(given, user_index, head),
+        q(source_of<T>(given.q, given, queries, head)),
+        k(source_of<T>(given.k, given, keys, key_head())),
+        v(source_of<T>(given.v, given, keys, key_head())) {}
 
-  ARGUS_DEVICE int first_key(int query) const { return max(0, query - given.window + 1); }
-  ARGUS_DEVICE bool sees(int query, int key) const {
-    return key <= query && is_seen(query, key, visible_of(given, begin, query), given.window);
+  ARGUS_DEVICE int key_head() const { return head / (given.heads / given.key_heads); }
+  ARGUS_DEVICE QueryNumbers query(int place) const { return numbers_of(given, user, queries + place, place); }
+  ARGUS_DEVICE int position_of(const QueryNumbers& query, int key) const {
+    return max(0, min(query.position - key, bias.last_position));
   }
-  ARGUS_DEVICE int position_of(int query, int key) const { return min(query - key, bias.last_position); }
-  ARGUS_DEVICE int bucket_of(int query, int key) const {
-    return time_bucket(bias, time_distance(given.query_time[begin + query], given.key_time[begin + key]));
+  ARGUS_DEVICE int bucket_of(int place, int key) const {
+    return time_bucket(bias, time_distance(given.query_time[queries + place], given.key_time[keys + key]));
   }
-  ARGUS_DEVICE float score(int query, int key) const {
-    float score = dot(row_of(q, query), row_of(k, key), given.width) * scale;
-    if (bias.last_position >= 0) score += bias.position[position_of(query, key)];
-    if (bias.last_time >= 0) score += bias.time[bucket_of(query, key)];
+  // The tables in shared memory may be another head's.
+  ARGUS_DEVICE float entry(const void* table, int columns, int column) const {
+    return __fmul_rn(floats(table)[static_cast<int64_t>(head) * columns + column], Weights::kFactor);
+  }
+  ARGUS_DEVICE float score(int place, const QueryNumbers& query, int key) const {
+    float score = dot(row_of(q, place), row_of(k, key), given.width) * scale;
+    if (bias.last_position >= 0)
+      score += entry(given.position_bias, given.positions, position_of(query, key));
+    if (bias.last_time >= 0) score += entry(given.time_bias, given.times, bucket_of(place, key));
     return score;
   }
-  ARGUS_DEVICE float largest_score(int query) const {
+  ARGUS_DEVICE float largest_score(int place, const QueryNumbers& query) const {
     // A score of NaN makes the row NaN, whatever the largest score is.
     float largest = -INFINITY, last = 0.0f;
 #pragma unroll 1
-    for (int key = first_key(query) + lane_index(); key <= query && !is_nan(last); key += kWarpSize) {
-      if (!sees(query, key)) continue;
-      last = score(query, key);
+    for (int key = query.begin() + lane_index(); key < query.end() && !is_nan(last); key += kWarpSize) {
+      if (!query.sees(key)) continue;
+      last = score(place, query, key);
       largest = fmaxf(largest, last);
     }
     return warp_max(largest);
   }
 };
 
-// The queries of a warp in the forward pass.
-template <class Weights, class T, class Smem>
+// The queries of a warp in the forward pass. Here and below `room` holds the block's tables.
+template <class Weights, class T, int kWidth>
 ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
-  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
+  using Tiles = ForwardTiles<sizeof(T), kWidth>;
+  constexpr Shape kShape = Tiles::kShape;
+  constexpr int kPart = Tiles::kPart;
   constexpr float kLn2 = 0.6931471805599453f;
-  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
+  const Rows rows(own_queries<kShape.rows>(call.given), kShape.warp_rows, kPart);
+  const Pairs<Weights, T> pairs(call.given, room, rows.block.user, rows.head);
   const Weights weights(call.given);
-  const Slice<Smem::kPart> slice{rows.part, call.given.width};
+  const Slice<kPart> slice{rows.part, call.given.width};
   const Target<T> target = target_of<T>(call.out, call.given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
-  for (int query = rows.first; query < rows.last; ++query) {
-    T* row = target.data + query * target.stride;
+  for (int place = rows.first; place < rows.last; ++place) {
+    T* row = target.data + place * target.stride;
     if (!slice.any_nan(row)) continue;
+    const QueryNumbers query = pairs.query(place);
     // Weights are relative to the largest score.
     RowStatistics statistics{0.0f, 0.0f, 1.0f};
-    if constexpr (Weights::kNormalised) statistics.log_sum_exp = pairs.largest_score(query) * kLn2;
-    float sums[Slice<Smem::kPart>::kCount] = {}, total = 0.0f;
+    if constexpr (Weights::kNormalised) statistics.log_sum_exp = pairs.largest_score(place, query) * kLn2;
+    float sums[Slice<kPart>::kCount] = {}, total = 0.0f;
     // log_sum_exp may be a number even if all visible values are NaN.
     const auto done = [&] {
       return slice.all_nan(sums) && (!Weights::kNormalised || __any_sync(kFullWarp, is_nan(total)));
     };
 #pragma unroll 1
-    for (int key = pairs.first_key(query); key <= query && !done(); key += kWarpSize) {
-      const bool seen = pairs.sees(query, key + lane_index());
+    for (int key = query.begin(); key < query.end() && !done(); key += kWarpSize) {
+      const int own = key + lane_index();
+      const bool seen = query.sees(own);
       float weight = 0.0f;
-      if (seen) weight = weights.weight(pairs.score(query, key + lane_index()), statistics, T{});
+      if (seen) weight = weights.weight(pairs.score(place, query, own), statistics, T{});
       total += weight;
+      if (seen) weight *= pairs.dropout.factor(query.position, own);
       for_each_seen(seen, [&](int lane) {
         slice.add(sums, __shfl_sync(kFullWarp, weight, lane), row_of(pairs.v, key + lane));
       });
     }
     total = warp_sum(total);
-    slice.replace_nan(row, sums, weights.factor(total));
+    slice.replace_nan(row, sums, query.sees_nothing() ? 0.0f : weights.factor(total));
     if constexpr (Weights::kNormalised) {
-      float& log_sum_exp = floats(call.log_sum_exp)[rows.head * call.given.rows + rows.block.begin + query];
+      float& log_sum_exp = floats(call.log_sum_exp)[rows.head * call.given.rows + rows.block.begin + place];
       if (rows.part == 0 && lane_index() == 0 && !(fabsf(log_sum_exp) < INFINITY))
         log_sum_exp = statistics.log_sum_exp + logf(total);
     }
@@ -183,55 +207,69 @@ ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
 // For one query, with the sum of its weights over the visible pairs; every lane of the warp must call it.
 template <class Weights, class T>
 ARGUS_DEVICE RowStatistics query_statistics(const Backward& call, const Pairs<Weights, T>& pairs,
-                                            const tile::Source<T>& d_out, int64_t at, int query) {
+                                            const tile::Source<T>& d_out, int64_t at, int place,
+                                            const QueryNumbers& query) {
   RowStatistics row{floats(call.log_sum_exp)[at], 0.0f, 1.0f};
   float total = 0.0f, product = 0.0f;
 #pragma unroll 1
-  for (int key = pairs.first_key(query) + lane_index(); key <= query && !is_nan(total); key += kWarpSize) {
-    if (!pairs.sees(query, key)) continue;
-    const float weight = Weights::weight(pairs.score(query, key), row, T{});
+  for (int key = query.begin() + lane_index(); key < query.end() && !is_nan(total); key += kWarpSize) {
+    if (!query.sees(key)) continue;
+    const float weight = Weights::weight(pairs.score(place, query, key), row, T{});
     total += weight;
-    product = fmaf(weight, dot(row_of(d_out, query), row_of(pairs.v, key), pairs.given.width), product);
+    const float gradient = dot(row_of(d_out, place), row_of(pairs.v, key), pairs.given.width) *
+                           pairs.dropout.factor(query.position, key);
+    product = fmaf(weight, gradient, product);
   }
   row.correction = 1.0f / warp_sum(total);
   row.delta = warp_sum(product) * row.correction - floats(call.d_log_sum_exp)[at];
   return row;
 }
 
+// The weight and the score gradient of a pair that its query sees; `weight` as dropout leaves it.
+template <class Weights, class T>
+ARGUS_DEVICE void differentiate_pair(float& weight, float& gradient, const Pairs<Weights, T>& pairs,
+                                     const tile::Source<T>& d_out, const RowStatistics& statistics, int place,
+                                     const QueryNumbers& query, int key) {
+  const float factor = pairs.dropout.factor(query.position, key);
+  weight = pairs.score(place, query, key);
+  gradient = dot(row_of(d_out, place), row_of(pairs.v, key), pairs.given.width) * factor;
+  Weights(pairs.given).differentiate(weight, gradient, statistics, T{});
+  weight *= factor;
+}
+
 // The queries of a warp in the first kernel of the backward pass.
-template <class Weights, class T, class Smem>
+template <class Weights, class T, int kWidth>
 ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
-  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
-  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
-  const Weights weights(call.given);
-  const Slice<Smem::kPart> slice{rows.part, call.given.width};
+  using Tiles = QueryTiles<sizeof(T), kWidth>;
+  constexpr Shape kShape = Tiles::kShape;
+  constexpr int kPart = Tiles::kPart;
+  const Rows rows(own_queries<kShape.rows>(call.given), kShape.warp_rows, kPart);
+  const Pairs<Weights, T> pairs(call.given, room, rows.block.user, rows.head);
+  const Slice<kPart> slice{rows.part, call.given.width};
   const Target<T> target = target_of<T>(call.d_q, call.given, rows.block.begin, rows.head);
   const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
-  for (int query = rows.first; query < rows.last; ++query) {
-    T* d_q = target.data + query * target.stride;
+  for (int place = rows.first; place < rows.last; ++place) {
+    T* d_q = target.data + place * target.stride;
     if (!slice.any_nan(d_q)) continue;
+    const QueryNumbers query = pairs.query(place);
     RowStatistics statistics{0.0f, 0.0f, 1.0f};
     if constexpr (Weights::kNormalised) {
-      const int64_t at = rows.head * call.given.rows + rows.block.begin + query;
-      statistics = query_statistics(call, pairs, d_out, at, query);
+      const int64_t at = rows.head * call.given.rows + rows.block.begin + place;
+      statistics = query_statistics(call, pairs, d_out, at, place, query);
       if (rows.part == 0 && lane_index() == 0) {
         if (is_nan(call.delta[at])) call.delta[at] = statistics.delta;
         if (sizeof(T) == 4 && is_nan(call.correction[at])) call.correction[at] = statistics.correction;
       }
     }
-    float sums[Slice<Smem::kPart>::kCount] = {};
+    float sums[Slice<kPart>::kCount] = {};
 #pragma unroll 1
-    for (int key = pairs.first_key(query); key <= query && !slice.all_nan(sums); key += kWarpSize) {
+    for (int key = query.begin(); key < query.end() && !slice.all_nan(sums); key += kWarpSize) {
       const int own = key + lane_index();
-      const bool seen = pairs.sees(query, own);
-      float score = 0.0f, gradient = 0.0f;
-      if (seen) {
-        score = pairs.score(query, own);
-        gradient = dot(row_of(d_out, query), row_of(pairs.v, own), call.given.width);
-        weights.differentiate(score, gradient, statistics, T{});
-      }
+      const bool seen = query.sees(own);
+      float weight = 0.0f, gradient = 0.0f;
+      if (seen) differentiate_pair(weight, gradient, pairs, d_out, statistics, place, query, own);
       for_each_seen(seen, [&](int lane) {
         slice.add(sums, __shfl_sync(kFullWarp, gradient, lane), row_of(pairs.k, key + lane));
       });
@@ -240,57 +278,76 @@ ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
   }
 }
 
-// The weight and the score gradient of a pair, from the statistics in memory.
+// A query's statistics in memory.
 template <class Weights, class T>
-ARGUS_DEVICE void differentiate_pair(float& score, float& gradient, const Backward& call,
-                                     const Pairs<Weights, T>& pairs, const tile::Source<T>& d_out, int head,
-                                     int query, int key) {
+ARGUS_DEVICE RowStatistics stored_statistics(const Backward& call, const Pairs<Weights, T>& pairs,
+                                             int place) {
   RowStatistics statistics{0.0f, 0.0f, 1.0f};
   if constexpr (Weights::kNormalised) {
-    const int64_t at = head * call.given.rows + pairs.begin + query;
+    const int64_t at = pairs.head * call.given.rows + pairs.queries + place;
     statistics = {floats(call.log_sum_exp)[at], call.delta[at], 1.0f};
     if constexpr (sizeof(T) == 4) statistics.correction = call.correction[at];
   }
-  score = pairs.score(query, key);
-  gradient = dot(row_of(d_out, query), row_of(pairs.v, key), call.given.width);
-  Weights(call.given).differentiate(score, gradient, statistics, T{});
+  return statistics;
+}
+
+// Adds a key's gradients over the queries of one head; all lanes return once all sums are NaN.
+template <class Weights, class T, class Sums, class KeySlice>
+ARGUS_DEVICE void add_key_gradients(Sums& d_k, Sums& d_v, const KeySlice& slice, const Backward& call,
+                                    const Pairs<Weights, T>& pairs, const tile::Source<T>& d_out, int queries,
+                                    int key) {
+#pragma unroll 1
+  for (int place = 0; place < queries && !(slice.all_nan(d_k) && slice.all_nan(d_v)); place += kWarpSize) {
+    const int own = place + lane_index();
+    bool seen = false;
+    float weight = 0.0f, gradient = 0.0f;
+    if (own < queries) {
+      const QueryNumbers query = pairs.query(own);
+      seen = query.sees(key);
+      if (seen)
+        differentiate_pair(weight, gradient, pairs, d_out, stored_statistics(call, pairs, own), own, query,
+                           key);
+    }
+    for_each_seen(seen, [&](int lane) {
+      slice.add(d_v, __shfl_sync(kFullWarp, weight, lane), row_of(d_out, place + lane));
+      slice.add(d_k, __shfl_sync(kFullWarp, gradient, lane), row_of(pairs.q, place + lane));
+    });
+  }
 }
 
 // The keys of a warp in the second kernel of the backward pass.
-template <class Weights, class T, class Smem>
+template <class Weights, class T, int kWidth>
 ARGUS_RARE void key_gradient_rows(const Backward& call, unsigned char* room) {
-  const Rows<Smem> rows(call.given, room, static_cast<int>(blockIdx.x));
-  const Pairs<Weights, T> pairs(call.given, rows.bias, rows.block.begin, rows.head);
-  const Slice<Smem::kPart> slice{rows.part, call.given.width};
-  const Target<T> d_k_target = target_of<T>(call.d_k, call.given, rows.block.begin, rows.head);
-  const Target<T> d_v_target = target_of<T>(call.d_v, call.given, rows.block.begin, rows.head);
-  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, rows.block.begin, rows.head);
+  using Tiles = KeyTiles<sizeof(T), kWidth>;
+  constexpr Shape kShape = Tiles::kShape;
+  constexpr int kPart = Tiles::kPart;
+  const Arguments& given = call.given;
+  const Rows rows(find_block<kShape.rows>(keys_in(given), static_cast<int>(blockIdx.x)), kShape.warp_rows,
+                  kPart);
+  const int user = rows.block.user, group = given.heads / given.key_heads;
+  const int begin = given.offsets[user], queries = given.offsets[user + 1] - begin;
+  const Slice<kPart> slice{rows.part, given.width};
+  const Target<T> d_k_target = key_target_of<T>(call.d_k, given, rows.block.begin, rows.head);
+  const Target<T> d_v_target = key_target_of<T>(call.d_v, given, rows.block.begin, rows.head);
   __syncwarp();
 #pragma unroll 1
   for (int key = rows.first; key < rows.last; ++key) {
     T* d_k = d_k_target.data + key * d_k_target.stride;
     T* d_v = d_v_target.data + key * d_v_target.stride;
     if (!slice.any_nan(d_k) && !slice.any_nan(d_v)) continue;
-    const int end = key + min(call.given.window, rows.block.length - key);
-    float d_k_sums[Slice<Smem::kPart>::kCount] = {}, d_v_sums[Slice<Smem::kPart>::kCount] = {};
+    float d_k_sums[Slice<kPart>::kCount] = {}, d_v_sums[Slice<kPart>::kCount] = {};
 #pragma unroll 1
-    for (int query = key; query < end && !(slice.all_nan(d_k_sums) && slice.all_nan(d_v_sums));
-         query += kWarpSize) {
-      const int own = query + lane_index();
-      const bool seen = own < end && pairs.sees(own, key);
-      float weight = 0.0f, gradient = 0.0f;
-      if (seen) differentiate_pair(weight, gradient, call, pairs, d_out, rows.head, own, key);
-      for_each_seen(seen, [&](int lane) {
-        slice.add(d_v_sums, __shfl_sync(kFullWarp, weight, lane), row_of(d_out, query + lane));
-        slice.add(d_k_sums, __shfl_sync(kFullWarp, gradient, lane), row_of(pairs.q, query + lane));
-      });
+    for (int head = rows.head * group; head < (rows.head + 1) * group; ++head) {
+      const Pairs<Weights, T> pairs(given, room, user, head);
+      const tile::Source<T> d_out = source_of<T>(call.d_out, given, begin, head);
+      add_key_gradients(d_k_sums, d_v_sums, slice, call, pairs, d_out, queries, key);
     }
-    slice.replace_nan(d_k, d_k_sums, static_cast<float>(call.given.scale));
+    slice.replace_nan(d_k, d_k_sums, static_cast<float>(given.scale));
     slice.replace_nan(d_v, d_v_sums, 1.0f);
   }
 }
 
-// Shared memory of the next function.
+// Shared memory of the next function, behind the block's tables.
 template <int kThreads>
 struct TablePairs {
   float gradient[kThreads];
@@ -299,16 +356,19 @@ struct TablePairs {
 
 // Recomputes the NaN entries in the block's part of the bias tables' gradients; every thread of the block
 // must call it, after a barrier.
-template <class Weights, class T, class Smem>
+template <class Weights, class T, int kWidth>
 ARGUS_RARE void add_table_part(const Backward& call, unsigned char* room) {
-  const Rows<Smem> rows(call.given, room, static_cast<int>(gridDim.x - 1 - blockIdx.x));
+  using Tiles = QueryTiles<sizeof(T), kWidth>;
+  constexpr Shape kShape = Tiles::kShape;
+  constexpr int kThreads = kShape.threads;
   const Arguments& given = call.given;
-  const Pairs<Weights, T> pairs(given, rows.bias, rows.block.begin, rows.head);
+  const Rows rows(own_queries<kShape.rows>(given), kShape.warp_rows, Tiles::kPart);
+  const Pairs<Weights, T> pairs(given, room, rows.block.user, rows.head);
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, rows.block.begin, rows.head);
-  constexpr int kThreads = Smem::kShape.threads;
   using Shared = TablePairs<kThreads>;
-  static_assert(sizeof(Shared) <= Smem::kShape.warps * Smem::Tables::kPairs * 4);
-  Shared& shared = *reinterpret_cast<Shared*>(room + Smem::kBias + BiasSmem(given).bytes);
+  static_assert(sizeof(Shared) <=
+                kShape.warps * TableGradients<kShape.row_tiles, kShape.columns / 8>::kPairs * 4);
+  Shared& shared = *reinterpret_cast<Shared*>(room + BiasSmem(given).bytes);
   float* part = table_part(call, static_cast<int>(gridDim.x - 1 - blockIdx.x), rows.head);
   const int thread = static_cast<int>(threadIdx.x), entries = table_entries(given);
   unsigned mine = 0;  // of the entries thread, thread + kThreads, …
@@ -318,16 +378,18 @@ ARGUS_RARE void add_table_part(const Backward& call, unsigned char* room) {
     part[entry] = 0.0f;
   }
 #pragma unroll 1
-  for (int query = rows.block.first; query < rows.block.first + rows.block.rows; ++query) {
+  for (int place = rows.block.first; place < rows.block.first + rows.block.rows; ++place) {
+    const QueryNumbers query = pairs.query(place);
 #pragma unroll 1
-    for (int first = pairs.first_key(query); first <= query; first += kThreads) {
+    for (int first = query.begin(); first < query.end(); first += kThreads) {
       const int key = first + thread;
-      float score = 0.0f, gradient = 0.0f;
+      float weight = 0.0f, gradient = 0.0f;
       int position = -1, time = -1;
-      if (pairs.sees(query, key)) {
-        differentiate_pair(score, gradient, call, pairs, d_out, rows.head, query, key);
-        if (rows.bias.last_position >= 0) position = pairs.position_of(query, key);
-        if (rows.bias.last_time >= 0) time = used_positions(given) + pairs.bucket_of(query, key);
+      if (query.sees(key)) {
+        differentiate_pair(weight, gradient, pairs, d_out, stored_statistics(call, pairs, place), place,
+                           query, key);
+        if (pairs.bias.last_position >= 0) position = pairs.position_of(query, key);
+        if (pairs.bias.last_time >= 0) time = used_positions(given) + pairs.bucket_of(place, key);
       }
       shared.gradient[thread] = gradient;
       shared.position[thread] = position;

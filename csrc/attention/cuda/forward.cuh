@@ -8,6 +8,7 @@
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
+#include "attention/cuda/dropout.cuh"
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/scores.cuh"
 #include "attention/cuda/shapes.h"
@@ -15,9 +16,10 @@
 namespace argus::attention {
 
 // Offsets in a block's shared memory, in bytes.
-template <class T, int kWidth>
+template <class Mask, class T, int kWidth>
 struct ForwardSmem {
   static constexpr Shape kShape = forward_shape(sizeof(T), kWidth);
+  using Queries = typename Mask::template Queries<kShape.warps, kShape.warp_rows, kShape.columns>;
   using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = forward_part(sizeof(T), kWidth);
   static constexpr int kStage = kShape.columns * kWidth * static_cast<int>(sizeof(T));
@@ -26,22 +28,23 @@ struct ForwardSmem {
   static constexpr int kV = kK + 2 * kStage;
   static constexpr int kTime = kV + 2 * kStage;
   static constexpr int kRows = kTime + 2 * kShape.columns * 8;
-  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
-  static constexpr int kBias = kReach + kShape.warps * static_cast<int>(sizeof(Reach));
+  static constexpr int kMask = kRows + static_cast<int>(sizeof(Rows));
+  static constexpr int kBias = (kMask + static_cast<int>(sizeof(typename Queries::Room)) + 15) / 16 * 16;
 
   static size_t bytes(const Arguments& given) { return static_cast<size_t>(kBias + BiasSmem(given).bytes); }
 };
 
-template <class Weights, class T, int kWidth>
+template <class Weights, class Mask, class T, int kWidth>
 __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
     forward_kernel(const __grid_constant__ Forward call) {
-  using Smem = ForwardSmem<T, kWidth>;
+  using Smem = ForwardSmem<Mask, T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
-  const Block block = find_block<kShape.rows>(given, static_cast<int>(gridDim.x - 1 - blockIdx.x));
+  const Block block =
+      find_block<kShape.rows>(queries_in(given), static_cast<int>(gridDim.x - 1 - blockIdx.x));
   if (block.rows == 0) return;
   // Pointers to the results are made where they are used: made before the main loop they would hold registers
   // during it.
@@ -57,10 +60,12 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   }
 
   const int warp = warp_index();
+  const Side keys = Mask::other_side(given, block, true);
+  const int key_head = Mask::key_head(given, head);
   T* q_tile = reinterpret_cast<T*>(room + Smem::kQ);
   const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
-  const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
-  const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
+  const tile::Source<T> k = source_of<T>(given.k, given, keys.begin, key_head);
+  const tile::Source<T> v = source_of<T>(given.v, given, keys.begin, key_head);
   const auto stage_of = [&](int base, int stage) {
     return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
@@ -69,37 +74,41 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   };
   const auto load = [&](int stage, int index) {
     const int first = index * kKeys;
-    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kK, stage), k, first, block.length);
-    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kV, stage), v, first, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kK, stage), k, first, keys.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(stage_of(Smem::kV, stage), v, first, keys.length);
     if (given.time_bias != nullptr)
-      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, first, block.length);
+      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + keys.begin, first, keys.length);
     ptx::cp_async_commit();
   };
 
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(q_tile, q, block.first, block.length);
   const int first = block.first + warp * kWarpRows;
-  const auto rows = load_rows<true, kShape.warps, kShape.row_tiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
-  const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
-  const int none_sees =
-      block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Smem::kReach)).none_sees;
-  const KeyBlocks<kKeys> blocks(given, block, none_sees);
-  load(0, blocks.begin);
+  auto rows = load_rows<Mask, kShape.warps, kShape.row_tiles>(
+      given, {}, given.query_time, block, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
+  const typename Smem::Queries queries(given, block, keys, first,
+                                       *reinterpret_cast<typename Smem::Queries::Room*>(room + Smem::kMask));
+  rows.numbers = queries.rows();
+  if (queries.begin < queries.end) {
+    load(0, queries.begin);
+  } else {
+    finish_copies();
+  }
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
+  const Dropout dropout(given, block.user, head);
   const Weights weights(given);
   typename Weights::template Sums<T, kShape.row_tiles> sums;
   float out[kShape.row_tiles][Smem::kPart / 8][4];
   tile::clear(out);
   int stage = 0;
-  for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
-    next = blocks.next(index);
+  for (int index = queries.begin, next; index < queries.end; index = next, stage ^= 1) {
+    next = queries.next(index);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    if (next < blocks.end) load(stage ^ 1, next);
-    const ColumnSide columns{index * kKeys, block.length, nullptr, times_of(stage)};
-    const Cover cover = cover_of<kWarpRows, kKeys>(reach, first, columns.first, given.window);
+    if (next < queries.end) load(stage ^ 1, next);
+    const ColumnSide<Mask> columns{index * kKeys, keys.length, {}, times_of(stage)};
+    const Cover cover = queries.cover(columns.first);
     if (cover.none) continue;
 
     float scores[kShape.row_tiles][kKeys / 8][4];
@@ -108,6 +117,13 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
     add_bias<true>(scores, scale, bias, rows, columns, KeepNothing{});
     if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
     weights.weigh(scores, sums, out);
+    if constexpr (Mask::kGeneral) {
+      if (dropout.drops()) {
+        const auto dropped = dropped_rows<kKeys / 8>(dropout, rows, columns);
+        for_each(scores,
+                 [&](float& score, int r, int n, int i) { score *= dropout.factor(dropped(r, n, i)); });
+      }
+    }
     tile::add_columns_product<T, kWidth>(out, scores, stage_of(Smem::kV, stage) + part);
   }
 
@@ -118,7 +134,8 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
     for (int half = 0; half < 2; ++half) {
       const int place = first + row_within(r, 2 * half);
       const float finished = weights.finish(sums, r, half);
-      factor[r][half] = place < block.length ? finished : 0.0f;
+      const bool sees = place < block.length && !Mask::sees_nothing(rows.numbers, row_within(r, 2 * half));
+      factor[r][half] = sees ? finished : 0.0f;
       if constexpr (Weights::kNormalised) {
         if (place < block.length && part == 0 && lane_index() % 4 == 0)
           log_sum_exp()[place] = weights.log_sum_exp(sums, r, half);
@@ -127,7 +144,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   }
   if (store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
                  factor, first, block.length, part))
-    careful::forward_rows<Weights, T, Smem>(call, room);
+    careful::forward_rows<Weights, T, kWidth>(call, room + Smem::kBias);
 }
 
 }  // namespace argus::attention

@@ -2,7 +2,7 @@
 // and loops over the blocks of queries that see any of them. It computes the transposed scores k · q, so that
 // the sums of d_k and d_v stay in the registers of the warp that owns the keys; d_out · out and the
 // statistics of each query come from memory. Heads wider than 128 are done in parts, each of which computes
-// the scores again.
+// the scores again. Where query heads share the key head, their gradients are summed in the order of heads.
 #pragma once
 
 #include "attention/cuda/query_gradient.cuh"
@@ -10,12 +10,13 @@
 namespace argus::attention {
 
 // Offsets in a block's shared memory, in bytes.
-template <class T, int kWidth>
+template <class Mask, class T, int kWidth>
 struct KeySmem {
   static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
   using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = key_part(sizeof(T), kWidth);
-  static constexpr int kBoundRows = QuerySmem<T, kWidth>::kShape.rows;
+  using Keys =
+      typename Mask::template Keys<kShape.warp_rows, kShape.columns, query_shape(sizeof(T), kWidth).rows>;
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
   static constexpr int kStage = kShape.columns * kRowBytes;
   static constexpr int kNumbers = kShape.columns * 4;  // bytes of one number per query
@@ -26,8 +27,8 @@ struct KeySmem {
   static constexpr int kLogSumExp = kDOut + 2 * kStage;
   static constexpr int kDelta = kLogSumExp + 2 * kNumbers;
   static constexpr int kCorrection = kDelta + 2 * kNumbers;
-  static constexpr int kVisible = kCorrection + 2 * kNumbers;
-  static constexpr int kTime = kVisible + 2 * kNumbers;
+  static constexpr int kMask = kCorrection + 2 * kNumbers;
+  static constexpr int kTime = kMask + static_cast<int>(sizeof(typename Keys::Room));
   static constexpr int kRows = kTime + 4 * kNumbers;
   static constexpr int kBias = kRows + static_cast<int>(sizeof(Rows));
 
@@ -36,57 +37,27 @@ struct KeySmem {
   }
 };
 
-// The blocks of kQueries queries that a block of keys must visit. An entry of visible_bounds covers
-// `kBoundRows` queries.
-template <int kQueries, int kBoundRows>
-struct QueryBlocks {
-  static_assert(kBoundRows % kQueries == 0);
-  const int32_t* bounds;  // of the user; null if every event before the query is visible
-  int first_key, begin, own_end, end;
-
-  ARGUS_DEVICE QueryBlocks(const Backward& call, const Block& block) {
-    const Arguments& given = call.given;
-    bounds = nullptr;
-    if (given.visible != nullptr)
-      bounds = call.visible_bounds + 2 * static_cast<int64_t>(first_block<kBoundRows>(given, block.user));
-    first_key = block.first;
-    const int last_key = block.first + block.rows - 1;
-    const int last =
-        given.window > block.length ? block.length - 1 : min(block.length - 1, last_key + given.window - 1);
-    own_end = last_key / kQueries + 1;
-    end = last / kQueries + 1;
-    begin = skip(first_key / kQueries);
-  }
-  ARGUS_DEVICE int skip(int index) const {
-    while (bounds != nullptr && index >= own_end && index < end && reach(index).none_sees <= first_key)
-      ++index;
-    return index;
-  }
-  ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
-
-  ARGUS_DEVICE Reach reach(int index) const {
-    if (bounds == nullptr) return {index * kQueries + 1, kNoWindow};
-    const int entry = index * kQueries / kBoundRows;
-    return {bounds[2 * entry], bounds[2 * entry + 1]};
-  }
+// A block of queries of one head.
+struct Step {
+  int index, head;
 };
 
-template <class Weights, class T, int kWidth>
+template <class Weights, class Mask, class T, int kWidth>
 __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     key_gradient_kernel(const __grid_constant__ Backward call) {
-  using Smem = KeySmem<T, kWidth>;
+  using Smem = KeySmem<Mask, T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kQueries = kShape.columns, kWarpRows = kShape.warp_rows;
   constexpr int kRowTiles = kShape.row_tiles, kTiles = kQueries / 8, kPart = Smem::kPart;
   constexpr bool kCorrected = Weights::kNormalised && sizeof(T) == 4;
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
   const Arguments& given = call.given;
-  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * kPart;
+  const int key_head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * kPart;
   // The first keys of a user are seen by the most queries.
-  const Block block = find_block<kShape.rows>(given, static_cast<int>(blockIdx.x));
+  const Block block = find_block<kShape.rows>(keys_in(given), static_cast<int>(blockIdx.x));
   if (block.rows == 0) return;
-  const Target<T> d_k_target = target_of<T>(call.d_k, given, block.begin, head);
-  const Target<T> d_v_target = target_of<T>(call.d_v, given, block.begin, head);
+  const Target<T> d_k_target = key_target_of<T>(call.d_k, given, block.begin, key_head);
+  const Target<T> d_v_target = key_target_of<T>(call.d_v, given, block.begin, key_head);
   if (block.padding) {
     if (part > 0) return;
     zero_rows<T, kThreads>(d_k_target, block);
@@ -95,25 +66,26 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   }
 
   const int warp = warp_index(), first = block.first + warp * kWarpRows;
-  const tile::Source<T> q = source_of<T>(given.q, given, block.begin, head);
-  const tile::Source<T> d_out = source_of<T>(call.d_out, given, block.begin, head);
-  const int64_t statistics = head * given.rows + block.begin;
   const auto tile_of = [&](int base, int stage) {
     return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
   const auto numbers_of = [&](int base, int stage) {
     return reinterpret_cast<float*>(room + base) + stage * kQueries;
   };
-  const auto visible_at = [&](int stage) {
-    return reinterpret_cast<int*>(room + Smem::kVisible) + stage * kQueries;
-  };
   const auto times_of = [&](int stage) {
     return reinterpret_cast<int64_t*>(room + Smem::kTime) + stage * kQueries;
   };
-  const auto load = [&](int stage, int index) {
-    const int begin = index * kQueries, length = block.length;
-    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Smem::kQ, stage), q, begin, length);
-    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Smem::kDOut, stage), d_out, begin, length);
+  const typename Smem::Keys keys(call, block,
+                                 *reinterpret_cast<typename Smem::Keys::Room*>(room + Smem::kMask));
+  const auto load = [&](int stage, const Step& step) {
+    const Side& queries = keys.queries();
+    const int begin = step.index * kQueries, length = queries.length;
+    const int64_t statistics = step.head * given.rows + queries.begin;
+    tile::copy_async<T, kWidth, kQueries, kThreads>(
+        tile_of(Smem::kQ, stage), source_of<T>(given.q, given, queries.begin, step.head), begin, length);
+    tile::copy_async<T, kWidth, kQueries, kThreads>(tile_of(Smem::kDOut, stage),
+                                                    source_of<T>(call.d_out, given, queries.begin, step.head),
+                                                    begin, length);
     if constexpr (Weights::kNormalised) {
       copy_column<kQueries, kThreads>(numbers_of(Smem::kLogSumExp, stage),
                                       floats(call.log_sum_exp) + statistics, begin, length);
@@ -123,22 +95,33 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     if constexpr (kCorrected)
       copy_column<kQueries, kThreads>(numbers_of(Smem::kCorrection, stage), call.correction + statistics,
                                       begin, length);
-    if (given.visible != nullptr)
-      copy_column<kQueries, kThreads>(visible_at(stage), given.visible + block.begin, begin, length);
+    keys.template load<kThreads>(stage, begin);
     if (given.time_bias != nullptr)
-      copy_column<kQueries, kThreads>(times_of(stage), given.query_time + block.begin, begin, length);
+      copy_column<kQueries, kThreads>(times_of(stage), given.query_time + queries.begin, begin, length);
     ptx::cp_async_commit();
   };
 
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Smem::kK, 0), source_of<T>(given.k, given, block.begin, head), block.first, block.length);
+      tile_of(Smem::kK, 0), source_of<T>(given.k, given, block.begin, key_head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
-      tile_of(Smem::kV, 0), source_of<T>(given.v, given, block.begin, head), block.first, block.length);
-  const auto rows = load_rows<false, kShape.warps, kRowTiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
-  const QueryBlocks<kQueries, Smem::kBoundRows> blocks(call, block);
-  load(0, blocks.begin);
-  const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
+      tile_of(Smem::kV, 0), source_of<T>(given.v, given, block.begin, key_head), block.first, block.length);
+  const auto rows = load_rows<Mask, kShape.warps, kRowTiles>(
+      given, {}, given.key_time, block, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
+  const Step begin{keys.begin, Mask::first_head(given, key_head)};
+  const auto after = [&](Step step) {
+    step.index = keys.next(step.index);
+    if constexpr (Mask::kGeneral) {
+      if (step.index >= keys.end && ++step.head < Mask::last_head(given, key_head)) step.index = keys.begin;
+    }
+    return step;
+  };
+  if (begin.index < keys.end) {
+    load(0, begin);
+  } else {
+    finish_copies();
+  }
+  const Bias bias = load_bias<kThreads>(given, begin.head, Weights::kFactor, room + Smem::kBias);
+  Dropout dropout(given, block.user, begin.head);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
 
   const Weights weights(given);
@@ -146,18 +129,22 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   tile::clear(d_k);
   tile::clear(d_v);
   int stage = 0;
-  for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
-    next = blocks.next(index);
+  for (Step step = begin, next; keys.end > step.index; step = next, stage ^= 1) {
+    next = after(step);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    if (next < blocks.end) load(stage ^ 1, next);
-    const int first_query = index * kQueries, last_query = first_query + kQueries - 1;
-    const int last_key = first + kWarpRows - 1;
-    if (last_query < first || first_query - last_key >= given.window) continue;
-    const ColumnSide columns{first_query, block.length,
-                             given.visible == nullptr ? nullptr : visible_at(stage), times_of(stage)};
-    const bool all = last_key < blocks.reach(index).all_see && last_query - first < given.window &&
-                     last_query < block.length;
+    if (next.index < keys.end) load(stage ^ 1, next);
+    if constexpr (Mask::kGeneral) {
+      if (step.index == begin.index && step.head != begin.head) {
+        load_bias<kThreads>(given, step.head, Weights::kFactor, room + Smem::kBias);
+        dropout = Dropout(given, block.user, step.head);
+        __syncthreads();
+      }
+    }
+    const Cover cover = keys.cover(step.index, first);
+    if (cover.none) continue;
+    const ColumnSide<Mask> columns{step.index * kQueries, keys.queries().length,
+                                   keys.columns(stage, step.index), times_of(stage)};
 
     float scores[kRowTiles][kTiles][4], gradients[kRowTiles][kTiles][4];
     tile::clear(scores);
@@ -165,15 +152,28 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     const int own = warp * kWarpRows * kWidth;
     tile::add_rows_product<T, kWidth>(scores, tile_of(Smem::kK, 0) + own, tile_of(Smem::kQ, stage));
     add_bias<false>(scores, scale, bias, rows, columns, KeepNothing{});
-    if (!all) hide<false>(scores, Weights::kHidden, given.window, rows, columns);
+    if (!cover.all) hide<false>(scores, Weights::kHidden, given.window, rows, columns);
     tile::add_rows_product<T, kWidth>(gradients, tile_of(Smem::kV, 0) + own, tile_of(Smem::kDOut, stage));
+    Dropped<kRowTiles, kTiles> dropped;
+    if constexpr (Mask::kGeneral) {
+      if (dropout.drops()) dropped = dropped_columns<kTiles>(dropout, rows, columns);
+    }
     for_each(scores, [&](float& score, int r, int n, int i) {
       RowStatistics row{0.0f, 0.0f, 1.0f};
       const int column = column_within(n, i);
       if constexpr (Weights::kNormalised)
         row = {numbers_of(Smem::kLogSumExp, stage)[column], numbers_of(Smem::kDelta, stage)[column], 1.0f};
       if constexpr (kCorrected) row.correction = numbers_of(Smem::kCorrection, stage)[column];
-      weights.differentiate(score, gradients[r][n][i], row, T{});
+      if constexpr (Mask::kGeneral) {
+        // A query that sees nothing has weights of 0.
+        if (row.log_sum_exp == -INFINITY) row.log_sum_exp = INFINITY;
+        const float factor = dropout.factor(dropped(r, n, i));
+        gradients[r][n][i] *= factor;
+        weights.differentiate(score, gradients[r][n][i], row, T{});
+        score *= factor;
+      } else {
+        weights.differentiate(score, gradients[r][n][i], row, T{});
+      }
     });
     tile::add_columns_product<T, kWidth>(d_v, scores, tile_of(Smem::kDOut, stage) + part);
     tile::add_columns_product<T, kWidth>(d_k, gradients, tile_of(Smem::kQ, stage) + part);
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
   };
   const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
   const bool nan_v = store(d_v_target, Smem::kV, d_v, 1.0f);
-  if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, Smem>(call, room);
+  if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, kWidth>(call, room + Smem::kBias);
 }
 
 }  // namespace argus::attention

@@ -3,7 +3,9 @@
 #pragma once
 
 #include "attention/cuda/backward.cuh"
+#include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/forward.cuh"
+#include "attention/cuda/general_mask.cuh"
 #include "common/cuda/stored_type.cuh"
 
 namespace argus::attention {
@@ -17,26 +19,35 @@ void with_width(const Arguments& given, Run run) {
   run.template operator()<T, 256>();
 }
 
+// Calls run.template operator()<Mask, T, kWidth>().
 template <class Run>
 void with_kernel(const Arguments& given, Run run) {
-  with_device_type(given.dtype, [&]<class T>() { with_width<T>(given, run); });
+  const bool causal = given.own_rows() && given.key_heads == given.heads && given.dropout_seed == nullptr;
+  with_device_type(given.dtype, [&]<class T>() {
+    with_width<T>(given, [&]<class, int kWidth>() {
+      if (causal) return run.template operator()<CausalMask, T, kWidth>();
+      run.template operator()<GeneralMask, T, kWidth>();
+    });
+  });
 }
 
 template <int kRows>
-LaunchShape shape_of(const Arguments& given, Shape shape, size_t shared_bytes, int parts) {
-  return {dim3(static_cast<unsigned>(block_count<kRows>(given)), static_cast<unsigned>(given.heads),
+LaunchShape shape_of(const Packed& packed, int heads, Shape shape, size_t shared_bytes, int parts) {
+  return {dim3(static_cast<unsigned>(block_count<kRows>(packed)), static_cast<unsigned>(heads),
                static_cast<unsigned>(parts)),
           dim3(static_cast<unsigned>(shape.threads)), shared_bytes};
 }
 
 template <class Weights>
 void launch_forward(const char* op, const Forward& call, void* stream) {
-  if (call.given.heads == 0) return;
-  with_kernel(call.given, [&]<class T, int kWidth>() {
-    using Smem = ForwardSmem<T, kWidth>;
-    const LaunchShape shape =
-        shape_of<Smem::kShape.rows>(call.given, Smem::kShape, Smem::bytes(call.given), kWidth / Smem::kPart);
-    launch(op, forward_kernel<Weights, T, kWidth>, shape, stream, call);
+  const Arguments& given = call.given;
+  if (given.heads == 0) return;
+  with_kernel(given, [&]<class Mask, class T, int kWidth>() {
+    using Smem = ForwardSmem<Mask, T, kWidth>;
+    launch(op, forward_kernel<Weights, Mask, T, kWidth>,
+           shape_of<Smem::kShape.rows>(queries_in(given), given.heads, Smem::kShape, Smem::bytes(given),
+                                       kWidth / Smem::kPart),
+           stream, call);
   });
 }
 
@@ -44,20 +55,23 @@ template <class Weights>
 void launch_backward(const char* op, const Backward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
-  with_kernel(given, [&]<class T, int kWidth>() {
-    using Query = QuerySmem<T, kWidth>;
-    using Key = KeySmem<T, kWidth>;
-    launch(op, query_gradient_kernel<Weights, T, kWidth>,
-           shape_of<Query::kShape.rows>(given, Query::kShape, Query::bytes(call), kWidth / Query::kPart),
+  with_kernel(given, [&]<class Mask, class T, int kWidth>() {
+    using Query = QuerySmem<Mask, T, kWidth>;
+    using Key = KeySmem<Mask, T, kWidth>;
+    launch(op, query_gradient_kernel<Weights, Mask, T, kWidth>,
+           shape_of<Query::kShape.rows>(queries_in(given), given.heads, Query::kShape, Query::bytes(call),
+                                        kWidth / Query::kPart),
            stream, call);
-    launch(op, key_gradient_kernel<Weights, T, kWidth>,
-           shape_of<Key::kShape.rows>(given, Key::kShape, Key::bytes(call), kWidth / Key::kPart), stream,
-           call);
+    launch(op, key_gradient_kernel<Weights, Mask, T, kWidth>,
+           shape_of<Key::kShape.rows>(keys_in(given), given.key_heads, Key::kShape, Key::bytes(call),
+                                      kWidth / Key::kPart),
+           stream, call);
     if (!wants_tables(call)) return;
     const unsigned pieces =
         static_cast<unsigned>((given.positions + given.times + kWarpSize - 1) / kWarpSize);
     const LaunchShape shape{dim3(pieces, static_cast<unsigned>(given.heads)), dim3(kSumWarps * kWarpSize)};
-    launch(op, sum_tables_kernel<Weights>, shape, stream, call, block_count<Query::kShape.rows>(given));
+    launch(op, sum_tables_kernel<Weights>, shape, stream, call,
+           block_count<Query::kShape.rows>(queries_in(given)));
   });
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
+#include "attention/cuda/dropout.cuh"
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/shapes.h"
 #include "attention/cuda/tables.cuh"
@@ -16,9 +17,10 @@
 namespace argus::attention {
 
 // Offsets in a block's shared memory, in bytes.
-template <class T, int kWidth>
+template <class Mask, class T, int kWidth>
 struct QuerySmem {
   static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
+  using Queries = typename Mask::template Queries<kShape.warps, kShape.warp_rows, kShape.columns>;
   using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = query_part(sizeof(T), kWidth);
   static constexpr int kRowBytes = kWidth * static_cast<int>(sizeof(T));
@@ -29,8 +31,8 @@ struct QuerySmem {
   static constexpr int kV = kK + 2 * kStage;
   static constexpr int kTime = kV + 2 * kStage;
   static constexpr int kRows = kTime + 2 * kShape.columns * 8;
-  static constexpr int kReach = kRows + static_cast<int>(sizeof(Rows));
-  static constexpr int kBias = (kReach + kShape.warps * static_cast<int>(sizeof(Reach)) + 15) / 16 * 16;
+  static constexpr int kMask = kRows + static_cast<int>(sizeof(Rows));
+  static constexpr int kBias = (kMask + static_cast<int>(sizeof(typename Queries::Room)) + 15) / 16 * 16;
 
   using Tables = TableGradients<kShape.row_tiles, kShape.columns / 8>;
 
@@ -40,9 +42,9 @@ struct QuerySmem {
   }
 };
 
-// d_out · out − d_log_sum_exp of the lane's rows, written for the second kernel; the four lanes of a row
-// share its width.
-template <class T, int kRowTiles>
+// d_out · out − d_log_sum_exp of the lane's rows, 0 of those that see nothing, written for the second kernel;
+// the four lanes of a row share its width.
+template <class Mask, class T, int kRowTiles>
 ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backward& call, const Block& block,
                                 int head, int first) {
   constexpr int kChunk = argus::kChunk<T>;
@@ -71,16 +73,17 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
       sum += __shfl_xor_sync(kFullWarp, sum, 1);
       sum += __shfl_xor_sync(kFullWarp, sum, 2);
       if (place >= block.length) continue;
-      rows[r][half].delta = sum - floats(call.d_log_sum_exp)[statistics + place];
+      const bool nothing = Mask::kGeneral && rows[r][half].log_sum_exp == INFINITY;
+      rows[r][half].delta = nothing ? 0.0f : sum - floats(call.d_log_sum_exp)[statistics + place];
       if (lane_index() % 4 == 0) call.delta[statistics + place] = rows[r][half].delta;
     }
   }
 }
 
-template <class Weights, class T, int kWidth>
+template <class Weights, class Mask, class T, int kWidth>
 __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     query_gradient_kernel(const __grid_constant__ Backward call) {
-  using Smem = QuerySmem<T, kWidth>;
+  using Smem = QuerySmem<Mask, T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   constexpr int kRowTiles = kShape.row_tiles, kTiles = kKeys / 8;
@@ -88,7 +91,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const Arguments& given = call.given;
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
-  const Block block = find_block<kShape.rows>(given, block_index);
+  const Block block = find_block<kShape.rows>(queries_in(given), block_index);
   // The block of the first part of the head's width does the work that is done once per row.
   const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
@@ -101,8 +104,10 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   }
 
   const int warp = warp_index(), first = block.first + warp * kWarpRows;
-  const tile::Source<T> k = source_of<T>(given.k, given, block.begin, head);
-  const tile::Source<T> v = source_of<T>(given.v, given, block.begin, head);
+  const Side keys = Mask::other_side(given, block, true);
+  const int key_head = Mask::key_head(given, head);
+  const tile::Source<T> k = source_of<T>(given.k, given, keys.begin, key_head);
+  const tile::Source<T> v = source_of<T>(given.v, given, keys.begin, key_head);
   const auto tile_of = [&](int base, int stage) {
     return reinterpret_cast<T*>(room + base + stage * Smem::kStage);
   };
@@ -111,10 +116,10 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   };
   const auto load = [&](int stage, int index) {
     const int begin = index * kKeys;
-    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kK, stage), k, begin, block.length);
-    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kV, stage), v, begin, block.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kK, stage), k, begin, keys.length);
+    tile::copy_async<T, kWidth, kKeys, kThreads>(tile_of(Smem::kV, stage), v, begin, keys.length);
     if (given.time_bias != nullptr)
-      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + block.begin, begin, block.length);
+      copy_column<kKeys, kThreads>(times_of(stage), given.key_time + keys.begin, begin, keys.length);
     ptx::cp_async_commit();
   };
 
@@ -122,22 +127,19 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
       tile_of(Smem::kQ, 0), source_of<T>(given.q, given, block.begin, head), block.first, block.length);
   tile::copy_async<T, kWidth, kShape.rows, kThreads>(
       tile_of(Smem::kDOut, 0), source_of<T>(call.d_out, given, block.begin, head), block.first, block.length);
-  const auto rows = load_rows<true, kShape.warps, kRowTiles>(
-      given, block.begin, block.length, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
-  const Reach reach = warp_reach(given, block.begin, first, min(kWarpRows, block.length - first));
-  const Reach all = block_reach<kShape.warps>(reach, reinterpret_cast<Reach*>(room + Smem::kReach));
-  if (given.visible != nullptr && head == 0 && leads && threadIdx.x == 0) {
-    call.visible_bounds[2 * static_cast<int64_t>(block_index)] = all.all_see;
-    call.visible_bounds[2 * static_cast<int64_t>(block_index) + 1] = all.none_sees;
-  }
-  const KeyBlocks<kKeys> blocks(given, block, all.none_sees);
+  auto rows = load_rows<Mask, kShape.warps, kRowTiles>(
+      given, {}, given.query_time, block, first, *reinterpret_cast<typename Smem::Rows*>(room + Smem::kRows));
+  const typename Smem::Queries queries(given, block, keys, first,
+                                       *reinterpret_cast<typename Smem::Queries::Room*>(room + Smem::kMask));
+  rows.numbers = queries.rows();
+  if (head == 0 && leads) queries.store_reach(call, block_index);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
   const int room_floats = Smem::Tables::room_bytes(given) / 4;
   float* const table_rooms = reinterpret_cast<float*>(room + Smem::kBias + BiasSmem(given).bytes);
   typename Smem::Tables tables(given, bias, tables_wanted ? table_rooms + warp * room_floats : nullptr);
 
-  // A row past the history has weights of 0.
+  // A row past the history, or one that sees nothing, has weights of 0.
   RowStatistics statistics[kRowTiles][2];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
@@ -145,26 +147,30 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     for (int half = 0; half < 2; ++half) {
       const int place = first + row_within(r, 2 * half);
       statistics[r][half] = {INFINITY, 0.0f, 1.0f};
-      if (Weights::kNormalised && place < block.length)
-        statistics[r][half].log_sum_exp = floats(call.log_sum_exp)[head * given.rows + block.begin + place];
+      if (Weights::kNormalised && place < block.length) {
+        const float log_sum_exp = floats(call.log_sum_exp)[head * given.rows + block.begin + place];
+        if (!Mask::kGeneral || log_sum_exp != -INFINITY) statistics[r][half].log_sum_exp = log_sum_exp;
+      }
     }
   }
   if constexpr (Weights::kNormalised && sizeof(T) == 2) {
-    if (!two_walks) compute_delta<T>(statistics, call, block, head, first);
+    if (!two_walks) compute_delta<Mask, T>(statistics, call, block, head, first);
   }
 
+  const Dropout dropout(given, block.user, head);
   const Weights weights(given);
   // visit(scores, gradients of weights, …) for every block of keys.
   const auto walk = [&](auto visit) {
-    load(0, blocks.begin);
+    if (queries.begin >= queries.end) return finish_copies();
+    load(0, queries.begin);
     int stage = 0;
-    for (int index = blocks.begin, next; index < blocks.end; index = next, stage ^= 1) {
-      next = blocks.next(index);
+    for (int index = queries.begin, next; index < queries.end; index = next, stage ^= 1) {
+      next = queries.next(index);
       ptx::cp_async_wait<0>();
       __syncthreads();
-      if (next < blocks.end) load(stage ^ 1, next);
-      const ColumnSide columns{index * kKeys, block.length, nullptr, times_of(stage)};
-      const Cover cover = cover_of<kWarpRows, kKeys>(reach, first, columns.first, given.window);
+      if (next < queries.end) load(stage ^ 1, next);
+      const ColumnSide<Mask> columns{index * kKeys, keys.length, {}, times_of(stage)};
+      const Cover cover = queries.cover(columns.first);
       if (cover.none) continue;
 
       float scores[kRowTiles][kTiles][4], gradients[kRowTiles][kTiles][4];
@@ -177,6 +183,14 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
                          [&](int r, int n, int i, int bucket) { tables.keep(r, n, i, bucket); });
       if (!cover.all) hide<true>(scores, Weights::kHidden, given.window, rows, columns);
       tile::add_rows_product<T, kWidth>(gradients, tile_of(Smem::kDOut, 0) + own, tile_of(Smem::kV, stage));
+      if constexpr (Mask::kGeneral) {
+        if (dropout.drops()) {
+          const auto dropped = dropped_rows<kTiles>(dropout, rows, columns);
+          for_each(gradients, [&](float& gradient, int r, int n, int i) {
+            gradient *= dropout.factor(dropped(r, n, i));
+          });
+        }
+      }
       visit(scores, gradients, shared, columns, stage);
     }
   };
@@ -184,7 +198,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   if constexpr (Weights::kNormalised) {
     if (two_walks) {
       float total[kRowTiles][2] = {}, product[kRowTiles][2] = {};
-      walk([&](auto& scores, auto& gradients, const SharedEntries&, const ColumnSide&, int) {
+      walk([&](auto& scores, auto& gradients, const SharedEntries&, const ColumnSide<Mask>&, int) {
         for_each(scores, [&](float& score, int r, int n, int i) {
           const float weight = Weights::weight(score, statistics[r][i / 2], T{});
           total[r][i / 2] += weight;
@@ -203,6 +217,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
           RowStatistics& row = statistics[r][half];
           row.correction = 1.0f / sum;
           row.delta = dot * row.correction - floats(call.d_log_sum_exp)[at];
+          if (Mask::kGeneral && row.log_sum_exp == INFINITY) row.correction = 1.0f, row.delta = 0.0f;
           if (!leads || lane_index() % 4 > 0) continue;
           if constexpr (sizeof(T) == 4) call.correction[at] = row.correction;
           call.delta[at] = row.delta;
@@ -213,7 +228,8 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
 
   float d_q[kRowTiles][Smem::kPart / 8][4];
   tile::clear(d_q);
-  walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide& columns, int stage) {
+  walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide<Mask>& columns,
+           int stage) {
     for_each(scores, [&](float& score, int r, int n, int i) {
       weights.differentiate(score, gradients[r][n][i], statistics[r][i / 2], T{});
     });
@@ -233,9 +249,9 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
                                                block_index, head);
   }
-  if (nan) careful::query_gradient_rows<Weights, T, Smem>(call, room);
+  if (nan) careful::query_gradient_rows<Weights, T, kWidth>(call, room + Smem::kBias);
   if (!sums_tables || !__syncthreads_or(table_nan)) return;
-  careful::add_table_part<Weights, T, Smem>(call, room);
+  careful::add_table_part<Weights, T, kWidth>(call, room + Smem::kBias);
 }
 
 }  // namespace argus::attention

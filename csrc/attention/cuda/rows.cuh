@@ -19,6 +19,11 @@ ARGUS_DEVICE Target<T> target_of(void* data, const Arguments& given, int begin, 
   return {static_cast<T*>(data) + dense_offset(given, begin, head),
           static_cast<int64_t>(given.heads) * given.width, given.width};
 }
+template <class T>
+ARGUS_DEVICE Target<T> key_target_of(void* data, const Arguments& given, int begin, int key_head) {
+  const int64_t stride = static_cast<int64_t>(given.key_heads) * given.width;
+  return {static_cast<T*>(data) + begin * stride + int64_t{key_head} * given.width, stride, given.width};
+}
 
 // Writes sums · factor, a warp's [16 · kRowTiles, 8 · kTiles], to the target's rows from `first` on, up to
 // `end`, and its columns from `column` on. `tile` is shared memory for the warp's rows of this width, used by

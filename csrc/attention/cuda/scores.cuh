@@ -10,21 +10,22 @@
 
 namespace argus::attention {
 
-// What a warp keeps of the rows of its tile. Rows past the user's end count as causal and as of time 0. It
-// lies in shared memory, because registers are scarce and tiles without a mask do not read it.
-template <int kRowTiles>
+// What a warp keeps of the rows of its tile. Rows past the user's end are of time 0. It lies in shared
+// memory, because registers are scarce and tiles without a mask do not read it.
+template <class Mask, int kRowTiles>
 struct RowSide {
   int first;
-  int* visible;    // of queries, [16 · kRowTiles]
-  int64_t* time;   // of either, [16 · kRowTiles]
-  TimeSpan* span;  // of the rows within the history
+  typename Mask::RowNumbers numbers;  // of queries
+  int64_t* time;                      // of either, [16 · kRowTiles]
+  TimeSpan* span;                     // of the rows within the history
 };
 
 // The same for the columns, in shared memory.
+template <class Mask>
 struct ColumnSide {
   int first;
-  int end;             // the user's events
-  const int* visible;  // of queries, null where all before them is visible
+  int end;                               // how many of them the user has
+  typename Mask::ColumnNumbers numbers;  // of queries
   const int64_t* time;
 };
 
@@ -34,11 +35,22 @@ struct SharedEntries {
   int time = 0;  // the bucket, −1 where they differ
 };
 
-template <bool kQueryRows, int kRowTiles>
-ARGUS_DEVICE int query_minus_key(const RowSide<kRowTiles>& rows, const ColumnSide& columns, int r, int n,
-                                 int i) {
-  const int difference = rows.first + row_within(r, i) - columns.first - column_within(n, i);
-  return kQueryRows ? difference : -difference;
+// From the key of a pair to its query's position.
+template <bool kQueryRows, class Mask, int kRowTiles>
+ARGUS_DEVICE int distance_of(const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns, int r,
+                             int n, int i) {
+  const int row = row_within(r, i), column = column_within(n, i);
+  if constexpr (kQueryRows)
+    return Mask::row_position(rows.numbers, row, rows.first + row) - columns.first - column;
+  return Mask::column_position(columns.numbers, column, columns.first + column) - rows.first - row;
+}
+
+// The least distance of all pairs of a tile, or a number below it.
+template <bool kQueryRows, int kTiles, class Mask, int kRowTiles>
+ARGUS_DEVICE int least_distance(const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
+  if constexpr (kQueryRows)
+    return Mask::least_row_position(rows.numbers, rows.first) - (columns.first + 8 * kTiles - 1);
+  return Mask::least_column_position(columns.numbers, columns.first) - (rows.first + 16 * kRowTiles - 1);
 }
 
 // What the backward pass needs of a query: softmax's statistics; SiLU needs none.
@@ -60,9 +72,9 @@ ARGUS_DEVICE void for_each(Number (&numbers)[kRowTiles][kTiles][4], Visit visit)
       for (int i = 0; i < 4; ++i) visit(numbers[r][n][i], r, n, i);
 }
 
-template <int kRowTiles>
-ARGUS_DEVICE int bucket_of(const Bias& bias, const RowSide<kRowTiles>& rows, const ColumnSide& columns, int r,
-                           int n, int i) {
+template <class Mask, int kRowTiles>
+ARGUS_DEVICE int bucket_of(const Bias& bias, const RowSide<Mask, kRowTiles>& rows,
+                           const ColumnSide<Mask>& columns, int r, int n, int i) {
   return time_bucket(bias, time_distance(rows.time[row_within(r, i)], columns.time[column_within(n, i)]));
 }
 
@@ -82,15 +94,14 @@ constexpr bool kFewLookUps = kTiles <= 4;
 
 // scores = scale · scores + biases. Where the pairs' time buckets differ,
 // `keep(r, n, i, bucket)` gets them.
-template <bool kQueryRows, int kRowTiles, int kTiles, class Keep>
+template <bool kQueryRows, class Mask, int kRowTiles, int kTiles, class Keep>
 ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float scale, const Bias& bias,
-                                    const RowSide<kRowTiles>& rows, const ColumnSide& columns, Keep keep) {
+                                    const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns,
+                                    Keep keep) {
   SharedEntries shared;
   float constant = 0.0f;
   if (bias.last_position >= 0) {
-    const int nearest = kQueryRows ? rows.first - (columns.first + 8 * kTiles - 1)
-                                   : columns.first - (rows.first + 16 * kRowTiles - 1);
-    shared.position = nearest >= bias.last_position;
+    shared.position = least_distance<kQueryRows, kTiles>(rows, columns) >= bias.last_position;
     if (shared.position) constant = bias.position[bias.last_position];
   }
   if (bias.last_time >= 0) {
@@ -100,7 +111,7 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
   for_each(scores, [&](float& score, int, int, int) { score = fmaf(score, scale, constant); });
   if (!shared.position) {
     for_each(scores, [&](float& score, int r, int n, int i) {
-      const int apart = query_minus_key<kQueryRows>(rows, columns, r, n, i);
+      const int apart = distance_of<kQueryRows>(rows, columns, r, n, i);
       score += bias.position[max(0, min(apart, bias.last_position))];
     });
   }
@@ -116,18 +127,17 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
 }
 
 // Applies the mask, and hides columns past the user's end.
-template <bool kQueryRows, int kRowTiles, int kTiles>
+template <bool kQueryRows, class Mask, int kRowTiles, int kTiles>
 ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int window,
-                       const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
+                       const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
   for_each(scores, [&](float& score, int r, int n, int i) {
-    const int row = rows.first + row_within(r, i), within = column_within(n, i);
-    const int column = columns.first + within;
-    bool seen = column < columns.end;
+    const int row = row_within(r, i), column = column_within(n, i);
+    const int in_row = rows.first + row, in_column = columns.first + column;
+    bool seen = false;
     if constexpr (kQueryRows) {
-      seen = seen && is_seen(row, column, rows.visible[row_within(r, i)], window);
+      seen = Mask::row_sees(rows.numbers, row, in_row, in_column, columns.end, window);
     } else {
-      const int visible = columns.visible == nullptr ? column : columns.visible[within];
-      seen = seen && is_seen(column, row, visible, window);
+      seen = Mask::column_sees(columns.numbers, column, in_column, in_row, columns.end, window);
     }
     if (!seen) score = hidden;
   });
@@ -137,23 +147,23 @@ ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int 
 template <int kWarps, int kRowTiles>
 struct RowSmem {
   int64_t time[kWarps][16 * kRowTiles];
-  int visible[kWarps][16 * kRowTiles];
   TimeSpan span[kWarps];
 };
 
-// The rows of a warp whose first is `first`, queries or keys, out of a user's
-// `length` events from `begin` on; a barrier must follow.
-template <bool kQueryRows, int kWarps, int kRowTiles>
-ARGUS_DEVICE RowSide<kRowTiles> load_rows(const Arguments& given, int begin, int length, int first,
-                                          RowSmem<kWarps, kRowTiles>& room) {
+// The rows of a warp whose first is `first`, out of a user's queries or keys; `times` are those of all users.
+// A barrier must follow.
+template <class Mask, int kWarps, int kRowTiles>
+ARGUS_DEVICE RowSide<Mask, kRowTiles> load_rows(const Arguments& given,
+                                                const typename Mask::RowNumbers& numbers,
+                                                const int64_t* times, const Side& side, int first,
+                                                RowSmem<kWarps, kRowTiles>& room) {
   constexpr int kRows = 16 * kRowTiles;
   static_assert(kRows <= kWarpSize);
   const int warp = warp_index(), lane = lane_index(), place = first + lane;
-  const RowSide<kRowTiles> rows{first, room.visible[warp], room.time[warp], &room.span[warp]};
-  if (kQueryRows && lane < kRows)
-    rows.visible[lane] = place < length ? visible_of(given, begin, place) : place;
+  const RowSide<Mask, kRowTiles> rows{first, numbers, room.time[warp], &room.span[warp]};
   if (given.time_bias == nullptr) return rows;
-  const int64_t* time = (kQueryRows ? given.query_time : given.key_time) + begin;
+  const int64_t* time = times + side.begin;
+  const int length = side.length;
   if (lane < kRows) rows.time[lane] = place < length ? time[place] : 0;
   // A warp past the user's end takes part in the block's products, and its scores would read buckets that are
   // not stored.

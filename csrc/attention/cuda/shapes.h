@@ -48,4 +48,21 @@ constexpr int key_part(int bytes, int width) {
   return width < most ? width : most;
 }
 
+// The same as constants, which device code may read.
+template <int kBytes, int kWidth>
+struct ForwardTiles {
+  static constexpr Shape kShape = forward_shape(kBytes, kWidth);
+  static constexpr int kPart = forward_part(kBytes, kWidth);
+};
+template <int kBytes, int kWidth>
+struct QueryTiles {
+  static constexpr Shape kShape = query_shape(kBytes, kWidth);
+  static constexpr int kPart = query_part(kBytes, kWidth);
+};
+template <int kBytes, int kWidth>
+struct KeyTiles {
+  static constexpr Shape kShape = key_shape(kBytes, kWidth);
+  static constexpr int kPart = key_part(kBytes, kWidth);
+};
+
 }  // namespace argus::attention

@@ -28,15 +28,20 @@ class TableGradients {
   }
 
   ARGUS_DEVICE TableGradients(const Arguments& given, const Bias& bias, float* room)
-      : bias_(bias), pairs_(room), position_(room + kPairs), time_(position_ + used_positions(given)) {
+      : given_(given),
+        bias_(bias),
+        pairs_(room),
+        position_(room + kPairs),
+        time_(position_ + used_positions(given)) {
     if (room == nullptr) return;
     for (int i = lane_index(); i < table_entries(given); i += kWarpSize) position_[i] = 0.0f;
     __syncwarp();
   }
 
   // Adds a tile's score gradients. If the buckets differ, `keep` has stored them.
+  template <class Mask>
   ARGUS_DEVICE void add(const float (&gradients)[kRowTiles][kTiles][4], const SharedEntries& shared,
-                        const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
+                        const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
     float total = 0.0f;
     if (shared.position || shared.time >= 0)
       for_each(gradients, [&](const float& gradient, int, int, int) { total += gradient; });
@@ -98,9 +103,10 @@ class TableGradients {
     }
   }
 
-  // A lane sums along diagonals, 16 rows at a time: all pairs on a diagonal share one entry.
+  // 16 rows at a time.
+  template <class Mask>
   ARGUS_DEVICE void add_positions(const float (&gradients)[kRowTiles][kTiles][4],
-                                  const RowSide<kRowTiles>& rows, const ColumnSide& columns) {
+                                  const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
       __syncwarp();
@@ -111,22 +117,68 @@ class TableGradients {
           pairs_[row_within(0, i) * kStride + column_within(n, i)] = gradients[r][n][i];
       }
       __syncwarp();
-      const int corner = rows.first + 16 * r - columns.first;
-      for (int i = lane_index(); i < kColumns + 15; i += kWarpSize) {
-        const int diagonal = i - (kColumns - 1), apart = corner + diagonal;
-        if (apart < 0) continue;
-        float sum = 0.0f;
-        for (int row = max(0, diagonal); row < min(16, kColumns + diagonal); ++row)
-          sum += pairs_[row * kStride + row - diagonal];
-        if (apart < bias_.last_position) {
-          position_[apart] += sum;
-        } else {
-          far_ += sum;
-        }
+      if constexpr (Mask::kGeneral) {
+        add_by_row(r, rows, columns);
+      } else {
+        add_by_diagonal(rows.first + 16 * r - columns.first);
       }
     }
   }
 
+  // Where a query's position is its place, all pairs on a diagonal share one entry. `corner` is the distance
+  // of the pair in the first row and column.
+  ARGUS_DEVICE void add_by_diagonal(int corner) {
+    float ahead = 0.0f;
+    for (int i = lane_index(); i < kColumns + 15; i += kWarpSize) {
+      const int diagonal = i - (kColumns - 1), apart = corner + diagonal;
+      if (apart < 0 && given_.visible == nullptr) continue;
+      float sum = 0.0f;
+      for (int row = max(0, diagonal); row < min(16, kColumns + diagonal); ++row)
+        sum += pairs_[row * kStride + row - diagonal];
+      if (apart < 0) {
+        ahead += sum;
+      } else if (apart < bias_.last_position) {
+        position_[apart] += sum;
+      } else {
+        far_ += sum;
+      }
+    }
+    if (given_.visible != nullptr && corner < kColumns - 1) add_ahead(ahead);
+  }
+
+  // A lane takes every 32nd column. No two pairs of a row share an entry, but those far apart and those of
+  // keys ahead of the query.
+  template <class Mask>
+  ARGUS_DEVICE void add_by_row(int r, const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
+    float ahead = 0.0f;
+#pragma unroll 1
+    for (int row = 0; row < 16; ++row) {
+      const int within = 16 * r + row;
+      const int corner = Mask::row_position(rows.numbers, within, rows.first + within) - columns.first;
+      for (int column = lane_index(); column < kColumns; column += kWarpSize) {
+        const int apart = corner - column;
+        const float gradient = pairs_[row * kStride + column];
+        if (apart >= bias_.last_position) {
+          far_ += gradient;
+        } else if (apart < 0) {
+          ahead += gradient;
+        } else {
+          position_[apart] += gradient;
+        }
+      }
+      __syncwarp();
+    }
+    add_ahead(ahead);
+  }
+
+  // Of keys ahead of their query, whose distance counts as 0.
+  ARGUS_DEVICE void add_ahead(float sum) {
+    const float total = warp_sum(sum);
+    __syncwarp();
+    if (lane_index() == 0) position_[0] += total;
+  }
+
+  const Arguments& given_;
   const Bias& bias_;
   float* pairs_;     // [16, kStride]
   float* position_;  // the warp's tables

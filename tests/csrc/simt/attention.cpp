@@ -1,16 +1,16 @@
 // The launchers of causal_attention and hstu_attention on host memory, for ctypes.
 #include <algorithm>
 
-#include "causal_attention/causal_attention.h"
 #include "attention/cuda/launch.cuh"
+#include "causal_attention/causal_attention.h"
 #include "hstu_attention/hstu_attention.h"
 #include "on_host.h"
 
 namespace {
 
+using argus::Dtype;
 using argus::attention::Arguments;
 using argus::attention::Backward;
-using argus::Dtype;
 using argus::attention::Forward;
 using argus::attention::Heads;
 
@@ -42,22 +42,36 @@ class Device : public on_host::Device {
   void dense_result(const char* name, void*& pointer, const Arguments& given) {
     output(name, pointer, bytes_of(given, given.rows * given.heads * given.width));
   }
-  void heads(const char* name, Heads& heads, const Arguments& given) {
-    int64_t count = 0;
-    if (given.rows > 0 && given.heads > 0)
-      count = (given.rows - 1) * heads.row_stride + (given.heads - 1) * heads.head_stride + given.width;
-    input(name, heads.data, bytes_of(given, count));
+  void key_result(const char* name, void*& pointer, const Arguments& given) {
+    output(name, pointer, bytes_of(given, given.key_rows * given.key_heads * given.width));
+  }
+  void heads(const char* name, Heads& heads, const Arguments& given, int64_t rows, int64_t count) {
+    int64_t elements = 0;
+    if (rows > 0 && count > 0)
+      elements = (rows - 1) * heads.row_stride + (count - 1) * heads.head_stride + given.width;
+    input(name, heads.data, bytes_of(given, elements));
   }
   void arguments(Arguments& given) {
-    heads("q", given.q, given);
-    heads("k", given.k, given);
-    heads("v", given.v, given);
+    heads("q", given.q, given, given.rows, given.heads);
+    heads("k", given.k, given, given.key_rows, given.key_heads);
+    heads("v", given.v, given, given.key_rows, given.key_heads);
+    const bool own_rows = given.key_offsets == given.offsets;
     numbers("offsets", given.offsets, given.users + 1);
+    if (own_rows) {
+      given.key_offsets = given.offsets;
+    } else {
+      numbers("key_offsets", given.key_offsets, given.users + 1);
+    }
     numbers("visible", given.visible, given.rows);
+    numbers("position", given.position, given.rows);
+    numbers("own_begin", given.own_begin, given.rows);
+    numbers("own_end", given.own_end, given.rows);
+    numbers("prefix", given.prefix, given.users);
+    numbers("dropout_seed", given.dropout_seed, given.users);
     floats("position_bias", given.position_bias, int64_t{given.heads} * given.positions);
     floats("time_bias", given.time_bias, int64_t{given.heads} * given.times);
     numbers("query_time", given.query_time, given.rows);
-    numbers("key_time", given.key_time, given.rows);
+    numbers("key_time", given.key_time, given.key_rows);
   }
 };
 
@@ -79,18 +93,18 @@ void backward(Backward call, BackwardLauncher launch) {
   const Arguments given = call.given;
   const int64_t statistics = given.rows * given.heads;
   const int64_t blocks = argus::attention::most_blocks(given.rows, given.users);
-  device.heads("d_out", call.d_out, given);
+  device.heads("d_out", call.d_out, given, given.rows, given.heads);
   device.dense("out", call.out, given);
   device.floats("log_sum_exp", call.log_sum_exp, statistics);
   device.floats("d_log_sum_exp", call.d_log_sum_exp, statistics);
   device.dense_result("d_q", call.d_q, given);
-  device.dense_result("d_k", call.d_k, given);
-  device.dense_result("d_v", call.d_v, given);
+  device.key_result("d_k", call.d_k, given);
+  device.key_result("d_v", call.d_v, given);
   device.float_results("d_position_bias", call.d_position_bias, int64_t{given.heads} * given.positions);
   device.float_results("d_time_bias", call.d_time_bias, int64_t{given.heads} * given.times);
   device.results("delta", call.delta, statistics);
   device.results("correction", call.correction, statistics);
-  device.results("visible_bounds", call.visible_bounds, 2 * blocks);
+  device.results("reach", call.reach, argus::attention::kReachNumbers * blocks);
   device.results("table_parts", call.table_parts, blocks * given.heads * (given.positions + given.times));
   device.arguments(call.given);
   launch(call, nullptr);
@@ -122,18 +136,21 @@ ARGUS_EXPORT int64_t most_blocks(int64_t rows, int64_t users) {
 ARGUS_EXPORT int64_t most_shared_bytes(int dtype, int width) {
   static const float table = 0.0f;
   Backward call{};
+  // Dropout needs the general mask, whose kernels have the larger rooms.
+  static const int64_t seed = 0;
   call.given.dtype = static_cast<Dtype>(dtype);
   call.given.width = width;
+  call.given.dropout_seed = &seed;
   call.given.position_bias = call.given.time_bias = &table;
   call.given.positions = argus::attention::kMaxPositions;
   call.given.times = argus::kTimeBuckets;
   float gradient = 0.0f;
   call.d_time_bias = &gradient;
   size_t most = 0;
-  argus::attention::with_kernel(call.given, [&]<class T, int kWidth>() {
-    most = std::max({argus::attention::ForwardSmem<T, kWidth>::bytes(call.given),
-                     argus::attention::QuerySmem<T, kWidth>::bytes(call),
-                     argus::attention::KeySmem<T, kWidth>::bytes(call)});
+  argus::attention::with_kernel(call.given, [&]<class Mask, class T, int kWidth>() {
+    most = std::max({argus::attention::ForwardSmem<Mask, T, kWidth>::bytes(call.given),
+                     argus::attention::QuerySmem<Mask, T, kWidth>::bytes(call),
+                     argus::attention::KeySmem<Mask, T, kWidth>::bytes(call)});
   });
   return static_cast<int64_t>(most);
 }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from argus_kernels.attention.dropout import dropped_below
 from argus_kernels.attention.native import why_not_cuda
 from argus_kernels.core import Backend
 from argus_kernels.core.records import Given
@@ -24,6 +25,9 @@ SOURCES = (
     host_executor.HERE / "attention.cpp",
 )
 NO_WINDOW = 2**31 - 1
+REACH_NUMBERS = 11
+TABLES = slice(10, 12)
+"""Where the bias tables are in the order of a native op's arguments."""
 SEEDS = count()
 """Every call runs the threads in another order."""
 
@@ -41,11 +45,15 @@ class Arguments(ctypes.Structure):
         *((name, Heads) for name in ("q", "k", "v")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("offsets", "visible", "position_bias", "time_bias", "query_time", "key_time")
+            for name in (
+                *("offsets", "key_offsets", "visible", "position", "own_begin", "own_end", "prefix"),
+                *("position_bias", "time_bias", "query_time", "key_time", "dropout_seed"),
+            )
         ),
-        ("rows", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("users", "heads", "width", "positions", "times", "window")),
-        *((name, ctypes.c_double) for name in ("scale", "divisor")),
+        *((name, ctypes.c_int64) for name in ("rows", "key_rows")),
+        *((name, ctypes.c_int32) for name in ("users", "heads", "key_heads", "width", "positions", "times", "window")),
+        ("dropped_below", ctypes.c_uint32),
+        *((name, ctypes.c_double) for name in ("kept_factor", "scale", "divisor")),
         ("dtype", ctypes.c_int),
     )
 
@@ -66,7 +74,7 @@ class Backward(ctypes.Structure):
             (name, ctypes.c_void_p)
             for name in ("out", "log_sum_exp", "d_log_sum_exp", "d_q", "d_k", "d_v", "d_position_bias", "d_time_bias")
         ),
-        *((name, ctypes.c_void_p) for name in ("delta", "correction", "visible_bounds", "table_parts")),
+        *((name, ctypes.c_void_p) for name in ("delta", "correction", "reach", "table_parts")),
     )
 
 
@@ -82,32 +90,34 @@ def library() -> ctypes.CDLL:
 
 def causal_attention_cuda(*values: Any) -> tuple[Tensor, Tensor]:
     """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
-    *history, scale, window = values
-    out, log_sum_exp = _rows(history), _statistic(history)
+    *history, scale, window, dropout = values
+    out, log_sum_exp = _like(history[0]), _statistic(history)
     _poison(out, log_sum_exp)
-    _run("causal_attention_on_host", Forward(_arguments(history, scale, 1.0, window), *_addresses(out, log_sum_exp)))
+    given = _arguments(history, scale, 1.0, window, dropout)
+    _run("causal_attention_on_host", Forward(given, *_addresses(out, log_sum_exp)))
     return out, log_sum_exp
 
 
 def hstu_attention_cuda(*values: Any) -> Tensor:
     """What the CUDA library does with these arguments."""
-    *history, alpha, divisor, window = values
-    out = _rows(history)
+    *history, alpha, divisor, window, dropout = values
+    out = _like(history[0])
     _poison(out)
-    _run("hstu_attention_on_host", Forward(_arguments(history, alpha, divisor, window), *_addresses(out, None)))
+    given = _arguments(history, alpha, divisor, window, dropout)
+    _run("hstu_attention_on_host", Forward(given, *_addresses(out, None)))
     return out
 
 
 def causal_attention_cuda_backward(*values: Any) -> list[Tensor]:
     """What the CUDA library does with these arguments."""
     d_out, d_log_sum_exp, out, log_sum_exp = values[:4]
-    *history, scale, window, need_position_bias, need_time_bias = values[4:]
+    *history, scale, window, dropout, need_position_bias, need_time_bias = values[4:]
     results = _results(history, need_position_bias, need_time_bias)
     statistics = [torch.empty_like(log_sum_exp) for _ in range(2)]
     scratch = _scratch(history)
     _poison(*results, *statistics, *scratch)
     call = Backward(
-        _arguments(history, scale, 1.0, window),
+        _arguments(history, scale, 1.0, window, dropout),
         _heads(d_out),
         *_addresses(out, log_sum_exp, d_log_sum_exp, *results, *statistics, *scratch),
     )
@@ -118,12 +128,12 @@ def causal_attention_cuda_backward(*values: Any) -> list[Tensor]:
 def hstu_attention_cuda_backward(*values: Any) -> list[Tensor]:
     """What the CUDA library does with these arguments."""
     d_out = values[0]
-    *history, alpha, divisor, window, need_position_bias, need_time_bias = values[1:]
+    *history, alpha, divisor, window, dropout, need_position_bias, need_time_bias = values[1:]
     results = _results(history, need_position_bias, need_time_bias)
     scratch = _scratch(history)
     _poison(*results, *scratch)
     call = Backward(
-        _arguments(history, alpha, divisor, window),
+        _arguments(history, alpha, divisor, window, dropout),
         _heads(d_out),
         *_addresses(None, None, None, *results, None, None, *scratch),
     )
@@ -131,8 +141,8 @@ def hstu_attention_cuda_backward(*values: Any) -> list[Tensor]:
     return [result for result in results if result is not None]
 
 
-def _rows(history: list[Any]) -> Tensor:
-    return torch.empty_like(history[0], memory_format=torch.contiguous_format)
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _statistic(history: list[Any]) -> Tensor:
@@ -142,19 +152,19 @@ def _statistic(history: list[Any]) -> Tensor:
 
 def _results(history: list[Any], need_position_bias: bool, need_time_bias: bool) -> list[Tensor | None]:
     """Memory for the gradients of q, k, v and the tables, None for those that are not wanted."""
-    tables = ((history[5], need_position_bias), (history[6], need_time_bias))
+    tables = zip(history[TABLES], (need_position_bias, need_time_bias), strict=True)
     return [
-        *(_rows(history) for _ in range(3)),
+        *(_like(tensor) for tensor in history[:3]),
         *(torch.empty(table.shape) if needed else None for table, needed in tables),
     ]
 
 
 def _scratch(history: list[Any]) -> tuple[Tensor, Tensor]:
-    """Bounds of what each block sees, and parts of the tables' gradients."""
-    q, offsets, tables = history[0], history[3], history[5:7]
+    """What each block of queries sees, and parts of the tables' gradients."""
+    q, offsets, tables = history[0], history[3], history[TABLES]
     blocks = library().most_blocks(q.shape[0], offsets.shape[0] - 1)
     entries = sum(table.shape[1] for table in tables if table is not None)
-    return torch.empty(blocks, 2, dtype=torch.int32), torch.empty(blocks, q.shape[1], entries)
+    return torch.empty(blocks, REACH_NUMBERS, dtype=torch.int32), torch.empty(blocks, q.shape[1], entries)
 
 
 def _poison(*tensors: Tensor | None) -> None:
@@ -172,15 +182,17 @@ def _heads(tensor: Tensor) -> Heads:
     return Heads(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
-def _arguments(history: list[Any], scale: float, divisor: float, window: int) -> Arguments:
-    q, k, v, offsets, visible, position_bias, time_bias, query_time, key_time = history
+def _arguments(history: list[Any], scale: float, divisor: float, window: int, dropout: float) -> Arguments:
+    q, k, v, offsets, key_offsets, *rule = history
     rows, heads, width = q.shape
     return Arguments(
         *map(_heads, (q, k, v)),
-        *_addresses(offsets, visible, position_bias, time_bias, query_time, key_time),
-        *(rows, offsets.shape[0] - 1, heads, width),
-        *(0 if table is None else table.shape[1] for table in (position_bias, time_bias)),
+        *_addresses(offsets, offsets if key_offsets is None else key_offsets, *rule),
+        *(rows, k.shape[0], offsets.shape[0] - 1, heads, k.shape[1], width),
+        *(0 if table is None else table.shape[1] for table in history[TABLES]),
         min(window, NO_WINDOW) if window > 0 else NO_WINDOW,
+        dropped_below(dropout),
+        1 / (1 - dropout),
         scale,
         divisor,
         DTYPES[q.dtype],
