@@ -74,7 +74,8 @@ def test_batches_that_gain_nothing_stay_as_they_are() -> None:
 
 def test_steps_keep_their_windows_and_ranks_work_alike(tiny_service: Dataset) -> None:
     plain, dealt = (batch_source(tiny_service, CONFIG, cost) for cost in (None, COST))
-    uneven, even = [], []
+    uneven: list[float] = []
+    even: list[float] = []
     walks = [list(islice(source.walk(source.start(), range(3), 3), 9)) for source in (plain, dealt)]
     for one, other in zip(*walks, strict=True):
         assert one.place == other.place
