@@ -2,7 +2,7 @@
 
 Batches of equally many events cost different amounts, as attention costs n² a window. Windows are dealt in falling
 order of cost, each to the batch that costs least so far and has room (greedy, longest processing time first). The step
-keeps its windows, so its loss and its gradient stay what they were, but for the order of sums.
+keeps its windows and counts: for the same candidates its gradient stays what it was, but for the order of sums.
 """
 
 from __future__ import annotations
