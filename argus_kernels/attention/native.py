@@ -43,17 +43,6 @@ def why_not_cpp(given: History) -> list[str]:
     return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
 
 
-def not_yet(given: History) -> list[str]:
-    """What of the mask rule a backend does not compute yet."""
-    names = ("key_offsets", "position", "own_begin", "prefix")
-    found = [f"{name} is given, expected None" for name in names if getattr(given, name) is not None]
-    if given.k.shape[1] != given.q.shape[1]:
-        found.append(f"k has {given.k.shape[1]} heads, expected q's {given.q.shape[1]}")
-    if given.dropout:
-        found.append(f"dropout is {given.dropout}, expected 0")
-    return found
-
-
 def checks_values_cpp(given: History) -> bool:
     """The C++ kernels refuse what does not fit of the values; max_length and key_max_length they do not get."""
     return given.max_length >= given.q.shape[0] and given.longest_keys >= given.k.shape[0]
