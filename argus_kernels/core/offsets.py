@@ -114,7 +114,7 @@ def _validated(tensor: Tensor, rows: int | None, max_length: int | None) -> tupl
     return rows, max_length
 
 
-def opened(op: str, offsets: Any, max_length: Any, rows: Any) -> tuple[Any, Any]:
+def opened(op: str, offsets: Any, max_length: Any, rows: Any, name: str = "offsets") -> tuple[Any, Any]:
     """The tensor and the bound that an op computes with; anything but a handle as it is, for the checks to refuse.
 
     rows: the op's packed tensor; ValueError where the handle is of another number of rows.
@@ -126,7 +126,7 @@ def opened(op: str, offsets: Any, max_length: Any, rows: Any) -> tuple[Any, Any]
         problems.require(
             False,
             lambda: (
-                f"offsets is a handle of {offsets.users} users in {offsets.rows} rows, expected one of the "
+                f"{name} is a handle of {offsets.users} users in {offsets.rows} rows, expected one of the "
                 f"{rows.shape[0]} rows given"
             ),
         )

@@ -136,7 +136,7 @@ def hstu_attention(
     """
     offsets, max_length = opened(OP.name, offsets, max_length, q)
     if key_offsets is not None:
-        key_offsets, key_max_length = opened(OP.name, key_offsets, key_max_length, k)
+        key_offsets, key_max_length = opened(OP.name, key_offsets, key_max_length, k, "key_offsets")
     given = History._make(
         (
             q,
