@@ -35,6 +35,14 @@ class Filled(Sequence[Tensor]):
         return gradient
 
 
+def filled(gradients: Sequence[Tensor | None], outputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients of the outputs as a backend takes them: themselves where autograd has them all."""
+    for gradient in gradients:
+        if gradient is None:
+            return Filled(gradients, outputs)
+    return gradients  # type: ignore[return-value]
+
+
 def or_none(gradients: Sequence[Tensor], index: int) -> Tensor | None:
     """A gradient for a backend that makes its own zeros: None where autograd has none."""
     return gradients.given(index) if isinstance(gradients, Filled) else gradients[index]

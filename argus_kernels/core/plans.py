@@ -195,6 +195,7 @@ class Plan:
         self.backend = op.serving(given, wanted)
         self.checks = op.check is not None and not self.backend.checks_values(given)
         """Whether the op's check runs before the backend."""
+        self.assembles: bool = op.assembles(given)
         self._backward: Backend | None = None
         self._place_tensors(given)
         self._wants: dict[tuple[bool, ...], tuple[dict[str, bool], Slots]] = {}
@@ -223,12 +224,15 @@ class Plan:
         self.values: Callable[[Given], tuple[Any, ...]] = _picker(others)
         """What of the record is no tensor, in its order."""
         self._pick: Callable[[Given], tuple[Tensor, ...]] | None = None
-        self._join: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
         if all(size is None for _, _, size in self.places):
             self._pick = _picker(fields)
-            joined = [*others, *fields]
-            self._join = _picker([joined.index(field) for field in range(len(given))])
-        self._others = others
+        starts = {field: (len(others) + first, size) for field, first, size in self.places}
+        starts |= {field: (index, None) for index, field in enumerate(others)}
+        self._join = _picker([starts[field][0] for field in range(len(given))])
+        """Of a list of tensors it takes the first."""
+        self._lists = [
+            (field, slice(start, start + size)) for field, (start, size) in sorted(starts.items()) if size is not None
+        ]
 
     def learn(self, raw: Given, given: Given) -> bool:
         """Notes how a room made its record of the user's arguments; False where it made a tensor, so cannot be kept."""
@@ -276,13 +280,12 @@ class Plan:
 
     def restore(self, values: tuple[Any, ...], tensors: tuple[Tensor, ...]) -> Given:
         """The record out of what `values` took of it and the flat list of its tensors, which more may follow."""
-        if self._join is not None:
-            return self.op.record._make(self._join(values + tensors))
-        fields: list[Any] = [None] * len(self.op.arguments)
-        for field, value in zip(self._others, values, strict=True):
-            fields[field] = value
-        for field, first, count in self.places:
-            fields[field] = tensors[first] if count is None else list(tensors[first : first + count])
+        together = values + tensors
+        fields: Sequence[Any] = self._join(together)
+        if self._lists:
+            fields = list(fields)
+            for field, part in self._lists:
+                fields[field] = list(together[part])
         return self.op.record._make(fields)
 
     def compute(self, given: Given) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from argus_kernels.core.eager import apply_recorded, is_plain, is_quiet, restore, save
-from argus_kernels.core.gradients import Filled, any_needed, empty_gradients, flatten
+from argus_kernels.core.gradients import any_needed, empty_gradients, filled, flatten
 from argus_kernels.core.plans import MAX_PLANS, Likeness, Plan, compares_tensors, key_of
 from argus_kernels.core.problems import FLOATING, Problems
 from argus_kernels.core.records import Given, Record, schema_arguments, schema_types, tensors_among
@@ -94,6 +94,7 @@ class Op:
     users, rows of padding and variant (a number that picks the optional arguments), so that tests draw jagged shapes.
     grows: a case over one size on a machine, "cpu", "cuda" or "tiny", for benchmarks of cost against size.
     assemble: turns what a backend's backward returned, flattened, into one gradient per differentiable argument.
+    assembles: whether it does more for a record than undo the flattening.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Op:
         check: Callable[[Given], None] | None = None,
         fake_backward: Callable[[list[Tensor], dict[str, bool], Given], list[Tensor]] | None = None,
         assemble: Callable[[Given, dict[str, bool], list[Tensor]], list[Any]] | None = None,
+        assembles: Callable[[Given], bool] = lambda given: True,
         samples: Callable[[], list[Sample]] = list,
         tiles: Callable[[int], list[Sample]] = lambda scale: [],
         drawn: Callable[[Sequence[int], int, int], Sample] | None = None,
@@ -139,6 +141,7 @@ class Op:
         """The plans of the last calls that differed, for the layers of a batch."""
         self._fake_backward = fake_backward
         self._assemble = assemble
+        self._assembles = assembles
         self._define_forward(schema_arguments(arguments, self.mutates), returns)
         if differentiable:
             self._define_backward(schema_arguments(arguments))
@@ -376,7 +379,7 @@ class Op:
         count = len(self.arguments)
         needs = dict(zip(self.arguments, needed[:count], strict=True))
         wanted = {name: needs[name] for name in self.differentiable}
-        flat = self.backward_op(list(Filled(gradients, outputs)), outputs, list(wanted.values()), *values)
+        flat = self.backward_op(list(filled(gradients, outputs)), outputs, list(wanted.values()), *values)
         assemble = self._assemble or self._assemble_dense
         found = dict(zip(self.differentiable, assemble(self.record(*values[:count]), wanted, flat), strict=True))
         return [*(found.get(name) for name in self.arguments), *[None] * (len(values) - count)]
@@ -396,9 +399,9 @@ class Op:
             every = self.gradients(gradients, [*given, plan.wanted], list(outputs), [*wants, False])
             parts: Sequence[Any] = [every[field] for _, field in self._leaves]
         else:
-            filled = Filled(gradients, outputs)
-            parts = plan.backward(given).backward(filled, outputs, wanted, given)  # type: ignore[misc]
-            if self._assemble is not None:
+            parts = plan.backward(given).backward(filled(gradients, outputs), outputs, wanted, given)  # type: ignore[misc]
+            if plan.assembles:
+                assert self._assemble is not None
                 parts = self._assemble(given, wanted, flatten(parts, outputs[0]))
         flat: list[Tensor | None] = [None] * plan.count
         for index, first, count in slots:
@@ -415,6 +418,10 @@ class Op:
         raise RuntimeError(
             f'{self.name}: its gradients have no gradients of their own; with backend="eager" autograd works them out'
         )
+
+    def assembles(self, given: Given) -> bool:
+        """Whether what a backend's backward returns is not yet one gradient per differentiable argument."""
+        return self._assemble is not None and self._assembles(given)
 
     def _assemble_dense(self, given: Given, wanted: dict[str, bool], flat: list[Tensor]) -> list[Any]:
         remaining = iter(flat)

@@ -85,6 +85,19 @@ inline void check_zeros(const Inputs& inputs, const std::vector<Tensor>& zeros) 
   }
 }
 
+// What dense gradients of the tables are written to: the given zeros, or where none are given fresh ones,
+// which are added to `made`.
+inline std::vector<Tensor> gradient_zeros(const Inputs& inputs, const std::vector<Tensor>& given,
+                                          std::vector<Tensor>& made) {
+  if (!given.empty()) {
+    check_zeros(inputs, given);
+    return given;
+  }
+  for (const Tensor& table : inputs.tables)
+    made.push_back(new_result(table, {table.size(0), table.size(1)}, true));
+  return made;
+}
+
 // The states of tables that the backward pass updates, and how many of each setting there are.
 inline void check_states(const Inputs& inputs, const std::vector<Tensor>& states,
                          std::initializer_list<size_t> settings) {

@@ -104,8 +104,9 @@ inline void run_backward(const Inputs& inputs, const Problem& problem, Backward&
   if (problem.events > 0 && problem.width > 0) backward_cpu(problem, backward);
 }
 
-// d_tables: a tensor of zeros for each table, or none for row-sparse gradients. Returns (rows, values) of
-// each table if row-sparse, then the weight's and the bias's gradient if wanted.
+// d_tables: a tensor of zeros for each table, which the dense gradients are written to, or none. Returns
+// (rows, values) of each table if row-sparse, each table's gradient if dense and no zeros were given, then
+// the weight's and the bias's gradient if wanted.
 inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vector<Tensor> tables,
                                            std::vector<int64_t> columns, Tensor weight,
                                            std::vector<Tensor> d_tables, bool sparse, bool needs_tables,
@@ -120,9 +121,9 @@ inline std::vector<Tensor> backward_on_cpu(Tensor gradient, Tensor ids, std::vec
     if (sparse) {
       made = allocate_rows(inputs, problem, backward);
     } else {
-      check_zeros(inputs, d_tables);
-      for (size_t index = 0; index < d_tables.size(); ++index) {
-        backward.rows[index].values = d_tables[index].mutable_data_ptr();
+      const std::vector<Tensor> zeros = gradient_zeros(inputs, d_tables, made);
+      for (size_t index = 0; index < zeros.size(); ++index) {
+        backward.rows[index].values = zeros[index].mutable_data_ptr();
         backward.rows[index].dense = true;
       }
     }

@@ -141,12 +141,15 @@ inline std::vector<Tensor> backward_on_cuda(Tensor gradient, Tensor ids, std::ve
   launch_backward(backward, stream.get());
   std::vector<Tensor> made;
   if (needs_tables) {
-    if (!sparse) check_zeros(inputs, d_tables);
-    if (sparse) made.resize(2 * inputs.tables.size());
+    std::vector<Tensor> zeros;
+    if (sparse)
+      made.resize(2 * inputs.tables.size());
+    else
+      zeros = gradient_zeros(inputs, d_tables, made);
     for (const OrderedTables& group : order_tables(inputs, problem)) {
       for (size_t n = 0; n < group.tables.size(); ++n) {
         const size_t table = group.tables[n];
-        sum_rows(inputs, problem, gathered, group, n, sparse ? nullptr : &d_tables[table],
+        sum_rows(inputs, problem, gathered, group, n, sparse ? nullptr : &zeros[table],
                  sparse ? &made[2 * table] : nullptr);
       }
     }

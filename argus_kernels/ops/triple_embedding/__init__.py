@@ -198,6 +198,7 @@ OP = Op(
     fake=_fake,
     fake_backward=_fake_backward,
     assemble=_assemble,
+    assembles=lambda given: given.sparse,
     backends=BACKENDS,
     differentiable=("tables", "weight", "bias"),
     check=_check_values,

@@ -41,14 +41,16 @@ def backward(
 ) -> list[list[Tensor | None] | Tensor | None]:
     """Gradients of the tables (dense, or row numbers and rows where `sparse`), weight and bias."""
     needs_bias = needs["bias"] and given.bias is not None
-    dense = [_zeros(table) for table in given.tables] if needs["tables"] and not given.sparse else []
+    written = _zeros_on_demand(given.tables) if needs["tables"] and not given.sparse else []
     wanted = (needs["tables"], needs["weight"], needs_bias)
     native_backward = native.op("triple_embedding_backward")
-    found = iter(native_backward(gradients[0], *given[:4], dense, given.sparse, *wanted))
-    d_tables: list[Tensor | None] = [None] * (2 * len(given.tables) if given.sparse else len(given.tables))
-    if needs["tables"]:
-        d_tables = [next(found) for _ in d_tables] if given.sparse else [*dense]
-    return [d_tables, next(found) if needs["weight"] else None, next(found) if needs_bias else None]
+    found: list[Tensor] = native_backward(gradients[0], *given[:4], written, given.sparse, *wanted)
+    d_bias = found.pop() if needs_bias else None
+    d_weight = found.pop() if needs["weight"] else None
+    if not needs["tables"]:
+        return [[None] * (2 * len(given.tables) if given.sparse else len(given.tables)), d_weight, d_bias]
+    d_tables: list[Tensor | None] = [*(written or found)]
+    return [d_tables, d_weight, d_bias]
 
 
 def can_step(given: Arguments, steps: Sequence[Step | None]) -> bool:
@@ -88,20 +90,29 @@ def backward_and_step(
     return next(remaining) if needs_weight else None, next(remaining) if needs_bias else None
 
 
-def _zeros(like: Tensor) -> Tensor:
-    large = like.numel() * like.element_size() >= _ON_DEMAND_BYTES
-    if large and like.device.type == "cpu" and hasattr(mmap, "MADV_NOHUGEPAGE"):
-        return _zeros_on_demand(like)
-    return torch.zeros_like(like, memory_format=torch.contiguous_format)
+def _zeros_on_demand(tables: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros for the dense gradients of tables, those of large ones in pages that the system fills as they are touched.
 
-
-def _zeros_on_demand(like: Tensor) -> Tensor:
-    """Contiguous zeros of the shape and dtype of `like`, [V, d], in pages that the system fills as they are touched.
-
-    torch.zeros fills a gradient of a million rows of 64 by hand: 256 MB, of which a step writes 8. Small pages: large
-    ones hold a thousand rows each, so that a step would touch them all.
+    None where no table is large: the native op makes its own, in a third of the time. torch.zeros fills a gradient of a
+    million rows of 64 by hand: 256 MB, of which a step writes 8.
     """
-    memory = mmap.mmap(-1, like.numel() * like.element_size(), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+        return []
+    large = [table.nbytes >= _ON_DEMAND_BYTES and table.is_cpu for table in tables]
+    if True not in large:
+        return []
+    return [
+        _mapped_zeros(table) if on_demand else torch.zeros_like(table, memory_format=torch.contiguous_format)
+        for table, on_demand in zip(tables, large, strict=True)
+    ]
+
+
+def _mapped_zeros(like: Tensor) -> Tensor:
+    """Contiguous zeros of the shape and dtype of `like`, [V, d].
+
+    Small pages: large ones hold a thousand rows each, so that a step would touch them all.
+    """
+    memory = mmap.mmap(-1, like.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(memory, dtype=like.dtype).view(like.shape)
 
