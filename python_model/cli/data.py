@@ -34,7 +34,7 @@ Paths = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH...",
-        help="File or directory to read, of a table one or several; for synthetic: demo, small or large.",
+        help="File or directory to read, of a table one or several; for synthetic: demo, small, large or years.",
         show_default=False,
     ),
 ]

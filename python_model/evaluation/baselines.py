@@ -89,12 +89,15 @@ class ItemAverage:
 
 
 class Oracle:
-    """The true probabilities from which the synthetic service draws its events: no model can do better."""
+    """The true probabilities from which the synthetic service draws its events: no model can do better.
 
-    def __init__(self, dataset: Dataset) -> None:
+    context: restricts the oracle to so many events of the past (`OracleScores`).
+    """
+
+    def __init__(self, dataset: Dataset, context: int | None = None) -> None:
         """ValueError where the data set is not a synthetic one."""
         self._dataset = dataset
-        self._scores = OracleScores(dataset.path)
+        self._scores = OracleScores(dataset.path, context)
 
     def predict(self, rows: np.ndarray) -> Predictions:
         """Predictions for events `rows`."""

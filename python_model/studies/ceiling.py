@@ -22,12 +22,11 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import temporal_split
 from python_model.data.synthetic import OracleScores
 from python_model.data.synthetic.behaviour import DEVICE_EFFECT
+from python_model.data.synthetic.tastes import expected_taste
 from python_model.evaluation import metrics
 from python_model.evaluation.baselines import ItemAverage, Popularity
 from python_model.evaluation.predictions import Predictor
 
-BASE, SLOW, MOOD = 0.5, 0.25, 0.25
-"""Shares of a taste's variance (docs/data.md)."""
 MEMORIES = (3.0, 6.0, 12.0)
 """Memory of the feedback observer in sessions; the best value is reported, as an upper bound may be generous."""
 LENIENCY = 0.4
@@ -96,7 +95,8 @@ class _Observers:
             last = int(self.session[known - 1]) + 1
             if last == now:  # the current session has not ended
                 last -= 1
-            return _conditional_mean(tastes[first:last], now - first, self.oracle.config.drift)
+            sessions = np.append(np.arange(first, last), now)
+            return expected_taste(self.oracle.config, tastes[first:last], sessions, self.oracle.calendar.at(sessions))
 
         return self._scores(guess)
 
@@ -135,26 +135,15 @@ class _Observers:
             yield places, row, first + int(np.searchsorted(self.data.time[first:row], latest, side="right"))
 
 
-def _conditional_mean(past: np.ndarray, now: int, drift: float) -> np.ndarray:
-    """E[taste of session `now` | tastes [n, D] of sessions 0 … n − 1]: the dimensions are independent and alike."""
-    n = len(past)
-    if n == 0:
-        return np.zeros(past.shape[1])
-    place = np.append(np.arange(n), now)
-    covariance = BASE + SLOW * drift ** np.abs(place[:, None] - place) + MOOD * np.eye(n + 1)
-    weights: np.ndarray = np.linalg.solve(covariance[:n, :n], covariance[:n, n])
-    return weights @ past
-
-
 def _most_probable(
     design: np.ndarray, fixed: np.ndarray, weight: np.ndarray,
     answers: tuple[tuple[np.ndarray, float, float, np.ndarray], ...],
 ) -> np.ndarray:  # fmt: skip
     """Newton's method for the coefficients of logistic answers (given, offset, slope, mask) on one linear pull.
 
-    The prior is normal: variance BASE + SLOW + MOOD for the taste, 1 for the leniency, its last entry.
+    The prior is normal: variance 1 for the taste and for the leniency, its last entry.
     """
-    precision = np.append(np.full(design.shape[1] - 1, 1 / (BASE + SLOW + MOOD)), 1.0)
+    precision = np.ones(design.shape[1])
     found = np.zeros(design.shape[1])
     for _ in range(STEPS):
         pull = design @ found + fixed

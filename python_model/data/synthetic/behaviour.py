@@ -1,6 +1,6 @@
 """The model of choice and feedback: the simulation draws from it, the oracle evaluates it.
 
-A next track comes from one of six components (COMPONENTS); `component_weights` says how likely each is on a surface,
+A next track comes from one of eight components (COMPONENTS); `component_weights` says how likely each is on a surface,
 the other functions give each component's distribution. `feedback` gives the probabilities of what the user then does.
 """
 
@@ -12,7 +12,18 @@ import numpy as np
 
 from python_model.data.synthetic.arithmetic import dot, exp, sigmoid
 from python_model.data.synthetic.catalogue import Catalogue
-from python_model.data.synthetic.config import ALBUM, ARTIST, ESTIMATE, RADIO, REPEAT, SURFACES, TASTE
+from python_model.data.synthetic.config import (
+    ALBUM,
+    ARTIST,
+    CYCLE,
+    ESTIMATE,
+    LOYALTY,
+    RADIO,
+    REPEAT,
+    SURFACES,
+    TASTE,
+    SyntheticConfig,
+)
 
 DEVICE_EFFECT = np.array([0.0, 0.35, -0.15])
 LIKED, SKIPPED, PLAYED = 4.0, 0.0, 1.0
@@ -27,17 +38,37 @@ def day_part(hour: np.ndarray) -> np.ndarray:
     return hour // 6
 
 
-def component_weights(source: np.ndarray, can_repeat: np.ndarray, can_continue: np.ndarray) -> np.ndarray:
-    """[n, 6]: probability of each component on surface source [n].
+@dataclass(frozen=True)
+class Available:
+    """Bool [n] each: whether there is a track to repeat, a track to continue, a past and a season of earlier years.
 
-    A component may be unavailable: there is nothing to repeat, or the session has no previous track or it was skipped.
-    Its share then goes to the user's taste on organic surfaces, to the policy's estimate on the others.
+    A session can be continued where its last track was not skipped.
+    """
+
+    repeat: np.ndarray
+    continued: np.ndarray
+    past: np.ndarray
+    season: np.ndarray
+
+
+def component_weights(config: SyntheticConfig, source: np.ndarray, available: Available) -> np.ndarray:
+    """[n, 8]: probability of each component on surface source [n].
+
+    The share of an unavailable component goes to the user's taste on organic surfaces, to the policy's estimate on the
+    others.
     """
     weights = _SURFACES[source]
-    fallback = np.where(source >= RADIO, ESTIMATE, TASTE)
+    organic = source < RADIO
+    weights[organic] *= 1.0 - config.loyalty - config.cycles
+    weights[organic, LOYALTY], weights[organic, CYCLE] = config.loyalty, config.cycles
+    fallback = np.where(organic, TASTE, ESTIMATE)
     rows = np.arange(len(source))
-    for component, available in ((REPEAT, can_repeat), (ALBUM, can_continue), (ARTIST, can_continue)):
-        lost = np.where(available, 0.0, weights[:, component])
+    continued = available.continued
+    for component, possible in (
+        (REPEAT, available.repeat), (ALBUM, continued), (ARTIST, continued), (LOYALTY, available.past),
+        (CYCLE, available.season),
+    ):  # fmt: skip
+        lost = np.where(possible, 0.0, weights[:, component])
         weights[:, component] -= lost
         weights[rows, fallback] += lost
     return weights
@@ -55,6 +86,22 @@ def artist_weights(catalogue: Catalogue, taste: np.ndarray, cluster: np.ndarray,
     scale = sharpness / np.sqrt(taste.shape[-1])
     affinity = dot(taste[:, None, :], catalogue.artists[cluster])
     return catalogue.artist_weight[cluster] * exp(scale * affinity)
+
+
+def item_weights(catalogue: Catalogue, vector: np.ndarray, part: np.ndarray, sharpness: float) -> np.ndarray:
+    """[n, V]: probabilities of items drawn by a taste vector [n, D]: cluster, then artist, then track.
+
+    Sums run from first to last, so a row does not depend on how many there are.
+    """
+    clusters, artists, _ = catalogue.artists.shape
+    cluster = cluster_weights(catalogue, vector, part, sharpness)
+    cluster /= np.cumsum(cluster, axis=1)[:, -1:]
+    by_artist = np.empty((len(vector), clusters, artists))
+    for c in range(clusters):
+        weights = artist_weights(catalogue, vector, np.full(len(vector), c), sharpness)
+        by_artist[:, c] = cluster[:, [c]] * weights / np.cumsum(weights, axis=1)[:, -1:]
+    shares = by_artist.reshape(len(vector), clusters * artists, 1) * catalogue.track_share
+    return shares.reshape(len(vector), len(catalogue.tracks))
 
 
 def next_in_album(item: np.ndarray, tracks: int) -> np.ndarray:

@@ -11,22 +11,32 @@ from python_model.io.settings import Between, OneOf, checked, checked_settings
 SOURCES = ("library", "search", "radio", "feed")
 DEVICES = ("phone", "speaker", "desktop")
 LIBRARY, SEARCH, RADIO, FEED = range(4)
-COMPONENTS = ("repeat", "album", "artist", "taste", "estimate", "popular")
-REPEAT, ALBUM, ARTIST, TASTE, ESTIMATE, POPULAR = range(6)
+UNFAMILIAR = 4
+"""The surface of discovery, which only services with `discovery` have."""
+COMPONENTS = ("repeat", "album", "artist", "taste", "estimate", "popular", "loyalty", "cycle")
+REPEAT, ALBUM, ARTIST, TASTE, ESTIMATE, POPULAR, LOYALTY, CYCLE = range(8)
 
-# How often each surface takes its next track from each component (rows: SOURCES, columns: COMPONENTS).
+# How often each surface takes its next track from each component (rows: SOURCES and UNFAMILIAR, columns: COMPONENTS);
+# `loyalty` and `cycles` take their shares from all components of the organic surfaces.
 SURFACES = (
-    (0.55, 0.15, 0.10, 0.20, 0.00, 0.00),
-    (0.05, 0.45, 0.20, 0.30, 0.00, 0.00),
-    (0.00, 0.00, 0.20, 0.00, 0.70, 0.10),
-    (0.00, 0.00, 0.00, 0.00, 0.55, 0.45),
+    (0.55, 0.15, 0.10, 0.20, 0.00, 0.00, 0.00, 0.00),
+    (0.05, 0.45, 0.20, 0.30, 0.00, 0.00, 0.00, 0.00),
+    (0.00, 0.00, 0.20, 0.00, 0.70, 0.10, 0.00, 0.00),
+    (0.00, 0.00, 0.00, 0.00, 0.55, 0.45, 0.00, 0.00),
+    (0.00, 0.00, 0.00, 0.00, 1.00, 0.00, 0.00, 0.00),
 )
+DAY = 86_400
+YEAR = 31_557_600
+"""Seconds of 365.25 days."""
 
 MAX_NUMBERS = 1 << 28
 """Largest number of values in the vectors of the catalogue: 2 GiB."""
 _Count = Annotated[int, Between(1, 10_000_000)]
 _Share = Annotated[float, Between(0, 1, below=True)]
+_Part = Annotated[float, Between(0, 1)]
 _Strength = Annotated[float, Between(0, 1000)]
+MEMORY = ("seasonality", "weekday_tastes", "hour_tastes", "seasons", "cycles", "loyalty", "discovery")
+"""Settings of what a long history is worth; a data set records those that are not at their defaults."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,13 @@ class SyntheticConfig:
     organic_sharpness: of the choices by taste. policy_sharpness: of the choices by the recommender's estimate.
     policy_noise: error of that estimate. expectation: subtracted from every user's pull; raised for a larger catalogue,
     which serves a taste better, to keep skips and listened shares constant. recent: tracks that a user may repeat.
+
+    What a long history is worth, all off by default:
+    seasonality, weekday_tastes, hour_tastes: shares of a taste's variance that belong to the user's season of the year,
+    day of the week and part of the day, and return with them. seasons: of a year. cycles: share of the organic events
+    that repeat an event that the user liked in the same season of an earlier year. loyalty: share of the organic events
+    that repeat any event that the user ever liked. discovery: share of the recommended runs in which only items new to
+    the user are recommended (the surface "unfamiliar").
     """
 
     users: Annotated[int, Between(1, 2**31 - 1)] = 2000
@@ -62,6 +79,13 @@ class SyntheticConfig:
     policy_noise: _Strength = 0.6
     expectation: Annotated[float, Between(-1000, 1000)] = 0.0
     recent: Annotated[int, Between(2, 1000)] = 10
+    seasonality: _Part = 0.0
+    weekday_tastes: _Part = 0.0
+    hour_tastes: _Part = 0.0
+    seasons: Annotated[int, Between(2, 366)] = 12
+    cycles: _Part = 0.0
+    loyalty: _Part = 0.0
+    discovery: _Part = 0.0
 
     def __post_init__(self) -> None:
         for name, value in checked_settings(SyntheticConfig, asdict(self), "the synthetic service").items():
@@ -73,6 +97,10 @@ class SyntheticConfig:
                 f"clusters, artists, tracks: expected at most {MAX_NUMBERS // self.dimensions:,} items of "
                 f"{self.dimensions} dimensions, found {self.items:,}"
             )
+        for names in (("seasonality", "weekday_tastes", "hour_tastes"), ("cycles", "loyalty")):
+            total = sum(getattr(self, name) for name in names)
+            if total > 1:
+                raise ValueError(f"{', '.join(names)}: expected shares that add up to at most 1, found {total:.4g}")
         if self.mean_gap < 1:
             most = self.slots * self.session_length
             raise ValueError(
@@ -95,9 +123,25 @@ class SyntheticConfig:
         # 1.06 is the mean of 1 / x for the users' own rates x in [0.6, 1.4].
         return 1.06 * self.slots * self.session_length / self.events_per_user
 
+    @property
+    def lasting_share(self) -> float:
+        """Share of a taste's variance that no season, weekday or hour brings back."""
+        return 1.0 - self.seasonality - self.weekday_tastes - self.hour_tastes
+
+    @property
+    def has_seasons(self) -> bool:
+        """Whether the season of the year changes what users choose; it is then a context of every event."""
+        return self.seasonality > 0 or self.cycles > 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The surfaces, in order of their numbers in the context `source`."""
+        return (*SOURCES, "unfamiliar") if self.discovery > 0 else SOURCES
+
     def to_params(self) -> dict[str, Any]:
         """For `DatasetInfo.params`."""
-        return asdict(self)
+        off = {f.name: f.default for f in fields(self) if f.name in MEMORY}
+        return {name: value for name, value in asdict(self).items() if name not in off or value != off[name]}
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> SyntheticConfig:
@@ -110,6 +154,21 @@ PRESETS = {
     "small": SyntheticConfig(users=200, events_per_user=80.0, days=30, clusters=8, artists=5, tracks=5),
     "large": SyntheticConfig(
         users=100_000, events_per_user=500.0, days=365, clusters=100, artists=50, tracks=20, expectation=0.2
+    ),
+    "years": SyntheticConfig(
+        users=120,
+        events_per_user=8192.0,
+        days=2192,
+        clusters=32,
+        dimensions=16,
+        expectation=-0.1,
+        seasonality=0.4,
+        weekday_tastes=0.05,
+        hour_tastes=0.05,
+        seasons=24,
+        cycles=0.4,
+        loyalty=0.3,
+        discovery=0.1,
     ),
 }
 

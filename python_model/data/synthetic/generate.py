@@ -16,7 +16,7 @@ from python_model.data.engines import LOCAL, Engine
 from python_model.data.feedback import BINARY, categorical
 from python_model.data.synthetic.behaviour import GRADES, SHARE_EDGES
 from python_model.data.synthetic.catalogue import build_catalogue
-from python_model.data.synthetic.config import DEVICES, SOURCES, SyntheticConfig
+from python_model.data.synthetic.config import DEVICES, SyntheticConfig
 from python_model.data.synthetic.simulation import Chunk, ChunkSimulation
 from python_model.data.writer import DatasetWriter
 from python_model.io.settings import Between, checked
@@ -56,7 +56,7 @@ def generate(
         overwrite=overwrite,
         params=config.to_params(),
         derived=("hour", "day_of_week"),
-        context={"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(SOURCES)},
+        context=_contexts(config),
         feedback={"like": BINARY, "dislike": BINARY, "skip": BINARY, "share": categorical(len(SHARE_EDGES) + 1)},
         negative=("dislike", "skip"),
         item_features={"artist": config.clusters * config.artists, "cluster": config.clusters},
@@ -86,6 +86,12 @@ def generate(
                     progress(last, config.users)
         writer.set_params({**config.to_params(), "statistics": statistics.summary()})
     return DatasetInfo.load(out)
+
+
+def _contexts(config: SyntheticConfig) -> dict[str, int]:
+    """Name and cardinality of each context."""
+    season = {"season": config.seasons} if config.has_seasons else {}
+    return {"hour": 24, "day_of_week": 7, "device": len(DEVICES), "source": len(config.sources), **season}
 
 
 def _simulate(config: SyntheticConfig, users: tuple[int, int]) -> Chunk:

@@ -1,7 +1,13 @@
 """The true probabilities of a synthetic data set: the most that a model could know before an event.
 
 The oracle sees the hidden taste of the session and the policy's estimate of it, the past, and the context of the
-event (surface and hour). It does not see the random draws.
+event (surface, hour and season). It does not see the random draws.
+
+The oracle restricted to a context of C events sees of the past only the user's last C events before the event. It
+still knows the policy's estimate and the rules, but not the taste of the current session: it takes the mean of that
+taste given the true tastes of the sessions that lie whole in the C events before the session. What it gains with C is
+what a long history is worth. A model that reads the current session's mood from its first events knows something that
+it does not.
 """
 
 from __future__ import annotations
@@ -17,16 +23,31 @@ from python_model.data.synthetic.behaviour import (
     LIKED,
     PLAYED,
     SKIPPED,
-    artist_weights,
-    cluster_weights,
+    Available,
+    FeedbackModel,
     component_weights,
     day_part,
+    feedback,
+    item_weights,
     next_in_album,
     share_probabilities,
 )
 from python_model.data.synthetic.catalogue import Catalogue, build_catalogue
-from python_model.data.synthetic.config import ALBUM, ARTIST, ESTIMATE, POPULAR, REPEAT, TASTE, SyntheticConfig
+from python_model.data.synthetic.config import (
+    ALBUM,
+    ARTIST,
+    CYCLE,
+    ESTIMATE,
+    LOYALTY,
+    POPULAR,
+    REPEAT,
+    TASTE,
+    UNFAMILIAR,
+    SyntheticConfig,
+)
 from python_model.data.synthetic.generate import ORACLE
+from python_model.data.synthetic.simulation import lenience
+from python_model.data.synthetic.tastes import Calendar, expected_taste, season_number
 from python_model.io.arrays import ArrayFile
 from python_model.io.errors import DataError
 from python_model.io.files import require_file
@@ -37,10 +58,14 @@ _ROWS_AT_ONCE = 4096
 class OracleScores:
     """True probabilities of a synthetic data set.
 
+    context: events of the past that the oracle sees at most, None for all that is known, the hidden taste included.
     ValueError where `dataset_dir` holds no oracle, DataError where its files are missing or damaged.
     """
 
-    def __init__(self, dataset_dir: str | Path) -> None:
+    def __init__(self, dataset_dir: str | Path, context: int | None = None) -> None:
+        if context is not None and context < 1:
+            raise ValueError(f"context is {context}, expected at least 1 event")
+        self.context = context
         self.dataset: Dataset = load_dataset(dataset_dir)
         if not self.dataset.info.has_oracle or self.dataset.info.source != "synthetic":
             source = self.dataset.info.source
@@ -76,6 +101,10 @@ class OracleScores:
         rows = self._check(event_rows)
         if task not in self.dataset.info.feedback:
             raise ValueError(f"task: expected one of {', '.join(self.dataset.info.feedback)}, found {task!r}")
+        if self.context is not None:
+            model = self._feedback(rows)
+            found = share_probabilities(model.skip, model.full_if_played) if task == "share" else getattr(model, task)
+            return np.asarray(found, np.float32)
         if task != "share":
             return self.dataset.column(f"oracle_feedback_{task}")[rows]
         skip = self.dataset.column("oracle_feedback_skip")[rows].astype(np.float64)
@@ -83,7 +112,10 @@ class OracleScores:
 
     def utility(self, event_rows: np.ndarray) -> np.ndarray:
         """float32 [n]: expected grade of the events' items, the best score for ranking impressions."""
-        return self.dataset.column("oracle_affinity")[self._check(event_rows)]
+        rows = self._check(event_rows)
+        if self.context is not None:
+            return self._feedback(rows).utility.astype(np.float32)
+        return self.dataset.column("oracle_affinity")[rows]
 
     def _check(self, event_rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(event_rows, np.int64)
@@ -96,53 +128,116 @@ class OracleScores:
         like, skip = self.dataset.feedback("like"), self.dataset.feedback("skip")
         return np.where(like == 1, LIKED, np.where(skip == 1, SKIPPED, PLAYED))
 
+    def _first_seen(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [n]: the first event of the past that is seen at each row."""
+        first = self.dataset.offsets[self.dataset.user[rows]].astype(np.int64)
+        return first if self.context is None else np.maximum(first, rows - self.context)
+
     def _recent(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The last `recent` events before each row: items [n, R] (-1: none) and weights [n, R], newest first."""
         past = rows[:, None] - 1 - np.arange(self.config.recent)
-        present = past >= self.dataset.offsets[self.dataset.user[rows]][:, None]
+        present = past >= self._first_seen(rows)[:, None]
         past = np.maximum(past, 0)
         return np.where(present, self.dataset.item[past], -1), np.where(present, self._play_weight[past], 0.0)
+
+    @cached_property
+    def _session_row(self) -> np.ndarray:
+        """int64 [S]: the first event of each session."""
+        return np.searchsorted(self.event_session, np.arange(len(self.session_taste)))
+
+    @cached_property
+    def calendar(self) -> Calendar:
+        """When the sessions begin."""
+        return Calendar.of(self.dataset.time[self._session_row], self.config)
+
+    def _tastes(self, session: np.ndarray) -> np.ndarray:
+        """float64 [n, D]: the tastes in sessions [n], or what the seen part of the past says about them."""
+        if self.context is None:
+            return self.session_taste[session].astype(np.float64)
+        distinct, place = np.unique(session, return_inverse=True)
+        return np.stack([self._expected_taste(int(one)) for one in distinct])[place]
+
+    def _expected_taste(self, session: int) -> np.ndarray:
+        row = int(self._session_row[session])
+        first = int(self._first_seen(np.array([row]))[0])
+        begin = int(np.searchsorted(self._session_row, first))
+        sessions = np.arange(begin, session + 1)
+        tastes = self.session_taste[begin:session].astype(np.float64)
+        return expected_taste(self.config, tastes, sessions, self.calendar.at(sessions))
+
+    def _feedback(self, rows: np.ndarray) -> FeedbackModel:
+        data, item = self.dataset, self.dataset.item[rows].astype(np.int64)
+        taste = self._tastes(self.event_session[rows])
+        plays = (self._recent(rows)[0] == item[:, None]).sum(axis=1)
+        return feedback(
+            self.catalogue, taste, item, data.organic[rows], data.context("device")[rows],
+            lenience(self.config, data.user[rows]), plays, self.config.expectation,
+        )  # fmt: skip
+
+    def _by_past(self, rows: np.ndarray, same_season: bool) -> np.ndarray:
+        """[n, V]: likes of each item in the seen past: in the current season of earlier years, or in all of it."""
+        like = self.dataset.feedback("like")
+        out = np.zeros((len(rows), self.config.items))
+        season = season_number(self.dataset.time, self.config.seasons) if same_season else np.zeros(0, np.int64)
+        for n, (row, first) in enumerate(zip(rows, self._first_seen(rows), strict=True)):
+            items, liked = self.dataset.item[first:row], like[first:row] == 1
+            if same_season:
+                ago = season[row] - season[first:row]
+                liked = liked & (ago > 0) & (ago % self.config.seasons == 0)
+            out[n] = np.bincount(items[liked], minlength=self.config.items)
+        return out
+
+    def _new(self, rows: np.ndarray) -> np.ndarray:
+        """Bool [n, V]: items that the seen past does not have."""
+        new = np.ones((len(rows), self.config.items), bool)
+        for n, (row, first) in enumerate(zip(rows, self._first_seen(rows), strict=True)):
+            new[n, self.dataset.item[first:row]] = False
+        return new
 
     def _next_item_probabilities(self, rows: np.ndarray) -> np.ndarray:
         """float64 [n, V]: the mixture of all components."""
         config, catalogue, n = self.config, self.catalogue, np.arange(len(rows))
         items, weights = self._recent(rows)
         same_session = (rows > 0) & (self.event_session[rows] == self.event_session[np.maximum(rows - 1, 0)])
-        can_continue = same_session & (weights[:, 0] > 0)
         repeat = weights.copy()
         repeat[:, 0] = 0.0
-        can_repeat = (repeat > 0).any(axis=1)
-        mixture = component_weights(self.dataset.context("source")[rows], can_repeat, can_continue)
+        nothing = np.zeros((len(rows), 1))
+        past = {
+            LOYALTY: self._by_past(rows, same_season=False) if config.loyalty > 0 else nothing,
+            CYCLE: self._by_past(rows, same_season=True) if config.cycles > 0 else nothing,
+        }
+        available = Available(
+            repeat=(repeat > 0).any(axis=1),
+            continued=same_session & (weights[:, 0] > 0),
+            past=past[LOYALTY].sum(axis=1) > 0,
+            season=past[CYCLE].sum(axis=1) > 0,
+        )
+        source = self.dataset.context("source")[rows]
+        mixture = component_weights(config, source, available)
         part = day_part(self.dataset.context("hour")[rows])
         session = self.event_session[rows]
         total = mixture[:, [POPULAR]] * catalogue.popularity
-        for kind, vectors, sharpness in (
-            (TASTE, self.session_taste, config.organic_sharpness),
-            (ESTIMATE, self.session_estimate, config.policy_sharpness),
-        ):
+        for kind, sharpness in ((TASTE, config.organic_sharpness), (ESTIMATE, config.policy_sharpness)):
             used = np.flatnonzero(mixture[:, kind] > 0)
-            vector = vectors[session[used]].astype(np.float64)
-            total[used] += mixture[used, kind, None] * self._by_vector(vector, part[used], sharpness)
-        share = repeat / np.where(can_repeat, repeat.sum(axis=1), 1.0)[:, None]
+            estimated = self.session_estimate[session[used]].astype(np.float64)
+            vector = self._tastes(session[used]) if kind == TASTE else estimated
+            drawn = item_weights(catalogue, vector, part[used], sharpness)
+            if kind == ESTIMATE:
+                new = source[used] == UNFAMILIAR
+                drawn[new] *= self._new(rows[used[new]])
+                drawn[new] /= drawn[new].sum(axis=1, keepdims=True)
+            total[used] += mixture[used, kind, None] * drawn
+        share = repeat / np.where(available.repeat, repeat.sum(axis=1), 1.0)[:, None]
         np.add.at(total, (n[:, None], np.maximum(items, 0)), mixture[:, [REPEAT]] * share)
+        for kind, counts in past.items():
+            used = np.flatnonzero(mixture[:, kind] > 0)
+            total[used] += mixture[used, kind, None] * counts[used] / counts[used].sum(axis=1, keepdims=True)
         last = np.maximum(items[:, 0], 0)
         np.add.at(total, (n, next_in_album(last, config.tracks)), mixture[:, ALBUM])
         artist = last // config.tracks
         tracks = artist[:, None] * config.tracks + np.arange(config.tracks)
         np.add.at(total, (n[:, None], tracks), mixture[:, [ARTIST]] * catalogue.track_share[artist])
         return total
-
-    def _by_vector(self, vector: np.ndarray, part: np.ndarray, sharpness: float) -> np.ndarray:
-        """[n, V]: items drawn by a taste vector [n, D]: cluster, then artist, then track."""
-        config, catalogue = self.config, self.catalogue
-        cluster = cluster_weights(catalogue, vector, part, sharpness)
-        cluster /= cluster.sum(axis=1, keepdims=True)
-        by_artist = np.empty((len(vector), config.clusters, config.artists))
-        for c in range(config.clusters):
-            weights = artist_weights(catalogue, vector, np.full(len(vector), c), sharpness)
-            by_artist[:, c] = cluster[:, [c]] * weights / weights.sum(axis=1, keepdims=True)
-        artists = by_artist.reshape(len(vector), config.clusters * config.artists, 1)
-        return (artists * catalogue.track_share).reshape(len(vector), config.items)
 
 
 def _load(file: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:

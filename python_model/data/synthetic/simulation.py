@@ -19,40 +19,56 @@ from python_model.data.synthetic.behaviour import (
     SKIP_HIGH,
     SKIP_LOW,
     SKIPPED,
+    Available,
     FeedbackModel,
     artist_weights,
     cluster_weights,
     component_weights,
     day_part,
     feedback,
+    item_weights,
     next_in_album,
 )
 from python_model.data.synthetic.catalogue import Catalogue
 from python_model.data.synthetic.config import (
     ALBUM,
     ARTIST,
+    COMPONENTS,
+    CYCLE,
+    DAY,
     FEED,
     LIBRARY,
+    LOYALTY,
     POPULAR,
     RADIO,
     REPEAT,
     SEARCH,
     TASTE,
+    UNFAMILIAR,
     SyntheticConfig,
 )
+from python_model.data.synthetic.past import Past
+from python_model.data.synthetic.tastes import BASE, MOOD, SLOW, START, Calendar, returning, season_number
 
-START = 1_704_067_200  # Monday, 1 January 2024, 00:00 UTC
-DAY = 86_400
 SLOT_HOURS = np.array([7, 13, 19])
 LONGEST_SESSION = 40
 
 (
     _BASE, _DRIFT, _MOOD, _NOISE, _RATE, _PROPENSITY, _LENIENCY, _GAP, _MINUTE, _DEVICE, _STAY, _MODE, _SURFACE,
     _COMPONENT, _RECENT, _CLUSTER, _ARTIST, _TRACK, _POPULAR_CLUSTER, _POPULAR_ARTIST, _SKIP, _LIKE, _DISLIKE, _FULL,
-    _SHARE, _CONTINUE, _PAUSE, _LENGTH,
-) = range(28)  # fmt: skip
+    _SHARE, _CONTINUE, _PAUSE, _LENGTH, _LOYALTY, _CYCLE, _UNFAMILIAR, _NEW,
+) = range(32)  # fmt: skip
+UNFAMILIAR_COMPONENT = len(COMPONENTS)
+"""Stands for the estimate on the surface of discovery, which is restricted to new items."""
+NEW_AT_ONCE = 1 << 22
+"""Weights of items in memory at once while new items are drawn: 32 MiB."""
 
 _DEVICE_BY_SLOT = np.array([[0.70, 0.20, 0.10], [0.40, 0.15, 0.45], [0.45, 0.45, 0.10]])
+
+
+def lenience(config: SyntheticConfig, user: np.ndarray) -> np.ndarray:
+    """float64 [n]: how lenient users [n] are, constant over the years."""
+    return Draws(config.seed).normal(_LENIENCY, user)
 
 
 @dataclass
@@ -82,7 +98,7 @@ class ChunkSimulation:
         self.noise = draws.normal(_NOISE, user[:, None], dims)
         self.gap = config.mean_gap * (0.6 + 0.8 * draws.uniform(_RATE, user))
         self.propensity = config.recommended_share * (0.5 + draws.uniform(_PROPENSITY, user))
-        self.leniency = draws.normal(_LENIENCY, user)
+        self.leniency = lenience(config, user)
         self.taste = np.zeros((n, config.dimensions))
         self.estimate = np.zeros((n, config.dimensions))
         self.slot = np.full(n, -1)
@@ -92,6 +108,8 @@ class ChunkSimulation:
         self.time = np.zeros(n, np.int64)
         self.device = np.zeros(n, np.int64)
         self.recommended = np.zeros(n, bool)
+        self.unfamiliar = np.zeros(n, bool)
+        self.past = Past(config, n)
         self.recent_item = np.full((n, config.recent), -1)
         self.recent_weight = np.zeros((n, config.recent))
         self._steps: list[dict[str, np.ndarray]] = []
@@ -129,15 +147,18 @@ class ChunkSimulation:
         """Update slow taste, mood, and the policy's estimate, which is one session late, noisy and without the mood."""
         config, dims = self.config, np.arange(self.config.dimensions)
         user, session = self.user[rows, None], self.session[rows, None]
-        noise = self.noise[rows]
-        self.estimate[rows] = (
-            np.sqrt(0.5) * self.base[rows] + np.sqrt(0.25) * self.slow[rows] + config.policy_noise * noise
-        )
+        lasting = np.sqrt(config.lasting_share)
+        known = np.sqrt(BASE) * self.base[rows] + np.sqrt(SLOW) * self.slow[rows]
+        self.estimate[rows] = lasting * known + config.policy_noise * self.noise[rows]
         keep = config.drift
         fresh = np.sqrt(1.0 - keep * keep) * self.draws.normal(_DRIFT, user, session + 1, dims)
         self.slow[rows] = keep * self.slow[rows] + fresh
         mood = self.draws.normal(_MOOD, user, session, dims)
-        self.taste[rows] = np.sqrt(0.5) * self.base[rows] + np.sqrt(0.25) * self.slow[rows] + np.sqrt(0.25) * mood
+        taste = np.sqrt(BASE) * self.base[rows] + np.sqrt(SLOW) * self.slow[rows] + np.sqrt(MOOD) * mood
+        if config.lasting_share < 1:
+            calendar = Calendar.of(self.time[rows], config)
+            taste = lasting * taste + returning(config, self.draws, self.user[rows], calendar)
+        self.taste[rows] = taste
         self._sessions.append(
             {
                 "user": rows,
@@ -178,6 +199,7 @@ class ChunkSimulation:
                 "context_day_of_week": (self.time[rows] - START) // DAY % 7,
                 "context_device": self.device[rows],
                 "context_source": source,
+                **self._season(rows),
                 "feedback_like": outcome["like"],
                 "feedback_dislike": outcome["dislike"],
                 "feedback_skip": outcome["skip"],
@@ -193,37 +215,77 @@ class ChunkSimulation:
         )
         self._remember(rows, item, outcome)
 
+    def _season(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The season of the year as a column, where the service has seasons."""
+        if not self.config.has_seasons:
+            return {}
+        return {"context_season": season_number(self.time[rows], self.config.seasons) % self.config.seasons}
+
     def _surface(self, rows: np.ndarray) -> np.ndarray:
-        """Draw surfaces. Organic and recommended listening come in runs; a run keeps its kind, not its surface."""
+        """Draw surfaces. Organic and recommended listening come in runs; a run keeps its kind, not its surface.
+
+        A recommended run is one of discovery, or draws its surface for every event.
+        """
         user, event, draws = self.user[rows], self.events[rows], self.draws
         redraw = (self.in_session[rows] == 0) | (draws.uniform(_STAY, user, event) >= self.config.mode_persistence)
         drawn = draws.uniform(_MODE, user, event) < self.propensity[rows]
         self.recommended[rows] = np.where(redraw, drawn, self.recommended[rows])
         second = draws.uniform(_SURFACE, user, event) < 0.45
-        return np.where(self.recommended[rows], np.where(second, FEED, RADIO), np.where(second, SEARCH, LIBRARY))
+        recommended = np.where(second, FEED, RADIO)
+        if self.config.discovery > 0:
+            unfamiliar = draws.uniform(_UNFAMILIAR, user, event) < self.config.discovery
+            self.unfamiliar[rows] = np.where(redraw, unfamiliar, self.unfamiliar[rows])
+            recommended = np.where(self.unfamiliar[rows] & self.past.has_new(rows), UNFAMILIAR, recommended)
+        return np.where(self.recommended[rows], recommended, np.where(second, SEARCH, LIBRARY))
 
     def _item(self, rows: np.ndarray, source: np.ndarray, part: np.ndarray) -> np.ndarray:
         """Draw each row's component, then an item from it."""
-        user, event, draws = self.user[rows], self.events[rows], self.draws
+        user, event, draws, time = self.user[rows], self.events[rows], self.draws, self.time[rows]
         repeat = self.recent_weight[rows].copy()
         repeat[:, 0] = 0.0
-        can_continue = (self.in_session[rows] > 0) & (self.recent_weight[rows, 0] > 0)
-        weights = component_weights(source, (repeat > 0).any(axis=1), can_continue)
+        available = Available(
+            repeat=(repeat > 0).any(axis=1),
+            continued=(self.in_session[rows] > 0) & (self.recent_weight[rows, 0] > 0),
+            past=self.past.has_likes(rows),
+            season=self.past.season_likes(rows, time)[1].sum(axis=1) > 0,
+        )
+        weights = component_weights(self.config, source, available)
         component = choose(weights, draws.uniform(_COMPONENT, user, event))
+        component[source == UNFAMILIAR] = UNFAMILIAR_COMPONENT
         last = self.recent_item[rows, 0]
         item = np.empty(len(rows), np.int64)
-        for kind in range(weights.shape[1]):
+        for kind in np.unique(component):
             chosen = np.flatnonzero(component == kind)
+            key = user[chosen], event[chosen]
             if kind == REPEAT:
-                place = choose(repeat[chosen], draws.uniform(_RECENT, user[chosen], event[chosen]))
+                place = choose(repeat[chosen], draws.uniform(_RECENT, *key))
                 item[chosen] = self.recent_item[rows[chosen], place]
             elif kind == ALBUM:
                 item[chosen] = next_in_album(last[chosen], self.config.tracks)
             elif kind == ARTIST:
-                item[chosen] = self._track(last[chosen] // self.config.tracks, user[chosen], event[chosen])
+                item[chosen] = self._track(last[chosen] // self.config.tracks, *key)
+            elif kind == LOYALTY:
+                item[chosen] = self.past.draw(rows[chosen], draws.uniform(_LOYALTY, *key))
+            elif kind == CYCLE:
+                item[chosen] = self.past.draw_of_season(rows[chosen], time[chosen], draws.uniform(_CYCLE, *key))
+            elif kind == UNFAMILIAR_COMPONENT:
+                item[chosen] = self._new_item(rows[chosen], part[chosen])
             else:
-                artist = self._artist(kind, rows[chosen], part[chosen])
-                item[chosen] = self._track(artist, user[chosen], event[chosen])
+                item[chosen] = self._track(self._artist(kind, rows[chosen], part[chosen]), *key)
+        return item
+
+    def _new_item(self, rows: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """Draw an item that is new to the user, by the policy's estimate."""
+        item = np.empty(len(rows), np.int64)
+        block = max(1, NEW_AT_ONCE // self.config.items)
+        for start in range(0, len(rows), block):
+            some = rows[start : start + block]
+            weights = item_weights(
+                self.catalogue, self.estimate[some], part[start : start + block], self.config.policy_sharpness
+            )
+            weights *= self.past.new(some)
+            uniform = self.draws.uniform(_NEW, self.user[some], self.events[some])
+            item[start : start + block] = choose(weights, uniform)
         return item
 
     def _artist(self, kind: int, rows: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -264,6 +326,7 @@ class ChunkSimulation:
 
     def _remember(self, rows: np.ndarray, item: np.ndarray, outcome: dict[str, np.ndarray]) -> None:
         weight = np.where(outcome["like"], LIKED, np.where(outcome["skip"], SKIPPED, PLAYED))
+        self.past.add(rows, self.time[rows], item, outcome["like"])
         self.recent_item[rows, 1:] = self.recent_item[rows, :-1]
         self.recent_weight[rows, 1:] = self.recent_weight[rows, :-1]
         self.recent_item[rows, 0], self.recent_weight[rows, 0] = item, weight

@@ -256,7 +256,7 @@ def test_settings_are_checked(changes: dict[str, float], says: str) -> None:
 
 
 def test_unknown_presets_are_named() -> None:
-    with pytest.raises(ValueError, match="preset is 'huge', expected one of demo, small, large"):
+    with pytest.raises(ValueError, match="preset is 'huge', expected one of demo, small, large, years"):
         preset("huge")
 
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.data.schema import Dataset, load_dataset
-from python_model.data.synthetic import generate, preset
-from python_model.studies.ceiling import _conditional_mean, _most_probable, _Observers, reaches
+from python_model.data.synthetic import SyntheticConfig, generate, preset
+from python_model.data.synthetic.tastes import START, Calendar, expected_taste
+from python_model.studies.ceiling import _most_probable, _Observers, reaches
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,11 @@ def test_the_conditional_mean_is_the_best_linear_guess_of_drawn_tastes() -> None
         tastes.append(np.sqrt(0.5) * base + 0.5 * slow + 0.5 * random.normal(size=users))
     drawn = np.array(tastes)
     least_squares = np.linalg.lstsq(drawn[:-1].T, drawn[-1], rcond=None)[0]
-    found = _conditional_mean(np.eye(sessions - 1), sessions - 1, drift)
+    config, numbers = SyntheticConfig(drift=drift), np.arange(sessions)
+    calendar = Calendar.of(START + 86_400 * numbers, config)
+    found = expected_taste(config, np.eye(sessions - 1), numbers, calendar)
     np.testing.assert_allclose(found, least_squares, atol=0.02)
-    assert np.array_equal(_conditional_mean(np.zeros((0, 3)), 0, drift), np.zeros(3))
+    assert np.array_equal(expected_taste(config, np.zeros((0, 3)), numbers[:1], calendar.at(numbers[:1])), np.zeros(3))
 
 
 def test_the_most_probable_taste_is_a_stationary_point() -> None:
