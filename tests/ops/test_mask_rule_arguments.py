@@ -90,7 +90,7 @@ def test_compiled_exported_and_jagged_calls_are_eager_ones(op: Callable[..., Ten
 
     exported = torch.export.export(Module(), (q, k, v, at)).module()
     torch.testing.assert_close(exported(q, k, v, at), expected)
-    keys = torch.nested.nested_tensor_from_jagged(k, offsets=OFFSETS)
+    keys: Any = torch.nested.nested_tensor_from_jagged(k, offsets=OFFSETS)
     values = torch.nested.nested_tensor_from_jagged(v, offsets=keys.offsets())
     queries = torch.nested.nested_tensor_from_jagged(q, offsets=FEW)
     options: dict[str, Any] = {} if op is causal_attention else {"divisor": 6.0}
