@@ -32,6 +32,8 @@ def only_causal(case: Case) -> str | None:
     names = ["key_offsets", "visible", "position", "own_begin", "window", "prefix", "dropout"]
     names += ["offsets", "rule"] if case.op.name == "decode_attention" else []
     given = [name for name in names if case.arguments.get(name) is not None]
+    if getattr(case.arguments.get("cache"), "key_scales", None) is not None:
+        given.append("an int8 cache")
     return f"has no counterpart of {' and '.join(given)}" if given else None
 
 

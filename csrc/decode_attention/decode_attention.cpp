@@ -56,8 +56,6 @@ void check_scales(const Arguments& given) {
                 {given.key_pages.size(0), given.key_pages.size(1), given.key_pages.size(2)});
     check_dtype(kOp, name, **scales, {ScalarType::Float});
     check_same_device(kOp, name, **scales, "q", given.q);
-    if ((*scales)->numel() > 0 && (*scales)->size(2) > 1 && (*scales)->stride(2) != 1)
-      fail(kOp, name, " is not contiguous within an event, expected heads side by side");
     if (given.k) check_no_overlap(kOp, name, **scales);
   }
 }
@@ -220,8 +218,10 @@ Params make_params(const Arguments& given, Tensor& out) {
       .time_slot_stride = given.time_pages.stride(1),
       .key_scale_page_stride = stride(given.key_scales, 0),
       .key_scale_slot_stride = stride(given.key_scales, 1),
+      .key_scale_head_stride = stride(given.key_scales, 2),
       .value_scale_page_stride = stride(given.value_scales, 0),
       .value_scale_slot_stride = stride(given.value_scales, 1),
+      .value_scale_head_stride = stride(given.value_scales, 2),
       .position_buckets = given.position_bias ? given.position_bias->size(1) : 0,
       .time_buckets = given.time_bias ? given.time_bias->size(1) : 0,
       .window = given.window.value_or(std::numeric_limits<int64_t>::max()),

@@ -56,8 +56,8 @@ struct Params {
   int64_t key_page_stride, key_slot_stride;
   int64_t value_page_stride, value_slot_stride;
   int64_t time_page_stride, time_slot_stride;
-  int64_t key_scale_page_stride, key_scale_slot_stride;
-  int64_t value_scale_page_stride, value_scale_slot_stride;
+  int64_t key_scale_page_stride, key_scale_slot_stride, key_scale_head_stride;
+  int64_t value_scale_page_stride, value_scale_slot_stride, value_scale_head_stride;
   int64_t position_buckets;
   int64_t time_buckets;
   int64_t window;  // at least 1

@@ -193,6 +193,28 @@ ARGUS_INLINE void for_each_block(const T* row, int64_t head_width, int64_t ahead
   }
 }
 
+// sum + a · x, x of a block of T; of codes in one rounding: reading them is bound by instructions, not by
+// memory.
+template <class T, class A>
+ARGUS_INLINE LaneVector<A> multiply_add(LaneVector<A> a, LaneVector<A> x, LaneVector<A> sum) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    const auto fused = [](A one, A other, A third) ARGUS_INLINE_LAMBDA { return fma(one, other, third); };
+    return map_lanes<A>(fused, Lanes<A>{a}, Lanes<A>{x}, Lanes<A>{sum}).vector;
+  } else {
+    return sum + a * x;
+  }
+}
+
+template <class T, class A>
+ARGUS_INLINE LaneVector<A> scaled_add(A a, LaneVector<A> x, LaneVector<A> sum) {
+  if constexpr (std::is_same_v<T, int8_t>) {
+    const auto fused = [a](A other, A third) ARGUS_INLINE_LAMBDA { return fma(a, other, third); };
+    return map_lanes<A>(fused, Lanes<A>{x}, Lanes<A>{sum}).vector;
+  } else {
+    return sum + a * x;
+  }
+}
+
 // The sum of the lanes of q · k of one head.
 template <class T, int64_t kWidth>
 ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query, const T* key, int64_t width,
@@ -201,7 +223,7 @@ ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query,
   LaneVector<A> sum = {};
   for_each_block<T, kWidth>(key, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector)
-      sum += load_lanes(query + column + vector * kLanes) * x[vector];
+      sum = multiply_add<T, A>(load_lanes(query + column + vector * kLanes), x[vector], sum);
   });
   return sum;
 }
@@ -238,7 +260,7 @@ ARGUS_INLINE void add_value(Arithmetic<T>* weighted, Arithmetic<T> p, const T* v
   for_each_block<T, kWidth>(value, width, ahead, [&](int64_t column, const auto& x) ARGUS_INLINE_LAMBDA {
     for (int64_t vector = 0; vector < Block<T>::kVectors; ++vector) {
       A* to = weighted + column + vector * kLanes;
-      const LaneVector<A> sum = load_lanes(to) + p * x[vector];
+      const LaneVector<A> sum = scaled_add<T, A>(p, x[vector], load_lanes(to));
       std::memcpy(to, &sum, sizeof(sum));
     }
   });
@@ -266,7 +288,8 @@ ARGUS_INLINE void weigh_heads(const Piece<T>& piece, const Arithmetic<T>* p, int
       prefetch(value + place * kLanes, ahead);
       Block<T>::load(value + place * kLanes, x);
 #pragma GCC unroll 4
-      for (int64_t vector = 0; vector < kVectors; ++vector) held[place + vector] += weight * x[vector];
+      for (int64_t vector = 0; vector < kVectors; ++vector)
+        held[place + vector] = scaled_add<T, A>(weight, x[vector], held[place + vector]);
     }
   }
 #pragma GCC unroll 16
@@ -331,15 +354,23 @@ ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<T
   }
 }
 
-// The scores of each event times its rows' scales, and 2⁻²⁴ for what a code reads as.
+// The scores of each event times its rows' scales, and 2⁻²⁴ for what a code reads as. PagedCache has the
+// scales of a head side by side.
 ARGUS_INLINE void multiply_by_scales(const Params& params, const Chunk& chunk, const Pages<float>& scales,
-                                     float* scores) {
+                                     int64_t head_stride, float* scores) {
   for_each_piece<float>(params, chunk, scales, {},
                         [&](int64_t place, const Piece<float>& piece) ARGUS_INLINE_LAMBDA {
+                          const int64_t count = piece.now.count, stride = piece.now.stride;
                           for (int64_t head = 0; head < params.kv_heads; ++head) {
                             float* of_head = scores + head * params.chunk + place;
-                            for (int64_t event = 0; event < piece.now.count; ++event)
-                              of_head[event] *= piece.now.row(event)[head] * 0x1p-24f;
+                            const float* from = piece.now.first + head * head_stride;
+                            if (stride == 1) {
+                              for (int64_t event = 0; event < count; ++event)
+                                of_head[event] *= from[event] * 0x1p-24f;
+                            } else {
+                              for (int64_t event = 0; event < count; ++event)
+                                of_head[event] *= from[event * stride] * 0x1p-24f;
+                            }
                           }
                         });
 }
@@ -385,7 +416,7 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                     });
   if constexpr (std::is_same_v<T, int8_t>) {
     const Pages<float> scales{params.key_scales, params.key_scale_page_stride, params.key_scale_slot_stride};
-    multiply_by_scales(params, chunk, scales, scratch.scores.data());
+    multiply_by_scales(params, chunk, scales, params.key_scale_head_stride, scratch.scores.data());
   }
   add_biases(params, chunk, scratch);
   for (int64_t head = 0; head < params.kv_heads; ++head) {
@@ -399,7 +430,7 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
   if constexpr (std::is_same_v<T, int8_t>) {
     const Pages<float> scales{params.value_scales, params.value_scale_page_stride,
                               params.value_scale_slot_stride};
-    multiply_by_scales(params, chunk, scales, scratch.scores.data());
+    multiply_by_scales(params, chunk, scales, params.value_scale_head_stride, scratch.scores.data());
   }
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
   for_each_piece<T>(
@@ -491,13 +522,14 @@ void combine_typed(const Params& params, const int64_t* first_chunk, int64_t fir
 }
 
 template <class T>
-void write_row(const T* from, int64_t kv_heads, int64_t width, T* to, float*) {
+void write_row(const T* from, int64_t kv_heads, int64_t width, T* to, float*, int64_t) {
   std::copy_n(from, kv_heads * width, to);
 }
 
 // float32's largest magnitude over 127 is a head's scale, and codes round to the nearest, ties to even. Where
 // the scale is 0 or not finite the codes are 0: a row that holds NaN or infinity reads as NaN.
-void write_row(const float* from, int64_t kv_heads, int64_t width, int8_t* to, float* scales) {
+void write_row(const float* from, int64_t kv_heads, int64_t width, int8_t* to, float* scales,
+               int64_t head_stride) {
   for (int64_t head = 0; head < kv_heads; ++head) {
     const float* row = from + head * width;
     float largest = 0.0f;
@@ -508,7 +540,7 @@ void write_row(const float* from, int64_t kv_heads, int64_t width, int8_t* to, f
     }
     const float scale = largest / 127.0f;
     const bool usable = scale > 0.0f && scale < std::numeric_limits<float>::infinity();
-    scales[head] = scale;
+    scales[head * head_stride] = scale;
     for (int64_t column = 0; column < width; ++column) {
       const float code = usable ? std::nearbyint(row[column] / scale) : 0.0f;
       to[head * width + column] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
@@ -529,12 +561,14 @@ void append_typed(const Params& params, int64_t first, int64_t last) {
           static_cast<const Vectors<T>*>(params.k) + (from + i) * row, params.kv_heads, params.width,
           static_cast<T*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride,
           scales_at(params.key_scales,
-                    page * params.key_scale_page_stride + slot * params.key_scale_slot_stride));
+                    page * params.key_scale_page_stride + slot * params.key_scale_slot_stride),
+          params.key_scale_head_stride);
       write_row(static_cast<const Vectors<T>*>(params.v) + (from + i) * row, params.kv_heads, params.width,
                 static_cast<T*>(params.value_pages) + page * params.value_page_stride +
                     slot * params.value_slot_stride,
                 scales_at(params.value_scales,
-                          page * params.value_scale_page_stride + slot * params.value_scale_slot_stride));
+                          page * params.value_scale_page_stride + slot * params.value_scale_slot_stride),
+                params.value_scale_head_stride);
       if (params.key_time != nullptr)
         params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] =
             params.key_time[from + i];

@@ -94,11 +94,18 @@ ARGUS_DEVICE Part<R> load_part(const typename R::Element* row, int lane, int wid
     const int column = (i * R::kGroup + lane) * R::kVector;
     if constexpr (R::kWhole) {
       part.words[i] = __ldg(reinterpret_cast<const uint4*>(row + column));
+    } else if constexpr (std::is_same_v<typename R::Element, int8_t>) {
+      // An array of codes would lie on the stack.
+      unsigned quads[4] = {};
+#pragma unroll
+      for (int e = 0; e < R::kVector; ++e)
+        if (column + e < width) quads[e / 4] |= static_cast<unsigned>(row[column + e] & 0xff) << (e % 4 * 8);
+      part.words[i] = make_uint4(quads[0], quads[1], quads[2], quads[3]);
     } else {
       typename R::Element padded[R::kVector];
-      memset(padded, 0, sizeof(padded));
 #pragma unroll
       for (int e = 0; e < R::kVector; ++e) {
+        from_float(padded[e], 0.0f);
         if (column + e < width) padded[e] = row[column + e];
       }
       memcpy(&part.words[i], padded, sizeof(padded));
@@ -129,10 +136,10 @@ ARGUS_DEVICE void unpack(float (&to)[8], const uint4& words, __half) {
 }
 
 ARGUS_DEVICE void unpack(float (&to)[16], const uint4& words, int8_t) {
-  int8_t values[16];
-  memcpy(values, &words, sizeof(values));
+  const unsigned quads[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-  for (int i = 0; i < 16; ++i) to[i] = static_cast<float>(values[i]);
+  for (int i = 0; i < 16; ++i)
+    to[i] = static_cast<float>(static_cast<int>(quads[i / 4] << (24 - i % 4 * 8)) >> 24);
 }
 
 // A lane's part of a row of q.
@@ -230,10 +237,11 @@ ARGUS_DEVICE void describe_event(const Params& params, const Tile<T>& tile, cons
                                     slot * params.value_slot_stride + column;
   if constexpr (std::is_same_v<T, int8_t>) {
     tile.key_scale[place] =
-        params
-            .key_scales[page * params.key_scale_page_stride + slot * params.key_scale_slot_stride + kv_head];
-    tile.value_scale[place] = params.value_scales[page * params.value_scale_page_stride +
-                                                  slot * params.value_scale_slot_stride + kv_head];
+        params.key_scales[page * params.key_scale_page_stride + slot * params.key_scale_slot_stride +
+                          kv_head * params.key_scale_head_stride];
+    tile.value_scale[place] =
+        params.value_scales[page * params.value_scale_page_stride + slot * params.value_scale_slot_stride +
+                            kv_head * params.value_scale_head_stride];
   }
   float bias = 0.0f;
   if (params.position_bias != nullptr) {
@@ -385,16 +393,16 @@ static __global__ void __launch_bounds__(kWarpSize) append_int8_kernel(Params pa
   if (page < 0 || page >= params.pages) return;
   const int64_t slot = event % params.page_size;
   const int64_t given = (row * params.kv_heads + head) * params.width, column = head * params.width;
-  write_codes(
-      static_cast<const float*>(params.k) + given, static_cast<int>(params.width),
-      static_cast<int8_t*>(params.key_pages) + page * params.key_page_stride + slot * params.key_slot_stride +
-          column,
-      params.key_scales + page * params.key_scale_page_stride + slot * params.key_scale_slot_stride + head);
+  write_codes(static_cast<const float*>(params.k) + given, static_cast<int>(params.width),
+              static_cast<int8_t*>(params.key_pages) + page * params.key_page_stride +
+                  slot * params.key_slot_stride + column,
+              params.key_scales + page * params.key_scale_page_stride + slot * params.key_scale_slot_stride +
+                  head * params.key_scale_head_stride);
   write_codes(static_cast<const float*>(params.v) + given, static_cast<int>(params.width),
               static_cast<int8_t*>(params.value_pages) + page * params.value_page_stride +
                   slot * params.value_slot_stride + column,
               params.value_scales + page * params.value_scale_page_stride +
-                  slot * params.value_scale_slot_stride + head);
+                  slot * params.value_scale_slot_stride + head * params.value_scale_head_stride);
   if (head == 0 && threadIdx.x == 0 && params.key_time != nullptr)
     params.time_pages[page * params.time_page_stride + slot * params.time_slot_stride] = params.key_time[row];
 }

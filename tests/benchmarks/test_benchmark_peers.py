@@ -102,6 +102,20 @@ def test_decode_peers(peer: str, sample: str) -> None:
     assert_same_result(peer, case)
 
 
+@pytest.mark.parametrize(
+    ("sample", "sentence"),
+    [
+        ("several_events", "has no counterpart of window and offsets"),
+        ("silu", "has no counterpart of rule"),
+        ("int8", "has no counterpart of window and an int8 cache"),
+    ],
+)
+@pytest.mark.parametrize("peer", ["sdpa_padded", "sdpa_per_user"])
+def test_what_decode_peers_have_not(peer: str, sample: str, sentence: str) -> None:
+    found = next(one for one in peers_of("decode_attention") if one.name == peer)
+    assert found.why_not(small_case("decode_attention", sample)) == sentence
+
+
 @pytest.mark.parametrize("sample", ["sampled", "full"])
 def test_linear_cross_entropy(sample: str) -> None:
     """In the sampled form, without accidental hits, which it cannot leave out."""

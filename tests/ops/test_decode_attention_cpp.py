@@ -18,6 +18,7 @@ DIGEST = """
 import zlib, torch
 from argus_kernels.core import native
 from argus_kernels.ops.decode_attention.arguments import Arguments
+from argus_kernels.ops.decode_attention.int8_rows import quantize
 from argus_kernels.ops.decode_attention.native import forward
 native.require("cpu")
 print(torch.ops.argus_native.cpu_features().split()[0])
@@ -45,6 +46,12 @@ for threads in (1, 4):
                     numbers = (0.2, window, offsets, divisor)
                     more = forward(Arguments(events, *cache, *new, wide, wide, *times_given, *numbers))
                     digest = zlib.crc32(more.view(torch.uint8).numpy().tobytes(), digest)
+                if dtype == torch.float32:
+                    (codes, scales), (more_codes, more_scales) = quantize(keys), quantize(values)
+                    cache = (codes, more_codes, times, table, lengths)
+                    int8 = forward(Arguments(q, *cache, q, q, bias, bias, now, now, 0.2, window, None, None, scales,
+                                             more_scales))
+                    digest = zlib.crc32(int8.view(torch.uint8).numpy().tobytes(), digest)
                 for tensor in (out, keys, values):
                     digest = zlib.crc32(tensor.view(torch.uint8).numpy().tobytes(), digest)
     print(digest)

@@ -119,7 +119,9 @@ class PagedCache:
         )
         times = torch.zeros(shape[:2], dtype=torch.int64, device=device)
         sides = range(2 * layers if dtype == torch.int8 else 0)
-        scales = [torch.zeros(shape[:3], dtype=torch.float32, device=device) for _ in sides]
+        # A head's scales lie side by side within a page, for vector loads.
+        kept = (count, heads, page_size)
+        scales = [torch.zeros(kept, dtype=torch.float32, device=device).transpose(1, 2) for _ in sides]
         book = PageBook.from_table(table.tolist(), per_user, page_size, count)
         tensors = [*keys, *values, *scales, times]
         pool = PagePool(tensors, table, book, on_full, None if folder is None else Path(folder))

@@ -70,8 +70,4 @@ def _layout_problems(given: Arguments) -> list[str]:
         dense = (width <= 1 or pages.stride(3) == 1) and (heads <= 1 or pages.stride(2) == width)
         if not dense:
             problems.append(f"{name} is not contiguous within an event, expected heads and widths side by side")
-    for name in ("key_scales", "value_scales"):
-        scales: Tensor | None = getattr(given, name)
-        if scales is not None and scales.shape[2] > 1 and scales.stride(2) != 1:
-            problems.append(f"{name} is not contiguous within an event, expected heads side by side")
     return problems

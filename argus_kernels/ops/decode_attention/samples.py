@@ -93,7 +93,7 @@ class _Case:
             if not self.int8:
                 return repeated(distinct, dtype), None
             codes, scales = quantize(distinct)
-            return repeated(codes, torch.int8), repeated(scales, torch.float32)
+            return repeated(codes, torch.int8), repeated(scales.transpose(1, 2), torch.float32).transpose(1, 2)
 
         def repeated(distinct: Tensor, kept: torch.dtype) -> Tensor:
             # As `PagedCache.allocate` makes them.

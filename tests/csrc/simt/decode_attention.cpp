@@ -34,14 +34,17 @@ void decode(Params params, uint64_t seed) {
                           span(params, params.key_page_stride, params.key_slot_stride, row, kept));
   const DeviceBuffer values("value_pages", params.value_pages,
                             span(params, params.value_page_stride, params.value_slot_stride, row, kept));
-  const auto scales = [&](const char* name, float* given, int64_t page_stride, int64_t slot_stride) {
-    const size_t bytes = given ? span(params, page_stride, slot_stride, params.kv_heads, 4) : 0;
+  const auto scales = [&](const char* name, float* given, int64_t page_stride, int64_t slot_stride,
+                          int64_t head_stride) {
+    const int64_t row = (params.kv_heads - 1) * head_stride + 1;
+    const size_t bytes = given ? span(params, page_stride, slot_stride, row, 4) : 0;
     return DeviceBuffer(name, static_cast<void*>(given), bytes);
   };
-  const DeviceBuffer key_scales =
-      scales("key_scales", params.key_scales, params.key_scale_page_stride, params.key_scale_slot_stride);
-  const DeviceBuffer value_scales = scales("value_scales", params.value_scales,
-                                           params.value_scale_page_stride, params.value_scale_slot_stride);
+  const DeviceBuffer key_scales = scales("key_scales", params.key_scales, params.key_scale_page_stride,
+                                         params.key_scale_slot_stride, params.key_scale_head_stride);
+  const DeviceBuffer value_scales =
+      scales("value_scales", params.value_scales, params.value_scale_page_stride,
+             params.value_scale_slot_stride, params.value_scale_head_stride);
   const DeviceBuffer times("time_pages", static_cast<void*>(params.time_pages),
                            span(params, params.time_page_stride, params.time_slot_stride, 1, 8));
   const DeviceBuffer table("block_table", static_cast<const void*>(params.block_table),

@@ -29,7 +29,8 @@ _POINTERS = (
 _SIZES = (
     "users", "rows", "heads", "kv_heads", "group", "width", "pages", "page_size", "table_width", "key_page_stride",
     "key_slot_stride", "value_page_stride", "value_slot_stride", "time_page_stride", "time_slot_stride",
-    "key_scale_page_stride", "key_scale_slot_stride", "value_scale_page_stride", "value_scale_slot_stride",
+    "key_scale_page_stride", "key_scale_slot_stride", "key_scale_head_stride", "value_scale_page_stride",
+    "value_scale_slot_stride", "value_scale_head_stride",
     "position_buckets", "time_buckets", "window", "chunk",
 )  # fmt: skip
 
@@ -51,7 +52,7 @@ def _scale_strides(given: Arguments) -> dict[str, int]:
         f"{side}_scale_{of}_stride": scales.stride(place)
         for side, scales in (("key", given.key_scales), ("value", given.value_scales))
         if scales is not None
-        for place, of in enumerate(("page", "slot"))
+        for place, of in enumerate(("page", "slot", "head"))
     }
 
 
