@@ -32,8 +32,8 @@ SHARED_LIMIT = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10}
 STATIC_SHARED_LIMIT = 48 << 10
 FLAGS = nvcc_flags(DEFAULT_ARCHITECTURES)
 """Those of the library, so that what is measured is what is shipped."""
-COUNTED = ("HMMA", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
-"""Instructions worth counting: matrix product, ldmatrix, cp.async, and global accesses of 16 bytes."""
+COUNTED = ("HMMA", "HGMMA", "UTMALDG", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
+"""Instructions worth counting: mma, wgmma, TMA load, ldmatrix, cp.async, and global accesses of 16 bytes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def measure(
         flags: nvcc's flags; those of the library if not given.
 
     Raises:
-        BuildError: nvcc refuses the source.
+        BuildError: nvcc refuses the source, or runs products of wgmma one after the other (C7508, C7510, C7515).
     """
     name = os.path.relpath(source, ROOT)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +92,8 @@ def measure(
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
         if done.returncode != 0:
             raise BuildError(f"nvcc refuses {source}:\n{done.stdout}{done.stderr}")
+        if "wgmma.mma_async instructions are serialized" in done.stdout + done.stderr:
+            raise BuildError(f"ptxas serializes the wgmma of {source}:\n{done.stdout}{done.stderr}")
         counts = _instructions(output)
     return [
         Figures(name, kernel, architecture, registers, stack, spilled, shared, counts.get((kernel, architecture), {}))

@@ -1,6 +1,7 @@
 #include "simt/executor.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <numeric>
@@ -8,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "simt/async.h"
 #include "simt/fiber.h"
 #include "simt/language.h"
 #include "simt/memory.h"
@@ -18,7 +20,7 @@ dim3 blockDim, gridDim;
 namespace argus::simt {
 namespace {
 
-enum class State { runnable, at_barrier, at_collective, exited };
+enum class State { runnable, at_barrier, at_collective, at_warpgroup, at_object, exited };
 
 struct Thread {
   Fiber fiber;
@@ -27,7 +29,11 @@ struct Thread {
   Site site;
   unsigned mask = 0;
   void* payload = nullptr;
+  const Waitable* object = nullptr;
 };
+
+// How soon work beside the threads is done.
+enum class Haste { undrawn, last, equal, first };
 
 struct Executor {
   uint64_t random = 1;
@@ -39,6 +45,8 @@ struct Executor {
   int count = 0;
   int current = -1;
   std::vector<int> runnable;
+  std::vector<std::function<void()>> deferred;
+  Haste haste = Haste::undrawn;
   int arrived = 0, positive = 0;
   Votes votes{};
   std::string report;
@@ -90,6 +98,7 @@ void wait(State state, const char* name, const Site& site) {
 
 void fiber_entry() {
   executor.body(executor.arguments);
+  exit_thread(executor.current);
   executor.threads[executor.current].state = State::exited;
   executor.threads[executor.current].fiber.suspend(true);
 }
@@ -100,6 +109,7 @@ std::string waiting_place(const Thread& thread) {
   text << "wait in " << thread.waits_in << " (" << place(thread.site);
   if (thread.state == State::at_collective) text << ", mask 0x" << std::hex << thread.mask;
   text << ')';
+  if (thread.state == State::at_object) text << ": " << thread.object->describe();
   return text.str();
 }
 
@@ -117,7 +127,10 @@ std::string deadlock_report() {
     }
   }
   std::ostringstream text;
-  text << "divergent barrier: ";
+  const auto at_object = [](const Thread& thread) { return thread.state == State::at_object; };
+  const bool deadlock =
+      std::any_of(executor.threads.get(), executor.threads.get() + executor.count, at_object);
+  text << (deadlock ? "deadlock: " : "divergent barrier: ");
   for (size_t i = 0; i < groups.size(); ++i) {
     const auto& [what, first_and_count] = groups[i];
     text << (i > 0 ? "; " : "") << first_and_count.second << " threads " << what << ", the first is thread "
@@ -132,28 +145,51 @@ void throw_report() {
   throw Fault(executor.report);
 }
 
+// One drawn step: a thread up to where it waits, or work beside the threads. How soon the latter comes is
+// drawn for the block: at once, like a thread, or only where every thread waits.
+void run_step() {
+  const size_t threads = executor.runnable.size(), beside = executor.deferred.size();
+  if (beside > 0) {
+    if (executor.haste == Haste::undrawn)
+      executor.haste = std::array{Haste::last, Haste::equal, Haste::first}[executor.next_random(3)];
+    const bool take = threads == 0 || executor.haste == Haste::first ||
+                      (executor.haste == Haste::equal && executor.next_random(threads + beside) >= threads);
+    if (take) {
+      const size_t chosen = executor.next_random(beside);
+      std::swap(executor.deferred[chosen], executor.deferred.back());
+      const std::function<void()> action = std::move(executor.deferred.back());
+      executor.deferred.pop_back();
+      executor.current = -1;
+      return action();
+    }
+  }
+  const size_t chosen = executor.next_random(threads);
+  executor.current = executor.runnable[chosen];
+  executor.runnable[chosen] = executor.runnable.back();
+  executor.runnable.pop_back();
+  threadIdx = thread_index(executor.current);
+  begin_step();
+  executor.threads[executor.current].fiber.resume();
+  if (!executor.report.empty()) throw_report();
+}
+
 void run_block(const Grid& grid) {
   executor.count = static_cast<int>(grid.threads.count());
   executor.arrived = executor.positive = 0;
   executor.runnable.clear();
+  executor.deferred.clear();
+  executor.haste = Haste::undrawn;
   begin_block_memory(executor.count, grid.dynamic_shared);
+  begin_block_async(executor.count);
   for (int thread = 0; thread < executor.count; ++thread) {
     executor.threads[thread].fiber.reset(&fiber_entry);
     wake(thread);
   }
-  while (!executor.runnable.empty()) {
-    const size_t chosen = executor.next_random(executor.runnable.size());
-    executor.current = executor.runnable[chosen];
-    executor.runnable[chosen] = executor.runnable.back();
-    executor.runnable.pop_back();
-    threadIdx = thread_index(executor.current);
-    begin_step();
-    executor.threads[executor.current].fiber.resume();
-    if (!executor.report.empty()) throw_report();
-  }
+  while (!executor.runnable.empty() || !executor.deferred.empty()) run_step();
   executor.current = -1;
   const auto exited = [](const Thread& thread) { return thread.state == State::exited; };
-  if (std::all_of(executor.threads.get(), executor.threads.get() + executor.count, exited)) return;
+  if (std::all_of(executor.threads.get(), executor.threads.get() + executor.count, exited))
+    return end_block_async();
   executor.report = where_now() + ": " + deadlock_report();
   throw_report();
 }
@@ -195,7 +231,11 @@ std::string thread_name(int thread) {
 }
 
 void fault(const std::string& what) {
-  if (!in_kernel()) throw Fault(executor.grid == nullptr ? what : where_now() + ": " + what);
+  if (!in_kernel()) {
+    const Fault outside(executor.grid == nullptr ? what : where_now() + ": " + what);
+    executor.grid = nullptr;
+    throw outside;
+  }
   executor.report = where_now() + ": " + what;
   executor.threads[executor.current].fiber.suspend(true);
   std::abort();
@@ -239,7 +279,7 @@ Votes block_barrier(const char* name, bool predicate, Site site) {
   }
   executor.votes = {executor.positive, executor.count};
   executor.arrived = executor.positive = 0;
-  order_block();
+  order().order_block();
   for (int thread = 0; thread < executor.count; ++thread) {
     if (thread != executor.current) wake(thread);
   }
@@ -248,6 +288,45 @@ Votes block_barrier(const char* name, bool predicate, Site site) {
   wake(executor.current);
   executor.threads[executor.current].fiber.suspend(false);
   return votes;
+}
+
+void wait_for(const Waitable& object, const char* name, Site site) {
+  executor.threads[executor.current].object = &object;
+  wait(State::at_object, name, site);
+}
+
+void wake(const Waitable& object) {
+  for (int thread = 0; thread < executor.count; ++thread) {
+    const Thread& waiting = executor.threads[thread];
+    if (waiting.state == State::at_object && waiting.object == &object) wake(thread);
+  }
+}
+
+void defer(std::function<void()> action) {
+  executor.deferred.push_back(std::move(action));
+}
+
+void warpgroup_collective(const char* name, void* payload, void (*combine)(void* const* payloads),
+                          Site site) {
+  constexpr int kThreads = 4 * kLanes;
+  const int first = executor.current / kThreads * kThreads;
+  if (first + kThreads > executor.count) {
+    fault(std::string(name) + " (" + place(site) + ") in a warpgroup of " +
+          std::to_string(executor.count - first) + " threads, expected 128");
+  }
+  executor.threads[executor.current].payload = payload;
+  void* payloads[kThreads] = {};
+  for (int other = 0; other < kThreads; ++other) {
+    const Thread& thread = executor.threads[first + other];
+    const bool here = first + other == executor.current ||
+                      (thread.state == State::at_warpgroup && std::string_view(thread.waits_in) == name &&
+                       thread.site.line() == site.line());
+    if (!here) return wait(State::at_warpgroup, name, site);
+    payloads[other] = thread.payload;
+  }
+  combine(payloads);
+  for (int other = 0; other < kThreads; ++other) wake(first + other);
+  executor.threads[executor.current].fiber.suspend(false);
 }
 
 void warp_collective(const char* name, unsigned mask, void* payload, Combine combine, bool orders_memory,
@@ -273,7 +352,7 @@ void warp_collective(const char* name, unsigned mask, void* payload, Combine com
     payloads[other] = thread.payload;
   }
   if (combine != nullptr) combine(payloads, mask);
-  if (orders_memory) order_lanes(first, mask);
+  if (orders_memory) order().order_lanes(first, mask);
   for (int other = 0; other < kLanes; ++other) {
     if ((mask >> other & 1u) != 0) wake(first + other);
   }

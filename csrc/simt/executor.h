@@ -4,11 +4,13 @@
 // each time.
 // Forbidden actions of device code end the launch with a Fault that names kernel, block and thread: a barrier
 // that some threads never reach, an access outside the device buffers and shared arrays, a race (memory.h),
-// undefined behaviour (instrument.cpp).
+// undefined behaviour (instrument.cpp). Work beside the threads, such as TMA copies, is queued with defer()
+// and done at drawn moments.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -57,6 +59,25 @@ struct Votes {
 
 // The block-wide barrier; all threads must come from the same line.
 Votes block_barrier(const char* name, bool predicate, Site site);
+
+// What threads wait for until another thread, or work beside the threads, calls wake(); a deadlock report
+// describes it.
+class Waitable {
+ public:
+  virtual std::string describe() const = 0;
+
+ protected:
+  ~Waitable() = default;
+};
+void wait_for(const Waitable& object, const char* name, Site site);
+void wake(const Waitable& object);
+
+// Does `action` at a drawn moment before the block ends, outside every thread.
+void defer(std::function<void()> action);
+
+// Waits until the 128 threads of the warpgroup have called it; then `combine` runs once over their payloads,
+// and all continue. It orders no memory accesses.
+void warpgroup_collective(const char* name, void* payload, void (*combine)(void* const* payloads), Site site);
 
 // Waits until every lane of `mask` has called it with the same name and mask; then `combine` runs once over
 // their payloads (indexed by lane, null outside the mask), and all continue. `orders_memory`: whether it

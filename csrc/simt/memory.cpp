@@ -10,6 +10,8 @@
 
 #include "simt/executor.h"
 #include "simt/fiber.h"
+#include "simt/regions.h"
+#include "simt/wgmma.h"
 
 // In a build with the address sanitizer the bytes around buffers and arrays are its red zones as well.
 #if defined(__SANITIZE_ADDRESS__)
@@ -33,32 +35,10 @@ const Fiber& current_fiber();
 namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
-constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kArenaBytes = kMaxShared + 64 * kSharedGap;
+constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kWindow = 1024;
+constexpr size_t kArenaBytes = kMaxShared + 64 * kSharedGap + kWindow;
 constexpr uintptr_t kFar = 64 << 10;  // farther off, no buffer is named in a fault
 constexpr size_t kMaxAccesses = 1 << 22;
-constexpr uint32_t kNoBlock = 0xffffffffu;
-
-// When, and by which thread, a byte was accessed. Blocks are numbered across launches.
-struct Touch {
-  uint32_t block = kNoBlock;
-  uint32_t epoch = 0;  // block barriers passed
-  uint32_t clock = 0;  // the lane's own clock, see Order
-  uint16_t thread = 0;
-  Kind kind = Kind::read;
-};
-
-struct Cell {
-  Touch write, reads[2];
-  uint16_t undelivered = 0;  // 1 + the thread whose cp.async will write the byte
-  bool defined = false;      // it was written, or the buffer came with contents
-};
-
-struct Region {
-  std::string name;
-  uintptr_t begin, end;
-  bool shared, writable;
-  std::vector<Cell> cells;
-};
 
 struct AsyncCopy {
   uintptr_t to;
@@ -71,23 +51,6 @@ struct AsyncCopies {
   std::deque<std::vector<AsyncCopy>> groups;
 };
 
-// Which accesses happened before which: a barrier orders the whole block (epoch); within an epoch each lane
-// of a warp keeps a vector clock that __syncwarp joins.
-struct Order {
-  uint32_t block = 0, launch_start = 0, epoch = 0;
-  std::vector<std::array<uint32_t, kLanes>> clocks;
-
-  bool before(const Touch& touch, int thread) const {
-    if (touch.block == kNoBlock || touch.block < launch_start) return true;
-    if (touch.block != block) return false;
-    if (touch.thread == thread || touch.epoch < epoch) return true;
-    return touch.thread / kLanes == thread / kLanes && touch.clock <= clocks[thread][touch.thread % kLanes];
-  }
-  Touch now(int thread, Kind kind) const {
-    return {block, epoch, clocks[thread][thread % kLanes], static_cast<uint16_t>(thread), kind};
-  }
-};
-
 struct Memory {
   std::vector<std::unique_ptr<Region>> buffers, arrays;
   std::vector<const void*> tags;
@@ -98,27 +61,9 @@ struct Memory {
   size_t arguments_bytes = 0;
   size_t accesses = 0;  // of the running thread since its last wait
   std::vector<AsyncCopies> copies;
-  Order order;
 };
 
 Memory memory;
-
-std::string bytes_text(size_t count) {
-  return std::to_string(count) + (count == 1 ? " byte" : " bytes");
-}
-
-const char* verb(Kind kind) {
-  return kind == Kind::read ? "reads" : kind == Kind::write ? "writes" : "atomically updates";
-}
-
-Region* find_region(uintptr_t begin, uintptr_t end) {
-  for (auto* regions : {&memory.arrays, &memory.buffers}) {
-    for (const auto& region : *regions) {
-      if (begin < region->end && end > region->begin) return region.get();
-    }
-  }
-  return nullptr;
-}
 
 // The constants and static tables of the library that contains this code.
 bool in_library(uintptr_t address) {
@@ -171,7 +116,7 @@ std::string access_text(Kind kind, size_t bytes) {
 [[noreturn]] void fault_race(const Region& region, uintptr_t address, int thread, Kind kind,
                              const Touch& earlier) {
   std::string other = "thread " + thread_name(earlier.thread);
-  if (earlier.block != memory.order.block) other += " of another block";
+  if (earlier.block != order().block()) other += " of another block";
   const char* did = earlier.kind == Kind::read    ? "read"
                     : earlier.kind == Kind::write ? "wrote"
                                                   : "atomically updated";
@@ -188,7 +133,6 @@ std::string access_text(Kind kind, size_t bytes) {
 
 void touch(Region& region, uintptr_t address, int thread, Kind kind) {
   Cell& cell = region.cells[address - region.begin];
-  const Order& order = memory.order;
   if (cell.undelivered != 0) {
     fault("missing wait: " + access_text(kind, 1) + " at byte " + std::to_string(address - region.begin) +
           " of " + region.name + ", where a cp.async of thread " + thread_name(cell.undelivered - 1) +
@@ -197,19 +141,24 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
   const auto conflicts = [&](const Touch& earlier) {
     const bool harmless = kind == Kind::read ? earlier.kind == Kind::read
                                              : kind == Kind::atomic && earlier.kind == Kind::atomic;
-    return !harmless && !order.before(earlier, thread);
+    return !harmless && !order().before(earlier, thread);
   };
+  if (cell.write.by_agent() && conflicts(cell.write)) {
+    fault("missing wait: " + std::string(verb(kind)) + " " + region.byte_text(address) + ", where " +
+          order().work_of(cell.write) + " has not been waited for");
+  }
   for (const Touch* earlier : {&cell.write, &cell.reads[0], &cell.reads[1]}) {
     if (conflicts(*earlier)) fault_race(region, address, thread, kind, *earlier);
   }
+  if (!region.async.empty()) check_beside(region, address, thread, kind);
   if (kind != Kind::write && !cell.defined) fault_undefined(region, address, thread, kind);
   if (kind != Kind::read) {
     cell.defined = true;
-    cell.write = order.now(thread, kind);
+    cell.write = order().now(thread, kind);
     return;
   }
-  if (cell.reads[0].thread != thread && !order.before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
-  cell.reads[0] = order.now(thread, kind);
+  if (cell.reads[0].thread != thread && !order().before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
+  cell.reads[0] = order().now(thread, kind);
 }
 
 std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, bool shared, bool writable,
@@ -218,7 +167,7 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
   Cell fresh;
   fresh.defined = defined || !ARGUS_WRITES_ARE_SEEN;
   return std::make_unique<Region>(
-      Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes, fresh)});
+      Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes, fresh), {}});
 }
 
 void* add_array(const std::string& name, const void* tag, size_t bytes) {
@@ -228,9 +177,7 @@ void* add_array(const std::string& name, const void* tag, size_t bytes) {
           std::to_string(kMaxShared) + " a block can have");
   }
   const size_t aligned = (bytes + kSharedGap - 1) / kSharedGap * kSharedGap;
-  const uintptr_t base =
-      (reinterpret_cast<uintptr_t>(memory.arena.get()) + kSharedGap) / kSharedGap * kSharedGap;
-  void* data = reinterpret_cast<void*>(base + memory.arena_used);
+  void* data = shared_pointer(static_cast<uint32_t>(memory.arena_used));
   // Unused bytes between arrays stay out of bounds.
   memory.arena_used += aligned + kSharedGap;
   ARGUS_UNPOISON(data, bytes);
@@ -251,6 +198,23 @@ void deliver(const std::vector<AsyncCopy>& copies) {
 }
 
 }  // namespace
+
+std::string bytes_text(size_t count) {
+  return std::to_string(count) + (count == 1 ? " byte" : " bytes");
+}
+
+const char* verb(Kind kind) {
+  return kind == Kind::read ? "reads" : kind == Kind::write ? "writes" : "atomically updates";
+}
+
+Region* find_region(uintptr_t begin, uintptr_t end) {
+  for (auto* regions : {&memory.arrays, &memory.buffers}) {
+    for (const auto& region : *regions) {
+      if (begin < region->end && end > region->begin) return region.get();
+    }
+  }
+  return nullptr;
+}
 
 DeviceBuffer::DeviceBuffer(std::string name, void* host, size_t bytes, Contents contents)
     : DeviceBuffer(std::move(name), host, host, bytes, contents) {}
@@ -282,19 +246,24 @@ void DeviceBuffer::copy_back() const {
   if (back_ != nullptr && bytes_ > 0) std::memcpy(back_, data_, bytes_);
 }
 
+Region& require_region(uintptr_t address, size_t bytes, Kind kind) {
+  Region* region = find_region(address, address + bytes);
+  if (region == nullptr || address < region->begin || address + bytes > region->end)
+    fault_out_of_bounds(address, bytes, kind);
+  if (kind != Kind::read && !region->writable)
+    fault(access_text(kind, bytes) + " of " + region->name + ", read-only");
+  return *region;
+}
+
 void access_by(int thread, const void* pointer, size_t bytes, Kind kind) {
   if (bytes == 0) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-  Region* region = find_region(address, address + bytes);
-  if (region == nullptr) {
+  if (find_region(address, address + bytes) == nullptr) {
     const bool argument = address - memory.arguments < memory.arguments_bytes;
     if (kind == Kind::read && (argument || in_library(address))) return;
-    fault_out_of_bounds(address, bytes, kind);
   }
-  if (address < region->begin || address + bytes > region->end) fault_out_of_bounds(address, bytes, kind);
-  if (kind != Kind::read && !region->writable)
-    fault(access_text(kind, bytes) + " of " + region->name + ", read-only");
-  for (size_t i = 0; i < bytes; ++i) touch(*region, address + i, thread, kind);
+  Region& region = require_region(address, bytes, kind);
+  for (size_t i = 0; i < bytes; ++i) touch(region, address + i, thread, kind);
 }
 
 void access(const void* pointer, size_t bytes, Kind kind) {
@@ -303,7 +272,10 @@ void access(const void* pointer, size_t bytes, Kind kind) {
     fault("spins: " + std::to_string(kMaxAccesses) +
           " accesses without a barrier, as a wait for another thread makes");
   }
-  if (current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) return;
+  if (current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) {
+    if (registers_watched()) touch_registers(pointer, bytes, kind);
+    return;
+  }
   access_by(current_thread(), pointer, bytes, kind);
 }
 
@@ -317,6 +289,15 @@ void* shared_array(const void* tag, const char* name, size_t bytes) {
 void* dynamic_shared() {
   if (memory.dynamic == nullptr) fault("uses dynamic shared memory, and the launch gave none");
   return memory.dynamic;
+}
+
+uint32_t shared_offset(const void* address) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(address) - shared_pointer(0));
+}
+
+unsigned char* shared_pointer(uint32_t offset) {
+  const uintptr_t arena = reinterpret_cast<uintptr_t>(memory.arena.get());
+  return reinterpret_cast<unsigned char*>((arena + kWindow - 1) / kWindow * kWindow + offset);
 }
 
 void require_shared(const char* instruction, const void* pointer, size_t alignment) {
@@ -369,45 +350,24 @@ void copy_async_wait_all() {
 void begin_launch_memory(const void* arguments, size_t bytes) {
   memory.arguments = reinterpret_cast<uintptr_t>(arguments);
   memory.arguments_bytes = bytes;
-  memory.order.launch_start = memory.order.block + 1;
+  order().begin_launch();
 }
 
 void begin_block_memory(int threads, size_t dynamic_bytes) {
   memory.arrays.clear();
   memory.tags.clear();
-  memory.arena_used = memory.shared_used = 0;
+  // No array may count on more than the alignment that it asks for.
+  memory.arena_used = kSharedGap;
+  memory.shared_used = 0;
   ARGUS_POISON(memory.arena.get(), kArenaBytes);
   memory.copies.assign(threads, {});
-  ++memory.order.block;
-  memory.order.epoch = 0;
-  memory.order.clocks.assign(threads, {});
-  for (int thread = 0; thread < threads; ++thread) memory.order.clocks[thread][thread % kLanes] = 1;
+  order().begin_block(threads);
   memory.dynamic = nullptr;
   if (dynamic_bytes > 0) memory.dynamic = add_array("dynamic shared memory", &memory, dynamic_bytes);
 }
 
 void begin_step() {
   memory.accesses = 0;
-}
-
-void order_block() {
-  ++memory.order.epoch;
-}
-
-void order_lanes(int first_thread, unsigned mask) {
-  auto& clocks = memory.order.clocks;
-  std::array<uint32_t, kLanes> joined{};
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
-    for (int other = 0; other < kLanes; ++other) {
-      joined[other] = std::max(joined[other], clocks[first_thread + lane][other]);
-    }
-  }
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1u) == 0) continue;
-    clocks[first_thread + lane] = joined;
-    ++clocks[first_thread + lane][lane];
-  }
 }
 
 }  // namespace argus::simt

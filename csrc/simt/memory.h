@@ -14,9 +14,10 @@
 #include <memory>
 #include <string>
 
+#include "simt/order.h"
+
 namespace argus::simt {
 
-enum class Kind : uint8_t { read, write, atomic };
 enum class Contents : uint8_t { given, fresh };  // initialised, or uninitialised as from an allocator
 
 // A copy of host memory that device code may use; guard bytes lie on both sides. Its offset in a 256-byte
@@ -65,7 +66,5 @@ void copy_async_wait_all();
 void begin_launch_memory(const void* arguments, size_t bytes);
 void begin_block_memory(int threads, size_t dynamic_bytes);
 void begin_step();
-void order_block();
-void order_lanes(int first_thread, unsigned mask);
 
 }  // namespace argus::simt

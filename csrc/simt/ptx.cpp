@@ -1,14 +1,10 @@
 #include "simt/ptx.h"
 
-#include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
-#include <numeric>
 
-#include "simt/arithmetic.h"
 #include "simt/memory.h"
 #include "simt/numbers.h"
+#include "simt/tensor_core.h"
 
 namespace argus::simt {
 namespace {
@@ -61,50 +57,10 @@ struct Product {
   const uint32_t *a, *b;
 };
 
-// Element `half` of a 32-bit register of two elements.
-template <class T>
-double narrow(uint32_t word, int half) {
-  T value;
-  value.bits = static_cast<uint16_t>(word >> (16 * half));
-  return static_cast<double>(static_cast<float>(value));
-}
-
-// The device ignores the 13 low bits of a float32.
-double tf32(uint32_t word) {
-  return static_cast<double>(std::bit_cast<float>(word & 0xffffe000u));
-}
-
 template <int kDepth>
 struct Operands {
   double a[16][kDepth], b[kDepth][8];
 };
-
-// Tensor cores align their summands to the largest one and truncate the rest (Fasi, Higham, Mikaitis,
-// Pranesh: Numerical behavior of NVIDIA tensor cores, 2021, which found two or three bits more than here).
-template <int kCount>
-float truncated_sum(const double (&terms)[kCount]) {
-  double largest = 0.0;
-  for (const double term : terms) {
-    if (!std::isfinite(term)) return static_cast<float>(std::accumulate(terms, terms + kCount, 0.0));
-    largest = std::max(largest, std::abs(term));
-  }
-  if (largest == 0.0) return 0.0f;
-  const int last_bit = std::max(std::ilogb(largest) - 23, -149);
-  double sum = 0.0;
-  for (const double term : terms) sum += std::trunc(std::ldexp(term, -last_bit));
-  // Rounds an integer of at most 2^24 · 17 to float32, toward zero.
-  const float rounded = static_cast<float>(std::ldexp(sum, last_bit));
-  const bool too_large = std::abs(static_cast<double>(rounded)) > std::abs(std::ldexp(sum, last_bit));
-  return too_large ? std::nextafterf(rounded, 0.0f) : rounded;
-}
-
-template <int kDepth>
-float sum_of_products(float d, const Operands<kDepth>& operands, int row, int column) {
-  double terms[kDepth + 1] = {static_cast<double>(d)};
-  for (int k = 0; k < kDepth; ++k) terms[k + 1] = operands.a[row][k] * operands.b[k][column];
-  if (arithmetic() == Arithmetic::pessimistic) return truncated_sum(terms);
-  return static_cast<float>(std::accumulate(terms, terms + kDepth + 1, 0.0));
-}
 
 template <int kDepth>
 void multiply(void* const* payloads, const Operands<kDepth>& operands) {
@@ -112,7 +68,7 @@ void multiply(void* const* payloads, const Operands<kDepth>& operands) {
     float* d = static_cast<const Product*>(payloads[lane])->d;
     for (int i = 0; i < 4; ++i) {
       const int row = lane / 4 + (i < 2 ? 0 : 8), column = lane % 4 * 2 + i % 2;
-      d[i] = sum_of_products(d[i], operands, row, column);
+      d[i] = sum_of_products<kDepth>(d[i], operands.a[row], &operands.b[0][column], 8);
     }
   }
 }

@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -124,13 +125,19 @@ def _digest(*parts: str | bytes) -> str:
 
 
 @cache
-def _headers() -> str:
-    files = [*(REPOSITORY / "csrc").rglob("*.h"), *(REPOSITORY / "csrc").rglob("*.cuh"), *HERE.glob("*.*h")]
-    return _digest(*(path.read_bytes() for path in sorted(files)))
+def _headers(source: Path) -> frozenset[Path]:
+    """What a source, or a header, includes of this tree, headers of headers too."""
+    found: set[Path] = set()
+    for name in re.findall(r'^#include "([^"]+)"', source.read_text(), re.MULTILINE):
+        for path in (REPOSITORY / "csrc" / name, HERE / name):
+            if path.exists() and path != source:
+                found |= {path, *_headers(path)}
+    return frozenset(found)
 
 
 def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
-    digest = _digest(*_compiler(), *FLAGS, *flags, _headers(), source.read_bytes())
+    read = [path.read_bytes() for path in sorted(_headers(source))]
+    digest = _digest(*_compiler(), *FLAGS, *flags, *read, source.read_bytes())
     target = folder / f"{source.parent.name}-{source.name}-{digest}.o"
     _make(target, [*FLAGS, *flags, "-c", str(source)])
     return target

@@ -1,0 +1,67 @@
+// A tile of an operand of wgmma in shared memory, as TMA brings it there.
+//
+// K-major, the matrix is [rows, depth] in global memory, and a box of TMA is `kRows` rows of as many elements
+// of depth as the swizzle is wide. MN-major, the matrix is [depth, rows], and a box is `kDepth` steps of as
+// many rows as the swizzle is wide. Boxes follow one another; without a swizzle they are 16 bytes wide.
+#pragma once
+
+#include "common/cuda/sm90/tma.cuh"
+#include "common/cuda/sm90/wgmma.cuh"
+
+namespace argus::sm90 {
+
+constexpr uint32_t kPatternBytes = 1024;  // to which tiles are aligned
+
+ARGUS_DEVICE unsigned char* align_to_pattern(unsigned char* shared) {
+  const uintptr_t past = reinterpret_cast<uintptr_t>(shared) % kPatternBytes;
+  return past == 0 ? shared : shared + (kPatternBytes - past);
+}
+
+template <class T, ptx::Major kStored, int kSwizzle, int kRows, int kDepth>
+struct OperandTile {
+  static constexpr ptx::Major kMajor = kStored;
+  static constexpr bool kMn = kMajor == ptx::Major::mn;
+  static constexpr int kWidth = kSwizzle == 0 ? kChunkBytes : kSwizzle;  // bytes of a box's rows
+  static constexpr int kBoxColumns = kWidth / static_cast<int>(sizeof(T));
+  static constexpr int kBoxRows = kMn ? kDepth : kRows;
+  static constexpr int kBoxes = (kMn ? kRows : kDepth) / kBoxColumns;
+  static constexpr int kBoxBytes = kBoxRows * kWidth;
+  static constexpr int kBytes = kBoxes * kBoxBytes;
+  static constexpr int kStepDepth = 32 / static_cast<int>(sizeof(T));  // of one wgmma
+  static constexpr int kSteps = kDepth / kStepDepth;
+  // From one step to the next, and how many have them before the next box.
+  static constexpr int kStepBytes = kMn ? kStepDepth * kWidth : kSwizzle == 0 ? 2 * kBoxBytes : 32;
+  static constexpr int kStepsInBox = kMn || kSwizzle == 0 ? kSteps : kWidth / 32;
+  static_assert((kMn ? kRows : kDepth) % kBoxColumns == 0 && kDepth % kStepDepth == 0 && kBoxRows <= 256);
+
+  // Of a matrix with `rows` rows and `depth`, its lines `pitch` elements apart.
+  static ptx::TensorMap map(const T* base, uint64_t rows, uint64_t depth, uint64_t pitch) {
+    return ptx::make_tensor_map<T>(
+        {base, kMn ? rows : depth, kMn ? depth : rows, pitch * sizeof(T), kBoxColumns, kBoxRows, kSwizzle});
+  }
+
+  // Brings the tile at (row, depth); `barrier` counts kBytes.
+  ARGUS_DEVICE static void load(unsigned char* tile, const ptx::TensorMap& map, int row, int depth,
+                                uint64_t* barrier) {
+    for (int box = 0; box < kBoxes; ++box) {
+      const int along = box * kBoxColumns;
+      ptx::tma_load(tile + box * kBoxBytes, map, kMn ? row + along : depth + along, kMn ? depth : row,
+                    barrier);
+    }
+  }
+
+  // Without a swizzle a pattern is one chunk wide, and the offset that a swizzle leaves out lies between
+  // boxes.
+  static constexpr uint64_t kDescriptor =
+      kSwizzle != 0 ? ptx::matrix_descriptor(kSwizzle, kMn ? kBoxBytes : kChunkBytes, 8 * kWidth)
+      : kMn         ? ptx::matrix_descriptor(0, 8 * kChunkBytes, kBoxBytes)
+                    : ptx::matrix_descriptor(0, kBoxBytes, 8 * kChunkBytes);
+
+  // The descriptor of the `step`-th 32 bytes of depth.
+  ARGUS_DEVICE static uint64_t descriptor(const unsigned char* tile, int step) {
+    return ptx::matrix_descriptor_at(kDescriptor,
+                                     tile + step % kStepsInBox * kStepBytes + step / kStepsInBox * kBoxBytes);
+  }
+};
+
+}  // namespace argus::sm90

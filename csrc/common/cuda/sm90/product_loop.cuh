@@ -1,0 +1,136 @@
+// A persistent product on sm_90: D = A Bᵀ in tiles of 128 × kColumns sums, of bfloat16 or half, each operand
+// K-major or MN-major, or of float32 as tf32, K-major; what becomes of a tile's sums is the policy's.
+//
+// A block has three warpgroups. One thread of the first brings tiles of A and B by TMA, 128 bytes deep, into
+// a ring of four stages; the other two multiply 64 rows each by wgmma. `full` counts a stage's bytes, `empty`
+// the eight consumer warps that are done with it. One group of wgmma stays under way: the stage before it is
+// released when its successor has been issued. Rows, columns and depth past the matrices' ends are zeros of
+// TMA.
+//
+//   columns   shared memory            registers of a thread (of 64 K: 128 · producer + 256 · consumer)
+//   128       4 · (16 + 16) KB = 128   24 · 128 + 240 · 256 = 64,512; 64 of a consumer's are sums
+//   256       4 · (16 + 32) KB = 192   the same; 128 of a consumer's are sums
+#pragma once
+
+#include "common/cuda/sm90/operand_tile.cuh"
+
+namespace argus::sm90 {
+
+template <class T, ptx::Major kA, ptx::Major kB, int kColumns>
+struct ProductLoop {
+  static constexpr int kStages = 4, kRows = 128, kDepth = 128 / static_cast<int>(sizeof(T));
+  static constexpr int kThreads = 384, kConsumerWarps = 8;
+  static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  using TileA = OperandTile<T, kA, 128, kRows, kDepth>;
+  using TileB = OperandTile<T, kB, 128, kColumns, kDepth>;
+  using HalfOfA = OperandTile<T, kA, 128, kRows / 2, kDepth>;
+  static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
+  static constexpr size_t kShared = kStages * kStageBytes + kPatternBytes;
+
+  // D is [rows, columns]; blocks take tiles in turn, those of one column of tiles one after the other, so
+  // that their part of B stays in the L2.
+  struct Shape {
+    int rows, columns, depth;
+
+    ARGUS_HOST_DEVICE int row_tiles() const { return (rows + kRows - 1) / kRows; }
+    ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * ((columns + kColumns - 1) / kColumns); }
+    ARGUS_HOST_DEVICE int steps() const { return (depth + kDepth - 1) / kDepth; }
+  };
+
+  struct Ring {
+    uint64_t *full, *empty;
+    unsigned char* stages;
+
+    ARGUS_DEVICE unsigned char* a(int step) const { return stages + step % kStages * kStageBytes; }
+    ARGUS_DEVICE unsigned char* b(int step) const { return a(step) + TileA::kBytes; }
+    ARGUS_DEVICE static uint32_t parity(int step) { return static_cast<uint32_t>(step / kStages % 2); }
+  };
+
+  ARGUS_DEVICE static void produce(const Ring& ring, const ptx::TensorMap& map_a, const ptx::TensorMap& map_b,
+                                   const Shape& shape) {
+    int step = 0;
+    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
+      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
+      for (int depth = 0; depth < shape.depth; depth += kDepth, ++step) {
+        uint64_t* full = ring.full + step % kStages;
+        ptx::mbarrier_wait(ring.empty + step % kStages, Ring::parity(step) ^ 1);
+        ptx::mbarrier_arrive_expect(full, kStageBytes);
+        TileA::load(ring.a(step), map_a, row, depth, full);
+        TileB::load(ring.b(step), map_b, column, depth, full);
+      }
+    }
+  }
+
+  ARGUS_DEVICE static void release(const Ring& ring, int step) {
+    if (lane_index() == 0) ptx::mbarrier_arrive(ring.empty + step % kStages);
+  }
+
+  // The sums of one tile, of the 64 rows that are the warpgroup's; `step` counts on from tile to tile.
+  ARGUS_DEVICE static void multiply(const Ring& ring, int half, int steps, int& step,
+                                    float (&sums)[kColumns / 2]) {
+    for (int i = 0; i < steps; ++i, ++step) {
+      ptx::mbarrier_wait(ring.full + step % kStages, Ring::parity(step));
+      const unsigned char* a = half_of_a(ring.a(step), half);
+      const unsigned char* b = ring.b(step);
+      ptx::wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < TileA::kSteps; ++k) {
+        ptx::wgmma<kA, kB>(sums, TileA::descriptor(a, k), TileB::descriptor(b, k), i > 0 || k > 0, T{});
+      }
+      ptx::wgmma_commit();
+      ptx::wgmma_wait<1>();
+      if (i > 0) release(ring, step - 1);
+    }
+    ptx::wgmma_wait<0>(sums);
+    release(ring, step - 1);
+  }
+
+  // Rows of 128 bytes, or a box of 64 rows.
+  ARGUS_DEVICE static const unsigned char* half_of_a(const unsigned char* a, int half) {
+    static_assert(HalfOfA::kBytes * 2 == TileA::kBytes);
+    return a + half * HalfOfA::kBytes;
+  }
+
+  // What a kernel of kThreads threads runs. `policy.take(sums, row, column)` gets a warpgroup's sums of the
+  // tile whose first row, the warpgroup's, and first column are these.
+  template <class Policy>
+  ARGUS_DEVICE static void run(const ptx::TensorMap& map_a, const ptx::TensorMap& map_b, const Shape& shape,
+                               Policy& policy) {
+    ARGUS_SHARED(uint64_t, full, [kStages]);
+    ARGUS_SHARED(uint64_t, empty, [kStages]);
+    ARGUS_DYNAMIC_SHARED(unsigned char, buffer);
+    const Ring ring{full, empty, align_to_pattern(buffer)};
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < kStages; ++stage) {
+        ptx::mbarrier_init(full + stage, 1);
+        ptx::mbarrier_init(empty + stage, kConsumerWarps);
+      }
+      ptx::fence_mbarrier_init();
+    }
+    __syncthreads();
+    const int group = static_cast<int>(threadIdx.x) / 128;
+    if (group == 0) {
+      ptx::decrease_registers<kProducerRegisters>();
+      if (threadIdx.x == 0) produce(ring, map_a, map_b, shape);
+      return;
+    }
+    ptx::increase_registers<kConsumerRegisters>();
+    int step = 0;
+    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
+      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
+      float sums[kColumns / 2];
+      multiply(ring, group - 1, shape.steps(), step, sums);
+      policy.take(sums, row + (group - 1) * kRows / 2, column);
+    }
+  }
+};
+
+// The row and the column, from the tile's first ones, of the i-th of a thread's sums.
+ARGUS_DEVICE int row_of_sum(int i) {
+  return static_cast<int>(threadIdx.x) % 128 / 32 * 16 + lane_index() / 4 + i / 2 % 2 * 8;
+}
+ARGUS_DEVICE int column_of_sum(int i) {
+  return i / 4 * 8 + lane_index() % 4 * 2 + i % 2;
+}
+
+}  // namespace argus::sm90

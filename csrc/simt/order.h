@@ -1,0 +1,95 @@
+// Which accesses of device code happened before which.
+//
+// A __syncthreads orders the whole block: it begins a new epoch. Within an epoch every thread has a vector
+// clock. At first it covers the lanes of its warp, which __syncwarp joins; from the first mbarrier, named
+// barrier or wgmma of a block on it is wide, covers all threads, and is joined at those objects too.
+//
+// Work that goes on beside the threads (TMA copies, wgmma) belongs to agents, each with an entry of its own
+// in the wide clocks: a thread has the entry from the moment on at which it, or one that it synchronised
+// with, waited for the work. A second clock, `fenced`, holds what a fence.proxy.async has made visible to the
+// async proxy; it is joined wherever the first is, so that the fence may stand anywhere on the way from the
+// access to the asynchronous one, as the PTX manual's causality order has it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "simt/executor.h"
+
+namespace argus::simt {
+
+enum class Kind : uint8_t { read, write, atomic };
+
+constexpr uint32_t kNoBlock = 0xffffffffu;
+
+// When, and by which thread or agent, a byte was accessed. Blocks are numbered across launches.
+struct Touch {
+  uint32_t block = kNoBlock;
+  uint32_t epoch = 0;   // block barriers passed
+  uint32_t clock = 0;   // the thread's or agent's own clock
+  uint16_t thread = 0;  // an agent's from kMaxThreads on
+  Kind kind = Kind::read;
+
+  bool by_agent() const { return thread >= kMaxThreads; }
+};
+
+// Entries by thread, then by agent; those past the end are 0.
+using Clock = std::vector<uint32_t>;
+
+// What has happened before a point of the program, and what of it the async proxy may see.
+struct View {
+  Clock seen, fenced;
+};
+void join(View& into, const View& from);
+// What both have in common.
+View meet(const View& a, const View& b);
+
+class Order {
+ public:
+  void begin_launch() { launch_start_ = block_ + 1; }
+  void begin_block(int threads);
+
+  uint32_t block() const { return block_; }
+  Touch now(int thread, Kind kind) const;
+  bool before(const Touch& touch, int thread) const;
+  bool before(const Touch& touch, const View& view) const;
+  // Whether a proxy fence stands between a thread's access and the view.
+  bool fenced(const Touch& touch, const View& view) const;
+
+  void order_block();
+  void order_lanes(int first_thread, unsigned mask);
+
+  void widen();
+  const View& view(int thread) const { return views_[thread]; }
+  // The thread's view at a release; what it does afterwards is not in it.
+  View release(int thread);
+  void acquire(int thread, const View& view) { join(views_[thread], view); }
+  void fence_proxy(int thread);
+
+  // `work` is named in faults: "a TMA load that …".
+  int add_agent(std::string work);
+  std::string work_of(const Touch& touch) const;
+  Touch agent_touch(int agent, uint32_t clock, Kind kind) const;
+  void observe(int thread, int agent, uint32_t clock);
+  void add_to(View& view, int agent, uint32_t clock) const;
+  bool has(const View& view, int agent, uint32_t clock) const;
+
+ private:
+  size_t entry(int agent) const { return static_cast<size_t>(threads_ + agent); }
+  bool outside(const Touch& touch) const;
+
+  uint32_t block_ = 0, launch_start_ = 0, epoch_ = 0;
+  int threads_ = 0;
+  bool wide_ = false;
+  std::vector<std::array<uint32_t, kLanes>> lanes_;
+  std::vector<uint32_t> at_barrier_;  // each thread's clock when the last __syncthreads ended
+  std::vector<View> views_;
+  std::vector<std::string> agents_;
+};
+
+// The order of the running launch.
+Order& order();
+
+}  // namespace argus::simt

@@ -1,0 +1,55 @@
+"""What nvcc makes of TMA and wgmma for sm_90a: the instructions, no spills, and products that stay asynchronous."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from build_support import decide, resources
+from build_support.compile import nvcc_flags
+
+TOOLKIT = decide.find_toolkit(os.environ)
+PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
+FLAGS = nvcc_flags(["90a"])
+
+pytestmark = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
+
+
+def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
+    assert TOOLKIT is not None
+    found = resources.measure(PLANTED / "sm90_kernels.cu", TOOLKIT, [PLANTED], flags=FLAGS)
+    assert len(found) == 6
+    for one in found:
+        assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one
+        if "::product<" in one.kernel:
+            # What a launch of 384 threads gives each, for setmaxnreg to share out.
+            assert one.registers == 168, one
+        if resources.cuobjdump() is not None:
+            assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
+
+
+SERIALIZED = """
+#include "common/cuda/sm90/wgmma.cuh"
+using namespace argus::ptx;
+__global__ void __launch_bounds__(128) wrong(uint64_t a, uint64_t b, float* d) {
+  float sums[32];
+  for (float& sum : sums) sum = d[threadIdx.x];
+  wgmma_fence();
+  wgmma<Major::k, Major::k>(sums, a, b, true, __half{});
+  sums[3] *= 2.0f;
+  wgmma<Major::k, Major::k>(sums, a, b, true, __half{});
+  wgmma_commit();
+  wgmma_wait<0>(sums);
+  for (float sum : sums) d[threadIdx.x] += sum;
+}
+"""
+
+
+def test_products_that_ptxas_serializes_are_refused(tmp_path: Path) -> None:
+    assert TOOLKIT is not None
+    source = tmp_path / "wrong.cu"
+    source.write_text(SERIALIZED)
+    with pytest.raises(decide.BuildError, match=r"ptxas serializes the wgmma of .*wrong\.cu"):
+        resources.measure(source, TOOLKIT, flags=FLAGS)

@@ -1,0 +1,116 @@
+"""TMA, mbarrier and wgmma on the executor: exact products under every order, and every planted fault is reported."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.csrc.simt import host_executor
+
+HERE = Path(__file__).parent
+SOURCES = tuple(HERE / name for name in ("registry.cpp", "sm90.cpp", "sm90_loop.cpp", "sm90_faults.cpp"))
+SEEDS = range(12)
+
+pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
+
+RIGHT = sorted(
+    name
+    for source in SOURCES
+    for name in re.findall(r"^ARGUS_CASE\((\w+)\)", source.read_text(), re.MULTILINE)
+    if not name.startswith("fault_")
+)
+THREAD = r"block \(0, 0, 0\) thread \(\d+, 0, 0\): "
+BYTE = r"byte \d+ of dynamic shared memory"
+LOAD = r"where a TMA load that the mbarrier at byte \d+ of shared array 'full' counts has not been waited for"
+PRODUCT = r"where a wgmma of threads 0 to 127 has not been waited for"
+FAULTS = {
+    "barriers_not_fenced": THREAD + "missing fence: a TMA load counts on the mbarrier at byte 0 of shared array "
+    "'full', with neither fence.mbarrier_init nor fence.proxy.async since its init",
+    "barriers_not_announced": THREAD + r"(mbarrier.try_wait of an address at which no mbarrier is initialised|race: )",
+    "copy_not_expected": THREAD + "wrong byte count: TMA loads of 8192 bytes on the mbarrier at byte 0 of shared array "
+    "'full', of which 0 bytes were expected before",
+    "too_few_bytes_expected": THREAD + "wrong byte count: TMA loads of 16384 bytes .*, of which 16368 bytes",
+    "too_many_bytes_expected": r"block \(0, 0, 0\): deadlock: .*mbarrier.try_wait \(sm90_faults.cpp:\d+\): the "
+    "mbarrier at byte 0 of shared array 'full' is in phase 0 and awaits 0 of 1 arrivals and 16 bytes",
+    "unaligned_box": THREAD + "a TMA load of a shared address that is not a multiple of 128 bytes",
+    "stage_not_waited_for": THREAD + rf"(missing wait: a wgmma reads {BYTE}, {LOAD}|undefined: a wgmma reads)",
+    "wrong_parity": rf"missing wait: a wgmma reads {BYTE}, {LOAD}|undefined: a wgmma reads|deadlock: .*mbarrier",
+    "stage_refilled_early": THREAD + rf"(over-arrival: |missing wait: a TMA load writes {BYTE}, {LOAD})",
+    # A warp that is late may even miss the phase that it waits for.
+    "stage_released_early": rf"missing wait: (a TMA load writes {BYTE}, {PRODUCT}|a wgmma reads {BYTE}, {LOAD})|"
+    "deadlock: ",
+    "over_arrival": THREAD + "over-arrival: mbarrier.arrive on the mbarrier at byte 8 of shared array 'full', whose "
+    "phase has had all 1 arrivals",
+    "stage_zeroed_without_proxy_fence": THREAD + rf"missing proxy fence: a TMA load writes {BYTE}, which thread "
+    r"\(128, 0, 0\) wrote with no fence.proxy.async in between",
+    "no_wgmma_fence": THREAD + "missing wgmma.fence: none comes before the first wgmma",
+    "no_wgmma_fence_after_scaling": THREAD + "missing wgmma.fence: an accumulator was accessed since the last one",
+    "accumulators_read_early": THREAD + "missing wait: reads an accumulator of a wgmma that has not been waited for",
+    "accumulators_written_early": THREAD + "missing wait: writes an accumulator of a wgmma that has not been",
+    "fragment_reused_early": THREAD + "missing wait: writes a register of A of a wgmma that has not been waited for",
+    "wrong_stride_offset": r"out\[\d+\] is \S+, expected",
+    "wrong_swizzle": r"out\[\d+\] is \S+, expected",
+    "no_proxy_fence_before_store": THREAD + rf"missing proxy fence: a TMA store reads {BYTE}, which thread",
+    "no_barrier_before_store": THREAD + rf"(race|undefined): a TMA store reads {BYTE}, which",
+    "store_source_reused_early": THREAD + rf"missing wait: writes {BYTE}, where a TMA store of thread \(0, 0, 0\)",
+    "stored_bytes_read_early": THREAD + r"missing wait: reads byte 0 of buffer 'out', where a TMA store of thread "
+    r"\(0, 0, 0\) has not been waited for",
+    "exit_before_store_is_read": THREAD + "missing wait: it exits, and a TMA store may not have read its shared",
+    "named_barrier_of_too_many": r"block \(0, 0, 0\): deadlock: 128 threads wait in bar.sync \(sm90_faults.cpp:\d+\): "
+    "128 of 160 threads have arrived",
+    "too_many_registers": r"block \(0, 0, 0\): deadlock: .* threads wait in setmaxnreg.inc \(sm90_faults.cpp:\d+\): "
+    r"\d+ of the block's 65536 registers are free",
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    loaded = host_executor.load("sm90", SOURCES)
+    loaded.case_name.restype = ctypes.c_char_p
+    loaded.case_run.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]
+    loaded.case_run.restype = None
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def run(library: ctypes.CDLL) -> Callable[[str, int], str]:
+    """Runs a case under a seed; what went wrong, or the empty string."""
+    indices = {library.case_name(index).decode(): index for index in range(library.case_count())}
+    assert set(indices) == {*RIGHT, *(f"fault_{name}" for name in FAULTS)}
+
+    def run_case(name: str, seed: int) -> str:
+        report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
+        library.case_run(indices[name], seed, report, len(report))
+        return report.value.decode()
+
+    return run_case
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right_kernels_pass_under_every_seed(run: Callable[[str, int], str], name: str) -> None:
+    assert [run(name, seed) for seed in SEEDS] == [""] * len(SEEDS)
+
+
+@pytest.mark.parametrize("name", [name for name in RIGHT if "real_product" in name])
+def test_real_products_pass_where_sums_are_truncated(
+    library: ctypes.CDLL, run: Callable[[str, int], str], name: str
+) -> None:
+    with host_executor.pessimistic(library):
+        assert [run(name, seed) for seed in SEEDS[:2]] == [""] * 2
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_reported_under_every_seed(run: Callable[[str, int], str], name: str) -> None:
+    for seed in SEEDS:
+        report = run(f"fault_{name}", seed)
+        assert re.search(FAULTS[name], report), report
+
+
+def test_a_launch_after_a_fault_is_unharmed(run: Callable[[str, int], str]) -> None:
+    for name in FAULTS:
+        assert run(f"fault_{name}", 3)
+        assert run("pipeline", 3) == ""
