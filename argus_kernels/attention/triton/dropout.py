@@ -35,7 +35,10 @@ def stream_of(rule, user, head, SHAPE: tl.constexpr):
 
 @triton.jit
 def dropped(weights, position, key_place, stream, SHAPE: tl.constexpr):
-    """Weights after dropout, or what reaches them backward: multiplied by 0 or by 1 / (1 − dropout)."""
+    """Weights after dropout, or what reaches them backward: multiplied by 0 or by 1 / (1 − dropout).
+
+    Every pair asks the generator for both words and takes one: see the README of causal_attention.
+    """
     if SHAPE.kept_factor != 1.0:
         words = philox(position.to(tl.uint32), (key_place >> 1).to(tl.uint32), stream)
         word = tl.where((key_place & 1) == 1, words[1], words[0])
