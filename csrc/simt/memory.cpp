@@ -36,7 +36,7 @@ namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
 constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kWindow = 1024;
-constexpr size_t kArenaBytes = kMaxShared + 64 * kSharedGap + kWindow;
+constexpr size_t kMaxArrays = 60, kArenaBytes = kMaxShared + 2 * (kMaxArrays + 1) * kSharedGap + kWindow;
 constexpr uintptr_t kFar = 64 << 10;  // farther off, no buffer is named in a fault
 constexpr size_t kMaxAccesses = 1 << 22;
 
@@ -172,7 +172,7 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
 
 void* add_array(const std::string& name, const void* tag, size_t bytes) {
   memory.shared_used += bytes;
-  if (memory.shared_used > kMaxShared || memory.arrays.size() >= 60) {
+  if (memory.shared_used > kMaxShared || memory.arrays.size() >= kMaxArrays) {
     fault("the block's shared arrays take " + bytes_text(memory.shared_used) + ", more than the " +
           std::to_string(kMaxShared) + " a block can have");
   }
