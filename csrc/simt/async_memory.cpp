@@ -133,7 +133,7 @@ void mark_product_read(const void* address, size_t bytes, int warpgroup, uint32_
 
 void begin_block_async(int threads) {
   begin_block_barriers(threads);
-  begin_block_copies(threads);
+  begin_block_copies();
   begin_block_products(threads);
 }
 

@@ -77,6 +77,7 @@ struct RegisterPool final : Waitable {
 
 std::map<uintptr_t, std::unique_ptr<Barrier>> barriers;
 std::array<NamedBarrier, 16> named;
+bool any_named = false;  // of the block's barriers
 RegisterPool pool;
 
 void mark_barrier(const void* address, bool live) {
@@ -212,6 +213,7 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait, Site site) {
           " threads, which others gave " + std::to_string(barrier.threads));
   }
   order().widen();
+  any_named = true;
   barrier.threads = threads;
   join(barrier.joined, order().release(current_thread()));
   const size_t generation = barrier.released.size();
@@ -240,7 +242,8 @@ void set_max_registers(uint32_t count, bool increase, Site site) {
 
 void begin_block_barriers(int threads) {
   barriers.clear();
-  for (NamedBarrier& barrier : named) barrier = {};
+  if (any_named) named.fill({});
+  any_named = false;
   const uint32_t each = std::min(256u, kRegisters / static_cast<uint32_t>(threads) / 8 * 8);
   pool.of_thread.assign(threads, each);
 }

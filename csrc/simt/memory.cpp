@@ -36,7 +36,7 @@ namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
 constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kWindow = 1024;
-constexpr size_t kArenaBytes = kMaxShared + 64 * kSharedGap + kWindow;
+constexpr size_t kMaxArrays = 60, kArenaBytes = kMaxShared + 2 * (kMaxArrays + 1) * kSharedGap + kWindow;
 constexpr uintptr_t kFar = 64 << 10;  // farther off, no buffer is named in a fault
 constexpr size_t kMaxAccesses = 1 << 22;
 
@@ -172,7 +172,7 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
 
 void* add_array(const std::string& name, const void* tag, size_t bytes) {
   memory.shared_used += bytes;
-  if (memory.shared_used > kMaxShared || memory.arrays.size() >= 60) {
+  if (memory.shared_used > kMaxShared || memory.arrays.size() >= kMaxArrays) {
     fault("the block's shared arrays take " + bytes_text(memory.shared_used) + ", more than the " +
           std::to_string(kMaxShared) + " a block can have");
   }
@@ -246,8 +246,7 @@ void DeviceBuffer::copy_back() const {
   if (back_ != nullptr && bytes_ > 0) std::memcpy(back_, data_, bytes_);
 }
 
-Region& require_region(uintptr_t address, size_t bytes, Kind kind) {
-  Region* region = find_region(address, address + bytes);
+static Region& require_inside(Region* region, uintptr_t address, size_t bytes, Kind kind) {
   if (region == nullptr || address < region->begin || address + bytes > region->end)
     fault_out_of_bounds(address, bytes, kind);
   if (kind != Kind::read && !region->writable)
@@ -255,15 +254,20 @@ Region& require_region(uintptr_t address, size_t bytes, Kind kind) {
   return *region;
 }
 
+Region& require_region(uintptr_t address, size_t bytes, Kind kind) {
+  return require_inside(find_region(address, address + bytes), address, bytes, kind);
+}
+
 void access_by(int thread, const void* pointer, size_t bytes, Kind kind) {
   if (bytes == 0) return;
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-  if (find_region(address, address + bytes) == nullptr) {
+  Region* region = find_region(address, address + bytes);
+  if (region == nullptr) {
     const bool argument = address - memory.arguments < memory.arguments_bytes;
     if (kind == Kind::read && (argument || in_library(address))) return;
   }
-  Region& region = require_region(address, bytes, kind);
-  for (size_t i = 0; i < bytes; ++i) touch(region, address + i, thread, kind);
+  require_inside(region, address, bytes, kind);
+  for (size_t i = 0; i < bytes; ++i) touch(*region, address + i, thread, kind);
 }
 
 void access(const void* pointer, size_t bytes, Kind kind) {
@@ -273,7 +277,7 @@ void access(const void* pointer, size_t bytes, Kind kind) {
           " accesses without a barrier, as a wait for another thread makes");
   }
   if (current_fiber().owns(reinterpret_cast<uintptr_t>(pointer))) {
-    if (registers_watched()) touch_registers(pointer, bytes, kind);
+    if (registers_watched) touch_registers(pointer, bytes, kind);
     return;
   }
   access_by(current_thread(), pointer, bytes, kind);

@@ -6,8 +6,6 @@
 namespace argus::simt {
 namespace {
 
-Order running;
-
 uint32_t at(const Clock& clock, size_t entry) {
   return entry < clock.size() ? clock[entry] : 0;
 }
@@ -39,9 +37,7 @@ View meet(const View& a, const View& b) {
   return {meet_clock(a.seen, b.seen), meet_clock(a.fenced, b.fenced)};
 }
 
-Order& order() {
-  return running;
-}
+Order running_order;
 
 void Order::begin_block(int threads) {
   ++block_;
@@ -54,23 +50,10 @@ void Order::begin_block(int threads) {
   agents_.clear();
 }
 
-Touch Order::now(int thread, Kind kind) const {
-  const uint32_t clock = wide_ ? views_[thread].seen[thread] : lanes_[thread][thread % kLanes];
-  return {block_, epoch_, clock, static_cast<uint16_t>(thread), kind};
-}
-
-// Whether it lies in an earlier launch.
-bool Order::outside(const Touch& touch) const {
-  return touch.block == kNoBlock || touch.block < launch_start_;
-}
-
-bool Order::before(const Touch& touch, int thread) const {
-  if (outside(touch)) return true;
-  if (touch.block != block_) return false;
-  if (touch.by_agent()) return at(views_[thread].seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
-  if (touch.thread == thread || touch.epoch < epoch_) return true;
-  if (wide_) return at(views_[thread].seen, touch.thread) >= touch.clock;
-  return touch.thread / kLanes == thread / kLanes && touch.clock <= lanes_[thread][touch.thread % kLanes];
+bool Order::before_in_wide(const Touch& touch, int thread) const {
+  const Clock& seen = views_[thread].seen;
+  if (touch.by_agent()) return at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
+  return touch.thread == thread || touch.epoch < epoch_ || at(seen, touch.thread) >= touch.clock;
 }
 
 bool Order::before(const Touch& touch, const View& view) const {

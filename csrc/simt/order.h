@@ -52,8 +52,17 @@ class Order {
   void begin_block(int threads);
 
   uint32_t block() const { return block_; }
-  Touch now(int thread, Kind kind) const;
-  bool before(const Touch& touch, int thread) const;
+  Touch now(int thread, Kind kind) const {
+    const uint32_t clock = wide_ ? views_[thread].seen[thread] : lanes_[thread][thread % kLanes];
+    return {block_, epoch_, clock, static_cast<uint16_t>(thread), kind};
+  }
+  bool before(const Touch& touch, int thread) const {
+    if (outside(touch)) return true;
+    if (touch.block != block_) return false;
+    if (wide_) return before_in_wide(touch, thread);
+    if (touch.thread == thread || touch.epoch < epoch_) return true;
+    return touch.thread / kLanes == thread / kLanes && touch.clock <= lanes_[thread][touch.thread % kLanes];
+  }
   bool before(const Touch& touch, const View& view) const;
   // Whether a proxy fence stands between a thread's access and the view.
   bool fenced(const Touch& touch, const View& view) const;
@@ -78,7 +87,9 @@ class Order {
 
  private:
   size_t entry(int agent) const { return static_cast<size_t>(threads_ + agent); }
-  bool outside(const Touch& touch) const;
+  // Whether it lies in an earlier launch.
+  bool outside(const Touch& touch) const { return touch.block == kNoBlock || touch.block < launch_start_; }
+  bool before_in_wide(const Touch& touch, int thread) const;
 
   uint32_t block_ = 0, launch_start_ = 0, epoch_ = 0;
   int threads_ = 0;
@@ -90,6 +101,9 @@ class Order {
 };
 
 // The order of the running launch.
-Order& order();
+extern Order running_order;
+inline Order& order() {
+  return running_order;
+}
 
 }  // namespace argus::simt

@@ -82,7 +82,12 @@ struct Stores {
   int read_agent = -1, write_agent = -1;
   uint32_t committed = 0, read = 0;
 };
-std::vector<Stores> of_thread;
+std::vector<Stores> of_thread;  // made at the block's first store
+
+Stores& own_stores() {
+  if (of_thread.empty()) of_thread.resize(kMaxThreads);
+  return of_thread[current_thread()];
+}
 
 const EncodedTensorMap& require_map(const char* instruction, const void* address, int rank) {
   const auto& map = *static_cast<const EncodedTensorMap*>(address);
@@ -210,7 +215,7 @@ void tma_store(const void* map_address, const int32_t* coordinates, int rank, co
   require_shared("a TMA store", shared, 128);
   const int thread = current_thread();
   order().widen();
-  Stores& own = of_thread[thread];
+  Stores& own = own_stores();
   if (own.read_agent < 0) {
     own.read_agent = order().add_agent("a TMA store of thread " + thread_name(thread));
     own.write_agent = order().add_agent("a TMA store of thread " + thread_name(thread));
@@ -237,12 +242,12 @@ void tma_store(const void* map_address, const int32_t* coordinates, int rank, co
 }
 
 void bulk_commit() {
-  ++of_thread[current_thread()].committed;
+  ++own_stores().committed;
 }
 
 void bulk_wait(int groups_left, bool read_only) {
   const int thread = current_thread();
-  Stores& own = of_thread[thread];
+  Stores& own = own_stores();
   const uint32_t done = own.committed - std::min(own.committed, static_cast<uint32_t>(groups_left));
   for (const auto& store : own.all) {
     if (store->clock > done) continue;
@@ -255,11 +260,12 @@ void bulk_wait(int groups_left, bool read_only) {
   if (!read_only) order().observe(thread, own.write_agent, done);
 }
 
-void begin_block_copies(int threads) {
-  of_thread.assign(threads, {});
+void begin_block_copies() {
+  of_thread.clear();
 }
 
 void exit_thread_copies(int thread) {
+  if (of_thread.empty()) return;
   for (const auto& store : of_thread[thread].all) {
     if (store->clock > of_thread[thread].read)
       fault("missing wait: it exits, and a TMA store may not have read its shared memory");

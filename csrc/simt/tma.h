@@ -61,7 +61,7 @@ void bulk_commit();
 // Waits until all but the last `groups_left` groups have been read, or have arrived too.
 void bulk_wait(int groups_left, bool read_only);
 
-void begin_block_copies(int threads);
+void begin_block_copies();
 void exit_thread_copies(int thread);
 
 }  // namespace argus::simt

@@ -69,8 +69,8 @@ struct Thread {
 struct Products {
   std::vector<Warpgroup> groups;
   std::vector<Thread> threads;
-  bool watched = false;
-} products;
+  int block_threads = 0;
+} products;  // of the block, made when it first uses wgmma
 
 struct Issue {
   const ProductShape* shape;
@@ -323,6 +323,10 @@ void deliver(Warpgroup& group, int warp, int first_thread, uint32_t done) {
 
 // The running thread's warpgroup, which must be whole.
 Warpgroup& own_group(const char* name) {
+  if (products.threads.empty()) {
+    products.groups.resize(products.block_threads / kThreads);
+    products.threads.resize(products.block_threads);
+  }
   const size_t index = static_cast<size_t>(current_thread() / kThreads);
   if (index >= products.groups.size()) fault(std::string(name) + " outside a warpgroup of 128 threads");
   return products.groups[index];
@@ -361,6 +365,8 @@ void combine_wait(void* const* payloads, unsigned) {
 constexpr unsigned kAll = 0xffffffffu;
 
 }  // namespace
+
+bool registers_watched = false;
 
 MatrixDescriptor decode_descriptor(uint64_t bits) {
   constexpr uint64_t kReserved = 3ull << 14 | 3ull << 30 | 7ull << 46 | 0x3ffull << 52;
@@ -404,7 +410,7 @@ void wgmma(const ProductShape& shape, float* d, const uint32_t* a, uint64_t desc
 void wgmma_fence(Site site) {
   own_group("wgmma.fence");
   order().widen();
-  products.watched = true;
+  registers_watched = true;
   warp_collective("wgmma.fence", kAll, nullptr, combine_fence, false, site);
 }
 
@@ -424,10 +430,6 @@ bool product_over(const View& view, int warpgroup, uint32_t product) {
                      [&](const Warp& warp) { return order().has(view, warp.agent, product); });
 }
 
-bool registers_watched() {
-  return products.watched;
-}
-
 void touch_registers(const void* address, size_t bytes, Kind kind) {
   Thread& own = products.threads[current_thread()];
   const uintptr_t begin = reinterpret_cast<uintptr_t>(address), end = begin + bytes;
@@ -442,9 +444,10 @@ void touch_registers(const void* address, size_t bytes, Kind kind) {
 }
 
 void begin_block_products(int threads) {
-  products.groups.assign(threads / kThreads, {});
-  products.threads.assign(threads, {});
-  products.watched = false;
+  products.groups.clear();
+  products.threads.clear();
+  products.block_threads = threads;
+  registers_watched = false;
 }
 
 void exit_thread_products(int thread) {

@@ -47,8 +47,8 @@ void wgmma_wait(int groups_left, Site site);
 // Whether the view is ordered after the waits of all four warps for the warpgroup's operation of this number.
 bool product_over(const View& view, int warpgroup, uint32_t product);
 
-// An access of the running thread to its own stack, where registers may lie.
-bool registers_watched();
+// An access of the running thread to its own stack, where registers may lie; told once the block uses wgmma.
+extern bool registers_watched;
 void touch_registers(const void* address, size_t bytes, Kind kind);
 
 void begin_block_products(int threads);

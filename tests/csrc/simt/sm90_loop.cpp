@@ -44,10 +44,10 @@ void run_integer_product(int rows, int columns, int depth, unsigned blocks) {
   }
 }
 ARGUS_CASE(persistent_product_of_bfloat16) {
-  run_integer_product<__nv_bfloat16, Major::k, Major::k, 128>(200, 264, 328, 2);
+  run_integer_product<__nv_bfloat16, Major::k, Major::k, 128>(136, 136, 264, 2);
 }
 ARGUS_CASE(persistent_product_of_half) {
-  run_integer_product<__half, Major::k, Major::mn, 128>(256, 128, 200, 1);
+  run_integer_product<__half, Major::k, Major::mn, 128>(192, 128, 136, 1);
 }
 ARGUS_CASE(persistent_product_of_wide_tiles) {
   run_integer_product<__nv_bfloat16, Major::mn, Major::mn, 256>(136, 296, 72, 3);
