@@ -111,7 +111,8 @@ def _present(
         write_report(report, title=title, dataset=dataset, result=result, stages=stages)
     console.stdout().print(console.metrics_table(result))
     if result.details:
-        console.stdout().print(console.details_table(result))
+        for table in console.details_tables(result):
+            console.stdout().print(table)
     for note in result.notes:
         console.say(f"Note: {note}")
     if report is not None:

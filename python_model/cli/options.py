@@ -199,8 +199,8 @@ Set = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Option(
-        help="Settings to start from: default, demo, ml-100k, kuairand-pure, or a TOML file of `argus tune`; the data "
-        "set's by default."
+        help="Settings to start from: default, grown, demo, ml-100k, kuairand-pure, or a TOML file of `argus tune`; by "
+        "default grown in pre-training, which derives them from the size of the data."
     ),
 ]
 WhichCheckpoint = Annotated[

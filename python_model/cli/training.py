@@ -36,7 +36,9 @@ from python_model.io.errors import counted
 from python_model.reporting import console
 
 if TYPE_CHECKING:
+    from python_model.data.schema import Dataset
     from python_model.training.progress import StepReport
+    from python_model.training.runs import Settings
 
 
 @app.command(
@@ -169,8 +171,9 @@ def _train(
     if resume and not resumed:
         say(f"{out} has no checkpoint yet: starting from the beginning")
     settings = runs.settings_of(
-        stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None
-    )
+        stage, dataset, given, recipe=recipe, size=size, source=source, resumed=out if resumed else None,
+        device=device,
+    )  # fmt: skip
     if stage == "pretrain" and source is not None and not resumed:
         say(Continuation.of(checkpoint.chosen(source), dataset).text())
     for note in settings.notes:
@@ -188,15 +191,31 @@ def _train(
             )  # fmt: skip
     except KeyboardInterrupt as stop:
         if process_group.is_first():
+            _record(dataset, out, settings, new=not resumed)
             _say_how_to_resume(stage, data, out)
         raise typer.Exit(exit_code(stop)) from None
     if process_group.is_first():
+        _record(dataset, out, settings, new=not resumed)
         if recorded is not None:
             say(f"Profile: {recorded.directory}; open trace.json.gz in ui.perfetto.dev")
         say(f"{title} ends after {counted(checkpoint.read_description(out).step, 'step')}: {out}")
         for line in runs.verdict(out):
             say(line)
         _say_next(stage, data, out, checkpoint.read_description(out).train_config.protocol)
+
+
+def _record(dataset: Dataset, out: Path, settings: Settings, *, new: bool) -> None:
+    """OUT/recipe.toml: the settings of a new run whose recipe grew with the data, and what was chosen and why."""
+    from dataclasses import asdict
+
+    from python_model.training import checkpoint
+    from python_model.training.grown import Size
+    from python_model.training.recipe_file import RECIPE, write_recipe
+
+    if not (new and settings.reasons and checkpoint.exists(out)):
+        return
+    about = {"data": dataset.info.name, **asdict(Size(dataset.info.events, dataset.info.users, dataset.info.items))}
+    write_recipe(out / RECIPE, "\n".join(settings.notes), about, settings.model, settings.train)
 
 
 def _progress(title: str) -> AbstractContextManager[Callable[[StepReport], None] | None]:

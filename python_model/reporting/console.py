@@ -78,26 +78,33 @@ def metrics_table(result: EvaluationResult) -> Table:
     return table
 
 
-def details_table(result: EvaluationResult) -> Table:
-    """Discovery, calibration errors and intervals: one line per predictor."""
-    table = Table(
-        title="details",
-        caption="new: items that the user has not had before; ECE: error of calibration; in brackets: 95 % over users",
-        caption_justify="left",
-    )
+def details_tables(result: EvaluationResult) -> list[Table]:
+    """Discovery and calibration errors, then intervals: one line per predictor."""
     discovery, errors = result.details["discovery"], result.details["calibration"]
     intervals = result.details["intervals"]
     names = list(next(iter(discovery.values())))
     tasks = list(next(iter(errors.values()), {}))
     bounded = list(dict.fromkeys(metric for row in intervals.values() for metric in row))
-    table.add_column("")
-    for name in (*names, *(f"ECE {task}" for task in tasks), *bounded):
+    found = {
+        row: [format_metric(discovery[row][name]) for name in names]
+        + [format_metric(errors.get(row, {}).get(task, {}).get("error")) for task in tasks]
+        for row in result.rows
+    }
+    bounds = {row: [_interval(intervals.get(row, {}).get(metric)) for metric in bounded] for row in result.rows}
+    note = "new: items that the user has not had before; ECE: error of calibration, lower is better"
+    return [
+        _table("discovery and calibration", note, [*names, *(f"ECE {task}" for task in tasks)], found),
+        _table("intervals", "95 % over bootstrap samples of users", bounded, bounds),
+    ]
+
+
+def _table(title: str, caption: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    table = Table(title=title, caption=caption, caption_justify="left")
+    table.add_column("", no_wrap=True)
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result.rows:
-        found = [format_metric(discovery[row][name]) for name in names]
-        found += [format_metric(errors.get(row, {}).get(task, {}).get("error")) for task in tasks]
-        found += [_interval(intervals.get(row, {}).get(metric)) for metric in bounded]
-        table.add_row(row, *found)
+    for row, cells in rows.items():
+        table.add_row(row, *cells)
     return table
 
 

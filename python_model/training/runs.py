@@ -18,6 +18,7 @@ from python_model.evaluation.predictions import Predictor
 from python_model.io.errors import DataError
 from python_model.training import checkpoint
 from python_model.training.checkpoint import Description
+from python_model.training.grown import Size, finetuning, grown
 from python_model.training.length import with_length, with_validation
 from python_model.training.progress import read_metrics
 from python_model.training.recipe_file import is_recipe_file, read_recipe
@@ -31,6 +32,9 @@ NARROW = 256
 """Width from which a model is worth more than one thread."""
 ROW_OF_STAGE = {"pretrain": "pretrained", "finetune": "finetuned"}
 RECIPE_OF_SOURCE = {"synthetic": "demo", "movielens": "ml-100k", "kuairand": "kuairand-pure"}
+"""The recipes of fine-tuning and of the studies."""
+GROWN = "grown"
+"""The recipe that `training.grown` derives from the data."""
 TITLE_OF_STAGE = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 
 
@@ -175,49 +179,69 @@ def stages_of(runs: Sequence[Run]) -> list[Stage]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run, and sentences about what was chosen."""
+    """Settings of a run, and sentences about what was chosen; reasons: those of the recipe that grows."""
 
     model: ModelConfig
     train: TrainConfig
     notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def settings_of(
     stage: str, dataset: Dataset, given: Mapping[str, Any], *, recipe: str | None = None, size: str | None = None,
-    source: Path | None = None, resumed: Path | None = None,
+    source: Path | None = None, resumed: Path | None = None, device: str = "cpu",
 ) -> Settings:  # fmt: skip
     """Settings of a run: those it is resumed from, else those of a recipe, changed by what was `given`.
 
-    recipe: one of RECIPES or a TOML file, "default" for the plain settings, None for the one of the data set's source.
-    size: a published size. source: the run that training starts from, whose shapes and protocol it keeps.
+    recipe: one of RECIPES or a TOML file, "default" for the plain settings, "grown" for those that grow with the data,
+    None for the usual one. size: a published size. source: the run that training starts from, whose shapes and protocol
+    it keeps. device: a CPU bounds what "grown" takes.
     The length and the evaluations of a new run are chosen from the data where neither recipe nor user says them.
     """
+    name = recipe or _usual_recipe(stage, dataset)
+    reasons: tuple[str, ...] = ()
     if resumed is not None:
         found = checkpoint.read_description(resumed)
         model, train = found.model_config, found.train_config
     else:
-        model, train = _recipe(stage, dataset, recipe)
+        model, train, reasons = _recipe(stage, dataset, name, device)
         if source is not None:
             found = checkpoint.read_description(checkpoint.chosen(source))
             model, train = found.model_config, replace(train, protocol=found.train_config.protocol)
     if size is not None:
         model = preset(size)
     model, train = apply_settings(model, train, given)
-    named = recipe or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
-    train, length = with_length(dataset, train, given, new=resumed is None, chosen=named == "default")
+    chosen = name in ("default", GROWN)
+    train, length = with_length(dataset, train, given, new=resumed is None, chosen=chosen)
     validation = None
     if resumed is None:
         train, validation = with_validation(dataset, train, given)
-    return Settings(model, train, tuple(note for note in (length, validation) if note is not None))
+    # The sentences are about the shapes that the recipe chose.
+    reasons = reasons if source is None and size is None else ()
+    notes = (*reasons, *(note for note in (length, validation) if note is not None))
+    return Settings(model, train, notes, reasons)
 
 
-def _recipe(stage: str, dataset: Dataset, name: str | None) -> tuple[ModelConfig, TrainConfig]:
-    name = name or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
+def _usual_recipe(stage: str, dataset: Dataset) -> str:
+    """Pre-training grows with the data, except on the synthetic service; fine-tuning has a recipe for each source."""
+    if stage == "pretrain" and dataset.info.source != "synthetic":
+        return GROWN
+    return RECIPE_OF_SOURCE.get(dataset.info.source, "default")
+
+
+def _recipe(stage: str, dataset: Dataset, name: str, device: str) -> tuple[ModelConfig, TrainConfig, tuple[str, ...]]:
     if is_recipe_file(name):
-        return read_recipe(name, stage)
+        return *read_recipe(name, stage), ()
     if name == "default":
-        return preset("tiny"), TrainConfig(stage=stage)
+        return preset("tiny"), TrainConfig(stage=stage), ()
+    if name == GROWN:
+        found = grown(Size(dataset.info.events, dataset.info.users, dataset.info.items), on_cpu=device == "cpu")
+        if stage == "pretrain":
+            return found.model, found.train, found.reasons
+        return found.model, finetuning(found.train), ()
     if name not in RECIPES:
-        raise ValueError(f"recipe: expected one of default, {', '.join(RECIPES)}, or a TOML file, found {name!r}")
+        raise ValueError(
+            f"recipe: expected one of default, {GROWN}, {', '.join(RECIPES)}, or a TOML file, found {name!r}"
+        )
     recipe = RECIPES[name]
-    return recipe.model, recipe.pretrain if stage == "pretrain" else recipe.finetune
+    return recipe.model, recipe.pretrain if stage == "pretrain" else recipe.finetune, ()

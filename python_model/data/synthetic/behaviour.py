@@ -59,7 +59,7 @@ def component_weights(config: SyntheticConfig, source: np.ndarray, available: Av
     """
     weights = _SURFACES[source]
     organic = source < RADIO
-    weights[organic] *= 1.0 - config.loyalty - config.cycles
+    weights[organic] *= config.first_choice_share
     weights[organic, LOYALTY], weights[organic, CYCLE] = config.loyalty, config.cycles
     fallback = np.where(organic, TASTE, ESTIMATE)
     rows = np.arange(len(source))

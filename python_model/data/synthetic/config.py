@@ -99,7 +99,7 @@ class SyntheticConfig:
             )
         for names in (("seasonality", "weekday_tastes", "hour_tastes"), ("cycles", "loyalty")):
             total = sum(getattr(self, name) for name in names)
-            if total > 1:
+            if total > 1 + 1e-9:
                 raise ValueError(f"{', '.join(names)}: expected shares that add up to at most 1, found {total:.4g}")
         if self.mean_gap < 1:
             most = self.slots * self.session_length
@@ -126,7 +126,13 @@ class SyntheticConfig:
     @property
     def lasting_share(self) -> float:
         """Share of a taste's variance that no season, weekday or hour brings back."""
-        return 1.0 - self.seasonality - self.weekday_tastes - self.hour_tastes
+        # Shares such as .9 and .1 leave less than nothing in floating point.
+        return max(0.0, 1.0 - self.seasonality - self.weekday_tastes - self.hour_tastes)
+
+    @property
+    def first_choice_share(self) -> float:
+        """Share of the organic events that neither loyalty nor cycles repeat."""
+        return max(0.0, 1.0 - self.loyalty - self.cycles)
 
     @property
     def has_seasons(self) -> bool:

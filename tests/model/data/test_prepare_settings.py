@@ -61,7 +61,7 @@ def test_hostile_values_are_refused_in_a_sentence(tmp_path: Path, source: str, n
 
 @pytest.mark.parametrize("preset", [value for value in HOSTILE if not isinstance(value, str) or len(value) < 100])
 def test_hostile_presets(tmp_path: Path, preset: Any) -> None:
-    with pytest.raises(ValueError, match=r"^preset is .*, expected one of demo, small, large$"):
+    with pytest.raises(ValueError, match=r"^preset is .*, expected one of demo, small, large, years$"):
         prepare("synthetic", None, tmp_path / "out", preset=preset)
     assert list(tmp_path.iterdir()) == []
 
@@ -80,7 +80,8 @@ def test_the_command_ends_with_the_sentence(tmp_path: Path, source: str, setting
     {"organic_sharpness": 1000, "policy_sharpness": 0, "policy_noise": 1000}, {"expectation": -1000},
     {"expectation": 1000}, {"drift": 0, "mode_persistence": 0, "recommended_share": 0}, {"session_length": 1},
     {"drift": 0.999999, "mode_persistence": 0.999999, "recommended_share": 0.999999}, {"seed": -(2**63)},
-    {"seed": 2**63 - 1}, {"events_per_user": 2},
+    {"seed": 2**63 - 1}, {"events_per_user": 2}, {"seasonality": 1}, {"seasonality": 0.9, "hour_tastes": 0.1},
+    {"loyalty": 0.9, "cycles": 0.1, "discovery": 1}, {"cycles": 1, "seasons": 366, "days": 800},
 ])  # fmt: skip
 def test_the_ends_of_every_range_make_a_data_set(tmp_path: Path, changes: dict[str, Any]) -> None:
     info = prepare(

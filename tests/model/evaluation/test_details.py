@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,9 +128,13 @@ def test_details_are_printed_and_drawn(dataset: Dataset, tmp_path: Path) -> None
     from python_model.reporting.report import write_report
 
     result = evaluate({}, dataset, details=True)
-    printed = Console(width=400, record=True, file=(tmp_path / "out").open("w"))
-    printed.print(console.details_table(result))
+    # The width of a file or a pipe.
+    printed = Console(width=160, record=True, file=io.StringIO())
+    for table in console.details_tables(result):
+        printed.print(table)
     text = printed.export_text()
-    assert "new_recall@10" in text and "ECE skip" in text and "[" in text
+    assert "new_recall@10" in text and "ECE share" in text and "│ popularity │" in text and "…" not in text
+    low, high = result.details["intervals"]["oracle"]["pairwise_accuracy"]
+    assert f"[{low:.4f}, {high:.4f}]" in text
     page = write_report(tmp_path / "r.html", title="t", dataset=dataset, result=result, stages=[]).read_text("utf-8")
     assert "calibration of like" in page and "new recall@10" in page
