@@ -205,10 +205,12 @@ def settings_of(
     model, train = apply_settings(model, train, given)
     named = recipe or RECIPE_OF_SOURCE.get(dataset.info.source, "default")
     train, length = with_length(dataset, train, given, new=resumed is None, chosen=named == "default")
-    validation = None
+    validation = kept = None
     if resumed is None:
         train, validation = with_validation(dataset, train, given)
-    return Settings(model, train, tuple(note for note in (length, validation) if note is not None))
+    elif recipe is not None:
+        kept = f"{resumed} goes on with the settings it was begun with: --recipe {recipe} is not read"
+    return Settings(model, train, tuple(note for note in (kept, length, validation) if note is not None))
 
 
 def _recipe(stage: str, dataset: Dataset, name: str | None) -> tuple[ModelConfig, TrainConfig]:
