@@ -125,7 +125,7 @@ def train(
             trainer.restore(resumed, init_from, from_scratch)
         if continuation is not None:
             continuation.fill_optimisers(trainer.optimisers)
-            count_training_items(trainer.sampler, dataset, config.protocol)
+            count_training_items(trainer.sampler, dataset, config)
         if resumed is None and init_from is not None:
             trainer.origin = process_group.on_first(
                 lambda: resume_checks.identity_of_weights(checkpoint.chosen(init_from))
@@ -197,6 +197,8 @@ class Trainer:
         self.validator = Validator(dataset, model, config) if config.validate_every else None
         self.identity = identity_of(dataset)
         self.origin: str | None = None
+        self.run_id: str | None = None
+        """Of runs that an earlier version began there is none."""
         self.place = self.plan.start()
         self.step = self.events = 0
         self.seconds = 0.0
@@ -233,6 +235,7 @@ class Trainer:
         """Before the first step: what an attempt without a checkpoint left is replaced, the new model is evaluated."""
         process_group.on_first(lambda: shutil.rmtree(self.run_dir / checkpoint.BEST, ignore_errors=True))
         process_group.on_first(lambda: Vocabulary.of(self.dataset).write(self.run_dir))
+        self.run_id = resume_checks.identity_of_run(self._description(), self.origin)
         if self.validator is not None:
             self._report(log, rate_factor(0, self.config), {}, 0.0, 0.0)
 
@@ -412,13 +415,15 @@ class Trainer:
         numbers = {
             "step": self.step, "place": self.plan.merge(process_group.gathered(self.place)), "events": self.events,
             "seconds": self.seconds, "sketch_total": sketch["total"], "origin": self.origin, **self.skipped.state(),
-            "watch": self.watch.state(),
+            "watch": self.watch.state(), checkpoint.RUN: self.run_id,
         }  # fmt: skip
         self.model.stage = self.config.stage
-        description = Description(
+        return self._description(), numbers, self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
+
+    def _description(self) -> Description:
+        return Description(
             self.config.stage, self.step, self.model.config, self.config, self.model.features, self.identity
         )
-        return description, numbers, self.optimisers.state() | {SKETCH: torch.from_numpy(sketch["table"])}
 
     def _require_known(self, directory: Path, place: dict[str, Any]) -> None:
         if place.keys() == self.plan.start().keys():
@@ -448,7 +453,8 @@ class Trainer:
             lambda: resume_checks.require_same_origin(directory, state.numbers, init_from, from_scratch)
         )
         resume_checks.require_fitting(directory, state, self.optimisers)
-        self.step, self.place, self.origin = position.step, position.place, position.origin
+        self.step, self.place = position.step, position.place
+        self.origin, self.run_id = position.origin, position.run
         self.events, self.seconds = position.events, position.seconds
         sketch = {"table": state.tensors[SKETCH].numpy(), "total": position.sketch_total}
         self.skipped.load(state.numbers)

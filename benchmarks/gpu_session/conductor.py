@@ -12,12 +12,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from benchmarks.gpu_session import lines
 from benchmarks.gpu_session.context import RESUME, Context
 from benchmarks.gpu_session.processes import Child, Guard
+from benchmarks.harness.signals import unwound_by_sigterm
 
 POLL_SECONDS = 0.02
 GRACE_SECONDS = 1.5
@@ -80,18 +79,17 @@ class Conductor:
 
     def run(self, steps: Sequence[Step]) -> None:
         """Runs the steps in order: each gets its share of the remaining time, so unused time goes to later ones."""
-        before = signal.signal(signal.SIGTERM, _exit)
-        try:
-            planned = [step.share(self._rehearse) for step in steps]
-            for index, step in enumerate(steps):
-                left = max(self._end - time.monotonic(), 0.0)
-                part = planned[index] / sum(planned[index:]) if planned[index] else UNPLANNED_PART
-                self._run_step(step, left * part)
-        finally:
-            for running in self._running:
-                running.child.kill()
-            self._guard.close()
-            signal.signal(signal.SIGTERM, before)
+        with unwound_by_sigterm():
+            try:
+                planned = [step.share(self._rehearse) for step in steps]
+                for index, step in enumerate(steps):
+                    left = max(self._end - time.monotonic(), 0.0)
+                    part = planned[index] / sum(planned[index:]) if planned[index] else UNPLANNED_PART
+                    self._run_step(step, left * part)
+            finally:
+                for running in self._running:
+                    running.child.kill()
+                self._guard.close()
 
     def _run_step(self, step: Step, seconds: float) -> None:
         started, used = time.monotonic(), _processor_seconds()
@@ -174,10 +172,6 @@ def _outcome(status: int) -> str:
 def _last_line(output: str) -> str:
     written = [line.strip() for line in output.splitlines() if line.strip()]
     return written[-1][:300] if written else ""
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def require_new(out: Path) -> None:

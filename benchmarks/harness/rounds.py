@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.harness.results import REPOSITORY, Record, read_records
+from benchmarks.harness.signals import unwound_by_sigterm
 
 NATIVE = ("csrc", "build_support", "setup.py")
 """What the compiled libraries are made of: where it is the same in both trees, those of this one serve."""
@@ -22,7 +23,7 @@ NATIVE = ("csrc", "build_support", "setup.py")
 def tree_of(named: str) -> Iterator[Path]:
     """A source tree: a directory, or a commit, which is checked out to a temporary folder and built.
 
-    Raises ValueError if it is neither.
+    Raises ValueError if it is neither. SIGTERM during the block removes the checkout, and then ends the process.
     """
     if (Path(named) / "benchmarks").is_dir():
         yield Path(named).resolve()
@@ -30,7 +31,7 @@ def tree_of(named: str) -> Iterator[Path]:
     commit = _git("rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     if not commit:
         raise ValueError(f"{named}: expected a results file, a source tree or a commit")
-    with tempfile.TemporaryDirectory(prefix="argus-benchmark-") as folder:
+    with unwound_by_sigterm(), tempfile.TemporaryDirectory(prefix="argus-benchmark-") as folder:
         tree = Path(folder) / commit[:12]
         try:
             _git("worktree", "add", "--detach", "--quiet", str(tree), commit)

@@ -357,6 +357,14 @@ def serve(
     fsync: Annotated[
         bool, typer.Option("--fsync", help="Flush every event to the disk before it is answered.")
     ] = False,
+    ahead: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=1 << 32,
+            help="Seconds by which an event may be later than this machine's clock; a day by default.",
+        ),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -388,6 +396,7 @@ def serve(
             dtype=None if cache is None else getattr(torch, cache.value),
             on_full="replay" if replay else "offload", device=device, fsync=fsync, page_size=page,
             pages=None if cached_events is None else -(-cached_events // page),
+            **({} if ahead is None else {"ahead": ahead}),
         ) as store,
     ):  # fmt: skip
         if bound is not None:

@@ -51,16 +51,21 @@ class EventChecker:
         self._check_order(columns["user"], columns["time"])
         self.rows += rows
 
-    def finish(self, items: int) -> None:
-        """Call after the last rows: DataError where there is nothing to learn from, or only one item."""
+    def finish(self, items: int, unpublished: Path | None = None) -> None:
+        """Call after the last rows: DataError where there is nothing to learn from, or only one item.
+
+        unpublished: the directory of a data set that is being written, whose files are not there to be named yet.
+        """
+        events = unpublished or self.file
         if self.rows == 0:
-            raise DataError(self.file, "the data set is empty: no event was written")
+            raise DataError(events, "the data set is empty: no event was written")
         if self.longest < 2:
             message = f"nobody has two events (no two of these {self.rows:,} are of one user): what comes next "
             message += "cannot be learned; check which column has the users, or take a longer log"
-            raise DataError(self.file, message, column="user")
+            raise DataError(events, message, column="user")
         if items < 2:
-            raise DataError(self.file.parent / ITEMS, "expected at least 2 items to choose from, found 1")
+            message = f"expected at least 2 items to choose from, found {items}: check which column has the items"
+            raise DataError(unpublished or self.file.parent / ITEMS, message, column="item")
 
     def _check_order(self, user: np.ndarray, time: np.ndarray) -> None:
         columns = {"user": user}

@@ -24,9 +24,10 @@ import torch
 
 from python_model.config import TrainConfig
 from python_model.data.batches import NOBODY, BatchPlan, JaggedBatch, Step, empty_batch
+from python_model.data.columns import require_range
 from python_model.data.schema import Dataset
 from python_model.data.shards import Manifest, Shard
-from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, targets_of
+from python_model.data.splits import YAMBDA_GAP, YAMBDA_SPAN, events_to_predict, targets_of
 from python_model.data.stochastic_length import StochasticLength
 from python_model.io.errors import DataError
 from python_model.io.files import open_parquet, reading_parquet, require_values
@@ -56,6 +57,7 @@ class Block(Dataset):
         arrays = {name: table.column(name).to_numpy() for name in table.column_names}
         for name, values in arrays.items():
             whole.require_in_range(name, values, file, self.rows - shard.first_row + 1)
+        _require_order(arrays["user"], arrays["time"], shard, file, self.rows - shard.first_row + 1)
         self.users, local = np.unique(arrays["user"], return_inverse=True)
         self._columns = {**arrays, "user": local.astype(np.int32)}
         self.info = replace(whole.info, users=len(self.users), events=table.num_rows)
@@ -115,6 +117,14 @@ class ShardStream:
     def merge(self, places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """See `BatchSource`: each rank knows the positions of its lanes."""
         return {"lanes": {number: lane for place in places for number, lane in place["lanes"].items()}}
+
+    def training_items(self) -> Iterator[np.ndarray]:
+        """The items of the training events that are next items to predict, int64, a block at a time, in file order."""
+        for number, shard in enumerate(self.manifest.shards):
+            for groups in self._blocks(shard, number, 0):
+                block = Block(self.dataset, shard, groups)
+                rows = self._training_rows(block) & events_to_predict(block, self.config.protocol)
+                yield block.item[rows].astype(np.int64)
 
     def _lane(self, number: int, of: int, place: Place) -> Iterator[tuple[JaggedBatch, Place]]:
         """The batches of a lane, each with the position after it.
@@ -211,6 +221,18 @@ class ShardStream:
 def _place(place: Mapping[str, Any], number: int) -> Place:
     known = place["lanes"].get(str(number))
     return Place() if known is None else Place(**known)
+
+
+def _require_order(user: np.ndarray, time: np.ndarray, shard: Shard, file: Path, rows: np.ndarray) -> None:
+    """DataError where rows are not those of the shard's users in order, each user's by time."""
+    require_range(user, shard.first_user, shard.first_user + shard.users - 1, file, "user", rows=rows)
+    step = np.diff(user, prepend=user[:1])
+    backwards = (np.diff(time, prepend=time[:1]) < 0) & (step == 0)
+    for name, values, bad, expected in (("user", user, step < 0, "users sorted"),
+                                        ("time", time, backwards, "times sorted within a user")):  # fmt: skip
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise DataError(file, f"expected {expected}, found {values[at]}", column=name, row=int(rows[at]))
 
 
 def _read(file: Path, shard: Shard, groups: Sequence[int]) -> tuple[pa.Table, np.ndarray]:

@@ -214,7 +214,7 @@ class DatasetWriter:
         item_ids = joined(self._item_ids, self.out / ITEMS, "item_id")
         user_ids = joined(self._user_ids, self.out / USERS, "user_id")
         items, users, events = len(item_ids), len(user_ids), self._checker.rows
-        self._checker.finish(items)
+        self._checker.finish(items, self.out)
         if users != self._checker.user + 1:
             message = f"expected {self._checker.user + 1} users as in the events, found {users}"
             raise DataError(self.out / USERS, message)

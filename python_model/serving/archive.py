@@ -6,7 +6,7 @@ when its user's file is complete on the disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from python_model.io.errors import DataError
@@ -63,16 +63,19 @@ class SessionArchive:
 
         Entries of a user whose file is damaged stay in the journal, with a warning.
         """
-        for user in list(self._pending):
+        for user in self.files.save_all(self._to_settle(model)):
+            del self._pending[user]
+        self.journal.keep([one for entries in self._pending.values() for one in entries])
+
+    def _to_settle(self, model: str) -> Iterator[tuple[int | str, SavedSession]]:
+        """The users whose events are only in the journal. Their states are computed when they are next requested."""
+        for user, entries in list(self._pending.items()):
             try:
                 log, _ = self.log_of(user)
             except DataError as error:
-                self.journal.warn("%s; %d lines of the journal wait for it", error, len(self._pending[user]))
-                continue
-            # Save the events now; the state is computed when the user is next requested.
-            self.files.save(user, SavedSession(log, model, None, None))
-            del self._pending[user]
-        self.journal.keep([one for entries in self._pending.values() for one in entries])
+                self.journal.warn("%s; %d lines of the journal wait for it", error, len(entries))
+            else:
+                yield user, SavedSession(log, model, None, None)
 
     def close(self) -> None:
         """Closes the journal and releases the folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +22,9 @@ from python_model.io.settings import shown
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY_COLUMNS
 from python_model.serving.ids import IdTable
+
+AHEAD = 86_400
+"""A day: clocks of devices are wrong by hours and by time zones, seldom by more."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,17 @@ class EventRow:
 
 
 class EventReader:
-    """Checks events against a vocabulary and turns them into rows; times: which context follows from times."""
+    """Checks events against a vocabulary and turns them into rows; times: which context follows from times.
+
+    ahead: seconds by which an event may be later than the clock of this machine and the user's newest event.
+    """
 
     def __init__(
-        self, features: FeatureSpec, items: IdTable, names: Names | None = None, times: TimeFeatures | None = None
+        self, features: FeatureSpec, items: IdTable, names: Names | None = None, times: TimeFeatures | None = None,
+        ahead: int = AHEAD,
     ) -> None:  # fmt: skip
         self.features, self.items, self.names = features, items, names or Names()
-        self._times, self._context = times or TimeFeatures(), tuple(features.context)
+        self._times, self._context, self._ahead = times or TimeFeatures(), tuple(features.context), ahead
         self.bounds: dict[str, dict[str, int]] = {
             "context": dict(features.context),
             "feedback": {name: component.classes for name, component in features.feedback.items()},
@@ -78,10 +86,19 @@ class EventReader:
         )
 
     def after(self, row: EventRow, log: EventLog) -> EventRow:
-        """The row as the next event of a log: not before its newest one, with the context that follows from times."""
+        """The row as the next event of a log: not before its newest one, with the context that follows from times.
+
+        ValueError where its time is too far ahead: every later event of the user would get that time.
+        """
         before = log.newest_time() if len(log) else None
-        time = row.time if before is None else max(row.time, before)
-        return replace(row, time=time, context=self._times.filled(self._context, row.context, time, before))
+        latest = max(before or 0, int(time.time())) + self._ahead
+        if row.time > latest:
+            raise ValueError(
+                f"time is {row.time}, expected at most {latest}, which is {self._ahead:,} s after the clock of this "
+                "machine: a user's time never runs backwards"
+            )
+        second = row.time if before is None else max(row.time, before)
+        return replace(row, time=second, context=self._times.filled(self._context, row.context, second, before))
 
     def first_context(self, given: tuple[int, ...] | None, now: int | None) -> tuple[int, ...]:
         """The context of a request for a user without events."""
@@ -160,9 +177,9 @@ class EventReader:
         _require_range(columns["items"][:, None], [len(self.items)], file, "items")
         for name, counts in self.bounds.items():
             _require_range(columns[name], list(counts.values()), file, name)
-        time = times_of(columns["time"], SECONDS, file, "time")
-        if (np.diff(time) < 0).any():
-            row = int(np.argmax(np.diff(time) < 0)) + 2
+        step = np.diff(times_of(columns["time"], SECONDS, file, "time"))
+        if (step < 0).any():
+            row = int(np.argmax(step < 0)) + 2
             raise DataError(file, "expected times that do not fall", column="time", row=row)
 
 

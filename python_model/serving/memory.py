@@ -271,11 +271,21 @@ class SessionMemory:
     def save(self, user: User, one: Resident) -> None:
         """Writes a user's file."""
         assert self.archive is not None and not isinstance(user, WhatIf)
+        self.archive.files.save(user, self._to_save(one))
+        one.dirty = False
+
+    def save_all(self) -> None:
+        """Writes the file of every user who has changed."""
+        assert self.archive is not None
+        dirty = {user: one for user, one in self.residents.items() if one.dirty and not isinstance(user, WhatIf)}
+        for user in self.archive.files.save_all((user, self._to_save(one)) for user, one in dirty.items()):
+            dirty[user].dirty = False
+
+    def _to_save(self, one: Resident) -> SavedSession:
         # They differ after a signal between the two updates; the events are authoritative.
         is_cached = self.encoder.caches[0].lengths[one.slot] == len(one.log) > 0
         cache = self.encoder.copy_out(one.slot) if self._offloads and is_cached else None
-        self.archive.files.save(user, SavedSession(one.log, self.fingerprint, one.state, cache))
-        one.dirty = False
+        return SavedSession(one.log, self.fingerprint, one.state, cache)
 
 
 def _encoder(model: Argus, *sizes: int, **options: Any) -> IncrementalEncoder:

@@ -31,7 +31,7 @@ from python_model.serving.answers import Reading, Scored
 from python_model.serving.archive import Histories, SessionArchive
 from python_model.serving.arguments import flag, whole_number
 from python_model.serving.bundle import HISTORY, INFO, Export
-from python_model.serving.events import Event, EventLog, EventReader, EventRow
+from python_model.serving.events import AHEAD, Event, EventLog, EventReader, EventRow
 from python_model.serving.ids import IdTable
 from python_model.serving.index import INDEX, SETTINGS, CandidateIndex
 from python_model.serving.memory import Changes, Resident, SessionMemory, User, WhatIf
@@ -54,7 +54,7 @@ class SessionStore:
     dtype: of keys and values (see `IncrementalEncoder`). amendable: how many events back late feedback may apply.
     save_every: events after which `save` is called automatically. fsync: whether an event waits for the disk.
     histories: user → log of a user who was never saved. users: original user ids; where they are integers, a text that
-    spells one is that user.
+    spells one is that user. ahead: seconds by which an event may be later than the clock of this machine.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class SessionStore:
         max_events: int | None = None, pages: int | None = None, page_size: int = 64, on_full: str = "offload",
         dtype: torch.dtype | None = None, amendable: int = 64, save_every: int = 100_000,
         fsync: bool = False, histories: Histories = lambda user: None, users: IdTable | None = None,
-        index: CandidateIndex | None = None, export: Export | None = None,
+        index: CandidateIndex | None = None, export: Export | None = None, ahead: int = AHEAD,
     ) -> None:  # fmt: skip
         if on_full not in ON_FULL:
             raise ValueError(f"SessionStore: on_full is {on_full!r}, expected one of {', '.join(ON_FULL)}")
         for name, value, least in (
             ("resident", resident, 1), ("page_size", page_size, 1), ("save_every", save_every, 1),
-            ("amendable", amendable, 0),
+            ("amendable", amendable, 0), ("ahead", ahead, 0),
         ):  # fmt: skip
             whole_number(value, f"SessionStore: {name}", least)
         most = model.config.max_events
@@ -81,7 +81,7 @@ class SessionStore:
         self._users, self._export, self._amendable = users, export, amendable
         self.names = Names() if export is None else export.names
         times = None if export is None else export.info.time_features
-        self.reader = EventReader(model.features, self.items, self.names, times)
+        self.reader = EventReader(model.features, self.items, self.names, times, ahead)
         self._save_every, self._save_at, self.most_resident = save_every, save_every, resident
         self._heads = {kind: direct_head(towers.head_of(model, kind)) for kind in towers.KINDS}
         self.search = ItemSearch(model, self.items, self.names, index)
@@ -299,9 +299,7 @@ class SessionStore:
         if self._archive is None:
             raise ValueError("SessionStore.save: the store was opened without a folder")
         self._require_open()
-        for user, one in self.memory.residents.items():
-            if one.dirty:
-                self.memory.save(user, one)
+        self.memory.save_all()
         self._archive.settle(self.fingerprint)
         self._save_at = self._save_every
 

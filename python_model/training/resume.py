@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,20 @@ def restored_watch(
             lost = checkpoint.damage(checkpoint.find(best)) or ""
             if not lost and checkpoint.read_description(best).step < watch.best_step:
                 lost = "it is of an earlier step"
+            lost = lost or checkpoint.of_another_run(run, checkpoint.find(best)) or ""
         if lost:
             logger.warning("%s cannot be used (%s): the best checkpoint is chosen anew", best, lost)
             return Watch(wanted)
     return watch
+
+
+def identity_of_run(description: Description, origin: str | None) -> str:
+    """What tells a run from others: of its settings, its data and the weights that it begins with.
+
+    Two runs of which all that is equal compute the same numbers, and share it.
+    """
+    text = json.dumps({**asdict(description), "origin": origin}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identity_of_weights(directory: Path) -> str:
@@ -144,6 +156,7 @@ class Position:
     seconds: float
     sketch_total: float
     origin: str | None
+    run: str | None
 
     @classmethod
     def of(cls, directory: Path, numbers: Mapping[str, Any], step: int) -> Position:
@@ -164,9 +177,9 @@ class Position:
         if numbers["step"] != step:
             message = f"expected {step} as in {checkpoint.CONFIG}, found {numbers['step']}"
             raise DataError(file, message, column="step")
-        origin = numbers.get("origin")
-        if not isinstance(origin, str | None):
-            raise DataError(file, f"expected text or null, found {origin!r}", column="origin")
+        for name in ("origin", checkpoint.RUN):
+            if not isinstance(numbers.get(name), str | None):
+                raise DataError(file, f"expected text or null, found {numbers[name]!r}", column=name)
         if not _is_place(numbers["place"]):
             raise DataError(file, f"expected a place in the data, found {numbers['place']!r}", column="place")
         named: dict[str, Any] = {one.name: numbers.get(one.name) for one in fields(cls)}

@@ -213,12 +213,14 @@ def settings_of(
     model, train = apply_settings(model, train, given)
     chosen = name in ("default", GROWN)
     train, length = with_length(dataset, train, given, new=resumed is None, chosen=chosen)
-    validation = None
+    validation = kept = None
     if resumed is None:
         train, validation = with_validation(dataset, train, given)
+    elif recipe is not None:
+        kept = f"{resumed} goes on with the settings it was begun with: --recipe {recipe} is not read"
     # The sentences are about the shapes that the recipe chose.
     reasons = reasons if source is None and size is None else ()
-    notes = (*reasons, *(note for note in (length, validation) if note is not None))
+    notes = (*reasons, *(note for note in (kept, length, validation) if note is not None))
     return Settings(model, train, notes, reasons)
 
 

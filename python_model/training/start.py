@@ -49,16 +49,17 @@ def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.nda
     return kept[dataset.user] if rows is None else rows & kept[dataset.user]
 
 
-def count_training_items(sampler: NegativeSampler, dataset: Dataset, protocol: str) -> None:
-    """Fill the frequency sketch of the negatives with the training part of the new data.
+def count_training_items(sampler: NegativeSampler, dataset: Dataset, config: TrainConfig) -> None:
+    """Fill the frequency sketch of the negatives with the training part of the new data, in one pass over it.
 
-    The counts of the old run are keyed by numbers that its items no longer have. In shards the sketch begins empty, as
-    in a new run.
+    The counts of the old run are keyed by numbers that its items no longer have.
     """
     if dataset.manifest is not None:
+        for items in ShardStream(dataset, dataset.manifest, config).training_items():
+            sampler.sketch.update(items)
         return
-    rows = training_rows(dataset, protocol)
-    predicted = events_to_predict(dataset, protocol)
+    rows = training_rows(dataset, config.protocol, config.train_share)
+    predicted = events_to_predict(dataset, config.protocol)
     sampler.sketch.update(dataset.item[predicted if rows is None else rows & predicted].astype(np.int64))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +129,23 @@ def test_a_wrong_name_is_refused_before_a_commit_is_checked_out(
     monkeypatch.setattr(rounds, "tree_of", lambda named: pytest.fail("a tree was asked for"))
     result = CliRunner().invoke(cli.app, ["compare", "HEAD", *options])
     assert result.exit_code == 2 and says in " ".join(result.output.replace("│", " ").split())
+
+
+def test_sigterm_removes_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def git(*arguments: str) -> str:
+        asked.append(" ".join(arguments[:2]))
+        return "0123456789abcdef"
+
+    monkeypatch.setattr(rounds, "_git", git)
+    monkeypatch.setattr(rounds, "_build", lambda tree, commit: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended, rounds.tree_of("HEAD"):
+        pytest.fail("the signal was not raised")
+    assert ended.value.code == 143
+    assert asked == ["rev-parse --verify", "worktree add", "worktree remove"]
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_command_runs_trees_in_turns(

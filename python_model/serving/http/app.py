@@ -20,7 +20,7 @@ from python_model.io.json_text import parse
 from python_model.serving import answering
 from python_model.serving.answering import Answer, refused
 from python_model.serving.arguments import whole_number
-from python_model.serving.http import schema
+from python_model.serving.http import page, schema
 from python_model.serving.http.metrics import CONTENT_TYPE, Metrics
 from python_model.serving.http.worker import Full, Late, Stopping, Worker
 from python_model.serving.requests import MAX_BYTES
@@ -90,13 +90,14 @@ def make_app(store: SessionStore, limits: Limits) -> FastAPI:
             await worker.stop()
 
     app = FastAPI(
-        title="argus serve", lifespan=lifespan, redoc_url=None, redirect_slashes=False,
+        title="argus serve", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="Sessions of users: events in, recommendations and scores out. Requests are checked strictly: "
         "types are exact, a key that is unknown, twice there or without effect is refused, and a refused request has "
         "changed nothing.",
     )  # fmt: skip
     _add_sessions(app, store, worker, metrics, limits)
     _add_status(app, worker, metrics)
+    _add_page(app)
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
@@ -147,13 +148,25 @@ def _add_sessions(app: FastAPI, store: SessionStore, worker: Worker, metrics: Me
 
 
 def _add_status(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
+    # HEAD is what load balancers and `curl -I` ask with; FastAPI, unlike Starlette, does not answer it by itself.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Whether the server lives, and is ready for requests; 503 where it is not.")
     async def health() -> Response:
         return _json(200 if worker.is_alive else 503, {"live": True, "ready": worker.is_alive})
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", summary="Counts and times in the text format of Prometheus.")
     async def of_prometheus() -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI) -> None:
+    """/docs: the paths, with an example of each, without a script or a file from elsewhere."""
+
+    @app.head("/docs", include_in_schema=False)
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return Response(page.page(app.openapi()), media_type="text/html; charset=utf-8")
 
 
 def _described(what: str, found: schema.Schema) -> dict[str, Any]:

@@ -25,6 +25,8 @@ FORMAT = 1
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 BEST = "best"
 """Directory in a run that has the best weights, as a run of one checkpoint."""
+RUN = "run"
+"""Entry of state.json: the identity of the run, which its best checkpoint shares."""
 MODEL, TRAINER, CONFIG, STATE = "model.safetensors", "trainer.safetensors", "config.json", "state.json"
 logger = logging.getLogger(__name__)
 
@@ -129,7 +131,23 @@ def chosen(path: str | Path, which: str | None = None) -> Path:
                 "not found: the run has no best checkpoint (trained without validation, or removed), take its latest",
             )
         return find(path)
-    return find(path / BEST)
+    best = find(path / BEST)
+    other = of_another_run(path, best)
+    if other is not None:
+        raise DataError(best, f"{other}: remove {path / BEST}, or take the latest checkpoint")
+    return best
+
+
+def of_another_run(run: Path, best: Path) -> str | None:
+    """What says that a best checkpoint was saved by another run than the latest one of `run`; None where nothing does.
+
+    Damage to the latest one is for those to report who read it.
+    """
+    latest = _latest(run)
+    if latest is None or not (latest / STATE).is_file():
+        return None
+    own, found = (read_json(directory / STATE).get(RUN) for directory in (latest, best))
+    return None if own == found else f"of run {found}, expected {own} as in {latest}"
 
 
 def recover(run: Path) -> Path:

@@ -172,6 +172,26 @@ class TestStream:
         with pytest.raises(ValueError, match=r"batches_per_step is 6, expected at most the 5 shards"):
             next(stream(sharded).walk({"lanes": {}}, [0], 6))
 
+    @pytest.mark.parametrize("column", ["user", "time"])
+    def test_rows_out_of_order_are_refused(self, tiny_service: Dataset, tmp_path: Path, column: str) -> None:
+        shard_dataset(tiny_service.path, tmp_path / "data", OF)
+        dataset = load_dataset(tmp_path / "data")
+        assert dataset.manifest is not None
+        file = dataset.path / dataset.manifest.shards[1].file
+        table = pq.read_table(file)
+        values = table.column(column).to_numpy().copy()
+        if column == "user":
+            values[-1] = values[0] - 1  # of the shard before
+        else:
+            values[1] = values[0] - 1
+        place = table.column_names.index(column)
+        pq.write_table(table.set_column(place, table.schema.field(place), [values]), file)
+        expected = {"user": rf"column 'user', data row {len(values)}: expected a value in \[",
+                    "time": "column 'time', data row 2: expected times sorted within a user, found"}  # fmt: skip
+        source = stream(load_dataset(dataset.path))
+        with pytest.raises(DataError, match=expected[column]):
+            one_epoch(source)
+
     def test_data_that_gives_no_batch(self, sharded: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ShardStream, "_training_rows", lambda self, block: np.zeros(len(block), bool))
         with pytest.raises(ValueError, match=r"shards \[.*\]: train: nobody has two events"):

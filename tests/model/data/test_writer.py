@@ -204,9 +204,9 @@ def test_ids_in_chunks_are_one_column(tmp_path: Path, chunks: list[Any], says: s
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     alone = {**GOOD, "user": [0, 1, 2]}
-    with pytest.raises(DataError, match=r"column 'user': nobody has two events .* check which column has the users"):
+    with pytest.raises(DataError, match=r"/out, column 'user': nobody has two events .* which column has the users"):
         write(tmp_path / "out", alone, users=[1, 2, 3])
-    with pytest.raises(DataError, match=r"items.parquet: expected at least 2 items to choose from, found 1"):
+    with pytest.raises(DataError, match=r"/out, column 'item': expected at least 2 items to choose from, found 1: "):
         write(tmp_path / "out", {**GOOD, "item": [0, 0, 0]}, items=[5], artist=[0])
     with pytest.raises(DataError, match=r"items.parquet: expected at least 2147483648 items, found 2"):
         write(tmp_path / "out", {**GOOD, "item": [0, 2**31 - 1, 0]})

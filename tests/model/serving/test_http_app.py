@@ -243,6 +243,19 @@ def test_health_and_metrics(server: SessionStore) -> None:
     asking(server, questions)
 
 
+def test_head_is_answered_and_the_page_loads_nothing(server: SessionStore) -> None:
+    async def questions(client: Client) -> None:
+        for path in ("/health", "/metrics", "/docs", "/openapi.json"):
+            assert (await client.ask("HEAD", path)).status == 200, path
+        page = await client.ask("GET", "/docs")
+        text = page.body.decode()
+        assert page.headers["content-type"].startswith("text/html")
+        assert "<script" not in text and "src=" not in text and "http" not in text.replace("application", "")
+        assert all(f"POST {path}" in text for path in schema.PATHS) and "exclude_seen" in text
+
+    asking(server, questions)
+
+
 def test_openapi_describes_what_is_checked(server: SessionStore) -> None:
     """The examples are answered, and the schemas say of random requests what `Request.of` says."""
 

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,12 @@ import torch
 
 from python_model.data.schema import Dataset
 from python_model.evaluation.recommend import append_next_event, recommend
-from python_model.serving import towers
+from python_model.serving import session_files, towers
 from python_model.serving.answers import Reading
 from python_model.serving.bundle import Export
 from python_model.serving.events import Event, EventLog, jagged
 from python_model.serving.export import export
+from python_model.serving.session_files import SavedSession, SessionFiles
 from python_model.serving.store import SessionStore
 from tests.model.serving.conftest import WINDOW, assert_close, random_model
 
@@ -218,6 +221,48 @@ def test_a_clock_that_jumps_back_stands_still(service: Dataset, fresh: Callable[
     session = store.session(1)
     np.testing.assert_array_equal(session.vector(now=0), session.vector())
     assert np.abs(session.vector(now=events[-1].time + 10**6) - session.vector()).max() > 1e-5
+
+
+def test_an_event_from_far_ahead_is_refused(service: Dataset, fresh: Callable[..., SessionStore]) -> None:
+    """It would hold the user's clock; a day ahead of this machine's clock, or of the user's newest event, is taken."""
+    store = fresh()
+    event = events_of(service, 4)[0]
+    now = int(time.time())
+    with pytest.raises(ValueError, match=r"time is \d+, expected at most \d+, which is 86,400 s after the clock"):
+        store.session(1).add(replace(event, time=now + 2 * 86_400))
+    assert len(store.session(1)) == 0
+    store.session(1).add(replace(event, time=now + 86_000))
+    store.session(1).add(replace(event, time=now + 2 * 86_000))
+    assert len(store.session(1)) == 2
+    assert len(fresh(ahead=0).session(1)) == 0
+    with pytest.raises(ValueError, match="which is 0 s after"):
+        fresh(ahead=0).session(1).add(replace(event, time=now + 1_000))
+
+
+def test_files_are_written_side_by_side(
+    service: Dataset, fresh: Callable[..., SessionStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waits for the disk, and all must be there before the journal is emptied."""
+    together = threading.Barrier(session_files.WRITERS, timeout=60)
+    save = SessionFiles.save
+
+    def waiting(self: SessionFiles, user: int | str, saved: SavedSession) -> None:
+        together.wait()
+        save(self, user, saved)
+
+    event, users = events_of(service, 4)[0], range(2 * session_files.WRITERS)
+    store = fresh(tmp_path, resident=len(users))
+    for user in users:
+        store.session(user).add(event)
+    kill(store)
+    monkeypatch.setattr(SessionFiles, "save", waiting)
+    again = fresh(tmp_path, resident=len(users))
+    for user in users[: session_files.WRITERS]:
+        again.session(user).add(event)
+    again.close()
+    assert (tmp_path / "journal.jsonl").read_bytes() == b""
+    found = fresh(tmp_path)
+    assert [len(found.session(user)) for user in users] == [2] * session_files.WRITERS + [1] * session_files.WRITERS
 
 
 def test_a_full_history_slides(service: Dataset, fresh: Callable[..., SessionStore], tmp_path: Path) -> None:

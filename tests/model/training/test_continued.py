@@ -14,6 +14,7 @@ from python_model.config import TrainConfig
 from python_model.data.feedback import BINARY
 from python_model.data.names import write_labels
 from python_model.data.schema import Dataset, DatasetWriter, load_dataset
+from python_model.data.shards import shard_dataset
 from python_model.io.errors import DataError
 from python_model.model.argus import Argus
 from python_model.model.negatives import NegativeSampler
@@ -138,8 +139,23 @@ def test_a_continued_run_trains_and_resumes(runs: dict[bool, tuple[Dataset, Path
 def test_the_sketch_counts_the_training_part(runs: dict[bool, tuple[Dataset, Path]]) -> None:
     dataset, _ = runs[False]
     sampler = NegativeSampler(CONFIG, dataset.info.items)
-    count_training_items(sampler, dataset, "leave-last-out")
+    count_training_items(sampler, dataset, TrainConfig(protocol="leave-last-out"))
     assert sampler.sketch.total == len(dataset) - 2 * dataset.info.users
+
+
+@pytest.mark.parametrize("protocol", ["leave-last-out", "temporal", "all"])
+def test_the_sketch_of_shards_is_that_of_one_file(
+    runs: dict[bool, tuple[Dataset, Path]], tmp_path: Path, protocol: str
+) -> None:
+    dataset, _ = runs[False]
+    shard_dataset(dataset.path, tmp_path / "shards", 3, row_group=20)
+    config = TrainConfig(protocol=protocol, train_share=0.5)
+    found = []
+    for one in (dataset, load_dataset(tmp_path / "shards")):
+        sampler = NegativeSampler(CONFIG, dataset.info.items)
+        count_training_items(sampler, one, config)
+        found.append(sampler.sketch.state_dict())
+    assert 0 < found[0]["total"] == found[1]["total"] and np.array_equal(found[0]["table"], found[1]["table"])
 
 
 def test_what_cannot_be_continued_is_one_sentence(runs: dict[bool, tuple[Dataset, Path]], tmp_path: Path) -> None:

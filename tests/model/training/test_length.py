@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from python_model.data.batches import BatchPlan
 from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.model.argus import Argus
+from python_model.train import train
 from python_model.training.length import LEAST, chosen_steps, steps_of_epoch, with_length, with_validation
 from python_model.training.runs import settings_of
 from python_model.training.start import batch_source
@@ -56,6 +58,15 @@ def test_a_recipe_keeps_its_steps_and_a_log_of_ones_own_does_not(tiny_service: D
     info = tiny_service.info
     assert f"{info.events:,} events of {info.users} users on {info.items} items: 200 steps" in found.notes[0]
     assert settings_of("pretrain", tiny_service, {"steps": 31}, recipe="default").train.steps == 31
+
+
+def test_a_resumed_run_says_that_it_keeps_its_recipe(tiny_service: Dataset, tmp_path: Path) -> None:
+    train("pretrain", tiny_service, tmp_path, SMALL, replace(CONFIG, steps=1))
+    found = settings_of("pretrain", tiny_service, {}, recipe="ml-100k", resumed=tmp_path)
+    assert found.train.steps == 1 and found.model == SMALL
+    expected = f"{tmp_path} goes on with the settings it was begun with: --recipe ml-100k is not read"
+    assert found.notes == (expected,)
+    assert settings_of("pretrain", tiny_service, {}, resumed=tmp_path).notes == ()
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,24 @@ def test_a_best_that_is_lost_is_chosen_anew(
     assert checkpoint.damage(checkpoint.find(best)) is None and checkpoint.read_description(best).step == 9
 
 
+def test_the_best_checkpoint_of_another_run_is_refused(
+    tiny_service: Dataset, watched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    train("pretrain", tiny_service, run, MODEL, replace(WATCHED, steps=6, seed=WATCHED.seed + 1))
+    own = checkpoint.chosen(run)
+    shutil.rmtree(run / "best")
+    shutil.copytree(watched / "best", run / "best")
+    with pytest.raises(
+        DataError, match=r"best/.*: of run [0-9a-f]{16}, expected [0-9a-f]{16} as in .*/step-00000006: "
+    ):
+        checkpoint.chosen(run)
+    assert checkpoint.chosen(run, "latest") == checkpoint.find(run) != own
+    train("pretrain", tiny_service, run, MODEL, replace(WATCHED, steps=9, seed=WATCHED.seed + 1), resume=True)
+    assert "the best checkpoint is chosen anew" in caplog.text
+    assert checkpoint.read_description(checkpoint.chosen(run)).step == 9
+
+
 @pytest.mark.parametrize("value", [1, {}, {"metric": "x"}, None])
 def test_a_damaged_state_of_the_watch_is_named(
     tiny_service: Dataset, watched: Path, tmp_path: Path, value: object
