@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from python_model.config import TrainConfig
-from python_model.data.batches import BatchBuilder, JaggedBatch, Windows
+from python_model.data.batches import BatchBuilder, JaggedBatch
 from python_model.data.schema import Dataset
+from python_model.data.windows import Windows
 from python_model.evaluation.metrics import ndcg_gains
 from python_model.model.argus import Argus
 from python_model.model.incremental import IncrementalEncoder
