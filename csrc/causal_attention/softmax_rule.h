@@ -19,36 +19,62 @@ using attention::Block;
 using attention::KeyTile;
 using attention::kQueries;
 
+// Columns that both loops over a tile's keys keep in registers.
+constexpr int64_t kStrip = 2 * kLanes;
+
+// most[c] = the largest of the strip's scores, factor included; NaN is ignored.
+template <class A>
+ARGUS_INLINE void largest_scores(A* most, const A* strip, int64_t keys, A factor) {
+  for (int64_t c = 0; c < kStrip; ++c) most[c] = -std::numeric_limits<A>::infinity();
+  // Rounding is monotonic: the largest product is the product of the largest.
+  if (factor > A{0}) {
+    for (int64_t j = 0; j < keys; ++j) {
+      for (int64_t c = 0; c < kStrip; ++c) {
+        const A score = strip[j * kQueries + c];
+        most[c] = score > most[c] ? score : most[c];
+      }
+    }
+    for (int64_t c = 0; c < kStrip; ++c) most[c] *= factor;
+  } else {
+    for (int64_t j = 0; j < keys; ++j) {
+      for (int64_t c = 0; c < kStrip; ++c) {
+        const A score = strip[j * kQueries + c] * factor;
+        most[c] = score > most[c] ? score : most[c];
+      }
+    }
+  }
+}
+
 // `apart`: the tile's weights are summed before they are added to the total. One float32 sum over 8,192 keys
 // errs 2.1 times as much as the error rule allows.
 template <class A>
 ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int64_t keys, int64_t columns,
                              A factor, bool apart) {
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
-  alignas(64) A before[kQueries], base[kQueries], sum[kQueries];
-  for (int64_t c = 0; c < columns; ++c) before[c] = largest[c];
-  for (int64_t j = 0; j < keys; ++j) {
-    const A* line = scores + j * kQueries;
-    for (int64_t c = 0; c < columns; ++c) {
-      const A score = line[c] * factor;
-      largest[c] = score > largest[c] ? score : largest[c];
+  for (int64_t first = 0; first < columns; first += kStrip) {
+    A* strip = scores + first;
+    A most[kStrip], base[kStrip], sum[kStrip];
+    largest_scores(most, strip, keys, factor);
+    for (int64_t c = 0; c < kStrip; ++c) {
+      const A before = largest[first + c];
+      const A now = most[c] > before ? most[c] : before;
+      largest[first + c] = now;
+      // Scores that are all −∞ so far have weight 0; −∞ − −∞ would be NaN.
+      base[c] = now == kNothing ? A{0} : now;
+      correction[first + c] = fast_exp(before - base[c]);
+      total[first + c] *= correction[first + c];
+      sum[c] = apart ? A{0} : total[first + c];
     }
-  }
-  for (int64_t c = 0; c < columns; ++c) {
-    // Scores that are all −∞ so far have weight 0; −∞ − −∞ would be NaN.
-    base[c] = largest[c] == kNothing ? A{0} : largest[c];
-    correction[c] = fast_exp(before[c] - base[c]);
-    total[c] *= correction[c];
-    sum[c] = apart ? A{0} : total[c];
-  }
-  for (int64_t j = 0; j < keys; ++j) {
-    A* line = scores + j * kQueries;
-    for (int64_t c = 0; c < columns; ++c) {
-      line[c] = fast_exp(fma(line[c], factor, -base[c]));
-      sum[c] += line[c];
+    for (int64_t j = 0; j < keys; ++j) {
+      A* line = strip + j * kQueries;
+      for (int64_t c = 0; c < kStrip; ++c) {
+        const A weight = exp_up_to_one(fma(line[c], factor, -base[c]));
+        line[c] = weight;
+        sum[c] += weight;
+      }
     }
+    for (int64_t c = 0; c < kStrip; ++c) total[first + c] = apart ? total[first + c] + sum[c] : sum[c];
   }
-  for (int64_t c = 0; c < columns; ++c) total[c] = apart ? total[c] + sum[c] : sum[c];
 }
 
 template <class A>

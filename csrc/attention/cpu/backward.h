@@ -158,9 +158,10 @@ class BackwardWorker : public FromBlockCache {
     const Arguments& p = problem_;
     const T* keys = p.k.at<T>(piece.user.key_row, piece.key_head);
     const T* values = p.v.at<T>(piece.user.key_row, piece.key_head);
-    keys_.set(keys, p.k.row_stride, seen.begin, seen.end, p.width);
+    const int64_t readers = heads_of_group(p) * (piece.end - piece.begin);
+    keys_.set(keys, p.k.row_stride, seen.begin, seen.end, p.width, readers);
     key_columns_.set(keys, p.k.row_stride, seen.begin, seen.end, p.width);
-    values_.set(values, p.v.row_stride, seen.begin, seen.end, p.width);
+    values_.set(values, p.v.row_stride, seen.begin, seen.end, p.width, readers);
   }
 
   void begin_head(const Piece& piece, int64_t head, int64_t member) {
@@ -203,9 +204,9 @@ class BackwardWorker : public FromBlockCache {
       for (const KeyTile& tile : tiles_) {
         const T* keys = p.k.at<T>(piece.user.key_row + tile.begin, piece.key_head);
         const T* values = p.v.at<T>(piece.user.key_row + tile.begin, piece.key_head);
-        seen_keys_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
+        seen_keys_.set(keys, p.k.row_stride, 0, tile.size(), p.width, 1);
         seen_key_columns_.set(keys, p.k.row_stride, 0, tile.size(), p.width);
-        seen_values_.set(values, p.v.row_stride, 0, tile.size(), p.width);
+        seen_values_.set(values, p.v.row_stride, 0, tile.size(), p.width, 1);
         differentiate(block, tile, {seen_keys_.from(0), seen_values_.from(0), seen_key_columns_.from(0)},
                       sums, accumulate);
         accumulate = true;

@@ -56,9 +56,10 @@ class ForwardWorker : public FromBlockCache {
     const Arguments& p = problem_;
     const User& user = piece.user;
     const Span keys = keys_of_queries(p, user, piece.begin, piece.end);
-    keys_.set(p.k.at<T>(user.key_row, piece.key_head), p.k.row_stride, keys.begin, keys.end, p.width);
+    const int64_t group = heads_of_group(p), readers = group * (piece.end - piece.begin);
+    keys_.set(p.k.at<T>(user.key_row, piece.key_head), p.k.row_stride, keys.begin, keys.end, p.width,
+              readers);
     values_.set(p.v.at<T>(user.key_row, piece.key_head), p.v.row_stride, keys.begin, keys.end, p.width);
-    const int64_t group = heads_of_group(p);
     for (int64_t member = 0; member < group; ++member) run_head(piece, piece.key_head * group + member);
   }
 
@@ -90,7 +91,7 @@ class ForwardWorker : public FromBlockCache {
     bool accumulate = false;
     for (const KeyTile& tile : tiles_) {
       const int64_t row = piece.user.key_row + tile.begin;
-      seen_keys_.set(p.k.at<T>(row, piece.key_head), p.k.row_stride, 0, tile.size(), p.width);
+      seen_keys_.set(p.k.at<T>(row, piece.key_head), p.k.row_stride, 0, tile.size(), p.width, 1);
       seen_values_.set(p.v.at<T>(row, piece.key_head), p.v.row_stride, 0, tile.size(), p.width);
       add_tile(block, tile, seen_keys_.from(0), seen_values_.from(0), accumulate);
       accumulate = true;

@@ -22,16 +22,18 @@ struct LeftOperand {
   int64_t stride;
 };
 
-// Events [begin, end) of one user and head as the left operand of a product; read in place if the product
-// accepts the tensor's layout.
+// Keys [begin, end) of one user and head as the left operand of a product. Read in place if the product
+// accepts the tensor's layout, unless heads lie between its rows and many queries read them: a product over
+// rows 1 KiB apart is 1.06 times as slow as over adjacent ones.
 template <class T, class P>
 class KeyRows {
  public:
-  // `from` is the user's first event.
-  void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width) {
+  // `from` is the user's first key, `readers` the number of queries.
+  void set(const T* from, int64_t row_stride, int64_t begin, int64_t end, int64_t width, int64_t readers) {
     stride_ = matmul::padded_depth<P>(width);
     if constexpr (std::is_same_v<T, P>) {
-      if (stride_ == width) {
+      const bool near = row_stride * int64_t{sizeof(T)} < kFarRows;
+      if (stride_ == width && (near || readers < kManyReaders)) {
         begin_ = 0;
         data_ = from;
         stride_ = row_stride;
@@ -47,6 +49,8 @@ class KeyRows {
   LeftOperand<P> from(int64_t event) const { return {data_ + (event - begin_) * stride_, stride_}; }
 
  private:
+  static constexpr int64_t kFarRows = 1024, kManyReaders = 512;
+
   Scratch<P> packed_;
   const P* data_ = nullptr;
   int64_t begin_ = 0, stride_ = 0;

@@ -64,6 +64,8 @@ inline Work cut_work(const Arguments& p, int64_t piece_rows, int64_t most_pieces
   std::vector<double> costs;
   double total = 0;
   const int64_t most = most_pieces * heads_of_group(p);
+  work.pieces.reserve(static_cast<size_t>(p.users) * p.key_heads);
+  costs.reserve(work.pieces.capacity());
   for (int64_t head = 0; head < p.key_heads; ++head) {
     for (int64_t index = 0; index < p.users; ++index) {
       const User user = user_of(p, index);

@@ -52,6 +52,27 @@ ARGUS_INLINE double fast_exp(double x) {
   return std::exp(x);
 }
 
+// fast_exp, to the bit, for x of at most 1 and NaN: a softmax's weights, whose scores have the largest taken
+// off. Below -86.6 the bits before the last line mean nothing.
+ARGUS_INLINE float exp_up_to_one(float x) {
+  constexpr float kSmallest = -86.6f, kToInteger = 12582912.0f;
+  const float shifted = fma(x, 1.44269504f, kToInteger);
+  const float power = shifted - kToInteger;
+  const float r = fma(power, -1.42860682e-6f, fma(power, -0.693145752f, x));
+  float q = 0.0013814599f;
+  q = fma(q, r, 0.008368717f);
+  q = fma(q, r, 0.04166839f);
+  q = fma(q, r, 0.16666521f);
+  q = fma(q, r, 0.49999994f);
+  const float fraction = fma(q, r * r, r) + 1.0f;
+  // The exponent is in the low bits; the shift leaves nothing of kToInteger's.
+  const float scale = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + (uint32_t{127} << 23));
+  return x < kSmallest ? 0.0f : fraction * scale;
+}
+ARGUS_INLINE double exp_up_to_one(double x) {
+  return std::exp(x);
+}
+
 // ln(1 + u) for u in [0, 1] within 2 units in the last place.
 ARGUS_INLINE float log1p_of_fraction(float u) {
   float p = -0.0032440256f;

@@ -25,8 +25,10 @@ ARGUS_INLINE void apply_body(int which, const float* from, float* to, int64_t co
     to[0] = lane_max(from, count, -1.0f);
   } else if (which == 6) {
     for (int64_t i = 0; i < count; ++i) to[i] = fast_erf(from[i]);
-  } else {
+  } else if (which == 7) {
     for (int64_t i = 0; i < count; ++i) to[i] = gelu(from[i]);
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = exp_up_to_one(from[i]);
   }
 }
 

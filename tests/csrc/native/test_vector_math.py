@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.csrc.native.probe import library
 
-EXP, LOG1P, SOFTPLUS, SIGMOID, SUM, MAX, ERF, GELU = range(8)
+EXP, LOG1P, SOFTPLUS, SIGMOID, SUM, MAX, ERF, GELU, EXP_UP_TO_ONE = range(9)
 
 
 def apply(which: int, values: Tensor) -> Tensor:
@@ -42,6 +42,13 @@ def test_exp() -> None:
     assert apply(EXP, ends).tolist() == [0, 0, 0, math.inf, math.inf, math.inf]
     assert apply(EXP, torch.tensor([math.nan, 0.0])).tolist()[1] == 1
     assert apply(EXP, torch.tensor([math.nan])).isnan().all()
+
+
+def test_exp_up_to_one_has_the_bits_of_exp() -> None:
+    ends = torch.tensor([-math.inf, -3e38, -1e30, -86.600006, -86.6, -86.59999, -0.0, 0.0])
+    values = torch.cat([grid(-90, 1), grid(-1e-3, 1e-3), -torch.logspace(-44, 38, 100_000), ends])
+    assert torch.equal(apply(EXP_UP_TO_ONE, values), apply(EXP, values))
+    assert apply(EXP_UP_TO_ONE, torch.tensor([math.nan])).isnan().all()
 
 
 def test_log1p_of_fraction() -> None:
