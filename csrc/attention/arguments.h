@@ -63,6 +63,9 @@ struct Arguments {
   bool own_rows() const {
     return key_offsets == offsets && position == nullptr && own_begin == nullptr && prefix == nullptr;
   }
+  // Whether the rest of the rule, shared key heads and dropout are left out, too: what CUDA's causal mask
+  // serves.
+  bool causal() const { return own_rows() && key_heads == heads && dropout_seed == nullptr; }
 };
 
 struct Forward {
@@ -99,5 +102,8 @@ constexpr int64_t most_blocks(int64_t rows, int64_t users) {
 // Limits set by the CUDA kernels' shared memory.
 constexpr int32_t kMaxPositions = 512;
 constexpr int32_t kMaxWidth = 256;
+// Of heads where the arguments are not causal(): wider kernels of the whole rule would take nvcc half a
+// minute more.
+constexpr int32_t kMaxGeneralWidth = 128;
 
 }  // namespace argus::attention

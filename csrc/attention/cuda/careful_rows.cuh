@@ -318,7 +318,8 @@ ARGUS_DEVICE void add_key_gradients(Sums& d_k, Sums& d_v, const KeySlice& slice,
 // The keys of a warp in the second kernel of the backward pass.
 template <class Weights, class T, int kWidth>
 ARGUS_RARE void key_gradient_rows(const Backward& call, unsigned char* room) {
-  using Tiles = KeyTiles<sizeof(T), kWidth>;
+  // Both masks have the same rows.
+  using Tiles = KeyTiles<sizeof(T), kWidth, true>;
   constexpr Shape kShape = Tiles::kShape;
   constexpr int kPart = Tiles::kPart;
   const Arguments& given = call.given;

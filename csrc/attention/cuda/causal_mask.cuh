@@ -81,7 +81,7 @@ struct CausalMask {
       int visible[kWarps][kRows];
       Reach reach[kWarps];
     };
-    int begin, end;
+    int begin;
 
     // Every thread of the block must call it; it ends with a barrier. `first` is the warp's first query.
     ARGUS_DEVICE Queries(const Arguments& given, const Block& block, const Side&, int first, Room& room)
@@ -101,15 +101,16 @@ struct CausalMask {
         all_.none_sees = max(all_.none_sees, room.reach[other].none_sees);
       }
       const int oldest = max(0, block.first - given.window + 1);
-      const int own_end = (block.first + block.rows + kKeys - 1) / kKeys;
+      own_end_ = (block.first + block.rows + kKeys - 1) / kKeys;
       seen_end_ = (min(all_.none_sees, block.length) + kKeys - 1) / kKeys;
       own_begin_ = block.first / kKeys;
-      end = max(own_end, seen_end_);
       begin = skip(oldest / kKeys);
     }
 
     ARGUS_DEVICE const RowNumbers& rows() const { return rows_; }
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
+    // Whether there is a block to visit at `index`, which is `begin` or what `next` returned.
+    ARGUS_DEVICE bool has(int index) const { return index < own_end_ || index < seen_end_; }
 
     // Of the warp's queries and the keys from first_key on.
     ARGUS_DEVICE Cover cover(int first_key) const {
@@ -136,7 +137,7 @@ struct CausalMask {
     const Arguments& given_;
     RowNumbers rows_;
     Reach reach_, all_;
-    int first_, seen_end_, own_begin_;
+    int first_, seen_end_, own_begin_, own_end_;
   };
 
   // A block of threads' keys, kRows a warp, and the blocks of kQueries queries that it must visit. What

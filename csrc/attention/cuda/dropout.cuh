@@ -2,8 +2,6 @@
 // (seed, head, position, key), whose two words serve two neighbouring keys.
 #pragma once
 
-#include <type_traits>
-
 #include "attention/cuda/scores.cuh"
 
 namespace argus::attention {
@@ -52,29 +50,12 @@ struct Dropout {
   }
 };
 
-// Which pairs of a warp's tile drop: bit 4 · (r · kTiles + n) + i for the number [r][n][i]. Not unrolled,
-// because each generator is long, and compilers are slow on many copies of it.
-template <int kRowTiles, int kTiles>
-struct Dropped {
-  static constexpr int kPairs = 4 * kRowTiles * kTiles;
-  static_assert(kPairs <= 64);
-  using Bits = std::conditional_t<(kPairs <= 32), uint32_t, uint64_t>;
-  Bits bits = 0;
-
-  ARGUS_DEVICE void add(int r, int n, int i, bool dropped) {
-    bits |= static_cast<Bits>(dropped) << (4 * (r * kTiles + n) + i);
-  }
-  ARGUS_DEVICE bool operator()(int r, int n, int i) const {
-    return (bits >> (4 * (r * kTiles + n) + i) & 1) != 0;
-  }
-};
-
-// With queries in the rows.
+// Which pairs of a tile drop, with queries in the rows.
 template <int kTiles, class Mask, int kRowTiles>
-ARGUS_DEVICE Dropped<kRowTiles, kTiles> dropped_rows(const Dropout& dropout,
-                                                     const RowSide<Mask, kRowTiles>& rows,
-                                                     const ColumnSide<Mask>& columns) {
-  Dropped<kRowTiles, kTiles> dropped;
+ARGUS_DEVICE PairBits<kRowTiles, kTiles> dropped_rows(const Dropout& dropout,
+                                                      const RowSide<Mask, kRowTiles>& rows,
+                                                      const ColumnSide<Mask>& columns) {
+  PairBits<kRowTiles, kTiles> dropped;
 #pragma unroll 1
   for (int half = 0; half < 2 * kRowTiles; ++half) {
     const int r = half / 2, i = half % 2 * 2, within = row_within(r, i);
@@ -82,8 +63,8 @@ ARGUS_DEVICE Dropped<kRowTiles, kTiles> dropped_rows(const Dropout& dropout,
 #pragma unroll 2
     for (int n = 0; n < kTiles; ++n) {
       const Words words = dropout.words(position, columns.first + column_within(n, 0));
-      dropped.add(r, n, i, words.even < dropout.below);
-      dropped.add(r, n, i + 1, words.odd < dropout.below);
+      dropped.set(r, n, i, words.even < dropout.below);
+      dropped.set(r, n, i + 1, words.odd < dropout.below);
     }
   }
   return dropped;
@@ -92,10 +73,10 @@ ARGUS_DEVICE Dropped<kRowTiles, kTiles> dropped_rows(const Dropout& dropout,
 // With keys in the rows. Neighbouring keys are in lanes that differ by 4: of their common two queries each
 // lane takes one, and hands the other lane its word.
 template <int kTiles, class Mask, int kRowTiles>
-ARGUS_DEVICE Dropped<kRowTiles, kTiles> dropped_columns(const Dropout& dropout,
-                                                        const RowSide<Mask, kRowTiles>& rows,
-                                                        const ColumnSide<Mask>& columns) {
-  Dropped<kRowTiles, kTiles> dropped;
+ARGUS_DEVICE PairBits<kRowTiles, kTiles> dropped_columns(const Dropout& dropout,
+                                                         const RowSide<Mask, kRowTiles>& rows,
+                                                         const ColumnSide<Mask>& columns) {
+  PairBits<kRowTiles, kTiles> dropped;
   const bool odd = lane_index() / 4 % 2 != 0;
 #pragma unroll 1
   for (int half = 0; half < 2 * kRowTiles; ++half) {
@@ -107,8 +88,8 @@ ARGUS_DEVICE Dropped<kRowTiles, kTiles> dropped_columns(const Dropout& dropout,
       const Words words = dropout.words(position, key);
       const uint32_t mine = odd ? words.odd : words.even;
       const uint32_t other = __shfl_xor_sync(kFullWarp, odd ? words.even : words.odd, 4);
-      dropped.add(r, n, i, (odd ? other : mine) < dropout.below);
-      dropped.add(r, n, i + 1, (odd ? mine : other) < dropout.below);
+      dropped.set(r, n, i, (odd ? other : mine) < dropout.below);
+      dropped.set(r, n, i + 1, (odd ? mine : other) < dropout.below);
     }
   }
   return dropped;

@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   const typename Smem::Queries queries(given, block, keys, first,
                                        *reinterpret_cast<typename Smem::Queries::Room*>(room + Smem::kMask));
   rows.numbers = queries.rows();
-  if (queries.begin < queries.end) {
+  // Under the causal mask a query sees itself.
+  if (!Mask::kGeneral || queries.has(queries.begin)) {
     load(0, queries.begin);
   } else {
     finish_copies();
@@ -102,11 +103,11 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   float out[kShape.row_tiles][Smem::kPart / 8][4];
   tile::clear(out);
   int stage = 0;
-  for (int index = queries.begin, next; index < queries.end; index = next, stage ^= 1) {
+  for (int index = queries.begin, next; queries.has(index); index = next, stage ^= 1) {
     next = queries.next(index);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    if (next < queries.end) load(stage ^ 1, next);
+    if (queries.has(next)) load(stage ^ 1, next);
     const ColumnSide<Mask> columns{index * kKeys, keys.length, {}, times_of(stage)};
     const Cover cover = queries.cover(columns.first);
     if (cover.none) continue;

@@ -146,7 +146,6 @@ struct GeneralMask {
       QueryNumbers numbers[kWarps][kRows];
       Reach reach[kWarps], all;
     };
-    static constexpr int end = kNever;
     int begin;
 
     ARGUS_DEVICE Queries(const Arguments& given, const Block& block, const Side& keys, int first, Room& room)
@@ -177,6 +176,7 @@ struct GeneralMask {
 
     ARGUS_DEVICE const RowNumbers& rows() const { return rows_; }
     ARGUS_DEVICE int next(int index) const { return room_.all.template block_from<kKeys>(index + 1); }
+    ARGUS_DEVICE bool has(int index) const { return index < kNever; }
     ARGUS_DEVICE Cover cover(int first_key) const {
       const int last_key = first_key + kKeys - 1;
       return {!rows_.reach->touches(first_key, last_key), rows_.reach->covers(first_key, last_key)};

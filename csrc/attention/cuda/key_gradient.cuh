@@ -12,7 +12,7 @@ namespace argus::attention {
 // Offsets in a block's shared memory, in bytes.
 template <class Mask, class T, int kWidth>
 struct KeySmem {
-  static constexpr Shape kShape = key_shape(sizeof(T), kWidth);
+  static constexpr Shape kShape = key_shape(sizeof(T), kWidth, Mask::kGeneral);
   using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = key_part(sizeof(T), kWidth);
   using Keys =
@@ -43,7 +43,7 @@ struct Step {
 };
 
 template <class Weights, class Mask, class T, int kWidth>
-__global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
+__global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).threads, 1)
     key_gradient_kernel(const __grid_constant__ Backward call) {
   using Smem = KeySmem<Mask, T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth).threads, 1)
     add_bias<false>(scores, scale, bias, rows, columns, KeepNothing{});
     if (!cover.all) hide<false>(scores, Weights::kHidden, given.window, rows, columns);
     tile::add_rows_product<T, kWidth>(gradients, tile_of(Smem::kV, 0) + own, tile_of(Smem::kDOut, stage));
-    Dropped<kRowTiles, kTiles> dropped;
+    PairBits<kRowTiles, kTiles> dropped;
     if constexpr (Mask::kGeneral) {
       if (dropout.drops()) dropped = dropped_columns<kTiles>(dropout, rows, columns);
     }

@@ -22,11 +22,10 @@ void with_width(const Arguments& given, Run run) {
 // Calls run.template operator()<Mask, T, kWidth>().
 template <class Run>
 void with_kernel(const Arguments& given, Run run) {
-  const bool causal = given.own_rows() && given.key_heads == given.heads && given.dropout_seed == nullptr;
   with_device_type(given.dtype, [&]<class T>() {
     with_width<T>(given, [&]<class, int kWidth>() {
-      if (causal) return run.template operator()<CausalMask, T, kWidth>();
-      run.template operator()<GeneralMask, T, kWidth>();
+      if (given.causal()) return run.template operator()<CausalMask, T, kWidth>();
+      if constexpr (kWidth <= kMaxGeneralWidth) run.template operator()<GeneralMask, T, kWidth>();
     });
   });
 }

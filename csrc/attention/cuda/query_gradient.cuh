@@ -161,14 +161,14 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const Weights weights(given);
   // visit(scores, gradients of weights, …) for every block of keys.
   const auto walk = [&](auto visit) {
-    if (queries.begin >= queries.end) return finish_copies();
+    if (Mask::kGeneral && !queries.has(queries.begin)) return finish_copies();
     load(0, queries.begin);
     int stage = 0;
-    for (int index = queries.begin, next; index < queries.end; index = next, stage ^= 1) {
+    for (int index = queries.begin, next; queries.has(index); index = next, stage ^= 1) {
       next = queries.next(index);
       ptx::cp_async_wait<0>();
       __syncthreads();
-      if (next < queries.end) load(stage ^ 1, next);
+      if (queries.has(next)) load(stage ^ 1, next);
       const ColumnSide<Mask> columns{index * kKeys, keys.length, {}, times_of(stage)};
       const Cover cover = queries.cover(columns.first);
       if (cover.none) continue;

@@ -83,8 +83,9 @@ struct KeepNothing {
 };
 
 // Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head. Found
-// by compiling: the forward pass of heads of 128 spills without the limit for sm_80, with it for sm_100.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+// by compiling: the forward pass of heads of 128 spills without the limit for sm_80 and sm_90, with it for
+// sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 template <int kRowTiles, int kTiles, class Keep>
 constexpr bool kFewLookUps = kTiles <= 4 && !(kRowTiles == 2 && std::is_same_v<Keep, KeepNothing>);
 #else
@@ -126,21 +127,63 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
   return shared;
 }
 
+// Whether a pair is visible.
+template <bool kQueryRows, class Mask, int kRowTiles>
+ARGUS_DEVICE bool sees(int window, const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns,
+                       int row, int column) {
+  const int in_row = rows.first + row, in_column = columns.first + column;
+  if constexpr (kQueryRows) return Mask::row_sees(rows.numbers, row, in_row, in_column, columns.end, window);
+  return Mask::column_sees(columns.numbers, column, in_column, in_row, columns.end, window);
+}
+
+// One bit for each number that a lane holds of a tile. For what is long to work out for a pair: loops that
+// fill it need not be unrolled, which compilers are slow on.
+template <int kRowTiles, int kTiles>
+struct PairBits {
+  static constexpr int kPairs = 4 * kRowTiles * kTiles;
+  static_assert(kPairs <= 64);
+  using Bits = std::conditional_t<(kPairs <= 32), uint32_t, uint64_t>;
+  Bits bits = 0;
+
+  ARGUS_DEVICE void set(int r, int n, int i, bool bit) {
+    bits |= static_cast<Bits>(bit) << (4 * (r * kTiles + n) + i);
+  }
+  ARGUS_DEVICE bool operator()(int r, int n, int i) const {
+    return (bits >> (4 * (r * kTiles + n) + i) & 1) != 0;
+  }
+};
+
+// Which pairs of a tile are visible; a column past the user's end is not.
+template <bool kQueryRows, int kTiles, class Mask, int kRowTiles>
+ARGUS_DEVICE PairBits<kRowTiles, kTiles> seen_pairs(int window, const RowSide<Mask, kRowTiles>& rows,
+                                                    const ColumnSide<Mask>& columns) {
+  PairBits<kRowTiles, kTiles> seen;
+#pragma unroll 1
+  for (int half = 0; half < 2 * kRowTiles; ++half) {
+    const int r = half / 2, row = row_within(r, half % 2 * 2);
+#pragma unroll 1
+    for (int pair = 0; pair < 2 * kTiles; ++pair) {
+      const int n = pair / 2, i = half % 2 * 2 + pair % 2, column = column_within(n, i);
+      seen.set(r, n, i, sees<kQueryRows>(window, rows, columns, row, column));
+    }
+  }
+  return seen;
+}
+
 // Applies the mask, and hides columns past the user's end.
 template <bool kQueryRows, class Mask, int kRowTiles, int kTiles>
 ARGUS_DEVICE void hide(float (&scores)[kRowTiles][kTiles][4], float hidden, int window,
                        const RowSide<Mask, kRowTiles>& rows, const ColumnSide<Mask>& columns) {
-  for_each(scores, [&](float& score, int r, int n, int i) {
-    const int row = row_within(r, i), column = column_within(n, i);
-    const int in_row = rows.first + row, in_column = columns.first + column;
-    bool seen = false;
-    if constexpr (kQueryRows) {
-      seen = Mask::row_sees(rows.numbers, row, in_row, in_column, columns.end, window);
-    } else {
-      seen = Mask::column_sees(columns.numbers, column, in_column, in_row, columns.end, window);
-    }
-    if (!seen) score = hidden;
-  });
+  if constexpr (Mask::kGeneral) {
+    const auto seen = seen_pairs<kQueryRows, kTiles>(window, rows, columns);
+    for_each(scores, [&](float& score, int r, int n, int i) {
+      if (!seen(r, n, i)) score = hidden;
+    });
+  } else {
+    for_each(scores, [&](float& score, int r, int n, int i) {
+      if (!sees<kQueryRows>(window, rows, columns, row_within(r, i), column_within(n, i))) score = hidden;
+    });
+  }
 }
 
 // Shared memory for the rows of a block.

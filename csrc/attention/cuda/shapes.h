@@ -28,10 +28,11 @@ constexpr Shape query_shape(int bytes, int width) {
   return make_shape(4, width <= 64 ? 2 : 1, 32);
 }
 
-// Rows are keys, columns queries.
-constexpr Shape key_shape(int bytes, int width) {
+// Rows are keys, columns queries. What the general mask keeps of a tile takes the registers of half its
+// columns.
+constexpr Shape key_shape(int bytes, int width, bool general) {
   if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, 16);
-  return make_shape(4, 1, width <= 64 ? 64 : 32);
+  return make_shape(4, 1, (width <= 64 ? 64 : 32) / (general ? 2 : 1));
 }
 
 // Sums are this wide at most: wider heads are done in parts, by blocks of their own, each of which computes
@@ -59,9 +60,9 @@ struct QueryTiles {
   static constexpr Shape kShape = query_shape(kBytes, kWidth);
   static constexpr int kPart = query_part(kBytes, kWidth);
 };
-template <int kBytes, int kWidth>
+template <int kBytes, int kWidth, bool kGeneral>
 struct KeyTiles {
-  static constexpr Shape kShape = key_shape(kBytes, kWidth);
+  static constexpr Shape kShape = key_shape(kBytes, kWidth, kGeneral);
   static constexpr int kPart = key_part(kBytes, kWidth);
 };
 

@@ -136,21 +136,23 @@ ARGUS_EXPORT int64_t most_blocks(int64_t rows, int64_t users) {
 ARGUS_EXPORT int64_t most_shared_bytes(int dtype, int width) {
   static const float table = 0.0f;
   Backward call{};
-  // Dropout needs the general mask, whose kernels have the larger rooms.
-  static const int64_t seed = 0;
   call.given.dtype = static_cast<Dtype>(dtype);
   call.given.width = width;
-  call.given.dropout_seed = &seed;
   call.given.position_bias = call.given.time_bias = &table;
   call.given.positions = argus::attention::kMaxPositions;
   call.given.times = argus::kTimeBuckets;
   float gradient = 0.0f;
   call.d_time_bias = &gradient;
   size_t most = 0;
-  argus::attention::with_kernel(call.given, [&]<class Mask, class T, int kWidth>() {
-    most = std::max({argus::attention::ForwardSmem<Mask, T, kWidth>::bytes(call.given),
-                     argus::attention::QuerySmem<Mask, T, kWidth>::bytes(call),
-                     argus::attention::KeySmem<Mask, T, kWidth>::bytes(call)});
-  });
+  // Dropout needs the general mask.
+  static const int64_t seed = 0;
+  for (const int64_t* dropout_seed : {static_cast<const int64_t*>(nullptr), &seed}) {
+    call.given.dropout_seed = dropout_seed;
+    argus::attention::with_kernel(call.given, [&]<class Mask, class T, int kWidth>() {
+      most = std::max({most, argus::attention::ForwardSmem<Mask, T, kWidth>::bytes(call.given),
+                       argus::attention::QuerySmem<Mask, T, kWidth>::bytes(call),
+                       argus::attention::KeySmem<Mask, T, kWidth>::bytes(call)});
+    });
+  }
   return static_cast<int64_t>(most);
 }

@@ -30,6 +30,15 @@ from tests.drawn_examples import examples
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = [CAUSAL, HSTU]
 ops = pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
+ops_and_dtypes = pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        pytest.param(op, dtype, id=f"{op.name}-{dtype}", marks=[pytest.mark.slow] * ((op is CAUSAL) != (place == 0)))
+        for op in OPS
+        for place, dtype in enumerate(DTYPES)
+    ],
+)
+"""`make test` takes one dtype of causal_attention and two of hstu_attention."""
 INFINITY = float("inf")
 ROWS, KEY_ROWS = ("q", "visible", "position", "own_begin", "own_end", "query_time"), ("k", "v", "key_time")
 
@@ -47,7 +56,7 @@ def sample(op: Op, case: HistoryCase) -> Sample:
 
 
 def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, most: int) -> None:
-    for verdict in judged(op, sample(op, case), BACKEND, dtype, enough=96, least=2, most=most).values():
+    for verdict in judged(op, sample(op, case), BACKEND, dtype, enough=64, least=2, most=most).values():
         assert verdict.passed, f"{case}: {verdict.sentence}"
 
 
@@ -58,9 +67,9 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, most: 
     longer=st.sampled_from([1, 1, 3]),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(deadline=None, max_examples=examples(12))
+@settings(deadline=None, max_examples=examples(10))
 def test_every_instance_of_the_rule(op: Op, case: HistoryCase, width: int, longer: int, dtype: torch.dtype) -> None:
-    hold_to_the_error_rule(op, replace(case.scaled(longer), width=width), dtype, 24)
+    hold_to_the_error_rule(op, replace(case.scaled(longer), width=width), dtype, 12)
 
 
 TILES = [
@@ -68,22 +77,29 @@ TILES = [
     HistoryCase("any_grouped", (90, 40), key_lengths=(140, 20), heads=4, key_heads=2, mask="any", window=50, prefix=9),
     HistoryCase("groups_dropout", (130, 9), heads=2, key_heads=1, width=128, mask="groups", dropout=0.2),
     HistoryCase("context", (150, 3), width=40, mask="context", position_buckets=9, padding=70),
-    HistoryCase("cross_256", (5, 40), key_lengths=(70, 33), width=256, heads=1, mask="cross"),
+    HistoryCase("cross", (5, 40), key_lengths=(70, 33), width=128, heads=1, mask="cross"),
+    HistoryCase("context_256", (70, 3), width=256, heads=1, mask="context"),
     HistoryCase("last_rows_window", (3, 20), key_lengths=(170, 90), window=60, prefix=7, width=104, heads=1),
 ]
-"""Several tiles each; the three kernel widths; every dtype below."""
+"""Several tiles each, in all kernel widths; every dtype below."""
 BIASED: dict[str, Any] = {"position_buckets": 30, "time_buckets": 40}
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"),
+    ("op", "case", "dtype"),
     [
-        pytest.param(case, dtype, id=f"{case.name}-{dtype}", marks=[pytest.mark.slow] * ((place + turn) % 3 != 0))
+        pytest.param(
+            op,
+            case,
+            dtype,
+            id=f"{op.name}-{case.name}-{dtype}",
+            marks=[pytest.mark.slow] * ((place + turn) % 3 != 0 or OPS[place % 2] is not op),
+        )
+        for op in OPS
         for place, case in enumerate(TILES)
         for turn, dtype in enumerate(DTYPES)
     ],
 )
-@ops
 def test_several_tiles(op: Op, case: HistoryCase, dtype: torch.dtype) -> None:
     if case.width == 4:
         case = replace(case, width=64)
@@ -116,8 +132,7 @@ def require_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@ops
+@ops_and_dtypes
 def test_both_masks_give_the_same_bits(op: Op, dtype: torch.dtype) -> None:
     """Keys of their own that are the queries' rows, whose mask is the general one. Without a position
     bias, which a tile adds at once or pair by pair, and the two masks judge by tiles of their own."""
@@ -149,8 +164,7 @@ ANY = HistoryCase(
 """A user without queries, one without keys, and queries that see nothing."""
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@ops
+@ops_and_dtypes
 def test_same_bits_in_every_order_of_the_threads(op: Op, dtype: torch.dtype) -> None:
     arguments = drawn(op, ANY, dtype)
     first = everything(op, arguments)
@@ -187,8 +201,7 @@ def test_a_users_numbers_do_not_depend_on_the_batch(op: Op) -> None:
             assert torch.equal(alone, whole[rows.get(name, slice(key_begin, key_end))]), (user, name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@ops
+@ops_and_dtypes
 def test_queries_that_see_nothing(op: Op, dtype: torch.dtype) -> None:
     """They give 0 and no gradient, whatever reaches their log-sum-exp."""
     arguments = drawn(op, HistoryCase("", (40, 3), width=8, mask="any", **BIASED), dtype)
@@ -204,7 +217,9 @@ def test_queries_that_see_nothing(op: Op, dtype: torch.dtype) -> None:
     if op is CAUSAL:
         assert torch.equal(found["log_sum_exp"] == -INFINITY, blind.expand(2, -1))
     for name, value in expected.items():
-        tolerance = (3e-2 if dtype == torch.bfloat16 else 3e-5) * max(float(value[value.isfinite()].abs().max()), 1.0)
+        tolerance = {torch.bfloat16: 3e-2, torch.float16: 4e-3}.get(dtype, 3e-5) * max(
+            float(value[value.isfinite()].abs().max()), 1.0
+        )
         torch.testing.assert_close(found[name].double(), value, rtol=0, atol=tolerance, msg=name)
 
 
@@ -252,8 +267,7 @@ def test_infinite_biases(op: Op, value: float) -> None:
         torch.testing.assert_close(found[name].double(), one, rtol=1e-4, atol=1e-4, equal_nan=True, msg=name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-@ops
+@ops_and_dtypes
 def test_what_no_query_sees_reaches_nothing(op: Op, dtype: torch.dtype) -> None:
     """Keys and values of NaN behind every `visible` and in padding."""
     case = replace(ANY, mask="cross", window=None, prefix=0, key_lengths=(33, 5, 90, 3))
@@ -271,3 +285,11 @@ def test_what_no_query_sees_reaches_nothing(op: Op, dtype: torch.dtype) -> None:
         tolerance = 8 * torch.finfo(dtype).eps * max(float(value[value.isfinite()].abs().max()), 1.0)
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
     assert not found["d_k"][hidden].any() and not found["d_v"][hidden].any()
+
+
+@ops
+def test_wide_heads_are_refused_beyond_the_causal_mask(op: Op) -> None:
+    arguments = drawn(op, HistoryCase("", (3,), heads=2, key_heads=1, width=136, mask="cross"), torch.float32)
+    sentence = r"head width is 136, expected at most 128 with position, own_begin, shared key heads"
+    with pytest.raises(ValueError, match=sentence):
+        public_function(op)(**arguments | {"position": arguments["visible"]}, backend=BACKEND)
