@@ -124,6 +124,7 @@ class Op:
         self.backends = tuple(backends)
         self.differentiable = tuple(differentiable)
         self.mutates = tuple(mutates)
+        self._written = [self.arguments.index(name) for name in self.mutates]
         self.samples = samples
         self.tiles = tiles
         self.drawn = drawn
@@ -236,8 +237,8 @@ class Op:
         if plan.wants_gradients:
             return apply_recorded(plan, given, *plan.tensors(given))
         if self.mutates:
-            written = [one for one in (getattr(given, name) for name in self.mutates) if one is not None]
-            torch.autograd.graph.increment_version([one for one in written if not one.is_inference()])
+            written = [one for place in self._written if (one := given[place]) is not None and not one.is_inference()]
+            torch.autograd.graph.increment_version(written)
         return plan.compute(given)
 
     def _has(self, name: str) -> bool:

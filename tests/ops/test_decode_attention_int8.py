@@ -56,7 +56,7 @@ def fed(backend: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, PagedCac
     outs = []
     for begin, end in ((0, 6), (6, 9)):
         lengths, rows = cache.extend([1], end - begin), slice(begin, end)
-        events: Any = {"k": k[rows], "v": v[rows], "key_time": torch.arange(begin, end)}
+        events: dict[str, Any] = {"k": k[rows], "v": v[rows], "key_time": torch.arange(begin, end)}
         offsets = torch.tensor([0, end - begin])
         outs.append(decode_attention(q[rows], cache.rows([1]), lengths, **events, offsets=offsets, backend=backend))
     return torch.cat(outs), cache

@@ -183,7 +183,9 @@ def decode_attention(
     times = (query_time, key_time)
     if offsets is not None:
         offsets = opened(OP.name, offsets, None, q)[0]
-    numbers = (plain_number(scale), window, offsets, plain_number(divisor))
+    scale = scale if scale is None else plain_number(scale)
+    divisor = divisor if divisor is None else plain_number(divisor)
+    numbers = (scale, window, offsets, divisor)
     scales = (cache.key_scales, cache.value_scales)
     given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, *numbers, *scales))
     return OP(given, backend=backend, prepare=_prepare, also=(rule,))

@@ -63,20 +63,16 @@ class DirectDecoder:
         """
         if torch.is_grad_enabled():
             raise RuntimeError("DirectDecoder: grad mode is on, expected torch.inference_mode() or torch.no_grad()")
-        times = (query_time, key_time)
         try:
-            pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
-            scales = (cache.key_scales, cache.value_scales)
             if lengths.dtype is torch.int64:
                 lengths = as_int32(lengths)
             ends: Tensor | None = None if offsets is None else opened("decode_attention", offsets, None, q)[0]
-            given = (q, *pages, lengths, k, v)
+            pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
+            scales = (cache.key_scales, cache.value_scales)
+            tensors = (q, *pages, lengths, k, v, query_time, key_time, ends, *scales)
             kind = (
                 self._backend or default_backend(),
-                *[
-                    None if one is None else (one.shape, one.dtype, one.device)
-                    for one in (*given, *times, ends, *scales)
-                ],
+                *[None if one is None else (one.shape, one.dtype, one.device) for one in tensors],
             )
         except AttributeError:  # no PagedCache or no tensor: `_validate` says which
             kind = None
@@ -86,7 +82,9 @@ class DirectDecoder:
                 q, cache, lengths, k=k, v=v, offsets=offsets, query_time=query_time, key_time=key_time
             )
         forward, scale, window, divisor = found
-        return forward(Arguments(*given, *self._biases, *times, scale, window, ends, divisor, *scales))
+        return forward(
+            Arguments(*tensors[:8], *self._biases, query_time, key_time, scale, window, ends, divisor, *scales)
+        )
 
     def _validate(
         self, q: Tensor, cache: PagedCache, lengths: Tensor, **given: Any

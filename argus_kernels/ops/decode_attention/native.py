@@ -21,12 +21,11 @@ def forward(given: Arguments) -> Tensor:
     having changed nothing, for shapes and dtypes that the kernels do not take, and on the CPU for a length or a page
     out of bounds and for two users that append to one page.
     """
-    dtype = given.q.dtype
-    if given.key_scales is not None and dtype != torch.float32:
+    if given.key_scales is not None and given.q.dtype != torch.float32:
         k, v = (None if one is None else one.float() for one in (given.k, given.v))
-        given = given._replace(q=given.q.float(), k=k, v=v)
+        return forward(given._replace(q=given.q.float(), k=k, v=v)).to(given.q.dtype)
     out: Tensor = native.op("decode_attention")(*given)
-    return out.to(dtype)
+    return out
 
 
 def available_cpp() -> str | None:
