@@ -34,7 +34,7 @@ struct Check {
   void against(const Region& region, uintptr_t address, const Touch& earlier) {
     if (any_passed && std::memcmp(&earlier, &passed, sizeof(Touch)) == 0) return;
     if (!order().before(earlier, view)) {
-      if (earlier.by_agent()) fault_missing_wait(access(), region, address, order().work_of(earlier));
+      if (earlier.by_worker()) fault_missing_wait(access(), region, address, order().work_of(earlier));
       const bool elsewhere = earlier.block != order().block();
       fault("race: " + access() + " " + region.byte_text(address) + ", which " +
             (elsewhere ? "another block" : "thread " + thread_name(earlier.thread)) +

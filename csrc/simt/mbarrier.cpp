@@ -31,7 +31,7 @@ struct Barrier final : Waitable {
   uint32_t last_load = 0;  // the clock of the last copy
   std::vector<Expectation> expected;
   View arriving, completed;
-  int agent = 0;
+  int worker = 0;
   Touch initialised;
   bool init_fenced = false;
 
@@ -44,7 +44,7 @@ struct Barrier final : Waitable {
   void end_phase_if_complete() {
     if (pending != 0 || bytes != 0) return;
     completed = arriving;
-    order().add_to(completed, agent, ++phase);
+    order().add_to(completed, worker, ++phase);
     pending = arrivals;
     announced = 0;
     expected.clear();
@@ -133,7 +133,7 @@ void mbarrier_init(void* address, uint32_t arrivals) {
   auto barrier = std::make_unique<Barrier>();
   barrier->name = "mbarrier at " + find_region(begin, begin + 1)->byte_text(begin);
   barrier->arrivals = barrier->pending = arrivals;
-  barrier->agent = order().add_agent("a TMA load that the " + barrier->name + " counts");
+  barrier->worker = order().add_worker("a TMA load that the " + barrier->name + " counts");
   barrier->initialised = order().now(current_thread(), Kind::write);
   barriers[begin] = std::move(barrier);
 }
@@ -194,7 +194,7 @@ Touch mbarrier_announce(const void* address, uint32_t bytes, const View& view) {
           " were expected before");
   }
   barrier.last_load = barrier.phase + 1;
-  return order().agent_touch(barrier.agent, barrier.last_load, Kind::write);
+  return order().worker_touch(barrier.worker, barrier.last_load, Kind::write);
 }
 
 void mbarrier_complete(const void* address, uint32_t bytes) {
@@ -252,7 +252,7 @@ void end_block_barriers() {
   for (const auto& [address, barrier] : barriers) {
     if (barrier->bytes != 0) fault("the block has ended, and " + barrier->describe());
     const auto waited = [&](int thread) {
-      return order().has(order().view(thread), barrier->agent, barrier->last_load);
+      return order().has(order().view(thread), barrier->worker, barrier->last_load);
     };
     bool seen = barrier->last_load == 0;
     for (int thread = 0; thread < static_cast<int>(pool.of_thread.size()) && !seen; ++thread)

@@ -143,7 +143,7 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
                                              : kind == Kind::atomic && earlier.kind == Kind::atomic;
     return !harmless && !order().before(earlier, thread);
   };
-  if (cell.write.by_agent() && conflicts(cell.write)) {
+  if (cell.write.by_worker() && conflicts(cell.write)) {
     fault("missing wait: " + std::string(verb(kind)) + " " + region.byte_text(address) + ", where " +
           order().work_of(cell.write) + " has not been waited for");
   }

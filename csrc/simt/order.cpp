@@ -47,24 +47,24 @@ void Order::begin_block(int threads) {
   lanes_.assign(threads, {});
   for (int thread = 0; thread < threads; ++thread) lanes_[thread][thread % kLanes] = 1;
   at_barrier_.assign(threads, 0);
-  agents_.clear();
+  workers_.clear();
 }
 
 bool Order::before_in_wide(const Touch& touch, int thread) const {
   const Clock& seen = views_[thread].seen;
-  if (touch.by_agent()) return at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
+  if (touch.by_worker()) return at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
   return touch.thread == thread || touch.epoch < epoch_ || at(seen, touch.thread) >= touch.clock;
 }
 
 bool Order::before(const Touch& touch, const View& view) const {
   if (outside(touch)) return true;
   if (touch.block != block_) return false;
-  if (touch.by_agent()) return has(view, touch.thread - kMaxThreads, touch.clock);
+  if (touch.by_worker()) return has(view, touch.thread - kMaxThreads, touch.clock);
   return touch.epoch < epoch_ || at(view.seen, touch.thread) >= touch.clock;
 }
 
 bool Order::fenced(const Touch& touch, const View& view) const {
-  return outside(touch) || touch.by_agent() || at(view.fenced, touch.thread) >= touch.clock;
+  return outside(touch) || touch.by_worker() || at(view.fenced, touch.thread) >= touch.clock;
 }
 
 void Order::order_block() {
@@ -129,30 +129,30 @@ void Order::fence_proxy(int thread) {
   ++views_[thread].seen[thread];
 }
 
-int Order::add_agent(std::string work) {
-  if (agents_.size() + kMaxThreads > 0xffff) fault("more than 64 thousand mbarriers and groups of copies");
-  agents_.push_back(std::move(work));
-  return static_cast<int>(agents_.size()) - 1;
+int Order::add_worker(std::string work) {
+  if (workers_.size() + kMaxThreads > 0xffff) fault("more than 64 thousand mbarriers and groups of copies");
+  workers_.push_back(std::move(work));
+  return static_cast<int>(workers_.size()) - 1;
 }
 
 std::string Order::work_of(const Touch& touch) const {
-  return touch.block == block_ ? agents_[touch.thread - kMaxThreads] : "a TMA copy of another block";
+  return touch.block == block_ ? workers_[touch.thread - kMaxThreads] : "a TMA copy of another block";
 }
 
-Touch Order::agent_touch(int agent, uint32_t clock, Kind kind) const {
-  return {block_, epoch_, clock, static_cast<uint16_t>(kMaxThreads + agent), kind};
+Touch Order::worker_touch(int worker, uint32_t clock, Kind kind) const {
+  return {block_, epoch_, clock, static_cast<uint16_t>(kMaxThreads + worker), kind};
 }
 
-void Order::observe(int thread, int agent, uint32_t clock) {
-  add_to(views_[thread], agent, clock);
+void Order::observe(int thread, int worker, uint32_t clock) {
+  add_to(views_[thread], worker, clock);
 }
 
-void Order::add_to(View& view, int agent, uint32_t clock) const {
-  raise(view.seen, entry(agent), clock);
+void Order::add_to(View& view, int worker, uint32_t clock) const {
+  raise(view.seen, entry(worker), clock);
 }
 
-bool Order::has(const View& view, int agent, uint32_t clock) const {
-  return at(view.seen, entry(agent)) >= clock;
+bool Order::has(const View& view, int worker, uint32_t clock) const {
+  return at(view.seen, entry(worker)) >= clock;
 }
 
 }  // namespace argus::simt

@@ -4,7 +4,7 @@
 // clock. At first it covers the lanes of its warp, which __syncwarp joins; from the first mbarrier, named
 // barrier or wgmma of a block on it is wide, covers all threads, and is joined at those objects too.
 //
-// Work that goes on beside the threads (TMA copies, wgmma) belongs to agents, each with an entry of its own
+// Work that goes on beside the threads (TMA copies, wgmma) belongs to workers, each with an entry of its own
 // in the wide clocks: a thread has the entry from the moment on at which it, or one that it synchronised
 // with, waited for the work. A second clock, `fenced`, holds what a fence.proxy.async has made visible to the
 // async proxy; it is joined wherever the first is, so that the fence may stand anywhere on the way from the
@@ -24,18 +24,18 @@ enum class Kind : uint8_t { read, write, atomic };
 
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
-// When, and by which thread or agent, a byte was accessed. Blocks are numbered across launches.
+// When, and by which thread or worker, a byte was accessed. Blocks are numbered across launches.
 struct Touch {
   uint32_t block = kNoBlock;
   uint32_t epoch = 0;   // block barriers passed
-  uint32_t clock = 0;   // the thread's or agent's own clock
-  uint16_t thread = 0;  // an agent's from kMaxThreads on
+  uint32_t clock = 0;   // the thread's or worker's own clock
+  uint16_t thread = 0;  // a worker's from kMaxThreads on
   Kind kind = Kind::read;
 
-  bool by_agent() const { return thread >= kMaxThreads; }
+  bool by_worker() const { return thread >= kMaxThreads; }
 };
 
-// Entries by thread, then by agent; those past the end are 0.
+// Entries by thread, then by worker; those past the end are 0.
 using Clock = std::vector<uint32_t>;
 
 // What has happened before a point of the program, and what of it the async proxy may see.
@@ -78,15 +78,15 @@ class Order {
   void fence_proxy(int thread);
 
   // `work` is named in faults: "a TMA load that …".
-  int add_agent(std::string work);
+  int add_worker(std::string work);
   std::string work_of(const Touch& touch) const;
-  Touch agent_touch(int agent, uint32_t clock, Kind kind) const;
-  void observe(int thread, int agent, uint32_t clock);
-  void add_to(View& view, int agent, uint32_t clock) const;
-  bool has(const View& view, int agent, uint32_t clock) const;
+  Touch worker_touch(int worker, uint32_t clock, Kind kind) const;
+  void observe(int thread, int worker, uint32_t clock);
+  void add_to(View& view, int worker, uint32_t clock) const;
+  bool has(const View& view, int worker, uint32_t clock) const;
 
  private:
-  size_t entry(int agent) const { return static_cast<size_t>(threads_ + agent); }
+  size_t entry(int worker) const { return static_cast<size_t>(threads_ + worker); }
   // Whether it lies in an earlier launch.
   bool outside(const Touch& touch) const { return touch.block == kNoBlock || touch.block < launch_start_; }
   bool before_in_wide(const Touch& touch, int thread) const;
@@ -97,7 +97,7 @@ class Order {
   std::vector<std::array<uint32_t, kLanes>> lanes_;
   std::vector<uint32_t> at_barrier_;  // each thread's clock when the last __syncthreads ended
   std::vector<View> views_;
-  std::vector<std::string> agents_;
+  std::vector<std::string> workers_;
 };
 
 // The order of the running launch.

@@ -79,7 +79,7 @@ struct Store {
 // The bulk groups of a thread.
 struct Stores {
   std::vector<std::shared_ptr<Store>> all;
-  int read_agent = -1, write_agent = -1;
+  int read_worker = -1, write_worker = -1;
   uint32_t committed = 0, read = 0;
 };
 std::vector<Stores> of_thread;  // made at the block's first store
@@ -216,9 +216,9 @@ void tma_store(const void* map_address, const int32_t* coordinates, int rank, co
   const int thread = current_thread();
   order().widen();
   Stores& own = own_stores();
-  if (own.read_agent < 0) {
-    own.read_agent = order().add_agent("a TMA store of thread " + thread_name(thread));
-    own.write_agent = order().add_agent("a TMA store of thread " + thread_name(thread));
+  if (own.read_worker < 0) {
+    own.read_worker = order().add_worker("a TMA store of thread " + thread_name(thread));
+    own.write_worker = order().add_worker("a TMA store of thread " + thread_name(thread));
   }
   auto runs = tile_runs(map, coordinates, shared_offset(shared));
   std::erase_if(runs, [](const TileRun& run) { return !run.inside; });
@@ -230,9 +230,9 @@ void tma_store(const void* map_address, const int32_t* coordinates, int rank, co
   }
   for (const TileRun& run : store->runs) {
     mark_copy_read(shared_pointer(run.shared), run.bytes,
-                   order().agent_touch(own.read_agent, store->clock, Kind::read));
+                   order().worker_touch(own.read_worker, store->clock, Kind::read));
     mark_async_write(reinterpret_cast<void*>(run.global), run.bytes,
-                     order().agent_touch(own.write_agent, store->clock, Kind::write));
+                     order().worker_touch(own.write_worker, store->clock, Kind::write));
   }
   own.all.push_back(store);
   defer([store] {
@@ -255,9 +255,9 @@ void bulk_wait(int groups_left, bool read_only) {
   }
   if (!read_only) std::erase_if(own.all, [&](const auto& store) { return store->clock <= done; });
   own.read = std::max(own.read, done);
-  if (own.read_agent < 0) return;
-  order().observe(thread, own.read_agent, done);
-  if (!read_only) order().observe(thread, own.write_agent, done);
+  if (own.read_worker < 0) return;
+  order().observe(thread, own.read_worker, done);
+  if (!read_only) order().observe(thread, own.write_worker, done);
 }
 
 void begin_block_copies() {

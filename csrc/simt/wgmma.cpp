@@ -42,7 +42,7 @@ struct Operation {
 struct Warp {
   std::deque<uint32_t> groups;  // the last operation of each
   uint32_t waited = 0;
-  int agent = -1;
+  int worker = -1;
 };
 
 struct Warpgroup {
@@ -265,7 +265,7 @@ void combine_issue(void* const* payloads) {
   View view = order().view(first_thread);
   for (int thread = 1; thread < kThreads; ++thread) view = meet(view, order().view(first_thread + thread));
   for (int warp = 0; warp < 4; ++warp) {
-    if (group.warps[warp].agent < 0) group.warps[warp].agent = order().add_agent("a wgmma");
+    if (group.warps[warp].worker < 0) group.warps[warp].worker = order().add_worker("a wgmma");
   }
   Operation operation{shape, ++group.issued, first.descriptor_a, first.descriptor_b, first.a != nullptr, {},
                       {}};
@@ -355,11 +355,11 @@ void combine_wait(void* const* payloads, unsigned) {
   const int warp = own_warp(), first_thread = current_thread() / kThreads * kThreads;
   Warp& own = group.warps[warp];
   for (; own.groups.size() > left; own.groups.pop_front()) own.waited = own.groups.front();
-  if (own.agent < 0) return;
+  if (own.worker < 0) return;
   compute_up_to(group, own.waited);
   deliver(group, warp, first_thread, own.waited);
   for (int lane = 0; lane < kLanes; ++lane)
-    order().observe(first_thread + warp * kLanes + lane, own.agent, own.waited);
+    order().observe(first_thread + warp * kLanes + lane, own.worker, own.waited);
 }
 
 constexpr unsigned kAll = 0xffffffffu;
@@ -427,7 +427,7 @@ void wgmma_wait(int groups_left, Site site) {
 bool product_over(const View& view, int warpgroup, uint32_t product) {
   const auto& warps = products.groups[warpgroup].warps;
   return std::all_of(warps.begin(), warps.end(),
-                     [&](const Warp& warp) { return order().has(view, warp.agent, product); });
+                     [&](const Warp& warp) { return order().has(view, warp.worker, product); });
 }
 
 void touch_registers(const void* address, size_t bytes, Kind kind) {
