@@ -80,7 +80,11 @@ class Attention(History):
     def _default_config(self, part: str) -> Config:
         generation, width = gpu_generation(self.q.device), self.block_width()
         found = default_config(part, width, self.q.dtype, self.biased or self.ruled, generation)
-        return {**found, **ruled_config(part, width, self.q.dtype, generation)} if self.ruled else found
+        if self.ruled:
+            return {**found, **ruled_config(part, width, self.q.dtype, generation, self.softmax)}
+        if self.visible is not None:
+            return {**found, **limited_config(part, width, self.q.dtype)}
+        return found
 
     def shared_arguments(self) -> dict[str, Any]:
         """The arguments that all kernels take."""
@@ -169,22 +173,31 @@ def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, gene
     return config
 
 
-def ruled_config(part: str, width: int, dtype: torch.dtype, generation: int) -> Config:
+def ruled_config(part: str, width: int, dtype: torch.dtype, generation: int, softmax: bool) -> Config:
     """What the whole mask rule with dropout and biases changes in `default_config`, so that ptxas spills nothing.
 
     The generator's words take registers. In float32 the key gradient's four warps spilled up to 1,112 bytes at head
-    width 64 (168 registers) and 472 at 128 (255). In bfloat16, at 64, forward's four warps spilled 32 bytes on sm_90
-    and the gradients 24 on sm_100 (128 registers); at 128, 64 keys spilled 64 bytes on sm_90 (255 registers).
+    width 64 (168 registers) and 472 at 128 (255); SiLU's eight spill 8 on sm_90 over 32 queries. In bfloat16, at 64,
+    forward's four warps spilled 32 bytes on sm_90 and the gradients 24 on sm_100 (128 registers); at 128, 64 keys
+    spilled 64 bytes on sm_90 (255 registers), and SiLU's query gradient 8 on sm_100 (128 registers).
     """
     if dtype == torch.float32:
-        return {"warps": 8, "registers": 255} if part == "key_gradient" and width > 32 else {}
+        if part != "key_gradient" or width <= 32:
+            return {}
+        smaller = {"block_query": 16} if generation == 9 and width == 64 and not softmax else {}
+        return {**limited_config(part, width, dtype), **smaller}
     if part == "key_gradient" and width == 128 and generation == 9:
         return {"block_key": 32}
-    if width > 64:
-        return {}
-    if generation == 9 and part == "forward":
+    if width <= 64 and generation == 9 and part == "forward":
         return {"warps": 8}
-    return {"registers": 168} if generation >= 10 else {}
+    limited = width <= 64 or (width == 128 and part == "query_gradient")
+    return {"registers": 168} if limited and generation >= 10 else {}
+
+
+def limited_config(part: str, width: int, dtype: torch.dtype) -> Config:
+    """What `visible` changes: to look for the first query that sees a tile of keys spills 928 bytes in four warps."""
+    wide = dtype == torch.float32 and part == "key_gradient" and width > 32
+    return {"warps": 8, "registers": 255} if wide else {}
 
 
 @functools.lru_cache(maxsize=64)
