@@ -21,6 +21,7 @@ def test_the_quickstart_is_short_and_the_same_everywhere() -> None:
     assert len(found["docs/quickstart.md"].strip().splitlines()) <= MAX_LINES
 
 
+@pytest.mark.slow
 def test_its_lines_end_with_readable_recommendations_and_a_service(tmp_path: Path) -> None:
     if missing := [name for name in ("bash", "curl") if shutil.which(name) is None]:
         pytest.skip(f"the lines are for {missing[0]}")

@@ -32,8 +32,19 @@ def one_row_repeated(name: str, tensor: Tensor) -> Tensor:
     return one_row_expanded(name, tensor).contiguous()
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize(("op", "backend"), FIRST_CASES)
+EXPANDED = [
+    pytest.param(
+        op, backend.name, compiled, id=f"{op.name}-{backend.name}-{'compiled' if compiled else 'eager'}",
+        marks=[pytest.mark.slow] * (compiled and backend.name != "cpp"),
+    )
+    for op in OPS
+    for backend in op.backends
+    for compiled in (False, True)
+]  # fmt: skip
+"""Tracing sees the op, not the backend: `make test` compiles for `cpp` alone."""
+
+
+@pytest.mark.parametrize(("op", "backend", "compiled"), EXPANDED)
 def test_expanded_inputs(op: Op, backend: str, compiled: bool) -> None:
     sample = small_samples(op)[0]
     arguments = draw(sample, torch.float32, 0)

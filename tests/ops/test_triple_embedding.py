@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from argus_kernels import triple_embedding
-from argus_kernels.ops.triple_embedding import OP
+from argus_kernels.ops.triple_embedding import OP, native
 from argus_kernels.testing import captured_arguments, require_close
 from tests.drawn_examples import examples
 
@@ -329,3 +329,16 @@ def test_bad_input(change: dict[str, Any], sentence: str) -> None:
     arguments = draw(3, [(3, 2), (4, 3)], [0, 1], dtype=torch.float32)
     with pytest.raises(ValueError, match="triple_embedding.*" + sentence):
         triple_embedding(**{"bias": None, **{**arguments, "bias": None}, **change})
+
+
+@pytest.mark.parametrize("least", [0, 200, 1 << 20], ids=["all tables", "the large one", "none"])
+def test_dense_gradients_in_pages_that_come_on_demand(monkeypatch: pytest.MonkeyPatch, least: int) -> None:
+    """Only the memory of large ones is made in Python: the bits are the same whoever makes it."""
+    arguments = draw(20, [(30, 3), (4, 2)], [0, 1, 0], dtype=torch.float32)
+    out = serve("cpp", arguments)
+    above = torch.ones_like(out)
+    monkeypatch.setattr(native, "_ON_DEMAND_BYTES", 1 << 40)
+    expected = torch.autograd.grad(out, leaves(arguments), above, retain_graph=True)
+    monkeypatch.setattr(native, "_ON_DEMAND_BYTES", least)
+    for found, one in zip(torch.autograd.grad(out, leaves(arguments), above), expected, strict=True):
+        assert found.is_contiguous() and torch.equal(found, one)

@@ -111,9 +111,19 @@ def planted(arguments: dict[str, Any], place: int, event: int, value: float) -> 
     return {**arguments, name: tensor}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
+DTYPES = [torch.float32, torch.bfloat16]
+SINGLE = [
+    pytest.param(
+        op, case, dtype, id=f"{op.name}-{case.name}-{dtype}", marks=[pytest.mark.slow] * ((i + j + k) % 2 == 1)
+    )
+    for i, op in enumerate(OPS)
+    for j, case in enumerate(CASES)
+    for k, dtype in enumerate(DTYPES)
+]
+"""`make test` takes each case of an op in one dtype, in turn."""
+
+
+@pytest.mark.parametrize(("op", "case", "dtype"), SINGLE)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_value(backend: str, op: Op, case: HistoryCase, dtype: torch.dtype) -> None:
     """A value and an event for each tensor, in turn; test_every_value takes all of them."""

@@ -14,12 +14,19 @@ from tests.csrc.simt.backends import BACKENDS, on_host
 from tests.csrc.simt.host_executor import BACKEND
 from tests.ops import test_edges
 
+
+def served(op: Op) -> list[Sample]:
+    """The small samples that the executor serves."""
+    why_not = BACKENDS[op].why_not
+    return [one for one in small_samples(op) if not why_not(captured_arguments(op, one.draw(torch.float32)))]
+
+
 SAMPLES = [
-    pytest.param(op, sample, id=f"{op.name}-{sample.name}")
-    for op, backend in BACKENDS.items()
-    for sample in small_samples(op)
-    if not backend.why_not(captured_arguments(op, sample.draw(torch.float32)))
+    pytest.param(op, sample, id=f"{op.name}-{sample.name}", marks=[pytest.mark.slow] * (0 < place < len(found) - 1))
+    for op, found in ((op, served(op)) for op in BACKENDS)
+    for place, sample in enumerate(found)
 ]
+"""`make test` takes the first and the last of an op."""
 
 
 @pytest.mark.parametrize(("op", "sample"), SAMPLES)

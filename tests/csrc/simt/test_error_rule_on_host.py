@@ -39,12 +39,17 @@ def served(op: Op, sample: Sample) -> bool:
 
 
 def small_cases(op: Op) -> list[Any]:
-    """The small samples of an op that the executor serves; between the first and the last they are slow."""
+    """The small samples of an op that the executor serves; `make test` takes the first and the last in some dtypes."""
     found = [one for one in small(op) if served(op, one)]
+    often = [(0, torch.float32), (0, torch.bfloat16), (len(found) - 1, torch.float32), (len(found) - 1, torch.float16)]
     return [
-        pytest.param(op, one, id=f"{op.name}-{one.name}", marks=[pytest.mark.slow] * (0 < place < len(found) - 1))
+        pytest.param(
+            op, one, dtype, id=f"{op.name}-{one.name}-{name(dtype)}",
+            marks=[pytest.mark.slow] * ((place, dtype) not in often),
+        )
         for place, one in enumerate(found)
-    ]
+        for dtype in DTYPES
+    ]  # fmt: skip
 
 
 SMALL = [case for op in BACKENDS for case in small_cases(op)]
@@ -63,8 +68,7 @@ def _with_backends() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("op", "sample"), SMALL)
+@pytest.mark.parametrize(("op", "sample", "dtype"), SMALL)
 def test_small_samples(op: Op, sample: Sample, dtype: torch.dtype) -> None:
     for verdict in judged(op, sample, BACKEND, dtype, enough=12, most=12).values():
         assert verdict.passed, verdict.sentence
