@@ -80,6 +80,7 @@ struct CausalMask {
     struct Room {
       int visible[kWarps][kRows];
       Reach reach[kWarps];
+      int seen_end[kWarps], end[kWarps];  // of the block's blocks of keys; registers are scarcer
     };
     int begin;
 
@@ -101,16 +102,23 @@ struct CausalMask {
         all_.none_sees = max(all_.none_sees, room.reach[other].none_sees);
       }
       const int oldest = max(0, block.first - given.window + 1);
-      own_end_ = (block.first + block.rows + kKeys - 1) / kKeys;
-      seen_end_ = (min(all_.none_sees, block.length) + kKeys - 1) / kKeys;
+      const int own_end = (block.first + block.rows + kKeys - 1) / kKeys;
+      const int seen_end = (min(all_.none_sees, block.length) + kKeys - 1) / kKeys;
       own_begin_ = block.first / kKeys;
+      if (lane_index() == 0) {
+        room.seen_end[warp] = seen_end;
+        room.end[warp] = max(own_end, seen_end);
+      }
+      __syncwarp();
+      seen_end_ = &room.seen_end[warp];
+      end_ = &room.end[warp];
       begin = skip(oldest / kKeys);
     }
 
     ARGUS_DEVICE const RowNumbers& rows() const { return rows_; }
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
     // Whether there is a block to visit at `index`, which is `begin` or what `next` returned.
-    ARGUS_DEVICE bool has(int index) const { return index < own_end_ || index < seen_end_; }
+    ARGUS_DEVICE bool has(int index) const { return index < *end_; }
 
     // Of the warp's queries and the keys from first_key on.
     ARGUS_DEVICE Cover cover(int first_key) const {
@@ -131,13 +139,14 @@ struct CausalMask {
 
    private:
     ARGUS_DEVICE int skip(int index) const {
-      return index >= seen_end_ && index < own_begin_ ? own_begin_ : index;
+      return index >= *seen_end_ && index < own_begin_ ? own_begin_ : index;
     }
 
     const Arguments& given_;
     RowNumbers rows_;
     Reach reach_, all_;
-    int first_, seen_end_, own_begin_, own_end_;
+    const int *seen_end_, *end_;
+    int first_, own_begin_;
   };
 
   // A block of threads' keys, kRows a warp, and the blocks of kQueries queries that it must visit. What

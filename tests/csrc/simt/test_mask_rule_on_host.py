@@ -78,7 +78,7 @@ TILES = [
     HistoryCase("groups_dropout", (130, 9), heads=2, key_heads=1, width=128, mask="groups", dropout=0.2),
     HistoryCase("context", (150, 3), width=40, mask="context", position_buckets=9, padding=70),
     HistoryCase("cross", (5, 40), key_lengths=(70, 33), width=128, heads=1, mask="cross"),
-    HistoryCase("context_256", (70, 3), width=256, heads=1, mask="context"),
+    HistoryCase("context_256", (40, 3), width=256, heads=1, mask="context"),
     HistoryCase("last_rows_window", (3, 20), key_lengths=(170, 90), window=60, prefix=7, width=104, heads=1),
 ]
 """Several tiles each, in all kernel widths; every dtype below."""
