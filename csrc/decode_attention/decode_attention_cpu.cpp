@@ -14,44 +14,8 @@
 #include "common/cpu/stored_type.h"
 #include "common/cpu/vector_math.h"
 #include "decode_attention/decode_attention.h"
-
-namespace argus {
-
-// Codes of a row with a scale beside them.
-ARGUS_INLINE float load(int8_t x) {
-  return static_cast<float>(x);
-}
-
-namespace column_blocks {
-
-// Four columns per word, each shifted or masked into the top byte: a code reads as 2²⁴ times itself, which
-// multiply_by_scales takes back. Widening sixteen codes to a vector takes five times as long: see BFloat16's.
-template <>
-struct Block<int8_t> {
-  static constexpr int64_t kVectors = 4, kColumns = 4 * kLanes;
-  static constexpr int64_t lane(int64_t column) { return column % 4 * kLanes + column / 4; }
-  static ARGUS_INLINE void load(const int8_t* from, LaneVector<float> (&x)[kVectors]) {
-    uint32_t words[kLanes];
-    std::memcpy(words, from, sizeof(words));
-    x[0] = top_bytes<24>(words);
-    x[1] = top_bytes<16>(words);
-    x[2] = top_bytes<8>(words);
-    x[3] = top_bytes<0>(words);
-  }
-
- private:
-  template <int kShift>
-  static ARGUS_INLINE LaneVector<float> top_bytes(const uint32_t* words) {
-    float found[kLanes];
-#pragma GCC unroll 1
-    for (int64_t lane = 0; lane < kLanes; ++lane)
-      found[lane] = static_cast<float>(static_cast<int32_t>((words[lane] << kShift) & 0xff000000u));
-    return load_lanes(found);
-  }
-};
-
-}  // namespace column_blocks
-}  // namespace argus
+#include "decode_attention/history_pages.h"
+#include "decode_attention/int8_blocks.h"
 
 namespace argus::decode_attention {
 namespace {
@@ -101,59 +65,6 @@ struct Scratch {
         weighted(query.size()),
         buckets(static_cast<size_t>(params.chunk)) {}
 };
-
-// One of the cache's arrays.
-template <class T>
-struct Pages {
-  const T* first;
-  int64_t page_stride, slot_stride;
-};
-
-// Consecutive events within a page.
-template <class T>
-struct Rows {
-  const T* first;
-  int64_t stride;
-  int64_t count;
-
-  ARGUS_INLINE const T* row(int64_t event) const { return first + event * stride; }
-};
-
-// The pages of a user from `begin` on; none if `end` ≤ `begin`.
-template <class T>
-ARGUS_INLINE Rows<T> rows_from(const Params& params, const Pages<T>& pages, int64_t user, int64_t begin,
-                               int64_t end) {
-  if (begin >= end) return {pages.first, pages.slot_stride, 0};
-  const int64_t page = params.block_table[user * params.table_width + begin / params.page_size];
-  const int64_t slot = begin % params.page_size;
-  return {pages.first + page * pages.page_stride + slot * pages.slot_stride, pages.slot_stride,
-          std::min(params.page_size - slot, end - begin)};
-}
-
-// The events that are read together, and those to be read after them.
-template <class T>
-struct Piece {
-  Rows<T> now, next;
-
-  // The same for a part of each row.
-  ARGUS_INLINE Piece from(int64_t column) const {
-    return {{now.first + column, now.stride, now.count}, {next.first + column, next.stride, next.count}};
-  }
-};
-
-// Calls visit(position in the chunk, piece) for the pages of a chunk in turn; `after` is read next.
-template <class T, class Visit>
-ARGUS_INLINE void for_each_piece(const Params& params, const Chunk& chunk, const Pages<T>& pages,
-                                 const Rows<T>& after, const Visit& visit) {
-  Rows<T> now = rows_from(params, pages, chunk.user, chunk.begin, chunk.end);
-  for (int64_t event = chunk.begin; event < chunk.end;) {
-    const int64_t end = event + now.count;
-    const Rows<T> next = end < chunk.end ? rows_from(params, pages, chunk.user, end, chunk.end) : after;
-    visit(event - chunk.begin, Piece<T>{now, next});
-    event = end;
-    now = next;
-  }
-}
 
 // Distance in bytes from the row of `event` to the row that is prefetched while it is read; 0 at the end.
 template <class T>
@@ -519,33 +430,6 @@ template <class T>
 void combine_typed(const Params& params, const int64_t* first_chunk, int64_t first, int64_t last) {
   std::vector<Arithmetic<T>> sum(static_cast<size_t>(params.width));
   ForEachIsa<&combine<T>>::call(params, first_chunk, first, last, sum.data());
-}
-
-template <class T>
-void write_row(const T* from, int64_t kv_heads, int64_t width, T* to, float*, int64_t) {
-  std::copy_n(from, kv_heads * width, to);
-}
-
-// float32's largest magnitude over 127 is a head's scale, and codes round to the nearest, ties to even. Where
-// the scale is 0 or not finite the codes are 0: a row that holds NaN or infinity reads as NaN.
-void write_row(const float* from, int64_t kv_heads, int64_t width, int8_t* to, float* scales,
-               int64_t head_stride) {
-  for (int64_t head = 0; head < kv_heads; ++head) {
-    const float* row = from + head * width;
-    float largest = 0.0f;
-    for (int64_t column = 0; column < width; ++column) {
-      const float magnitude = std::fabs(row[column]);
-      // NaN stays.
-      if (!(magnitude <= largest)) largest = largest != largest ? largest : magnitude;
-    }
-    const float scale = largest / 127.0f;
-    const bool usable = scale > 0.0f && scale < std::numeric_limits<float>::infinity();
-    scales[head * head_stride] = scale;
-    for (int64_t column = 0; column < width; ++column) {
-      const float code = usable ? std::nearbyint(row[column] / scale) : 0.0f;
-      to[head * width + column] = static_cast<int8_t>(std::clamp(code, -127.0f, 127.0f));
-    }
-  }
 }
 
 template <class T>
