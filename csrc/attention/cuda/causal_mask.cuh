@@ -80,7 +80,7 @@ struct CausalMask {
     struct Room {
       int visible[kWarps][kRows];
       Reach reach[kWarps];
-      int seen_end[kWarps], end[kWarps];  // of the block's blocks of keys; registers are scarcer
+      int2 ends[kWarps];  // of the block's blocks of keys: of those seen, of all; registers are scarcer
     };
     int begin;
 
@@ -105,20 +105,16 @@ struct CausalMask {
       const int own_end = (block.first + block.rows + kKeys - 1) / kKeys;
       const int seen_end = (min(all_.none_sees, block.length) + kKeys - 1) / kKeys;
       own_begin_ = block.first / kKeys;
-      if (lane_index() == 0) {
-        room.seen_end[warp] = seen_end;
-        room.end[warp] = max(own_end, seen_end);
-      }
+      if (lane_index() == 0) room.ends[warp] = int2{seen_end, max(own_end, seen_end)};
       __syncwarp();
-      seen_end_ = &room.seen_end[warp];
-      end_ = &room.end[warp];
+      ends_ = &room.ends[warp];
       begin = skip(oldest / kKeys);
     }
 
     ARGUS_DEVICE const RowNumbers& rows() const { return rows_; }
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
     // Whether there is a block to visit at `index`, which is `begin` or what `next` returned.
-    ARGUS_DEVICE bool has(int index) const { return index < *end_; }
+    ARGUS_DEVICE bool has(int index) const { return index < ends_->y; }
 
     // Of the warp's queries and the keys from first_key on.
     ARGUS_DEVICE Cover cover(int first_key) const {
@@ -139,13 +135,13 @@ struct CausalMask {
 
    private:
     ARGUS_DEVICE int skip(int index) const {
-      return index >= *seen_end_ && index < own_begin_ ? own_begin_ : index;
+      return index >= ends_->x && index < own_begin_ ? own_begin_ : index;
     }
 
     const Arguments& given_;
     RowNumbers rows_;
     Reach reach_, all_;
-    const int *seen_end_, *end_;
+    const int2* ends_;
     int first_, own_begin_;
   };
 
@@ -155,10 +151,12 @@ struct CausalMask {
   class Keys {
    public:
     static_assert(kStored % kQueries == 0);
-    struct Room {
+    // Of 16 bytes, as what lies behind it needs.
+    struct alignas(16) Room {
       int visible[2][kQueries];
+      int2 ends;  // of the blocks at the keys' own places, and of all; registers are scarcer
     };
-    int begin, end;
+    int begin;
 
     // Every thread of the block must call it; it may have barriers.
     ARGUS_DEVICE Keys(const Backward& call, const Block& block, Room& room)
@@ -170,14 +168,14 @@ struct CausalMask {
       const int window = given_.window, last_key = block.first + block.rows - 1;
       const int last =
           window > block.length ? block.length - 1 : min(block.length - 1, last_key + window - 1);
-      own_begin_ = block.first / kQueries;
-      own_end_ = last_key / kQueries + 1;
-      end = last / kQueries + 1;
-      begin = skip(stored_ == nullptr ? own_begin_ : 0);
+      if (threadIdx.x == 0) room.ends = int2{last_key / kQueries + 1, last / kQueries + 1};
+      __syncthreads();
+      begin = skip(stored_ == nullptr ? own_begin() : 0);
     }
 
     ARGUS_DEVICE const Side& queries() const { return queries_; }
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
+    ARGUS_DEVICE bool has(int index) const { return index < room_.ends.y; }
 
     // Starts the copy of the numbers of the queries from `first` on.
     template <int kThreads>
@@ -202,11 +200,12 @@ struct CausalMask {
 
    private:
     ARGUS_DEVICE int skip(int index) const {
-      while (stored_ != nullptr && (index < own_begin_ || index >= own_end_) && index < end &&
+      while (stored_ != nullptr && (index < own_begin() || index >= room_.ends.x) && index < room_.ends.y &&
              reach(index).none_sees <= first_key_)
         ++index;
       return index;
     }
+    ARGUS_DEVICE int own_begin() const { return first_key_ / kQueries; }
     ARGUS_DEVICE Reach reach(int index) const {
       if (stored_ == nullptr) return {index * kQueries + 1, index * kQueries + kQueries - 1};
       const int32_t* stored = stored_ + kReachNumbers * (index * kQueries / kStored);
@@ -217,7 +216,7 @@ struct CausalMask {
     const Arguments& given_;
     Side queries_;
     const int32_t* stored_;  // of the user; null if every event before the query is visible
-    int first_key_, own_begin_, own_end_;
+    int first_key_;
   };
 };
 

@@ -204,7 +204,7 @@ struct GeneralMask {
       UserNumbers user;
       int first_key, last_key;  // of the block of threads
     };
-    int begin, end;
+    int begin;
 
     ARGUS_DEVICE Keys(const Backward& call, const Block& block, Room& room)
         : room_(room), given_(call.given) {
@@ -218,12 +218,13 @@ struct GeneralMask {
         room.last_key = block.first + block.rows - 1;
       }
       __syncthreads();
-      end = (room.queries.length + kQueries - 1) / kQueries;
       begin = skip(0);
     }
 
     ARGUS_DEVICE const Side& queries() const { return room_.queries; }
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
+    // Worked out anew: registers are scarcer.
+    ARGUS_DEVICE bool has(int index) const { return index * kQueries < room_.queries.length; }
 
     template <int kThreads>
     ARGUS_DEVICE void load(int stage, int first) const {
@@ -247,13 +248,13 @@ struct GeneralMask {
    private:
     // Every lane of the warp must call it: each looks at one of 32 blocks per step.
     ARGUS_DEVICE int skip(int index) const {
-      for (; index < end; index += kWarpSize) {
+      for (; has(index); index += kWarpSize) {
         const int mine = index + lane_index();
-        const bool seen = mine < end && reach(mine).touches(room_.first_key, room_.last_key);
+        const bool seen = has(mine) && reach(mine).touches(room_.first_key, room_.last_key);
         const unsigned any = __ballot_sync(kFullWarp, seen);
         if (any != 0) return index + __ffs(static_cast<int>(any)) - 1;
       }
-      return end;
+      return index;
     }
     ARGUS_DEVICE const Reach& reach(int index) const { return room_.stored[index * kQueries / kStored]; }
 

@@ -111,11 +111,11 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
   const auto after = [&](Step step) {
     step.index = keys.next(step.index);
     if constexpr (Mask::kGeneral) {
-      if (step.index >= keys.end && ++step.head < Mask::last_head(given, key_head)) step.index = keys.begin;
+      if (!keys.has(step.index) && ++step.head < Mask::last_head(given, key_head)) step.index = keys.begin;
     }
     return step;
   };
-  if (begin.index < keys.end) {
+  if (keys.has(begin.index)) {
     load(0, begin);
   } else {
     finish_copies();
@@ -129,11 +129,11 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
   tile::clear(d_k);
   tile::clear(d_v);
   int stage = 0;
-  for (Step step = begin, next; keys.end > step.index; step = next, stage ^= 1) {
+  for (Step step = begin, next; keys.has(step.index); step = next, stage ^= 1) {
     next = after(step);
     ptx::cp_async_wait<0>();
     __syncthreads();
-    if (next.index < keys.end) load(stage ^ 1, next);
+    if (keys.has(next.index)) load(stage ^ 1, next);
     if constexpr (Mask::kGeneral) {
       if (step.index == begin.index && step.head != begin.head) {
         load_bias<kThreads>(given, step.head, Weights::kFactor, room + Smem::kBias);

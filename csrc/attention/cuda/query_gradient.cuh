@@ -19,7 +19,7 @@ namespace argus::attention {
 // Offsets in a block's shared memory, in bytes.
 template <class Mask, class T, int kWidth>
 struct QuerySmem {
-  static constexpr Shape kShape = query_shape(sizeof(T), kWidth);
+  static constexpr Shape kShape = query_shape(sizeof(T), kWidth, Mask::kGeneral);
   using Queries = typename Mask::template Queries<kShape.warps, kShape.warp_rows, kShape.columns>;
   using Rows = RowSmem<kShape.warps, kShape.row_tiles>;
   static constexpr int kPart = query_part(sizeof(T), kWidth);

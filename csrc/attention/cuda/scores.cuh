@@ -82,16 +82,10 @@ struct KeepNothing {
   ARGUS_DEVICE void operator()(int, int, int, int) const {}
 };
 
-// Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head. Found
-// by compiling: the forward pass of heads of 128 spills without the limit for sm_80 and sm_90, with it for
-// sm_100.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-template <int kRowTiles, int kTiles, class Keep>
-constexpr bool kFewLookUps = kTiles <= 4 && !(kRowTiles == 2 && std::is_same_v<Keep, KeepNothing>);
-#else
-template <int kRowTiles, int kTiles, class Keep>
+// Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head; found
+// by compiling.
+template <int kTiles>
 constexpr bool kFewLookUps = kTiles <= 4;
-#endif
 
 // scores = scale · scores + biases. Where the pairs' time buckets differ,
 // `keep(r, n, i, bucket)` gets them.
@@ -121,7 +115,7 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
       const int bucket = bucket_of(bias, rows, columns, r, n, i);
       score += bias.time[bucket];
       keep(r, n, i, bucket);
-      if (kFewLookUps<kRowTiles, kTiles, Keep> && i == 3) __syncwarp();
+      if (kFewLookUps<kTiles> && i == 3) __syncwarp();
     });
   }
   return shared;

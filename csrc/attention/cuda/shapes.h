@@ -22,10 +22,10 @@ constexpr Shape forward_shape(int bytes, int width) {
   return make_shape(4, width <= 128 ? 2 : 1, 32);
 }
 
-// Rows are queries, columns keys.
-constexpr Shape query_shape(int bytes, int width) {
+// Rows are queries, columns keys. The rows are the same for both masks.
+constexpr Shape query_shape(int bytes, int width, bool general = false) {
   if (bytes == 4) return make_shape(width <= 128 ? 4 : 2, 1, width <= 64 ? 32 : 16);
-  return make_shape(4, width <= 64 ? 2 : 1, 32);
+  return make_shape(4, width <= 64 ? 2 : 1, general && width <= 64 ? 16 : 32);
 }
 
 // Rows are keys, columns queries. What the general mask keeps of a tile takes the registers of half its
