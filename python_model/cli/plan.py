@@ -35,7 +35,12 @@ def plan(
             "and what stochastic length saves."
         ),
     ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Events of a user in a batch at most, with --lengths.")] = 8192,
+    window: Annotated[
+        int,
+        typer.Option(
+            min=2, help="Events of a user in a batch at most, with --lengths; of a size its longest history at most."
+        ),
+    ] = 8192,
 ) -> None:
     """Compute memory on each rank and what each rank sends in a step, as Markdown; nothing is measured.
 

@@ -59,7 +59,7 @@ class StoredHistories:
 class Candidates:
     """The requests of B users: user b asks for items[offsets[b] : offsets[b + 1]], int64 [N], offsets int32 [B + 1].
 
-    time int64 [B] seconds; organic bool [B] and context int64 [C, B]: of the request, −1 where missing.
+    time int64 [B] seconds. Of the request, −1 where missing: organic [B], bool or int64 0 and 1, context int64 [C, B].
     """
 
     items: Tensor

@@ -114,6 +114,6 @@ def _requests(items: np.ndarray, counts: np.ndarray, time: np.ndarray, context: 
         torch.from_numpy(items.astype(np.int64)),
         torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)),
         torch.from_numpy(time.astype(np.int64)),
-        torch.from_numpy(context[0] > 0),
+        torch.from_numpy(context[0]),
         torch.from_numpy(context[2:]),
     )

@@ -99,14 +99,18 @@ def shortened(lengths: np.ndarray, setting: Setting, window: int, alpha: float) 
 
 
 def tables(lengths: np.ndarray, settings: Sequence[Setting], window: int) -> str:
-    """Markdown: how evenly 2 to 16 ranks work, and what stochastic length saves, for each size."""
+    """Markdown: how evenly 2 to 16 ranks work, and what stochastic length saves, for each size.
+
+    window: events of a user in a batch at most, and no more than a size's `max_events`, as training has it.
+    """
+    windows = {setting.size: min(window, setting.model.max_events) for setting in settings}
     lines = [
         "| size | ranks | windows a rank | dealt by count | by events | by cost | step of the first ÷ of the last |",
         f"|---|{'---:|' * 6}",
     ]
     for setting in settings:
         for ranks in RANKS:
-            found = work(lengths, replace(setting, ranks=ranks), window)
+            found = work(lengths, replace(setting, ranks=ranks), windows[setting.size])
             lines.append(
                 f"| {setting.size} | {ranks} | {found['windows']:.1f} | {found['by count']:.3f} | "
                 f"{found['by events']:.3f} | {found['by cost']:.3f} | {found['by count'] / found['by cost']:.2f}× |"
@@ -118,7 +122,7 @@ def tables(lengths: np.ndarray, settings: Sequence[Setting], window: int) -> str
     ]
     for setting in settings:
         for alpha in ALPHAS:
-            left = shortened(lengths, setting, window, alpha)
+            left = shortened(lengths, setting, windows[setting.size], alpha)
             lines.append(
                 f"| {setting.size} | {alpha} | {left['length']:,.0f} | {left['replaced']:.1%} | {left['events']:.1%} | "
                 f"{left['arithmetic']:.1%} |"

@@ -112,3 +112,21 @@ def test_queries_that_see_nothing_of_their_tiles_first_keys(dtype: torch.dtype, 
     truth = results(causal_attention, given, "reference", **masks[mask])
     assert bool(truth["out"][1:].isfinite().all())
     assert_alike(results(causal_attention, given, "triton", **masks[mask]), truth, dtype)
+
+
+@pytest.mark.parametrize("value", [1.0, float("nan")])
+def test_a_row_whose_scores_are_all_minus_infinity(value: float) -> None:
+    """Its result is NaN, and so is its log-sum-exp, as the reference has them; a NaN has the row computed alone."""
+    given = drawn(1, torch.float32)
+    given["position_bias"][:, :3] = float("-inf")
+    given["v"][1] = value
+    arguments = {name: given[name].to(DEVICE) for name in ("q", "k", "v", "offsets", "position_bias")}
+    masks: list[dict[str, Any]] = [{}, {"window": 3}, {"prefix": 2, "window": 2}]
+    for mask in masks:
+        found, truth = (
+            causal_attention(**arguments, **mask, return_log_sum_exp=True, backend=backend)
+            for backend in ("triton", "reference")
+        )
+        for one, other in zip(found, truth, strict=True):
+            torch.testing.assert_close(one, other, equal_nan=True, atol=2e-5, rtol=2e-5)
+        assert bool(truth[1][0, 0].isnan())

@@ -94,6 +94,14 @@ def test_the_share_that_stochastic_length_leaves() -> None:
     assert (nothing["replaced"], nothing["events"], nothing["arithmetic"]) == (0.0, 1.0, 1.0)
 
 
+def test_windows_are_no_longer_than_what_a_size_reads() -> None:
+    """Training refuses longer ones: hstu-dlrm-v4 reads 4,086 events, 775 of which α = 1.6 leaves."""
+    lengths = np.full(400, 8192)
+    settings = [Setting(size, 10**6, 16, batch_events=8192) for size in ("hstu-dlrm-v4", "3m")]
+    text = work_plan.tables(lengths, settings, 8192)
+    assert "| hstu-dlrm-v4 | 1.6 | 775 |" in text and "| 3m | 1.6 | 1,351 |" in text
+
+
 def test_the_document_quotes_the_balance_of_sixteen_ranks() -> None:
     found = work_plan.work(work_plan.lengths_of("lognormal"), Setting("126m", 10**7, 16), window=8192)
     names = ("by count", "by events", "by cost")

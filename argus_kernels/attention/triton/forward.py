@@ -31,8 +31,8 @@ from argus_kernels.attention.triton.rule import (
     sees_any,
     shown,
 )
-from argus_kernels.attention.triton.seen_rows import any_of, attend_row, broken_rows, is_broken
-from argus_kernels.attention.triton.tiles import LN_2, add_tile_biases, load_rows
+from argus_kernels.attention.triton.seen_rows import any_of, attend_row, broken_rows, is_broken, statistic_of
+from argus_kernels.attention.triton.tiles import add_tile_biases, load_rows
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -167,7 +167,7 @@ def forward_kernel(
             # A query that sees nothing has result 0 and log_sum_exp −∞.
             denominator = tl.where(sees_any(queries, tile.prefix, window, SHAPE), denominator, 1.0)
         total = total / denominator[:, None]
-        tl.store(log_sum_exp + row + place, (largest + tl.log2(denominator)) * LN_2, mask=kept)
+        tl.store(log_sum_exp + row + place, statistic_of(largest, denominator), mask=kept)
     else:
         total = total / divisor
     column = tl.arange(0, BLOCK_WIDTH)

@@ -81,6 +81,12 @@ def _store_row(target, row, SHAPE: tl.constexpr):
     tl.store(target + column, row.to(target.dtype.element_ty), mask=column < SHAPE.width)
 
 
+@triton.jit
+def statistic_of(largest, denominator):
+    """log_sum_exp, of scores in units of ln 2; NaN, as the result is, where all seen scores are −∞."""
+    return tl.where(denominator == 0.0, float("nan"), (largest + tl.log2(denominator)) * LN_2)
+
+
 @triton.jit(noinline=True)
 def attend_row(
     q, k, v, out, log_sum_exp, query, low, high, tile, biases, divisor, window, scale, SHAPE: tl.constexpr
@@ -112,7 +118,7 @@ def attend_row(
     if SHAPE.softmax:
         if SHAPE.general:
             denominator = tl.where(sees_any(query, tile.prefix, window, SHAPE), denominator, 1.0)
-        tl.store(log_sum_exp, (largest + tl.log2(denominator)) * LN_2)
+        tl.store(log_sum_exp, statistic_of(largest, denominator))
         divisor = denominator
     _store_row(out, total / divisor, SHAPE)
 

@@ -59,6 +59,17 @@ def test_joint_and_stored_states_agree(service: Dataset, finetuned: Path, tmp_pa
     assert together.identity != stored.identity
 
 
+def test_missing_context_of_a_request_is_missing(service: Dataset, finetuned: Path, tmp_path: Path) -> None:
+    table = rows_of(service, np.arange(12)).select(["user_id", "item_id", "time"])
+    table = table.append_column("organic", pa.array([None, True, False] * 4))
+    for name in service.info.context:
+        table = table.append_column(f"context_{name}", pa.array([None, 1, 0, -1] * 3, pa.int32()))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    stored = history_scorer(service, finetuned, tmp_path / "out", tmp_path / "rows.parquet")
+    together = JointScorer(stored._model, service, window=WINDOW)
+    assert_close(together(table).column("score").to_numpy(), stored(table).column("score").to_numpy())
+
+
 def test_no_row_is_an_empty_part(service: Dataset) -> None:
     model = random_model(service, "pretrain", form="full")
     scored = JointScorer(model, service, window=WINDOW)(rows_of(service, np.arange(0)))

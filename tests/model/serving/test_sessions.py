@@ -92,6 +92,19 @@ def test_after_every_event_a_session_is_one_pass_over_the_history(
         np.testing.assert_array_equal(reading.user_vector, session.vector())
 
 
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.int8, 0.0), (torch.bfloat16, 0.05), (torch.float32, 1e-5)])
+def test_sessions_in_int8_go_on_from_their_files(
+    service: Dataset, fresh: Callable[..., SessionStore], tmp_path: Path, dtype: torch.dtype, apart: float
+) -> None:
+    """With the same bits; a store of another dtype encodes the events again."""
+    events = events_of(service, 3)[:21]
+    with fresh(tmp_path, dtype=torch.int8) as store:
+        assert [store.session(7).add(event).number for event in events[:20]] == list(range(20))
+    with fresh(tmp_path, dtype=dtype) as store, fresh(dtype=dtype) as whole:
+        expected = [whole.session(7).add(event) for event in events][-1]
+        np.testing.assert_allclose(store.session(7).add(events[20]).query, expected.query, rtol=0, atol=apart)
+
+
 def test_a_known_users_session_is_what_was_exported(service: Dataset, exported: Export) -> None:
     store = SessionStore.open(exported, resident=3, max_events=WINDOW, page_size=16)
     vectors = exported.user_vectors()
