@@ -45,8 +45,13 @@ def within(case: Case) -> bool:
 
 
 def marks(case: Case) -> list[pytest.MarkDecorator]:
-    """`make test` gives `cpp` every sample, and on a CPU the other backends the first and the last one of an op."""
-    return [pytest.mark.slow] * (case[1] != "cpp" and case[3] == "cpu" and within(case))
+    """`make test` gives `cpp` every sample, and on a CPU the other backends the first and the last one of an op.
+
+    Of what remains, `.ci/run` leaves out what Triton's interpreter computes.
+    """
+    if case[1] == "cpp" or case[3] != "cpu" or not within(case):
+        return []
+    return [pytest.mark.slow, *[pytest.mark.interpreted] * (case[1] == "triton")]
 
 
 SAMPLED_CASES = [pytest.param(case, id=name, marks=marks(case)) for name, case in NAMED]

@@ -251,7 +251,7 @@ def test_standard_errors_stand_beside_the_figures(dataset: Dataset) -> None:
 
 def test_of_one_item_alone_nothing_is_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a data set is no longer made, but may have been."""
-    monkeypatch.setattr(EventChecker, "finish", lambda self, items: None)
+    monkeypatch.setattr(EventChecker, "finish", lambda self, items, unpublished=None: None)
     row = np.arange(20)
     with DatasetWriter(
         tmp_path / "d", name="one", source="test", context={}, feedback={"like": BINARY}, item_features={}, grades="",
