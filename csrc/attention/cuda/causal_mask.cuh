@@ -155,12 +155,14 @@ struct CausalMask {
     struct alignas(16) Room {
       int visible[2][kQueries];
       int2 ends;  // of the blocks at the keys' own places, and of all; registers are scarcer
+      int first_key;
+      Side queries;
     };
     int begin;
 
     // Every thread of the block must call it; it may have barriers.
     ARGUS_DEVICE Keys(const Backward& call, const Block& block, Room& room)
-        : room_(room), given_(call.given), queries_(block), first_key_(block.first) {
+        : room_(room), given_(call.given), queries_(block) {
       stored_ = nullptr;
       if (given_.visible != nullptr)
         stored_ = call.reach +
@@ -168,12 +170,22 @@ struct CausalMask {
       const int window = given_.window, last_key = block.first + block.rows - 1;
       const int last =
           window > block.length ? block.length - 1 : min(block.length - 1, last_key + window - 1);
-      if (threadIdx.x == 0) room.ends = int2{last_key / kQueries + 1, last / kQueries + 1};
+      if (threadIdx.x == 0) {
+        room.ends = int2{last_key / kQueries + 1, last / kQueries + 1};
+        room.first_key = block.first;
+        room.queries = block;
+      }
       __syncthreads();
       begin = skip(stored_ == nullptr ? own_begin() : 0);
     }
 
+    // Found by compiling: in shared memory HSTU's kernel of heads of 128 spills for sm_90, in registers those
+    // of 128 and 256 do for sm_80 and sm_100.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
     ARGUS_DEVICE const Side& queries() const { return queries_; }
+#else
+    ARGUS_DEVICE const Side& queries() const { return room_.queries; }
+#endif
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
     ARGUS_DEVICE bool has(int index) const { return index < room_.ends.y; }
 
@@ -181,8 +193,8 @@ struct CausalMask {
     template <int kThreads>
     ARGUS_DEVICE void load(int stage, int first) const {
       if (given_.visible != nullptr)
-        copy_column<kQueries, kThreads>(room_.visible[stage], given_.visible + queries_.begin, first,
-                                        queries_.length);
+        copy_column<kQueries, kThreads>(room_.visible[stage], given_.visible + queries().begin, first,
+                                        queries().length);
     }
     ARGUS_DEVICE ColumnNumbers columns(int stage, int) const {
       return {given_.visible == nullptr ? nullptr : room_.visible[stage]};
@@ -195,17 +207,17 @@ struct CausalMask {
       const bool too_old = first_query - last_key >= given_.window;
       return {too_old || (last_query < first && reach(index).none_sees <= first),
               last_key < reach(index).all_see && last_query - first < given_.window &&
-                  last_query < queries_.length};
+                  last_query < queries().length};
     }
 
    private:
     ARGUS_DEVICE int skip(int index) const {
       while (stored_ != nullptr && (index < own_begin() || index >= room_.ends.x) && index < room_.ends.y &&
-             reach(index).none_sees <= first_key_)
+             reach(index).none_sees <= room_.first_key)
         ++index;
       return index;
     }
-    ARGUS_DEVICE int own_begin() const { return first_key_ / kQueries; }
+    ARGUS_DEVICE int own_begin() const { return room_.first_key / kQueries; }
     ARGUS_DEVICE Reach reach(int index) const {
       if (stored_ == nullptr) return {index * kQueries + 1, index * kQueries + kQueries - 1};
       const int32_t* stored = stored_ + kReachNumbers * (index * kQueries / kStored);
@@ -216,7 +228,6 @@ struct CausalMask {
     const Arguments& given_;
     Side queries_;
     const int32_t* stored_;  // of the user; null if every event before the query is visible
-    int first_key_;
   };
 };
 

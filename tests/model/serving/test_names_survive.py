@@ -93,7 +93,7 @@ def test_names_of_an_export(folder: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_server_answers_with_titles_and_takes_labels(folder: Path) -> None:
     with SessionStore.open(folder / "export", resident=2) as store:
-        event = {"user": "u0", "item": "tea", "time": 1_800_000_000, "context": {"device": "tv"},
+        event = {"user": "u0", "item": "tea", "time": 1_750_000_000, "context": {"device": "tv"},
                  "feedback": {"stars": "4"}, "k": 4}  # fmt: skip
         said = answer(store, json.dumps(event))
         assert {one["item"]: one.get("title") for one in said["items"]} == {one: title_of(one) for one in TITLES}
