@@ -126,10 +126,18 @@ def measure(room: str, index: int, target: int, everything: bool = False) -> Fig
         int(compiled.metadata.shared),
         {name: count for name in MATRIX.values() if (count := _mentions(ptx, name))},
         sorted({int(columns) for columns in re.findall(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k", ptx)}),
-        max((int(number) for number in re.findall(r"async_wait .*?num = (\d+)", compiled.asm["ttgir"])), default=0),
+        loads_in_flight(compiled.asm["ttgir"]),
         len(re.findall(r"cp\.async\.bulk\.tensor\.\S*\.global", ptx)),
         expected_instruction(compiled.asm["ttir"], target, warps) if matrix else "",
     )
+
+
+def loads_in_flight(ttgir: str) -> int:
+    """Groups of copies left under way where a kernel waits; of loads by TMA one less than they have buffers."""
+    groups = [int(number) for number in re.findall(r"async_wait .*?num = (\d+)", ttgir)]
+    if "async_tma_copy_global_to_local" in ttgir:
+        groups += [int(count) - 1 for count in re.findall(r"local_alloc[^\n]*memdesc<(\d+)x\d+x\d+x", ttgir)]
+    return max(groups, default=0)
 
 
 def expected_instruction(ttir: str, target: int, warps: int) -> str:

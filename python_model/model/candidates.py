@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,8 +24,8 @@ from argus_kernels.core.varlen import user_of_row
 from python_model.data.batches import JaggedBatch
 from python_model.model.layers import History, Layout, Rows
 
-if TYPE_CHECKING:
-    from python_model.model.argus import Argus
+Argus: TypeAlias = Any
+"""The model of `python_model.model.argus`, which imports this module."""
 
 TOKENS = 3
 """Of an event in the full form: context, item, feedback."""
