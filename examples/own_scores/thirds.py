@@ -38,7 +38,7 @@ class Thirds(Pairs):
     def scores(self, products: Tensor, tile: Tile, buckets: Buckets) -> Tensor:
         """The op's scores, less 0.01 for every event back."""
         back = tile.query_place[:, None] - tile.key_place
-        return super().scores(products, tile, buckets) - 0.01 * back
+        return super().scores(products, tile, buckets) - 0.01 * back.to(products.dtype)
 
 
 def build(library: Path) -> None:
@@ -71,8 +71,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="causal_attention with scores and a mask of one's own")
     parser.add_argument("--out", type=Path, default=Path("build"))
     library = parser.parse_args().out / "thirds.so"
+    library.parent.mkdir(parents=True, exist_ok=True)
     build(library)
     OP.backends = (*OP.backends, *backends(library))
+    torch.manual_seed(0)
     q, k, v = (torch.randn(700, 2, 16, dtype=torch.float64, requires_grad=True) for _ in range(3))
     offsets, visible = torch.tensor([0, 500, 700]), torch.cat([torch.arange(500), torch.arange(200)]).clamp(max=400)
     results = []
