@@ -27,7 +27,7 @@ test: $(READY)  ## Every op, backend and contract, the model and the commands; l
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not sanitizer and not slow" \
 	  --hypothesis-profile=quick $(PYTEST_ARGS)
 
-test-all: $(READY)  ## All tests: those marked slow too, as .ci/run does, and the native layer under sanitizers
+test-all: $(READY)  ## All tests: those marked slow too, and more than .ci/run does: further samples in Triton's interpreter, the native layer under sanitizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal $(PYTEST_ARGS)
 
 bench: $(READY)  ## Every op, backend and peer that can be installed here, and a page of them (ten minutes on two cores)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.mask_rule import MOST_PLACES
+from argus_kernels.core.offsets import opened
 from argus_kernels.core.problems import FLOATING, Problems, kind_of, said
 from argus_kernels.core.torch_op import autocast
 from argus_kernels.core.varlen import (
@@ -16,6 +17,7 @@ from argus_kernels.core.varlen import (
     check_bounds,
     check_max_length,
     check_offsets,
+    narrow,
     offsets_problems,
     user_of_row,
 )
@@ -83,6 +85,27 @@ class History(NamedTuple):
 
 DIFFERENTIABLE = ("q", "k", "v", "position_bias", "time_bias")
 """What of a history gets gradients, in the order of a backend's backward."""
+
+
+def as_given(
+    op: str, q: Any, k: Any, v: Any, offsets: Any, max_length: Any, key_offsets: Any, key_max_length: Any,
+    visible: Any, position: Any, own_begin: Any, own_end: Any, prefix: Any, *others: Any,
+) -> History:  # fmt: skip
+    """The record of a call, nothing checked yet: handles of offsets opened, counts as int32. others: the fields after
+    `prefix`, in their order.
+    """
+    offsets, max_length = opened(op, offsets, max_length, q)
+    if key_offsets is not None:
+        key_offsets, key_max_length = opened(op, key_offsets, key_max_length, k, "key_offsets")
+    return History(
+        q, k, v, offsets, max_length, key_offsets, key_max_length,
+        None if visible is None else narrow(visible),
+        None if position is None else narrow(position),
+        None if own_begin is None else narrow(own_begin),
+        None if own_end is None else narrow(own_end),
+        None if prefix is None else narrow(prefix),
+        *others,
+    )  # fmt: skip
 
 
 OF_QUERIES = ("visible", "position", "own_begin", "own_end")

@@ -127,9 +127,9 @@ class Rows:
     place: Tensor
 
 
-SHARE_OF_ROWS = 0.75
-"""From this share of the tokens on, the last layer computes all: two products of part of the rows, and the copies of
-the rows, cost what is saved (3m, one core)."""
+SHARE_OF_ROWS = 0.9
+"""Above this share of the tokens the last layer computes all. At 0.9 it takes 0.83 of their time forward and 0.91 with
+gradients, at 1 the same (a layer of 3m over 8 × 1,024 events, two cores)."""
 
 
 def rows_read(read: Tensor | None, offsets: Tensor) -> Rows | None:

@@ -7,14 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
+from argus_kernels.attention.arguments import (
+    DIFFERENTIABLE,
+    History,
+    as_given,
+    check_history,
+    like_query,
+    packed_history,
+)
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
-from argus_kernels.core.offsets import Offsets, opened
+from argus_kernels.core.offsets import Offsets
 from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
-from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.causal_attention import native, reference
 from argus_kernels.ops.causal_attention.samples import drawn, grows, samples, tiles
 
@@ -144,34 +150,11 @@ def causal_attention(
     The tiling and the backward pass from log_sum_exp follow FlashAttention (arXiv 2205.14135, 2307.08691); the
     candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
     """
-    offsets, max_length = opened(OP.name, offsets, max_length, q)
-    if key_offsets is not None:
-        key_offsets, key_max_length = opened(OP.name, key_offsets, key_max_length, k, "key_offsets")
-    given = History._make(
-        (
-            q,
-            k,
-            v,
-            offsets,
-            max_length,
-            key_offsets,
-            key_max_length,
-            None if visible is None else narrow(visible),
-            None if position is None else narrow(position),
-            None if own_begin is None else narrow(own_begin),
-            None if own_end is None else narrow(own_end),
-            None if prefix is None else narrow(prefix),
-            position_bias,
-            time_bias,
-            query_time,
-            key_time,
-            dropout_seed,
-            plain_number(scale),
-            None,
-            window,
-            dropout,
-        )
-    )
+    given = as_given(
+        OP.name, q, k, v, offsets, max_length, key_offsets, key_max_length,
+        visible, position, own_begin, own_end, prefix, position_bias, time_bias, query_time, key_time, dropout_seed,
+        plain_number(scale), None, window, dropout,
+    )  # fmt: skip
     out, log_sum_exp = OP(given, backend=backend, prepare=_prepare, also=(return_log_sum_exp,))
     out = like_query(out, q)
     return (out, log_sum_exp) if return_log_sum_exp else out

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from argus_kernels.attention.arguments import DIFFERENTIABLE, History, check_history, like_query, packed_history
+from argus_kernels.attention.arguments import (
+    DIFFERENTIABLE,
+    History,
+    as_given,
+    check_history,
+    like_query,
+    packed_history,
+)
 from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
-from argus_kernels.core.offsets import Offsets, opened
+from argus_kernels.core.offsets import Offsets
 from argus_kernels.core.torch_op import plain_number
 from argus_kernels.core.triton_support import triton_backend
-from argus_kernels.core.varlen import narrow
 from argus_kernels.ops.hstu_attention import native, reference
 from argus_kernels.ops.hstu_attention.samples import drawn, grows, samples, tiles
 
@@ -134,34 +140,11 @@ def hstu_attention(
 
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
-    offsets, max_length = opened(OP.name, offsets, max_length, q)
-    if key_offsets is not None:
-        key_offsets, key_max_length = opened(OP.name, key_offsets, key_max_length, k, "key_offsets")
-    given = History._make(
-        (
-            q,
-            k,
-            v,
-            offsets,
-            max_length,
-            key_offsets,
-            key_max_length,
-            None if visible is None else narrow(visible),
-            None if position is None else narrow(position),
-            None if own_begin is None else narrow(own_begin),
-            None if own_end is None else narrow(own_end),
-            None if prefix is None else narrow(prefix),
-            position_bias,
-            time_bias,
-            query_time,
-            key_time,
-            dropout_seed,
-            plain_number(alpha),
-            plain_number(divisor),
-            window,
-            dropout,
-        )
-    )
+    given = as_given(
+        OP.name, q, k, v, offsets, max_length, key_offsets, key_max_length,
+        visible, position, own_begin, own_end, prefix, position_bias, time_bias, query_time, key_time, dropout_seed,
+        plain_number(alpha), plain_number(divisor), window, dropout,
+    )  # fmt: skip
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 
 
