@@ -23,6 +23,18 @@ ARGUS_INLINE double fma(double a, double b, double c) {
   return __builtin_fma(a, b, c);
 }
 
+// e^(x - power · ln 2), for the integer nearest to x / ln 2 as `power`.
+ARGUS_INLINE float exp_fraction(float x, float power) {
+  // ln 2 in two parts, the first short enough that its product with `power` is exact.
+  const float r = fma(power, -1.42860682e-6f, fma(power, -0.693145752f, x));
+  float q = 0.0013814599f;
+  q = fma(q, r, 0.008368717f);
+  q = fma(q, r, 0.04166839f);
+  q = fma(q, r, 0.16666521f);
+  q = fma(q, r, 0.49999994f);
+  return fma(q, r * r, r) + 1.0f;
+}
+
 // e^x within 2 units in the last place; 0 below -86.6 (where it is under 2.5e-38), infinity above 88.72, NaN
 // for NaN.
 ARGUS_INLINE float fast_exp(float x) {
@@ -32,14 +44,7 @@ ARGUS_INLINE float fast_exp(float x) {
   const float inside = x > kLargest ? kLargest : (x < kSmallest ? kSmallest : x);
   const float shifted = fma(inside, 1.44269504f, kToInteger);
   const float power = shifted - kToInteger;
-  // ln 2 in two parts, the first short enough that its product with `power` is exact.
-  const float r = fma(power, -1.42860682e-6f, fma(power, -0.693145752f, inside));
-  float q = 0.0013814599f;
-  q = fma(q, r, 0.008368717f);
-  q = fma(q, r, 0.04166839f);
-  q = fma(q, r, 0.16666521f);
-  q = fma(q, r, 0.49999994f);
-  const float fraction = fma(q, r * r, r) + 1.0f;
+  const float fraction = exp_fraction(inside, power);
   // 2^power in two factors: 2¹²⁸ is not a float.
   const int32_t exponent = std::bit_cast<int32_t>(shifted) - std::bit_cast<int32_t>(kToInteger);
   const float scale = std::bit_cast<float>((exponent - 1 + 127) << 23);
@@ -57,14 +62,7 @@ ARGUS_INLINE double fast_exp(double x) {
 ARGUS_INLINE float exp_up_to_one(float x) {
   constexpr float kSmallest = -86.6f, kToInteger = 12582912.0f;
   const float shifted = fma(x, 1.44269504f, kToInteger);
-  const float power = shifted - kToInteger;
-  const float r = fma(power, -1.42860682e-6f, fma(power, -0.693145752f, x));
-  float q = 0.0013814599f;
-  q = fma(q, r, 0.008368717f);
-  q = fma(q, r, 0.04166839f);
-  q = fma(q, r, 0.16666521f);
-  q = fma(q, r, 0.49999994f);
-  const float fraction = fma(q, r * r, r) + 1.0f;
+  const float fraction = exp_fraction(x, shifted - kToInteger);
   // The exponent is in the low bits; the shift leaves nothing of kToInteger's.
   const float scale = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + (uint32_t{127} << 23));
   return x < kSmallest ? 0.0f : fraction * scale;

@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import count
@@ -105,6 +105,28 @@ def run(name: str, sources: Sequence[Path], function: str, *structures: ctypes.S
     call(*pointers, ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
     if report.value:
         raise RuntimeError(report.value.decode())
+
+
+def load_cases(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
+    """A library of named cases, for `runner`."""
+    library = load(name, sources)
+    library.case_name.restype = ctypes.c_char_p
+    library.case_run.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]
+    library.case_run.restype = None
+    return library
+
+
+def runner(library: ctypes.CDLL, names: set[str]) -> Callable[[str, int], str]:
+    """What runs a case of the library, whose cases are these, under a seed: gives what went wrong, or nothing."""
+    indices = {library.case_name(index).decode(): index for index in range(library.case_count())}
+    assert set(indices) == names
+
+    def run_case(name: str, seed: int) -> str:
+        report = ctypes.create_string_buffer(REPORT_BYTES)
+        library.case_run(indices[name], seed, report, len(report))
+        return report.value.decode()
+
+    return run_case
 
 
 def program(name: str, sources: Sequence[Path]) -> Path:

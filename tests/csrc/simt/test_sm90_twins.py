@@ -69,25 +69,13 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    loaded = host_executor.load("sm90", SOURCES)
-    loaded.case_name.restype = ctypes.c_char_p
-    loaded.case_run.argtypes = [ctypes.c_int, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t]
-    loaded.case_run.restype = None
-    return loaded
+    return host_executor.load_cases("sm90", SOURCES)
 
 
 @pytest.fixture(scope="module")
 def run(library: ctypes.CDLL) -> Callable[[str, int], str]:
     """Runs a case under a seed; what went wrong, or the empty string."""
-    indices = {library.case_name(index).decode(): index for index in range(library.case_count())}
-    assert set(indices) == {*RIGHT, *(f"fault_{name}" for name in FAULTS)}
-
-    def run_case(name: str, seed: int) -> str:
-        report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
-        library.case_run(indices[name], seed, report, len(report))
-        return report.value.decode()
-
-    return run_case
+    return host_executor.runner(library, {*RIGHT, *(f"fault_{name}" for name in FAULTS)})
 
 
 @pytest.mark.parametrize("name", RIGHT)
