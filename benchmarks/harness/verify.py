@@ -40,7 +40,9 @@ class Judge:
         self._seed = seed
         self._pieces = list(cut.pieces(_detached(case.arguments))) if cut else list(self._small_pieces())
         exact = [in_float64(piece) for piece in self._pieces]
-        self._truth = self._collect("eager", exact)
+        # Float32 in the truth are the scales of codes alone, which are so beside any dtype.
+        truth = self._collect("eager", exact).items()
+        self._truth = {name: [_map(value, in_double) for value in values] for name, values in truth}
         self._torch = self._collect("eager", self._pieces)
 
     def verdict(self, backend: str) -> Verdict:
@@ -93,10 +95,12 @@ def _detached(arguments: Arguments) -> Arguments:
 
 def in_float64(arguments: Arguments) -> Arguments:
     """The same values in float64."""
-    return {
-        name: _map(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-        for name, value in arguments.items()
-    }
+    return {name: _map(value, in_double) for name, value in arguments.items()}
+
+
+def in_double(tensor: Tensor) -> Tensor:
+    """A tensor of numbers in float64; integers as they are."""
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -105,6 +109,8 @@ def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [function(tensor) for tensor in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _map(getattr(value, field.name), function) for field in dataclasses.fields(value)}
+        # The scales of codes are float32 beside any dtype.
+        names = [field.name for field in dataclasses.fields(value) if not field.name.endswith("_scales")]
+        fields = {name: _map(getattr(value, name), function) for name in names}
         return dataclasses.replace(value, **fields)
     return value

@@ -14,8 +14,9 @@ import torch
 from typer.testing import CliRunner
 
 from argus_kernels import OPS
-from argus_kernels.core import Backend, Op, Sample
+from argus_kernels.core import Backend, Op, Sample, native
 from argus_kernels.ops import feedback_loss, sampled_softmax_loss
+from argus_kernels.testing import small_samples
 from benchmarks import cli
 from benchmarks.harness import runner
 from benchmarks.harness.cases import Spec
@@ -24,7 +25,7 @@ from benchmarks.harness.compare import compare
 from benchmarks.harness.results import Key, Record, read_records
 from benchmarks.harness.runner import Environment, Run, Settings, rated
 from benchmarks.harness.timing import Budget
-from benchmarks.harness.verify import Judge
+from benchmarks.harness.verify import Judge, Verdict
 from benchmarks.peers import Peer, peers_of
 from benchmarks.report.table import share_of_ceiling
 
@@ -273,6 +274,18 @@ def test_truth_sees_a_slightly_wrong_gradient(small_spec: Spec, with_backend: Ca
     verdict = judge.verdict("wrong_gradient")
     assert verdict.forward is None
     assert verdict.gradients is not None and verdict.gradients.startswith("d_")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_every_small_sample_can_be_judged(op: Op, dtype: str) -> None:
+    """The truth is drawn for arguments of every kind, such as a cache of int8 codes with float32 scales."""
+    if native.why_not("cpu") is not None:
+        pytest.skip("the native library is not built")
+    for grad in {sample.grad for sample in small_samples(op)}:
+        sample = next(sample for sample in small_samples(op) if sample.grad == grad)
+        judge = Judge(Spec(op, dataclasses.replace(sample, cut=None), dtype).draw(0, "cpu"))
+        assert judge.verdict("cpp") == Verdict(None, None)
 
 
 @pytest.fixture

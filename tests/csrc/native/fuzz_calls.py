@@ -48,7 +48,9 @@ class _Recorder(TorchDispatchMode):
         if schema.name.startswith(NAMESPACE) and schema.arguments:
             names = [argument.name for argument in schema.arguments]
             optional = frozenset(a.name for a in schema.arguments if str(a.type).startswith("Optional"))
-            arguments = dict(zip(names, copied(list(args)), strict=True))
+            # The dispatcher leaves out arguments at the end that equal their defaults.
+            left_out = [argument.default_value for argument in schema.arguments[len(args) :]]
+            arguments = dict(zip(names, copied([*args, *left_out]), strict=True))
             self.calls.append(Call(schema.name.removeprefix(NAMESPACE), func, arguments, optional))
         return func(*args, **(kwargs or {}))
 

@@ -25,11 +25,15 @@ def packed() -> Tensor:
     return torch.randn(ROWS, HEADS, WIDTH)
 
 
+def int32(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
 def history() -> dict[str, Any]:
     return {
         **{name: packed() for name in ("q", "k", "v")},
-        "offsets": torch.tensor([0, 4, 6], dtype=torch.int32),
-        "visible": torch.tensor([0, 1, 2, 3, 0, 1], dtype=torch.int32),
+        "offsets": int32(0, 4, 6),
+        "visible": int32(0, 1, 2, 3, 0, 1),
         "position_bias": torch.randn(HEADS, POSITIONS),
         "time_bias": torch.randn(HEADS, TIMES),
         "query_time": torch.arange(ROWS),
@@ -42,9 +46,8 @@ def backward_arguments(op: str) -> dict[str, Any]:
     if op == "causal_attention":
         statistics = {name: torch.randn(HEADS, ROWS) for name in ("d_log_sum_exp", "log_sum_exp")}
         given |= {"d_log_sum_exp": statistics["d_log_sum_exp"], "out": packed(), **statistics}
-    given |= {**history(), "scale": 0.5}
-    given |= {"divisor": 2.0} if op == "hstu_attention" else {}
-    return given | {"window": 0, "need_position_bias": True, "need_time_bias": True}
+    given |= {**history(), **({"alpha": 0.5, "divisor": 2.0} if op == "hstu_attention" else {"scale": 0.5})}
+    return given | {"window": 0, "dropout": 0.0, "need_position_bias": True, "need_time_bias": True}
 
 
 @pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
@@ -58,9 +61,25 @@ def backward_arguments(op: str) -> dict[str, Any]:
         ({"time_bias": torch.randn(2)}, r"time_bias has shape \[2\], expected \[H, any\]"),
         ({"window": SMALLEST}, "window is -9223372036854775808, expected at least 1, or 0 for no limit"),
         ({"window": -5}, "window is -5"),
-        ({"offsets": torch.tensor([0, 7, 6], dtype=torch.int32)}, r"offsets\[1\] is 7, expected 0 to 6"),
+        ({"offsets": int32(0, 7, 6)}, r"offsets\[1\] is 7, expected 0 to 6"),
         ({"offsets": None}, "offsets is None, expected a tensor"),
-        ({"visible": torch.tensor([0, 9, 0, 0, 0, 0], dtype=torch.int32)}, r"visible\[1\] is 9, expected 0 to 1"),
+        ({"visible": int32(0, 9, 0, 0, 0, 0)}, r"visible\[1\] is 9, expected 0 to 4"),
+        ({"key_offsets": int32(0, 4, 7)}, r"key_offsets\[2\] is 7, expected 4 to 6"),
+        ({"key_offsets": int32(0, 6)}, "key_offsets has 2 values, expected offsets' 3"),
+        ({"position": int32(0, 1, 2, 3, 2**31 - 1, 5)}, r"position\[4\] is 2147483647, expected -1073741824 to"),
+        ({"own_begin": int32(0, 1, 2, 3, 0, 1)}, "one of own_begin and own_end is given, expected both or neither"),
+        (
+            {"own_begin": int32(0, 1, 2, 9, 0, 1), "own_end": int32(0, 1, 2, 3, 0, 1)},
+            r"own_begin\[3\] is 9, expected 0 to",
+        ),
+        (
+            {"own_begin": int32(0, 1, 2, 3, 0, 1), "own_end": int32(0, 1, 2, 9, 0, 1)},
+            r"own_end\[3\] is 9, expected 0 to 4",
+        ),
+        ({"prefix": int32(-1, 1)}, r"prefix\[0\] is -1, expected at least 0"),
+        ({"dropout": 0.5}, "dropout_seed is not given, expected it with dropout"),
+        ({"dropout": 1.5, "dropout_seed": torch.tensor([1, 2])}, "dropout is 1.5, expected at least 0 and below 1"),
+        ({"dropout": 0.5, "dropout_seed": torch.tensor([1, 2, 3])}, r"dropout_seed has shape \[3\]"),
         ({"k": packed()[:-1]}, r"k has shape \[5, 2, 4\]"),
         ({"d_out": packed()[:-1]}, r"d_out has shape \[5, 2, 4\]"),
         ({"q": torch.zeros(ROWS, HEADS, 0)}, "q has head width 0, expected at least 1"),
@@ -68,9 +87,9 @@ def backward_arguments(op: str) -> dict[str, Any]:
 )
 def test_attention(op: str, changed: dict[str, Any], message: str) -> None:
     function = getattr(torch.ops.argus_native, f"{op}_backward")
-    names = [argument.name for argument in function.default._schema.arguments]
-    given = backward_arguments(op)
-    given = {name: given.get(name, given["scale"]) for name in names}
+    # What is left out is optional.
+    arguments = backward_arguments(op)
+    given = {argument.name: arguments.get(argument.name) for argument in function.default._schema.arguments}
     function(*given.values())
     with pytest.raises(ValueError, match=f"^argus_native::{op}: .*" + message):
         function(*{**given, **changed}.values())
