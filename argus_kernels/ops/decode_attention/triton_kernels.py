@@ -9,6 +9,8 @@ table, not on the other users of the call.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -50,6 +52,39 @@ def time_bucket(distance, thresholds, buckets):
     above = estimate + 1 < buckets
     edge = tl.load(thresholds + estimate + 1, mask=above, other=0)
     return tl.where(above & (distance >= edge), estimate + 1, estimate)
+
+
+@triton.jit
+def scales_of(scales, strides, page, slot, head, there):
+    """The scales of int8 rows [events]; 0 where there is none."""
+    return tl.load(scales + page * strides[0] + slot * strides[1] + head * strides[2], mask=there, other=0.0)
+
+
+@triton.jit
+def new_rows(rows, strides, offsets, row, source, head, column, fresh, inside):
+    """The new events' rows [events, columns] of k or v; [1, columns] where every user has one."""
+    place = rows + head * strides[1] + column * strides[2]
+    if offsets is None:
+        new = tl.load(place + row * strides[0], mask=inside, other=0.0)[None, :]
+    else:
+        mask = fresh[:, None] & inside[None, :]
+        new = tl.load(place[None, :] + source[:, None] * strides[0], mask=mask, other=0.0)
+    return new
+
+
+@triton.jit
+def bias_of(table, bucket, there):
+    """A head's biases of the buckets."""
+    return tl.load(table + bucket, mask=there, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def running_weights(largest, scores):
+    """(the largest score so far, the factor of the sums so far, exp(scores − it))."""
+    highest = tl.maximum(largest, tl.max(scores, 0))
+    # While the sum of weights is 0, −∞ − −∞ would be NaN.
+    subtracted = tl.where(highest == -float("inf"), 0.0, highest)
+    return highest, tl.exp(largest - subtracted), tl.exp(scores - subtracted)
 
 
 @kernel
@@ -138,38 +173,28 @@ def chunk_kernel(
                 own = there & (event == length - 1)
                 cached = there & (event < oldest_new)
                 source = row - (length - 1 - event)
-            key_row = key_pages + page * key_strides[0] + slot * key_strides[1] + kv_head * key_strides[2]
             mask = cached[:, None] & inside[None, :]
-            key = tl.load(key_row[:, None] + column[None, :] * key_strides[3], mask=mask, other=0.0).to(tl.float32)
+            key_row = key_pages + page * key_strides[0] + slot * key_strides[1] + kv_head * key_strides[2]
+            key_place = key_row[:, None] + column[None, :] * key_strides[3]
+            key = tl.load(key_place, mask=mask, other=0.0).to(tl.float32)
             value_row = value_pages + page * value_strides[0] + slot * value_strides[1] + kv_head * value_strides[2]
-            value = tl.load(value_row[:, None] + column[None, :] * value_strides[3], mask=mask, other=0.0)
-            value = value.to(tl.float32)
+            value_place = value_row[:, None] + column[None, :] * value_strides[3]
+            value = tl.load(value_place, mask=mask, other=0.0).to(tl.float32)
             if key_scales is not None:
-                place_of = page * key_scale_strides[0] + slot * key_scale_strides[1] + kv_head * key_scale_strides[2]
-                key *= tl.load(key_scales + place_of, mask=there, other=0.0)[:, None]
-                place_of = page * value_scale_strides[0] + slot * value_scale_strides[1]
-                place_of += kv_head * value_scale_strides[2]
-                value *= tl.load(value_scales + place_of, mask=there, other=0.0)[:, None]
+                key *= scales_of(key_scales, key_scale_strides, page, slot, kv_head, there)[:, None]
+                value *= scales_of(value_scales, value_scale_strides, page, slot, kv_head, there)[:, None]
             if k is not None:
-                given_key = k + kv_head * k_strides[1] + column * k_strides[2]
-                given_value = v + kv_head * v_strides[1] + column * v_strides[2]
-                if offsets is None:
-                    new_key = tl.load(given_key + row * k_strides[0], mask=inside, other=0.0)[None, :]
-                    new_value = tl.load(given_value + row * v_strides[0], mask=inside, other=0.0)[None, :]
-                else:
-                    new = fresh[:, None] & inside[None, :]
-                    new_key = tl.load(given_key[None, :] + source[:, None] * k_strides[0], mask=new, other=0.0)
-                    new_value = tl.load(given_value[None, :] + source[:, None] * v_strides[0], mask=new, other=0.0)
+                new_key = new_rows(k, k_strides, offsets, row, source, kv_head, column, fresh, inside)
+                new_value = new_rows(v, v_strides, offsets, row, source, kv_head, column, fresh, inside)
                 written = own[:, None] & inside[None, :] & (head % group == 0)
-                tl.store(key_row[:, None] + column[None, :] * key_strides[3], new_key, mask=written)
-                tl.store(value_row[:, None] + column[None, :] * value_strides[3], new_value, mask=written)
+                tl.store(key_place, new_key, mask=written)
+                tl.store(value_place, new_value, mask=written)
                 key = tl.where(fresh[:, None], new_key.to(tl.float32), key)
                 value = tl.where(fresh[:, None], new_value.to(tl.float32), value)
             score = tl.sum(key * query[None, :], 1)
             if position_bias is not None:
                 bucket = tl.minimum(length - 1 - event, position_buckets - 1)
-                bias = tl.load(position_bias + head * position_stride + bucket, mask=there, other=0.0)
-                score += bias.to(tl.float32)
+                score += bias_of(position_bias + head * position_stride, bucket, there)
             time_slot = time_pages + page * time_strides[0] + slot * time_strides[1]
             if key_time is not None:
                 new_time = tl.load(key_time + source, mask=fresh, other=0)
@@ -180,18 +205,11 @@ def chunk_kernel(
                 else:
                     time = tl.load(time_slot, mask=there, other=0)
                 bucket = time_bucket(tl.load(query_time + row) - time, thresholds, time_buckets)
-                bias = tl.load(time_bias + head * time_bias_stride + bucket, mask=there, other=0.0)
-                score += bias.to(tl.float32)
+                score += bias_of(time_bias + head * time_bias_stride, bucket, there)
             if divisor is None:
-                score = tl.where(there, score, -float("inf"))
-                highest = tl.maximum(largest, tl.max(score, 0))
-                # While the sum of weights is 0, −∞ − −∞ would be NaN.
-                subtracted = tl.where(highest == -float("inf"), 0.0, highest)
-                kept = tl.exp(largest - subtracted)
-                weight = tl.exp(score - subtracted)
+                largest, kept, weight = running_weights(largest, tl.where(there, score, -float("inf")))
                 total = total * kept + tl.sum(weight, 0)
                 weighted = weighted * kept + tl.sum(weight[:, None] * value, 0)
-                largest = highest
             else:
                 weight = tl.where(there, score / (1.0 + tl.exp(-score)), 0.0)
                 weighted += tl.sum(weight[:, None] * value, 0)
@@ -240,15 +258,11 @@ def combine_kernel(
         place = pair * chunks + index
         found = tl.load(largest_of + place, mask=there, other=-float("inf"))
         broken += tl.sum((found != found).to(tl.int32))
-        highest = tl.maximum(largest, tl.max(found, 0))
-        subtracted = tl.where(highest == -float("inf"), 0.0, highest)
-        kept = tl.exp(largest - subtracted)
-        weight = tl.exp(found - subtracted)
+        largest, kept, weight = running_weights(largest, found)
         total = total * kept + tl.sum(weight * tl.load(sum_of + place, mask=there, other=0.0), 0)
         mask = there[:, None] & inside[None, :]
         value = tl.load(weighted_of + place[:, None] * width + column[None, :], mask=mask, other=0.0)
         weighted = weighted * kept + tl.sum(weight[:, None] * value, 0)
-        largest = highest
     if divisor is not None:
         total = tl.full([], 1.0, tl.float32) * divisor
     result = weighted / tl.where(count == 0, 1.0, total)
@@ -261,39 +275,47 @@ def forward(given: Arguments) -> Tensor:
     if given.key_scales is not None and given.k is not None:
         append_int8(given)
         given = given._replace(k=None, v=None, key_time=None)
-    block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
-    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
-    query_time, key_time = _contiguous(given.query_time), _contiguous(given.key_time)
     rows, heads, width = given.q.shape
     out = given.q.new_empty(given.q.shape)
-    pages, page_size = given.key_pages.shape[:2]
-    capacity = block_table.shape[1] * page_size
-    default = _CONFIGS[0]
+    if out.numel() == 0 or given.lengths.shape[0] == 0:
+        return out.zero_()
+    capacity = given.block_table.shape[1] * given.key_pages.shape[1]
     config = configuration(
-        _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=default, device=given.q.device
+        _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=_CONFIGS[0], device=given.q.device
     )
     # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, 256 columns spill.
     padded_width = next_power_of_two(width)
     block = min(max(config["tile"] // padded_width, _MIN_EVENTS), _MAX_EVENTS)
     chunk, chunks = _chunks(capacity, given.window)
-    users, offsets = lengths.shape[0], _contiguous(given.offsets)
-    if out.numel() == 0 or users == 0:
-        return out.zero_()
-    largest = given.q.new_empty((rows * heads, chunks), dtype=torch.float32)
-    total, weighted = torch.empty_like(largest), given.q.new_empty((*largest.shape, width), dtype=torch.float32)
     seen = capacity if given.window is None else min(given.window, capacity)
-    sizes = {"users": users, "heads": heads, "width": width, "chunk": chunk, "window": max(seen, 1)}
-    events = {
-        "lengths": lengths,
+    offsets = _contiguous(given.offsets)
+    largest = given.q.new_empty((rows * heads, chunks), dtype=torch.float32)
+    shared = {
+        "lengths": given.lengths.contiguous(),
         "offsets": offsets,
         "user_of": None if offsets is None else user_of_row(offsets, rows),
         "divisor": given.divisor,
+        "largest_of": largest,
+        "sum_of": torch.empty_like(largest),
+        "weighted_of": given.q.new_empty((*largest.shape, width), dtype=torch.float32),
+        "users": given.lengths.shape[0],
+        "heads": heads,
+        "width": width,
+        "chunk": chunk,
+        "window": max(seen, 1),
+        "WIDTH": padded_width,
     }
-    results = {"largest_of": largest, "sum_of": total, "weighted_of": weighted, **events}
-    time_buckets = 0 if time_bias is None else time_bias.shape[1]
-    arguments = {
-        **results,
-        **sizes,
+    arguments = {**shared, **_events(given), **_biases(given), "BLOCK": block}
+    launch(chunk_kernel, (rows * heads, chunks), arguments, warps=config["warps"], stages=config["stages"])
+    combined = {**shared, "out": out, "chunks": chunks, "capacity": capacity, "BLOCK": _COMBINED_CHUNKS}
+    launch(combine_kernel, (rows * heads,), combined, warps=4, stages=1)
+    return out
+
+
+def _events(given: Arguments) -> dict[str, Any]:
+    """The chunk kernel's arguments of queries, cache and new events."""
+    block_table = given.block_table.contiguous()
+    return {
         "q": given.q,
         "key_pages": given.key_pages,
         "value_pages": given.value_pages,
@@ -303,38 +325,42 @@ def forward(given: Arguments) -> Tensor:
         "block_table": block_table,
         "k": given.k,
         "v": given.v,
-        "position_bias": position_bias,
-        "time_bias": time_bias,
-        "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
-        "query_time": None if time_bias is None else query_time,
-        "key_time": None if given.k is None else key_time,
+        "key_time": None if given.k is None else _contiguous(given.key_time),
         "scale": given.scale,
         "group": given.group,
-        "pages": pages,
-        "page_size": page_size,
+        "pages": given.key_pages.shape[0],
+        "page_size": given.key_pages.shape[1],
         "block_table_width": block_table.shape[1],
-        "position_buckets": 0 if position_bias is None else position_bias.shape[1],
-        "time_buckets": time_buckets,
         "q_strides": given.q.stride(),
         "key_strides": given.key_pages.stride(),
         "value_strides": given.value_pages.stride(),
         "time_strides": given.time_pages.stride(),
-        "key_scale_strides": None if given.key_scales is None else given.key_scales.stride(),
-        "value_scale_strides": None if given.value_scales is None else given.value_scales.stride(),
+        "key_scale_strides": _strides(given.key_scales),
+        "value_scale_strides": _strides(given.value_scales),
         "block_table_stride": block_table.stride(0),
-        "k_strides": None if given.k is None else given.k.stride(),
-        "v_strides": None if given.v is None else given.v.stride(),
+        "k_strides": _strides(given.k),
+        "v_strides": _strides(given.v),
+    }
+
+
+def _biases(given: Arguments) -> dict[str, Any]:
+    """The chunk kernel's arguments of the bias tables; without them None and 0."""
+    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
+    time_buckets = 0 if time_bias is None else time_bias.shape[1]
+    return {
+        "position_bias": position_bias,
+        "time_bias": time_bias,
+        "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
+        "query_time": None if time_bias is None else _contiguous(given.query_time),
+        "position_buckets": 0 if position_bias is None else position_bias.shape[1],
+        "time_buckets": time_buckets,
         "position_stride": 0 if position_bias is None else position_bias.stride(0),
         "time_bias_stride": 0 if time_bias is None else time_bias.stride(0),
-        "BLOCK": block,
-        "WIDTH": padded_width,
     }
-    pairs = rows * heads
-    launch(chunk_kernel, (pairs, chunks), arguments, warps=config["warps"], stages=config["stages"])
-    combined = {**results, **sizes, "out": out, "chunks": chunks, "capacity": capacity}
-    combined |= {"BLOCK": _COMBINED_CHUNKS, "WIDTH": padded_width}
-    launch(combine_kernel, (pairs,), combined, warps=4, stages=1)
-    return out
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.stride()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
