@@ -132,7 +132,7 @@ def append_next_event(batch: JaggedBatch, delay: int = 0) -> JaggedBatch:
 def _queries(model: Recommender, batch: JaggedBatch, score: str) -> Tensor:
     """[n, D]: vectors whose dot products with the item matrix order the catalogue."""
     if score == "next_item":
-        vectors = model.target_queries(batch)
+        vectors = model.target_queries(batch, as_served=True)
     elif isinstance(model, Argus):
         vectors = model.user_vectors(batch)[batch.is_target]
     else:

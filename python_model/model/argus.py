@@ -159,6 +159,11 @@ class Argus(Recommender):
             own=(of_tokens(place, place, place + 2), of_tokens(place + 1, place + 2, place + 3)),
         )
 
+    @property
+    def served_lag(self) -> int | None:
+        """See `Recommender`; 0 in the simplified form, where HSTU's states else know the time of the next event."""
+        return 0 if self.config.form == "simplified" else None
+
     def read_by_targets(self, batch: JaggedBatch, lags: Sequence[int | None]) -> Tensor:
         """See `Recommender`; in the full form the context and the item token of every target."""
         if self.config.form == "simplified":

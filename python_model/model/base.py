@@ -146,10 +146,19 @@ class Recommender(nn.Module):
         """Query vectors for the item of every event: [T, D]."""
         return self.queries(self.read(batch, self.encode(batch)))
 
-    def target_queries(self, batch: JaggedBatch) -> Tensor:
-        """Query vectors for the items of the target events alone: [n, D]."""
-        states = self.encode(batch, read=self.read_by_targets(batch, [None]))
+    def target_queries(self, batch: JaggedBatch, *, as_served: bool = False) -> Tensor:
+        """Query vectors for the items of the target events alone: [n, D].
+
+        as_served: of states as a server keeps them, final when their event comes: `served_lag`.
+        """
+        lag = self.served_lag if as_served else None
+        states = self.encode(batch, lag=lag, read=self.read_by_targets(batch, [None]))
         return self.queries(self.read(batch, states))[batch.is_target]
+
+    @property
+    def served_lag(self) -> int | None:
+        """The lag of `encode` whose states do not depend on later events, as a server keeps them."""
+        return None
 
     def next_item_scores(self, queries: Tensor, items: Tensor) -> Tensor:
         """Logits [n, V] of item vectors [V, D] for queries [n, D]; their softmax is p(item | past, context)."""

@@ -168,7 +168,7 @@ def _user_blocks(
         found = []
         for part in pack(windows, max(token_budget, window), window):
             batch = append_next_event(builder.build(part), delay).to(model.device)
-            found.append(towers.vectors_of_events(model, batch, kind)[batch.is_target].cpu().numpy())
+            found.append(towers.vectors_of_targets(model, batch, kind).cpu().numpy())
             progress(start + sum(map(len, found)), users)
         yield start, np.concatenate(found)
 

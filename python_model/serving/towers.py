@@ -70,11 +70,11 @@ def require_finite(vectors: np.ndarray, what: str) -> np.ndarray:
     return vectors
 
 
-def vectors_of_events(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
-    """User vectors float32 [T, D] right before every event of a batch."""
+def vectors_of_targets(model: Argus, batch: JaggedBatch, kind: str) -> Tensor:
+    """User vectors float32 [n, D] right before every target event of a batch, as a session has them."""
     if kind == "pair":
-        return model.user_vectors(batch)
-    return model.temperature * model.next_item_queries(batch)
+        return model.user_vectors(batch)[batch.is_target]
+    return model.temperature * model.target_queries(batch, as_served=True)
 
 
 def fingerprint(model: Argus) -> str:

@@ -82,6 +82,13 @@ def hstu(service: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pretrained_hstu(service: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained run with the HSTU encoder, whose states know the time of the next event in training."""
+    run = tmp_path_factory.mktemp("runs") / "pretrained-hstu"
+    return save_run(run, random_model(service, "pretrain", encoder="hstu"), service, "pretrain")
+
+
+@pytest.fixture(scope="session")
 def exported(service: Dataset, finetuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """The export of the fine-tuned run."""
     out = tmp_path_factory.mktemp("exports") / "out"

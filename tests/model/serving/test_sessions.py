@@ -51,7 +51,7 @@ def vectors_of_log(store: SessionStore, log: EventLog, kind: str) -> np.ndarray:
     batch = jagged(columns, np.array([0, len(log)], np.int32), torch.device("cpu"))
     asked = append_next_event(batch, towers.delay_of(store.model, kind))
     with torch.inference_mode():
-        return towers.vectors_of_events(store.model, asked, kind)[-1].numpy()
+        return towers.vectors_of_targets(store.model, asked, kind)[-1].numpy()
 
 
 def kill(store: SessionStore) -> None:
@@ -145,6 +145,20 @@ def test_sessions_of_an_hstu_model_are_what_is_exported_and_scored(
         queries = store.model.queries(store.model.read_lagged(append_next_event(batch, 0), lag=0))
         assert_close(reading.query, (store.model.temperature * queries)[-1].numpy())
     store.close()
+
+
+def test_sessions_of_a_pretrained_hstu_model_are_what_is_exported_and_recommended(
+    service: Dataset, pretrained_hstu: Path, tmp_path: Path
+) -> None:
+    """Its states are those that no later event has touched, in one pass too."""
+    export(service, pretrained_hstu, tmp_path / "out", best=5)
+    found = Export.open(tmp_path / "out")
+    store = SessionStore.open(found, resident=3, max_events=WINDOW, page_size=16)
+    for user in range(6):
+        session = store.session(found.user_ids.ids[user])
+        assert_close(session.vector(), found.user_vectors()[user])
+        [one] = recommend(found.model(), service, np.array([user]), k=5, window=WINDOW)
+        assert [item.item_id for item in session.top_k(5)] == [item.item_id for item in one.items]
 
 
 @pytest.mark.parametrize("on_full", ["offload", "replay"])
