@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import launch, next_power_of_two
@@ -42,6 +45,16 @@ def quantised(row, inside):
     # Adding 1.5 · 2²³ leaves the nearest integer in the low bits, ties to even.
     code = (tl.minimum(tl.maximum(tl.where(usable, code, 0.0), -127.0), 127.0) + 12582912.0) - 12582912.0
     return code.to(tl.int8), scale
+
+
+@triton.jit
+def append_row(given, given_strides, pages, strides, scales, scale_strides, row, page, slot, head, column, inside):
+    """A row of k or v, as codes and a scale, to its slot of the cache."""
+    place = given + row * given_strides[0] + head * given_strides[1] + column * given_strides[2]
+    code, scale = quantised(tl.load(place, mask=inside, other=0.0).to(tl.float32), inside)
+    to = pages + page * strides[0] + slot * strides[1] + head * strides[2]
+    tl.store(to + column * strides[3], code, mask=inside)
+    tl.store(scales + page * scale_strides[0] + slot * scale_strides[1] + head * scale_strides[2], scale)
 
 
 @kernel
@@ -85,18 +98,13 @@ def append_int8_kernel(
         slot = (event % page_size).to(tl.int64)
         column = tl.arange(0, WIDTH)
         inside = column < width
-        key = tl.load(k + row * k_strides[0] + head * k_strides[1] + column * k_strides[2], mask=inside, other=0.0)
-        code, scale = quantised(key.to(tl.float32), inside)
-        to = key_pages + page * key_strides[0] + slot * key_strides[1] + head * key_strides[2]
-        tl.store(to + column * key_strides[3], code, mask=inside)
-        place = page * key_scale_strides[0] + slot * key_scale_strides[1] + head * key_scale_strides[2]
-        tl.store(key_scales + place, scale)
-        value = tl.load(v + row * v_strides[0] + head * v_strides[1] + column * v_strides[2], mask=inside, other=0.0)
-        code, scale = quantised(value.to(tl.float32), inside)
-        to = value_pages + page * value_strides[0] + slot * value_strides[1] + head * value_strides[2]
-        tl.store(to + column * value_strides[3], code, mask=inside)
-        place = page * value_scale_strides[0] + slot * value_scale_strides[1] + head * value_scale_strides[2]
-        tl.store(value_scales + place, scale)
+        append_row(
+            k, k_strides, key_pages, key_strides, key_scales, key_scale_strides, row, page, slot, head, column, inside
+        )
+        append_row(
+            v, v_strides, value_pages, value_strides, value_scales, value_scale_strides, row, page, slot, head, column,
+            inside,
+        )  # fmt: skip
         if key_time is not None:
             to = time_pages + page * time_strides[0] + slot * time_strides[1]
             tl.store(to, tl.load(key_time + row), mask=head == 0)
@@ -104,41 +112,57 @@ def append_int8_kernel(
 
 def append_int8(given: Arguments) -> None:
     """The new events of an int8 cache, before anything reads it."""
-    assert given.k is not None and given.v is not None
-    assert given.key_scales is not None and given.value_scales is not None
-    block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
-    offsets = None if given.offsets is None else given.offsets.contiguous()
-    rows, kv_heads, width = given.k.shape
-    users, pages = lengths.shape[0], given.key_pages
-    if given.k.numel() == 0 or users == 0:
+    assert given.k is not None
+    if given.k.numel() == 0 or given.lengths.shape[0] == 0:
         return
-    arguments = {
-        "key_pages": pages,
+    rows, kv_heads, width = given.k.shape
+    arguments = {**rows_of(given), **of_cache(given), "kv_heads": kv_heads, "width": width}
+    arguments["WIDTH"] = next_power_of_two(width)
+    launch(append_int8_kernel, (rows * kv_heads,), arguments, warps=1, stages=1)
+
+
+def rows_of(given: Arguments) -> dict[str, Any]:
+    """The kernels' arguments that say whose row it is, by `events_of_row`."""
+    offsets = contiguous(given.offsets)
+    return {
+        "lengths": given.lengths.contiguous(),
+        "offsets": offsets,
+        "user_of": None if offsets is None else user_of_row(offsets, given.q.shape[0]),
+        "users": given.lengths.shape[0],
+    }
+
+
+def of_cache(given: Arguments) -> dict[str, Any]:
+    """The kernels' arguments of the cache and the new events."""
+    block_table = given.block_table.contiguous()
+    return {
+        "key_pages": given.key_pages,
         "value_pages": given.value_pages,
         "time_pages": given.time_pages,
         "key_scales": given.key_scales,
         "value_scales": given.value_scales,
         "block_table": block_table,
-        "lengths": lengths,
-        "offsets": offsets,
-        "user_of": None if offsets is None else user_of_row(offsets, rows),
         "k": given.k,
         "v": given.v,
-        "key_time": None if given.key_time is None else given.key_time.contiguous(),
-        "users": users,
-        "kv_heads": kv_heads,
-        "width": width,
-        "pages": pages.shape[0],
-        "page_size": pages.shape[1],
+        "key_time": None if given.k is None else contiguous(given.key_time),
+        "pages": given.key_pages.shape[0],
+        "page_size": given.key_pages.shape[1],
         "block_table_width": block_table.shape[1],
-        "key_strides": pages.stride(),
+        "key_strides": given.key_pages.stride(),
         "value_strides": given.value_pages.stride(),
         "time_strides": given.time_pages.stride(),
-        "key_scale_strides": given.key_scales.stride(),
-        "value_scale_strides": given.value_scales.stride(),
+        "key_scale_strides": _strides(given.key_scales),
+        "value_scale_strides": _strides(given.value_scales),
         "block_table_stride": block_table.stride(0),
-        "k_strides": given.k.stride(),
-        "v_strides": given.v.stride(),
-        "WIDTH": next_power_of_two(width),
+        "k_strides": _strides(given.k),
+        "v_strides": _strides(given.v),
     }
-    launch(append_int8_kernel, (rows * kv_heads,), arguments, warps=1, stages=1)
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """The tensor with plain strides, as the kernels read it."""
+    return None if tensor is None else tensor.contiguous()
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.stride()

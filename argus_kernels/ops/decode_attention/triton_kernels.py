@@ -20,9 +20,8 @@ from argus_kernels.attention.relative_bias import LOG_STEP, time_thresholds
 from argus_kernels.core.triton_jit import kernel
 from argus_kernels.core.triton_support import CompileCase, ceil_div, launch, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
-from argus_kernels.core.varlen import user_of_row
 from argus_kernels.ops.decode_attention.arguments import Arguments
-from argus_kernels.ops.decode_attention.triton_append import append_int8, events_of_row
+from argus_kernels.ops.decode_attention.triton_append import append_int8, contiguous, events_of_row, of_cache, rows_of
 
 _KERNEL = "decode_attention/forward"
 _CONFIGS: tuple[Config, ...] = (
@@ -288,83 +287,41 @@ def forward(given: Arguments) -> Tensor:
     block = min(max(config["tile"] // padded_width, _MIN_EVENTS), _MAX_EVENTS)
     chunk, chunks = _chunks(capacity, given.window)
     seen = capacity if given.window is None else min(given.window, capacity)
-    offsets = _contiguous(given.offsets)
     largest = given.q.new_empty((rows * heads, chunks), dtype=torch.float32)
     shared = {
-        "lengths": given.lengths.contiguous(),
-        "offsets": offsets,
-        "user_of": None if offsets is None else user_of_row(offsets, rows),
+        **rows_of(given),
         "divisor": given.divisor,
         "largest_of": largest,
         "sum_of": torch.empty_like(largest),
         "weighted_of": given.q.new_empty((*largest.shape, width), dtype=torch.float32),
-        "users": given.lengths.shape[0],
         "heads": heads,
         "width": width,
         "chunk": chunk,
         "window": max(seen, 1),
         "WIDTH": padded_width,
     }
-    arguments = {**shared, **_events(given), **_biases(given), "BLOCK": block}
+    asked = {"q": given.q, "q_strides": given.q.stride(), "scale": given.scale, "group": given.group}
+    arguments = {**shared, **asked, **of_cache(given), **_biases(given), "BLOCK": block}
     launch(chunk_kernel, (rows * heads, chunks), arguments, warps=config["warps"], stages=config["stages"])
     combined = {**shared, "out": out, "chunks": chunks, "capacity": capacity, "BLOCK": _COMBINED_CHUNKS}
     launch(combine_kernel, (rows * heads,), combined, warps=4, stages=1)
     return out
 
 
-def _events(given: Arguments) -> dict[str, Any]:
-    """The chunk kernel's arguments of queries, cache and new events."""
-    block_table = given.block_table.contiguous()
-    return {
-        "q": given.q,
-        "key_pages": given.key_pages,
-        "value_pages": given.value_pages,
-        "time_pages": given.time_pages,
-        "key_scales": given.key_scales,
-        "value_scales": given.value_scales,
-        "block_table": block_table,
-        "k": given.k,
-        "v": given.v,
-        "key_time": None if given.k is None else _contiguous(given.key_time),
-        "scale": given.scale,
-        "group": given.group,
-        "pages": given.key_pages.shape[0],
-        "page_size": given.key_pages.shape[1],
-        "block_table_width": block_table.shape[1],
-        "q_strides": given.q.stride(),
-        "key_strides": given.key_pages.stride(),
-        "value_strides": given.value_pages.stride(),
-        "time_strides": given.time_pages.stride(),
-        "key_scale_strides": _strides(given.key_scales),
-        "value_scale_strides": _strides(given.value_scales),
-        "block_table_stride": block_table.stride(0),
-        "k_strides": _strides(given.k),
-        "v_strides": _strides(given.v),
-    }
-
-
 def _biases(given: Arguments) -> dict[str, Any]:
     """The chunk kernel's arguments of the bias tables; without them None and 0."""
-    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
+    position_bias, time_bias = contiguous(given.position_bias), contiguous(given.time_bias)
     time_buckets = 0 if time_bias is None else time_bias.shape[1]
     return {
         "position_bias": position_bias,
         "time_bias": time_bias,
         "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
-        "query_time": None if time_bias is None else _contiguous(given.query_time),
+        "query_time": None if time_bias is None else contiguous(given.query_time),
         "position_buckets": 0 if position_bias is None else position_bias.shape[1],
         "time_buckets": time_buckets,
         "position_stride": 0 if position_bias is None else position_bias.stride(0),
         "time_bias_stride": 0 if time_bias is None else time_bias.stride(0),
     }
-
-
-def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
-    return None if tensor is None else tensor.stride()
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
 
 
 def _chunks(capacity: int, window: int | None) -> tuple[int, int]:
