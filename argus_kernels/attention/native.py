@@ -19,8 +19,6 @@ _PIECE_BYTES = 16
 WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in _ON_CPU}
 """The dtype of sums, statistics and tables by that of q."""
 MAX_WIDTH = 256
-MAX_GENERAL_WIDTH = 128
-"""The same where CUDA needs the kernels of the whole mask rule, which are not compiled for wider heads."""
 MAX_HEADS = 65_535
 MAX_POSITIONS = 512
 """Columns of position_bias that a block's shared memory has room for, beside its tiles."""
@@ -45,13 +43,6 @@ def why_not_cpp(given: History) -> list[str]:
     return [*needs_device("cpu", **tensors_by_name(given)), *needs_dtype(_ON_CPU, q=given.q)]
 
 
-def beyond_causal(given: History) -> list[str]:
-    """What of a history the causal mask, `visible` included, does not cover."""
-    names = ("key_offsets", "position", "own_begin", "prefix", "dropout_seed")
-    found = [name for name in names if getattr(given, name) is not None]
-    return found if given.k.shape[1] == given.q.shape[1] else [*found, "shared key heads"]
-
-
 def checks_values_cpp(given: History) -> bool:
     """The C++ kernels refuse what does not fit of the values; max_length and key_max_length they do not get."""
     return given.max_length >= given.q.shape[0] and given.longest_keys >= given.k.shape[0]
@@ -63,9 +54,6 @@ def why_not_cuda(given: History) -> list[str]:
     problems = [*needs_device("cuda", **tensors_by_name(given)), *needs_dtype(_ON_CUDA, q=given.q)]
     if width % 8 != 0 or width > MAX_WIDTH:
         problems.append(f"head width is {width}, expected a multiple of 8 up to {MAX_WIDTH}")
-    general = beyond_causal(given)
-    if general and width > MAX_GENERAL_WIDTH:
-        problems.append(f"head width is {width}, expected at most {MAX_GENERAL_WIDTH} with {', '.join(general)}")
     if heads > MAX_HEADS:
         problems.append(f"q has {heads} heads, expected at most {MAX_HEADS}")
     if rows >= 2**31:

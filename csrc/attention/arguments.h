@@ -102,8 +102,5 @@ constexpr int64_t most_blocks(int64_t rows, int64_t users) {
 // Limits set by the CUDA kernels' shared memory.
 constexpr int32_t kMaxPositions = 512;
 constexpr int32_t kMaxWidth = 256;
-// Of heads where the arguments are not causal(): wider kernels of the whole rule would take nvcc half a
-// minute more.
-constexpr int32_t kMaxGeneralWidth = 128;
 
 }  // namespace argus::attention

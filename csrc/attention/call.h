@@ -244,9 +244,6 @@ inline Arguments arguments_of(const Given& given) {
       .divisor = given.divisor,
       .dtype = dtype_of(given.q),
   };
-  if (given.q.is_cuda() && !arguments.causal() && arguments.width > kMaxGeneralWidth)
-    fail(given.op, "q has head width ", arguments.width, ", expected at most ", kMaxGeneralWidth,
-         " beyond the causal mask");
   const bool numbers = arguments.visible != nullptr || !arguments.own_rows();
   if (!given.q.is_cuda() && numbers) check_query_numbers(given, arguments);
   return arguments;

@@ -25,7 +25,7 @@ void with_kernel(const Arguments& given, Run run) {
   with_device_type(given.dtype, [&]<class T>() {
     with_width<T>(given, [&]<class, int kWidth>() {
       if (given.causal()) return run.template operator()<CausalMask, T, kWidth>();
-      if constexpr (kWidth <= kMaxGeneralWidth) run.template operator()<GeneralMask, T, kWidth>();
+      run.template operator()<GeneralMask, T, kWidth>();
     });
   });
 }

@@ -34,6 +34,7 @@ CASES = [
     replace(ALL, name="lagged", mask="lagged", heads=2),
     replace(ALL, name="candidates", mask="candidates", window=50),
     replace(ALL, name="any", mask="any", window=30, prefix=3, heads=2, key_heads=1, dropout=0.3),
+    replace(ALL, name="any_wide", mask="any", window=30, prefix=3, width=136, dropout=0.3),
 ]
 """Each with a user of several tiles, in which warps see none, some and all pairs of a tile."""
 FIRST = 9

@@ -80,6 +80,11 @@ TILES = [
     HistoryCase("cross", (5, 40), key_lengths=(70, 33), width=128, heads=1, mask="cross"),
     HistoryCase("context_256", (40, 3), width=256, heads=1, mask="context"),
     HistoryCase("last_rows_window", (3, 20), key_lengths=(170, 90), window=60, prefix=7, width=104, heads=1),
+    HistoryCase("any_160", (40, 9), key_lengths=(70, 20), key_heads=1, width=160, mask="any", window=30, prefix=5),
+    HistoryCase("groups_dropout_192", (70, 3), width=192, heads=1, padding=2, mask="groups", window=20, dropout=0.3),
+    HistoryCase("rectangular_216", (35, 0, 3), key_lengths=(33, 5, 70), width=216, heads=1, window=25, prefix=4),
+    HistoryCase("cross_256", (40, 5), key_lengths=(33, 70), key_heads=1, width=256, mask="cross", dropout=0.2),
+    HistoryCase("candidates_256", (70, 9), key_heads=1, width=256, mask="placed_candidates"),
 ]
 """Several tiles each, in all kernel widths; every dtype below."""
 BIASED: dict[str, Any] = {"position_buckets": 30, "time_buckets": 40}
@@ -285,11 +290,3 @@ def test_what_no_query_sees_reaches_nothing(op: Op, dtype: torch.dtype) -> None:
         tolerance = 8 * torch.finfo(dtype).eps * max(float(value[value.isfinite()].abs().max()), 1.0)
         torch.testing.assert_close(found[name], value, rtol=0, atol=tolerance, msg=name)
     assert not found["d_k"][hidden].any() and not found["d_v"][hidden].any()
-
-
-@ops
-def test_wide_heads_are_refused_beyond_the_causal_mask(op: Op) -> None:
-    arguments = drawn(op, HistoryCase("", (3,), heads=2, key_heads=1, width=136, mask="cross"), torch.float32)
-    sentence = r"head width is 136, expected at most 128 with position, own_begin, shared key heads"
-    with pytest.raises(ValueError, match=sentence):
-        public_function(op)(**arguments | {"position": arguments["visible"]}, backend=BACKEND)
