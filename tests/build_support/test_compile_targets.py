@@ -69,7 +69,7 @@ def compiled(source: Path, wait: bool = True, flags: tuple[str, ...] = resources
 
     def build(fresh: Path) -> None:
         include = [PLANTED] if source.parent == PLANTED else ()
-        found = resources.measure(source, TOOLKIT, include, made, flags)  # type: ignore[arg-type]
+        found = resources.measure(source, TOOLKIT, include, made, flags)
         fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
 
     return (made, figures_of) if kept_objects.make(figures_of, build, wait) else None

@@ -23,7 +23,7 @@ from python_model.training import checkpoint
 from python_model.training.progress import read_metrics
 from tests.model.conftest import SMALL, random_batch, small_model
 
-LENGTHS = ([5, 0, 1, 9], [3, 4], [1], [], [17, 2, 6], [2, 1])
+LENGTHS: list[list[int]] = [[5, 0, 1, 9], [3, 4], [1], [], [17, 2, 6], [2, 1]]
 PRETRAIN = TrainConfig(
     steps=4, batch_events=96, window=32, negatives_in_batch=32, negatives_uniform=16, warmup_steps=1, sketch_width=512,
     checkpoint_every=2, validate_every=4, compile=True,
