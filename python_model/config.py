@@ -230,6 +230,8 @@ class TrainConfig(JsonConfig):
     lag_pairs: false lets fine-tuning see the other event of a pair, which inflates its own accuracy.
     pretrain_weight: joint loss kept as a regulariser in fine-tuning.
     precision: "float32" or "bfloat16" (autocast; weights and optimiser states stay float32).
+    compile: torch.compile of the encoder's blocks around attention, which fuses norms, activations and residuals; the
+    results differ by rounding. Training does not begin where torch cannot compile.
     activation_checkpointing: keep only the inputs of the encoder's blocks and compute the rest anew for the gradients.
     shard_rows: on several ranks, tables of at least that many rows are cut into as many parts, the others copied.
     checkpoint_every: steps between checkpoints. keep: how many checkpoints stay.
@@ -275,6 +277,7 @@ class TrainConfig(JsonConfig):
     lag_pairs: bool = True
     pretrain_weight: Rate = 0.0
     precision: str = "float32"
+    compile: bool = False
     activation_checkpointing: bool = False
     shard_rows: Count = 8192
     checkpoint_every: Count = 200

@@ -181,6 +181,10 @@ class Trainer:
             self.sampler = self.loss.pretrain.sampler
         self.skipped = SkippedSteps(run, dataset, config.max_skipped_steps)
         model.encoder.recompute = config.activation_checkpointing
+        if config.compile:
+            from python_model.model.compiled import compile_encoder
+
+            compile_encoder(model.encoder, model.device, self._precision)
         self.objective = Objective(model, self.loss)
         self.distributed: DistributedModel | None = None
         self.saver: BackgroundSaver | None = None

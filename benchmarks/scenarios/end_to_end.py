@@ -28,10 +28,14 @@ from benchmarks.harness.results import Quantiles
 from benchmarks.harness.timing import Budget, Subject, measure, timer
 from benchmarks.scenarios import decoding, impressions, stock, workload
 from benchmarks.scenarios.workload import SIZES, Size
+from python_model.config import TrainConfig
+from python_model.data.batches import JaggedBatch
+from python_model.model.argus import Argus
 
 PRESETS = {"cpu": ("tiny", "3m"), "cuda": ("tiny", "3m", "19m", "126m", "1b"), "rehearsal": ("tiny",)}
 DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 STOCK = "stock torch"
+COMPILED = "{backend}, compiled"
 PARTS = ("step", "impressions", "decoding")
 MODEL_OPS = (
     "triple_embedding", "causal_attention", "sampled_softmax_loss", "feedback_loss", "rowwise_adagrad_",
@@ -87,6 +91,8 @@ class Plan:
     """Equal histories of `size.longest` events each; 0 draws log-normal lengths instead."""
     stock: bool = True
     """Measure the step on stock torch as well."""
+    compiled: bool = False
+    """Measure the step with `TrainConfig.compile` as well, on the first backend."""
 
     def lengths(self, size: Size) -> list[int]:
         """Events of every history of a batch."""
@@ -154,6 +160,9 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
     calls: dict[str, Callable[[], Any]] = {}
     for backend in plan.backends:
         calls[backend] = _under(backend, workload.pretrain_step(model, batch, config))
+    if plan.compiled:
+        step = _compiled_step(workload.make_model(name, size, plan.device), batch, config)
+        calls[COMPILED.format(backend=plan.backends[0])] = _under(plan.backends[0], step)
     if plan.stock:
         calls[STOCK] = stock.stock_step(stock.stock_model(name, size, plan.device), batch, config)
 
@@ -176,6 +185,20 @@ def step_results(plan: Plan, name: str, ceilings: Ceilings) -> list[StepResult]:
             mfu=flops / seconds / rate,
         )  # fmt: skip
     return list(done.values())
+
+
+def _compiled_step(model: Argus, batch: JaggedBatch, config: TrainConfig) -> Callable[[], Any]:
+    """The package's step with compiled blocks; the first call compiles them."""
+    from python_model.model.compiled import compile_encoder
+
+    step = workload.pretrain_step(model, batch, config)
+
+    def run() -> Any:
+        if step.steps == 0:
+            compile_encoder(model.encoder, model.device, lambda: workload.autocast(config.precision, model.device.type))
+        return step()
+
+    return run
 
 
 def backends_of_every_op() -> tuple[str, ...]:
@@ -285,6 +308,7 @@ def tables(found: EndToEnd) -> Iterator[Table]:
 def make_plan(
     device: str, presets: Sequence[str], backends: Sequence[str], precision: str | None, budget: float, rehearse: bool,
     *, parts: Sequence[str] = (), users: int | None = None, longest: int | None = None, negatives: int | None = None,
+    compiled: bool = False,
 ) -> Plan:  # fmt: skip
     """The plan of the command's options; ValueError, in one sentence, if they do not fit this machine."""
     from python_model.config import PRESETS as KNOWN
@@ -314,7 +338,7 @@ def make_plan(
     size = replace(size, longest=longest or size.longest, negatives=negatives or size.negatives)
     return Plan(
         device, chosen, tuple(backends) or backends_of_every_op(), precision, size, seconds, rehearse,
-        tuple(parts) or PARTS, users or 0,
+        tuple(parts) or PARTS, users or 0, compiled=compiled,
     )  # fmt: skip
 
 
@@ -330,13 +354,14 @@ def command(
     users: Annotated[int | None, typer.Option(help="this many equal histories instead of log-normal ones")] = None,
     longest: Annotated[int | None, typer.Option(help="events of the longest history")] = None,
     negatives: Annotated[int | None, typer.Option(help="negatives of either kind, in-batch and uniform")] = None,
+    compiled: Annotated[bool, typer.Option("--compiled", help="also the step with --set compile=true")] = False,
 ) -> None:
     """The pre-training step, one pass per history, and decoding, beside the same model on stock torch."""
     console = Console()
     try:
         plan = make_plan(
             device, preset or (), backend or (), precision, time_budget, rehearse,
-            parts=part or (), users=users, longest=longest, negatives=negatives,
+            parts=part or (), users=users, longest=longest, negatives=negatives, compiled=compiled,
         )  # fmt: skip
     except ValueError as error:
         typer.echo(f"end-to-end: {error}", err=True)

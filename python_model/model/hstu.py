@@ -17,7 +17,7 @@ from torch.nn.functional import layer_norm, linear, silu
 
 from argus_kernels import hstu_attention
 from python_model.config import ModelConfig
-from python_model.model.layers import Encoder, Layout
+from python_model.model.layers import Encoder, Halves, Layout
 
 EPS = 1e-6
 BIAS_STD = 0.02
@@ -36,36 +36,42 @@ class HstuBlock(nn.Module):
         self.output = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
         self.attention_dropout = config.attention_dropout
+        self.halves = Halves(HstuBlock.before, HstuBlock.after)
         nn.init.normal_(self.gate_value_query_key.weight, std=width**-0.5)
         nn.init.xavier_uniform_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, layout: Layout, position_weight: Tensor, time_weight: Tensor) -> Tensor:
         """One layer on x [T, d] → [T, d], or [R, d] of `layout.rows`; position_weight [1, P], time_weight [1, N]."""
-        gate, q, *own = self.projected(x, layout)
+        index = None if layout.rows is None else layout.rows.index
+        gate, q, *own = self.halves.before(self, x, index)
         k, v = layout.keys_and_values(*own)
         attended = hstu_attention(
             q, k, v, divisor=self.longest, position_bias=position_weight.expand(self.heads, -1),
             time_bias=time_weight.expand(self.heads, -1),
             dropout=0.0 if layout.dropout_seed is None else self.attention_dropout, **layout.attention(),
         )  # fmt: skip
-        gated = gate * layer_norm(attended.reshape(gate.shape), gate.shape[-1:], eps=EPS)
-        if layout.rows is not None:
-            x = x.index_select(0, layout.rows.index)
-        return x + self.output(self.dropout(gated))
+        return self.halves.after(self, x, index, attended, gate)
 
-    def projected(self, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        """The gate [T or R, d], queries [T or R, H, Dh], keys and values [T, H, Dh]."""
+    def before(self, x: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
+        """The gate [T or R, d], queries [T or R, H, Dh], keys and values [T, H, Dh]; index [R]: rows of queries."""
         normed = layer_norm(x, x.shape[-1:], eps=EPS)
-        if layout.rows is None:
+        if index is None:
             gate, v, q, k = silu(self.gate_value_query_key(normed)).chunk(4, dim=-1)
         else:
             weights = self.gate_value_query_key.weight.chunk(4)
-            own = normed.index_select(0, layout.rows.index)
+            own = normed.index_select(0, index)
             gate, v, q, k = (
                 silu(linear(rows, weight)) for rows, weight in zip((own, normed, own, normed), weights, strict=True)
             )
         return gate, *(part.reshape(-1, self.heads, self.head_width) for part in (q, k, v))
+
+    def after(self, x: Tensor, index: Tensor | None, attended: Tensor, gate: Tensor) -> Tensor:
+        """The layer's output [T or R, d] from its input, from what attention gave, [T or R, H, Dh], and the gate."""
+        gated = gate * layer_norm(attended.reshape(gate.shape), gate.shape[-1:], eps=EPS)
+        if index is not None:
+            x = x.index_select(0, index)
+        return x + self.output(self.dropout(gated))
 
 
 class HstuEncoder(Encoder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -246,6 +246,16 @@ class History:
         }  # fmt: skip
 
 
+class Halves(NamedTuple):
+    """What a block computes before attention and after it, with the block as first argument.
+
+    `model.compiled` puts compiled ones in place of a block's own.
+    """
+
+    before: Callable[..., tuple[Tensor, ...]]
+    after: Callable[..., Tensor]
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: 12·d² + 13·d parameters at a feed-forward ratio of 4."""
 
@@ -261,6 +271,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
         self.attention_dropout = config.attention_dropout
+        self.halves = Halves(Block.before, Block.after)
         for residual in (self.output, self.down):
             nn.init.normal_(residual.weight, std=(2 * config.layers * residual.in_features) ** -0.5)
             nn.init.zeros_(residual.bias)
@@ -270,27 +281,32 @@ class Block(nn.Module):
 
         position_bias [H, P], time_bias [H, N], or none.
         """
-        q, *own = self.projected(x, layout)
+        index = None if layout.rows is None else layout.rows.index
+        q, *own = self.halves.before(self, x, index)
         k, v = layout.keys_and_values(*own)
         attended = causal_attention(
             q, k, v, position_bias=position_bias, time_bias=time_bias,
             dropout=0.0 if layout.dropout_seed is None else self.attention_dropout, **layout.attention(),
         )  # fmt: skip
-        if layout.rows is not None:
-            x = x.index_select(0, layout.rows.index)
+        return self.halves.after(self, x, index, attended)
+
+    def before(self, x: Tensor, index: Tensor | None) -> tuple[Tensor, ...]:
+        """Queries [T or R, H, Dh], keys and values [T, H, Dh] of x [T, d]; index [R]: the rows that are queries."""
+        normed = self.attention_norm(x)
+        if index is None:
+            return self.query_key_value(normed).view(-1, 3, self.heads, self.head_width).unbind(1)
+        weight, bias, width = self.query_key_value.weight, self.query_key_value.bias, x.shape[1]
+        q = nn.functional.linear(normed.index_select(0, index), weight[:width], bias[:width])
+        both = nn.functional.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.heads, self.head_width)
+        return q.view(-1, self.heads, self.head_width), *both.unbind(1)
+
+    def after(self, x: Tensor, index: Tensor | None, attended: Tensor) -> Tensor:
+        """The layer's output [T or R, d] from its input and from what attention gave: [T or R, H, Dh]."""
+        if index is not None:
+            x = x.index_select(0, index)
         x = x + self.dropout(self.output(attended.reshape(x.shape)))
         hidden = nn.functional.gelu(self.up(self.feed_norm(x)))
         return x + self.dropout(self.down(hidden))
-
-    def projected(self, x: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-        """Queries [T or R, H, Dh], keys and values [T, H, Dh]."""
-        normed = self.attention_norm(x)
-        if layout.rows is None:
-            return self.query_key_value(normed).view(-1, 3, self.heads, self.head_width).unbind(1)
-        weight, bias, width = self.query_key_value.weight, self.query_key_value.bias, x.shape[1]
-        q = nn.functional.linear(normed.index_select(0, layout.rows.index), weight[:width], bias[:width])
-        both = nn.functional.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.heads, self.head_width)
-        return q.view(-1, self.heads, self.head_width), *both.unbind(1)
 
 
 class Encoder(nn.Module):
@@ -352,16 +368,16 @@ class Encoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Two-layer perceptron over the concatenation of its inputs."""
+    """Two-layer perceptron."""
 
     def __init__(self, fan_in: int, hidden: int, fan_out: int) -> None:
         super().__init__()
         self.hidden = nn.Linear(fan_in, hidden)
         self.output = nn.Linear(hidden, fan_out)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Outputs [T, fan_out] of inputs [T, …] that are together fan_in wide."""
-        return self.output(nn.functional.gelu(self.hidden(torch.cat(inputs, dim=-1))))
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs [T, fan_out] of x [T, fan_in]."""
+        return self.output(nn.functional.gelu(self.hidden(x)))
 
 
 def next_times(times: Tensor, offsets: Tensor) -> Tensor:

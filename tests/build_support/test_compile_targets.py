@@ -4,8 +4,6 @@ the matrix instruction of its generation where a product is large enough. And th
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 import re
@@ -25,6 +23,7 @@ from build_support import compile as native
 from build_support import decide, resources, triton_resources
 from build_support.decide import DEFAULT_ARCHITECTURES
 from build_support.resources import Figures
+from tests import kept_objects
 
 TOOLKIT = decide.find_toolkit(os.environ)
 PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
@@ -51,49 +50,29 @@ needs_nvcc = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, o
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
-def read_by(source: Path, found: set[Path]) -> set[Path]:
-    """Adds a source, and all that it includes of this tree, to what was found."""
-    found.add(source)
-    for name in re.findall(r'^#include "([^"]+)"', source.read_text(), re.MULTILINE):
-        for folder in (resources.ROOT / "csrc", PLANTED):
-            if (folder / name).exists() and folder / name not in found:
-                read_by(folder / name, found)
-    return found
-
-
 @cache
 def state_of(source: Path, flags: tuple[str, ...]) -> str:
     """A digest of all that nvcc reads of this tree for a source, and of how it is called."""
     assert TOOLKIT is not None
     called = (TOOLKIT.version, decide.find_compiler(os.environ), flags)
-    digest = hashlib.sha256(repr(called).encode())
-    for path in sorted(read_by(source, set())):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    read = kept_objects.read_by(source, (resources.ROOT / "csrc", PLANTED))
+    return kept_objects.digest(repr(called), source.name, *(path.read_bytes() for path in read))
 
 
 def compiled(source: Path, wait: bool = True, flags: tuple[str, ...] = resources.FLAGS) -> tuple[Path, Path] | None:
     """What nvcc made of a source, its object file and the figures in JSON, once for all test processes: the large ones
-    take a minute each. None where another process is at it and nothing is to wait."""
+    take minutes. None where another process is at it and nothing is to wait."""
     assert TOOLKIT is not None
-    folder = resources.ROOT / "build" / "gates"
-    folder.mkdir(parents=True, exist_ok=True)
-    kind = source.stem if flags == resources.FLAGS else f"{source.stem}.sampled"
-    made = folder / f"{kind}-{state_of(source, flags)}.o"
-    kept = made.with_suffix(".json")
-    with open(folder / f"{kind}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return None
-        if not kept.exists():
-            for old in folder.glob(f"{kind}-*"):
-                old.unlink()
-            found = resources.measure(source, TOOLKIT, [PLANTED] if source.parent == PLANTED else (), made, flags)
-            fresh = kept.with_suffix(".new")
-            fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
-            os.replace(fresh, kept)
-    return made, kept
+    name = source.stem if flags == resources.FLAGS else f"{source.stem}.sampled"
+    figures_of = kept_objects.folder("gates") / f"{name}-{state_of(source, flags)}.json"
+    made = figures_of.with_suffix(".o")
+
+    def build(fresh: Path) -> None:
+        include = [PLANTED] if source.parent == PLANTED else ()
+        found = resources.measure(source, TOOLKIT, include, made, flags)
+        fresh.write_text(json.dumps([dataclasses.asdict(one) for one in found]))
+
+    return (made, figures_of) if kept_objects.make(figures_of, build, wait) else None
 
 
 @cache
@@ -114,6 +93,7 @@ def objects(sources: Sequence[Path]) -> dict[str, Path]:
 
 
 @needs_nvcc
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("source", "architectures"), COMPILED)
 def test_kernels_fit_every_target(source: Path, architectures: tuple[str, ...]) -> None:
     found = figures(source, native.nvcc_flags(architectures))

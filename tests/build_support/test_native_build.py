@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,7 +22,7 @@ sys.path.insert(0, str(REPOSITORY))
 from build_support import compile as native  # noqa: E402
 from build_support import decide  # noqa: E402
 from build_support.decide import BuildError, CudaDecision, Toolkit  # noqa: E402
-from tests.build_support.trees import copy_of_tree  # noqa: E402
+from tests.build_support.trees import compiled_here, copy_of_tree  # noqa: E402
 
 TOOLKIT = Toolkit(Path("/cuda/bin/nvcc"), Path("/cuda"), "13.0", frozenset({"75", "80", "90", "90a", "100", "100a"}))
 OLD_TOOLKIT = Toolkit(Path("/cuda/bin/nvcc"), Path("/cuda"), "12.0", frozenset({"75", "80", "90", "90a"}))
@@ -270,19 +269,10 @@ def unpacked_sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def take_over_objects(tree: Path) -> bool:
     """Copies the objects of this tree's build into that of a copy of it, unless some are out of date."""
-    libraries = [native.cpu_library(REPOSITORY), native.host_library(REPOSITORY)]
-    directory = REPOSITORY / "build" / "native"
-    directory.mkdir(parents=True, exist_ok=True)
-    rules = tree / "as-here.ninja"
-    rules.write_text(native.ninja_text(libraries, Path("build/native"), decide.find_compiler(os.environ), None))
-    with open(directory / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        command = [native.ninja_program(), "-n", "-f", str(rules)]
-        answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout
-        if "no work to do" not in answer:
-            return False
-        shutil.copytree(directory, tree / "build" / "native")
-    return True
+    with compiled_here() as objects:
+        if objects is not None:
+            shutil.copytree(objects, tree / "build" / "native")
+        return objects is not None
 
 
 @pytest.mark.slow

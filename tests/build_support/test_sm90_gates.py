@@ -9,17 +9,16 @@ import pytest
 
 from build_support import decide, resources
 from build_support.compile import nvcc_flags
+from tests.build_support.test_compile_targets import PLANTED, figures
 
 TOOLKIT = decide.find_toolkit(os.environ)
-PLANTED = resources.ROOT / "tests" / "csrc" / "simt"
 FLAGS = nvcc_flags(["90a"])
 
 pytestmark = pytest.mark.skipif(TOOLKIT is None, reason="no nvcc in CUDA_HOME, on PATH or in /usr/local/cuda")
 
 
 def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
-    assert TOOLKIT is not None
-    found = resources.measure(PLANTED / "sm90_kernels.cu", TOOLKIT, [PLANTED], flags=FLAGS)
+    found = figures(PLANTED / "sm90_kernels.cu", FLAGS)
     assert len(found) == 6
     for one in found:
         assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one

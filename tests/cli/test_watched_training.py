@@ -111,10 +111,9 @@ def test_a_run_goes_on_past_its_end_and_on_other_data(data: Path, run: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_a_log_with_nothing_to_learn_ends_well_and_says_so(tmp_path: Path, seed: int) -> None:
+def test_a_log_with_nothing_to_learn_ends_well_and_says_so(tmp_path: Path) -> None:
     """60,000 events of 1,000 equally likely items, default settings."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     count = 60_000
     columns = [random.integers(0, 1000, count), random.integers(0, 1000, count)]
     columns += [1_700_000_000 + np.sort(random.integers(0, 100 * 86_400, count)), random.integers(0, 2, count)]
@@ -122,7 +121,7 @@ def test_a_log_with_nothing_to_learn_ends_well_and_says_so(tmp_path: Path, seed:
     (tmp_path / "log.csv").write_text(f"user,item,time,like\n{lines}\n")
     named = ["--user", "user", "--item", "item", "--time", "time", "--feedback", "like"]
     ran("prepare", "table", tmp_path / "log.csv", tmp_path / "data", *named)
-    said = ran("pretrain", tmp_path / "data", tmp_path / "run", "--seed", seed).stderr
+    said = ran("pretrain", tmp_path / "data", tmp_path / "run", "--seed", 0).stderr
     assert "Nothing was found: the model predicts the next item no better than its frequency" in said
     assert "no better for 5 validations (--patience)" in said
     for part in ("validation", "test"):

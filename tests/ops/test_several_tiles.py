@@ -20,10 +20,15 @@ OFTEN, OFTEN_INTERPRETED = 3, 1
 
 
 def marks(backend: str, index: int, dtype: torch.dtype) -> list[pytest.MarkDecorator]:
-    """Slow is what Triton's interpreter takes minutes for; of cpp, in 16 bits alone, what is not taken often."""
+    """Slow is what Triton's interpreter takes minutes for; of cpp, in 16 bits alone, what is not taken often.
+
+    A tile is the same in every dtype: after an op's first sample .ci/run interprets float32 alone.
+    """
     if backend == "cpp":
         return [pytest.mark.slow] * (index >= OFTEN and dtype != torch.float32)
-    return [pytest.mark.slow] * (index >= OFTEN_INTERPRETED or dtype != torch.float32)
+    further = index >= OFTEN_INTERPRETED and dtype != torch.float32 and DEVICE == "cpu"
+    seldom = index >= OFTEN_INTERPRETED or dtype != torch.float32
+    return [pytest.mark.slow] * seldom + [pytest.mark.interpreted] * (further and backend == "triton")
 
 
 CASES = [

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from build_support import compile as native
 from build_support import decide
+from tests import kept_objects
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CROSS = "aarch64-linux-gnu-g++"
@@ -31,15 +33,24 @@ SOURCES = [
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Icsrc", "-pthread"]
 
 
-def compiled(compiler: str, sources: list[str], folder: Path, *flags: str) -> list[Path]:
-    """The objects of the sources, two at a time."""
-    folder.mkdir(exist_ok=True)
+def compiled(compiler: str, sources: list[str], *flags: str) -> list[Path]:
+    """The objects of the sources, two at a time, kept from run to run; of -fsyntax-only empty files."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    folder = kept_objects.folder("aarch64")
 
     def one(source: str) -> Path:
-        target = folder / (source.replace("/", "_") + ".o")
-        command = [compiler, *FLAGS, *flags, "-c", source, "-o", str(target)]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        read = [path.read_bytes() for path in kept_objects.read_by(REPOSITORY / source, [REPOSITORY / "csrc"])]
+        own = [flag for flag in flags if not flag.startswith("-isystem")]
+        digest = kept_objects.digest(compiler, version, torch.__version__, *FLAGS, *own, *read)
+        target = folder / f"{source.replace('/', '_')}-{Path(compiler).name}-{digest}.o"
+
+        def build(fresh: Path) -> None:
+            fresh.touch()
+            command = [compiler, *FLAGS, *flags, "-c", source, "-o", str(fresh)]
+            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+        kept_objects.make(target, build)
         return target
 
     with ThreadPoolExecutor(2) as pool:
@@ -48,7 +59,8 @@ def compiled(compiler: str, sources: list[str], folder: Path, *flags: str) -> li
 
 def program(compiler: str, folder: Path, *flags: str) -> Path:
     """The kernels with `main`, linked statically where they are for another processor."""
-    objects = [str(path) for path in compiled(compiler, SOURCES, folder)]
+    folder.mkdir()
+    objects = [str(path) for path in compiled(compiler, SOURCES)]
     subprocess.run([compiler, *objects, "-o", str(folder / "kernels"), "-pthread", *flags], check=True)
     return folder / "kernels"
 
@@ -74,9 +86,13 @@ def test_the_same_bits_on_aarch64(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_source_of_the_cpu_library_compiles_for_aarch64(tmp_path: Path) -> None:
+def test_every_source_of_the_cpu_library_compiles_for_aarch64() -> None:
     cross = require(CROSS)
-    torch = native.package_directory("torch")
-    flags = [f"-isystem{torch / 'include'}", f"-DTORCH_TARGET_VERSION={native.TORCH_FLOOR}", "-fPIC", "-fsyntax-only"]
+    flags = [
+        f"-isystem{native.package_directory('torch') / 'include'}",
+        f"-DTORCH_TARGET_VERSION={native.TORCH_FLOOR}",
+        "-fPIC",
+        "-fsyntax-only",
+    ]
     cpu, _ = native.op_sources(REPOSITORY)
-    assert len(compiled(cross, cpu, tmp_path, *flags)) == len(cpu)
+    assert len(compiled(cross, cpu, *flags)) == len(cpu)

@@ -3,16 +3,13 @@
 An op's CUDA kernels become its backend "cuda_on_host" in tests/csrc/simt/<op>_on_host.py, which fills the launchers'
 parameters and calls them through `run`; tests/csrc/simt/<op>.cpp puts device buffers in the place of host pointers.
 
-What was compiled is kept in build/simt under a digest of its sources, so that it is compiled once, not once a process.
+What was compiled is kept (tests/kept_objects.py), so that it is compiled once, not once a process.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import hashlib
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +19,11 @@ from itertools import count
 from pathlib import Path
 
 from build_support import decide
+from tests import kept_objects
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).parent
-FOLDER = REPOSITORY / "build" / "simt"
+FOLDER = kept_objects.folder("simt")
 EXECUTOR = tuple(sorted((REPOSITORY / "csrc/simt").glob("*.cpp")))
 WARNINGS = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
 FLAGS = (
@@ -92,7 +90,7 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     # The executor comes first: of a function template that both use, the linker keeps the copy without instrumentation.
     parts = [*((PLAIN, path) for path in EXECUTOR), *((INSTRUMENTED, path) for path in sources)]
     objects = [_object(FOLDER, flags, path) for flags, path in parts]
-    library = FOLDER / f"{name}-{_digest(*(path.name for path in objects))}.so"
+    library = FOLDER / f"{name}-{kept_objects.digest(*(path.name for path in objects))}.so"
     _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
     return ctypes.CDLL(str(library))
 
@@ -132,8 +130,8 @@ def runner(library: ctypes.CDLL, names: set[str]) -> Callable[[str, int], str]:
 def program(name: str, sources: Sequence[Path]) -> Path:
     """The executable made of the executor and of `sources`, all under the compiler's own sanitizers."""
     executor = [path for path in EXECUTOR if path.name != "instrument.cpp"]
-    objects = [_object(FOLDER / "address", ADDRESS, path) for path in (*executor, *sources)]
-    made = FOLDER / f"{name}-{_digest(*(path.name for path in objects))}.run"
+    objects = [_object(kept_objects.folder("simt/address"), ADDRESS, path) for path in (*executor, *sources)]
+    made = FOLDER / f"{name}-{kept_objects.digest(*(path.name for path in objects))}.run"
     _make(made, ["-fsanitize=address,undefined", *map(str, objects)])
     return made
 
@@ -142,48 +140,26 @@ def _compiler() -> list[str]:
     return shlex.split(decide.find_compiler(os.environ).command)
 
 
-def _digest(*parts: str | bytes) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 @cache
-def _headers(source: Path) -> frozenset[Path]:
-    """What a source, or a header, includes of this tree, headers of headers too."""
-    found: set[Path] = set()
-    for name in re.findall(r'^#include "([^"]+)"', source.read_text(), re.MULTILINE):
-        for path in (REPOSITORY / "csrc" / name, HERE / name):
-            if path.exists() and path != source:
-                found |= {path, *_headers(path)}
-    return frozenset(found)
+def _version() -> str:
+    return decide.find_compiler(os.environ).version
 
 
 def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
-    read = [path.read_bytes() for path in sorted(_headers(source))]
-    digest = _digest(*_compiler(), *FLAGS, *flags, *read, source.read_bytes())
-    target = folder / f"{source.parent.name}-{source.name}-{digest}.o"
+    read = [path.read_bytes() for path in kept_objects.read_by(source, (REPOSITORY / "csrc", HERE))]
+    version = kept_objects.digest(*_compiler(), _version(), *FLAGS, *flags, source.name, *read)
+    target = folder / f"{source.parent.name}-{source.name}-{version}.o"
     _make(target, [*FLAGS, *flags, "-c", str(source)])
     return target
 
 
 def _make(target: Path, arguments: Sequence[str]) -> None:
-    """Compiles or links `target` where it is not there, then removes what it replaces.
+    """Compiles or links `target` where it is not there."""
 
-    Each target has a lock of its own, so that two test processes compile two libraries side by side.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    kind = target.stem.rpartition("-")[0]
-    with open(target.parent / f".{kind}{target.suffix}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not target.exists():
-            _replace(target, kind, arguments)
+    def build(fresh: Path) -> None:
+        command = [*_compiler(), *arguments, "-o", str(fresh)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
 
-
-def _replace(target: Path, kind: str, arguments: Sequence[str]) -> None:
-    fresh = target.with_suffix(".new")
-    command = [*_compiler(), *arguments, "-o", str(fresh)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    for old in target.parent.glob(f"{kind}-*{target.suffix}"):
-        old.unlink()
-    os.replace(fresh, target)
+    kept_objects.make(target, build)

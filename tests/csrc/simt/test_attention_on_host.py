@@ -79,7 +79,7 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**20),
 )
-@settings(deadline=None, max_examples=examples(15))
+@settings(deadline=None, max_examples=examples(5))
 def test_any_jagged_batch(
     op: Op, backend: str, lengths: list[int], positions: int, times: int, dtype: torch.dtype, seed: int, **options: Any
 ) -> None:

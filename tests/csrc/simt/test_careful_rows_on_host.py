@@ -127,7 +127,7 @@ SINGLE = [
 @pytest.mark.parametrize(("op", "case", "dtype"), SINGLE)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_value(backend: str, op: Op, case: HistoryCase, dtype: torch.dtype) -> None:
-    """A value and an event for each tensor, in turn; test_every_value takes all of them."""
+    """A value and an event for each tensor, in turn; test_every_value takes every value in float32."""
     arguments = drawn(op, case, dtype)
     plain = results(op, arguments, backend)
     turn = CASES.index(case)
@@ -139,14 +139,13 @@ def test_one_value(backend: str, op: Op, case: HistoryCase, dtype: torch.dtype) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", VALUES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_value(backend: str, op: Op, case: HistoryCase, dtype: torch.dtype, value: float) -> None:
-    arguments = drawn(op, case, dtype)
+def test_every_value(backend: str, op: Op, case: HistoryCase, value: float) -> None:
+    """Every value in every tensor, at an event in turn."""
+    arguments = drawn(op, case, torch.float32)
     plain = results(op, arguments, backend)
     for place, name in enumerate(PLANTED):
-        for event in EVENTS:
-            about = f"{name}[{event}] = {value}"
-            hold_to_float64(op, planted(arguments, place, event, value), plain, backend, about)
+        event = EVENTS[(place + VALUES.index(value) + CASES.index(case)) % 3]
+        hold_to_float64(op, planted(arguments, place, event, value), plain, backend, f"{name}[{event}] = {value}")

@@ -130,19 +130,20 @@ def test_slow_clients_hold_up_nobody(exported: Export) -> None:
         assert server.stop(signal.SIGINT) == 0
 
 
-@pytest.mark.parametrize("start", [b"x: ", b"x: y\r\n", b""], ids=["a header", "many headers", "the path"])
-def test_headers_without_an_end_are_refused_and_take_no_memory(exported: Export, start: bytes) -> None:
+def test_headers_without_an_end_are_refused_and_take_no_memory(exported: Export) -> None:
     """Whatever is endless: one header, the number of headers, or the path."""
-    head = head_of("/health", 0, "GET").partition(b"\r\n\r\n")[0] + b"\r\n" + start if start else b"GET /"
-    part = start * 8192 if start.endswith(b"\n") else b"a" * 65_536
-    with serving(exported.path, *SMALL) as server, server.connect() as one:
-        assert one.ask("/health", b"", "GET")[0] == 200
-        before = server.resident_mb()
-        one.send(head)
-        with contextlib.suppress(ConnectionError):
-            for _ in range(1000):
-                one.send(part)
-        assert server.resident_mb() - before < 20
+    with serving(exported.path, *SMALL) as server:
+        for start in (b"x: ", b"x: y\r\n", b""):
+            head = head_of("/health", 0, "GET").partition(b"\r\n\r\n")[0] + b"\r\n" + start if start else b"GET /"
+            part = start * 8192 if start.endswith(b"\n") else b"a" * 65_536
+            with server.connect() as one:
+                assert one.ask("/health", b"", "GET")[0] == 200
+                before = server.resident_mb()
+                one.send(head)
+                with contextlib.suppress(ConnectionError):
+                    for _ in range(1000):
+                        one.send(part)
+                assert server.resident_mb() - before < 20, start
         with server.connect() as other:
             other.send(head_of("/health", 0, "GET")[:-2] + b"x: " + b"a" * 70_000 + b"\r\n\r\n")
             assert other.answer() == (431, {"error": "expected headers of at most 65,536 bytes, found longer ones"})
@@ -212,7 +213,7 @@ def test_malformed_requests_change_nothing_and_kill_nothing(exported: Export, tm
 @pytest.mark.timeout(300 * SCALE)
 def test_memory_is_flat_over_many_events(exported: Export, tmp_path: Path) -> None:
     """Events of more users than fit in memory, each beyond the longest history."""
-    count, users, memory = 3000 * SCALE, 20, []
+    count, users, memory = 1500 * SCALE, 10, []
     with serving(exported.path, "--state", str(tmp_path / "sessions"), *SMALL) as server, server.connect() as one:
         for number in range(count):
             assert one.post("/events", event(f"u{number // 5 % users}", number))[0] == 200
