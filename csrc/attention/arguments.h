@@ -79,7 +79,7 @@ struct Backward {
   Heads d_out;
   const void* out;            // [rows, heads, width], softmax only, as are the two below
   const void* log_sum_exp;    // [heads, rows]
-  const void* d_log_sum_exp;  // [heads, rows]
+  const void* d_log_sum_exp;  // [heads, rows]; on the CPU null where it is zero
   void* d_q;                  // [rows, heads, width]
   void* d_k;                  // [key_rows, key_heads, width]
   void* d_v;

@@ -187,7 +187,7 @@ class BackwardWorker : public FromBlockCache {
         differentiate(block, tile, operands, sums, accumulate);
         accumulate = true;
       }
-      put_query_gradient(piece, block);
+      end_block(piece, block);
       numbers = numbers && !has_nan(transposed_.get(), block.count * p.width);
     }
     return numbers;
@@ -211,12 +211,13 @@ class BackwardWorker : public FromBlockCache {
                       sums, accumulate);
         accumulate = true;
       }
-      put_query_gradient(piece, block);
+      end_block(piece, block);
     }
     return true;
   }
 
-  void put_query_gradient(const Piece& piece, const Block& block) {
+  void end_block(const Piece& piece, const Block& block) {
+    if (d_tables_ != nullptr && normalised()) bias_gradient_.settle(d_statistics_);
     const int64_t stride = problem_.row_elements();
     T* to =
         static_cast<T*>(call_.d_q) + (piece.user.query_row + block.first) * stride + head_ * problem_.width;
@@ -237,17 +238,28 @@ class BackwardWorker : public FromBlockCache {
     matmul::pack_right(d_out_rows_.get(), d_out, p.width, block.count, 1, d_stride);
     bias_.begin_block(piece.user, block);
     dropout_.begin_block(piece.user, block);
-    if (call_.log_sum_exp == nullptr) return;
+    if (!normalised()) return;
     const int64_t stride = p.row_elements(), statistic = head_ * p.rows + row;
-    alignas(64) A delta[kQueries];
+    alignas(64) A delta[kQueries], none[kQueries] = {};
+    const A* d_statistic = call_.d_log_sum_exp == nullptr
+                               ? static_cast<const A*>(none)
+                               : static_cast<const A*>(call_.d_log_sum_exp) + statistic;
     ForEachIsa<&row_products_body<T, A>>::call(
         static_cast<A*>(delta), d_out, d_stride,
-        static_cast<const T*>(call_.out) + row * stride + head_ * p.width, stride,
-        static_cast<const A*>(call_.d_log_sum_exp) + statistic, block.count, p.width);
+        static_cast<const T*>(call_.out) + row * stride + head_ * p.width, stride, d_statistic, block.count,
+        p.width);
     rule_.begin_backward(static_cast<const A*>(call_.log_sum_exp) + statistic, delta, block.count);
-    for (int64_t c = 0; !block.all_see && c < block.count; ++c)
-      if (block.sees_nothing(c)) rule_.see_nothing_backward(c);
+    d_statistics_ = 0;
+    for (int64_t c = 0; c < block.count; ++c) {
+      if (block.all_see || !block.sees_nothing(c)) {
+        d_statistics_ += d_statistic[c];
+      } else {
+        rule_.see_nothing_backward(c);
+      }
+    }
   }
+
+  bool normalised() const { return call_.log_sum_exp != nullptr; }
 
   struct TileOperands {
     LeftOperand<P> keys, values, key_columns;
@@ -267,10 +279,13 @@ class BackwardWorker : public FromBlockCache {
     const A* kept = dropout_.present() ? dropout_.kept(tile, columns) : nullptr;
     if (kept != nullptr) dropout_.multiply(d_scores, kept, tile, columns);
     rule_.differentiate(scores, d_scores, block, tile, factor);
-    if (kept != nullptr) dropout_.multiply(scores, kept, tile, columns);
     if (block.count < columns)
       ForEachIsa<&zero_columns_body<A>>::call(scores, d_scores, keys, block.count, columns);
-    if (d_tables_ != nullptr) bias_gradient_.add(bias_.view(), d_scores, tile, columns);
+    if (d_tables_ != nullptr) {
+      bias_gradient_.add(bias_.view(), d_scores, tile, columns);
+      if (normalised()) bias_gradient_.add_weights(bias_.view(), scores, tile, columns);
+    }
+    if (kept != nullptr) dropout_.multiply(scores, kept, tile, columns);
 
     const int64_t place = (tile.begin - sums.begin) * width;
     const LeftOperand<P> weight_rows = rows_.set(scores, keys, columns);
@@ -292,6 +307,7 @@ class BackwardWorker : public FromBlockCache {
   TileDropout<A> dropout_;
   TileBiasGradient<A> bias_gradient_;
   double* d_tables_ = nullptr;
+  double d_statistics_ = 0;     // of the block's queries, d_log_sum_exp
   std::vector<KeyTile> tiles_;  // of the current block
   std::vector<KeySums<A>>* parts_;
   KeySums<A> own_sums_;

@@ -7,10 +7,14 @@
 // look-up per pair. This is exact for times in any order, and fast if they increase.
 //
 // Gradients are summed per tile in 16 lanes of the scores' arithmetic, and then in float64: a bucket may
-// collect millions of pairs, for which float32 sums would lose four digits.
+// collect millions of pairs, for which float32 sums would lose four digits. Of softmax the sum over all
+// buckets is known: a query's weights sum to 1, so its score gradients sum to its d_log_sum_exp. The rounding
+// of out and of the weights makes up the difference, which a table of few buckets would show: the buckets
+// give it back, block by block, each in proportion to its weights.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -328,6 +332,18 @@ class TileBias {
   BiasView<A> view_;
 };
 
+// Adds the weights of a few keys of a tile to the buckets of their pairs.
+template <class A, class BucketOf>
+void add_masses(double* masses, const A* line, int64_t columns, bool one, int64_t first, BucketOf bucket_of) {
+  if (one) {
+    A sum{0};
+    for (int64_t c = 0; c < columns; ++c) sum += line[c];
+    masses[first] += sum;
+    return;
+  }
+  for (int64_t c = 0; c < columns; ++c) masses[bucket_of(c)] += line[c];
+}
+
 // Gradients of both tables for one head, summed in float64 over all added tiles.
 template <class A>
 class TileBiasGradient {
@@ -341,6 +357,7 @@ class TileBiasGradient {
     sums.position = lanes_.at_least((positions_ + times_) * kLanes);
     sums.time = sums.position + positions_ * kLanes;
     std::fill(sums.position, sums.position + (positions_ + times_) * kLanes, A{0});
+    masses_.assign(static_cast<size_t>(positions_ + times_), 0.0);
   }
 
   // Later sums are added to table[positions + times].
@@ -356,13 +373,44 @@ class TileBiasGradient {
     sums.position_used = {positions_, -1};
     sums.time_used = {times_, -1};
     ForEachIsa<&add_bias_sums_body<A>>::call(&view, &sums, d_scores, tile.begin, tile.size(), columns);
-    flush(position_, sums.position, sums.position_used);
-    flush(time_, sums.time, sums.time_used);
-    if (sums.near) flush_run(tile.size() + columns + kLanes);
+    position_sum_ += flush(position_, sums.position, sums.position_used);
+    time_sum_ += flush(time_, sums.time, sums.time_used);
+    if (sums.near) position_sum_ += flush_run(tile.size() + columns + kLanes);
+  }
+
+  // Softmax only, of the tile that was added: its weights before dropout. Sixteen keys of a tile tell well
+  // enough how weights are spread, and take less than a hundredth of its time.
+  void add_weights(const BiasView<A>& view, const A* weights, const KeyTile& tile, int64_t columns) {
+    constexpr int64_t kSampled = 16;
+    const int64_t step = (tile.size() + kSampled - 1) / kSampled;
+    for (int64_t j = step / 2; j < tile.size(); j += step) {
+      const int64_t key = tile.begin + j;
+      const A* line = weights + j * kQueries;
+      if (view.position != nullptr) {
+        const BucketRange range = view.position_range(key);
+        add_masses(masses_.data(), line, columns, range.one(), range.first, [&](int64_t c) {
+          return view.position_bucket((view.consecutive ? view.first + c : view.query_position[c]) - key);
+        });
+      }
+      if (view.time != nullptr) {
+        const int64_t time = view.key_time[key];
+        const BucketRange range = view.range(time);
+        add_masses(masses_.data() + positions_, line, columns, range.one(), range.first,
+                   [&](int64_t c) { return view.cells.bucket(time_distance(view.query_time[c], time)); });
+      }
+    }
+  }
+
+  // Softmax only, after the tiles of a block, whose score gradients sum to `expected`.
+  void settle(double expected) {
+    if (positions_ > 0) settle(position_, masses_.data(), positions_, position_sum_ - expected);
+    if (times_ > 0) settle(time_, masses_.data() + positions_, times_, time_sum_ - expected);
+    position_sum_ = time_sum_ = 0;
   }
 
  private:
-  static void flush(double* table, A* lanes, BucketRange used) {
+  static double flush(double* table, A* lanes, BucketRange used) {
+    double whole = 0;
     for (int64_t b = used.first; b <= used.last; ++b) {
       double sum = 0;
       for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -370,21 +418,37 @@ class TileBiasGradient {
         lanes[b * kLanes + lane] = A{0};
       }
       table[b] += sum;
+      whole += sum;
     }
+    return whole;
   }
 
-  void flush_run(int64_t used) {
+  double flush_run(int64_t used) {
     BiasSums<A>& sums = *memory_.get();
     alignas(64) double whole[BiasSums<A>::kRun + kLanes] = {};
     ForEachIsa<&join_runs_body<A>>::call(&sums, static_cast<double*>(whole), used);
+    double sum = 0;
     for (int64_t i = 0; i < used + kLanes; ++i) {
       position_[std::clamp<int64_t>(sums.run_begin + i, 0, positions_ - 1)] += whole[i];
+      sum += whole[i];
     }
+    return sum;
+  }
+
+  // Nothing is known where a gradient is not finite.
+  static void settle(double* table, double* masses, int64_t entries, double excess) {
+    double whole = 0;
+    for (int64_t b = 0; b < entries; ++b) whole += masses[b];
+    const double share = excess / whole;
+    for (int64_t b = 0; std::isfinite(share) && b < entries; ++b) table[b] -= share * masses[b];
+    std::fill(masses, masses + entries, 0.0);
   }
 
   int64_t positions_, times_;
   double* position_ = nullptr;
   double* time_ = nullptr;
+  double position_sum_ = 0, time_sum_ = 0;  // of the block
+  std::vector<double> masses_;              // [positions + times], of the block
   Scratch<A> lanes_;
   Scratch<BiasSums<A>> memory_;
 };
