@@ -93,17 +93,20 @@ def scaling(
 
 
 @study.command(
-    epilog="Examples: `argus study context runs/context`, "
+    epilog="Examples: `argus study context runs/context`, `argus study context runs/loyalty --without loyalty`, "
     "`argus study context runs/each --train-each --device cuda --batch-events 65536 --steps 20000`."
 )
 def context(
     out: StudyOut,
     windows: Annotated[
         str, typer.Option(help="Events of a user that a model sees, separated by commas.")
-    ] = "16,32,64,128,256,512,1024,2048,4096,8192",
+    ] = "512,2048,8192",
     train_each: Annotated[
         bool, typer.Option("--train-each", help="Train a model for each context, not one for all.")
     ] = False,
+    without: Annotated[
+        str, typer.Option(help="Memories of the service to leave out: seasons, loyalty, discovery, by commas.")
+    ] = "",
     data: StudyData = None,
     steps: StudySteps = None,
     batch_events: BatchEvents = None,
@@ -114,14 +117,16 @@ def context(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Quality over the length of the context; resumes where it was stopped."""
-    from python_model.studies.context import SERVICE
+    """Quality over the length of the context, on a service with a long memory; resumes where it was stopped."""
     from python_model.studies.context import context as study_of_context
+    from python_model.studies.context import service
 
     chosen = _numbers("--windows", windows, int, Between(2, 2**31 - 1))
+    if without and data is not None:
+        raise ValueError(f"--without {without} changes the study's own service: leave out --data")
     budget = budget_of(steps, None, batch_events, window, seeds, max_events, settings)
     make = partial(study_of_context, windows=chosen, budget=budget, train_each=train_each)
-    _run(out, data, SERVICE, make, device, threads)
+    _run(out, data, service(as_list(without)), make, device, threads)
 
 
 @study.command("data", epilog="Example: `argus study data runs/data --shares 0.05,0.2,1`.")

@@ -20,6 +20,7 @@ from python_model.data.schema import Dataset
 from python_model.evaluation import metrics
 from python_model.evaluation.metrics_details import Calibration, bootstrap_intervals, calibration, coverage, gini
 from python_model.evaluation.predictions import Predictions, Predictor
+from python_model.evaluation.user_gains import UserGains
 from python_model.evaluation.user_lists import ListPredictor, Requests, ideal_dcg, ranks_of
 
 DISCOVERY = ("new_ndcg", "new_recall", "coverage", "gini")
@@ -125,25 +126,13 @@ def _intervals(
     dataset: Dataset, rows: np.ndarray, next_items: np.ndarray, predictions: Mapping[str, Predictions], k: Sequence[int]
 ) -> dict[str, dict[str, list[float]]]:
     """Intervals of NDCG, recall and pairwise accuracy over the evaluated events."""
-    users, starts = np.unique(dataset.user[rows], return_index=True)
-    offsets = np.append(starts, len(rows))
-    owner = np.repeat(np.arange(len(users)), np.diff(offsets))
-    asked = np.bincount(owner[next_items], minlength=len(users)).astype(np.float64)
+    by_user = UserGains(dataset, rows, next_items)
     keys, gains, weights = [], [], []
     for name, one in predictions.items():
-        if one.next_item is not None:
-            rank = one.next_item.rank[next_items]
-            for cutoff in k:
-                for metric, gains_of in (("ndcg", metrics.ndcg_gains), ("recall", metrics.recall_gains)):
-                    keys.append((name, f"{metric}@{cutoff}"))
-                    gains.append(np.bincount(owner[next_items], weights=gains_of(rank, cutoff), minlength=len(users)))
-                    weights.append(asked)
-        if one.ranking is not None:
-            grade, time = dataset.grade[rows], dataset.time[rows]
-            pairs = metrics.count_pairs(one.ranking, grade, offsets, time, dataset.info.pair_window)
-            keys.append((name, "pairwise_accuracy"))
-            gains.append(pairs.gains)
-            weights.append(pairs.pairs.astype(np.float64))
+        for metric, (gain, weight) in by_user.of(one, k).items():
+            keys.append((name, metric))
+            gains.append(gain)
+            weights.append(weight)
     out: dict[str, dict[str, list[float]]] = {name: {} for name in predictions}
     if keys:
         for (name, metric), (low, high) in zip(

@@ -26,6 +26,7 @@ from python_model.evaluation.baselines import ItemAverage, Oracle, Popularity
 from python_model.evaluation.details import details_of
 from python_model.evaluation.item_knn import ItemKnn
 from python_model.evaluation.predictions import Predictions, Predictor
+from python_model.evaluation.user_gains import UserGains, UserSums
 from python_model.evaluation.user_lists import DEFINITIONS, UserLists
 
 __all__ = ["PROTOCOLS", "EvaluationResult", "evaluate", "make_split", "sample_users"]
@@ -38,7 +39,8 @@ class EvaluationResult:
 
     rows: predictor -> metric -> value, None where it is not defined. standard_errors: the same shape, where known.
     feedback: predictor -> task -> {"normalized_entropy", "auc"}. counts: events, users, pairs. pair_window: seconds.
-    details: where asked for, what `details.details_of` returns.
+    details: where asked for, what `details.details_of` returns. by_user: where asked for, predictor -> metric -> gains
+    and weights by user (`user_gains`), whose sums' ratio is the metric.
     """
 
     protocol: str
@@ -50,9 +52,10 @@ class EvaluationResult:
     counts: dict[str, int]
     notes: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    by_user: dict[str, dict[str, UserSums]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; rows come first."""
+        """JSON-ready, without `by_user`; rows come first."""
         return {
             "rows": self.rows,
             "protocol": self.protocol,
@@ -70,6 +73,7 @@ def evaluate(
     models: Mapping[str, Predictor], dataset: Dataset, *, protocol: str = "temporal", part: str = "test",
     k: Sequence[int] = (10,), max_events: int | None = None, seed: int = 0, item_average: bool = False,
     item_knn: bool = False, oracle: bool = True, lists: str = "per-user", details: bool = False,
+    by_user: bool = False,
 ) -> EvaluationResult:  # fmt: skip
     """Evaluate predictors beside popularity and, on synthetic data, the oracle.
 
@@ -77,6 +81,7 @@ def evaluate(
     max_events: evaluate whole users, drawn by `seed`, until there are this many events. item_average, item_knn: add
     the rows of these names. oracle: false leaves the oracle out. lists: the definition of NDCG and recall under the
     protocol "yambda", one of `user_lists.DEFINITIONS`. details: fill `EvaluationResult.details`.
+    by_user: fill `EvaluationResult.by_user`.
     """
     if lists not in DEFINITIONS or (lists != "per-user" and protocol != "yambda"):
         raise ValueError(
@@ -99,10 +104,13 @@ def evaluate(
     if oracle and dataset.info.has_oracle:
         predictors["oracle"] = Oracle(dataset)
     predictions = {name: predictor.predict(rows) for name, predictor in predictors.items()}
-    result = Scorer(dataset, rows, protocol, k, counted[rows]).score(predictions)
+    scorer = Scorer(dataset, rows, protocol, k, counted[rows])
+    result = scorer.score(predictions)
     if protocol == "yambda":
         asked = UserLists(dataset, split, part, np.unique(dataset.user[rows]), lists)
         _replace_by_lists(result, asked, predictors, k, lists)
+    if by_user:
+        result.by_user.update(scorer.by_user(predictions))
     if details:
         result.details.update(details_of(dataset, rows, counted[rows], predictors, predictions, k))
     return result
@@ -176,6 +184,13 @@ class Scorer:
         return EvaluationResult(
             self.protocol, info.name, info.pair_window, rows, errors, feedback, counts, self._notes(tasks, counts)
         )
+
+    def by_user(self, predictions: Mapping[str, Predictions]) -> dict[str, dict[str, UserSums]]:
+        """The metrics of every row as sums by user; NDCG and recall of lists (protocol "yambda") are none."""
+        tasks = self._shared_tasks({name: self._feedback(p) for name, p in predictions.items()})
+        gains = UserGains(self.dataset, self.rows, self.next_items, predictions["popularity"])
+        k = () if self.protocol == "yambda" else self.k
+        return {name: gains.of(prediction, k, tasks) for name, prediction in predictions.items()}
 
     def _next_item(self, prediction: Predictions, unigram: float) -> tuple[Metrics, Metrics]:
         row: Metrics = {}

@@ -106,10 +106,12 @@ def point_chart(
     line: tuple[np.ndarray, np.ndarray] | None = None,
     levels: Mapping[str, float] | None = None,
     log_y: bool = False,
+    bars: Mapping[str, tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> Chart:
     """Name -> (x [n], n arrays of repeated measurements): measurements as faint points, a line through means.
 
-    The horizontal axis is logarithmic. line: (x, y) of a fit, dashed. levels: name -> height of a dotted line.
+    The horizontal axis is logarithmic. line: (x, y) of a fit, dashed. levels: name -> height of a dotted line. bars:
+    name -> ends (low [n], high [n]) of an error bar at every x.
     """
 
     def draw(axes: Axes, marks: Marks) -> None:
@@ -119,6 +121,8 @@ def point_chart(
                 drawn += axes.plot(np.full(len(found), at), found, "o", color=color, markersize=3, alpha=0.45)
             means = [found.mean() for found in measured]
             drawn += axes.plot(x, means, color=color, linewidth=1.7, label=name)
+            if bars is not None and name in bars:
+                axes.vlines(x, *bars[name], color=color, linewidth=3, alpha=0.3)
             marks.add(drawn, zip(x, means, strict=True), name, color)
         if line is not None:
             drawn = axes.plot(*line, color=PALETTE[7], linewidth=1.2, linestyle="--", label="fit")

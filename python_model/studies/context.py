@@ -1,41 +1,65 @@
-"""Quality over the length of the context: how many events of history the model sees, from 16 to 8,192.
+"""Quality over the length of the context: how many events of history the model sees, up to 8,192.
 
-The synthetic users' tastes have many dimensions and drift slowly over hundreds of sessions, so a long history carries
-more information than a short one. One model is pre-trained on windows of moderate length and evaluated with every
-context, longer ones included: its biases depend on distance and elapsed time, not on absolute positions, so this is
-possible. With `train_each` every context has its own model, which answers the question directly but needs the training
-steps of a GPU: a batch of long windows holds few users, and a model that sees 8,192 events must first learn which of
-them to ignore. Pairs are ordered by expected feedback.
+The synthetic service is one whose users a long history says more about: tastes that return with the season, items that
+come back a year later, loyalty to what was ever liked (the preset "years"). One model is pre-trained on windows as long
+as the longest context and evaluated with every context, which it has all seen in training: an event at place n of a
+window has a context of n. With `train_each` every context has a model of its own. Beside them stand the oracles that
+are restricted to the same contexts. Pairs are ordered by expected feedback.
+
+`without` leaves one memory of the service out (MEMORIES): what the gain from context loses with it is its share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from python_model.data.schema import Dataset
-from python_model.data.synthetic import SyntheticConfig
-from python_model.reporting.charts import point_chart
+from python_model.data.synthetic import SyntheticConfig, preset
+from python_model.evaluation.baselines import Oracle
+from python_model.reporting.charts import Chart, point_chart
+from python_model.studies.intervals import Interval, as_numbers, difference, interval, interval_table
 from python_model.studies.study import Budget, Report, Study, base_trial
 from python_model.studies.summary import LABELS, by_name, table, values
 from python_model.studies.trials import Trial, TrialResult, over_seeds
 
-SERVICE = SyntheticConfig(
-    users=100, events_per_user=8400.0, days=720, clusters=32, dimensions=32, drift=0.998, organic_sharpness=3.0,
-    policy_sharpness=2.4,
-)  # fmt: skip
-WINDOWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SERVICE = preset("years", users=48, tracks=4, expectation=-0.2)
+MEMORIES: dict[str, Mapping[str, Any]] = {
+    "seasons": {"seasonality": 0.0, "cycles": 0.0},
+    "loyalty": {"loyalty": 0.0},
+    "discovery": {"discovery": 0.0},
+}
+"""What can be left out of the service, by the settings that turn it off."""
+WINDOWS = (512, 2048, 8192)
+ORACLE = "oracle_"
+"""Prefix of the rows of the restricted oracles."""
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 400, "window": 512, "batch_events": 2048, "seeds": 1, "max_events": 12000}
+BUDGET = {"steps": 100, "seeds": 2, "max_events": 6000}
+
+
+def service(without: Sequence[str] = ()) -> SyntheticConfig:
+    """The service of the study without some of MEMORIES; ValueError for another name."""
+    unknown = sorted(set(without) - set(MEMORIES))
+    if unknown:
+        raise ValueError(f"without: found {', '.join(unknown)}, expected some of {', '.join(MEMORIES)}")
+    return replace(SERVICE, **{name: value for one in without for name, value in MEMORIES[one].items()})
 
 
 def context(
     dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None, *, train_each: bool = False
 ) -> Study:
-    """The study over `windows`; ValueError for one that the data's histories are too short for."""
+    """The study over `windows`; ValueError for one that the data's histories are too short for.
+
+    Where the budget says nothing else, training windows are as long as the longest context and a batch holds one.
+    """
     budget = (budget or Budget()).or_else(**BUDGET)
+    longest_context = max(windows)
+    batch = budget.batch_events or max(2048, longest_context)
+    budget = budget.or_else(batch_events=batch, window=min(longest_context, batch))
     longest = int(np.diff(dataset.offsets).max())
     # One window may exceed the longest history; a second one would give the same result.
     too_long = [window for window in windows if window >= 2 * longest]
@@ -55,7 +79,8 @@ def context(
     )  # fmt: skip
     trials = over_seeds([with_context(base, window, train_each) for window in windows], budget.seeds or 1)
     settings = {"windows": list(windows), "longest": longest, "train_each": train_each, **asdict(budget)}
-    return Study("context", trials, _report, settings)
+    oracles = {f"{ORACLE}{window}": Oracle(dataset, window) for window in windows} if dataset.info.has_oracle else {}
+    return Study("context", trials, _report, settings, predictors=oracles)
 
 
 def with_context(trial: Trial, window: int, train: bool) -> Trial:
@@ -67,14 +92,51 @@ def with_context(trial: Trial, window: int, train: bool) -> Trial:
 
 
 def _report(results: Sequence[TrialResult], known: Sequence[TrialResult]) -> Report:
-    groups = by_name(results)
-    windows = np.array([int(name) for name in groups])
+    trained, oracles = by_name(results), by_name([one for one in known if one.name.startswith(ORACLE)])
+    series = {"trained": trained, "oracle of that context": oracles}
     figures = {
-        metric.partition("@")[0]: point_chart(
-            {"trained": (windows, [values(group, metric) for group in groups.values()])},
-            "events of context", LABELS[metric],
-        )
+        metric.partition("@")[0]: _figure(metric, series)
         for metric in METRICS
         if not np.isnan(values(results, metric)).any()
-    }  # fmt: skip
-    return Report(table([*known, *results], heading="context"), figures)
+    }
+    found = {name: {metric: interval(row, metric) for metric in METRICS} for name, row in (trained | oracles).items()}
+    gained = gains(trained, oracles)
+    text = table([*known, *results], heading="context")
+    text += "\n95 % intervals over users and seeds:\n\n" + interval_table(found, METRICS, "context")
+    if gained:
+        text += "\nDifferences, over the same users:\n\n" + interval_table(gained, METRICS, "", differences=True)
+    more = {"intervals": as_numbers(found), "gains": as_numbers(gained)}
+    return Report(text, figures, more)
+
+
+def _figure(metric: str, series: Mapping[str, Mapping[str, list[TrialResult]]]) -> Chart:
+    """A metric over the context, a line and its error bars for every series of rows."""
+    lines, bars = {}, {}
+    for label, rows in series.items():
+        found = [values(row, metric) for row in rows.values()]
+        if not found or np.isnan(np.concatenate(found)).any():
+            continue
+        events = np.array([int(name.removeprefix(ORACLE)) for name in rows])
+        lines[label] = (events, found)
+        spans = [interval(row, metric) for row in rows.values()]
+        known = [one for one in spans if one is not None]
+        if len(known) == len(spans):
+            bars[label] = np.array([one.low for one in known]), np.array([one.high for one in known])
+    return point_chart(lines, "events of context", LABELS[metric], bars=bars)
+
+
+def gains(
+    trained: Mapping[str, Sequence[TrialResult]], oracles: Mapping[str, Sequence[TrialResult]]
+) -> dict[str, dict[str, Interval | None]]:
+    """What each context gains over the next shorter one and the longest over the shortest; for the oracles too."""
+    contexts = sorted(int(name) for name in trained)
+    steps = list(pairwise(contexts))
+    if len(contexts) > 2:
+        steps.append((contexts[0], contexts[-1]))
+    out = {}
+    for prefix, rows in (("", trained), (ORACLE, oracles)):
+        for short, long in steps:
+            low, high = rows.get(f"{prefix}{short}", []), rows.get(f"{prefix}{long}", [])
+            if low and high:
+                out[f"{prefix}{short}→{long}"] = {metric: difference(high, low, metric) for metric in METRICS}
+    return out

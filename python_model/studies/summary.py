@@ -136,10 +136,12 @@ def write_study(
 ) -> list[Path]:  # fmt: skip
     """`<name>.json` (settings, results and `more`), `<name>.md` with `text` and the figures `<name>_<figure>.svg`.
 
-    figures by name. Called after every trial, so that a stopped study has its table so far.
+    The JSON leaves out `by_user`. figures by name. Called after every trial, so that a stopped study has its table so
+    far.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"settings": dict(settings), **more, "results": [asdict(one) for one in results]}
+    rows = [{key: value for key, value in asdict(one).items() if key != "by_user"} for one in results]
+    record = {"settings": dict(settings), **more, "results": rows}
     write_json(folder / f"{name}.json", record)
     written = [folder / f"{name}.json", folder / f"{name}.md"]
     for figure, chart in (figures or {}).items():

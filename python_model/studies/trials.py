@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.identity import identity_of
 from python_model.data.schema import Dataset
@@ -131,7 +133,8 @@ class TrialResult:
 
     parameters: "encoder" (the transformer blocks), "tables" (embeddings) and "all". events: training events that went
     through the model, over both stages. seconds: by stage, and "evaluation". metrics, standard_errors: the row of
-    `EvaluationResult`; feedback: its tasks; counts: evaluated events, users and pairs.
+    `EvaluationResult`; feedback: its tasks; counts: evaluated events, users and pairs. by_user: metric -> gains and
+    weights of every evaluated user, the same users for all trials (`evaluation.user_gains`).
     """
 
     name: str
@@ -143,6 +146,7 @@ class TrialResult:
     standard_errors: Metrics
     feedback: Mapping[str, Metrics]
     counts: Mapping[str, int]
+    by_user: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=dict)
 
     @property
     def training_seconds(self) -> float:
@@ -231,7 +235,7 @@ def references(
     began = time.perf_counter()
     found = evaluate(
         predictors or {}, dataset, protocol=protocol, part=options.part, k=options.k, max_events=options.max_events,
-        item_average=True,
+        item_average=True, by_user=True,
     )  # fmt: skip
     seconds = {"evaluation": time.perf_counter() - began}
     results = [_result(found, row, 0, {}, 0, seconds) for row in found.rows]
@@ -262,7 +266,7 @@ def _evaluated(
     )  # fmt: skip
     found = evaluate(
         {trial.name: predictor}, dataset, protocol=trial.protocol, part=options.part, k=options.k,
-        max_events=options.max_events, oracle=False,
+        max_events=options.max_events, oracle=False, by_user=True,
     )  # fmt: skip
     seconds = {**seconds, "evaluation": time.perf_counter() - began}
     return _result(found, trial.name, trial.seed, count_parameters(model), events, seconds)
@@ -275,6 +279,11 @@ def _result(
         name=row, seed=seed, parameters=parameters, events=events,
         seconds={name: round(value, 3) for name, value in seconds.items()}, metrics=found.rows[row],
         standard_errors=found.standard_errors[row], feedback=found.feedback[row], counts=found.counts,
+        by_user={
+            metric: (tuple(gains.tolist()), tuple(weights.tolist()))
+            for metric, (gains, weights) in found.by_user[row].items()
+            if np.isfinite(gains).all()
+        },
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from python_model.cli import app
 from python_model.data.synthetic import generate, preset
+from python_model.studies.context import SERVICE, service
 
 runner = CliRunner()
 QUICK = ["--steps", "3", "--finetune-steps", "2", "--seeds", "1", "--max-events", "150", "--batch-events", "256"]
@@ -62,6 +63,11 @@ def test_context(data: str, tmp_path: Path) -> None:
     found = rows(tmp_path / "one", "context")
     assert list(found) == ["8", "32"] and found["8"]["metrics"] != found["32"]["metrics"]
     assert (tmp_path / "one" / "trials" / "model-seed-0" / "pretrain" / "metrics.jsonl").is_file(), "one model for both"
+    text = (tmp_path / "one" / "context.md").read_text()
+    assert (
+        "| `oracle_8` |" in text and "| `oracle_32` |" in text and "| `8→32` |" in text and "| `oracle_8→32` |" in text
+    )
+    assert set(json.loads((tmp_path / "one" / "context.json").read_text())["gains"]) == {"8→32", "oracle_8→32"}
     study("context", tmp_path / "each", data, "--train-each", "--windows", "8,32", *quick, *SETTINGS)
     for window in (8, 32):
         trial = tmp_path / "each" / "trials" / f"{window}-seed-0"
@@ -69,6 +75,19 @@ def test_context(data: str, tmp_path: Path) -> None:
         assert (trial / "pretrain" / "metrics.jsonl").is_file()
     refused = runner.invoke(app, ["study", "context", str(tmp_path), "--data", data, "--windows", "8,100000"])
     assert refused.exit_code == 2 and "longest history" in refused.stderr
+
+
+def test_what_the_context_study_leaves_out(data: str, tmp_path: Path) -> None:
+    assert service() == SERVICE
+    assert service(["seasons"]).seasonality == service(["seasons"]).cycles == 0 < service(["seasons"]).loyalty
+    assert service(["loyalty", "discovery"]).loyalty == service(["loyalty", "discovery"]).discovery == 0
+    for options, says in (
+        (["--without", "sun"], "without: found sun, expected some of seasons, loyalty, discovery"),
+        (["--without", "loyalty", "--data", data], "--without loyalty changes the study's own service"),
+    ):
+        refused = runner.invoke(app, ["study", "context", str(tmp_path / "o"), *options])
+        assert refused.exit_code == 2 and says in refused.stderr
+    assert not (tmp_path / "o").exists()
 
 
 def test_data(data: str, tmp_path: Path) -> None:
