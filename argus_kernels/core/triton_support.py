@@ -35,6 +35,10 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 capabilities)."""
 
 
+TMA_ALIGNMENT = 16
+"""Bytes to which TMA wants the address, all strides but the last, and the innermost side of a box."""
+
+
 @dataclass(frozen=True)
 class CompileCase:
     """Calls a room's launchers as a user would, on meta tensors; a room lists its own in `compile_cases()`.
@@ -152,6 +156,17 @@ def gpu_generation(device: torch.device) -> int:
     if device.type != "cuda":
         return (_architecture or 90) // 10
     return torch.cuda.get_device_capability(device)[0]
+
+
+def loads_by_tma(*tensors: Tensor) -> bool:
+    """Whether the kernels take tensor descriptors of these tensors: 16 bits on sm_90, aligned as TMA wants it."""
+
+    def fits(tensor: Tensor) -> bool:
+        element, (*outer, last) = tensor.element_size(), tensor.stride()
+        aligned = all(stride * element % TMA_ALIGNMENT == 0 for stride in outer)
+        return element == 2 and tensor.numel() > 0 and last == 1 and aligned and tensor.data_ptr() % TMA_ALIGNMENT == 0
+
+    return gpu_generation(tensors[0].device) == 9 and all(map(fits, tensors))
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[Any]:

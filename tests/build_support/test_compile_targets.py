@@ -311,6 +311,27 @@ def test_the_softmax_loads_by_tma_where_it_can() -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("room", [sampled(room) for room in ATTENTION])
+def test_attention_loads_by_tma_where_it_can(room: str) -> None:
+    """The forward pass in 16 bits on sm_90; two programs of head width 64 without biases share a multiprocessor."""
+    for one in (one for one in triton_figures(room, 90) if one.kernel == "forward_kernel"):
+        described = "float32" not in one.case
+        assert (one.tma_loads > 0) == described, one
+        assert one.stack_bytes == 0, one
+        if one.case == "plain-bfloat16-64":
+            assert 2 * one.warps * 32 * one.registers <= 65_536, one
+            assert 2 * (one.shared_bytes + 1024) <= SHARED_LIMIT[90] + 1024, one
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("room", ATTENTION)
+def test_attention_on_other_gpus_has_no_tma(room: str) -> None:
+    for one in triton_figures(room, *OTHER_TARGETS):
+        assert one.tma_loads == 0, one
+
+
+@needs_triton
 def test_the_triton_gates_see_spills_and_matrix_instructions() -> None:
     found = {
         (one.case, one.target): one for one in triton_resources.of_room("tests.build_support.planted.triton_kernels")

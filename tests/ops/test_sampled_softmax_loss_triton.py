@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels import sampled_softmax_loss
-from argus_kernels.core.triton_support import available
+from argus_kernels.core.triton_support import available, loads_by_tma
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=str(available()))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,10 +72,9 @@ def test_descriptors_give_the_bits_of_plain_loads(
 
     arguments = {name: half(value) for name, value in drawn(rows, count, width).items()}
     described: list[bool] = []
-    decide = triton_products.loads_by_tma
 
-    def noted(*matrices: Tensor, block_depth: int) -> bool:
-        described.append(decide(*matrices, block_depth=block_depth))
+    def noted(*matrices: Tensor) -> bool:
+        described.append(loads_by_tma(*matrices))
         return described[-1]
 
     for module in (triton_kernels, triton_products):
@@ -84,19 +83,17 @@ def test_descriptors_give_the_bits_of_plain_loads(
     # On another GPU than Hopper there is nothing to compare.
     assert set(described) == {DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9}
     for module in (triton_kernels, triton_products):
-        monkeypatch.setattr(module, "loads_by_tma", lambda *matrices, block_depth: False)
+        monkeypatch.setattr(module, "loads_by_tma", lambda *matrices: False)
     for found, expected in zip(ours, results("triton", arguments, "standard"), strict=True):
         assert torch.equal(found, expected)
 
 
 def test_rows_that_tma_cannot_load_come_by_plain_loads() -> None:
-    from argus_kernels.ops.sampled_softmax_loss.triton_products import loads_by_tma
-
     fits = torch.zeros(4, 64).half()
-    assert loads_by_tma(fits, block_depth=64) == (DEVICE == "cpu")
+    assert loads_by_tma(fits) == (DEVICE == "cpu")
     padded = torch.zeros(4, 65).half()[:, :64]
     for other in (fits.float(), padded, fits[:, 1:], fits.T, torch.zeros(0, 64).half()):
-        assert not loads_by_tma(fits, other, block_depth=64)
+        assert not loads_by_tma(fits, other)
 
 
 def test_slabs_of_rows_give_what_one_slab_gives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from argus_kernels.attention.triton.rule import (
     shown,
 )
 from argus_kernels.attention.triton.seen_rows import any_of, attend_row, broken_rows, is_broken, statistic_of
-from argus_kernels.attention.triton.tiles import add_tile_biases, load_rows
+from argus_kernels.attention.triton.tiles import add_tile_biases, load_block
 from argus_kernels.core.triton_jit import kernel
 
 
@@ -46,6 +46,8 @@ def _attend(
     nearest,
     k,
     v,
+    key_box,
+    value_box,
     low,
     high,
     spans,
@@ -71,7 +73,7 @@ def _attend(
         elif BEHIND:
             first = past_own(number, tile, query.shape[0])
         key_place = first + tl.arange(0, BLOCK_KEY)
-        key = load_rows(k, key_place, tile.key_length, SHAPE)
+        key = load_block(k, key_box, tile.key_start, tile.key_head, first, key_place, tile.key_length, SHAPE)
         scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
         key_time = own_times(biases.key_time, tile.key_start, tile.key_length, key_place)
         scores = add_tile_biases(
@@ -97,7 +99,7 @@ def _attend(
             if MASKED:
                 weights = tl.where(seen, weights, 0.0)
         weights = dropped(weights, queries.position[:, None], key_place[None, :], tile.stream, SHAPE)
-        value = load_rows(v, key_place, tile.key_length, SHAPE)
+        value = load_block(v, value_box, tile.key_start, tile.key_head, first, key_place, tile.key_length, SHAPE)
         total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
     return total, largest, denominator
 
@@ -107,6 +109,9 @@ def forward_kernel(
     q,
     k,
     v,
+    query_box,
+    key_box,
+    value_box,
     out,
     log_sum_exp,
     schedule,
@@ -130,7 +135,7 @@ def forward_kernel(
     place = tile.first + tl.arange(0, BLOCK_QUERY)
     real = place < length
     q, k, v = query_rows(q, tile), key_rows(k, tile), key_rows(v, tile)
-    query = load_rows(q, place, length, SHAPE)
+    query = load_block(q, query_box, tile.start, tile.head, tile.first, place, length, SHAPE)
     queries = own_queries(rule, biases, tile, place, SHAPE)
     nearest = least_position(queries, tile, tile.first, SHAPE)
     total = tl.zeros([BLOCK_QUERY, BLOCK_WIDTH], tl.float32)
@@ -140,8 +145,8 @@ def forward_kernel(
     if SHAPE.general:
         spans = key_spans(queries, tile, window, SHAPE, BLOCK_KEY)
         total, largest, denominator = _attend(
-            total, largest, denominator, query, queries, nearest, k, v, 0, spans.end, spans, tile, biases, window,
-            scale, True, True, False, SHAPE, BLOCK_KEY,
+            total, largest, denominator, query, queries, nearest, k, v, key_box, value_box, 0, spans.end, spans,
+            tile, biases, window, scale, True, True, False, SHAPE, BLOCK_KEY,
         )  # fmt: skip
     else:
         low, inner, outer, high = key_ranges(
@@ -154,8 +159,8 @@ def forward_kernel(
                 begin = tile.first if part == 0 else (low if part == 1 else (inner if part == 2 else outer))
                 end = own_end if part == 0 else (inner if part == 1 else (outer if part == 2 else high))
                 total, largest, denominator = _attend(
-                    total, largest, denominator, query, queries, nearest, k, v, begin, end, None, tile, biases,
-                    window, scale, part != 2, part == 0, part == 3, SHAPE, BLOCK_KEY,
+                    total, largest, denominator, query, queries, nearest, k, v, key_box, value_box, begin, end, None,
+                    tile, biases, window, scale, part != 2, part == 0, part == 3, SHAPE, BLOCK_KEY,
                 )  # fmt: skip
     broken = broken_rows(total, real)
     row = tile.head.to(tl.int64) * rows + tile.start

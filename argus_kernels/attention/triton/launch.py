@@ -22,11 +22,12 @@ from argus_kernels.attention.dropout import dropped_below
 from argus_kernels.attention.mask_rule import MOST_PLACES
 from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
+from argus_kernels.attention.triton.boxes import user_box
 from argus_kernels.attention.triton.forward import forward_kernel
 from argus_kernels.attention.triton.records import Biases, Rows, Rule, Shape, Statistics
 from argus_kernels.attention.triton.schedule import tile_schedules
 from argus_kernels.attention.triton.tables import table_gradient_kernel
-from argus_kernels.core.triton_support import gpu_generation, launch, next_power_of_two
+from argus_kernels.core.triton_support import gpu_generation, launch, loads_by_tma, next_power_of_two
 from argus_kernels.core.tuning import Config, Tunable, configuration
 
 TABLE_BLOCK = 32
@@ -83,8 +84,15 @@ class Attention(History):
         if self.ruled:
             return {**found, **ruled_config(part, width, self.q.dtype, generation, self.softmax)}
         if self.visible is not None:
-            return {**found, **limited_config(part, width, self.q.dtype)}
+            found = {**found, **limited_config(part, width, self.q.dtype)}
+        if part == "forward" and self.described and not self.biased:
+            return {**found, **described_config(width)}
         return found
+
+    @property
+    def described(self) -> bool:
+        """Whether the forward kernel loads q, k and v by TMA."""
+        return loads_by_tma(self.q, self.k, self.v)
 
     def shared_arguments(self) -> dict[str, Any]:
         """The arguments that all kernels take."""
@@ -194,6 +202,15 @@ def ruled_config(part: str, width: int, dtype: torch.dtype, generation: int, sof
     return {"registers": 168} if limited and generation >= 10 else {}
 
 
+def described_config(width: int) -> Config:
+    """What loads by TMA change in forward: without addresses two programs fit a multiprocessor at head width 64.
+
+    One multiplies while the other works on its weights. With 128 keys, SiLU, `visible` and the window spill 40 to 192
+    bytes under this limit; with 64 nothing does.
+    """
+    return {"block_key": 64, "registers": 128} if width == 64 else {}
+
+
 def limited_config(part: str, width: int, dtype: torch.dtype) -> Config:
     """What `visible` changes: to look for the first query that sees a tile of keys spills 928 bytes in four warps."""
     wide = dtype == torch.float32 and part == "key_gradient" and width > 32
@@ -221,6 +238,7 @@ def forward(given: Attention) -> tuple[Tensor, Tensor | None]:
             "log_sum_exp": log_sum_exp,
             "schedule": schedule,
             "divisor": given.divisor or 1.0,
+            **_boxes(given, config),
             **_blocks(config),
         }
         _launch(forward_kernel, heads, arguments, config)
@@ -361,6 +379,18 @@ def _blocks(config: Config) -> dict[str, int]:
     return {"BLOCK_QUERY": config["block_query"], "BLOCK_KEY": config["block_key"]}
 
 
+def _boxes(given: Attention, config: Config) -> dict[str, Any]:
+    """The descriptors of q, k and v, or None for each where TMA cannot load them."""
+    sides = {
+        "query_box": (given.q, "block_query"),
+        "key_box": (given.k, "block_key"),
+        "value_box": (given.v, "block_key"),
+    }
+    if not given.described:
+        return dict.fromkeys(sides)
+    return {name: user_box(one, config[side], given.block_width()) for name, (one, side) in sides.items()}
+
+
 def _rows(table: Tensor | None) -> Tensor | None:
     """A table whose columns are contiguous in memory; float64 becomes float32, the dtype of the scores."""
     if table is None:
@@ -370,17 +400,17 @@ def _rows(table: Tensor | None) -> Tensor | None:
 
 def tunables(op: str) -> tuple[Tunable, ...]:
     """The configurations of an op's three kernels that `python -m benchmarks tune` may choose from."""
-    tiles: dict[str, tuple[tuple[int, int, int, int], ...]] = {
-        "forward": ((128, 128, 8, 3), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3)),
+    tiles: dict[str, tuple[tuple[int, ...], ...]] = {
+        "forward": ((128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 8, 3, 128), (128, 64, 8, 2), (64, 64, 4, 3)),
         "query_gradient": ((64, 64, 4, 3), (64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3)),
         "key_gradient": ((64, 64, 4, 3), (32, 64, 4, 2), (64, 64, 8, 2), (32, 64, 8, 2)),
     }
-    names = ("block_query", "block_key", "warps", "stages")
+    names = ("block_query", "block_key", "warps", "stages", "registers")
     return tuple(
         Tunable(
             f"{op}/{part}",
             "triton",
-            tuple(dict(zip(names, config, strict=True)) for config in configs),
+            tuple(dict(zip(names, config, strict=False)) for config in configs),
             backward=part != "forward",
         )
         for part, configs in tiles.items()

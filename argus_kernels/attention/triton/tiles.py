@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from argus_kernels.attention.relative_bias import LOG_STEP
+from argus_kernels.attention.triton.boxes import LAST_ROW
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
@@ -28,6 +29,22 @@ def load_rows(rows, place, length, SHAPE: tl.constexpr):
     if SHAPE.block_width != SHAPE.width:
         real = real & (column < SHAPE.width)[None, :]
     return tl.load(pointers, mask=real, other=0.0)
+
+
+@triton.jit
+def load_block(rows, box, start, head, first, place, length, SHAPE: tl.constexpr):
+    """`load_rows` of the places from `first` on, of the user whose rows begin at `start`, and of a head.
+
+    box: None, or the batch's descriptor as `boxes.user_box` makes it: TMA then loads the block, and the hardware has
+    the user's end as a bound.
+    """
+    if box is not None:
+        end = (start + length).to(tl.int32)
+        block = box.load([LAST_ROW, end, head, LAST_ROW - length + first, 0])
+        loaded = tl.reshape(block, [place.shape[0], SHAPE.block_width])
+    else:
+        loaded = load_rows(rows, place, length, SHAPE)
+    return loaded
 
 
 @triton.jit

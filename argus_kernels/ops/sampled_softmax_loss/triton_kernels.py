@@ -23,6 +23,7 @@ from argus_kernels.core.triton_support import (
     CompileCase,
     ceil_div,
     launch,
+    loads_by_tma,
     next_power_of_two,
     processors,
 )
@@ -32,7 +33,6 @@ from argus_kernels.ops.sampled_softmax_loss.triton_grid import CONFIG_NAMES, res
 from argus_kernels.ops.sampled_softmax_loss.triton_products import (
     add_candidate_gradient,
     dot_rows,
-    loads_by_tma,
     marked,
     wild_parts,
     write_query_gradient,
@@ -297,7 +297,7 @@ def _score_arguments(given: Arguments, rows: Rows, config: Config) -> dict[str, 
     depth = config["block_depth"]
     query: Any = (rows.query, *rows.query.stride())
     candidates: Any = (given.candidates, *given.candidates.stride())
-    described = loads_by_tma(rows.query, given.candidates, block_depth=depth)
+    described = loads_by_tma(rows.query, given.candidates)
     if described:
         query = TensorDescriptor.from_tensor(rows.query, [config["block_rows"], depth])
         candidates = TensorDescriptor.from_tensor(given.candidates, [config["block_candidates"], depth])

@@ -19,10 +19,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from argus_kernels.core.triton_jit import kernel
-from argus_kernels.core.triton_support import ceil_div, gpu_generation, launch, next_power_of_two
+from argus_kernels.core.triton_support import ceil_div, launch, loads_by_tma, next_power_of_two
 
-TMA_ALIGNMENT = 16
-"""Bytes to which TMA wants the address, the row stride and the innermost side of a box."""
 NEGATIVE_ZERO = tl.constexpr(-(2**31))
 """The bits of −0 in float32."""
 _PROGRAMS = 64
@@ -134,17 +132,6 @@ def product_kernel(
     tl.store(target, total.to(out[0].dtype.element_ty), mask=mask)
 
 
-def loads_by_tma(*matrices: Tensor, block_depth: int) -> bool:
-    """Whether the kernels take descriptors of these matrices: 16 bits on sm_90, aligned as TMA wants it."""
-
-    def fits(matrix: Tensor) -> bool:
-        element = matrix.element_size()
-        aligned = matrix.stride(0) * element % TMA_ALIGNMENT == 0 and matrix.data_ptr() % TMA_ALIGNMENT == 0
-        return element == 2 and matrix.numel() > 0 and matrix.stride(1) == 1 and aligned
-
-    return gpu_generation(matrices[0].device) == 9 and block_depth >= TMA_ALIGNMENT and all(map(fits, matrices))
-
-
 def dot_rows(left: Tensor, right: Tensor) -> Tensor:
     """⟨left_n, right_n⟩ of every row, float32 [N]."""
     rows, width = left.shape
@@ -214,7 +201,7 @@ def _product(left: Tensor, right: Tensor, wild: Tensor, out: Tensor, epilogue: d
     block_depth = 64 if half else 16
     turned = left.stride(1) != 1
     rowwise = left.T if turned else left
-    described = loads_by_tma(rowwise, right, block_depth=block_depth)
+    described = loads_by_tma(rowwise, right)
     left_box = [block_depth, block_rows] if turned else [block_rows, block_depth]
     arguments = epilogue | {
         "described_left": TensorDescriptor.from_tensor(rowwise, left_box) if described else None,
