@@ -9,6 +9,8 @@ table, not on the other users of the call.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -262,15 +264,11 @@ def forward(given: Arguments) -> Tensor:
         append_int8(given)
         given = given._replace(k=None, v=None, key_time=None)
     block_table, lengths = given.block_table.contiguous(), given.lengths.contiguous()
-    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
-    query_time, key_time = _contiguous(given.query_time), _contiguous(given.key_time)
     rows, heads, width = given.q.shape
     out = given.q.new_empty(given.q.shape)
-    pages, page_size = given.key_pages.shape[:2]
-    capacity = block_table.shape[1] * page_size
-    default = _CONFIGS[0]
+    capacity = block_table.shape[1] * given.key_pages.shape[1]
     config = configuration(
-        _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=default, device=given.q.device
+        _KERNEL, width=width, dtype=given.q.dtype, size=capacity, default=_CONFIGS[0], device=given.q.device
     )
     # A tile of keys and one of values are held in registers: 64 events of 128 columns fill them, 256 columns spill.
     padded_width = next_power_of_two(width)
@@ -282,18 +280,33 @@ def forward(given: Arguments) -> Tensor:
     largest = given.q.new_empty((rows * heads, chunks), dtype=torch.float32)
     total, weighted = torch.empty_like(largest), given.q.new_empty((*largest.shape, width), dtype=torch.float32)
     seen = capacity if given.window is None else min(given.window, capacity)
-    sizes = {"users": users, "heads": heads, "width": width, "chunk": chunk, "window": max(seen, 1)}
-    events = {
+    shared = {
+        "users": users,
+        "heads": heads,
+        "width": width,
+        "chunk": chunk,
+        "window": max(seen, 1),
         "lengths": lengths,
         "offsets": offsets,
         "user_of": None if offsets is None else user_of_row(offsets, rows),
         "divisor": given.divisor,
+        "largest_of": largest,
+        "sum_of": total,
+        "weighted_of": weighted,
+        "WIDTH": padded_width,
     }
-    results = {"largest_of": largest, "sum_of": total, "weighted_of": weighted, **events}
-    time_buckets = 0 if time_bias is None else time_bias.shape[1]
-    arguments = {
-        **results,
-        **sizes,
+    pairs = rows * heads
+    of_chunks = {**shared, **_cache(given, block_table), **_biases(given), "BLOCK": block}
+    launch(chunk_kernel, (pairs, chunks), of_chunks, warps=config["warps"], stages=config["stages"])
+    combined = {**shared, "out": out, "chunks": chunks, "capacity": capacity, "BLOCK": _COMBINED_CHUNKS}
+    launch(combine_kernel, (pairs,), combined, warps=4, stages=1)
+    return out
+
+
+def _cache(given: Arguments, block_table: Tensor) -> dict[str, Any]:
+    """What `chunk_kernel` takes of the queries, the cache and the new events."""
+    pages, page_size = given.key_pages.shape[:2]
+    return {
         "q": given.q,
         "key_pages": given.key_pages,
         "value_pages": given.value_pages,
@@ -303,38 +316,42 @@ def forward(given: Arguments) -> Tensor:
         "block_table": block_table,
         "k": given.k,
         "v": given.v,
-        "position_bias": position_bias,
-        "time_bias": time_bias,
-        "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
-        "query_time": None if time_bias is None else query_time,
-        "key_time": None if given.k is None else key_time,
         "scale": given.scale,
         "group": given.group,
         "pages": pages,
         "page_size": page_size,
         "block_table_width": block_table.shape[1],
-        "position_buckets": 0 if position_bias is None else position_bias.shape[1],
-        "time_buckets": time_buckets,
         "q_strides": given.q.stride(),
         "key_strides": given.key_pages.stride(),
         "value_strides": given.value_pages.stride(),
         "time_strides": given.time_pages.stride(),
-        "key_scale_strides": None if given.key_scales is None else given.key_scales.stride(),
-        "value_scale_strides": None if given.value_scales is None else given.value_scales.stride(),
+        "key_scale_strides": _strides(given.key_scales),
+        "value_scale_strides": _strides(given.value_scales),
         "block_table_stride": block_table.stride(0),
-        "k_strides": None if given.k is None else given.k.stride(),
-        "v_strides": None if given.v is None else given.v.stride(),
+        "k_strides": _strides(given.k),
+        "v_strides": _strides(given.v),
+    }
+
+
+def _biases(given: Arguments) -> dict[str, Any]:
+    """What `chunk_kernel` takes of the tables and of times."""
+    position_bias, time_bias = _contiguous(given.position_bias), _contiguous(given.time_bias)
+    time_buckets = 0 if time_bias is None else time_bias.shape[1]
+    return {
+        "position_bias": position_bias,
+        "time_bias": time_bias,
+        "thresholds": None if time_bias is None else time_thresholds(time_buckets, given.q.device),
+        "query_time": None if time_bias is None else _contiguous(given.query_time),
+        "key_time": None if given.k is None else _contiguous(given.key_time),
+        "position_buckets": 0 if position_bias is None else position_bias.shape[1],
+        "time_buckets": time_buckets,
         "position_stride": 0 if position_bias is None else position_bias.stride(0),
         "time_bias_stride": 0 if time_bias is None else time_bias.stride(0),
-        "BLOCK": block,
-        "WIDTH": padded_width,
     }
-    pairs = rows * heads
-    launch(chunk_kernel, (pairs, chunks), arguments, warps=config["warps"], stages=config["stages"])
-    combined = {**results, **sizes, "out": out, "chunks": chunks, "capacity": capacity}
-    combined |= {"BLOCK": _COMBINED_CHUNKS, "WIDTH": padded_width}
-    launch(combine_kernel, (pairs,), combined, warps=4, stages=1)
-    return out
+
+
+def _strides(tensor: Tensor | None) -> tuple[int, ...] | None:
+    return None if tensor is None else tensor.stride()
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
