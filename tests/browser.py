@@ -42,7 +42,8 @@ class Page:
         target = self._call("Target.createTarget", {"url": address})["targetId"]
         self._session = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         until = time.monotonic() + SECONDS
-        while self.run("document.readyState") != "complete" or self.run("location.href") == "about:blank":
+        # In one expression: between two the empty page, which is complete, may give way to one that still loads.
+        while not self.run("document.readyState === 'complete' && location.href !== 'about:blank'"):
             assert time.monotonic() < until, f"{address} did not load"
             time.sleep(0.05)
 
