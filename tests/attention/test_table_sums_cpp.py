@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def verdicts(case: HistoryCase, dtype: torch.dtype, changed: Callable[[dict[str,
         changed(arguments)
         above = torch.randn(arguments["q"].shape, generator=generator).to(dtype)
         for backend, kind in (("cpp", dtype), ("eager", dtype), ("eager", torch.float64)):
-            cast = {
+            cast: dict[str, Any] = {
                 name: value.to(kind) if isinstance(value, Tensor) and value.is_floating_point() else value
                 for name, value in arguments.items()
             }
