@@ -25,7 +25,6 @@ MAX_POSITIONS = 512
 
 Launch = Callable[..., Any]
 """A native op of CUDA. Tests give one that runs the same kernels on the CPU."""
-HistoryArguments = tuple[Tensor | None, ...]
 
 
 def available_cpp() -> str | None:
@@ -64,34 +63,40 @@ def why_not_cuda(given: History) -> list[str]:
     return problems
 
 
-def native_arguments(given: History, *, aligned: bool) -> HistoryArguments:
-    """The tensors of a history in the order of the native ops; nothing here waits for a GPU.
+def native_arguments(
+    given: History, factors: tuple[Any, ...], aligned: bool, wanted: tuple[bool, ...] = ()
+) -> tuple[Any, ...]:
+    """The arguments of the native ops in their order, up to the last that is not its default: the dispatcher takes
+    0.1 µs for each. Nothing here waits for a GPU.
 
     q, k and v are taken with any strides as long as the elements of a head lie side by side, as in the views of one
-    projection to all three; the tables come in the dtype of the sums. aligned: heads as the CUDA kernels read them.
+    projection to all three; the tables come in the dtype of the sums. factors: the numbers that have no default.
+    aligned: heads as the CUDA kernels read them. wanted: `wanted_tables`, in a backward pass.
     """
     # All fields at once: an attribute of a named tuple costs as much as the rest of its line.
     (
-        q, k, v, offsets, _, key_offsets, _, visible, position, own_begin, own_end, prefix, position_bias, time_bias,
-        query_time, key_time, dropout_seed, *_,
+        q, k, v, offsets, _, _, _, window, dropout, position_bias, time_bias, query_time, key_time,
+        visible, position, own_begin, own_end, prefix, key_offsets, _, dropout_seed,
     ) = given  # fmt: skip
-    return (
-        heads(q, aligned),
-        heads(k, aligned),
-        heads(v, aligned),
-        offsets.contiguous(),
-        None if key_offsets is None else key_offsets.contiguous(),
-        None if visible is None else visible.contiguous(),
-        None if position is None else position.contiguous(),
-        None if own_begin is None else own_begin.contiguous(),
-        None if own_end is None else own_end.contiguous(),
-        None if prefix is None else prefix.contiguous(),
-        None if position_bias is None else position_bias.to(WIDE[q.dtype]).contiguous(),
-        None if time_bias is None else time_bias.to(WIDE[q.dtype]).contiguous(),
+    found = (heads(q, aligned), heads(k, aligned), heads(v, aligned), offsets.contiguous(), *factors)
+    usual = (
+        visible is None and position is None and own_begin is None and own_end is None and prefix is None
+        and key_offsets is None and dropout_seed is None
+    )  # fmt: skip
+    if usual and position_bias is None and time_bias is None and window is None and not dropout:
+        return found
+    wide = WIDE[q.dtype]
+    found += (
+        *(window or 0, dropout, *wanted),
+        None if position_bias is None else position_bias.to(wide).contiguous(),
+        None if time_bias is None else time_bias.to(wide).contiguous(),
         None if query_time is None else query_time.contiguous(),
         None if key_time is None else key_time.contiguous(),
-        None if dropout_seed is None else dropout_seed.contiguous(),
     )
+    if usual:
+        return found
+    rule = (visible, position, own_begin, own_end, prefix, key_offsets, dropout_seed)
+    return (*found, *(None if one is None else one.contiguous() for one in rule))
 
 
 def heads(packed: Tensor, aligned: bool) -> Tensor:

@@ -12,7 +12,6 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import NoneType
 from typing import Any, TypeAlias
 
 import torch
@@ -26,7 +25,7 @@ MAX_PLANS = 1024
 
 _TENSORS = (Tensor, torch.nn.Parameter)
 _EXACT = (int, bool, str)
-_PLAIN = (NoneType, *_EXACT)
+_strided = torch.strided
 _is_functional = torch._is_functional_tensor
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -92,55 +91,50 @@ class Likeness:
 
     def __init__(self, values: Sequence[Any]) -> None:
         """values: those of a call that has a key."""
-        kinds = [type(value) for value in values]
+        self._kinds = tuple(map(type, values))
         places = range(len(values))
-        tensors = [place for place in places if kinds[place] in _TENSORS]
-        plain = [place for place in places if kinds[place] in _PLAIN]
-        self._tensors, self._plain = _picker(tensors), _picker(plain)
-        self._floats = [(place, _sign(values[place])) for place in places if kinds[place] is float]
-        lists = [place for place in places if kinds[place] in (list, tuple)]
-        self._tensor_lists = [
-            (place, kinds[place], len(values[place])) for place in lists if _are_tensors(values[place])
-        ]
+        self._tensors = _picker([place for place in places if self._kinds[place] in _TENSORS])
+        self._exact = _picker([place for place in places if self._kinds[place] in _EXACT])
+        self._floats = [(place, _sign(values[place])) for place in places if self._kinds[place] is float]
+        lists = [place for place in places if self._kinds[place] in (list, tuple)]
+        self._tensor_lists = [(place, len(values[place])) for place in lists if _are_tensors(values[place])]
         self._other_lists = [(place, key_of((values[place],))) for place in lists if not _are_tensors(values[place])]
-        self._values = self._plain(values)
-        self._kinds = tuple(map(type, self._values))
+        self._values = self._exact(values)
         self._guards = _guards(self._all_tensors(values))
 
     def _all_tensors(self, values: Sequence[Any]) -> Sequence[Any]:
-        if not self._tensor_lists:
-            return self._tensors(values)
         found = list(self._tensors(values))
-        for place, _, _ in self._tensor_lists:
+        for place, _ in self._tensor_lists:
             found += values[place]
         return found
 
     def __call__(self, values: Sequence[Any]) -> bool:
-        """Whether the key of these values, as many as those given, is the same; False also where that is not clear."""
-        plain = self._plain(values)
+        """Whether the key of these values is the same; False also where that is not clear."""
         # Types first: a tensor compared with a number gives a tensor.
-        if tuple(map(type, plain)) != self._kinds or plain != self._values:
+        if tuple(map(type, values)) != self._kinds or self._exact(values) != self._values:
             return False
         for place, sign in self._floats:
             value = values[place]
-            if type(value) is not float or not -math.inf < value < math.inf or _sign(value) != sign:
+            if not -math.inf < value < math.inf or _sign(value) != sign:
                 return False
-        for place, kind, count in self._tensor_lists:
-            if type(values[place]) is not kind or len(values[place]) != count:
+        if not self._tensor_lists and not self._other_lists:
+            return _pass(self._guards, self._tensors(values))
+        for place, count in self._tensor_lists:
+            if len(values[place]) != count or not _are_tensors(values[place]):
                 return False
         for place, key in self._other_lists:
             if key_of((values[place],)) != key:
                 return False
-        return _are_like(self._guards, self._all_tensors(values))
+        return _pass(self._guards, self._all_tensors(values))
 
 
-def _are_like(guards: Any, tensors: Sequence[Any]) -> bool:
-    """Whether these values, as many as the guards were made for, are tensors like those.
+def _pass(guards: Any, tensors: Sequence[Tensor]) -> bool:
+    """Whether these, as many as the guards were made for, are like those.
 
     Of a sparse or nested tensor the guards ask the strides or sizes that it does not have, which aborts the process.
     """
     for tensor in tensors:
-        if type(tensor) not in _TENSORS or tensor.layout is not torch.strided or tensor.is_nested:
+        if tensor.layout is not _strided or tensor.is_nested:
             return False
     same: bool = guards.check(*tensors)
     return same
@@ -199,9 +193,12 @@ class Plan:
         self._backward: Backend | None = None
         self._place_tensors(given)
         self._wants: dict[tuple[bool, ...], tuple[dict[str, bool], Slots]] = {}
-        self._kept: tuple[int, ...] | None = None
-        self._copied: tuple[int, ...] = ()
-        self._template: list[Any] = []
+        self._arranged: Callable[[Sequence[Any]], tuple[Any, ...]] | None = None
+        """Picks the fields of the record out of what a call gives and the template."""
+        self._as_given = False
+        """Whether the room changes nothing."""
+        self._copied: list[int] = []
+        self._template: tuple[Any, ...] = ()
         self.likeness: Likeness | None = None
         """Made when the plan is found again."""
         self._gradients: tuple[int, Any] | None = None
@@ -234,37 +231,41 @@ class Plan:
             (field, slice(start, start + size)) for field, (start, size) in sorted(starts.items()) if size is not None
         ]
 
-    def learn(self, raw: Given, given: Given) -> bool:
-        """Notes how a room made its record of the user's arguments; False where it made a tensor, so cannot be kept."""
-        kept, copied = [], []
+    def learn(self, raw: Given, given: Given, told: int) -> bool:
+        """Notes how a room made its record of the user's arguments; False where it made a tensor, so cannot be kept.
+
+        told: how many of the first fields such a call gives; the others of `raw` have their defaults.
+        """
+        places = []
         for field, (before, after) in enumerate(zip(raw, given, strict=True)):
             if isinstance(after, list):
                 if len(before) != len(after) or any(a is not b and a != b for a, b in zip(before, after, strict=True)):
                     return False
-                copied.append(field)
-            elif after is before:
-                kept.append(field)
-            elif isinstance(after, Tensor) or isinstance(before, float):
+                self._copied.append(field)
+            elif after is not before and (isinstance(after, Tensor) or isinstance(before, float)):
                 return False
-        self._template = [None if field in kept or field in copied else value for field, value in enumerate(given)]
-        self._kept, self._copied = tuple(kept), tuple(copied)
+            kept = field < told and (after is before or isinstance(after, list))
+            places.append(field if kept else told + field)
+        self._template = tuple(None if field == place else given[field] for field, place in enumerate(places))
+        self._arranged = _picker(places)
+        self._as_given = not self._copied and places == list(range(len(given)))
         return True
 
     def stands(self) -> bool:
         """Whether the backends and settings are those of the plan."""
         return self.backends is self.op.backends and self.settings == settings()
 
-    def replay(self, raw: Given) -> Given:
+    def replay(self, raw: tuple[Any, ...]) -> Given:
         """The record that the room would make of the user's arguments."""
-        assert self._kept is not None
-        if len(self._kept) == len(raw):
+        assert self._arranged is not None
+        if self._as_given and type(raw) is self.op.record:
             return raw
-        values = self._template.copy()
-        for field in self._kept:
-            values[field] = raw[field]
-        for field in self._copied:
-            values[field] = list(raw[field])
-        return self.op.record._make(values)
+        fields: Sequence[Any] = self._arranged(raw + self._template)
+        if self._copied:
+            fields = list(fields)
+            for field in self._copied:
+                fields[field] = list(fields[field])
+        return tuple.__new__(self.op.record, fields)
 
     def tensors(self, given: Given) -> Sequence[Tensor]:
         """The flat list of the record's tensors."""
@@ -286,7 +287,7 @@ class Plan:
             fields = list(fields)
             for field, part in self._lists:
                 fields[field] = list(together[part])
-        return self.op.record._make(fields)
+        return tuple.__new__(self.op.record, fields)
 
     def compute(self, given: Given) -> Any:
         """The outputs. Values are checked once: by the kernels where they do, and refused in the op's words."""
@@ -320,7 +321,9 @@ class Plan:
     def knows(self, gradients: Sequence[Tensor]) -> bool:
         """Whether these are like the plain gradients of an earlier backward pass."""
         known = self._gradients
-        return known is not None and known[0] == len(gradients) and _are_like(known[1], gradients)
+        return (
+            known is not None and known[0] == len(gradients) and _are_tensors(gradients) and _pass(known[1], gradients)
+        )
 
     def learn_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Notes the gradients of a backward pass, which are plain."""

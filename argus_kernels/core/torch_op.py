@@ -54,7 +54,7 @@ def plain_number(value: Any) -> Any:
 
     Itself where it is none, where torch.compile or a transform looks on, and where it is for the checks to refuse.
     """
-    if not isinstance(value, Tensor) or torch.compiler.is_compiling():
+    if value is None or not isinstance(value, Tensor) or torch.compiler.is_compiling():
         return value
     fits = value.layout is torch.strided and not value.is_nested and value.dim() == 0 and not value.requires_grad
     return value.item() if fits and value.dtype in FLOATING and is_plain([value]) else value
@@ -150,13 +150,13 @@ class Op:
 
     def __call__(
         self,
-        given: Given,
+        given: tuple[Any, ...],
         *,
         backend: str | None = None,
         prepare: Callable[..., Given] | None = None,
         also: tuple[Any, ...] = (),
     ) -> Any:
-        """Computes the op on its record.
+        """Computes the op on its record, or on the first fields of one whose other fields have their defaults.
 
         backend "eager" is the plain PyTorch definition with no op boundary: autograd and torch.compile see through it.
         It is what the fast backends are judged against.
@@ -170,7 +170,8 @@ class Op:
             plan, key = self._plan_of(values)
             if plan is not None and is_quiet():
                 return self._directly(plan, plan.replay(given))
-        raw = given
+        told = len(given)
+        given = raw = self.record(*given)
         if prepare is not None:
             given = prepare(raw, *also)
         if isinstance(wanted, Probe):
@@ -184,7 +185,7 @@ class Op:
             tensors = tensors_among(given)
             wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
             if (self.differentiable or not wants_gradients) and is_plain(tensors):
-                return self._planned(raw, given, key, wanted, wants_gradients)
+                return self._planned(raw, given, told, key, wanted, wants_gradients)
         if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
             refuse_transforms(self.name, given)
         if any(_is_free(given[index]) for index in self._floats):
@@ -206,11 +207,11 @@ class Op:
             self._latest = (found, *self._latest[:1])
         return found, key
 
-    def _planned(self, raw: Given, given: Given, key: Any, wanted: str, wants_gradients: bool) -> Any:
+    def _planned(self, raw: Given, given: Given, told: int, key: Any, wanted: str, wants_gradients: bool) -> Any:
         """A plain call that no plan was found for; the plan is kept for the next one where that can be."""
         plan = Plan(self, given, wanted, wants_gradients)
         outputs = self._directly(plan, given)
-        if key is not None and plan.learn(raw, given):
+        if key is not None and plan.learn(raw, given, told):
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
                 self._latest = ()

@@ -21,27 +21,30 @@ namespace argus::attention {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// The tensors of the native ops' schemas, as parameters, and as arguments in the order of `Given`. The
-// numbers follow.
-#define ARGUS_HISTORY_SCHEMA                                                                      \
-  "Tensor q, Tensor k, Tensor v, Tensor offsets, Tensor? key_offsets, Tensor? visible, Tensor? "  \
-  "position, Tensor? own_begin, Tensor? own_end, Tensor? prefix, Tensor? position_bias, Tensor? " \
-  "time_bias, Tensor? query_time, Tensor? key_time, Tensor? dropout_seed"
-#define ARGUS_HISTORY_PARAMETERS                                                                        \
-  Tensor q, Tensor k, Tensor v, Tensor offsets, OptionalTensor key_offsets, OptionalTensor visible,     \
-      OptionalTensor position, OptionalTensor own_begin, OptionalTensor own_end, OptionalTensor prefix, \
-      OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,                \
-      OptionalTensor key_time, OptionalTensor dropout_seed
-#define ARGUS_HISTORY_VALUES                                                                              \
-  q, k, v, offsets, key_offsets, visible, position, own_begin, own_end, prefix, position_bias, time_bias, \
-      query_time, key_time, dropout_seed
+// The schemas of the native ops begin with the rows; the op's factors follow, then what a call may leave out.
+// A backward pass has in front what it knows of the forward pass, and `wanted` after the dropout.
+#define ARGUS_ROWS_SCHEMA "Tensor q, Tensor k, Tensor v, Tensor offsets, "
+#define ARGUS_NUMBERS_SCHEMA ", int window=0, float dropout=0.0, "
+#define ARGUS_WANTED_SCHEMA "bool need_position_bias=False, bool need_time_bias=False, "
+#define ARGUS_TENSORS_SCHEMA                                                                             \
+  "Tensor? position_bias=None, Tensor? time_bias=None, Tensor? query_time=None, Tensor? key_time=None, " \
+  "Tensor? visible=None, Tensor? position=None, Tensor? own_begin=None, Tensor? own_end=None, "          \
+  "Tensor? prefix=None, Tensor? key_offsets=None, Tensor? dropout_seed=None"
+#define ARGUS_ROWS_PARAMETERS Tensor q, Tensor k, Tensor v, Tensor offsets
+#define ARGUS_TENSORS_PARAMETERS                                                                          \
+  OptionalTensor position_bias, OptionalTensor time_bias, OptionalTensor query_time,                      \
+      OptionalTensor key_time, OptionalTensor visible, OptionalTensor position, OptionalTensor own_begin, \
+      OptionalTensor own_end, OptionalTensor prefix, OptionalTensor key_offsets, OptionalTensor dropout_seed
+#define ARGUS_HISTORY_VALUES                                                                               \
+  q, k, v, offsets, position_bias, time_bias, query_time, key_time, visible, position, own_begin, own_end, \
+      prefix, key_offsets, dropout_seed
 
 // The arguments as the native ops take them. Tables are contiguous, in the dtype of the sums.
 struct Given {
   const char* op;
   Tensor q, k, v, offsets;
-  OptionalTensor key_offsets, visible, position, own_begin, own_end, prefix;
-  OptionalTensor position_bias, time_bias, query_time, key_time, dropout_seed;
+  OptionalTensor position_bias, time_bias, query_time, key_time;
+  OptionalTensor visible, position, own_begin, own_end, prefix, key_offsets, dropout_seed;
   double scale, divisor;
   int64_t window;  // 0: no limit
   double dropout;
@@ -133,9 +136,9 @@ inline const int32_t* offsets_of(const Given& given, const char* name, const Ten
 
 template <class E>
 const E* column_of(const Given& given, const char* name, const OptionalTensor& tensor, ScalarType dtype,
-                   int64_t rows) {
+                   const char* pattern, int64_t rows) {
   if (!tensor.has_value()) return nullptr;
-  check_like(given, name, *tensor, dtype, "[T]", {rows});
+  check_like(given, name, *tensor, dtype, pattern, {rows});
   return static_cast<const E*>(tensor->const_data_ptr());
 }
 
@@ -209,7 +212,7 @@ inline Arguments arguments_of(const Given& given) {
          given.offsets.size(0));
   const int64_t users = given.offsets.size(0) - 1;
   const auto number_of = [&](const char* name, const OptionalTensor& tensor) {
-    return column_of<int32_t>(given, name, tensor, ScalarType::Int, rows);
+    return column_of<int32_t>(given, name, tensor, ScalarType::Int, "[T]", rows);
   };
   const Arguments arguments{
       .q = heads_of(given, "q", given.q, rows, given.q.size(1)),
@@ -221,13 +224,13 @@ inline Arguments arguments_of(const Given& given) {
       .position = number_of("position", given.position),
       .own_begin = number_of("own_begin", given.own_begin),
       .own_end = number_of("own_end", given.own_end),
-      .prefix = column_of<int32_t>(given, "prefix", given.prefix, ScalarType::Int, users),
+      .prefix = column_of<int32_t>(given, "prefix", given.prefix, ScalarType::Int, "[B]", users),
       .position_bias = position_bias,
       .time_bias = time_bias,
-      .query_time = column_of<int64_t>(given, "query_time", given.query_time, ScalarType::Long, rows),
-      .key_time = column_of<int64_t>(given, "key_time", given.key_time, ScalarType::Long, key_rows),
+      .query_time = column_of<int64_t>(given, "query_time", given.query_time, ScalarType::Long, "[T]", rows),
+      .key_time = column_of<int64_t>(given, "key_time", given.key_time, ScalarType::Long, "[Tk]", key_rows),
       .dropout_seed = given.dropout > 0 ? column_of<int64_t>(given, "dropout_seed", given.dropout_seed,
-                                                             ScalarType::Long, users)
+                                                             ScalarType::Long, "[B]", users)
                                         : nullptr,
       .rows = rows,
       .key_rows = key_rows,

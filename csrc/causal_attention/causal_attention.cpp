@@ -18,7 +18,8 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "causal_attention";
 
-std::tuple<Tensor, Tensor> forward(ARGUS_HISTORY_PARAMETERS, double scale, int64_t window, double dropout) {
+std::tuple<Tensor, Tensor> forward(ARGUS_ROWS_PARAMETERS, double scale, int64_t window, double dropout,
+                                   ARGUS_TENSORS_PARAMETERS) {
   const Given given{kOp, ARGUS_HISTORY_VALUES, scale, 1.0, window, dropout};
   const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
@@ -35,16 +36,16 @@ std::tuple<Tensor, Tensor> forward(ARGUS_HISTORY_PARAMETERS, double scale, int64
 }
 
 std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor out, Tensor log_sum_exp,
-                             ARGUS_HISTORY_PARAMETERS, double scale, int64_t window, double dropout,
-                             bool need_position_bias, bool need_time_bias) {
+                             ARGUS_ROWS_PARAMETERS, double scale, int64_t window, double dropout,
+                             bool need_position_bias, bool need_time_bias, ARGUS_TENSORS_PARAMETERS) {
   const Given given{kOp, ARGUS_HISTORY_VALUES, scale, 1.0, window, dropout};
   attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
   attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
   attention::check_query(given);
 #ifdef ARGUS_CUDA_LIBRARY
   const CurrentStream stream(q);
-#endif
   if (!d_log_sum_exp.has_value()) d_log_sum_exp = zeros(q, {q.size(1), q.size(0)}, given.wide());
+#endif
   attention::Backward call = attention::backward_of(given, {d_out, d_log_sum_exp, out, log_sum_exp});
   const attention::NewGradients gradients(given, need_position_bias, need_time_bias);
   attention::write_to(gradients, call);
@@ -68,13 +69,13 @@ std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor 
 
 #ifndef ARGUS_CUDA_LIBRARY
 
-#define ARGUS_ARGUMENTS ARGUS_HISTORY_SCHEMA ", float scale, int window, float dropout"
+#define ARGUS_NUMBERS ARGUS_ROWS_SCHEMA "float scale" ARGUS_NUMBERS_SCHEMA
 
 STABLE_TORCH_LIBRARY_FRAGMENT(ARGUS_NATIVE_LIBRARY, m) {
-  m.def("causal_attention(" ARGUS_ARGUMENTS ") -> (Tensor, Tensor)");
+  m.def("causal_attention(" ARGUS_NUMBERS ARGUS_TENSORS_SCHEMA ") -> (Tensor, Tensor)");
   m.def(
       "causal_attention_backward(Tensor d_out, Tensor? d_log_sum_exp, Tensor out, Tensor "
-      "log_sum_exp, " ARGUS_ARGUMENTS ", bool need_position_bias, bool need_time_bias) -> Tensor[]");
+      "log_sum_exp, " ARGUS_NUMBERS ARGUS_WANTED_SCHEMA ARGUS_TENSORS_SCHEMA ") -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ARGUS_NATIVE_LIBRARY, CPU, m) {

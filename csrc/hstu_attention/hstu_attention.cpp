@@ -17,7 +17,8 @@ using attention::OptionalTensor;
 
 constexpr const char* kOp = "hstu_attention";
 
-Tensor forward(ARGUS_HISTORY_PARAMETERS, double alpha, double divisor, int64_t window, double dropout) {
+Tensor forward(ARGUS_ROWS_PARAMETERS, double alpha, double divisor, int64_t window, double dropout,
+               ARGUS_TENSORS_PARAMETERS) {
   const Given given{kOp, ARGUS_HISTORY_VALUES, alpha, divisor, window, dropout};
   const attention::Arguments arguments = attention::arguments_of(given);
 #ifdef ARGUS_CUDA_LIBRARY
@@ -33,8 +34,9 @@ Tensor forward(ARGUS_HISTORY_PARAMETERS, double alpha, double divisor, int64_t w
   return out;
 }
 
-std::vector<Tensor> backward(Tensor d_out, ARGUS_HISTORY_PARAMETERS, double alpha, double divisor,
-                             int64_t window, double dropout, bool need_position_bias, bool need_time_bias) {
+std::vector<Tensor> backward(Tensor d_out, ARGUS_ROWS_PARAMETERS, double alpha, double divisor,
+                             int64_t window, double dropout, bool need_position_bias, bool need_time_bias,
+                             ARGUS_TENSORS_PARAMETERS) {
   const Given given{kOp, ARGUS_HISTORY_VALUES, alpha, divisor, window, dropout};
   attention::check_wanted(given, "position_bias", need_position_bias, position_bias);
   attention::check_wanted(given, "time_bias", need_time_bias, time_bias);
@@ -58,12 +60,12 @@ std::vector<Tensor> backward(Tensor d_out, ARGUS_HISTORY_PARAMETERS, double alph
 
 #ifndef ARGUS_CUDA_LIBRARY
 
-#define ARGUS_ARGUMENTS ARGUS_HISTORY_SCHEMA ", float alpha, float divisor, int window, float dropout"
+#define ARGUS_NUMBERS ARGUS_ROWS_SCHEMA "float alpha, float divisor" ARGUS_NUMBERS_SCHEMA
 
 STABLE_TORCH_LIBRARY_FRAGMENT(argus_native, m) {
-  m.def("hstu_attention(" ARGUS_ARGUMENTS ") -> Tensor");
-  m.def("hstu_attention_backward(Tensor d_out, " ARGUS_ARGUMENTS
-        ", bool need_position_bias, bool need_time_bias) -> Tensor[]");
+  m.def("hstu_attention(" ARGUS_NUMBERS ARGUS_TENSORS_SCHEMA ") -> Tensor");
+  m.def("hstu_attention_backward(Tensor d_out, " ARGUS_NUMBERS ARGUS_WANTED_SCHEMA ARGUS_TENSORS_SCHEMA
+        ") -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(argus_native, CPU, m) {

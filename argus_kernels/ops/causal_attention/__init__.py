@@ -151,9 +151,9 @@ def causal_attention(
     candidate mask is HSTU's M-FALCON, and the time buckets are HSTU's (arXiv 2402.17152).
     """
     given = as_given(
-        OP.name, q, k, v, offsets, max_length, key_offsets, key_max_length,
-        visible, position, own_begin, own_end, prefix, position_bias, time_bias, query_time, key_time, dropout_seed,
-        plain_number(scale), None, window, dropout,
+        OP.name, q, k, v, offsets, max_length, plain_number(scale), None, window, dropout,
+        position_bias, time_bias, query_time, key_time, visible, position, own_begin, own_end, prefix,
+        key_offsets, key_max_length, dropout_seed,
     )  # fmt: skip
     out, log_sum_exp = OP(given, backend=backend, prepare=_prepare, also=(return_log_sum_exp,))
     out = like_query(out, q)

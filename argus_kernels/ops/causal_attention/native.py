@@ -18,9 +18,8 @@ from argus_kernels.core.gradients import or_none
 
 def forward(given: History, *, launch: Launch | None = None) -> tuple[Tensor, Tensor]:
     """Computes out [T, H, Dh] in q's dtype and log_sum_exp [H, T]."""
-    history = native_arguments(given, aligned=launch is not None or given.q.is_cuda)
-    launch = launch or native.op("causal_attention")
-    out, log_sum_exp = launch(*history, given.scale, given.window or 0, given.dropout)
+    arguments = native_arguments(given, (given.scale,), launch is not None or given.q.is_cuda)
+    out, log_sum_exp = (launch or native.op("causal_attention"))(*arguments)
     return out, log_sum_exp
 
 
@@ -40,10 +39,6 @@ def backward(
         heads(gradients[0], aligned),
         None if d_log_sum_exp is None else d_log_sum_exp.contiguous(),
         *(output.contiguous() for output in outputs),
-        *native_arguments(given, aligned=aligned),
-        given.scale,
-        given.window or 0,
-        given.dropout,
-        *wanted_tables(needs, given),
+        *native_arguments(given, (given.scale,), aligned, wanted_tables(needs, given)),
     )
     return gradients_of(found, needs, given)

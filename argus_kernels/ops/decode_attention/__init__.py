@@ -179,15 +179,15 @@ def decode_attention(
     """
     if not isinstance(cache, PagedCache):
         raise ValueError(f"{OP.name}: cache is {said(cache)}, expected a PagedCache")
-    pages = (cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table)
-    times = (query_time, key_time)
     if offsets is not None:
         offsets = opened(OP.name, offsets, None, q)[0]
-    scale = scale if scale is None else plain_number(scale)
-    divisor = divisor if divisor is None else plain_number(divisor)
-    numbers = (scale, window, offsets, divisor)
-    scales = (cache.key_scales, cache.value_scales)
-    given = Arguments._make((q, *pages, narrow(lengths), k, v, position_bias, time_bias, *times, *numbers, *scales))
+    given: tuple[Any, ...] = (
+        q, cache.key_pages, cache.value_pages, cache.time_pages, cache.block_table, narrow(lengths),
+        k, v, position_bias, time_bias, query_time, key_time, plain_number(scale), window,
+    )  # fmt: skip
+    key_scales, value_scales, divisor = cache.key_scales, cache.value_scales, plain_number(divisor)
+    if not (offsets is None and divisor is None and key_scales is None and value_scales is None):
+        given += (offsets, divisor, key_scales, value_scales)
     return OP(given, backend=backend, prepare=_prepare, also=(rule,))
 
 

@@ -12,6 +12,8 @@ from argus_kernels.ops.decode_attention.arguments import Arguments
 
 MAX_WIDTH = 256
 """Head width that the CUDA kernels hold in registers."""
+_FIRST_DEFAULT = Arguments._fields.index("offsets")
+"""Arguments from here on are None in most calls; the dispatcher takes 0.1 µs for each that it is given."""
 
 
 def forward(given: Arguments) -> Tensor:
@@ -24,7 +26,8 @@ def forward(given: Arguments) -> Tensor:
     if given.key_scales is not None and given.q.dtype != torch.float32:
         k, v = (None if one is None else one.float() for one in (given.k, given.v))
         return forward(given._replace(q=given.q.float(), k=k, v=v)).to(given.q.dtype)
-    out: Tensor = native.op("decode_attention")(*given)
+    usual = given.offsets is None and given.divisor is None and given.key_scales is None
+    out: Tensor = native.op("decode_attention")(*(given[:_FIRST_DEFAULT] if usual else given))
     return out
 
 

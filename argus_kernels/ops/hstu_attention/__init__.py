@@ -141,9 +141,9 @@ def hstu_attention(
     Source: Zhai et al., "Actions Speak Louder than Words" (arXiv 2402.17152), and its published research code.
     """
     given = as_given(
-        OP.name, q, k, v, offsets, max_length, key_offsets, key_max_length,
-        visible, position, own_begin, own_end, prefix, position_bias, time_bias, query_time, key_time, dropout_seed,
-        plain_number(alpha), plain_number(divisor), window, dropout,
+        OP.name, q, k, v, offsets, max_length, plain_number(alpha), plain_number(divisor), window, dropout,
+        position_bias, time_bias, query_time, key_time, visible, position, own_begin, own_end, prefix,
+        key_offsets, key_max_length, dropout_seed,
     )  # fmt: skip
     return like_query(OP(given, backend=backend, prepare=_prepare), q)
 

@@ -17,9 +17,8 @@ from argus_kernels.core import native
 
 def forward(given: History, *, launch: Launch | None = None) -> Tensor:
     """Computes out [T, H, Dh] in q's dtype."""
-    history = native_arguments(given, aligned=launch is not None or given.q.is_cuda)
-    launch = launch or native.op("hstu_attention")
-    out: Tensor = launch(*history, given.scale, given.divisor, given.window or 0, given.dropout)
+    arguments = native_arguments(given, (given.scale, given.divisor), launch is not None or given.q.is_cuda)
+    out: Tensor = (launch or native.op("hstu_attention"))(*arguments)
     return out
 
 
@@ -36,11 +35,6 @@ def backward(
     launch = launch or native.op("hstu_attention_backward")
     found = launch(
         heads(gradients[0], aligned),
-        *native_arguments(given, aligned=aligned),
-        given.scale,
-        given.divisor,
-        given.window or 0,
-        given.dropout,
-        *wanted_tables(needs, given),
+        *native_arguments(given, (given.scale, given.divisor), aligned, wanted_tables(needs, given)),
     )
     return gradients_of(found, needs, given)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Sequence
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -26,8 +28,16 @@ SOURCES = (
 )
 NO_WINDOW = 2**31 - 1
 REACH_NUMBERS = 11
-TABLES = slice(10, 12)
-"""Where the bias tables are in the order of a native op's arguments."""
+ADDRESSES = (
+    *("offsets", "key_offsets", "visible", "position", "own_begin", "own_end", "prefix"),
+    *("position_bias", "time_bias", "query_time", "key_time", "dropout_seed"),
+)
+"""Of attention::Arguments, in its order."""
+OPTIONAL = (
+    *("position_bias", "time_bias", "query_time", "key_time"),
+    *("visible", "position", "own_begin", "own_end", "prefix", "key_offsets", "dropout_seed"),
+)
+"""The tensors of a native op that a call may leave out, in the order of its arguments."""
 SEEDS = count()
 """Every call runs the threads in another order."""
 
@@ -43,13 +53,7 @@ class Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, Heads) for name in ("q", "k", "v")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                *("offsets", "key_offsets", "visible", "position", "own_begin", "own_end", "prefix"),
-                *("position_bias", "time_bias", "query_time", "key_time", "dropout_seed"),
-            )
-        ),
+        *((name, ctypes.c_void_p) for name in ADDRESSES),
         *((name, ctypes.c_int64) for name in ("rows", "key_rows")),
         *((name, ctypes.c_int32) for name in ("users", "heads", "key_heads", "width", "positions", "times", "window")),
         ("dropped_below", ctypes.c_uint32),
@@ -88,30 +92,37 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def causal_attention_cuda(*values: Any) -> tuple[Tensor, Tensor]:
+def causal_attention_cuda(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, window: int = 0, dropout: float = 0.0, *others: Any
+) -> tuple[Tensor, Tensor]:
     """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
-    *history, scale, window, dropout = values
-    out, log_sum_exp = _like(history[0]), _statistic(history)
+    history = _history(q, k, v, offsets, others)
+    out, log_sum_exp = _like(q), _statistic(q)
     _poison(out, log_sum_exp)
     given = _arguments(history, scale, 1.0, window, dropout)
     _run("causal_attention_on_host", Forward(given, *_addresses(out, log_sum_exp)))
     return out, log_sum_exp
 
 
-def hstu_attention_cuda(*values: Any) -> Tensor:
+def hstu_attention_cuda(
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, alpha: float, divisor: float, window: int = 0,
+    dropout: float = 0.0, *others: Any,
+) -> Tensor:  # fmt: skip
     """What the CUDA library does with these arguments."""
-    *history, alpha, divisor, window, dropout = values
-    out = _like(history[0])
+    out = _like(q)
     _poison(out)
-    given = _arguments(history, alpha, divisor, window, dropout)
+    given = _arguments(_history(q, k, v, offsets, others), alpha, divisor, window, dropout)
     _run("hstu_attention_on_host", Forward(given, *_addresses(out, None)))
     return out
 
 
-def causal_attention_cuda_backward(*values: Any) -> list[Tensor]:
+def causal_attention_cuda_backward(
+    d_out: Tensor, d_log_sum_exp: Tensor, out: Tensor, log_sum_exp: Tensor, q: Tensor, k: Tensor, v: Tensor,
+    offsets: Tensor, scale: float, window: int = 0, dropout: float = 0.0, need_position_bias: bool = False,
+    need_time_bias: bool = False, *others: Any,
+) -> list[Tensor]:  # fmt: skip
     """What the CUDA library does with these arguments."""
-    d_out, d_log_sum_exp, out, log_sum_exp = values[:4]
-    *history, scale, window, dropout, need_position_bias, need_time_bias = values[4:]
+    history = _history(q, k, v, offsets, others)
     results = _results(history, need_position_bias, need_time_bias)
     statistics = [torch.empty_like(log_sum_exp) for _ in range(2)]
     scratch = _scratch(history)
@@ -125,10 +136,12 @@ def causal_attention_cuda_backward(*values: Any) -> list[Tensor]:
     return [result for result in results if result is not None]
 
 
-def hstu_attention_cuda_backward(*values: Any) -> list[Tensor]:
+def hstu_attention_cuda_backward(
+    d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, alpha: float, divisor: float, window: int = 0,
+    dropout: float = 0.0, need_position_bias: bool = False, need_time_bias: bool = False, *others: Any,
+) -> list[Tensor]:  # fmt: skip
     """What the CUDA library does with these arguments."""
-    d_out = values[0]
-    *history, alpha, divisor, window, dropout, need_position_bias, need_time_bias = values[1:]
+    history = _history(q, k, v, offsets, others)
     results = _results(history, need_position_bias, need_time_bias)
     scratch = _scratch(history)
     _poison(*results, *scratch)
@@ -141,29 +154,38 @@ def hstu_attention_cuda_backward(*values: Any) -> list[Tensor]:
     return [result for result in results if result is not None]
 
 
+def _history(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, others: Sequence[Any]) -> dict[str, Any]:
+    """The tensors of a call by name, None where they are left out."""
+    return {"q": q, "k": k, "v": v, "offsets": offsets, **dict(itertools.zip_longest(OPTIONAL, others))}
+
+
+def _tables(history: dict[str, Any]) -> list[Tensor | None]:
+    return [history["position_bias"], history["time_bias"]]
+
+
 def _like(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
-def _statistic(history: list[Any]) -> Tensor:
-    rows, heads, _ = history[0].shape
+def _statistic(q: Tensor) -> Tensor:
+    rows, heads, _ = q.shape
     return torch.empty(heads, rows)
 
 
-def _results(history: list[Any], need_position_bias: bool, need_time_bias: bool) -> list[Tensor | None]:
+def _results(history: dict[str, Any], need_position_bias: bool, need_time_bias: bool) -> list[Tensor | None]:
     """Memory for the gradients of q, k, v and the tables, None for those that are not wanted."""
-    tables = zip(history[TABLES], (need_position_bias, need_time_bias), strict=True)
+    tables = zip(_tables(history), (need_position_bias, need_time_bias), strict=True)
     return [
-        *(_like(tensor) for tensor in history[:3]),
-        *(torch.empty(table.shape) if needed else None for table, needed in tables),
+        *(_like(history[name]) for name in ("q", "k", "v")),
+        *(torch.empty(table.shape) if needed and table is not None else None for table, needed in tables),
     ]
 
 
-def _scratch(history: list[Any]) -> tuple[Tensor, Tensor]:
+def _scratch(history: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """What each block of queries sees, and parts of the tables' gradients."""
-    q, offsets, tables = history[0], history[3], history[TABLES]
+    q, offsets = history["q"], history["offsets"]
     blocks = library().most_blocks(q.shape[0], offsets.shape[0] - 1)
-    entries = sum(table.shape[1] for table in tables if table is not None)
+    entries = sum(0 if table is None else table.shape[1] for table in _tables(history))
     return torch.empty(blocks, REACH_NUMBERS, dtype=torch.int32), torch.empty(blocks, q.shape[1], entries)
 
 
@@ -182,14 +204,15 @@ def _heads(tensor: Tensor) -> Heads:
     return Heads(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
 
 
-def _arguments(history: list[Any], scale: float, divisor: float, window: int, dropout: float) -> Arguments:
-    q, k, v, offsets, key_offsets, *rule = history
+def _arguments(history: dict[str, Any], scale: float, divisor: float, window: int, dropout: float) -> Arguments:
+    q, k, v, offsets = (history[name] for name in ("q", "k", "v", "offsets"))
+    tensors = history if history["key_offsets"] is not None else {**history, "key_offsets": offsets}
     rows, heads, width = q.shape
     return Arguments(
         *map(_heads, (q, k, v)),
-        *_addresses(offsets, offsets if key_offsets is None else key_offsets, *rule),
+        *_addresses(*(tensors[name] for name in ADDRESSES)),
         *(rows, k.shape[0], offsets.shape[0] - 1, heads, k.shape[1], width),
-        *(0 if table is None else table.shape[1] for table in history[TABLES]),
+        *(0 if table is None else table.shape[1] for table in _tables(history)),
         min(window, NO_WINDOW) if window > 0 else NO_WINDOW,
         dropped_below(dropout),
         1 / (1 - dropout),
