@@ -84,6 +84,13 @@ def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
     }
 
 
+def test_no_kernel_compiles_again_for_another_rate_of_dropout() -> None:
+    (found,) = lines("tests/build_support/planted/dropout_rates.py")
+    assert found["rates"] == []
+    # Three kernels and that of the tables, which are compiled without the generator where nothing drops.
+    assert len(found["on and off"]) == 4
+
+
 def test_ids_are_checked_in_one_launch() -> None:
     (found,) = lines("tests/build_support/planted/check_ids.py")
     assert found["triton"] == ["check_kernel"] and found["torch"] == []

@@ -68,7 +68,7 @@ def score_gradients(
     """A tile's weights and the gradients of its scores, [Q, K], and which pairs are visible; nearest: see `tiles`."""
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
     d_weights = tl.dot(d_out, tl.trans(value), input_precision="ieee")
-    d_weights = dropped(d_weights, queries.position[:, None], key_place[None, :], tile.stream, SHAPE)
+    d_weights = dropped(d_weights, queries.position[:, None], key_place[None, :], tile.dropout, SHAPE)
     key_time = own_times(biases.key_time, tile.key_start, tile.key_length, key_place)
     scores = add_tile_biases(
         scores, queries.position[:, None], key_place[None, :], nearest, queries.time[:, None], key_time[None, :],
@@ -277,7 +277,7 @@ def _gather_queries(
             if MASKED:
                 seen = seen & shown(as_row(queries), key_place[:, None], tile.prefix, window, SHAPE)
             d_weights = tl.dot(value, tl.trans(above), input_precision="ieee")
-            d_weights = dropped(d_weights, queries.position[None, :], key_place[:, None], tile.stream, SHAPE)
+            d_weights = dropped(d_weights, queries.position[None, :], key_place[:, None], tile.dropout, SHAPE)
             if SHAPE.softmax:
                 statistic = tl.load(statistics.log_sum_exp + row + place, mask=real, other=float("inf")) * LOG2_E
                 delta = tl.load(statistics.delta + row + place, mask=real, other=0.0)
@@ -289,7 +289,7 @@ def _gather_queries(
                 )
             else:
                 weights, d_scores = slopes(scores, d_weights, seen, None, None, None, MASKED, SHAPE)
-            weights = dropped(weights, queries.position[None, :], key_place[:, None], tile.stream, SHAPE)
+            weights = dropped(weights, queries.position[None, :], key_place[:, None], tile.dropout, SHAPE)
             d_value = tl.dot(weights.to(above.dtype), above, d_value, input_precision="ieee")
             d_key = tl.dot(d_scores.to(query.dtype), query, d_key, input_precision="ieee")
     return d_key, d_value

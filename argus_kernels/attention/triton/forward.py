@@ -98,7 +98,7 @@ def _attend(
             weights = scores * tl.sigmoid(scores)
             if MASKED:
                 weights = tl.where(seen, weights, 0.0)
-        weights = dropped(weights, queries.position[:, None], key_place[None, :], tile.stream, SHAPE)
+        weights = dropped(weights, queries.position[:, None], key_place[None, :], tile.dropout, SHAPE)
         value = load_block(v, value_box, tile.key_start, tile.key_head, first, key_place, tile.key_length, SHAPE)
         total = tl.dot(weights.to(value.dtype), value, total, input_precision="ieee")
     return total, largest, denominator

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import OF_QUERIES, History
-from argus_kernels.attention.dropout import dropped_below
 from argus_kernels.attention.mask_rule import MOST_PLACES
 from argus_kernels.attention.relative_bias import time_thresholds
 from argus_kernels.attention.triton.backward import key_gradient_kernel, query_gradient_kernel
 from argus_kernels.attention.triton.boxes import user_box
+from argus_kernels.attention.triton.dropout import threshold_of
 from argus_kernels.attention.triton.forward import forward_kernel
 from argus_kernels.attention.triton.records import Biases, Rows, Rule, Shape, Statistics
 from argus_kernels.attention.triton.schedule import tile_schedules
@@ -126,15 +126,15 @@ class Attention(History):
                 self.q.dtype != torch.float32,
                 not self.lagged,
                 self.q.shape[1] // self.k.shape[1],
-                dropped_below(self.dropout),
-                1 / (1 - self.dropout),
+                self.dropout > 0,
             ),
         }
 
     def _rule(self) -> Rule:
         numbers = (getattr(self, name) for name in (*OF_QUERIES, "prefix", "dropout_seed"))
         offsets = (None, None) if self.key_offsets is None else (self.offsets, self.key_offsets)
-        return Rule(*(None if one is None else one.contiguous() for one in (*offsets, *numbers)))
+        rate = (threshold_of(self.dropout), 1 / (1 - self.dropout)) if self.dropout > 0 else (None, None)
+        return Rule(*(None if one is None else one.contiguous() for one in (*offsets, *numbers)), *rate)
 
 
 def default_config(part: str, width: int, dtype: torch.dtype, biased: bool, generation: int) -> Config:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from argus_kernels.attention.triton.dropout import stream_of
+from argus_kernels.attention.triton.dropout import dropout_of
 
 
 class Rows(NamedTuple):
@@ -37,10 +37,11 @@ class Biases(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """The mask rule's arguments, int32, each None where not given, and the seeds of dropout.
+    """The mask rule's arguments, int32, and those of dropout, each None where not given.
 
     query_offsets, key_offsets: [B + 1], both None where the keys are those of the queries' own rows. visible, position,
-    own_begin, own_end: [Tq]. prefix: [B]. seed: int64 [B].
+    own_begin, own_end: [Tq]. prefix: [B]. seed: int64 [B]. threshold: the number that `threshold_of` makes of a rate.
+    kept_factor: what weights that stay are multiplied by.
     """
 
     query_offsets: Any
@@ -51,6 +52,8 @@ class Rule(NamedTuple):
     own_end: Any
     prefix: Any
     seed: Any
+    threshold: Any
+    kept_factor: Any
 
 
 class Statistics(NamedTuple):
@@ -66,7 +69,7 @@ class Shape(NamedTuple):
 
     shares: a tile looks up once what all its pairs share. Not in float32, whose tiles would spill 176 to 544 bytes.
     general: the mask rule has more arguments than `visible` and the window. group: query heads of a key head.
-    dropped_below, kept_factor: of dropout; the factor is 1 without it.
+    drops: there is dropout.
     """
 
     softmax: bool
@@ -78,14 +81,13 @@ class Shape(NamedTuple):
     shares: bool
     general: bool = False
     group: int = 1
-    dropped_below: int = 0
-    kept_factor: float = 1.0
+    drops: bool = False
 
 
 class Tile(NamedTuple):
     """A program's work: the user's first rows and numbers of queries and keys, the block's first position, the heads.
 
-    first: of queries or of keys, whichever the tile is of. stream: the user's and head's of dropout's generator.
+    first: of queries or of keys, whichever the tile is of. dropout: the user's and head's, a number without dropout.
     """
 
     start: Any
@@ -97,7 +99,7 @@ class Tile(NamedTuple):
     key_head: Any
     prefix: Any
     user: Any
-    stream: Any
+    dropout: Any
 
 
 class Queries(NamedTuple):
@@ -138,8 +140,8 @@ def own_tile(schedule, heads, rule, BLOCK: tl.constexpr, SHAPE: tl.constexpr, OF
     key_head = head if OF_KEYS else head // SHAPE.group
     if OF_KEYS:
         head = head * SHAPE.group
-    stream = stream_of(rule, user, head, SHAPE)
-    return Tile(start, length, key_start, key_length, first, head, key_head, prefix, user, stream)
+    dropout = dropout_of(rule, user, head, SHAPE)
+    return Tile(start, length, key_start, key_length, first, head, key_head, prefix, user, dropout)
 
 
 @triton.jit
@@ -153,10 +155,10 @@ def _rows_of(offsets, user):
 def of_member(tile, rule, member, SHAPE: tl.constexpr):
     """A tile of keys for query head number `member` of its group."""
     head = tile.head + member
-    stream = stream_of(rule, tile.user, head, SHAPE)
+    dropout = dropout_of(rule, tile.user, head, SHAPE)
     return Tile(
         tile.start, tile.length, tile.key_start, tile.key_length, tile.first, head, tile.key_head, tile.prefix,
-        tile.user, stream,
+        tile.user, dropout,
     )  # fmt: skip
 
 

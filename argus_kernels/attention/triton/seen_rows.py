@@ -112,7 +112,7 @@ def attend_row(
             denominator += tl.sum(tl.where(seen, weights, 0.0), axis=0)
         else:
             weights = scores * tl.sigmoid(scores)
-        weights = dropped(weights, query.position, key_place, tile.stream, SHAPE)
+        weights = dropped(weights, query.position, key_place, tile.dropout, SHAPE)
         value = load_rows(v, key_place, tile.key_length, SHAPE).to(tl.float32)
         total = _add_seen(total, weights, seen, value)
     if SHAPE.softmax:
@@ -139,7 +139,7 @@ def query_gradient_row(
         key, seen, scores, key_place = _key_scores(row, query, k, first, tile, biases, window, scale, SHAPE)
         value = load_rows(v, key_place, tile.key_length, SHAPE).to(tl.float32)
         d_weights = tl.sum(value * above[None, :], axis=1)
-        d_weights = dropped(d_weights, query.position, key_place, tile.stream, SHAPE)
+        d_weights = dropped(d_weights, query.position, key_place, tile.dropout, SHAPE)
         weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, None, True, SHAPE)
         total = _add_seen(total, d_scores, seen, key)
         weight_sum += tl.sum(weights, axis=0)
@@ -194,7 +194,7 @@ def _gather_row(
         above = load_rows(d_out, query_place, tile.length, SHAPE).to(tl.float32)
         scores = _scores(key, query, queries, place, key_time, tile, biases, scale, SHAPE)
         d_weights = tl.sum(above * value[None, :], axis=1)
-        d_weights = dropped(d_weights, queries.position, place, tile.stream, SHAPE)
+        d_weights = dropped(d_weights, queries.position, place, tile.dropout, SHAPE)
         seen = shown(queries, place, tile.prefix, window, SHAPE) & real
         if SHAPE.softmax:
             statistic = tl.load(statistics.log_sum_exp + row + query_place, mask=real, other=float("inf")) * LOG2_E
@@ -205,7 +205,7 @@ def _gather_row(
             weights, d_scores = slopes(scores, d_weights, seen, statistic, delta, norm, True, SHAPE)
         else:
             weights, d_scores = slopes(scores, d_weights, seen, None, None, None, True, SHAPE)
-        weights = dropped(weights, queries.position, place, tile.stream, SHAPE)
+        weights = dropped(weights, queries.position, place, tile.dropout, SHAPE)
         d_value = _add_seen(d_value, weights, seen, above)
         d_key = _add_seen(d_key, d_scores, seen, query)
     return d_key, d_value
