@@ -72,6 +72,19 @@ def test_every_instance_of_the_rule(op: Op, case: HistoryCase, width: int, longe
     hold_to_the_error_rule(op, replace(case.scaled(longer), width=width), dtype, 12)
 
 
+@pytest.mark.slow
+@ops
+@given(
+    case=cases(),
+    width=st.sampled_from([136, 160, 200, 256]),
+    longer=st.sampled_from([1, 1, 2]),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(deadline=None, max_examples=examples(5))
+def test_every_instance_in_wide_heads(op: Op, case: HistoryCase, width: int, longer: int, dtype: torch.dtype) -> None:
+    hold_to_the_error_rule(op, replace(case.scaled(longer), width=width), dtype, 6)
+
+
 TILES = [
     HistoryCase("rectangular", (70, 0, 3), key_lengths=(33, 5, 150), width=64, padding=2, key_padding=3),
     HistoryCase("any_grouped", (90, 40), key_lengths=(140, 20), heads=4, key_heads=2, mask="any", window=50, prefix=9),
