@@ -18,6 +18,7 @@ from torch.nn.functional import layer_norm, linear, silu
 from argus_kernels import hstu_attention
 from python_model.config import ModelConfig
 from python_model.model.layers import Encoder, Halves, Layout
+from python_model.model.linear import project
 
 EPS = 1e-6
 BIAS_STD = 0.02
@@ -71,7 +72,7 @@ class HstuBlock(nn.Module):
         gated = gate * layer_norm(attended.reshape(gate.shape), gate.shape[-1:], eps=EPS)
         if index is not None:
             x = x.index_select(0, index)
-        return x + self.output(self.dropout(gated))
+        return x + project(self.output, self.dropout(gated))
 
 
 class HstuEncoder(Encoder):

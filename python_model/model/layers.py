@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from argus_kernels import Offsets, causal_attention, triple_embedding
 from argus_kernels.core.varlen import local_positions, user_of_row
 from python_model.config import ModelConfig
+from python_model.model.linear import affine, project
 from python_model.training.row_sharding import ReadRows, RowSharding, initial_rows
 
 MAY_BE_LARGE = ("item", "context_")
@@ -294,19 +295,19 @@ class Block(nn.Module):
         """Queries [T or R, H, Dh], keys and values [T, H, Dh] of x [T, d]; index [R]: the rows that are queries."""
         normed = self.attention_norm(x)
         if index is None:
-            return self.query_key_value(normed).view(-1, 3, self.heads, self.head_width).unbind(1)
+            return project(self.query_key_value, normed).view(-1, 3, self.heads, self.head_width).unbind(1)
         weight, bias, width = self.query_key_value.weight, self.query_key_value.bias, x.shape[1]
-        q = nn.functional.linear(normed.index_select(0, index), weight[:width], bias[:width])
-        both = nn.functional.linear(normed, weight[width:], bias[width:]).view(-1, 2, self.heads, self.head_width)
+        q = affine(normed.index_select(0, index), weight[:width], bias[:width])
+        both = affine(normed, weight[width:], bias[width:]).view(-1, 2, self.heads, self.head_width)
         return q.view(-1, self.heads, self.head_width), *both.unbind(1)
 
     def after(self, x: Tensor, index: Tensor | None, attended: Tensor) -> Tensor:
         """The layer's output [T or R, d] from its input and from what attention gave: [T or R, H, Dh]."""
         if index is not None:
             x = x.index_select(0, index)
-        x = x + self.dropout(self.output(attended.reshape(x.shape)))
-        hidden = nn.functional.gelu(self.up(self.feed_norm(x)))
-        return x + self.dropout(self.down(hidden))
+        x = x + self.dropout(project(self.output, attended.reshape(x.shape)))
+        hidden = nn.functional.gelu(project(self.up, self.feed_norm(x)))
+        return x + self.dropout(project(self.down, hidden))
 
 
 class Encoder(nn.Module):

@@ -96,7 +96,7 @@ def test_every_instance_of_the_rule(op: Op, case: HistoryCase, seed: int, infini
 
 
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_users_of_several_tiles(op: Op, dtype: torch.dtype, case: HistoryCase) -> None:
     arguments = as_dtype(drawn(op, case, 0, 0.0), dtype)

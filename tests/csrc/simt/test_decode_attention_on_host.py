@@ -64,8 +64,14 @@ def decoded(given: dict[str, Any], backend: str) -> tuple[Tensor, ...]:
     return out, keys, values, times
 
 
-@pytest.mark.parametrize("width", [16, 32, 64, 128, 256, 24, 40, 200])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [
+        pytest.param(width, dtype, id=f"{dtype}-{width}", marks=[pytest.mark.slow] * ((i + j) % 3 != 0))
+        for i, width in enumerate([16, 32, 64, 128, 256, 24, 40, 200])
+        for j, dtype in enumerate(DTYPES)
+    ],
+)
 def test_every_width(width: int, dtype: torch.dtype) -> None:
     """Whole rows and padded ones; more than a chunk; everything written where it belongs."""
     given = arguments([150, 1, 0, 20], dtype, heads=1, width=width, **biases(1))
@@ -197,7 +203,7 @@ def test_more_new_events_than_the_length_counts_give_nan() -> None:
     assert torch.equal(cache.key_pages[cache.block_table[0].long()], before)
 
 
-@pytest.mark.parametrize("width", [64, 128, 256, 32, 72])
+@pytest.mark.parametrize("width", [64, 72, *(pytest.param(one, marks=pytest.mark.slow) for one in (128, 256, 32))])
 @pytest.mark.parametrize("rule", ["softmax", "silu"])
 def test_an_int8_cache(width: int, rule: str) -> None:
     """Codes and scales as the definition has them, also of rows that are not finite."""

@@ -58,8 +58,10 @@ TILES = [
     for op in BACKENDS
     for i, one in enumerate(op.tiles(1))
     for j, dtype in enumerate(DTYPES)
+    if i == j or j in (0, 1 + i % 2)
 ]
-"""`make test` takes three samples of an op, each in another dtype; `make test-all` takes all samples in every dtype."""
+"""`make test` takes three samples of an op, each in another dtype; `make test-all` takes all samples in float32 and in
+one of the two 16-bit dtypes, in turn: the tensor-core instructions of both are one template."""
 
 
 @pytest.fixture(autouse=True)

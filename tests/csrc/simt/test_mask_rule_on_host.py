@@ -99,7 +99,7 @@ TILES = [
     HistoryCase("cross_256", (40, 5), key_lengths=(33, 70), key_heads=1, width=256, mask="cross", dropout=0.2),
     HistoryCase("candidates_256", (70, 9), key_heads=1, width=256, mask="placed_candidates"),
 ]
-"""Several tiles each, in all kernel widths; every dtype below."""
+"""Several tiles each, in all kernel widths; below in float32 and in one or both of the 16-bit dtypes, in turn."""
 BIASED: dict[str, Any] = {"position_buckets": 30, "time_buckets": 40}
 
 
@@ -116,6 +116,7 @@ BIASED: dict[str, Any] = {"position_buckets": 30, "time_buckets": 40}
         for op in OPS
         for place, case in enumerate(TILES)
         for turn, dtype in enumerate(DTYPES)
+        if turn in (0, 1 + place % 2) or (place + turn) % 3 == 0
     ],
 )
 def test_several_tiles(op: Op, case: HistoryCase, dtype: torch.dtype) -> None:

@@ -20,6 +20,7 @@ from python_model.data.schema import Dataset, load_dataset
 from python_model.io.disk import WriteError
 from python_model.io.errors import DataError
 from python_model.io.exclusive import InUseError, own
+from python_model.model import compiled
 from python_model.model.argus import Argus
 from python_model.train import Trainer, TrainingDiverged, train
 from python_model.training import checkpoint, process_group
@@ -55,6 +56,7 @@ def cases() -> dict[str, tuple[ModelConfig, TrainConfig]]:
         # Two evaluated batches or more: each rank takes some. The rates are high enough for a validation to be worse.
         "watched": (MODEL, replace(PRETRAIN, steps=4, validate_every=1, patience=2, checkpoint_every=2)),
         "bfloat16": (MODEL, replace(PRETRAIN, steps=2, precision="bfloat16")),
+        "compiled": (MODEL, replace(PRETRAIN, steps=2, compile=True)),
         "binary": (
             replace(MODEL, encoder="hstu", max_events=64),
             replace(PRETRAIN, steps=2, batches_per_step=2, next_item_loss="bce", activation_checkpointing=True),
@@ -86,6 +88,9 @@ def train_on_four(folder: Path) -> None:
 
 def train_one(folder: Path, name: str) -> None:
     model, config = cases()[name]
+    if config.compile:
+        # What matters here is how graphs meet FSDP, not who builds their code, which takes longer than all runs.
+        compiled.COMPILER = {"backend": "aot_eager"}
     seen: list[StepReport] = []
     run = folder / f"{name}-{process_group.size()}"
     train(config.stage, load_dataset(folder / "data"), run, model, config, progress=seen.append)
