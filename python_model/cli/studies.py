@@ -195,6 +195,28 @@ def ablations(
     _run(out, data, SERVICE, lambda dataset: study_of_ablations(dataset, chosen, budget), device, threads)
 
 
+@study.command(epilog="Example: `argus study forms runs/forms`.")
+def forms(
+    out: StudyOut,
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    window: Window = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Full form against simplified, two heads against one, a year of fine-tuning against a week; resumes."""
+    from python_model.studies.forms import SERVICE
+    from python_model.studies.forms import forms as study_of_forms
+
+    budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    _run(out, data, SERVICE, partial(study_of_forms, budget=budget), device, threads)
+
+
 @study.command(
     "one-pass",
     epilog="Examples: `argus study one-pass runs/one-pass`, "

@@ -114,6 +114,16 @@ def test_ablations(data: str, tmp_path: Path) -> None:
     assert refused.exit_code == 2 and "no_coffee is none, expected some of" in refused.stderr
 
 
+@pytest.mark.slow
+def test_forms(data: str, tmp_path: Path) -> None:
+    study("forms", tmp_path, data, "--window", "32", *QUICK, *SETTINGS)
+    found = rows(tmp_path, "forms")
+    assert found["next_item_head"]["metrics"]["feedback_ne"] is None, "nothing trained that head"
+    differences = json.loads((tmp_path / "forms.json").read_text())["differences"]
+    assert len(differences) == 8 and differences["full − simplified"]["ndcg@10"] is not None
+    assert "| `simplified − week` |" in (tmp_path / "forms.md").read_text()
+
+
 def test_one_pass(data: str, tmp_path: Path) -> None:
     options = ["--size", "1x16", "--lengths", "16,32"]
     study("one-pass", tmp_path, data, *options)
