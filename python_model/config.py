@@ -214,6 +214,8 @@ class TrainConfig(JsonConfig):
     next items to predict) or "all".
     train_share: share of the users trained on, the same ones for every seed, those of a smaller share among those of a
     larger one.
+    train_days: only the events of so many days before the end of the training part are targets, what is before them is
+    history alone; for data held in memory. None: all of the training part.
     stochastic_length_alpha: α in [1, 2] of HSTU's stochastic length: training replaces windows of more than
     window^(α/2) events by random subsequences of so many, with probability 1 − window^α / n²; 2 replaces none.
     stochastic_length_sampling: how their events are drawn, "uniform" or "recent" (weights that rise with the position).
@@ -261,6 +263,7 @@ class TrainConfig(JsonConfig):
     seed: Annotated[int, Between(0, 2**63 - 1)] = 0
     protocol: str = "temporal"
     train_share: Share = 1.0
+    train_days: Annotated[float, Between(1e-3, 10**5)] | None = None
     stochastic_length_alpha: Annotated[float, Between(1, 2)] = 2.0
     stochastic_length_sampling: str = "uniform"
     negatives_in_batch: Int32 = 8192

@@ -69,7 +69,16 @@ def logq(
 )
 def scaling(
     out: StudyOut,
-    sizes: Annotated[str, typer.Option(help="Presets or LAYERSxWIDTH, separated by commas.")] = "1x16,2x32,2x64,3x128",
+    sizes: Annotated[
+        str, typer.Option(help="Presets or LAYERSxWIDTH, separated by commas.")
+    ] = "1x16,1x32,2x32,2x64,2x128",
+    growth: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Data and steps grow like parameters to this power; 0: the same for all."),
+    ] = 0.5,
+    compute: Annotated[
+        str, typer.Option(help="Budgets at which sizes are compared, shares of the largest size's; none where empty.")
+    ] = "0.02,0.1",
     data: StudyData = None,
     steps: StudySteps = None,
     finetune_steps: FinetuneSteps = None,
@@ -81,15 +90,17 @@ def scaling(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Quality over the size of the model, with a log-linear fit; resumes where it was stopped."""
+    """Quality over the size of the model, data and compute grown along, and at equal compute; resumes after a stop."""
     from python_model.studies.scaling import SERVICE
     from python_model.studies.scaling import scaling as study_of_scaling
     from python_model.studies.study import shapes_of
 
     chosen = as_list(sizes)
+    shares = _numbers("--compute", compute, float, Between(1e-6, 1)) if compute else []
     budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     widest = max(shapes_of(size).width for size in chosen)
-    _run(out, data, SERVICE, lambda dataset: study_of_scaling(dataset, chosen, budget), device, threads, widest)
+    make = partial(study_of_scaling, sizes=chosen, budget=budget, growth=growth, compute=shares)
+    _run(out, data, SERVICE, make, device, threads, widest)
 
 
 @study.command(
@@ -182,6 +193,28 @@ def ablations(
     chosen = as_list(only)
     budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     _run(out, data, SERVICE, lambda dataset: study_of_ablations(dataset, chosen, budget), device, threads)
+
+
+@study.command(epilog="Example: `argus study forms runs/forms`.")
+def forms(
+    out: StudyOut,
+    data: StudyData = None,
+    steps: StudySteps = None,
+    finetune_steps: FinetuneSteps = None,
+    batch_events: BatchEvents = None,
+    window: Window = None,
+    seeds: Seeds = None,
+    max_events: MaxEvents = None,
+    settings: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Full form against simplified, two heads against one, a year of fine-tuning against a week; resumes."""
+    from python_model.studies.forms import SERVICE
+    from python_model.studies.forms import forms as study_of_forms
+
+    budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
+    _run(out, data, SERVICE, partial(study_of_forms, budget=budget), device, threads)
 
 
 @study.command(

@@ -163,7 +163,8 @@ NOBODY = (
 class BatchPlan:
     """The training batches of every epoch, a function of (seed, epoch) alone.
 
-    train: bool [events] or None for all: the rows to train on, a prefix of each user's history. window: largest number
+    train: bool [events] or None for all: the rows to train on, a prefix of each user's history. targets: bool [events]
+    or None for all: the rows whose prediction counts; windows without any are left out. window: largest number
     of events of a user in one window, `overlap` of them history. shortening: replaces long windows by subsequences.
     cost: of a window; the windows of a step of several batches are then dealt to them by it (`balance`).
     """
@@ -176,6 +177,7 @@ class BatchPlan:
         seed: int,
         *,
         train: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
         overlap: int = 0,
         shortening: StochasticLength | None = None,
         cost: HistoryCost | None = None,
@@ -188,6 +190,8 @@ class BatchPlan:
         self._last = self._first + _prefix_lengths(dataset, train)
         if (self._last - self._first).max(initial=0) < 2:
             raise ValueError(NOBODY)
+        self._targets = targets
+        self._before = None if targets is None else np.concatenate([np.zeros(1, np.int64), np.cumsum(targets)])
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[JaggedBatch]:
         """The batches of an epoch from number `start` on; windows of one event, which teach nothing, are left out."""
@@ -237,13 +241,15 @@ class BatchPlan:
             self._first, self._last, self._first, window=self.window, overlap=self.overlap, phase=phase
         )
         windows = windows.take(np.flatnonzero(windows.lengths > 1))
+        if self._before is not None:
+            windows = windows.take(np.flatnonzero(self._before[windows.end] > self._before[windows.target]))
         if self._shortening is not None:
             windows = self._shortening.shorten(windows, [self.seed, epoch])
         return pack(windows, self.token_budget, self.window, random.permutation(len(windows)))
 
     def _build(self, windows: Windows) -> JaggedBatch:
         rows = None if self._shortening is None else self._shortening.rows(windows)
-        return self._builder.build(windows, rows=rows)
+        return self._builder.build(windows, self._targets, rows=rows)
 
 
 def evaluation_batches(

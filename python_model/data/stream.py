@@ -92,6 +92,10 @@ class ShardStream:
                 f"balanced is true, expected false for {self.dataset.path}, which is in shards: the batches of a step "
                 "come from other files, which other ranks read"
             )
+        if self.config.train_days is not None:
+            raise ValueError(
+                f"train_days is {self.config.train_days}, expected null for {self.dataset.path}, which is in shards"
+            )
         if of > len(self.manifest.shards):
             raise ValueError(
                 f"batches_per_step is {of}, expected at most the {len(self.manifest.shards)} shards of "

@@ -42,19 +42,19 @@ def variants(base: Trial, dataset: Dataset) -> list[Variant]:
     assert base.pretrain is not None and base.finetune is not None
     both = base.pretrain.steps + base.finetune.steps
     alone = replace(base, name="no_pretraining", pretrain=None)
-    no_lag = _changed(base, "no_lag", both={"lag_pairs": False})
+    no_lag = changed(base, "no_lag", both={"lag_pairs": False})
     return [
         Variant(replace(base, name=FULL)),
-        Variant(_changed(alone, "no_pretraining", both={"pretrain_weight": 0.0}), PAIRS),
-        Variant(_changed(alone, "no_pretraining_same_steps", both={"pretrain_weight": 0.0, "steps": both}), PAIRS),
+        Variant(changed(alone, "no_pretraining", both={"pretrain_weight": 0.0}), PAIRS),
+        Variant(changed(alone, "no_pretraining_same_steps", both={"pretrain_weight": 0.0, "steps": both}), PAIRS),
         Variant(replace(base, name="no_finetuning", finetune=None, trained_as=FULL), NEXT_ITEM + FEEDBACK),
-        Variant(_changed(base, "next_item_only", both=no_feedback), NEXT_ITEM + PAIRS),
-        Variant(_changed(base, "feedback_only", both={"next_item_weight": 0.0}), FEEDBACK + PAIRS),
-        Variant(_changed(base, "no_feedback_input", model={"feedback_input": False})),
-        Variant(_changed(base, "no_log_q", both={"log_q": False})),
-        Variant(_changed(base, "refined_log_q", both={"softmax_form": "refined"})),
-        Variant(_changed(base, "full_form", model={"form": "full"})),
-        Variant(_changed(base, "no_time_bias", model={"time_bias": False})),
+        Variant(changed(base, "next_item_only", both=no_feedback), NEXT_ITEM + PAIRS),
+        Variant(changed(base, "feedback_only", both={"next_item_weight": 0.0}), FEEDBACK + PAIRS),
+        Variant(changed(base, "no_feedback_input", model={"feedback_input": False})),
+        Variant(changed(base, "no_log_q", both={"log_q": False})),
+        Variant(changed(base, "refined_log_q", both={"softmax_form": "refined"})),
+        Variant(changed(base, "full_form", model={"form": "full"})),
+        Variant(changed(base, "no_time_bias", model={"time_bias": False})),
         Variant(no_lag),
         Variant(
             replace(no_lag, name="no_lag_seen", evaluation=replace(base.evaluation, lag=0), trained_as=no_lag.name),
@@ -63,7 +63,7 @@ def variants(base: Trial, dataset: Dataset) -> list[Variant]:
     ]
 
 
-def _changed(
+def changed(
     trial: Trial, name: str, *, model: dict[str, Any] | None = None, both: dict[str, Any] | None = None
 ) -> Trial:
     """Another trial with settings of the model or of its stages changed."""

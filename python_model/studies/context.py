@@ -129,7 +129,7 @@ def gains(
     trained: Mapping[str, Sequence[TrialResult]], oracles: Mapping[str, Sequence[TrialResult]]
 ) -> dict[str, dict[str, Interval | None]]:
     """What each context gains over the next shorter one and the longest over the shortest; for the oracles too."""
-    contexts = sorted(int(name) for name in trained)
+    contexts = sorted({int(name.removeprefix(ORACLE)) for name in (*trained, *oracles)})
     steps = list(pairwise(contexts))
     if len(contexts) > 2:
         steps.append((contexts[0], contexts[-1]))

@@ -183,10 +183,14 @@ def _run(
     first = study.trials[0]
     window = first.stages[0].window if study.predictors else None
     known = references(dataset, out / "trials", first.protocol, first.evaluation, study.predictors, window)
+    before = {trial.folder for trial in study.trials if (out / "trials" / trial.folder / RESULT).is_file()}
+    if study.predictors and not before:
+        # What needs no training stands before the first model is trained, which may take long.
+        report = study.report([], known)
+        write_study(out, study.name, study.settings, [], report.text, report.figures, **report.more)
     running = run_trials(
         study.trials, dataset, out / "trials", device=device, show=show, keep_checkpoints=keep_checkpoints
     )
-    before = {trial.folder for trial in study.trials if (out / "trials" / trial.folder / RESULT).is_file()}
     for place, (trial, found) in enumerate(zip(study.trials, running, strict=True), 1):
         result = study.shown(found)
         results.append(result)

@@ -88,8 +88,9 @@ def _costs(found: Sequence[TrialResult]) -> list[str]:
 class Fit:
     """y = intercept + slope · x by least squares; low … high holds the slope with probability `confidence`.
 
-    The interval is Student's, on points − 2 degrees of freedom: it takes the points' errors as independent, normal and
-    of one size.
+    r2: share of y's variance that the line explains; 1 where y does not vary.
+    The interval is Student's, on points − 2 degrees of freedom: it takes the points' errors as independent, normal
+    and of one size.
     """
 
     intercept: float
@@ -98,6 +99,7 @@ class Fit:
     high: float
     confidence: float
     points: int
+    r2: float
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The line at x [n]."""
@@ -115,7 +117,9 @@ def fit_line(x: np.ndarray, y: np.ndarray, confidence: float = 0.95) -> Fit:
     residual = y - (intercept + slope * x)
     error = math.sqrt(float(residual @ residual) / (len(x) - 2) / spread)
     reach = student_quantile(0.5 + confidence / 2, len(x) - 2) * error
-    return Fit(intercept, slope, slope - reach, slope + reach, confidence, len(x))
+    total = float(((y - y.mean()) ** 2).sum())
+    r2 = 1 - float(residual @ residual) / total if total else 1.0
+    return Fit(intercept, slope, slope - reach, slope + reach, confidence, len(x), r2)
 
 
 @functools.cache

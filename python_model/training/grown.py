@@ -119,6 +119,14 @@ def encoder_flop(model: ModelConfig) -> float:
     return 6.0 * model.layers * 12 * model.width**2
 
 
+def event_flop(model: ModelConfig, train: TrainConfig) -> float:
+    """Of a training event in encoder, attention and candidates; the full form has three tokens an event."""
+    candidates = train.negatives_in_batch + train.negatives_uniform
+    tokens = 3 if model.form == "full" else 1
+    attention = 6.0 * model.layers * tokens * train.window * model.width
+    return tokens * (encoder_flop(model) + attention) + 6.0 * candidates * model.vector_width
+
+
 def scores_all(model: ModelConfig, items: int) -> bool:
     """Whether all items are candidates."""
     return 6.0 * items * model.vector_width <= CATALOGUE_SHARE * encoder_flop(model)
@@ -126,9 +134,7 @@ def scores_all(model: ModelConfig, items: int) -> bool:
 
 def core_hours(model: ModelConfig, train: TrainConfig, size: Size) -> float:
     """Processor time of the whole run on a CPU: encoder, attention and candidates, at FLOP_RATE."""
-    candidates = train.negatives_in_batch + train.negatives_uniform
-    attention = 6.0 * model.layers * train.window * model.width
-    flop = encoder_flop(model) + attention + 6.0 * candidates * model.vector_width
+    flop = event_flop(model, train)
     each = max(1, math.ceil(size.events / train.batch_events))
     return chosen_steps(train, each, size.items) * train.batch_events * flop / FLOP_RATE / 3600
 

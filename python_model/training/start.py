@@ -14,6 +14,7 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import events_to_predict, make_split
 from python_model.data.stochastic_length import StochasticLength
 from python_model.data.stream import ShardStream
+from python_model.data.time_features import DAY
 from python_model.model.base import Recommender
 from python_model.model.factory import model_for_dataset
 from python_model.model.negatives import NegativeSampler
@@ -35,9 +36,18 @@ def batch_source(dataset: Dataset, config: TrainConfig, cost: HistoryCost | None
         return ShardStream(dataset, dataset.manifest, config)
     rows = training_rows(dataset, config.protocol, config.train_share)
     return BatchPlan(
-        dataset, config.batch_events, config.window, config.seed, train=rows,
+        dataset, config.batch_events, config.window, config.seed, train=rows, targets=last_days(dataset, config, rows),
         shortening=StochasticLength.of(config), cost=cost,
     )  # fmt: skip
+
+
+def last_days(dataset: Dataset, config: TrainConfig, rows: np.ndarray | None) -> np.ndarray | None:
+    """The rows of the last `train_days` of the training rows, bool [events]; None for all."""
+    if config.train_days is None:
+        return None
+    last = int(dataset.time.max() if rows is None else dataset.time[rows].max())
+    late = dataset.time > last - config.train_days * DAY
+    return late if rows is None else late & rows
 
 
 def training_rows(dataset: Dataset, protocol: str, share: float = 1.0) -> np.ndarray | None:

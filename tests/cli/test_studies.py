@@ -40,19 +40,21 @@ def rows(out: Path, name: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_scaling(data: str, tmp_path: Path) -> None:
-    options = ["--sizes", "1x8,1x16,2x16", "--window", "64", *QUICK, *SETTINGS]
+    options = ["--sizes", "1x8,1x16,2x16", "--compute", "0.5", "--window", "64", *QUICK, *SETTINGS]
     study("scaling", tmp_path, data, *options)
     found = rows(tmp_path, "scaling")
-    assert [one["parameters"]["encoder"] for one in found.values()] == [872, 3280, 6560]
+    assert [one["parameters"]["encoder"] for one in found.values()] == [872, 3280, 6560] * 2
     fit = json.loads((tmp_path / "scaling.json").read_text())["fits"]["ndcg@10"]
     assert fit["low"] < fit["slope"] < fit["high"] and fit["points"] == 3
     table = (tmp_path / "scaling.md").read_text()
-    assert "| `oracle` |" in table and "95 % interval" in table and "(scaling_ndcg.svg)" in table
+    assert (
+        "| `oracle` |" in table and "| R² |" in table and "best by NDCG@10" in table and "(scaling_ndcg.svg)" in table
+    )
     stamp = (tmp_path / "trials" / "1x8-seed-0" / "result.json").stat().st_mtime_ns
     study("scaling", tmp_path, data, *options)
     assert (tmp_path / "trials" / "1x8-seed-0" / "result.json").stat().st_mtime_ns == stamp
     refused = runner.invoke(app, ["study", "scaling", str(tmp_path), "--data", data, *options, "--steps", "4"])
-    assert refused.exit_code == 2 and "pretrain.steps was 3, now 4" in refused.stderr
+    assert refused.exit_code == 2 and "pretrain.steps was 2, now 3" in refused.stderr, "1x16 takes .71 of the steps"
 
 
 @pytest.mark.slow
@@ -110,6 +112,16 @@ def test_ablations(data: str, tmp_path: Path) -> None:
     assert "| `no_log_q` | ≈" in (tmp_path / "ablations.md").read_text(), "one seed shows no difference"
     refused = runner.invoke(app, ["study", "ablations", str(tmp_path), "--data", data, "--only", "no_coffee"])
     assert refused.exit_code == 2 and "no_coffee is none, expected some of" in refused.stderr
+
+
+@pytest.mark.slow
+def test_forms(data: str, tmp_path: Path) -> None:
+    study("forms", tmp_path, data, "--window", "32", *QUICK, *SETTINGS)
+    found = rows(tmp_path, "forms")
+    assert found["next_item_head"]["metrics"]["feedback_ne"] is None, "nothing trained that head"
+    differences = json.loads((tmp_path / "forms.json").read_text())["differences"]
+    assert len(differences) == 8 and differences["full − simplified"]["ndcg@10"] is not None
+    assert "| `simplified − week` |" in (tmp_path / "forms.md").read_text()
 
 
 def test_one_pass(data: str, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""The context study before anything is trained: the oracles of every context, and what they gain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from python_model.data.schema import Dataset
+from python_model.studies import study as engine
+from python_model.studies.context import context
+from python_model.studies.study import Budget, run_study
+
+
+class Stopped(Exception):
+    """Stands for Ctrl-C before the first result."""
+
+
+def test_the_oracles_stand_before_the_first_model(
+    tiny_service: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(engine, "run_trials", stop)
+    study = context(tiny_service, [4, 32], Budget(steps=2, batch_events=64, seeds=1, max_events=200))
+    with pytest.raises(Stopped):
+        run_study(study, tiny_service, tmp_path)
+    record = json.loads((tmp_path / "context.json").read_text())
+    assert record["results"] == [] and list(record["intervals"]) == ["oracle_4", "oracle_32"]
+    value, low, high = record["gains"]["oracle_4→32"]["ndcg@10"]
+    assert low <= value <= high and low > 0, "repeats and the taste need a past"
+    text = (tmp_path / "context.md").read_text()
+    assert "| `oracle_4→32` |" in text and "(context_ndcg.svg)" in text
