@@ -218,7 +218,7 @@ class Scratch {
 
 void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& query) {
   const CurrentStream stream(query);
-  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width, uses_product_loop(inputs));
   const int64_t parts = plan.forward_chunks * inputs.rows;
   Scratch scratch(query);
   Workspace workspace{};
@@ -231,7 +231,7 @@ void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& 
 
 void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor& query) {
   const CurrentStream stream(query);
-  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width, false);
   Scratch scratch(query);
   Workspace workspace{};
   workspace.product = scratch.floats(inputs.rows);

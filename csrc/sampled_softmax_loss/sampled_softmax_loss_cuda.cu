@@ -1,7 +1,7 @@
 // Launches the sampled softmax kernels.
 #include "common/cuda/stored_type.cuh"
 #include "sampled_softmax_loss/backward_kernels.cuh"
-#include "sampled_softmax_loss/forward_kernels.cuh"
+#include "sampled_softmax_loss/forward_loop_sm90.cuh"
 
 namespace argus::sampled_softmax_loss {
 namespace {
@@ -31,14 +31,25 @@ Kernel<T> kernel_of(const Inputs& inputs, const CudaPlan& plan, const Workspace&
 }
 
 template <class T>
+void log_sum_exp(const Kernel<T>& k, void* stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (k.plan.loop) {
+      launch_score_loop(kOp, k, stream);
+      return;
+    }
+  }
+  const LaunchShape scores = product_shape(divided_up(k.in.rows, kTile), k.plan.forward_chunks);
+  launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
+}
+
+template <class T>
 void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan, const Workspace& workspace,
              void* stream) {
   Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
   k.out = outputs;
   constexpr int64_t warps = kRowThreads / kWarpSize;
   launch(kOp, rows_kernel<T>, simple_shape(divided_up(inputs.rows, warps)), stream, k);
-  const LaunchShape scores = product_shape(divided_up(inputs.rows, kTile), plan.forward_chunks);
-  launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
+  log_sum_exp(k, stream);
   launch(kOp, finish_loss_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads)), stream, k);
 }
 
@@ -74,6 +85,19 @@ void backward(const Inputs& inputs, const Gradients& gradients, const CudaPlan& 
 }
 
 }  // namespace
+
+bool fits_product_loop(const Inputs& inputs) {
+  constexpr int64_t kMost = 1 << 30;
+  const int64_t row_bytes = 2 * inputs.width;
+  const bool sized =
+      inputs.width > 0 && inputs.drawn > 0 && std::max({inputs.rows, inputs.drawn, inputs.width}) <= kMost;
+  return inputs.dtype != Dtype::float32 && sized && tile::lies_on_chunks(inputs.query, row_bytes) &&
+         tile::lies_on_chunks(inputs.candidates, row_bytes);
+}
+
+bool uses_product_loop(const Inputs& inputs) {
+  return fits_product_loop(inputs) && sm90::is_current_device();
+}
 
 void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
                   const Workspace& workspace, void* stream) {

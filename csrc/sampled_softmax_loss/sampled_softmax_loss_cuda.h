@@ -8,17 +8,21 @@
 
 namespace argus::sampled_softmax_loss {
 
-// How rows and candidates are cut. The cut depends on the sizes alone, so that results do not depend on the
-// GPU. Score gradients dS are stored for one strip of rows at a time.
+// How rows and candidates are cut. The cut depends on the sizes and on `loop` alone, so that results depend
+// on nothing else of the GPU. Score gradients dS are stored for one strip of rows at a time.
 struct CudaPlan {
   int64_t tile = 128;
   int64_t slots = 264;               // concurrent blocks: two per multiprocessor of a large GPU
   int64_t strip_elements = 1 << 26;  // of dS
+  static constexpr int64_t kLoopColumns = 256;
+  bool loop;  // the forward pass runs on the product loop of sm_90 (uses_product_loop)
   int64_t forward_chunks, strip_rows, strips, chunks, splits, score_stride;
 
-  CudaPlan(int64_t rows, int64_t drawn, int64_t width) { cut(rows, drawn, width); }
-  CudaPlan(int64_t rows, int64_t drawn, int64_t width, int64_t blocks, int64_t elements)
-      : slots(blocks), strip_elements(elements) {
+  CudaPlan(int64_t rows, int64_t drawn, int64_t width, bool on_loop) : loop(on_loop) {
+    cut(rows, drawn, width);
+  }
+  CudaPlan(int64_t rows, int64_t drawn, int64_t width, bool on_loop, int64_t blocks, int64_t elements)
+      : slots(blocks), strip_elements(elements), loop(on_loop) {
     cut(rows, drawn, width);
   }
 
@@ -40,7 +44,7 @@ struct CudaPlan {
   void cut(int64_t rows, int64_t drawn, int64_t width) {
     const int64_t row_tiles = up(rows, tile), candidate_tiles = up(drawn, tile);
     score_stride = up(drawn, 8) * 8;
-    forward_chunks = pieces(row_tiles, candidate_tiles);
+    forward_chunks = loop ? up(drawn, kLoopColumns) : pieces(row_tiles, candidate_tiles);
     const int64_t fitting = strip_elements / std::max<int64_t>(score_stride, 1) / tile;
     strip_rows = std::clamp(fitting, int64_t{1}, std::max<int64_t>(row_tiles, 1)) * tile;
     strips = up(rows, strip_rows);
@@ -63,6 +67,12 @@ struct Workspace {
   float* d_query;       // [splits, strip_rows, width]
   float* d_candidates;  // [drawn, width]
 };
+
+// Whether TMA can load the queries and candidates: 16 bits, rows at multiples of 16 bytes, none of them
+// empty.
+bool fits_product_loop(const Inputs& inputs);
+// And whether the current GPU is of compute capability 9.0, for which the library has code.
+bool uses_product_loop(const Inputs& inputs);
 
 // Enqueue on `stream`, a cudaStream_t, without synchronising. Rows and drawn may be 0.
 void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,

@@ -136,6 +136,7 @@ struct StoreTile {
   float* d;
   int rows, columns;
 
+  ARGUS_DEVICE void begin(int, int) {}
   ARGUS_DEVICE void take(const float (&sums)[kColumns / 2], int row, int column) {
     for_each_of_d<kColumns>([&](int i, int r, int c) {
       if (row + r < rows && column + c < columns) d[size_t(row + r) * columns + column + c] = sums[i];

@@ -5,7 +5,8 @@
 // a ring of four stages; the other two multiply 64 rows each by wgmma. `full` counts a stage's bytes, `empty`
 // the eight consumer warps that are done with it. One group of wgmma stays under way: the stage before it is
 // released when its successor has been issued. Rows, columns and depth past the matrices' ends are zeros of
-// TMA.
+// TMA. Where a tile's depth fits the ring, the two warpgroups take turns: one multiplies while the policy of
+// the other works on its sums. Deeper tiles would wait for each other's stages, and have no turns.
 //
 //   columns   shared memory            registers of a thread (of 64 K: 128 · producer + 256 · consumer)
 //   128       4 · (16 + 16) KB = 128   24 · 128 + 240 · 256 = 64,512; 64 of a consumer's are sums
@@ -19,7 +20,8 @@ namespace argus::sm90 {
 template <class T, ptx::Major kA, ptx::Major kB, int kColumns>
 struct ProductLoop {
   static constexpr int kStages = 4, kRows = 128, kDepth = 128 / static_cast<int>(sizeof(T));
-  static constexpr int kThreads = 384, kConsumerWarps = 8;
+  static constexpr int kThreads = 384, kConsumerWarps = 8, kHalfThreads = 128;
+  static constexpr uint32_t kTurn = 1, kPolicyBarrier = 3;  // named barriers, a pair each
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
   using TileA = OperandTile<T, kA, 128, kRows, kDepth>;
   using TileB = OperandTile<T, kB, 128, kColumns, kDepth>;
@@ -91,8 +93,9 @@ struct ProductLoop {
     return a + half * HalfOfA::kBytes;
   }
 
-  // What a kernel of kThreads threads runs. `policy.take(sums, row, column)` gets a warpgroup's sums of the
-  // tile whose first row, the warpgroup's, and first column are these.
+  // What a kernel of kThreads threads runs. Of each tile a warpgroup calls `policy.begin(row, column)` with
+  // its first row and the first column, before the product, and `policy.take(sums, row, column)` with its
+  // sums after.
   template <class Policy>
   ARGUS_DEVICE static void run(const ptx::TensorMap& map_a, const ptx::TensorMap& map_b, const Shape& shape,
                                Policy& policy) {
@@ -115,12 +118,21 @@ struct ProductLoop {
       return;
     }
     ptx::increase_registers<kConsumerRegisters>();
-    int step = 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
-      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
+    const int half = group - 1, blocks = static_cast<int>(gridDim.x);
+    const bool turns = shape.steps() <= kStages;
+    int step = 0, tile = static_cast<int>(blockIdx.x);
+    if (turns && half == 1 && tile < shape.tiles()) ptx::named_barrier_arrive(kTurn, 2 * kHalfThreads);
+    for (; tile < shape.tiles(); tile += blocks) {
+      const int row = tile % shape.row_tiles() * kRows + half * kRows / 2;
+      const int column = tile / shape.row_tiles() * kColumns;
+      policy.begin(row, column);
+      if (turns) ptx::named_barrier_sync(kTurn + half, 2 * kHalfThreads);
       float sums[kColumns / 2];
-      multiply(ring, group - 1, shape.steps(), step, sums);
-      policy.take(sums, row + (group - 1) * kRows / 2, column);
+      multiply(ring, half, shape.steps(), step, sums);
+      // Every turn is waited for: after the last tile of the second half there is none.
+      if (turns && (half == 0 || tile + blocks < shape.tiles()))
+        ptx::named_barrier_arrive(kTurn + 1 - half, 2 * kHalfThreads);
+      policy.take(sums, row, column);
     }
   }
 };
