@@ -1,6 +1,6 @@
 // Launches the sampled softmax kernels.
 #include "common/cuda/stored_type.cuh"
-#include "sampled_softmax_loss/backward_kernels.cuh"
+#include "sampled_softmax_loss/backward_loop_sm90.cuh"
 #include "sampled_softmax_loss/forward_loop_sm90.cuh"
 
 namespace argus::sampled_softmax_loss {
@@ -53,16 +53,30 @@ void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
   launch(kOp, finish_loss_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads)), stream, k);
 }
 
-// One strip: its score gradients, then the two products that use them.
+// The products that use a strip's score gradients.
 template <class T>
-void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
+void strip_products(const Kernel<T>& k, bool first, bool last, void* stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (k.plan.loop) {
+      if (k.gradients.d_query != nullptr) launch_d_query_loop(kOp, k, stream);
+      if (k.gradients.d_candidates != nullptr) launch_d_candidates_loop(kOp, k, first, last, stream);
+      return;
+    }
+  }
   const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);
   const int64_t candidate_tiles = divided_up(k.in.drawn, kTile);
-  launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
   if (k.gradients.d_query != nullptr && column_tiles > 0)
     launch(kOp, d_query_kernel<T>, product_shape(row_tiles, column_tiles, k.plan.splits), stream, k);
   if (k.gradients.d_candidates != nullptr && candidate_tiles > 0 && column_tiles > 0)
     launch(kOp, d_candidates_kernel<T>, product_shape(candidate_tiles, column_tiles), stream, k, first, last);
+}
+
+// One strip: its score gradients, then the two products that use them.
+template <class T>
+void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
+  const int64_t row_tiles = divided_up(k.strip_rows, kTile);
+  launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
+  strip_products(k, first, last, stream);
   launch(kOp, finish_rows_kernel<T>, simple_shape(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream,
          k);
 }

@@ -15,7 +15,7 @@ struct CudaPlan {
   int64_t slots = 264;               // concurrent blocks: two per multiprocessor of a large GPU
   int64_t strip_elements = 1 << 26;  // of dS
   static constexpr int64_t kLoopColumns = 256;
-  bool loop;  // the forward pass runs on the product loop of sm_90 (uses_product_loop)
+  bool loop;  // the products run on the product loop of sm_90 (uses_product_loop)
   int64_t forward_chunks, strip_rows, strips, chunks, splits, score_stride;
 
   CudaPlan(int64_t rows, int64_t drawn, int64_t width, bool on_loop) : loop(on_loop) {
@@ -32,7 +32,8 @@ struct CudaPlan {
   // in waves of `slots`; a wave lasts as long as one block's tiles. 288 blocks on 264 slots would leave half
   // of two waves idle. Returns the fewest pieces within a twentieth of the shortest time, because each piece
   // costs a pass over partial results.
-  int64_t pieces(int64_t others, int64_t whole) const {
+  int64_t pieces(int64_t others, int64_t whole) const { return pieces(others, whole, slots); }
+  static int64_t pieces(int64_t others, int64_t whole, int64_t slots) {
     others = std::max<int64_t>(others, 1);
     const auto time = [&](int64_t count) { return up(others * count, slots) * up(whole, count); };
     const int64_t most = std::clamp(4 * up(slots, others), int64_t{1}, std::max<int64_t>(whole, 1));
@@ -50,6 +51,11 @@ struct CudaPlan {
     strips = up(rows, strip_rows);
     chunks = pieces(strip_rows / tile, candidate_tiles);
     splits = pieces(strip_rows / tile * up(width, tile), candidate_tiles);
+    if (loop) {
+      // One block per multiprocessor, and 64 candidates a step of its products.
+      splits =
+          pieces(strip_rows / tile * up(width, kLoopColumns), up(drawn, 64), std::max<int64_t>(slots / 2, 1));
+    }
   }
 };
 
@@ -66,6 +72,7 @@ struct Workspace {
   float* sums;          // [chunks, 3, strip_rows]: Σ share, Σ share · product, Σ dS as stored
   float* d_query;       // [splits, strip_rows, width]
   float* d_candidates;  // [drawn, width]
+  void* queries;        // [strip_rows, width], dtype; only on the product loop with row_weight, or null
 };
 
 // Whether TMA can load the queries and candidates: 16 bits, rows at multiples of 16 bytes, none of them

@@ -2,7 +2,7 @@
 
 The scores are computed tile by tile in both passes and never stored; the forward pass leaves two numbers a row for the
 backward pass. Sums run in an order that follows from the sizes, for any number of threads and on any GPU; on compute
-capability 9.0 the forward pass in 16 bits has an order of its own (TMA and wgmma).
+capability 9.0 products in 16 bits have an order of their own (TMA and wgmma).
 """
 
 from __future__ import annotations

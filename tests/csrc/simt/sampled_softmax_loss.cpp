@@ -103,6 +103,8 @@ void backward(Inputs inputs, Gradients gradients, const Cut& cut) {
     scratch.put("partial d_query", workspace.d_query, count(plan.splits, plan.strip_rows, inputs.width) * 4);
   if (gradients.d_candidates != nullptr && plan.strips > 1)
     scratch.put("sum of d_candidates", workspace.d_candidates, drawn_matrix * 4);
+  if (plan.loop && inputs.row_weight != nullptr)
+    scratch.put("queries", workspace.queries, count(plan.strip_rows, inputs.width) * element);
   backward_cuda(inputs, gradients, plan, workspace, nullptr);
   device.copy_back();
 }

@@ -17,11 +17,13 @@
 
 namespace argus::sm90 {
 
+// Named barriers, one a warpgroup: of the turns, and of a policy.
+constexpr uint32_t kTurnBarrier = 1, kPolicyBarrier = 3;
+
 template <class T, ptx::Major kA, ptx::Major kB, int kColumns>
 struct ProductLoop {
   static constexpr int kStages = 4, kRows = 128, kDepth = 128 / static_cast<int>(sizeof(T));
   static constexpr int kThreads = 384, kConsumerWarps = 8, kHalfThreads = 128;
-  static constexpr uint32_t kTurn = 1, kPolicyBarrier = 3;  // named barriers, a pair each
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
   using TileA = OperandTile<T, kA, 128, kRows, kDepth>;
   using TileB = OperandTile<T, kB, 128, kColumns, kDepth>;
@@ -29,14 +31,29 @@ struct ProductLoop {
   static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
   static constexpr size_t kShared = kStages * kStageBytes + kPatternBytes;
 
-  // D is [rows, columns]; blocks take tiles in turn, those of one column of tiles one after the other, so
-  // that their part of B stays in the L2.
+  // What a block computes at a time: the sums that begin at (row, column), over `steps` of the depth.
+  struct Tile {
+    int row, column, split, first_step, steps;
+  };
+
+  // D is [rows, columns], or [splits, rows, columns] if the depth is cut into at most steps() parts. Blocks
+  // take tiles in turn, those of one column of tiles one after the other, so that their part of B stays in
+  // the L2.
   struct Shape {
-    int rows, columns, depth;
+    int rows, columns, depth, splits = 1;
 
     ARGUS_HOST_DEVICE int row_tiles() const { return (rows + kRows - 1) / kRows; }
-    ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * ((columns + kColumns - 1) / kColumns); }
+    ARGUS_HOST_DEVICE int column_tiles() const { return (columns + kColumns - 1) / kColumns; }
+    ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * column_tiles() * splits; }
     ARGUS_HOST_DEVICE int steps() const { return (depth + kDepth - 1) / kDepth; }
+    // The warpgroups take turns.
+    ARGUS_HOST_DEVICE bool turns() const { return (steps() + splits - 1) / splits <= kStages; }
+
+    ARGUS_DEVICE Tile tile(int index) const {
+      const int split = index / (row_tiles() * column_tiles()), first = steps() * split / splits;
+      return {index % row_tiles() * kRows, index / row_tiles() % column_tiles() * kColumns, split, first,
+              steps() * (split + 1) / splits - first};
+    }
   };
 
   struct Ring {
@@ -51,14 +68,16 @@ struct ProductLoop {
   ARGUS_DEVICE static void produce(const Ring& ring, const ptx::TensorMap& map_a, const ptx::TensorMap& map_b,
                                    const Shape& shape) {
     int step = 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
-      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
-      for (int depth = 0; depth < shape.depth; depth += kDepth, ++step) {
+    for (int index = static_cast<int>(blockIdx.x); index < shape.tiles();
+         index += static_cast<int>(gridDim.x)) {
+      const Tile tile = shape.tile(index);
+      for (int i = 0; i < tile.steps; ++i, ++step) {
+        const int depth = (tile.first_step + i) * kDepth;
         uint64_t* full = ring.full + step % kStages;
         ptx::mbarrier_wait(ring.empty + step % kStages, Ring::parity(step) ^ 1);
         ptx::mbarrier_arrive_expect(full, kStageBytes);
-        TileA::load(ring.a(step), map_a, row, depth, full);
-        TileB::load(ring.b(step), map_b, column, depth, full);
+        TileA::load(ring.a(step), map_a, tile.row, depth, full);
+        TileB::load(ring.b(step), map_b, tile.column, depth, full);
       }
     }
   }
@@ -119,20 +138,21 @@ struct ProductLoop {
     }
     ptx::increase_registers<kConsumerRegisters>();
     const int half = group - 1, blocks = static_cast<int>(gridDim.x);
-    const bool turns = shape.steps() <= kStages;
-    int step = 0, tile = static_cast<int>(blockIdx.x);
-    if (turns && half == 1 && tile < shape.tiles()) ptx::named_barrier_arrive(kTurn, 2 * kHalfThreads);
-    for (; tile < shape.tiles(); tile += blocks) {
-      const int row = tile % shape.row_tiles() * kRows + half * kRows / 2;
-      const int column = tile / shape.row_tiles() * kColumns;
-      policy.begin(row, column);
-      if (turns) ptx::named_barrier_sync(kTurn + half, 2 * kHalfThreads);
+    const bool turns = shape.turns();
+    int step = 0, index = static_cast<int>(blockIdx.x);
+    if (turns && half == 1 && index < shape.tiles())
+      ptx::named_barrier_arrive(kTurnBarrier, 2 * kHalfThreads);
+    for (; index < shape.tiles(); index += blocks) {
+      Tile tile = shape.tile(index);
+      tile.row += half * kRows / 2;
+      policy.begin(tile);
+      if (turns) ptx::named_barrier_sync(kTurnBarrier + half, 2 * kHalfThreads);
       float sums[kColumns / 2];
-      multiply(ring, half, shape.steps(), step, sums);
+      multiply(ring, half, tile.steps, step, sums);
       // Every turn is waited for: after the last tile of the second half there is none.
-      if (turns && (half == 0 || tile + blocks < shape.tiles()))
-        ptx::named_barrier_arrive(kTurn + 1 - half, 2 * kHalfThreads);
-      policy.take(sums, row, column);
+      if (turns && (half == 0 || index + blocks < shape.tiles()))
+        ptx::named_barrier_arrive(kTurnBarrier + 1 - half, 2 * kHalfThreads);
+      policy.take(sums, tile);
     }
   }
 };
