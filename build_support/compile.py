@@ -18,7 +18,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -139,15 +139,19 @@ def _cuda_runtime(toolkit: Toolkit) -> Path:
 CUDA_DEFINES = ("-DUSE_CUDA", "-DARGUS_CUDA_LIBRARY")
 
 
-def nvcc_flags(architectures: Iterable[str]) -> tuple[str, ...]:
-    """The flags of nvcc for kernels, for architectures such as "80", "90a" and "100+PTX"."""
+def nvcc_flags(architectures: Sequence[str]) -> tuple[str, ...]:
+    """The flags of nvcc for kernels, for architectures such as "80", "90a" and "100+PTX".
+
+    ARGUS_SM90A tells launchers that the library has code for TMA and wgmma, which compute capability 9.0 runs.
+    """
     gencode = []
     for name in architectures:
         number = name.removesuffix("+PTX")
         code = f"sm_{number}" if number == name else f"[sm_{number},compute_{number}]"
         gencode.append(f"-gencode=arch=compute_{number},code={code}")
     ours = ("-std=c++20", "-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden")
-    return (*ours, *CUDA_DEFINES, *gencode)
+    hopper = ("-DARGUS_SM90A",) if "90a" in {name.removesuffix("+PTX") for name in architectures} else ()
+    return (*ours, *CUDA_DEFINES, *hopper, *gencode)
 
 
 def cuda_library(root: Path, decision: CudaDecision, toolkit: Toolkit) -> Library:

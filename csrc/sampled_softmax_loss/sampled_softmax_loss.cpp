@@ -218,7 +218,7 @@ class Scratch {
 
 void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& query) {
   const CurrentStream stream(query);
-  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width, uses_product_loop(inputs));
   const int64_t parts = plan.forward_chunks * inputs.rows;
   Scratch scratch(query);
   Workspace workspace{};
@@ -231,7 +231,7 @@ void compute_losses(const Inputs& inputs, const Outputs& outputs, const Tensor& 
 
 void compute_gradients(const Inputs& inputs, const Gradients& gradients, const Tensor& query) {
   const CurrentStream stream(query);
-  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width);
+  const CudaPlan plan(inputs.rows, inputs.drawn, inputs.width, uses_product_loop(inputs));
   Scratch scratch(query);
   Workspace workspace{};
   workspace.product = scratch.floats(inputs.rows);
@@ -244,6 +244,8 @@ void compute_gradients(const Inputs& inputs, const Gradients& gradients, const T
     workspace.d_query = scratch.floats(plan.splits * plan.strip_rows * inputs.width);
   if (gradients.d_candidates != nullptr && plan.strips > 1)
     workspace.d_candidates = scratch.floats(inputs.drawn * inputs.width);
+  if (plan.loop && inputs.row_weight != nullptr)
+    workspace.queries = scratch.elements(plan.strip_rows * inputs.width);
   backward_cuda(inputs, gradients, plan, workspace, stream.get());
 }
 

@@ -1,7 +1,7 @@
 // Launches the sampled softmax kernels.
 #include "common/cuda/stored_type.cuh"
-#include "sampled_softmax_loss/backward_kernels.cuh"
-#include "sampled_softmax_loss/forward_kernels.cuh"
+#include "sampled_softmax_loss/backward_loop_sm90.cuh"
+#include "sampled_softmax_loss/forward_loop_sm90.cuh"
 
 namespace argus::sampled_softmax_loss {
 namespace {
@@ -31,27 +31,52 @@ Kernel<T> kernel_of(const Inputs& inputs, const CudaPlan& plan, const Workspace&
 }
 
 template <class T>
+void log_sum_exp(const Kernel<T>& k, void* stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (k.plan.loop) {
+      launch_score_loop(kOp, k, stream);
+      return;
+    }
+  }
+  const LaunchShape scores = product_shape(divided_up(k.in.rows, kTile), k.plan.forward_chunks);
+  launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
+}
+
+template <class T>
 void forward(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan, const Workspace& workspace,
              void* stream) {
   Kernel<T> k = kernel_of<T>(inputs, plan, workspace);
   k.out = outputs;
   constexpr int64_t warps = kRowThreads / kWarpSize;
   launch(kOp, rows_kernel<T>, simple_shape(divided_up(inputs.rows, warps)), stream, k);
-  const LaunchShape scores = product_shape(divided_up(inputs.rows, kTile), plan.forward_chunks);
-  launch(kOp, log_sum_exp_kernel<T>, scores, stream, k);
+  log_sum_exp(k, stream);
   launch(kOp, finish_loss_kernel<T>, simple_shape(divided_up(inputs.rows, kRowThreads)), stream, k);
+}
+
+// The products that use a strip's score gradients.
+template <class T>
+void strip_products(const Kernel<T>& k, bool first, bool last, void* stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (k.plan.loop) {
+      if (k.gradients.d_query != nullptr) launch_d_query_loop(kOp, k, stream);
+      if (k.gradients.d_candidates != nullptr) launch_d_candidates_loop(kOp, k, first, last, stream);
+      return;
+    }
+  }
+  const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);
+  const int64_t candidate_tiles = divided_up(k.in.drawn, kTile);
+  if (k.gradients.d_query != nullptr && column_tiles > 0)
+    launch(kOp, d_query_kernel<T>, product_shape(row_tiles, column_tiles, k.plan.splits), stream, k);
+  if (k.gradients.d_candidates != nullptr && candidate_tiles > 0 && column_tiles > 0)
+    launch(kOp, d_candidates_kernel<T>, product_shape(candidate_tiles, column_tiles), stream, k, first, last);
 }
 
 // One strip: its score gradients, then the two products that use them.
 template <class T>
 void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
-  const int64_t row_tiles = divided_up(k.strip_rows, kTile), column_tiles = divided_up(k.in.width, kTile);
-  const int64_t candidate_tiles = divided_up(k.in.drawn, kTile);
+  const int64_t row_tiles = divided_up(k.strip_rows, kTile);
   launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
-  if (k.gradients.d_query != nullptr && column_tiles > 0)
-    launch(kOp, d_query_kernel<T>, product_shape(row_tiles, column_tiles, k.plan.splits), stream, k);
-  if (k.gradients.d_candidates != nullptr && candidate_tiles > 0 && column_tiles > 0)
-    launch(kOp, d_candidates_kernel<T>, product_shape(candidate_tiles, column_tiles), stream, k, first, last);
+  strip_products(k, first, last, stream);
   launch(kOp, finish_rows_kernel<T>, simple_shape(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream,
          k);
 }
@@ -74,6 +99,19 @@ void backward(const Inputs& inputs, const Gradients& gradients, const CudaPlan& 
 }
 
 }  // namespace
+
+bool fits_product_loop(const Inputs& inputs) {
+  constexpr int64_t kMost = 1 << 30;
+  const int64_t row_bytes = 2 * inputs.width;
+  const bool sized =
+      inputs.width > 0 && inputs.drawn > 0 && std::max({inputs.rows, inputs.drawn, inputs.width}) <= kMost;
+  return inputs.dtype != Dtype::float32 && sized && tile::lies_on_chunks(inputs.query, row_bytes) &&
+         tile::lies_on_chunks(inputs.candidates, row_bytes);
+}
+
+bool uses_product_loop(const Inputs& inputs) {
+  return fits_product_loop(inputs) && sm90::is_current_device();
+}
 
 void forward_cuda(const Inputs& inputs, const Outputs& outputs, const CudaPlan& plan,
                   const Workspace& workspace, void* stream) {

@@ -77,3 +77,32 @@ def require_right(arguments: dict[str, Any], backend: str) -> None:
     # Of a single number no error's distribution can be judged.
     bound = 1e-6 * max(float(truth["d_query"].abs().sum()), 1.0)
     assert abs(float(ours["d_scale"]) - float(truth["d_scale"])) <= bound
+
+
+def require_same_reach(arguments: dict[str, Any], name: str, value: float, backend: str, bound: float) -> None:
+    """A value that is not finite, in `name` or in the losses' gradients, reaches what it reaches in float64.
+
+    Not the rows that leave the candidate out, nor candidates that the row leaves out, nor rows of weight 0.
+    arguments: of more than 132 rows and candidates. bound: of errors beside the largest finite result, at least 1.
+    """
+    rows = arguments["query"].shape[0]
+    d_loss = torch.linspace(-1, 2, rows)
+    values = {**arguments, "d_loss": d_loss}[name].clone()
+    values.view(values.shape[0], -1)[132, 0] = value
+    if name == "d_loss":
+        d_loss = values
+    else:
+        arguments = {**arguments, name: values}
+    ours = results(arguments, backend, False, d_loss)
+    truth = results(in_float64(arguments), "reference", False, d_loss)
+    assert bool(truth["d_query"].isfinite().any())
+    assert not all(bool(one.isfinite().all()) for one in truth.values())
+    for result, expected in truth.items():
+        # In d_scale a share of 0 times an infinite score is NaN or nothing, as the share is computed.
+        if result == "d_scale" and name != "d_loss":
+            continue
+        finite = expected.isfinite()
+        largest = float(expected[finite].abs().max()) if bool(finite.any()) else 1.0
+        assert torch.equal(ours[result].isfinite(), finite), result
+        near = bound * max(largest, 1.0)
+        torch.testing.assert_close(ours[result][finite].double(), expected[finite], rtol=0, atol=near, msg=result)

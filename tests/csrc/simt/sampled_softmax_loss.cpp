@@ -10,10 +10,12 @@ using namespace argus::sampled_softmax_loss;
 struct Cut {
   int64_t blocks;
   int64_t strip_elements;
+  int64_t loop;  // the forward pass on the product loop of sm_90, where it can
 };
 
 CudaPlan plan_of(const Inputs& inputs, const Cut& cut) {
-  return CudaPlan(inputs.rows, inputs.drawn, inputs.width, cut.blocks, cut.strip_elements);
+  return CudaPlan(inputs.rows, inputs.drawn, inputs.width, cut.loop && fits_product_loop(inputs), cut.blocks,
+                  cut.strip_elements);
 }
 
 size_t element_bytes(const Inputs& inputs) {
@@ -101,6 +103,8 @@ void backward(Inputs inputs, Gradients gradients, const Cut& cut) {
     scratch.put("partial d_query", workspace.d_query, count(plan.splits, plan.strip_rows, inputs.width) * 4);
   if (gradients.d_candidates != nullptr && plan.strips > 1)
     scratch.put("sum of d_candidates", workspace.d_candidates, drawn_matrix * 4);
+  if (plan.loop && inputs.row_weight != nullptr)
+    scratch.put("queries", workspace.queries, count(plan.strip_rows, inputs.width) * element);
   backward_cuda(inputs, gradients, plan, workspace, nullptr);
   device.copy_back();
 }
@@ -120,7 +124,7 @@ ARGUS_EXPORT void sampled_softmax_loss_backward_on_host(const Inputs* inputs, co
 
 // Blocks of the forward pass, of the score gradients and of d_query for given sizes.
 ARGUS_EXPORT void sampled_softmax_loss_blocks(int64_t rows, int64_t drawn, int64_t width, int64_t* blocks) {
-  const CudaPlan plan(rows, drawn, width);
+  const CudaPlan plan(rows, drawn, width, false);
   const int64_t row_tiles = (rows + plan.tile - 1) / plan.tile, strip_tiles = plan.strip_rows / plan.tile;
   blocks[0] = row_tiles * plan.forward_chunks;
   blocks[1] = strip_tiles * plan.chunks;

@@ -53,12 +53,12 @@ class Gradients(ctypes.Structure):
 
 
 class Cut(ctypes.Structure):
-    """How many blocks the plan wants, and how many score gradients a strip of rows may hold."""
+    """How many blocks the plan wants, how many score gradients a strip of rows may hold, and whether sm_90's loop."""
 
-    _fields_ = (("blocks", ctypes.c_int64), ("strip_elements", ctypes.c_int64))
+    _fields_ = (("blocks", ctypes.c_int64), ("strip_elements", ctypes.c_int64), ("loop", ctypes.c_int64))
 
 
-CUT = Cut(3, 1 << 16)
+CUT = Cut(3, 1 << 16, 0)
 """Small enough that a few hundred rows make several chunks, splits and strips."""
 
 

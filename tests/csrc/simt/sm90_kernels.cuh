@@ -136,9 +136,14 @@ struct StoreTile {
   float* d;
   int rows, columns;
 
-  ARGUS_DEVICE void take(const float (&sums)[kColumns / 2], int row, int column) {
+  template <class Tile>
+  ARGUS_DEVICE void begin(const Tile&) {}
+  template <class Tile>
+  ARGUS_DEVICE void take(const float (&sums)[kColumns / 2], const Tile& tile) {
+    float* part = d + size_t(tile.split) * rows * columns;
     for_each_of_d<kColumns>([&](int i, int r, int c) {
-      if (row + r < rows && column + c < columns) d[size_t(row + r) * columns + column + c] = sums[i];
+      const int row = tile.row + r, column = tile.column + c;
+      if (row < rows && column < columns) part[size_t(row) * columns + column] = sums[i];
     });
   }
 };

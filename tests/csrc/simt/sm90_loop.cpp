@@ -15,10 +15,10 @@ using matrices::matrix;
 
 template <class T, Major kA, Major kB, int kColumns>
 std::vector<float> run_product(const std::vector<T>& a, const std::vector<T>& b, int rows, int columns,
-                               int depth, unsigned blocks) {
+                               int depth, unsigned blocks, int splits = 1) {
   using Loop = argus::sm90::ProductLoop<T, kA, kB, kColumns>;
   Buffer<T> device_a("a", a), device_b("b", b);
-  Buffer<float> d("d", static_cast<size_t>(rows * columns));
+  Buffer<float> d("d", static_cast<size_t>(splits * rows * columns));
   const auto pitch = [&](Major major, int lines) {
     return static_cast<uint64_t>(major == Major::k ? depth : lines);
   };
@@ -26,20 +26,23 @@ std::vector<float> run_product(const std::vector<T>& a, const std::vector<T>& b,
   const auto map_b = Loop::TileB::map(device_b.get(), columns, depth, pitch(kB, columns));
   launch("product", sm90_kernels::product<T, kA, kB, kColumns>,
          LaunchShape{dim3(blocks), dim3(Loop::kThreads), Loop::kShared}, nullptr, map_a, map_b,
-         typename Loop::Shape{rows, columns, depth}, d.get());
+         typename Loop::Shape{rows, columns, depth, splits}, d.get());
   return d.result();
 }
 
 template <class T, Major kA, Major kB, int kColumns>
-void run_integer_product(int rows, int columns, int depth, unsigned blocks) {
+void run_integer_product(int rows, int columns, int depth, unsigned blocks, int splits = 1) {
   const auto a = matrix<T>(rows, depth, kA, 0), b = matrix<T>(columns, depth, kB, 1000);
-  const auto d = run_product<T, kA, kB, kColumns>(a, b, rows, columns, depth, blocks);
+  const auto d = run_product<T, kA, kB, kColumns>(a, b, rows, columns, depth, blocks, splits);
   for (int row = 0; row < rows; ++row) {
     for (int column = 0; column < columns; ++column) {
       int sum = 0;
       for (int k = 0; k < depth; ++k) sum += drawn(row, k) * drawn(1000 + column, k);
       const auto index = static_cast<size_t>(row * columns + column);
-      expect("d", index, d[index], static_cast<float>(sum));
+      float found = 0.0f;
+      for (int split = 0; split < splits; ++split)
+        found += d[index + static_cast<size_t>(split * rows * columns)];
+      expect("d", index, found, static_cast<float>(sum));
     }
   }
 }
@@ -51,6 +54,9 @@ ARGUS_CASE(persistent_product_of_half) {
 }
 ARGUS_CASE(persistent_product_of_wide_tiles) {
   run_integer_product<__nv_bfloat16, Major::mn, Major::mn, 256>(136, 296, 72, 3);
+}
+ARGUS_CASE(persistent_product_in_splits) {
+  run_integer_product<__half, Major::k, Major::mn, 128>(136, 128, 328, 3, 4);
 }
 
 // Within what truncated sums may lose, and the same bits under another order of threads and copies.

@@ -11,7 +11,7 @@ import torch
 from argus_kernels import sampled_softmax_loss
 from argus_kernels.ops.sampled_softmax_loss import OP
 from tests.csrc.simt import sampled_softmax_loss_on_host as on_host
-from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, require_right, results
+from tests.ops.softmax_draws import DTYPES, FORMS, LEAVES, draw, in_float64, require_right, require_same_reach, results
 
 NAME = on_host.BACKEND.name
 # Rows, candidates and columns past a tile, several chunks, splits and strips; widths that 16-byte copies take, one not.
@@ -146,28 +146,8 @@ def test_a_score_of_infinity_gives_an_infinite_loss(form: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["query", "positive", "candidates", "d_loss"])
 def test_what_is_not_finite_reaches_what_it_reaches_in_float64(name: str, dtype: torch.dtype, value: float) -> None:
-    """Not the rows that leave the candidate out, nor candidates that the row leaves out, nor rows of weight 0."""
-    arguments = draw(135, 140, 16, dtype)
-    d_loss = torch.linspace(-1, 2, 135)
-    values = {**arguments, "d_loss": d_loss}[name].clone()
-    values.view(135 if name != "candidates" else 140, -1)[132, 0] = value
-    if name == "d_loss":
-        d_loss = values
-    else:
-        arguments[name] = values
-    ours = results(arguments, NAME, False, d_loss)
-    truth = results(in_float64(arguments), "reference", False, d_loss)
-    assert bool(truth["d_query"].isfinite().any())
-    assert not all(bool(one.isfinite().all()) for one in truth.values())
-    for result, expected in truth.items():
-        # In d_scale a share of 0 times an infinite score is NaN or nothing, as the share is computed.
-        if result == "d_scale" and name != "d_loss":
-            continue
-        finite = expected.isfinite()
-        largest = float(expected[finite].abs().max()) if bool(finite.any()) else 1.0
-        assert torch.equal(ours[result].isfinite(), finite), result
-        bound = (1e-5 if dtype == torch.float32 else 2e-2) * max(largest, 1.0)
-        torch.testing.assert_close(ours[result][finite].double(), expected[finite], rtol=0, atol=bound, msg=result)
+    bound = 1e-5 if dtype == torch.float32 else 2e-2
+    require_same_reach(draw(135, 140, 16, dtype), name, value, NAME, bound)
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e4])

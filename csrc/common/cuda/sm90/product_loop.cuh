@@ -5,7 +5,8 @@
 // a ring of four stages; the other two multiply 64 rows each by wgmma. `full` counts a stage's bytes, `empty`
 // the eight consumer warps that are done with it. One group of wgmma stays under way: the stage before it is
 // released when its successor has been issued. Rows, columns and depth past the matrices' ends are zeros of
-// TMA.
+// TMA. Where a tile's depth fits the ring, the two warpgroups take turns: one multiplies while the policy of
+// the other works on its sums. Deeper tiles would wait for each other's stages, and have no turns.
 //
 //   columns   shared memory            registers of a thread (of 64 K: 128 · producer + 256 · consumer)
 //   128       4 · (16 + 16) KB = 128   24 · 128 + 240 · 256 = 64,512; 64 of a consumer's are sums
@@ -16,10 +17,13 @@
 
 namespace argus::sm90 {
 
+// Named barriers, one a warpgroup: of the turns, and of a policy.
+constexpr uint32_t kTurnBarrier = 1, kPolicyBarrier = 3;
+
 template <class T, ptx::Major kA, ptx::Major kB, int kColumns>
 struct ProductLoop {
   static constexpr int kStages = 4, kRows = 128, kDepth = 128 / static_cast<int>(sizeof(T));
-  static constexpr int kThreads = 384, kConsumerWarps = 8;
+  static constexpr int kThreads = 384, kConsumerWarps = 8, kHalfThreads = 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
   using TileA = OperandTile<T, kA, 128, kRows, kDepth>;
   using TileB = OperandTile<T, kB, 128, kColumns, kDepth>;
@@ -27,14 +31,29 @@ struct ProductLoop {
   static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
   static constexpr size_t kShared = kStages * kStageBytes + kPatternBytes;
 
-  // D is [rows, columns]; blocks take tiles in turn, those of one column of tiles one after the other, so
-  // that their part of B stays in the L2.
+  // What a block computes at a time: the sums that begin at (row, column), over `steps` of the depth.
+  struct Tile {
+    int row, column, split, first_step, steps;
+  };
+
+  // D is [rows, columns], or [splits, rows, columns] if the depth is cut into at most steps() parts. Blocks
+  // take tiles in turn, those of one column of tiles one after the other, so that their part of B stays in
+  // the L2.
   struct Shape {
-    int rows, columns, depth;
+    int rows, columns, depth, splits = 1;
 
     ARGUS_HOST_DEVICE int row_tiles() const { return (rows + kRows - 1) / kRows; }
-    ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * ((columns + kColumns - 1) / kColumns); }
+    ARGUS_HOST_DEVICE int column_tiles() const { return (columns + kColumns - 1) / kColumns; }
+    ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * column_tiles() * splits; }
     ARGUS_HOST_DEVICE int steps() const { return (depth + kDepth - 1) / kDepth; }
+    // The warpgroups take turns.
+    ARGUS_HOST_DEVICE bool turns() const { return (steps() + splits - 1) / splits <= kStages; }
+
+    ARGUS_DEVICE Tile tile(int index) const {
+      const int split = index / (row_tiles() * column_tiles()), first = steps() * split / splits;
+      return {index % row_tiles() * kRows, index / row_tiles() % column_tiles() * kColumns, split, first,
+              steps() * (split + 1) / splits - first};
+    }
   };
 
   struct Ring {
@@ -49,14 +68,16 @@ struct ProductLoop {
   ARGUS_DEVICE static void produce(const Ring& ring, const ptx::TensorMap& map_a, const ptx::TensorMap& map_b,
                                    const Shape& shape) {
     int step = 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
-      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
-      for (int depth = 0; depth < shape.depth; depth += kDepth, ++step) {
+    for (int index = static_cast<int>(blockIdx.x); index < shape.tiles();
+         index += static_cast<int>(gridDim.x)) {
+      const Tile tile = shape.tile(index);
+      for (int i = 0; i < tile.steps; ++i, ++step) {
+        const int depth = (tile.first_step + i) * kDepth;
         uint64_t* full = ring.full + step % kStages;
         ptx::mbarrier_wait(ring.empty + step % kStages, Ring::parity(step) ^ 1);
         ptx::mbarrier_arrive_expect(full, kStageBytes);
-        TileA::load(ring.a(step), map_a, row, depth, full);
-        TileB::load(ring.b(step), map_b, column, depth, full);
+        TileA::load(ring.a(step), map_a, tile.row, depth, full);
+        TileB::load(ring.b(step), map_b, tile.column, depth, full);
       }
     }
   }
@@ -91,8 +112,9 @@ struct ProductLoop {
     return a + half * HalfOfA::kBytes;
   }
 
-  // What a kernel of kThreads threads runs. `policy.take(sums, row, column)` gets a warpgroup's sums of the
-  // tile whose first row, the warpgroup's, and first column are these.
+  // What a kernel of kThreads threads runs. Of each tile a warpgroup calls `policy.begin(row, column)` with
+  // its first row and the first column, before the product, and `policy.take(sums, row, column)` with its
+  // sums after.
   template <class Policy>
   ARGUS_DEVICE static void run(const ptx::TensorMap& map_a, const ptx::TensorMap& map_b, const Shape& shape,
                                Policy& policy) {
@@ -115,12 +137,22 @@ struct ProductLoop {
       return;
     }
     ptx::increase_registers<kConsumerRegisters>();
-    int step = 0;
-    for (int tile = static_cast<int>(blockIdx.x); tile < shape.tiles(); tile += static_cast<int>(gridDim.x)) {
-      const int row = tile % shape.row_tiles() * kRows, column = tile / shape.row_tiles() * kColumns;
+    const int half = group - 1, blocks = static_cast<int>(gridDim.x);
+    const bool turns = shape.turns();
+    int step = 0, index = static_cast<int>(blockIdx.x);
+    if (turns && half == 1 && index < shape.tiles())
+      ptx::named_barrier_arrive(kTurnBarrier, 2 * kHalfThreads);
+    for (; index < shape.tiles(); index += blocks) {
+      Tile tile = shape.tile(index);
+      tile.row += half * kRows / 2;
+      policy.begin(tile);
+      if (turns) ptx::named_barrier_sync(kTurnBarrier + half, 2 * kHalfThreads);
       float sums[kColumns / 2];
-      multiply(ring, group - 1, shape.steps(), step, sums);
-      policy.take(sums, row + (group - 1) * kRows / 2, column);
+      multiply(ring, half, tile.steps, step, sums);
+      // Every turn is waited for: after the last tile of the second half there is none.
+      if (turns && (half == 0 || index + blocks < shape.tiles()))
+        ptx::named_barrier_arrive(kTurnBarrier + 1 - half, 2 * kHalfThreads);
+      policy.take(sums, tile);
     }
   }
 };

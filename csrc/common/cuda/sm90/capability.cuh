@@ -1,0 +1,29 @@
+// Whether kernels of sm_90a may be launched.
+#pragma once
+
+#include "common/cuda/device.cuh"
+
+// Device code of sm_90a alone: other architectures compile the kernels around it without it.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define ARGUS_SM90A_CODE 1
+#endif
+
+namespace argus::sm90 {
+
+// The current GPU has compute capability 9.0, and the library was built for sm_90a (ARGUS_SM90A, of the
+// build).
+inline bool is_current_device() {
+#if defined(__CUDACC__) && defined(ARGUS_SM90A)
+  int device = 0, major = 0, minor = 0;
+  const bool known =
+      cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess;
+  if (!known) static_cast<void>(cudaGetLastError());
+  return known && major == 9 && minor == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace argus::sm90

@@ -1,0 +1,154 @@
+// The two products behind sampled softmax's gradients on the product loop of sm_90, of bfloat16 and half, in
+// the place of d_query_kernel and d_candidates_kernel.
+//
+//   loop_d_query_kernel        dS · C, split over the candidates where the tiles are fewer than the blocks
+//   clear_queries_kernel       a strip's queries, with zeros for rows of weight 0, which may hold anything
+//   and
+//                              which TMA cannot leave out
+//   loop_d_candidates_kernel   dSᵀ · Q, both operands MN-major, added strip by strip
+#pragma once
+
+#include "sampled_softmax_loss/backward_kernels.cuh"
+#include "sampled_softmax_loss/loop_keys_sm90.cuh"
+
+namespace argus::sampled_softmax_loss {
+
+// A thread for each 16 bytes of a strip's queries.
+template <class T>
+__global__ void clear_queries_kernel(Kernel<T> k) {
+  const int64_t chunks = k.in.width / kChunk<T>;
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= k.strip_rows * chunks) return;
+  const uint4* from = reinterpret_cast<const uint4*>(k.query() + k.first_row * k.in.width);
+  static_cast<uint4*>(k.work.queries)[i] =
+      k.weight(k.first_row + i / chunks) == 0.0f ? make_uint4(0, 0, 0, 0) : from[i];
+}
+
+// Calls visit(row, column, sum) for a thread's sums inside [rows, columns], then visit_nan(row, column) for
+// those that are NaN.
+template <int kSums, class Tile, class Visit, class VisitNan>
+ARGUS_DEVICE void visit_sums(const float (&sums)[kSums], const Tile& tile, int64_t rows, int64_t columns,
+                             const Visit& visit, const VisitNan& visit_nan) {
+  // A bit a sum: an array that is indexed at run time would lie on the stack.
+  uint64_t low = 0, high = 0;
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) {
+    const int64_t row = tile.row + sm90::row_of_sum(i), column = tile.column + sm90::column_of_sum(i);
+    if (row >= rows || column >= columns) continue;
+    if (is_nan(sums[i])) {
+      (i < 64 ? low : high) |= uint64_t{1} << (i % 64);
+    } else {
+      visit(row, column, sums[i]);
+    }
+  }
+#pragma unroll 1
+  for (int i = 0; (low | high) != 0; ++i, low = low >> 1 | high << 63, high >>= 1)
+    if ((low & 1) != 0) visit_nan(tile.row + sm90::row_of_sum(i), tile.column + sm90::column_of_sum(i));
+}
+
+template <class T>
+using QueryLoop = sm90::ProductLoop<T, ptx::Major::k, ptx::Major::mn, kLoopColumns>;
+template <class T>
+using CandidateLoop = sm90::ProductLoop<T, ptx::Major::mn, ptx::Major::mn, kLoopColumns>;
+
+template <class T>
+struct StoreDQuery {
+  using Tile = typename QueryLoop<T>::Tile;
+  const Kernel<T>& k;
+
+  ARGUS_DEVICE void begin(const Tile&) const {}
+  ARGUS_DEVICE void take(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    float* to = k.work.d_query + tile.split * k.plan.strip_rows * k.in.width;
+    const int64_t begin = int64_t{tile.first_step} * QueryLoop<T>::kDepth;
+    const int64_t end = min(begin + int64_t{tile.steps} * QueryLoop<T>::kDepth, k.in.drawn);
+    visit_sums(
+        sums, tile, k.strip_rows, k.in.width,
+        [&](int64_t row, int64_t column, float sum) { to[row * k.in.width + column] = sum; },
+        [&](int64_t row, int64_t column) {
+          to[row * k.in.width + column] = d_query_of_what_stays(k, row, column, begin, end);
+        });
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(QueryLoop<T>::kThreads, 1)
+    loop_d_query_kernel(const __grid_constant__ ptx::TensorMap d_scores,
+                        const __grid_constant__ ptx::TensorMap candidates,
+                        const __grid_constant__ Kernel<T> k,
+                        const __grid_constant__ typename QueryLoop<T>::Shape shape) {
+#if defined(ARGUS_SM90A_CODE)
+  StoreDQuery<T> policy{k};
+  QueryLoop<T>::run(d_scores, candidates, shape, policy);
+#endif
+}
+
+template <class T>
+struct AddDCandidates {
+  using Tile = typename CandidateLoop<T>::Tile;
+  const Kernel<T>& k;
+  bool first_strip, last_strip;
+
+  ARGUS_DEVICE void begin(const Tile&) const {}
+  ARGUS_DEVICE void take(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    visit_sums(
+        sums, tile, k.in.drawn, k.in.width,
+        [&](int64_t row, int64_t column, float sum) {
+          add_d_candidate(k, row * k.in.width + column, sum, first_strip, last_strip);
+        },
+        [&](int64_t row, int64_t column) {
+          const float sum = d_candidate_of_what_stays(k, row, column);
+          add_d_candidate(k, row * k.in.width + column, sum, first_strip, last_strip);
+        });
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(CandidateLoop<T>::kThreads, 1)
+    loop_d_candidates_kernel(const __grid_constant__ ptx::TensorMap d_scores,
+                             const __grid_constant__ ptx::TensorMap queries,
+                             const __grid_constant__ Kernel<T> k,
+                             const __grid_constant__ typename CandidateLoop<T>::Shape shape, bool first_strip,
+                             bool last_strip) {
+#if defined(ARGUS_SM90A_CODE)
+  AddDCandidates<T> policy{k, first_strip, last_strip};
+  CandidateLoop<T>::run(d_scores, queries, shape, policy);
+#endif
+}
+
+// The strip's queries as the product reads them.
+template <class T>
+const T* strip_queries(const char* op, const Kernel<T>& k, void* stream) {
+  if (k.work.queries == nullptr) return k.query() + k.first_row * k.in.width;
+  constexpr int64_t kThreads = 256;
+  const int64_t chunks = k.strip_rows * k.in.width / kChunk<T>;
+  launch(op, clear_queries_kernel<T>,
+         LaunchShape{dim3(static_cast<unsigned>((chunks + kThreads - 1) / kThreads)), dim3(kThreads)}, stream,
+         k);
+  return static_cast<const T*>(k.work.queries);
+}
+
+template <class T>
+void launch_d_query_loop(const char* op, const Kernel<T>& k, void* stream) {
+  using Loop = QueryLoop<T>;
+  const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
+  const auto width = static_cast<uint64_t>(k.in.width), stride = static_cast<uint64_t>(k.plan.score_stride);
+  const auto d_scores = Loop::TileA::map(static_cast<const T*>(k.work.d_scores), rows, drawn, stride);
+  const auto candidates = Loop::TileB::map(k.candidates().data, width, drawn, width);
+  const typename Loop::Shape shape{static_cast<int>(rows), static_cast<int>(width), static_cast<int>(drawn),
+                                   static_cast<int>(k.plan.splits)};
+  launch(op, loop_d_query_kernel<T>, loop_shape<Loop>(k, shape), stream, d_scores, candidates, k, shape);
+}
+
+template <class T>
+void launch_d_candidates_loop(const char* op, const Kernel<T>& k, bool first, bool last, void* stream) {
+  using Loop = CandidateLoop<T>;
+  const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
+  const auto width = static_cast<uint64_t>(k.in.width), stride = static_cast<uint64_t>(k.plan.score_stride);
+  const auto d_scores = Loop::TileA::map(static_cast<const T*>(k.work.d_scores), drawn, rows, stride);
+  const auto queries = Loop::TileB::map(strip_queries(op, k, stream), width, rows, width);
+  const typename Loop::Shape shape{static_cast<int>(drawn), static_cast<int>(width), static_cast<int>(rows)};
+  launch(op, loop_d_candidates_kernel<T>, loop_shape<Loop>(k, shape), stream, d_scores, queries, k, shape,
+         first, last);
+}
+
+}  // namespace argus::sampled_softmax_loss

@@ -1,0 +1,96 @@
+// The scores of sampled softmax's forward pass on the product loop of sm_90, of bfloat16 and half.
+//
+// A tile is 128 rows × 256 candidates, 64 rows a warpgroup. Before its product a warpgroup brings the ids,
+// owners and logs of its rows and candidates to shared memory; the sums stay in registers and become each
+// row's peak, sum and number of candidates, which the four lanes of a row join. A tile's results are one
+// chunk of its rows, which finish_loss_kernel adds in order: no order depends on the number of blocks.
+#pragma once
+
+#include "sampled_softmax_loss/forward_kernels.cuh"
+#include "sampled_softmax_loss/loop_keys_sm90.cuh"
+
+namespace argus::sampled_softmax_loss {
+
+template <class T>
+struct LogSumExpOfTile {
+  using Tile = typename ScoreLoop<T>::Tile;
+  const Kernel<T>& k;
+  LoopKeys& keys;
+
+  ARGUS_DEVICE void begin(const Tile& tile) const {
+    // Nobody reads the keys of the tile before any more.
+    LoopKeys::synchronize();
+    keys.load_columns(k, tile.column);
+    keys.load_rows(k, tile.row);
+  }
+
+  // The sums become the scores of both of the thread's rows, −∞ where a candidate is left out. A candidate's
+  // keys are read once for both: held for a second pass they would spill.
+  ARGUS_DEVICE void score(float (&sums)[kLoopColumns / 2], Online (&found)[2], int columns) const {
+    const float scale = k.scale();
+    const LoopRow rows[2] = {LoopRow::of(keys, 0), LoopRow::of(keys, 1)};
+#pragma unroll
+    for (int i = 0; i < kLoopColumns / 2; i += i % 2 == 0 ? 1 : 3) {
+      const int column = sm90::column_of_sum(i);
+      const int64_t column_id = keys.column_id[column], column_owner = keys.column_owner[column];
+      const float log_q = keys.log_q[column];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& sum = sums[i + 2 * half];
+        const bool here = column < columns && rows[half].keeps(column_id, column_owner);
+        const float relative = fmaf(scale, sum - rows[half].product, -log_q);
+        sum = here ? relative : -kInfinity;
+        found[half].peak = fmaxf(found[half].peak, sum);
+        found[half].kept += here ? 1 : 0;
+      }
+    }
+  }
+
+  ARGUS_DEVICE void take(float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    LoopKeys::synchronize();
+    Online found[2] = {{-kInfinity, 0.0f, 0}, {-kInfinity, 0.0f, 0}};
+    score(sums, found, static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns})));
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float shift = shift_of(found[half].peak);
+#pragma unroll
+      for (int i = 2 * half; i < kLoopColumns / 2; i += i % 2 == 0 ? 1 : 3)
+        found[half].total += ptx::exp2_approx((sums[i] - shift) * kLog2E);
+      join_row(found[half]);
+      const int own = sm90::row_of_sum(2 * half);
+      if (lane_index() % 4 == 0 && tile.row + own < k.in.rows) {
+        const int64_t at = tile.column / kLoopColumns * k.in.rows + tile.row + own;
+        k.work.peak[at] = found[half].peak;
+        k.work.total[at] = found[half].total;
+        k.work.kept[at] = found[half].kept;
+      }
+    }
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(ScoreLoop<T>::kThreads, 1)
+    loop_log_sum_exp_kernel(const __grid_constant__ ptx::TensorMap queries,
+                            const __grid_constant__ ptx::TensorMap candidates,
+                            const __grid_constant__ Kernel<T> k,
+                            const __grid_constant__ typename ScoreLoop<T>::Shape shape) {
+#if defined(ARGUS_SM90A_CODE)
+  ARGUS_SHARED(LoopKeys, keys, [2]);
+  LogSumExpOfTile<T> policy{k, keys[loop_half()]};
+  ScoreLoop<T>::run(queries, candidates, shape, policy);
+#endif
+}
+
+template <class T>
+void launch_score_loop(const char* op, const Kernel<T>& k, void* stream) {
+  using Loop = ScoreLoop<T>;
+  const typename Loop::Shape shape{static_cast<int>(k.in.rows), static_cast<int>(k.in.drawn),
+                                   static_cast<int>(k.in.width)};
+  const auto width = static_cast<uint64_t>(k.in.width);
+  const auto queries = Loop::TileA::map(k.query(), static_cast<uint64_t>(k.in.rows), width, width);
+  const auto candidates =
+      Loop::TileB::map(k.candidates().data, static_cast<uint64_t>(k.in.drawn), width, width);
+  launch(op, loop_log_sum_exp_kernel<T>, loop_shape<Loop>(k, shape), stream, queries, candidates, k, shape);
+}
+
+}  // namespace argus::sampled_softmax_loss

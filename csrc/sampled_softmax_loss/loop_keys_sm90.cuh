@@ -1,0 +1,83 @@
+// What the product loop's kernels of sampled softmax on sm_90 know of the rows and candidates of a
+// warpgroup's half of a tile of scores, 64 × 256, in shared memory.
+#pragma once
+
+#include "common/cuda/sm90/capability.cuh"
+#include "common/cuda/sm90/product_loop.cuh"
+#include "sampled_softmax_loss/tile_scores.cuh"
+
+namespace argus::sampled_softmax_loss {
+
+constexpr float kLog2E = 1.44269504f;
+constexpr int kLoopColumns = static_cast<int>(CudaPlan::kLoopColumns);
+template <class T>
+using ScoreLoop = sm90::ProductLoop<T, ptx::Major::k, ptx::Major::k, kLoopColumns>;
+constexpr int kLoopThreads = 128;  // of a warpgroup
+
+// Which of the two halves the threads of a warpgroup compute. The producers, who ask too, have no use for it.
+ARGUS_DEVICE int loop_half() {
+  return static_cast<int>(threadIdx.x) / kLoopThreads == 2 ? 1 : 0;
+}
+
+struct LoopKeys {
+  static constexpr int kRows = 64;
+  int64_t row_id[kRows], row_owner[kRows];
+  int64_t column_id[kLoopColumns], column_owner[kLoopColumns];
+  float product[kRows], log_q[kLoopColumns];
+
+  // Of the warpgroup that holds the keys.
+  ARGUS_DEVICE static void synchronize() {
+    ptx::named_barrier_sync(sm90::kPolicyBarrier + loop_half(), kLoopThreads);
+  }
+  ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % kLoopThreads; }
+
+  template <class T>
+  ARGUS_DEVICE void load_columns(const Kernel<T>& k, int column) {
+#pragma unroll
+    for (int i = thread(); i < kLoopColumns; i += kLoopThreads) {
+      const int64_t candidate = int64_t{column} + i;
+      const bool real = candidate < k.in.drawn;
+      const int64_t owner = real && k.in.candidate_owner != nullptr ? k.in.candidate_owner[candidate] : -1;
+      column_id[i] = real ? k.in.candidate_ids[candidate] : 0;
+      // Nobody's candidate matches no row: one comparison decides.
+      column_owner[i] = owner < 0 ? -2 : owner;
+      log_q[i] = real ? k.log_q(candidate) : 0.0f;
+    }
+  }
+
+  // Rows of the strip, from `local` on.
+  template <class T>
+  ARGUS_DEVICE void load_rows(const Kernel<T>& k, int local) {
+    const int i = thread();
+    if (i >= kRows) return;
+    const bool real = local + i < k.strip_rows;
+    const int64_t at = k.first_row + local + i;
+    const int64_t owner = real && k.in.query_owner != nullptr ? k.in.query_owner[at] : -1;
+    row_id[i] = real ? k.in.positive_ids[at] : 0;
+    row_owner[i] = owner < 0 ? -1 : owner;
+    product[i] = real ? k.work.product[at] : 0.0f;
+  }
+};
+
+// One of the two rows whose sums a thread holds.
+struct LoopRow {
+  int64_t id, owner;
+  float product;
+
+  ARGUS_DEVICE static LoopRow of(const LoopKeys& keys, int half) {
+    const int row = sm90::row_of_sum(2 * half);
+    return {keys.row_id[row], keys.row_owner[row], keys.product[row]};
+  }
+  ARGUS_DEVICE bool keeps(int64_t column_id, int64_t column_owner) const {
+    return column_id != id && column_owner != owner;
+  }
+};
+
+// The launch of a kernel on the loop: one block per multiprocessor, whose number decides no result.
+template <class Loop, class T>
+LaunchShape loop_shape(const Kernel<T>& k, const typename Loop::Shape& shape) {
+  const int64_t blocks = std::clamp(k.plan.slots / 2, int64_t{1}, int64_t{shape.tiles()});
+  return {dim3(static_cast<unsigned>(blocks)), dim3(Loop::kThreads), Loop::kShared};
+}
+
+}  // namespace argus::sampled_softmax_loss

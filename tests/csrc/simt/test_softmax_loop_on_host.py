@@ -1,0 +1,105 @@
+"""The products of sampled_softmax_loss on sm_90's product loop (TMA, wgmma), held to the error rule on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from argus_kernels import sampled_softmax_loss
+from argus_kernels.ops.sampled_softmax_loss import OP
+from tests.csrc.simt import host_executor
+from tests.csrc.simt import sampled_softmax_loss_on_host as on_host
+from tests.ops.softmax_draws import FORMS, draw, require_right, require_same_reach, results
+
+NAME = on_host.BACKEND.name
+HALF = [torch.bfloat16, torch.float16]
+LOOP, TILES = on_host.Cut(4, 1 << 16, 1), on_host.Cut(3, 1 << 16, 0)
+# Rows, candidates and columns past a tile; several tiles a block and several blocks; a depth of one step and of three.
+SIZES = [(130, 270, 40), (1, 300, 8), (260, 3, 24), (20, 520, 136)]
+
+
+@pytest.fixture(autouse=True)
+def _with_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    reason = on_host.BACKEND.available()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(OP, "backends", (*OP.backends, on_host.BACKEND))
+    monkeypatch.setattr(on_host, "CUT", LOOP)
+    yield
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "sizes", [SIZES[0], *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in SIZES[1:])], ids=str
+)
+def test_error_rule_across_tiles(sizes: tuple[int, int, int], form: str, dtype: torch.dtype) -> None:
+    require_right(draw(*sizes, dtype, form), NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_error_rule_where_tensor_cores_err_as_far_as_they_may(form: str, dtype: torch.dtype) -> None:
+    with host_executor.pessimistic(host_executor.load("sampled_softmax_loss", on_host.SOURCES)):
+        require_right(draw(*SIZES[0], dtype, form), NAME)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_same_bits_in_every_order_and_on_any_number_of_blocks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call has a seed of its own. The sums over candidates and rows are cut by the sizes, but for d_query's."""
+    arguments = draw(*SIZES[0], dtype)
+    found = []
+    for blocks in (4, 4, 6):
+        monkeypatch.setattr(on_host, "CUT", on_host.Cut(blocks, 1 << 16, 1))
+        found.append(results(arguments, NAME))
+    assert all(torch.equal(found[1][name], one) for name, one in found[0].items())
+    assert all(torch.equal(found[2][name], one) for name, one in found[0].items() if name != "d_query")
+
+
+def test_the_loop_differs_from_the_tiles_in_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs at all: candidates in chunks of 256 round otherwise than in those of the tiles."""
+    arguments = draw(60, 700, 16, torch.float16)
+    loop = sampled_softmax_loss(**arguments, backend=NAME)[0]
+    monkeypatch.setattr(on_host, "CUT", TILES)
+    tiles = sampled_softmax_loss(**arguments, backend=NAME)[0]
+    assert not torch.equal(loop, tiles)
+    torch.testing.assert_close(loop, tiles, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("width", [12, 37])
+def test_rows_that_tma_cannot_load_take_the_tiles(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = draw(20, 300, width, torch.bfloat16)
+    asked = sampled_softmax_loss(**arguments, backend=NAME)
+    monkeypatch.setattr(on_host, "CUT", TILES)
+    assert all(map(torch.equal, asked, sampled_softmax_loss(**arguments, backend=NAME)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["query", "positive", "candidates", "d_loss"])
+def test_what_is_not_finite_reaches_what_it_reaches_in_float64(name: str, value: float) -> None:
+    require_same_reach(draw(135, 140, 16, torch.bfloat16), name, value, NAME, 2e-2)
+
+
+def test_rows_of_weight_zero_may_hold_nan() -> None:
+    clean = draw(*SIZES[0], torch.bfloat16)
+    ignored = clean["row_weight"] == 0
+    dirty = {**clean, "query": clean["query"].clone(), "positive": clean["positive"].clone()}
+    dirty["query"][ignored], dirty["positive"][ignored] = torch.nan, torch.inf
+    ours, theirs = results(dirty, NAME), results(clean, NAME)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_candidate_a_hit(form: str) -> None:
+    arguments = draw(140, 150, 16, torch.float16, form, catalogue=1)
+    loss, lse = sampled_softmax_loss(**arguments, backend=NAME)
+    assert bool(loss.isfinite().all())
+    if form == "refined":
+        assert not loss.count_nonzero()
+        assert (lse[arguments["row_weight"] != 0] == -math.inf).all()
