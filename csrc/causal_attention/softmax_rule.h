@@ -45,11 +45,11 @@ ARGUS_INLINE void largest_scores(A* most, const A* strip, int64_t keys, A factor
   }
 }
 
-// `apart`: the tile's weights are summed before they are added to the total. One float32 sum over 8,192 keys
-// errs 2.1 times as much as the error rule allows.
+// The tile's weights are summed before they are added to the total: one float32 sum over 8,192 keys errs 2.1
+// times as much as the error rule allows.
 template <class A>
 ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int64_t keys, int64_t columns,
-                             A factor, bool apart) {
+                             A factor) {
   constexpr A kNothing = -std::numeric_limits<A>::infinity();
   for (int64_t first = 0; first < columns; first += kStrip) {
     A* strip = scores + first;
@@ -63,7 +63,7 @@ ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int
       base[c] = now == kNothing ? A{0} : now;
       correction[first + c] = fast_exp(before - base[c]);
       total[first + c] *= correction[first + c];
-      sum[c] = apart ? A{0} : total[first + c];
+      sum[c] = A{0};
     }
     for (int64_t j = 0; j < keys; ++j) {
       A* line = strip + j * kQueries;
@@ -73,7 +73,7 @@ ARGUS_INLINE void weigh_body(A* scores, A* largest, A* total, A* correction, int
         sum[c] += weight;
       }
     }
-    for (int64_t c = 0; c < kStrip; ++c) total[first + c] = apart ? total[first + c] + sum[c] : sum[c];
+    for (int64_t c = 0; c < kStrip; ++c) total[first + c] += sum[c];
   }
 }
 
@@ -111,8 +111,7 @@ class SoftmaxRule {
 
   void weigh(A* scores, const Block& block, const KeyTile& tile, A factor) {
     ForEachIsa<&weigh_body<A>>::call(scores, static_cast<A*>(largest_), static_cast<A*>(total_),
-                                     static_cast<A*>(correction_), tile.size(), block.columns, factor,
-                                     !block.causal);
+                                     static_cast<A*>(correction_), tile.size(), block.columns, factor);
   }
 
   // Rescales the sums over earlier tiles to the current largest score.

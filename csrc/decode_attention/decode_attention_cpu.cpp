@@ -16,6 +16,7 @@
 #include "decode_attention/decode_attention.h"
 #include "decode_attention/history_pages.h"
 #include "decode_attention/int8_blocks.h"
+#include "decode_attention/int8_scales.h"
 
 namespace argus::decode_attention {
 namespace {
@@ -77,13 +78,6 @@ ARGUS_INLINE int64_t bytes_ahead(const Piece<T>& piece, int64_t event, int64_t c
   return reinterpret_cast<intptr_t>(row) - reinterpret_cast<intptr_t>(piece.now.row(event));
 }
 
-// Prefetches into L2: the hardware's own prefetch comes too late, and prefetching into L1 is slower than
-// none. One prefetch per load: a burst of them stalls.
-template <class T>
-ARGUS_INLINE void prefetch(const T* from, int64_t bytes) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<intptr_t>(from) + bytes), 0, 2);
-}
-
 // Calls visit(columns before it, vectors) for each block of a head's row. kWidth is the width, 0 if it is not
 // known at compile time.
 template <class T, int64_t kWidth, class Visit>
@@ -141,12 +135,13 @@ ARGUS_INLINE LaneVector<Arithmetic<T>> lane_products(const Arithmetic<T>* query,
 
 // `lane_sums` is scratch of [heads, kTogether, kLanes].
 template <class T, int64_t kWidth>
-ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const Arithmetic<T>* query,
-                              Arithmetic<T>* lane_sums, Arithmetic<T>* scores) {
+ARGUS_INLINE void score_piece(const Params& params, const Piece<T>& piece, const ScalesAhead& scales,
+                              const Arithmetic<T>* query, Arithmetic<T>* lane_sums, Arithmetic<T>* scores) {
   using A = Arithmetic<T>;
   const int64_t width = kWidth > 0 ? kWidth : params.width, padded_width = padded<T>(width);
   for (int64_t event = 0; event < piece.now.count; event += kTogether) {
     const int64_t together = std::min(kTogether, piece.now.count - event);
+    if constexpr (std::is_same_v<T, int8_t>) scales.prefetch_at(event);
     for (int64_t place = 0; place < together; ++place) {
       const T* key = piece.now.row(event + place);
       const int64_t ahead = bytes_ahead(piece, event + place, params.kv_heads * width);
@@ -265,27 +260,6 @@ ARGUS_INLINE void add_biases(const Params& params, const Chunk& chunk, Scratch<T
   }
 }
 
-// The scores of each event times its rows' scales, and 2⁻²⁴ for what a code reads as. PagedCache has the
-// scales of a head side by side.
-ARGUS_INLINE void multiply_by_scales(const Params& params, const Chunk& chunk, const Pages<float>& scales,
-                                     int64_t head_stride, float* scores) {
-  for_each_piece<float>(params, chunk, scales, {},
-                        [&](int64_t place, const Piece<float>& piece) ARGUS_INLINE_LAMBDA {
-                          const int64_t count = piece.now.count, stride = piece.now.stride;
-                          for (int64_t head = 0; head < params.kv_heads; ++head) {
-                            float* of_head = scores + head * params.chunk + place;
-                            const float* from = piece.now.first + head * head_stride;
-                            if (stride == 1) {
-                              for (int64_t event = 0; event < count; ++event)
-                                of_head[event] *= from[event] * 0x1p-24f;
-                            } else {
-                              for (int64_t event = 0; event < count; ++event)
-                                of_head[event] *= from[event * stride] * 0x1p-24f;
-                            }
-                          }
-                        });
-}
-
 // exp(score − m) in place; m into `largest`, the sum into `sum`.
 template <class A>
 ARGUS_INLINE void exponentiate(A* scores, int64_t count, A& largest, A& sum) {
@@ -320,15 +294,15 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
                       params.key_slot_stride};
   const Pages<T> values{static_cast<const T*>(params.value_pages), params.value_page_stride,
                         params.value_slot_stride};
+  const ScalePages scales(params);
   for_each_piece<T>(params, chunk, keys, rows_from(params, values, chunk.user, chunk.begin, chunk.end),
                     [&](int64_t place, const Piece<T>& piece) ARGUS_INLINE_LAMBDA {
-                      score_piece<T, kWidth>(params, piece, scratch.query.data(), scratch.lane_sums.data(),
+                      score_piece<T, kWidth>(params, piece, {params, scales, chunk, place},
+                                             scratch.query.data(), scratch.lane_sums.data(),
                                              scratch.scores.data() + place);
                     });
-  if constexpr (std::is_same_v<T, int8_t>) {
-    const Pages<float> scales{params.key_scales, params.key_scale_page_stride, params.key_scale_slot_stride};
-    multiply_by_scales(params, chunk, scales, params.key_scale_head_stride, scratch.scores.data());
-  }
+  if constexpr (std::is_same_v<T, int8_t>)
+    multiply_by_scales(params, chunk, scales.keys, scales.key_head_stride, scratch.scores.data());
   add_biases(params, chunk, scratch);
   for (int64_t head = 0; head < params.kv_heads; ++head) {
     A *scores = scratch.scores.data() + head * params.chunk, *sum = partial + params.kv_heads;
@@ -338,11 +312,8 @@ ARGUS_INLINE void attend_chunk(const Params& params, const Chunk& chunk, Scratch
       exponentiate(scores, count, partial[head], sum[head]);
     }
   }
-  if constexpr (std::is_same_v<T, int8_t>) {
-    const Pages<float> scales{params.value_scales, params.value_scale_page_stride,
-                              params.value_scale_slot_stride};
-    multiply_by_scales(params, chunk, scales, params.value_scale_head_stride, scratch.scores.data());
-  }
+  if constexpr (std::is_same_v<T, int8_t>)
+    multiply_by_scales(params, chunk, scales.values, scales.value_head_stride, scratch.scores.data());
   std::fill(scratch.weighted.begin(), scratch.weighted.end(), A{0});
   for_each_piece<T>(
       params, chunk, values, rows_from<T>(params, keys, chunk.user, chunk.end, params.lengths[chunk.user]),
