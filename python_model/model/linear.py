@@ -31,7 +31,7 @@ class _Add(torch.autograd.Function):
         return x + bias
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient, sum_rows(gradient)
 
 
