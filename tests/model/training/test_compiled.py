@@ -141,8 +141,9 @@ def test_what_cannot_be_compiled_is_refused_before_the_first_step(
 ) -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (str(tmp_path / "c++"),))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match=r"^compile is true, expected false where torch.compile .* on cpu: .*c\+\+"):
+    message = r"^compile is true, expected false where torch.compile .* on cpu: .*c\+\+"
+    # monkeypatch would delete the setting afterwards, and with it inductor's compiler in every later test.
+    with config.patch({"cpp.cxx": (str(tmp_path / "c++"),)}), pytest.raises(ValueError, match=message):
         train("pretrain", tiny_service, tmp_path / "run", SMALL, PRETRAIN)
     assert read_metrics(tmp_path / "run") == []
