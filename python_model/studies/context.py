@@ -38,7 +38,11 @@ WINDOWS = (512, 2048, 8192)
 ORACLE = "oracle_"
 """Prefix of the rows of the restricted oracles."""
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 100, "seeds": 2, "max_events": 6000}
+BUDGET = {"steps": 600, "seeds": 2, "max_events": 6000}
+SETTINGS: Mapping[str, Any] = {"layers": 2, "dropout": 0.0}
+ALL_ITEMS = 8192
+"""The largest catalogue whose items are all candidates of every step: beside 512 sampled ones a model made a third of the
+gain from context (docs/results/context.md)."""
 
 
 def service(without: Sequence[str] = ()) -> SyntheticConfig:
@@ -47,6 +51,12 @@ def service(without: Sequence[str] = ()) -> SyntheticConfig:
     if unknown:
         raise ValueError(f"without: found {', '.join(unknown)}, expected some of {', '.join(MEMORIES)}")
     return replace(SERVICE, **{name: value for one in without for name, value in MEMORIES[one].items()})
+
+
+def settings_for(items: int) -> dict[str, Any]:
+    """The settings of model and training that the study has where the budget gives no other."""
+    candidates = {"negatives_in_batch": 0, "negatives_uniform": items} if items <= ALL_ITEMS else {}
+    return {**SETTINGS, **candidates}
 
 
 def context(
@@ -60,6 +70,7 @@ def context(
     longest_context = max(windows)
     batch = budget.batch_events or max(2048, longest_context)
     budget = budget.or_else(batch_events=batch, window=min(longest_context, batch))
+    budget = replace(budget, given=settings_for(dataset.info.items) | dict(budget.given))
     longest = int(np.diff(dataset.offsets).max())
     # One window may exceed the longest history; a second one would give the same result.
     too_long = [window for window in windows if window >= 2 * longest]

@@ -9,12 +9,20 @@ import pytest
 
 from python_model.data.schema import Dataset
 from python_model.studies import study as engine
-from python_model.studies.context import context
+from python_model.studies.context import context, settings_for
 from python_model.studies.study import Budget, run_study
 
 
 class Stopped(Exception):
     """Stands for Ctrl-C before the first result."""
+
+
+def test_every_item_is_a_candidate_where_there_are_few(tiny_service: Dataset) -> None:
+    budget = Budget(steps=2, batch_events=64, seeds=1, max_events=200, given={"layers": 1})
+    trained = context(tiny_service, [4, 32], budget).trials[0]
+    assert trained.pretrain is not None and trained.model.layers == 1
+    assert (trained.pretrain.negatives_in_batch, trained.pretrain.negatives_uniform) == (0, tiny_service.info.items)
+    assert "negatives_uniform" not in settings_for(100_000)
 
 
 def test_the_oracles_stand_before_the_first_model(
