@@ -170,7 +170,7 @@ def test_one_of_a_kind_is_said_in_the_singular(made: dict[str, str], tmp_path: P
     rows = pq.read_table(made["rows.parquet"])
     pq.write_table(rows.slice(0, 1), tmp_path / "one.parquet")
     result = CliRunner().invoke(app, ["score", made["export"], str(tmp_path / "one.parquet"), str(tmp_path / "out")])
-    assert result.exit_code == 0 and " of 1 row scored" in result.stderr and "1 rows" not in result.stderr
+    assert result.exit_code == 0 and " of 1 row scored" in result.stderr and "of 1 rows" not in result.stderr
 
 
 def test_a_folder_that_is_neither_run_nor_export(made: dict[str, str], tmp_path: Path) -> None:
