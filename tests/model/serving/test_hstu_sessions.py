@@ -18,15 +18,21 @@ from tests.model.serving.conftest import WINDOW, assert_close
 from tests.model.serving.test_sessions import events_of
 
 
+def exported_beside_sessions(service: Dataset, run: Path, out: Path) -> tuple[Export, SessionStore]:
+    """The export of a run and sessions over it, whose vectors are those exported."""
+    export(service, run, out, best=5)
+    found = Export.open(out)
+    store = SessionStore.open(found, resident=3, max_events=WINDOW, page_size=16)
+    for user in range(6):
+        assert_close(store.session(found.user_ids.ids[user]).vector(), found.user_vectors()[user])
+    return found, store
+
+
 def test_sessions_of_an_hstu_model_are_what_is_exported_and_scored(
     service: Dataset, hstu: Path, tmp_path: Path
 ) -> None:
     """Both read states that do not know the next event; sessions are saved, replayed and amended as any other's."""
-    export(service, hstu, tmp_path / "out", best=5)
-    found = Export.open(tmp_path / "out")
-    store = SessionStore.open(found, resident=3, max_events=WINDOW, page_size=16)
-    for user in range(6):
-        assert_close(store.session(found.user_ids.ids[user]).vector(), found.user_vectors()[user])
+    found, _ = exported_beside_sessions(service, hstu, tmp_path / "out")
     store = SessionStore(found.model(), found.item_ids, folder=tmp_path / "s", resident=1, max_events=128, page_size=4)
     events = events_of(service, 3)[:10]
     for number, event in enumerate(events):
@@ -48,11 +54,8 @@ def test_sessions_of_a_pretrained_hstu_model_are_what_is_exported_and_recommende
     service: Dataset, pretrained_hstu: Path, tmp_path: Path
 ) -> None:
     """Its states are those that no later event has touched, in one pass too."""
-    export(service, pretrained_hstu, tmp_path / "out", best=5)
-    found = Export.open(tmp_path / "out")
-    store = SessionStore.open(found, resident=3, max_events=WINDOW, page_size=16)
+    found, store = exported_beside_sessions(service, pretrained_hstu, tmp_path / "out")
     for user in range(6):
         session = store.session(found.user_ids.ids[user])
-        assert_close(session.vector(), found.user_vectors()[user])
         [one] = recommend(found.model(), service, np.array([user]), k=5, window=WINDOW)
         assert [item.item_id for item in session.top_k(5)] == [item.item_id for item in one.items]

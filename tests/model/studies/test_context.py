@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from python_model.config import RECIPES
 from python_model.data.schema import Dataset
 from python_model.studies import study as engine
 from python_model.studies.context import context, settings_for
 from python_model.studies.study import Budget, run_study
+from python_model.training.runs import RECIPE_OF_SOURCE
 
 
 class Stopped(Exception):
@@ -23,6 +26,16 @@ def test_every_item_is_a_candidate_where_there_are_few(tiny_service: Dataset) ->
     assert trained.pretrain is not None and trained.model.layers == 1
     assert (trained.pretrain.negatives_in_batch, trained.pretrain.negatives_uniform) == (0, tiny_service.info.items)
     assert "negatives_uniform" not in settings_for(100_000)
+
+
+def test_data_without_an_oracle_keeps_the_recipe_of_its_source(
+    tiny_service: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_service, "info", replace(tiny_service.info, has_oracle=False, source="movielens"))
+    trained = context(tiny_service, [4, 32], Budget(steps=2, batch_events=64, seeds=1)).trials[0]
+    recipe = RECIPES[RECIPE_OF_SOURCE["movielens"]]
+    assert trained.pretrain is not None and trained.model.dropout == recipe.model.dropout > 0
+    assert trained.pretrain.negatives_in_batch == recipe.pretrain.negatives_in_batch > 0
 
 
 def test_the_oracles_stand_before_the_first_model(
