@@ -143,6 +143,9 @@ class ModelConfig(JsonConfig):
     feed_forward: hidden width of the feed-forward network, in widths.
     max_events: longest history in events. dropout: after embedding, attention and feed-forward.
     attention_dropout: of the attention weights.
+    mimetic_logit: queries and keys begin as the same projection (mimetic initialisation, arXiv 2305.09828), scaled so
+    that a token's logit with itself is this in the mean, and tokens that are alike find each other from the first step;
+    0: independent projections. Transformer only.
     item_width: width of the item table. feature_width: width of every other table.
     vector_width: width of the user, query and item vectors whose dot products are the scores.
     item_hashes: 0 gives every item its own row; n > 0 gives n hashed rows of one table of hash_rows rows.
@@ -165,6 +168,7 @@ class ModelConfig(JsonConfig):
     max_events: Annotated[int, Between(1, 2**31 - 1)] = 8192
     dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
     attention_dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
+    mimetic_logit: Annotated[float, Between(0, 100)] = 0.0
     item_width: Width = 64
     feature_width: Width = 16
     vector_width: Width = 64
@@ -183,6 +187,8 @@ class ModelConfig(JsonConfig):
         self._require("model", self.model in MODELS, f"one of {', '.join(MODELS)}")
         self._require("form", self.form in FORMS, f"one of {', '.join(FORMS)}")
         self._require("encoder", self.encoder in ENCODERS, f"one of {', '.join(ENCODERS)}")
+        no_softmax = self.encoder == "hstu" and self.mimetic_logit > 0
+        self._require("mimetic_logit", not no_softmax, "0 with the HSTU encoder, whose attention is not a softmax")
         self._require("heads", self.width % self.heads == 0, f"a divisor of width {self.width}")
         self._require("hash_rows", (self.hash_rows > 0) == (self.item_hashes > 0), "set exactly when item_hashes is")
         if self.model != "argus":

@@ -111,13 +111,16 @@ def context(
     out: StudyOut,
     windows: Annotated[
         str, typer.Option(help="Events of a user that a model sees, separated by commas.")
-    ] = "512,2048,8192",
+    ] = "128,512,2048",
     train_each: Annotated[
         bool, typer.Option("--train-each", help="Train a model for each context, not one for all.")
     ] = False,
     without: Annotated[
         str, typer.Option(help="Memories of the service to leave out: seasons, loyalty, discovery, by commas.")
     ] = "",
+    short_steps: Annotated[
+        int, typer.Option(min=0, help="Steps on windows of 2,048 events before those on longer ones.")
+    ] = 0,
     data: StudyData = None,
     steps: StudySteps = None,
     batch_events: BatchEvents = None,
@@ -129,15 +132,15 @@ def context(
     threads: Threads = None,
 ) -> None:
     """Quality over the length of the context, on a service with a long memory; resumes where it was stopped."""
+    from python_model.studies.context import SERVICE, service
     from python_model.studies.context import context as study_of_context
-    from python_model.studies.context import service
 
     chosen = _numbers("--windows", windows, int, Between(2, 2**31 - 1))
     if without and data is not None:
         raise ValueError(f"--without {without} changes the study's own service: leave out --data")
     budget = budget_of(steps, None, batch_events, window, seeds, max_events, settings)
-    make = partial(study_of_context, windows=chosen, budget=budget, train_each=train_each)
-    _run(out, data, service(as_list(without)), make, device, threads)
+    make = partial(study_of_context, windows=chosen, budget=budget, train_each=train_each, short_steps=short_steps)
+    _run(out, data, SERVICE if data is not None else service(chosen, as_list(without)), make, device, threads)
 
 
 @study.command("data", epilog="Example: `argus study data runs/data --shares 0.05,0.2,1`.")

@@ -276,6 +276,18 @@ class Block(nn.Module):
         for residual in (self.output, self.down):
             nn.init.normal_(residual.weight, std=(2 * config.layers * residual.in_features) ** -0.5)
             nn.init.zeros_(residual.bias)
+        if config.mimetic_logit > 0:
+            self._begin_alike(config.mimetic_logit)
+
+    def _begin_alike(self, logit: float) -> None:
+        """Makes keys the projection that queries are, so that a normed token's mean logit with itself is `logit`."""
+        width = self.query_key_value.in_features
+        with torch.no_grad():
+            query, key, _ = self.query_key_value.weight.chunk(3)
+            # A normed token has the squared length `width`; the logit is the squared length of its query / √head width.
+            nn.init.normal_(query, std=(logit / (width * self.head_width**0.5)) ** 0.5)
+            key.copy_(query)
+            self.query_key_value.bias[: 2 * width] = 0
 
     def forward(self, x: Tensor, layout: Layout, position_bias: Tensor | None, time_bias: Tensor | None) -> Tensor:
         """One layer on x [T, d] → [T, d], or [R, d] of `layout.rows`.

@@ -3,8 +3,9 @@
 The synthetic service is one whose users a long history says more about: tastes that return with the season, items that
 come back a year later, loyalty to what was ever liked (the preset "years"). One model is pre-trained on windows as long
 as the longest context and evaluated with every context, which it has all seen in training: an event at place n of a
-window has a context of n. With `train_each` every context has a model of its own. Beside them stand the oracles that
-are restricted to the same contexts. Pairs are ordered by expected feedback.
+window has a context of n. Where the longest windows are longer than SHORT, most steps are on windows of SHORT, which
+cost less: the last ones then are on the longest. With `train_each` every context has a model of its own. Beside them
+stand the oracles that are restricted to the same contexts. Pairs are ordered by expected feedback.
 
 `without` leaves one memory of the service out (MEMORIES): what the gain from context loses with it is its share.
 """
@@ -27,30 +28,46 @@ from python_model.studies.study import Budget, Report, Study, base_trial
 from python_model.studies.summary import LABELS, by_name, table, values
 from python_model.studies.trials import Trial, TrialResult, over_seeds
 
-SERVICE = preset("years", users=48, tracks=4, expectation=-0.2)
+SERVICE = preset(
+    "years", users=320, tracks=4, expectation=-0.2, seasonality=0.8, weekday_tastes=0.02, hour_tastes=0.02, cycles=0.7,
+    loyalty=0.1,
+)  # fmt: skip
+"""More of a taste returns with the season than in the preset, so that models of a few minutes have something to find;
+a user has as many events as the longest context."""
 MEMORIES: dict[str, Mapping[str, Any]] = {
     "seasons": {"seasonality": 0.0, "cycles": 0.0},
     "loyalty": {"loyalty": 0.0},
     "discovery": {"discovery": 0.0},
 }
 """What can be left out of the service, by the settings that turn it off."""
-WINDOWS = (512, 2048, 8192)
+WINDOWS = (128, 512, 2048)
 ORACLE = "oracle_"
 """Prefix of the rows of the restricted oracles."""
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
-BUDGET = {"steps": 600, "seeds": 2, "max_events": 6000}
-SETTINGS: Mapping[str, Any] = {"layers": 2, "dropout": 0.0}
+BUDGET = {"steps": 3600, "seeds": 2, "max_events": 40_000}
+SHORT, SHORT_STEPS = 2048, 0
+SETTINGS: Mapping[str, Any] = {"layers": 1, "heads": 4, "dropout": 0.0, "mimetic_logit": 6.0}
+"""Chosen by the gain from context in trainings of a few minutes; docs/results/context.md has them."""
 ALL_ITEMS = 8192
 """The largest catalogue whose items are all candidates of every step. The trainings of docs/results/context.md that had
 them gained more from context than those with 512 sampled ones, though they took more steps, too."""
 
 
-def service(without: Sequence[str] = ()) -> SyntheticConfig:
-    """The service of the study without some of MEMORIES; ValueError for another name."""
+def service(windows: Sequence[int] = WINDOWS, without: Sequence[str] = ()) -> SyntheticConfig:
+    """The service of the study for these contexts, without some of MEMORIES.
+
+    ValueError for another name, or a context that the service's calendar has no room for.
+    """
+    most = int(SERVICE.slots * SERVICE.session_length)
+    if max(windows) >= most:
+        raise ValueError(
+            f"windows: found {max(windows):,} events, expected under {most:,}, as the service runs six years"
+        )
     unknown = sorted(set(without) - set(MEMORIES))
     if unknown:
         raise ValueError(f"without: found {', '.join(unknown)}, expected some of {', '.join(MEMORIES)}")
-    return replace(SERVICE, **{name: value for one in without for name, value in MEMORIES[one].items()})
+    left_out = {name: value for one in without for name, value in MEMORIES[one].items()}
+    return replace(SERVICE, events_per_user=float(max(windows)), **left_out)
 
 
 def settings_for(items: int) -> dict[str, Any]:
@@ -60,8 +77,9 @@ def settings_for(items: int) -> dict[str, Any]:
 
 
 def context(
-    dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None, *, train_each: bool = False
-) -> Study:
+    dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None, *, train_each: bool = False,
+    short_steps: int = SHORT_STEPS,
+) -> Study:  # fmt: skip
     """The study over `windows`; ValueError for one that the data's histories are too short for.
 
     Where the budget says nothing else, training windows are as long as the longest context and a batch holds one.
@@ -90,10 +108,24 @@ def context(
         base, name="model", model=replace(base.model, max_events=longest_seen),
         evaluation=replace(base.evaluation, ranking_kind="feedback"),
     )  # fmt: skip
+    base = with_short_windows(base, short_steps)
     trials = over_seeds([with_context(base, window, train_each) for window in windows], budget.seeds or 1)
-    settings = {"windows": list(windows), "longest": longest, "train_each": train_each, **asdict(budget)}
+    settings = {
+        "windows": list(windows), "longest": longest, "train_each": train_each, "short_steps": short_steps,
+        **asdict(budget),
+    }  # fmt: skip
     oracles = {f"{ORACLE}{window}": Oracle(dataset, window) for window in windows} if dataset.info.has_oracle else {}
     return Study("context", trials, _report, settings, predictors=oracles)
+
+
+def with_short_windows(trial: Trial, steps: int) -> Trial:
+    """The trial with so many steps on windows of SHORT first; as it is where its windows are no longer than those."""
+    assert trial.pretrain is not None
+    if steps == 0 or trial.pretrain.window <= SHORT:
+        return trial
+    warmup = min(trial.pretrain.warmup_steps, max(1, steps // 8))
+    short = replace(trial.pretrain, steps=steps, window=SHORT, batch_events=SHORT, warmup_steps=warmup)
+    return replace(trial, short=short)
 
 
 def with_context(trial: Trial, window: int, train: bool) -> Trial:

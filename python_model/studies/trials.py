@@ -69,7 +69,8 @@ class Trial:
     """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated.
 
     name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`. trained_as: the name of another
-    trial whose runs are used, where it has the same model and stages (or the same first stage).
+    trial whose runs are used, where it has the same model and stages (or the same first stage). short: pre-training on
+    shorter windows, whose weights `pretrain` begins with.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Trial:
     finetune: TrainConfig | None = None
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     trained_as: str | None = None
+    short: TrainConfig | None = None
 
     def __post_init__(self) -> None:
         for name in (self.name, self.trained_as or self.name):
@@ -89,8 +91,10 @@ class Trial:
             config = getattr(self, stage)
             if config is not None and config.stage != stage:
                 raise ValueError(f"Trial {self.name}: {stage} is for stage {config.stage!r}")
+        if self.short is not None and (self.pretrain is None or self.short.stage != "pretrain"):
+            raise ValueError(f"Trial {self.name}: short is for pre-training, before `pretrain`")
         for shared in ("seed", "protocol"):
-            found = {getattr(config, shared) for config in self.stages}
+            found = {getattr(config, shared) for config in self.runs_in_order.values()}
             if len(found) > 1:
                 raise ValueError(f"Trial {self.name}: {shared} differs between the stages: {sorted(found)}")
         if self.protocol not in PROTOCOLS:
@@ -100,6 +104,12 @@ class Trial:
     def stages(self) -> tuple[TrainConfig, ...]:
         """The stages to train, in order."""
         return tuple(config for config in (self.pretrain, self.finetune) if config is not None)
+
+    @property
+    def runs_in_order(self) -> dict[str, TrainConfig]:
+        """What is trained, in order, by the name of its directory."""
+        short = {} if self.short is None else {"short": self.short}
+        return short | {config.stage: config for config in self.stages}
 
     @property
     def seed(self) -> int:
@@ -123,8 +133,8 @@ class Trial:
 
     def with_seed(self, seed: int) -> Trial:
         """The same with another seed in both stages."""
-        stages = {config.stage: replace(config, seed=seed) for config in self.stages}
-        return replace(self, **stages)  # type: ignore[arg-type]
+        runs = {name: replace(config, seed=seed) for name, config in self.runs_in_order.items()}
+        return replace(self, **runs)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -179,8 +189,8 @@ def run_trials(
         yield run_trial(trial, dataset, out, device=device, show=show)
     if not keep_checkpoints:
         for trial in trials:
-            for config in trial.stages:
-                shutil.rmtree(Path(out) / trial.runs / config.stage / checkpoint.CHECKPOINTS, ignore_errors=True)
+            for name in trial.runs_in_order:
+                shutil.rmtree(Path(out) / trial.runs / name / checkpoint.CHECKPOINTS, ignore_errors=True)
 
 
 def run_trial(
@@ -197,15 +207,15 @@ def run_trial(
     write_json(folder / TRIAL, settings)
     source: Path | None = None
     events, seconds = 0, {}
-    for config in trial.stages:
-        run = Path(out) / trial.runs / config.stage
-        with show(f"{trial.name}, seed {trial.seed}, {config.stage}") as progress:
+    for name, config in trial.runs_in_order.items():
+        run = Path(out) / trial.runs / name
+        with show(f"{trial.name}, seed {trial.seed}, {name}") as progress:
             train(
                 config.stage, dataset, run, trial.model, config, resume=True, init_from=source, progress=progress,
                 device=device,
             )  # fmt: skip
         last = read_metrics(run)[-1]
-        events, seconds[config.stage], source = events + last["events"], last["seconds"], run
+        events, seconds[name], source = events + last["events"], last["seconds"], run
     assert source is not None
     result = _evaluated(trial, dataset, source, device, events, seconds)
     write_json(folder / RESULT, asdict(result))

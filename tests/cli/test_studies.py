@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,17 @@ def test_context(data: str, tmp_path: Path) -> None:
 
 
 def test_what_the_context_study_leaves_out(data: str, tmp_path: Path) -> None:
-    assert service() == SERVICE
-    assert service(["seasons"]).seasonality == service(["seasons"]).cycles == 0 < service(["seasons"]).loyalty
-    assert service(["loyalty", "discovery"]).loyalty == service(["loyalty", "discovery"]).discovery == 0
+    assert service() == replace(SERVICE, events_per_user=2048.0)
+    seasonless, last = service(without=["seasons"]), service(without=["loyalty", "discovery"])
+    assert seasonless.seasonality == seasonless.cycles == 0 < seasonless.loyalty
+    assert last.loyalty == last.discovery == 0
     for options, says in (
         (["--without", "sun"], "without: found sun, expected some of seasons, loyalty, discovery"),
         (["--without", "loyalty", "--data", data], "--without loyalty changes the study's own service"),
+        (
+            ["--windows", "512,90000"],
+            "windows: found 90,000 events, expected under 59,184, as the service runs six years",
+        ),
     ):
         refused = runner.invoke(app, ["study", "context", str(tmp_path / "o"), *options])
         assert refused.exit_code == 2 and says in refused.stderr

@@ -62,6 +62,11 @@ def test_json_round_trip(config: ModelConfig | TrainConfig | FeatureSpec) -> Non
     [
         ({"form": "half"}, "form is 'half', expected one of simplified, full"),
         ({"encoder": "rnn"}, "encoder is 'rnn', expected one of transformer, hstu"),
+        (
+            {"encoder": "hstu", "mimetic_logit": 4.0},
+            "mimetic_logit is 4.0, expected 0 with the HSTU encoder, whose attention is not a softmax",
+        ),
+        ({"mimetic_logit": -1.0}, "mimetic_logit"),
         ({"heads": 3}, "heads is 3, expected a divisor of width 64"),
         ({"layers": 0}, r"layers is 0, expected a whole number in \[1, 1024\]"),
         ({"width": 64.0}, "width is 64.0, expected a whole number"),

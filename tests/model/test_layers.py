@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from argus_kernels.attention.relative_bias import time_buckets
@@ -108,3 +109,28 @@ def test_the_encoder_takes_batches_with_nothing_in_them(lengths: list[int]) -> N
     states = encoder(torch.randn(len(batch), SMALL.width), Layout(batch.offsets, batch.time, batch.max_length))
     states.sum().backward()
     assert states.shape == (sum(lengths), SMALL.width)
+
+
+@pytest.mark.parametrize("heads", [2, 8])
+@pytest.mark.parametrize("logit", [0.0, 5.0])
+def test_queries_and_keys_that_begin_alike(logit: float, heads: int) -> None:
+    torch.manual_seed(0)
+    block = Block(replace(SMALL, width=64, heads=heads, mimetic_logit=logit))
+    q, k, _ = block.before(torch.randn(4000, 64), None)
+    logits = torch.einsum("thd,shd->hts", q, k) / (64 // heads) ** 0.5
+    own = logits.diagonal(dim1=1, dim2=2)
+    # The mean over draws of the weights is exact, that of one draw spreads like 1 / sqrt(width * heads).
+    assert own.mean().item() == pytest.approx(logit, abs=0.1 * logit if logit else 0.2)
+    if logit:
+        assert torch.equal(block.query_key_value.weight[:64], block.query_key_value.weight[64:128])
+        # Tokens that differ are as far from each other as from nothing.
+        assert abs(logits.mean().item()) < 0.05
+        assert (own > logits[:, 0, 1:].std()).float().mean() > 0.9
+
+
+def test_independent_projections_draw_what_they_did() -> None:
+    """Weights of a seed are those of before there was a choice."""
+    torch.manual_seed(3)
+    block = Block(SMALL)
+    torch.manual_seed(3)
+    assert torch.equal(nn.Linear(SMALL.width, 3 * SMALL.width).weight, block.query_key_value.weight)

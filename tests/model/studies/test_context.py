@@ -11,7 +11,7 @@ import pytest
 from python_model.config import RECIPES
 from python_model.data.schema import Dataset
 from python_model.studies import study as engine
-from python_model.studies.context import context, settings_for
+from python_model.studies.context import context, service, settings_for
 from python_model.studies.study import Budget, run_study
 from python_model.training.runs import RECIPE_OF_SOURCE
 
@@ -36,6 +36,22 @@ def test_data_without_an_oracle_keeps_the_recipe_of_its_source(
     recipe = RECIPES[RECIPE_OF_SOURCE["movielens"]]
     assert trained.pretrain is not None and trained.model.dropout == recipe.model.dropout > 0
     assert trained.pretrain.negatives_in_batch == recipe.pretrain.negatives_in_batch > 0
+
+
+def test_the_longest_windows_may_follow_shorter_ones(tiny_service: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("python_model.studies.context.SHORT", 16)
+    budget = Budget(steps=2, batch_events=64, seeds=1)
+    trained = context(tiny_service, [4, 32], budget, short_steps=9).trials[0]
+    assert trained.pretrain is not None and trained.short is not None
+    assert (trained.short.steps, trained.short.window, trained.short.batch_events) == (9, 16, 16)
+    assert (trained.pretrain.steps, trained.pretrain.window) == (2, 32)
+    assert context(tiny_service, [4, 16], budget, short_steps=9).trials[0].short is None
+    assert context(tiny_service, [4, 32], budget).trials[0].short is None
+
+
+def test_the_service_of_the_study_has_histories_of_the_longest_context() -> None:
+    assert service([512, 8192]).events_per_user == 8192
+    assert service([16, 64], ["loyalty"]).loyalty == 0 < service([16, 64]).loyalty
 
 
 def test_the_oracles_stand_before_the_first_model(

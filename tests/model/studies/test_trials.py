@@ -131,6 +131,30 @@ def test_seeds_change_both_stages() -> None:
     assert [config.seed for config in found[3].stages] == [1, 1]
 
 
+def test_pre_training_begins_with_the_weights_of_shorter_windows(
+    whole: tuple[Path, TrialResult], tiny_service: Dataset, tmp_path: Path
+) -> None:
+    assert TRIAL.pretrain is not None
+    short = replace(TRIAL.pretrain, steps=4, window=8, batch_events=64)
+    trial = replace(TRIAL, name="lengthened", finetune=None, short=short)
+    titles: list[str] = []
+
+    @contextmanager
+    def counting(title: str) -> Iterator[Progress]:
+        titles.append(title)
+        yield lambda report: None
+
+    result = run_trial(trial, tiny_service, tmp_path, show=counting)
+    assert titles == ["lengthened, seed 0, short", "lengthened, seed 0, pretrain"]
+    assert set(result.seconds) == {"short", "pretrain", "evaluation"}
+    plain = run_trial(replace(trial, name="plain", short=None), tiny_service, tmp_path)
+    assert plain.events < result.events <= plain.events + 4 * 64
+    assert plain.metrics != result.metrics
+    assert over_seeds([trial], 2)[1].short == replace(short, seed=1)
+    with pytest.raises(ValueError, match="lengthened: short is for pre-training"):
+        replace(trial, pretrain=None, finetune=TRIAL.finetune)
+
+
 def test_trials_that_are_evaluated_differently_share_their_runs(tiny_service: Dataset, tmp_path: Path) -> None:
     first = replace(TRIAL, finetune=None)
     second = replace(first, name="short", evaluation=replace(first.evaluation, window=8), trained_as=TRIAL.name)
