@@ -46,8 +46,9 @@ SEEDS = count()
 """Every call runs the threads in another order."""
 
 
+@cache
 def why_not() -> str | None:
-    """Why device code cannot be run here, or None."""
+    """Why device code cannot be run here, or None; found once a process, because every test asks for every op."""
     try:
         compiler = decide.find_compiler(os.environ)
     except decide.BuildError as error:
@@ -60,6 +61,7 @@ def why_not() -> str | None:
     return None
 
 
+@cache
 def why_not_address() -> str | None:
     """Why nothing can be built with the address sanitizer, or None."""
     missing = why_not()
@@ -136,18 +138,18 @@ def program(name: str, sources: Sequence[Path]) -> Path:
     return made
 
 
-def _compiler() -> list[str]:
-    return shlex.split(decide.find_compiler(os.environ).command)
-
-
 @cache
-def _version() -> str:
-    return decide.find_compiler(os.environ).version
+def _found() -> decide.Compiler:
+    return decide.find_compiler(os.environ)
+
+
+def _compiler() -> list[str]:
+    return shlex.split(_found().command)
 
 
 def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
     read = [path.read_bytes() for path in kept_objects.read_by(source, (REPOSITORY / "csrc", HERE))]
-    version = kept_objects.digest(*_compiler(), _version(), *FLAGS, *flags, source.name, *read)
+    version = kept_objects.digest(*_compiler(), _found().version, *FLAGS, *flags, source.name, *read)
     target = folder / f"{source.parent.name}-{source.name}-{version}.o"
     _make(target, [*FLAGS, *flags, "-c", str(source)])
     return target
