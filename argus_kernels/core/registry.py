@@ -34,6 +34,11 @@ def checks_nothing(given: Given) -> bool:
     return False
 
 
+def has_one_set(given: Given) -> str:
+    """The `kernels` of a backend that has one set of kernels for all inputs."""
+    return ""
+
+
 _generation = 0
 
 
@@ -70,6 +75,8 @@ class Backend:
     checks_values: Callable[[Given], bool] = checks_nothing
     """Whether `forward` itself refuses, before it changes anything, every value that the op's check refuses; from
     metadata alone."""
+    kernels: Callable[[Given], str] = has_one_set
+    """Of a backend that has several: which of its kernels run for arguments that it serves, and why not the others."""
 
     def reasons(self, given: Given) -> list[str]:
         """Why this backend cannot serve `given`; empty if it can."""
@@ -84,12 +91,16 @@ class Backend:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `explain` says of one backend; `order` is why a GPU's backends stand in this order, the same for all."""
+    """What `explain` says of one backend; `order` is why a GPU's backends stand in this order, the same for all.
+
+    `kernels` says which of its kernels a backend that serves would run, where it has several.
+    """
 
     backend: str
     serves: bool
     reasons: tuple[str, ...]
     order: str = ""
+    kernels: str = ""
 
 
 _process_default = os.environ.get("ARGUS_BACKEND", "auto")
@@ -223,7 +234,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Ver
     verdicts = []
     for backend in in_order(op.name, op.backends, given):
         reasons = tuple(backend.automatic_reasons(given))
-        verdicts.append(Verdict(backend.name, not reasons, reasons, why))
+        verdicts.append(Verdict(backend.name, not reasons, reasons, why, "" if reasons else backend.kernels(given)))
     return verdicts
 
 

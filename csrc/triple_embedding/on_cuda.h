@@ -49,8 +49,9 @@ inline Tensor forward_on_cuda(Tensor ids, std::vector<Tensor> tables, std::vecto
   const CudaProblem problem = make_cuda_problem(inputs);
   const std::optional<Tensor> dense = dense_bias(inputs, bias);
   Tensor output = new_result(inputs.weight, {problem.events, problem.width});
-  launch_forward({problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr()},
-                 stream.get());
+  CudaForward forward{problem, dense ? dense->const_data_ptr() : nullptr, output.mutable_data_ptr(), 0};
+  forward.loop_blocks = product_loop_blocks(forward);
+  launch_forward(forward, stream.get());
   return output;
 }
 

@@ -26,8 +26,12 @@ struct GatheredRows {
   ARGUS_DEVICE void copy(void* to, int64_t event, int chunk) const {
     if (event >= end || chunk >= problem.chunks) return tile::clear_chunk(to);
     const int k = column_of(problem, chunk);
+    copy_row(to, k, chunk, problem.ids[k * problem.events + event]);
+  }
+
+  // The same of row `id` of column k's table, which the chunk belongs to.
+  ARGUS_DEVICE void copy_row(void* to, int k, int chunk, int64_t id) const {
     const CudaColumn& column = problem.columns[k];
-    const int64_t id = problem.ids[k * problem.events + event];
     if (id < 0 || id >= column.rows) return tile::clear_chunk(to);
     const int first = (chunk - column.first_chunk) * kChunk<T>, left = column.width - first;
     const Stored* row = static_cast<const Stored*>(column.table) + id * column.row_stride;

@@ -3,6 +3,7 @@
 
 #include "common/cuda/stored_type.cuh"
 #include "triple_embedding/counting_kernels.cuh"
+#include "triple_embedding/forward_loop_sm90.cuh"
 #include "triple_embedding/triple_embedding_cuda.h"
 #include "triple_embedding/triple_embedding_kernels.cuh"
 
@@ -31,6 +32,12 @@ int64_t events_a_part(int64_t events, int parts) {
 template <class T, class Stored>
 void launch_forward_typed(const CudaForward& forward, void* stream) {
   const CudaProblem& problem = forward.problem;
+  if constexpr (sizeof(T) == 2) {
+    if (forward.loop_blocks > 0) {
+      launch_forward_loop<T, Stored>(kOp, forward, stream);
+      return;
+    }
+  }
   const LaunchShape shape{dim3(blocks(problem.events, tile::kTile), blocks(problem.width, tile::kTile)),
                           dim3(tile::kThreads), tile::kProductBytes};
   launch(kOp, forward_kernel<T, Stored>, shape, stream, forward);
@@ -120,6 +127,19 @@ int weight_parts(int64_t events) {
 
 int bias_parts(int64_t events) {
   return parts_of(events, kBiasPartEvents, kMaxBiasParts);
+}
+
+bool fits_product_loop(const CudaForward& forward) {
+  constexpr int64_t kMost = 1 << 30;
+  const CudaProblem& problem = forward.problem;
+  const int64_t row_bytes = 2 * static_cast<int64_t>(problem.width);
+  return problem.dtype != Dtype::float32 && problem.width > 0 && problem.events <= kMost &&
+         problem.chunks > 0 && problem.chunks <= kMaxLoopChunks &&
+         tile::lies_on_chunks(problem.weight, row_bytes) && tile::lies_on_chunks(forward.output, row_bytes);
+}
+
+int product_loop_blocks(const CudaForward& forward) {
+  return fits_product_loop(forward) && sm90::is_current_device() ? sm90::multiprocessors() : 0;
 }
 
 void launch_forward(const CudaForward& forward, void* stream) {

@@ -37,7 +37,15 @@ struct CudaForward {
   CudaProblem problem;
   const void* bias;  // [width] or null
   void* output;      // [events, width]
+  int loop_blocks;   // on the product loop of sm_90, at most so many of one block a multiprocessor; 0: not
 };
+
+// What the product loop of sm_90 multiplies: 16 bits, rows of the weight and of the output at multiples of 16
+// bytes, a depth whose weight fits shared memory beside the gathered rows.
+constexpr int kMaxLoopChunks = 80;
+bool fits_product_loop(const CudaForward& forward);
+// The blocks of the loop where it fits and the current GPU has compute capability 9.0, else 0.
+int product_loop_blocks(const CudaForward& forward);
 
 // Parts of the weight's and the bias's gradient, added in order afterwards; their number depends on the
 // number of events alone.

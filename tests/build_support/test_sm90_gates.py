@@ -29,11 +29,12 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
 
 
-def test_the_products_of_the_softmax_become_wgmma_and_tma_without_spills() -> None:
+@pytest.mark.parametrize(("source", "kernels"), [("sm90_softmax.cu", 6), ("sm90_embedding.cu", 4)])
+def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kernels: int) -> None:
     """Serialized products would be an error of `measure`; 168 registers are what setmaxnreg shares out."""
     assert TOOLKIT is not None
-    found = resources.measure(PLANTED / "sm90_softmax.cu", TOOLKIT, [PLANTED], flags=FLAGS)
-    assert len(found) == 6
+    found = resources.measure(PLANTED / source, TOOLKIT, [PLANTED], flags=FLAGS)
+    assert len(found) == kernels
     for one in found:
         assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one
         assert one.registers == 168, one

@@ -140,6 +140,7 @@ class TestOrder:
             ("causal_attention", "backward", torch.bfloat16, 9, False, "cuda"),
             ("sampled_softmax_loss", "backward", torch.bfloat16, 9, False, "triton"),
             ("sampled_softmax_loss", "forward", torch.float32, 9, False, "cuda"),
+            ("triple_embedding", "forward", torch.bfloat16, 9, False, "cuda"),
             ("decode_attention", "forward", torch.bfloat16, 9, False, "cuda"),
             ("feedback_loss", "forward", torch.bfloat16, 10, False, "cuda"),
         ],

@@ -284,7 +284,14 @@ def _fake(given: Arguments) -> tuple[Tensor, ...]:
 
 BACKENDS = (
     with_reduced(
-        Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
+        Backend(
+            "cuda",
+            native.forward,
+            native.backward,
+            why_not=native.why_not_cuda,
+            available=native.available_cuda,
+            kernels=native.kernels_cuda,
+        ),
         native.both,
     ),
     with_reduced(

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import native
+from argus_kernels.core import hopper, native
 from argus_kernels.core.gradients import or_none
 from argus_kernels.core.registry import needs_device, needs_dtype
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 
+LOOP_PRODUCTS = "every product but the backward pass's scores"
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -66,6 +67,25 @@ def why_not_cpp(given: Arguments) -> list[str]:
 def why_not_cuda(given: Arguments) -> list[str]:
     """Every reason why the CUDA backend cannot serve these arguments."""
     return [*_tensors_on("cuda", given), *needs_dtype(_STORED, query=given.query)]
+
+
+def kernels_cuda(given: Arguments) -> str:
+    """Which kernels of the CUDA backend run, and why not those of sm_90a."""
+    return hopper.served_by(LOOP_PRODUCTS, given.query, why_not_loop(given))
+
+
+def why_not_loop(given: Arguments) -> list[str]:
+    """Every reason why the product loop of sm_90a does not take these arguments: fits_product_loop of the C++ side."""
+    problems = hopper.needs_half(query=given.query)
+    if problems:
+        return problems
+    problems = hopper.needs_chunks(query=given.query, candidates=given.candidates)
+    if not given.candidates.shape[0]:
+        problems.append("candidates has no row, expected at least one")
+    largest = max(*given.query.shape, given.candidates.shape[0])
+    if largest > 1 << 30:
+        problems.append(f"a size is {largest}, expected at most {1 << 30}")
+    return problems
 
 
 def _tensors_on(kind: str, given: Arguments) -> list[str]:

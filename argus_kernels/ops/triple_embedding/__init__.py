@@ -178,7 +178,14 @@ def _assemble(given: Arguments, needs: dict[str, bool], flat: list[Tensor]) -> l
 
 
 BACKENDS = (
-    Backend("cuda", native.forward, native.backward, why_not=native.why_not_cuda, available=native.available_cuda),
+    Backend(
+        "cuda",
+        native.forward,
+        native.backward,
+        why_not=native.why_not_cuda,
+        available=native.available_cuda,
+        kernels=native.kernels_cuda,
+    ),
     triton_backend("argus_kernels.ops.triple_embedding.triton_kernels", triton_limits.why_not),
     Backend(
         "cpp",

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from argus_kernels.core import native
+from argus_kernels.core import hopper, native
 from argus_kernels.core.registry import needs_device, needs_dtype
 from argus_kernels.core.row_updates import Step
 from argus_kernels.ops.triple_embedding.arguments import Arguments
 
 MAX_CUDA_COLUMNS = 32
 """kMaxColumns of csrc/triple_embedding/triple_embedding_cuda.h."""
+MAX_LOOP_CHUNKS = 80
+"""kMaxLoopChunks of the same header."""
 _ON_DEMAND_BYTES = 1 << 20
 """Of a dense gradient from which on its zeros are left to the system."""
 
@@ -138,6 +140,26 @@ def why_not_cuda(given: Arguments) -> list[str]:
     problems += needs_dtype((torch.float32, torch.bfloat16, torch.float16), weight=given.weight)
     if len(given.columns) > MAX_CUDA_COLUMNS:
         problems.append(f"ids has {len(given.columns)} columns, expected at most {MAX_CUDA_COLUMNS}")
+    return problems
+
+
+def kernels_cuda(given: Arguments) -> str:
+    """Which kernels of the CUDA backend run, and why not those of sm_90a."""
+    return hopper.served_by("forward", given.weight, why_not_loop(given))
+
+
+def why_not_loop(given: Arguments) -> list[str]:
+    """Every reason why the product loop of sm_90a does not take these arguments: fits_product_loop of the C++ side."""
+    problems = hopper.needs_half(weight=given.weight)
+    if problems:
+        return problems
+    problems = hopper.needs_chunks(weight=given.weight)
+    elements = 8
+    chunks = sum((given.tables[column].shape[1] + elements - 1) // elements for column in given.columns)
+    if not 0 < chunks <= MAX_LOOP_CHUNKS:
+        problems.append(f"the columns have {chunks} chunks of {elements} elements, expected 1 to {MAX_LOOP_CHUNKS}")
+    if given.ids.shape[1] > 1 << 30:
+        problems.append(f"ids has {given.ids.shape[1]} events, expected at most {1 << 30}")
     return problems
 
 

@@ -76,6 +76,20 @@ ARGUS_DEVICE void from_float(__nv_bfloat16& to, float x) {
   to = __float2bfloat16_rn(x);
 }
 
+// Both rounded, x in the lower half.
+ARGUS_DEVICE uint32_t packed(float x, float y, __half) {
+  const __half2 pair = __floats2half2_rn(x, y);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
+  uint32_t word;
+  memcpy(&word, &pair, sizeof(word));
+  return word;
+}
+
 struct LaunchShape {
   dim3 grid, block;
   size_t dynamic_shared = 0;

@@ -162,19 +162,6 @@ ARGUS_DEVICE void load_right_columns(Right<T>& right, const T* tile, const int (
   }
 }
 
-ARGUS_DEVICE uint32_t packed(float x, float y, __half) {
-  const __half2 pair = __floats2half2_rn(x, y);
-  uint32_t word;
-  memcpy(&word, &pair, sizeof(word));
-  return word;
-}
-ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(x, y);
-  uint32_t word;
-  memcpy(&word, &pair, sizeof(word));
-  return word;
-}
-
 ARGUS_DEVICE void store_pair(float* to, float x, float y) {
   *reinterpret_cast<float2*>(to) = make_float2(x, y);
 }

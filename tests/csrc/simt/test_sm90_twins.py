@@ -12,7 +12,7 @@ import pytest
 from tests.csrc.simt import host_executor
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / name for name in ("registry.cpp", "sm90.cpp", "sm90_loop.cpp", "sm90_faults.cpp"))
+SOURCES = tuple(HERE / f"{name}.cpp" for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults"))
 SEEDS = range(12)
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
@@ -62,6 +62,13 @@ FAULTS = {
     "exit_before_store_is_read": THREAD + "missing wait: it exits, and a TMA store may not have read its shared",
     "named_barrier_of_too_many": r"block \(0, 0, 0\): deadlock: 128 threads wait in bar.sync \(sm90_faults.cpp:\d+\): "
     "128 of 160 threads have arrived",
+    "gathered_without_proxy_fence": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
+    "fenced_before_the_copies_landed": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
+    "announced_before_the_copies_landed": THREAD + rf"missing wait: a wgmma reads {BYTE}, where a cp.async of thread",
+    "announced_before_the_other_lanes": THREAD + rf"(race|undefined|missing wait): a wgmma reads {BYTE}, wh",
+    # Without a wait the gathering warp may also run past a phase that the consumers wait for.
+    "gathered_into_a_stage_in_use": rf"missing wait: writes {BYTE}, {PRODUCT}|race: a wgmma reads {BYTE}|deadlock: ",
+    "padding_cleared_without_proxy_fence": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
     "too_many_registers": r"block \(0, 0, 0\): deadlock: .* threads wait in setmaxnreg.inc \(sm90_faults.cpp:\d+\): "
     r"\d+ of the block's 65536 registers are free",
 }

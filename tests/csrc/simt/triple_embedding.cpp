@@ -37,6 +37,7 @@ void forward(CudaForward given) {
   const size_t element = bytes_of(given.problem.dtype);
   device.input("bias", given.bias, product(given.problem.width, 1) * element);
   device.output("output", given.output, product(given.problem.events, given.problem.width) * element);
+  if (!fits_product_loop(given)) given.loop_blocks = 0;
   launch_forward(given, nullptr);
   device.copy_back();
 }
@@ -133,6 +134,11 @@ ARGUS_EXPORT int triple_embedding_weight_parts(int64_t events) {
 
 ARGUS_EXPORT int triple_embedding_bias_parts(int64_t events) {
   return bias_parts(events);
+}
+
+ARGUS_EXPORT int triple_embedding_fits_loop(CudaForward* given) {
+  lay_out_chunks(given->problem);
+  return fits_product_loop(*given) ? 1 : 0;
 }
 
 ARGUS_EXPORT void triple_embedding_forward(const CudaForward* given, uint64_t seed, char* report,

@@ -26,6 +26,8 @@ SOURCES = (
 )
 WINDOW = 32
 MAX_COUNTED_ROWS = 999
+LOOP_BLOCKS = 0
+"""Of the forward pass where it fits sm_90's product loop; 0: it runs on tiles."""
 
 
 class Column(ctypes.Structure):
@@ -53,7 +55,12 @@ class Problem(ctypes.Structure):
 class Forward(ctypes.Structure):
     """argus::triple_embedding::CudaForward."""
 
-    _fields_ = (("problem", Problem), ("bias", ctypes.c_void_p), ("output", ctypes.c_void_p))
+    _fields_ = (
+        ("problem", Problem),
+        ("bias", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("loop_blocks", ctypes.c_int),
+    )
 
 
 class Backward(ctypes.Structure):
@@ -131,7 +138,7 @@ def _parts(function: str, events: int) -> int:
     return int(getattr(library, f"triple_embedding_{function}")(ctypes.c_int64(events)))
 
 
-def _problem(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor) -> Problem:
+def problem_of(ids: Tensor, tables: Sequence[Tensor], columns: Sequence[int], weight: Tensor) -> Problem:
     """`ids` and `weight` contiguous, and kept by the caller."""
     problem = Problem(
         ids=_address(ids),
@@ -163,8 +170,9 @@ def forward(given: Arguments) -> Tensor:
     ids, weight = given.ids.contiguous(), given.weight.contiguous()
     bias = None if given.bias is None else given.bias.contiguous()
     output = weight.new_empty(ids.shape[1], weight.shape[1])
-    problem = _problem(ids, given.tables, given.columns, weight)
-    _run("forward", Forward(problem=problem, bias=_address(bias), output=_address(output)))
+    problem = problem_of(ids, given.tables, given.columns, weight)
+    structure = Forward(problem=problem, bias=_address(bias), output=_address(output), loop_blocks=LOOP_BLOCKS)
+    _run("forward", structure)
     return output
 
 
@@ -176,7 +184,7 @@ def backward(
 ) -> list[list[Tensor | None] | Tensor | None]:
     """The gradients, as the CUDA library computes them."""
     ids, weight, gradient = given.ids.contiguous(), given.weight.contiguous(), gradients[0].contiguous()
-    problem = _problem(ids, given.tables, given.columns, weight)
+    problem = problem_of(ids, given.tables, given.columns, weight)
     events, width = gradient.shape
     depth = int(host_executor.load(LIBRARY, SOURCES).triple_embedding_depth(ctypes.byref(problem)))
 

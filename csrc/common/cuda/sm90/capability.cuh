@@ -26,4 +26,19 @@ inline bool is_current_device() {
 #endif
 }
 
+// Of the current GPU; only where is_current_device().
+inline int multiprocessors() {
+  int count = 0;
+#if defined(__CUDACC__)
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess ||
+      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());
+    throw std::runtime_error("the CUDA driver does not tell the current GPU's multiprocessors");
+  }
+#endif
+  return count;
+}
+
 }  // namespace argus::sm90

@@ -20,6 +20,7 @@ ARGUS_DEVICE unsigned char* align_to_pattern(unsigned char* shared) {
 template <class T, ptx::Major kStored, int kSwizzle, int kRows, int kDepth>
 struct OperandTile {
   static constexpr ptx::Major kMajor = kStored;
+  static constexpr int kSwizzleBytes = kSwizzle;
   static constexpr bool kMn = kMajor == ptx::Major::mn;
   static constexpr int kWidth = kSwizzle == 0 ? kChunkBytes : kSwizzle;  // bytes of a box's rows
   static constexpr int kBoxColumns = kWidth / static_cast<int>(sizeof(T));
@@ -56,6 +57,12 @@ struct OperandTile {
       kSwizzle != 0 ? ptx::matrix_descriptor(kSwizzle, kMn ? kBoxBytes : kChunkBytes, 8 * kWidth)
       : kMn         ? ptx::matrix_descriptor(0, 8 * kChunkBytes, kBoxBytes)
                     : ptx::matrix_descriptor(0, kBoxBytes, 8 * kChunkBytes);
+
+  // Where a thread that writes a K-major tile of one box puts a chunk of a row's depth.
+  ARGUS_DEVICE static int chunk_offset(int row, int chunk) {
+    static_assert(!kMn && kSwizzle == 128 && kBoxes == 1);
+    return row * kWidth + (chunk ^ (row & 7)) * kChunkBytes;
+  }
 
   // The descriptor of the `step`-th 32 bytes of depth.
   ARGUS_DEVICE static uint64_t descriptor(const unsigned char* tile, int step) {
