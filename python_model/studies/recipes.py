@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from python_model.config import ModelConfig, TrainConfig
+from python_model.config import TrainConfig
 from python_model.data.schema import Dataset
 from python_model.data.splits import events_to_predict, make_split
 from python_model.evaluation.item_knn import ItemKnn
@@ -54,8 +54,10 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0.01, 0.05, 0.2),
     "candidates": ("all", "sampled"),
     "shuffle_ties": (False, True),
+    "feedback_weight": (0.0, 0.3, 1.0),
 }
-"""What is searched. size: layers x width; candidates: all items, or 256 of the batch and 256 uniform ones."""
+"""What is searched. size: layers x width; candidates: all items, or 256 of the batch and 256 uniform ones;
+feedback_weight: of every feedback in the joint loss, 0 as SASRec and HSTU are published, 1 in the recipe that grows."""
 SAMPLED = {"negatives_in_batch": 256, "negatives_uniform": 256}
 
 
@@ -98,7 +100,7 @@ def trial_of(kind: str, number: int, setting: Mapping[str, Any], dataset: Datase
     """The trial of a model with a setting, evaluated on the validation part."""
     info = dataset.info
     recipe = grown(Size(info.events, info.users, info.items))
-    model, train = _with(recipe.model, recipe.train, setting)
+    model, train = apply_settings(recipe.model, recipe.train, _changes(setting, list(info.feedback)))
     fixed = {
         "protocol": plan.protocol, "best_metric": METRIC, "validate_events": plan.validate_events, "keep": 1,
         **(plan.given or {}),
@@ -119,8 +121,8 @@ def trial_of(kind: str, number: int, setting: Mapping[str, Any], dataset: Datase
     return Trial(f"{kind}-{number}", model, train, None, options)
 
 
-def _with(model: ModelConfig, train: TrainConfig, setting: Mapping[str, Any]) -> tuple[ModelConfig, TrainConfig]:
-    """The recipe changed by a setting."""
+def _changes(setting: Mapping[str, Any], feedback: Sequence[str]) -> dict[str, Any]:
+    """The settings of model and training that a setting of SPACE stands for."""
     changes = dict(setting)
     if size := changes.pop("size", None):
         shapes = shapes_of(size)
@@ -129,7 +131,9 @@ def _with(model: ModelConfig, train: TrainConfig, setting: Mapping[str, Any]) ->
         changes |= SAMPLED
     if "learning_rate" in changes:
         changes["table_learning_rate"] = 2 * changes["learning_rate"]
-    return apply_settings(model, train, changes)
+    if "feedback_weight" in changes:
+        changes["feedback_weights"] = dict.fromkeys(feedback, changes.pop("feedback_weight"))
+    return changes
 
 
 def search(

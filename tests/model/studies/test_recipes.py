@@ -51,6 +51,8 @@ def test_every_model_has_the_same_training(tiny_service: Dataset) -> None:
     config = trials["argus-1"].pretrain
     assert config is not None and config.best_metric == "ndcg@10" and config.steps // config.validate_every == 4
     assert config.table_learning_rate == 2 * config.learning_rate
+    weight = recipes.drawn_settings(PLAN)[1]["feedback_weight"]
+    assert config.feedback_weights == dict.fromkeys(tiny_service.info.feedback, weight)
 
 
 def results_of(best: dict[str, int]) -> list[TrialResult]:
@@ -71,6 +73,7 @@ def test_the_best_of_each_model_goes_to_the_test_part(tiny_service: Dataset) -> 
         "argus": "argus-2", "sasrec": "sasrec-0", "hstu": "hstu-3", "sasrec_sampled": f"sasrec-{sampled[-1]}",
         "argus_default": "argus-0",
     }  # fmt: skip
+    assert all(one.name == f"test-{one.trained_as}" for one in chosen.values()), "another best leaves what is done"
     assert all(one.evaluation.part == "test" and one.evaluation.max_events is None for one in chosen.values())
     again = recipes.test_trials(trials, results_of({"argus": 0, "sasrec": sampled[0], "hstu": 0}))
     assert list(again) == ["argus", "sasrec", "hstu"]
@@ -90,7 +93,6 @@ def test_the_command_searches_and_goes_on(tiny_service: Dataset, tmp_path: Path)
     assert "argus / sasrec" in first
     stamps = {file: file.stat().st_mtime_ns for file in tmp_path.glob("trials/*/result.json")}
     assert len([file for file in stamps if not file.parent.name.startswith("test-")]) == 6
-    # On this service the third setting is the best of SASRec: another one goes to the test part than before.
     run("--trials", "3")
     assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
     found = json.loads((tmp_path / "recipes.json").read_text())
