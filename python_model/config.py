@@ -143,6 +143,8 @@ class ModelConfig(JsonConfig):
     feed_forward: hidden width of the feed-forward network, in widths.
     max_events: longest history in events. dropout: after embedding, attention and feed-forward.
     attention_dropout: of the attention weights.
+    item_dropout: share of the events whose item is hidden from the encoder in training; it is still predicted.
+    feedback_dropout: the same of what the user did.
     mimetic_logit: queries and keys begin as the same projection (mimetic initialisation, arXiv 2305.09828), scaled so
     that a token's logit with itself is this in the mean, and tokens that are alike find each other from the first step;
     0: independent projections. Transformer only.
@@ -168,6 +170,8 @@ class ModelConfig(JsonConfig):
     max_events: Annotated[int, Between(1, 2**31 - 1)] = 8192
     dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
     attention_dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
+    item_dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
+    feedback_dropout: Annotated[float, Between(0, 1, below=True)] = 0.0
     mimetic_logit: Annotated[float, Between(0, 100)] = 0.0
     item_width: Width = 64
     feature_width: Width = 16
@@ -197,6 +201,7 @@ class ModelConfig(JsonConfig):
             self._require("encoder", self.encoder == encoder, f"{encoder} with model={self.model!r}")
             self._require("item_width", self.item_width == self.width, f"width = {self.width}: items are its tokens")
             self._require("item_hashes", self.item_hashes == 0, f"0 with model={self.model!r}")
+            self._require("feedback_dropout", self.feedback_dropout == 0, f"0 with model={self.model!r}: it sees none")
 
 
 @dataclass(frozen=True)
@@ -225,6 +230,8 @@ class TrainConfig(JsonConfig):
     stochastic_length_alpha: α in [1, 2] of HSTU's stochastic length: training replaces windows of more than
     window^(α/2) events by random subsequences of so many, with probability 1 − window^α / n²; 2 replaces none.
     stochastic_length_sampling: how their events are drawn, "uniform" or "recent" (weights that rise with the position).
+    shuffle_ties: events of a user at the same second come in another order in every pass, for logs that keep no order
+    within a second.
     negatives_in_batch: negatives of a step from its batch, at most; cut down to what the data has.
     negatives_uniform: negatives of a step from the whole catalogue, at most; cut down to what the data has.
     next_item_loss: "softmax" (sampled, with logQ) or "bce" (binary, one uniform negative an event, as SASRec has it).
@@ -272,6 +279,7 @@ class TrainConfig(JsonConfig):
     train_days: Annotated[float, Between(1e-3, 10**5)] | None = None
     stochastic_length_alpha: Annotated[float, Between(1, 2)] = 2.0
     stochastic_length_sampling: str = "uniform"
+    shuffle_ties: bool = False
     negatives_in_batch: Int32 = 8192
     negatives_uniform: Int32 = 8192
     next_item_loss: str = "softmax"

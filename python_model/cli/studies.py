@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from python_model.cli.app import INTERRUPTED, study
-from python_model.cli.options import BatchEvents, Device, Part, Precision, Set, Threads, Window, check, parse_settings
+from python_model.cli.options import (
+    BatchEvents,
+    Device,
+    Part,
+    Precision,
+    Protocol,
+    Set,
+    Threads,
+    Window,
+    check,
+    parse_settings,
+)
 from python_model.io.disk import replace_text
 from python_model.io.errors import counted
 from python_model.io.exclusive import owned
@@ -218,6 +229,53 @@ def forms(
 
     budget = budget_of(steps, finetune_steps, batch_events, window, seeds, max_events, settings)
     _run(out, data, SERVICE, partial(study_of_forms, budget=budget), device, threads)
+
+
+@study.command(
+    epilog="Examples: `argus study recipes runs/recipes --data data/ml`, "
+    "`argus study recipes runs/recipes --data data/ml --trials 12` (goes on), "
+    "`argus study recipes runs/temporal --data data/shop --protocol temporal --epochs 2`."
+)
+def recipes(
+    out: StudyOut,
+    data: StudyData = None,
+    trials: Annotated[int, typer.Option(min=1, max=1000, help="Settings of each model.")] = 6,
+    epochs: Annotated[float, typer.Option(min=1e-3, max=1e6, help="Passes over the training events of a run.")] = 8.0,
+    evaluations: Annotated[int, typer.Option(min=1, max=1000, help="On the validation part, of a run.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Models of the best settings.")] = 3,
+    protocol: Annotated[Protocol, typer.Option(help="Which events are held out.")] = Protocol.leave_last_out,
+    validate_events: Annotated[int, typer.Option(min=1, help="Events of the validation part, whole users.")] = 4000,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the settings that are drawn.")] = 0,
+    settings: Set = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Search for the best settings of ARGUS, SASRec and HSTU with the same effort, on the validation part alone.
+
+    The best of each is then trained with every seed and evaluated on the test part. Resumes after a stop; more trials
+    continue a search.
+    """
+    from python_model.data.synthetic import preset
+    from python_model.studies import recipes as study_of_recipes
+    from python_model.studies.study import open_data
+    from python_model.training.runs import use_threads
+
+    check(device)
+    plan = study_of_recipes.Plan(
+        trials, epochs, evaluations, seeds, seed, protocol.value, validate_events, parse_settings(settings or [])
+    )
+    dataset = open_data(data, preset("demo"), out)
+    use_threads(threads, 128)
+    try:
+        with owned(out):
+            written = study_of_recipes.search(
+                dataset, out, plan, device=device, show=console.TrainingProgress, say=console.say
+            )
+    except KeyboardInterrupt:
+        console.say("Stopped and saved. Run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
+    console.say(written[1].read_text("utf-8"))
+    console.say(f"Written: {', '.join(str(file) for file in written)}")
 
 
 @study.command(

@@ -22,6 +22,7 @@ from python_model.data.balance import HistoryCost, balanced
 from python_model.data.description import DatasetInfo
 from python_model.data.schema import Dataset
 from python_model.data.stochastic_length import StochasticLength
+from python_model.data.ties import shuffled_ties
 from python_model.data.windows import Windows, cut_windows, pack
 
 Value = TypeVar("Value")
@@ -166,6 +167,7 @@ class BatchPlan:
     train: bool [events] or None for all: the rows to train on, a prefix of each user's history. targets: bool [events]
     or None for all: the rows whose prediction counts; windows without any are left out. window: largest number
     of events of a user in one window, `overlap` of them history. shortening: replaces long windows by subsequences.
+    shuffled_ties: events of a window at the same second come in another order in every epoch.
     cost: of a window; the windows of a step of several batches are then dealt to them by it (`balance`).
     """
 
@@ -180,12 +182,14 @@ class BatchPlan:
         targets: np.ndarray | None = None,
         overlap: int = 0,
         shortening: StochasticLength | None = None,
+        shuffled_ties: bool = False,
         cost: HistoryCost | None = None,
     ) -> None:
         _check_window(token_budget, window, overlap)
         self.dataset = dataset
         self.token_budget, self.window, self.overlap, self.seed = token_budget, window, overlap, seed
         self._builder, self._shortening, self._cost = BatchBuilder(dataset), shortening, cost
+        self._shuffled_ties = shuffled_ties
         self._first = dataset.offsets[:-1]
         self._last = self._first + _prefix_lengths(dataset, train)
         if (self._last - self._first).max(initial=0) < 2:
@@ -245,11 +249,27 @@ class BatchPlan:
             windows = windows.take(np.flatnonzero(self._before[windows.end] > self._before[windows.target]))
         if self._shortening is not None:
             windows = self._shortening.shorten(windows, [self.seed, epoch])
+        elif self._shuffled_ties:
+            draw = np.random.default_rng([self.seed, epoch, 2]).integers(0, 1 << 62, len(windows))
+            windows = replace(windows, draw=draw)
         return pack(windows, self.token_budget, self.window, random.permutation(len(windows)))
 
     def _build(self, windows: Windows) -> JaggedBatch:
         rows = None if self._shortening is None else self._shortening.rows(windows)
-        return self._builder.build(windows, self._targets, rows=rows)
+        batch = self._builder.build(windows, self._targets, rows=rows)
+        if not self._shuffled_ties:
+            return batch
+        assert windows.draw is not None
+        order = shuffled_ties(batch.time.numpy(), batch.offsets.numpy(), windows.draw)
+        return _reordered(batch, torch.from_numpy(order), self.dataset.info)
+
+
+def _reordered(batch: JaggedBatch, order: torch.Tensor, info: DatasetInfo) -> JaggedBatch:
+    """The events of equal time in another order; context that follows from times, as the gap, stays in its place."""
+    names = ("rows", "items", "organic", "grade", "feedback", "is_target")
+    follows = torch.tensor([name in info.derived for name in info.context], dtype=torch.bool)
+    context = torch.where(follows[:, None], batch.context, batch.context[:, order])
+    return replace(batch, **{name: getattr(batch, name)[order] for name in names}, context=context)
 
 
 def evaluation_batches(

@@ -198,8 +198,9 @@ class ShardStream:
             return
         seed = int(np.random.SeedSequence([self.config.seed, *words]).generate_state(1, np.uint32)[0])
         plan = BatchPlan(
-            block, self.config.batch_events, self.config.window, seed, train=train, shortening=self._shortening
-        )
+            block, self.config.batch_events, self.config.window, seed, train=train, shortening=self._shortening,
+            shuffled_ties=self.config.shuffle_ties,
+        )  # fmt: skip
         for batch in plan.batches(0, first):
             users, rows = (values.numpy() for values in (batch.users, batch.rows))
             origin = block.users[users].astype(np.int64), block.rows[rows]

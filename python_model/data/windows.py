@@ -14,7 +14,8 @@ from argus_kernels.host import pack_events
 class Windows:
     """Pieces of histories as row ranges: window i shows rows start[i] .. end[i]; rows from target[i] on are targets.
 
-    kept and draw, int64, are set by `StochasticLength`: window i shows kept[i] of its rows, which follow from draw[i].
+    kept, int64, is set by `StochasticLength`: window i shows kept[i] of its rows. draw, int64: random numbers from
+    which those rows follow, and the order of events at the same second (`ties`).
     """
 
     start: np.ndarray
@@ -42,7 +43,7 @@ class Windows:
 
 
 def joined(parts: Sequence[Windows]) -> Windows:
-    """All windows of several lists, in their order; all of the lists have `kept` and `draw`, or none has."""
+    """All windows of several lists, in their order; all of the lists have `kept`, or none has; the same of `draw`."""
     columns = [part.columns() for part in parts]
     return replace(parts[0], **{name: np.concatenate([one[name] for one in columns]) for name in columns[0]})
 

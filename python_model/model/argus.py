@@ -37,6 +37,7 @@ from python_model.model.layers import (
     Tables,
     TripleEmbedding,
     events_before,
+    hidden,
     next_times,
     rows_read,
     states_after,
@@ -110,7 +111,7 @@ class Argus(Recommender):
                 f"a history of {batch.max_length} events, expected at most max_events = {self.config.max_events}"
             )
         if self.config.form == "simplified":
-            ids = torch.cat([self._context_ids(batch, None), self.item_ids(batch.items), self.feedback_ids(batch)])
+            ids = torch.cat([self._context_ids(batch, None), *self._inputs(batch)])
             known_next = self.config.encoder == "hstu" and lag is None
             query_times = next_times(batch.time, batch.offsets) if known_next else None
             offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
@@ -124,11 +125,12 @@ class Argus(Recommender):
 
     def full_tokens(self, batch: JaggedBatch, lag: int | None = None) -> tuple[Layout, Tensor]:
         """The tokens [3T, d] of the full form, context, item and feedback of every event, and their causal layout."""
+        items, feedback = self._inputs(batch)
         tokens = torch.stack(
             [
                 self.context_embedding(self.tables, self._context_ids(batch, lag)),
-                self.item_embedding(self.tables, self.item_ids(batch.items)),
-                self.feedback_embedding(self.tables, self.feedback_ids(batch)),
+                self.item_embedding(self.tables, items),
+                self.feedback_embedding(self.tables, feedback),
             ],
             dim=1,
         ).flatten(0, 1)
@@ -296,6 +298,13 @@ class Argus(Recommender):
     def feedback_ids(self, batch: JaggedBatch) -> Tensor:
         """Feedback columns [F, T] as the encoder sees them: −1 everywhere where `feedback_input` is false."""
         return batch.feedback.T if self.config.feedback_input else torch.full_like(batch.feedback.T, -1)
+
+    def _inputs(self, batch: JaggedBatch) -> tuple[Tensor, Tensor]:
+        """Item columns [C, T] and feedback columns [F, T] of the encoder's tokens; in training some are hidden."""
+        items, feedback = self.item_ids(batch.items), self.feedback_ids(batch)
+        if not self.training:
+            return items, feedback
+        return hidden(items, self.config.item_dropout), hidden(feedback, self.config.feedback_dropout)
 
     def _context_ids(self, batch: JaggedBatch, lag: int | None) -> Tensor:
         """Context columns [K, T]: organic, bucketed time since the newest visible event, the data's own columns."""

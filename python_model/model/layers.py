@@ -393,6 +393,13 @@ class Head(nn.Module):
         return self.output(nn.functional.gelu(self.hidden(x)))
 
 
+def hidden(ids: Tensor, share: float) -> Tensor:
+    """Ids [C, T] of events, missing (−1) in all columns of a random share of the events."""
+    if share == 0:
+        return ids
+    return torch.where(torch.rand(ids.shape[-1], device=ids.device) < share, -1, ids)
+
+
 def next_times(times: Tensor, offsets: Tensor) -> Tensor:
     """Time of the user's next event after each event, int64 [T]; for a user's last event, its own time."""
     total = times.shape[0]

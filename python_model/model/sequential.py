@@ -25,7 +25,16 @@ from python_model.config import FeatureSpec, ModelConfig
 from python_model.data.batches import JaggedBatch
 from python_model.model.base import Readings, Recommender
 from python_model.model.hstu import HstuEncoder
-from python_model.model.layers import Encoder, Layout, Tables, events_before, next_times, rows_read, states_after
+from python_model.model.layers import (
+    Encoder,
+    Layout,
+    Tables,
+    events_before,
+    hidden,
+    next_times,
+    rows_read,
+    states_after,
+)
 
 HSTU_TEMPERATURE = 0.05
 
@@ -61,7 +70,8 @@ class SequenceModel(Recommender):
                 f"a history of {batch.max_length} events, expected at most max_events = {self.config.max_events}"
             )
         place = local_positions(batch.offsets, len(batch)).clamp(0, self.config.max_events - 1)
-        tokens = self._items(batch.items) * self.config.width**0.5 + self.positions[place]
+        items = hidden(batch.items, self.config.item_dropout if self.training else 0.0)
+        tokens = self._items(items) * self.config.width**0.5 + self.positions[place]
         query_times = next_times(batch.time, batch.offsets) if self.config.model == "hstu" and lag is None else None
         offsets = Offsets(batch.offsets, rows=len(batch), max_length=batch.max_length)
         rows = rows_read(read, batch.offsets)

@@ -51,17 +51,17 @@ def _trial(base: Trial, name: str) -> Trial:
     if name == "argus":
         return replace(base, name=name)
     if name == "argus_hstu":
-        return replace(base, name=name, model=_with_hstu(base.model, window))
+        return replace(base, name=name, model=like_hstu(base.model, window))
     kind = name.partition("_")[0]
     model = replace(base.model, item_width=base.model.width, max_events=window)
-    model = replace(_with_hstu(model, window) if kind == "hstu" else model, model=kind)
+    model = replace(like_hstu(model, window) if kind == "hstu" else model, model=kind)
     loss = "bce" if name == "sasrec_bce" else "softmax"
     whole = replace(base.pretrain, steps=base.pretrain.steps + base.finetune.steps, next_item_loss=loss)
     options = replace(base.evaluation, ranking_kind="feedback")
     return Trial(name, model, whole, None, options)
 
 
-def _with_hstu(model: ModelConfig, window: int) -> ModelConfig:
+def like_hstu(model: ModelConfig, window: int) -> ModelConfig:
     """The HSTU encoder of about the same parameters: a block has 5/12 of a transformer's."""
     return replace(
         model, encoder="hstu", layers=round(model.layers * 12 / 5), max_events=window, position_buckets=window,

@@ -49,17 +49,21 @@ def difference(
 
     ValueError where they were evaluated on other users.
     """
-    if not row or not other:
+    pair = _paired(row, other, metric)
+    if pair is None:
         return None
-    seeds = sorted({one.seed for one in row} & {one.seed for one in other})
-    if len(row) > 1 and len(other) > 1:
-        row, other = ([one for one in rows if one.seed in seeds] for rows in (row, other))
-    first, second = _sums(row, metric), _sums(other, metric)
-    if first is None or second is None:
-        return None
-    if first[0].shape[1] != second[0].shape[1]:
-        raise ValueError(f"{row[0].name}, {other[0].name}: expected the same users, found other numbers of them")
+    first, second = pair
     return _middle(_ratio(*first) - _ratio(*second), _drawn(first, draws) - _drawn(second, draws))
+
+
+def ratio(row: Sequence[TrialResult], other: Sequence[TrialResult], metric: str, draws: int = DRAWS) -> Interval | None:
+    """Of row / other, as `difference`; None also where the other row's figure is 0."""
+    pair = _paired(row, other, metric)
+    if pair is None or _ratio(*pair[1]) == 0:
+        return None
+    first, second = pair
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return _middle(_ratio(*first) / _ratio(*second), _drawn(first, draws) / _drawn(second, draws))
 
 
 def interval_table(
@@ -95,6 +99,23 @@ def as_numbers(rows: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, d
         name: {metric: None if one is None else [one.value, one.low, one.high] for metric, one in found.items()}
         for name, found in rows.items()
     }
+
+
+def _paired(
+    row: Sequence[TrialResult], other: Sequence[TrialResult], metric: str
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None:
+    """The sums of two rows over the seeds that both have; None where a row has none."""
+    if not row or not other:
+        return None
+    seeds = sorted({one.seed for one in row} & {one.seed for one in other})
+    if len(row) > 1 and len(other) > 1:
+        row, other = ([one for one in rows if one.seed in seeds] for rows in (row, other))
+    first, second = _sums(row, metric), _sums(other, metric)
+    if first is None or second is None:
+        return None
+    if first[0].shape[1] != second[0].shape[1]:
+        raise ValueError(f"{row[0].name}, {other[0].name}: expected the same users, found other numbers of them")
+    return first, second
 
 
 def _sums(row: Sequence[TrialResult], metric: str) -> tuple[np.ndarray, np.ndarray] | None:

@@ -66,7 +66,8 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Trial:
-    """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated.
+    """One model to train and evaluate. Both stages share seed and protocol; the last one is evaluated, its best
+    checkpoint where it has one (`validate_every`).
 
     name: the row of the table, and part of a file name: letters, digits, `.`, `_`, `-`. trained_as: the name of another
     trial whose runs are used, where it has the same model and stages (or the same first stage). short: pre-training on
@@ -189,8 +190,9 @@ def run_trials(
         yield run_trial(trial, dataset, out, device=device, show=show)
     if not keep_checkpoints:
         for trial in trials:
-            for name in trial.runs_in_order:
-                shutil.rmtree(Path(out) / trial.runs / name / checkpoint.CHECKPOINTS, ignore_errors=True)
+            for run in trial.runs_in_order:
+                for name in (checkpoint.CHECKPOINTS, checkpoint.BEST):
+                    shutil.rmtree(Path(out) / trial.runs / run / name, ignore_errors=True)
 
 
 def run_trial(
@@ -268,7 +270,7 @@ def _evaluated(
     trial: Trial, dataset: Dataset, run: Path, device: str, events: int, seconds: dict[str, float]
 ) -> TrialResult:
     options = trial.evaluation
-    model = checkpoint.load_recommender(run, device)
+    model = checkpoint.load_recommender(checkpoint.chosen(run), device)
     began = time.perf_counter()
     predictor = ModelPredictor(
         model, dataset, window=options.window or trial.stages[-1].window, device=device,
@@ -309,6 +311,8 @@ def _require_same(folder: Path, settings: Mapping[str, Any], file: str = TRIAL) 
     if found is None:
         return
     old, new = _flat({key: found[key] for key in found if key != "results"}), _flat(json.loads(json.dumps(settings)))
+    # A directory that an earlier version began lacks the settings that came since: it had their defaults.
+    old = {key: value for key, value in _flat(_defaults()).items() if key in new} | old
     differ = [
         f"{key} was {old.get(key)!r}, now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -316,6 +320,14 @@ def _require_same(folder: Path, settings: Mapping[str, Any], file: str = TRIAL) 
     ]
     if differ:
         raise ValueError(f"{folder} was begun with other settings: {'; '.join(differ)}; choose another directory")
+
+
+def _defaults() -> dict[str, Any]:
+    """The default of every setting of a trial."""
+    stages = {stage: asdict(TrainConfig(stage=stage)) for stage in ("pretrain", "finetune")}
+    found = {"model": asdict(ModelConfig()), "evaluation": asdict(EvaluationOptions()), **stages}
+    out: dict[str, Any] = json.loads(json.dumps(found))
+    return out
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

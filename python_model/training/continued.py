@@ -26,7 +26,7 @@ from python_model.training.vocabulary import Vocabulary, old_rows
 
 _ITEM_COLUMNS = "item_columns"
 _TABLE = "tables.weights."
-FREE = ("lag", "dropout")
+FREE = ("lag", "dropout", "attention_dropout", "item_dropout", "feedback_dropout")
 """Settings of the model that may differ: neither shapes nor optimisers depend on them."""
 
 

@@ -20,10 +20,10 @@ from python_model.model.factory import model_for_dataset
 from python_model.model.negatives import NegativeSampler
 from python_model.training import checkpoint, process_group
 from python_model.training import resume as resume_checks
-from python_model.training.continued import Continuation
+from python_model.training.continued import FREE, Continuation
 from python_model.training.row_sharding import RowSharding
 
-FREE_ON_FINETUNE = ("lag", "dropout", "sparse")
+FREE_ON_FINETUNE = (*FREE, "sparse")
 """Model settings that may differ between pre-training and fine-tuning, since they change no shape."""
 
 
@@ -37,7 +37,7 @@ def batch_source(dataset: Dataset, config: TrainConfig, cost: HistoryCost | None
     rows = training_rows(dataset, config.protocol, config.train_share)
     return BatchPlan(
         dataset, config.batch_events, config.window, config.seed, train=rows, targets=last_days(dataset, config, rows),
-        shortening=StochasticLength.of(config), cost=cost,
+        shortening=StochasticLength.of(config), shuffled_ties=config.shuffle_ties, cost=cost,
     )  # fmt: skip
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from python_model.studies.intervals import Interval, as_numbers, difference, interval, interval_cell, interval_table
+from python_model.studies.intervals import (
+    Interval,
+    as_numbers,
+    difference,
+    interval,
+    interval_cell,
+    interval_table,
+    ratio,
+)
 from python_model.studies.trials import TrialResult
 from tests.model.studies.planted import planted
 
@@ -43,6 +51,14 @@ def test_users_that_are_equal_leave_nothing_to_chance() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.25, 0.25, 0.25))
     with_seeds = interval_of(row("a", np.full(10, 0.25), wobble=0.1))
     assert (with_seeds.value, with_seeds.low, with_seeds.high) == pytest.approx((0.3, 0.25, 0.35))
+
+
+def test_a_ratio_is_over_the_same_users() -> None:
+    users = np.random.default_rng(1).uniform(0.1, 0.5, 30)
+    found = ratio(row("b", 1.3 * users), row("a", users), METRIC)
+    assert found is not None and (found.value, found.low, found.high) == pytest.approx((1.3, 1.3, 1.3))
+    assert ratio(row("b", users), row("a", np.zeros(30)), METRIC) is None
+    assert ratio([], row("a", users), METRIC) is None
 
 
 def test_a_difference_is_over_the_same_users() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,9 +15,11 @@ import pytest
 from python_model.config import ModelConfig, TrainConfig
 from python_model.data.schema import Dataset
 from python_model.io.errors import DataError
+from python_model.model.base import Recommender
 from python_model.studies import trials
 from python_model.studies.summary import cell, fit_line, student_quantile, table, write_study
 from python_model.studies.trials import EvaluationOptions, Trial, TrialResult, over_seeds, run_trial, run_trials
+from python_model.training import checkpoint
 from python_model.training.progress import Progress, StepReport
 from tests.model.conftest import encoder_parameters
 
@@ -100,6 +103,40 @@ def test_changed_settings_are_refused_before_anything_is_trained(
         list(run_trials([new, other], tiny_service, whole[0]))
     assert "checkpoint_every" not in str(error.value)
     assert not (whole[0] / "new-seed-0").exists()
+
+
+def test_a_directory_without_a_setting_that_came_later_had_its_default(
+    whole: tuple[Path, TrialResult], tiny_service: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole[0], tmp_path / "earlier")
+    file = tmp_path / "earlier" / "small-seed-0" / "trial.json"
+    found = json.loads(file.read_text())
+    del found["model"]["item_dropout"], found["pretrain"]["shuffle_ties"], found["finetune"]["shuffle_ties"]
+    file.write_text(json.dumps(found))
+    monkeypatch.setattr(trials, "train", None)
+    assert run_trial(TRIAL, tiny_service, tmp_path / "earlier") == whole[1]
+    other = replace(TRIAL, model=replace(TRIAL.model, item_dropout=0.1))
+    with pytest.raises(ValueError, match=r"model\.item_dropout was 0\.0, now 0\.1"):
+        run_trial(other, tiny_service, tmp_path / "earlier")
+
+
+def test_the_best_checkpoint_is_evaluated_where_there_is_one(
+    tiny_service: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert TRIAL.pretrain is not None
+    watched = replace(TRIAL.pretrain, validate_every=2, validate_events=50)
+    loaded: list[Path] = []
+    load = checkpoint.load_recommender
+
+    def noting(path: Path, device: str) -> Recommender:
+        loaded.append(path)
+        return load(path, device)
+
+    monkeypatch.setattr(checkpoint, "load_recommender", noting)
+    list(run_trials([replace(TRIAL, pretrain=watched, finetune=None)], tiny_service, tmp_path, keep_checkpoints=False))
+    run = tmp_path / "small-seed-0" / "pretrain"
+    assert loaded[0].is_relative_to(run / "best")
+    assert not (run / "best").exists() and not (run / "checkpoints").exists()
 
 
 def test_two_trials_of_one_directory_are_refused(tiny_service: Dataset, tmp_path: Path) -> None:
