@@ -64,14 +64,15 @@ struct NamedBarrier final : Waitable {
 
 struct RegisterPool final : Waitable {
   std::vector<uint32_t> of_thread;
+  uint32_t all = 0;  // what the block was launched with
 
   uint32_t left() const {
     uint32_t used = 0;
     for (const uint32_t count : of_thread) used += count;
-    return kRegisters - used;
+    return all - used;
   }
   std::string describe() const override {
-    return std::to_string(left()) + " of the block's " + std::to_string(kRegisters) + " registers are free";
+    return std::to_string(left()) + " of the block's " + std::to_string(all) + " registers are free";
   }
 };
 
@@ -246,6 +247,7 @@ void begin_block_barriers(int threads) {
   any_named = false;
   const uint32_t each = std::min(256u, kRegisters / static_cast<uint32_t>(threads) / 8 * 8);
   pool.of_thread.assign(threads, each);
+  pool.all = each * static_cast<uint32_t>(threads);
 }
 
 void end_block_barriers() {

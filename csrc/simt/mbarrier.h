@@ -32,8 +32,9 @@ void mbarrier_complete(const void* barrier, uint32_t bytes);
 // bar.sync and bar.arrive of a barrier other than __syncthreads', for this many threads.
 void named_barrier(uint32_t id, uint32_t threads, bool wait, Site site);
 
-// setmaxnreg: a thread may have `count` registers from now on. Those of a block's threads come out of 64 K;
-// at launch each has 64 K / threads, rounded down to 8 and at most 255. An increase waits for registers.
+// setmaxnreg: a thread may have `count` registers from now on. At launch
+// each has 64 K / threads, rounded down to 8 and at most 255, and the block gets no more than these together.
+// An increase waits for registers.
 void set_max_registers(uint32_t count, bool increase, Site site);
 
 void begin_block_barriers(int threads);

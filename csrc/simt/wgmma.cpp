@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_set>
@@ -25,9 +26,9 @@ constexpr uint32_t kUnfinished = 0x7fbadbad;  // a NaN that no operation gives
 struct Accumulators {
   int columns;
   std::array<float*, kThreads> registers;
-  std::vector<float> values;  // [64, columns]
-  uint32_t last = 0;          // number of the last operation
-  int warps_left = 4;
+  std::vector<float> values;        // [64, columns]
+  uint32_t last = 0;                // number of the last operation
+  std::array<bool, 4> delivered{};  // to each warp
 };
 
 struct Operation {
@@ -296,7 +297,8 @@ void require_unchanged(const InUse& held) {
 // Gives a warp the results of the operations up to `done`.
 void deliver(Warpgroup& group, int warp, int first_thread, uint32_t done) {
   for (const auto& open : group.open) {
-    if (open->last > done) continue;
+    // A warp may wait again before the others have waited once.
+    if (open->last > done || open->delivered[warp]) continue;
     for (int lane = 0; lane < kLanes; ++lane) {
       const int thread = warp * kLanes + lane;
       float* d = open->registers[thread];
@@ -309,9 +311,12 @@ void deliver(Warpgroup& group, int warp, int first_thread, uint32_t done) {
       for (int i = 0; i < open->columns / 2; ++i)
         d[i] = open->values[row_of(thread, i) * open->columns + column_of(thread, i)];
     }
-    --open->warps_left;
+    open->delivered[warp] = true;
   }
-  std::erase_if(group.open, [](const auto& open) { return open->warps_left == 0; });
+  const auto to_all = [](const auto& open) {
+    return std::all_of(open->delivered.begin(), open->delivered.end(), std::identity{});
+  };
+  std::erase_if(group.open, to_all);
   for (int lane = 0; lane < kLanes; ++lane) {
     std::erase_if(products.threads[first_thread + warp * kLanes + lane].in_use, [&](const InUse& one) {
       const bool over = !one.accumulators && one.product <= done;

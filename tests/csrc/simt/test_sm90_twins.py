@@ -70,7 +70,7 @@ FAULTS = {
     "gathered_into_a_stage_in_use": rf"missing wait: writes {BYTE}, {PRODUCT}|race: a wgmma reads {BYTE}|deadlock: ",
     "padding_cleared_without_proxy_fence": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
     "too_many_registers": r"block \(0, 0, 0\): deadlock: .* threads wait in setmaxnreg.inc \(sm90_faults.cpp:\d+\): "
-    r"\d+ of the block's 65536 registers are free",
+    r"\d+ of the block's 64512 registers are free",
 }
 
 
