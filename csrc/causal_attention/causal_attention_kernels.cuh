@@ -43,39 +43,51 @@ struct Softmax {
     return x + __shfl_xor_sync(kFullWarp, x, 2);
   }
 
-  // Turns scores into weights relative to the largest score so far and scales `out` to it.
+  // Turns a row's scores into weights relative to its largest score so far. Earlier sums must be multiplied
+  // by what it returns.
+  template <class T, int kRowTiles, int kTiles>
+  static ARGUS_DEVICE float weigh_row(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>& sums, int r,
+                                      int half) {
+    float largest = sums.largest[r][half];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n)
+      largest = fmaxf(largest, fmaxf(scores[r][n][2 * half], scores[r][n][2 * half + 1]));
+    largest = row_max(largest);
+    // A row that has seen no key yet.
+    const float base = largest == -INFINITY ? 0.0f : largest;
+    const float scale = exponential(sums.largest[r][half] - base, T{});
+    float total = sums.total[r][half] * scale;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int i = 2 * half; i < 2 * half + 2; ++i) {
+        scores[r][n][i] = exponential(scores[r][n][i] - base, T{});
+        total += scores[r][n][i];
+      }
+    }
+    sums.largest[r][half] = largest;
+    sums.total[r][half] = total;
+    return scale;
+  }
+
+  // A row of `out` times what weigh_row returned.
+  template <int kRowTiles, int kOut>
+  static ARGUS_DEVICE void rescale_row(float (&out)[kRowTiles][kOut][4], float scale, int r, int half) {
+#pragma unroll
+    for (int n = 0; n < kOut; ++n) {
+      out[r][n][2 * half] *= scale;
+      out[r][n][2 * half + 1] *= scale;
+    }
+  }
+
+  // Turns scores into weights and scales `out` to them.
   template <class T, int kRowTiles, int kTiles, int kOut>
   ARGUS_DEVICE void weigh(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>& sums,
                           float (&out)[kRowTiles][kOut][4]) const {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float largest = sums.largest[r][half];
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n)
-          largest = fmaxf(largest, fmaxf(scores[r][n][2 * half], scores[r][n][2 * half + 1]));
-        largest = row_max(largest);
-        // A row that has seen no key yet.
-        const float base = largest == -INFINITY ? 0.0f : largest;
-        const float scale = exponential(sums.largest[r][half] - base, T{});
-        float total = sums.total[r][half] * scale;
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int i = 2 * half; i < 2 * half + 2; ++i) {
-            scores[r][n][i] = exponential(scores[r][n][i] - base, T{});
-            total += scores[r][n][i];
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < kOut; ++n) {
-          out[r][n][2 * half] *= scale;
-          out[r][n][2 * half + 1] *= scale;
-        }
-        sums.largest[r][half] = largest;
-        sums.total[r][half] = total;
-      }
+      for (int half = 0; half < 2; ++half) rescale_row(out, weigh_row(scores, sums, r, half), r, half);
     }
   }
 

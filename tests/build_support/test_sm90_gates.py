@@ -42,6 +42,23 @@ def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kerne
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
 
 
+@pytest.mark.slow
+def test_the_forward_loop_of_attention_becomes_wgmma_and_tma_without_spills() -> None:
+    """Two weights × two masks × two types × two widths, with and without biases. setmaxnreg shares out 64 K registers
+    among four warpgroups (128 a thread at launch) where heads are narrow and sums are few, else among three (168)."""
+    assert TOOLKIT is not None
+    found = resources.measure(PLANTED / "sm90_attention.cu", TOOLKIT, [PLANTED], flags=FLAGS)
+    assert len(found) == 32
+    assert sum(one.registers == 128 for one in found) == 3
+    for one in found:
+        assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one
+        assert one.registers in (128, 168), one
+        # Beside the tiles of 160 KiB, their alignment and the largest tables.
+        assert one.shared_bytes <= (227 - 161 - 5) << 10, one
+        if resources.cuobjdump() is not None:
+            assert one.instructions.get("HGMMA", 0) >= 16 and one.instructions.get("UTMALDG", 0) >= 3, one
+
+
 SERIALIZED = """
 #include "common/cuda/sm90/wgmma.cuh"
 using namespace argus::ptx;

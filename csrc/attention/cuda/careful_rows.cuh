@@ -156,10 +156,10 @@ struct Pairs {
   }
 };
 
-// The queries of a warp in the forward pass. Here and below `room` holds the block's tables.
-template <class Weights, class T, int kWidth>
+// The queries of a warp in the forward pass, of a kernel with these tiles. Here and below `room` holds the
+// block's tables.
+template <class Weights, class T, class Tiles>
 ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
-  using Tiles = ForwardTiles<sizeof(T), kWidth>;
   constexpr Shape kShape = Tiles::kShape;
   constexpr int kPart = Tiles::kPart;
   constexpr float kLn2 = 0.6931471805599453f;

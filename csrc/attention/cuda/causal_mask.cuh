@@ -125,6 +125,14 @@ struct CausalMask {
               last_key < reach_.all_see && last_query - first_key < given_.window};
     }
 
+    // The numbers of the calling warp's queries, and whether all of them, from `first` on, see all keys from
+    // first_key on.
+    static ARGUS_DEVICE RowNumbers row_numbers(Room& room) { return {room.visible[warp_index()]}; }
+    static ARGUS_DEVICE bool covers(const Room& room, int first, int window, int first_key) {
+      return first_key + kKeys - 1 < room.reach[warp_index()].all_see &&
+             first + kRows - 1 - first_key < window;
+    }
+
     // Tells the kernel of the key gradients what the block sees.
     ARGUS_DEVICE void store_reach(const Backward& call, int block_index) const {
       if (call.given.visible == nullptr || threadIdx.x > 0) return;

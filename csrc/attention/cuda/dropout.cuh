@@ -28,8 +28,9 @@ struct Dropout {
   uint32_t stream, below;  // words below it drop
   float kept_factor;
 
-  ARGUS_DEVICE Dropout(const Arguments& given, int user, int head)
-      : stream(0), below(given.dropped_below), kept_factor(static_cast<float>(given.kept_factor)) {
+  ARGUS_DEVICE Dropout(const Arguments& given, uint32_t stream)
+      : stream(stream), below(given.dropped_below), kept_factor(static_cast<float>(given.kept_factor)) {}
+  ARGUS_DEVICE Dropout(const Arguments& given, int user, int head) : Dropout(given, 0u) {
     if (given.dropout_seed == nullptr) return;
     const uint64_t seed = static_cast<uint64_t>(given.dropout_seed[user]);
     stream =

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(forward_shape(sizeof(T), kWidth).threads, 1)
   }
   if (store_rows(target_of<T>(call.out, given, block.begin, head), q_tile + warp * kWarpRows * kWidth, out,
                  factor, first, block.length, part))
-    careful::forward_rows<Weights, T, kWidth>(call, room + Smem::kBias);
+    careful::forward_rows<Weights, T, ForwardTiles<sizeof(T), kWidth>>(call, room + Smem::kBias);
 }
 
 }  // namespace argus::attention

@@ -181,6 +181,12 @@ struct GeneralMask {
       const int last_key = first_key + kKeys - 1;
       return {!rows_.reach->touches(first_key, last_key), rows_.reach->covers(first_key, last_key)};
     }
+    static ARGUS_DEVICE RowNumbers row_numbers(Room& room) {
+      return {room.numbers[warp_index()], &room.reach[warp_index()]};
+    }
+    static ARGUS_DEVICE bool covers(const Room& room, int, int, int first_key) {
+      return room.reach[warp_index()].covers(first_key, first_key + kKeys - 1);
+    }
     ARGUS_DEVICE void store_reach(const Backward& call, int block_index) const {
       const int i = static_cast<int>(threadIdx.x);
       if (i < kReachNumbers)

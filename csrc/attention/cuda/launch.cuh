@@ -6,6 +6,7 @@
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/forward.cuh"
 #include "attention/cuda/general_mask.cuh"
+#include "attention/cuda/sm90/launch.cuh"
 #include "common/cuda/stored_type.cuh"
 
 namespace argus::attention {
@@ -41,6 +42,10 @@ template <class Weights>
 void launch_forward(const char* op, const Forward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
+  if constexpr (sm90::kInLibrary) {
+    if (fits_forward_loop(given) && sm90::is_current_device())
+      return launch_forward_loop<Weights>(op, call, stream);
+  }
   with_kernel(given, [&]<class Mask, class T, int kWidth>() {
     using Smem = ForwardSmem<Mask, T, kWidth>;
     launch(op, forward_kernel<Weights, Mask, T, kWidth>,

@@ -82,10 +82,12 @@ struct KeepNothing {
   ARGUS_DEVICE void operator()(int, int, int, int) const {}
 };
 
-// Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head; found
-// by compiling.
+// Whether unrolling the look-ups of more than four pairs would spill, beside the sums of a wide head or
+// beside as many scores as wgmma gives; found by compiling.
 template <int kTiles>
-constexpr bool kFewLookUps = kTiles <= 4;
+constexpr bool kManyScores = kTiles >= 16;
+template <int kTiles>
+constexpr bool kFewLookUps = kTiles <= 4 || kManyScores<kTiles>;
 
 // scores = scale · scores + biases. Where the pairs' time buckets differ,
 // `keep(r, n, i, bucket)` gets them.
@@ -108,6 +110,7 @@ ARGUS_DEVICE SharedEntries add_bias(float (&scores)[kRowTiles][kTiles][4], float
     for_each(scores, [&](float& score, int r, int n, int i) {
       const int apart = distance_of<kQueryRows>(rows, columns, r, n, i);
       score += bias.position[max(0, min(apart, bias.last_position))];
+      if (kManyScores<kTiles> && i == 3) __syncwarp();
     });
   }
   if (shared.time < 0) {

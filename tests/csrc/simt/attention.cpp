@@ -2,91 +2,13 @@
 #include <algorithm>
 
 #include "attention/cuda/launch.cuh"
+#include "attention_on_host.h"
 #include "causal_attention/causal_attention.h"
 #include "hstu_attention/hstu_attention.h"
-#include "on_host.h"
 
 namespace {
 
-using argus::Dtype;
-using argus::attention::Arguments;
-using argus::attention::Backward;
-using argus::attention::Forward;
-using argus::attention::Heads;
-
-size_t bytes_of(const Arguments& given, int64_t elements) {
-  return static_cast<size_t>(elements) * (given.dtype == Dtype::float32 ? 4 : 2);
-}
-
-// The tensors of an attention op, on top of plain pointers.
-class Device : public on_host::Device {
- public:
-  // float32.
-  void floats(const char* name, const void*& pointer, int64_t count) {
-    input(name, pointer, static_cast<size_t>(count) * 4);
-  }
-  void float_results(const char* name, void*& pointer, int64_t count) {
-    output(name, pointer, static_cast<size_t>(count) * 4);
-  }
-  template <class T>
-  void numbers(const char* name, const T*& pointer, int64_t count) {
-    input(name, pointer, static_cast<size_t>(count) * sizeof(T));
-  }
-  template <class T>
-  void results(const char* name, T*& pointer, int64_t count) {
-    output(name, pointer, static_cast<size_t>(count) * sizeof(T));
-  }
-  void dense(const char* name, const void*& pointer, const Arguments& given) {
-    input(name, pointer, bytes_of(given, given.rows * given.heads * given.width));
-  }
-  void dense_result(const char* name, void*& pointer, const Arguments& given) {
-    output(name, pointer, bytes_of(given, given.rows * given.heads * given.width));
-  }
-  void key_result(const char* name, void*& pointer, const Arguments& given) {
-    output(name, pointer, bytes_of(given, given.key_rows * given.key_heads * given.width));
-  }
-  void heads(const char* name, Heads& heads, const Arguments& given, int64_t rows, int64_t count) {
-    int64_t elements = 0;
-    if (rows > 0 && count > 0)
-      elements = (rows - 1) * heads.row_stride + (count - 1) * heads.head_stride + given.width;
-    input(name, heads.data, bytes_of(given, elements));
-  }
-  void arguments(Arguments& given) {
-    heads("q", given.q, given, given.rows, given.heads);
-    heads("k", given.k, given, given.key_rows, given.key_heads);
-    heads("v", given.v, given, given.key_rows, given.key_heads);
-    const bool own_rows = given.key_offsets == given.offsets;
-    numbers("offsets", given.offsets, given.users + 1);
-    if (own_rows) {
-      given.key_offsets = given.offsets;
-    } else {
-      numbers("key_offsets", given.key_offsets, given.users + 1);
-    }
-    numbers("visible", given.visible, given.rows);
-    numbers("position", given.position, given.rows);
-    numbers("own_begin", given.own_begin, given.rows);
-    numbers("own_end", given.own_end, given.rows);
-    numbers("prefix", given.prefix, given.users);
-    numbers("dropout_seed", given.dropout_seed, given.users);
-    floats("position_bias", given.position_bias, int64_t{given.heads} * given.positions);
-    floats("time_bias", given.time_bias, int64_t{given.heads} * given.times);
-    numbers("query_time", given.query_time, given.rows);
-    numbers("key_time", given.key_time, given.key_rows);
-  }
-};
-
-using ForwardLauncher = void (*)(const Forward&, void*);
-using BackwardLauncher = void (*)(const Backward&, void*);
-
-void forward(Forward call, ForwardLauncher launch) {
-  Device device;
-  const int64_t statistics = call.given.rows * call.given.heads;
-  device.dense_result("out", call.out, call.given);
-  device.float_results("log_sum_exp", call.log_sum_exp, statistics);
-  device.arguments(call.given);
-  launch(call, nullptr);
-  device.copy_back();
-}
+using namespace attention_on_host;
 
 void backward(Backward call, BackwardLauncher launch) {
   Device device;

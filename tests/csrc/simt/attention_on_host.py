@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import count
 from typing import Any
@@ -93,26 +93,27 @@ def library() -> ctypes.CDLL:
 
 
 def causal_attention_cuda(
-    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, window: int = 0, dropout: float = 0.0, *others: Any
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, scale: float, window: int = 0, dropout: float = 0.0,
+    *others: Any, loaded: Callable[[], ctypes.CDLL] = library,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What the CUDA library does with these arguments, its launch included; RuntimeError with the executor's report."""
     history = _history(q, k, v, offsets, others)
     out, log_sum_exp = _like(q), _statistic(q)
     _poison(out, log_sum_exp)
     given = _arguments(history, scale, 1.0, window, dropout)
-    _run("causal_attention_on_host", Forward(given, *_addresses(out, log_sum_exp)))
+    _run("causal_attention_on_host", Forward(given, *_addresses(out, log_sum_exp)), loaded())
     return out, log_sum_exp
 
 
 def hstu_attention_cuda(
     q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, alpha: float, divisor: float, window: int = 0,
-    dropout: float = 0.0, *others: Any,
+    dropout: float = 0.0, *others: Any, loaded: Callable[[], ctypes.CDLL] = library,
 ) -> Tensor:  # fmt: skip
     """What the CUDA library does with these arguments."""
     out = _like(q)
     _poison(out)
     given = _arguments(_history(q, k, v, offsets, others), alpha, divisor, window, dropout)
-    _run("hstu_attention_on_host", Forward(given, *_addresses(out, None)))
+    _run("hstu_attention_on_host", Forward(given, *_addresses(out, None)), loaded())
     return out
 
 
@@ -222,10 +223,10 @@ def _arguments(history: dict[str, Any], scale: float, divisor: float, window: in
     )
 
 
-def _run(function: str, call: ctypes.Structure) -> None:
+def _run(function: str, call: ctypes.Structure, loaded: ctypes.CDLL | None = None) -> None:
     report = ctypes.create_string_buffer(host_executor.REPORT_BYTES)
     arguments = (ctypes.byref(call), ctypes.c_uint64(next(SEEDS)), report, ctypes.c_size_t(len(report)))
-    getattr(library(), function)(*arguments)
+    getattr(loaded or library(), function)(*arguments)
     if report.value:
         raise RuntimeError(report.value.decode())
 

@@ -10,8 +10,14 @@
 
 namespace argus::sm90 {
 
-// The current GPU has compute capability 9.0, and the library was built for sm_90a (ARGUS_SM90A, of the
-// build).
+// The library was built for sm_90a (ARGUS_SM90A, of the build).
+#if defined(__CUDACC__) && defined(ARGUS_SM90A)
+constexpr bool kInLibrary = true;
+#else
+constexpr bool kInLibrary = false;
+#endif
+
+// The same, and the current GPU has compute capability 9.0.
 inline bool is_current_device() {
 #if defined(__CUDACC__) && defined(ARGUS_SM90A)
   int device = 0, major = 0, minor = 0;

@@ -9,6 +9,8 @@
 //   may still read shared memory, tma_store_wait<N> until their bytes have arrived.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +38,16 @@ struct TensorTile {
   int swizzle_bytes;  // 0, 32, 64 or 128, at least a row of the box
 };
 
+// Of a tensor of five dimensions, the contiguous one first.
+template <class T>
+struct TensorBox {
+  const T* base;
+  std::array<uint64_t, 5> extents;
+  std::array<uint64_t, 4> stride_bytes;  // of dimensions 1 and on
+  std::array<uint32_t, 5> box;
+  int swizzle_bytes;
+};
+
 #if defined(__CUDACC__)
 
 inline CUtensorMapDataType tensor_type(__half) {
@@ -59,23 +71,38 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
 }
 
-// The map of a matrix; throws where the driver refuses it.
+// Throws where the driver refuses it.
 template <class T>
-TensorMap make_tensor_map(const TensorTile<T>& tile) {
+TensorMap encode_tensor_map(const T* base, int rank, const cuuint64_t* extents, const cuuint64_t* strides,
+                            const cuuint32_t* box, int swizzle_bytes) {
   TensorMap map;
-  const cuuint64_t extents[] = {tile.columns, tile.rows}, strides[] = {tile.row_bytes};
-  const cuuint32_t box[] = {tile.box_columns, tile.box_rows}, steps[] = {1, 1};
-  const CUtensorMapSwizzle swizzle = tile.swizzle_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
-                                     : tile.swizzle_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                     : tile.swizzle_bytes == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
-                                                                : CU_TENSOR_MAP_SWIZZLE_NONE;
+  const cuuint32_t steps[] = {1, 1, 1, 1, 1};
+  const CUtensorMapSwizzle swizzle = swizzle_bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : swizzle_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                     : swizzle_bytes == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
+                                                           : CU_TENSOR_MAP_SWIZZLE_NONE;
   const CUresult result =
-      tensor_map_encoder()(&map, tensor_type(T{}), 2, const_cast<T*>(tile.base), extents, strides, box, steps,
-                           CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      tensor_map_encoder()(&map, tensor_type(T{}), static_cast<cuuint32_t>(rank), const_cast<T*>(base),
+                           extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw std::runtime_error("cuTensorMapEncodeTiled: error " + std::to_string(static_cast<int>(result)));
   return map;
+}
+
+// The map of a matrix.
+template <class T>
+TensorMap make_tensor_map(const TensorTile<T>& tile) {
+  const cuuint64_t extents[] = {tile.columns, tile.rows}, strides[] = {tile.row_bytes};
+  const cuuint32_t box[] = {tile.box_columns, tile.box_rows};
+  return encode_tensor_map(tile.base, 2, extents, strides, box, tile.swizzle_bytes);
+}
+template <class T>
+TensorMap make_box_map(const TensorBox<T>& of) {
+  cuuint64_t extents[5], strides[4];
+  std::copy(of.extents.begin(), of.extents.end(), extents);
+  std::copy(of.stride_bytes.begin(), of.stride_bytes.end(), strides);
+  return encode_tensor_map(of.base, 5, extents, strides, of.box.data(), of.swizzle_bytes);
 }
 
 ARGUS_DEVICE void tma_load(void* shared, const TensorMap& map, int column, int row, uint64_t* barrier) {
@@ -83,6 +110,13 @@ ARGUS_DEVICE void tma_load(void* shared, const TensorMap& map, int column, int r
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
       "%3}], [%4];" ::"r"(shared_address(shared)),
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(barrier))
+      : "memory");
+}
+ARGUS_DEVICE void tma_load(void* shared, const TensorMap& map, const int (&at)[5], uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
+      "%3, %4, %5, %6}], [%7];" ::"r"(shared_address(shared)),
+      "l"(&map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(shared_address(barrier))
       : "memory");
 }
 ARGUS_DEVICE void tma_store(const TensorMap& map, int column, int row, const void* shared) {
@@ -119,6 +153,21 @@ TensorMap make_tensor_map(const TensorTile<T>& tile) {
                                   {1, 1}});
 }
 
+template <class T>
+TensorMap make_box_map(const TensorBox<T>& of) {
+  return simt::encode_tensor_map({of.base,
+                                  static_cast<int>(sizeof(T)),
+                                  5,
+                                  of.swizzle_bytes,
+                                  of.extents,
+                                  of.stride_bytes,
+                                  of.box,
+                                  {1, 1, 1, 1, 1}});
+}
+
+inline void tma_load(void* shared, const TensorMap& map, const int (&at)[5], uint64_t* barrier) {
+  simt::tma_load(shared, &map, at, 5, barrier);
+}
 inline void tma_load(void* shared, const TensorMap& map, int column, int row, uint64_t* barrier) {
   const int32_t coordinates[] = {column, row};
   simt::tma_load(shared, &map, coordinates, 2, barrier);

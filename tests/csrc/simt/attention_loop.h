@@ -1,0 +1,17 @@
+// A forward pass of attention on the loop of sm_90, for ctypes: causal_attention and hstu_attention have a
+// library each, since compiling takes minutes.
+#pragma once
+
+#include "attention/cuda/sm90/launch.cuh"
+#include "attention_on_host.h"
+
+namespace attention_on_host {
+
+template <class Weights>
+void launch_loop(const Forward& call, void* stream) {
+  if (!argus::attention::fits_forward_loop(call.given))
+    throw std::invalid_argument("the forward loop does not take these arguments");
+  argus::attention::launch_forward_loop<Weights>("forward_loop", call, stream);
+}
+
+}  // namespace attention_on_host

@@ -1,0 +1,44 @@
+"""The forward passes of attention on sm_90's loop (TMA, wgmma) as backends "cuda_loop_on_host" of the SIMT executor."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from argus_kernels.core import Backend, Op
+from argus_kernels.ops.causal_attention import OP as CAUSAL
+from argus_kernels.ops.causal_attention import native as causal
+from argus_kernels.ops.hstu_attention import OP as HSTU
+from argus_kernels.ops.hstu_attention import native as hstu
+from tests.csrc.simt import attention_on_host, host_executor
+
+NAME = "cuda_loop_on_host"
+
+
+@cache
+def library(op: Op) -> ctypes.CDLL:
+    """The op's launcher, compiled for the executor."""
+    name = f"attention_loop_{op.name.removesuffix('_attention')}"
+    return host_executor.load(name, (host_executor.HERE / f"{name}.cpp",))
+
+
+def _launched(op: Op, launch: Callable[..., Any]) -> Callable[..., Any]:
+    return partial(launch, loaded=partial(library, op))
+
+
+BACKENDS: dict[Op, Backend] = {
+    CAUSAL: replace(
+        attention_on_host.CAUSAL_ATTENTION,
+        name=NAME,
+        forward=partial(causal.forward, launch=_launched(CAUSAL, attention_on_host.causal_attention_cuda)),
+    ),
+    HSTU: replace(
+        attention_on_host.HSTU_ATTENTION,
+        name=NAME,
+        forward=partial(hstu.forward, launch=_launched(HSTU, attention_on_host.hstu_attention_cuda)),
+    ),
+}
+"""The backward pass is that of the other kernels."""
