@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,8 @@ def needs_half(**tensors: Tensor) -> list[str]:
 
 
 def _without_hopper(tensor: Tensor) -> list[str]:
+    if os.environ.get("ARGUS_WGMMA") == "0":
+        return ["ARGUS_WGMMA is 0"]
     capability = torch.cuda.get_device_capability(tensor.device)
     if capability != (9, 0):
         return [f"the GPU has compute capability {'.'.join(map(str, capability))}, expected 9.0"]

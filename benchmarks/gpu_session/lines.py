@@ -36,6 +36,7 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "kernel": str, "case": str, "index": int, "config": dict, "keys": list, "ms": _OPTIONAL_NUMBER,
         "dropped": (str, type(None)),
     },
+    "record_of_kernels": {"kernels": str, "record": dict},
     "golden": {"instruction": str, "draw": str, "operands": dict, "result": dict},
     "sanitizer": {"op": str, "check": str, "exit_status": int, "summary": (str, type(None)), "errors": list},
     "profiled": {"op": str, "backend": str, "case": str, "kernel": str, "metrics": dict},

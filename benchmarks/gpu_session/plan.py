@@ -37,6 +37,8 @@ TIMED = {
     "cpu": (("causal_attention", ""), ("rowwise_adagrad_", "")),
 }
 """Op and case, in order; an empty case is the op's first of several tiles (`Op.tiles`)."""
+MMA_SYNC = ("events_131072", "rows_65536_candidates_16384")
+"""The cases in `TIMED` whose CUDA kernels of TMA and wgmma are timed beside those of mma.sync."""
 TUNED = {"cuda": ("causal_attention", "sampled_softmax_loss"), "cpu": ("causal_attention",)}
 TUNING_CASES = {"causal_attention": "uniform_8192_head_64", "sampled_softmax_loss": "rows_65536_candidates_16384"}
 """The production case that a GPU is tuned on; in a rehearsal the op's first of several tiles."""
@@ -57,6 +59,7 @@ PRESETS = {"cuda": "126m", "cpu": "tiny"}
 
 UNCHECKED = (("ARGUS_DEVICE_CHECKS", "0"),)
 """Values on the device are not checked where time is measured."""
+WITHOUT_WGMMA = (*UNCHECKED, ("ARGUS_WGMMA", "0"))
 
 
 def prepare(context: Context) -> list[Task]:
@@ -114,11 +117,13 @@ def golden(context: Context) -> list[Task]:
 
 
 def timing(context: Context) -> list[Task]:
-    """A process for each case."""
-    return [
-        Task(f"{op} {case}".strip(), (op, *filter(None, [case])), environment=UNCHECKED)
-        for op, case in TIMED[context.device]
-    ]
+    """A process for each case, and one more where the kernels of mma.sync are timed, too."""
+    found = []
+    for op, case in TIMED[context.device]:
+        found.append(Task(f"{op} {case}".strip(), (op, *filter(None, [case])), environment=UNCHECKED))
+        if case in MMA_SYNC:
+            found.append(Task(f"{op} {case} mma.sync", (op, case, "mma.sync"), environment=WITHOUT_WGMMA))
+    return found
 
 
 def tuning_compile(context: Context) -> list[Task]:

@@ -135,8 +135,9 @@ def page(found: Lines) -> str:
     if records:
         parts += ["## Kernels", markdown(records), *_timed(records)]
     for title, section in (
-        ("Error rule", _error_rule), ("Configurations", _configurations), ("Sanitizer", _sanitizer),
-        ("Profiles", _profiles), ("Training step", _training), ("Steps", _steps), ("Left out", _left_out),
+        ("Kernels of one kind", _kinds), ("Error rule", _error_rule), ("Configurations", _configurations),
+        ("Sanitizer", _sanitizer), ("Profiles", _profiles), ("Training step", _training), ("Steps", _steps),
+        ("Left out", _left_out),
     ):  # fmt: skip
         rows = list(section(found))
         if rows:
@@ -185,6 +186,18 @@ def _timed(records: Sequence[Record]) -> Iterator[str]:
         rows.append((*case, f"{record.ms.p50:.4g}", f"{record.tflop_per_s or 0:.3g}", share, peers))
     headings = ("op", "case", "dtype", "pass", "backend", "ms", "TFLOP/s", "ceiling", "peers, above 1 slower than ours")
     yield "\n".join(_table(headings, rows))
+
+
+def _kinds(found: Lines) -> Iterator[str]:
+    """The times of kernels that were asked for by kind, beside those of the kernels that the library chose."""
+    chosen = {record.key: record for record in records_of(found)}
+    rows = []
+    for line in found.of("record_of_kernels"):
+        record = Record.from_json(json.dumps(line["record"]))
+        usual = chosen.get(record.key)
+        cells = [f"{one.ms.p50:.4g}" if one is not None and one.ms is not None else "" for one in (record, usual)]
+        rows.append((record.op, record.case, record.dtype, record.pass_, line["kernels"], *cells))
+    yield from _table(("op", "case", "dtype", "pass", "kernels", "ms", "ms of those chosen"), rows)
 
 
 def _error_rule(found: Lines) -> Iterator[str]:

@@ -1,6 +1,7 @@
-// The two products behind sampled softmax's gradients on the product loop of sm_90, of bfloat16 and half, in
-// the place of d_query_kernel and d_candidates_kernel.
+// The three products of sampled softmax's backward pass on the product loop of sm_90, of bfloat16 and half,
+// in the place of d_scores_kernel, d_query_kernel and d_candidates_kernel.
 //
+//   loop_d_scores_kernel       the scores again, 64 rows × 256 candidates a warpgroup, and their gradients dS
 //   loop_d_query_kernel        dS · C, split over the candidates where the tiles are fewer than the blocks
 //   clear_queries_kernel       a strip's queries, with zeros for rows of weight 0, which may hold anything
 //   and
@@ -44,6 +45,107 @@ ARGUS_DEVICE void visit_sums(const float (&sums)[kSums], const Tile& tile, int64
 #pragma unroll 1
   for (int i = 0; (low | high) != 0; ++i, low = low >> 1 | high << 63, high >>= 1)
     if ((low & 1) != 0) visit_nan(tile.row + sm90::row_of_sum(i), tile.column + sm90::column_of_sum(i));
+}
+
+// A tile's gradients of scores, and its sums of rows, one chunk of them, which finish_rows_kernel adds in
+// order.
+template <class T>
+struct StoreDScores {
+  using Tile = typename ScoreLoop<T>::Tile;
+  const Kernel<T>& k;
+  LoopGradientKeys& keys;
+
+  ARGUS_DEVICE void begin(const Tile& tile) const {
+    // Nobody reads the keys of the tile before any more.
+    LoopKeys::synchronize();
+    keys.load_columns(k, tile.column);
+    keys.load_rows(k, tile.row);
+    keys.load_gradients(k, tile.row);
+  }
+
+  ARGUS_DEVICE void take(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    LoopKeys::synchronize();
+    // One row after the other: both at once would spill.
+    const RowSums upper = store<0>(sums, tile), lower = store<1>(sums, tile);
+    // sums_of_what_stays reads what a row's other lanes have stored.
+    __syncwarp();
+    finish(upper, tile, sm90::row_of_sum(0));
+    finish(lower, tile, sm90::row_of_sum(2));
+  }
+
+  ARGUS_DEVICE void finish(RowSums found, const Tile& tile, int own) const {
+    const int64_t local = tile.row + own, begin = tile.column;
+    found.join_lanes();
+    if (lane_index() % 4 != 0 || local >= k.strip_rows) return;
+    if (is_nan(found.moment) || is_nan(found.d_score))
+      found = sums_of_what_stays(k, local, begin, min(begin + kLoopColumns, k.in.drawn));
+    float* at = k.work.sums + begin / kLoopColumns * 3 * k.plan.strip_rows + local;
+    at[0] = found.share;
+    at[k.plan.strip_rows] = found.moment;
+    at[2 * k.plan.strip_rows] = found.d_score;
+  }
+
+  // Summed in pieces of kPiece scores: one long sum's error would show in d_scale.
+  template <int kHalf>
+  ARGUS_DEVICE RowSums store(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    constexpr int kPiece = 16;
+    const LoopRow row = LoopRow::of(keys, kHalf);
+    const int own = sm90::row_of_sum(2 * kHalf);
+    const bool real = tile.row + own < k.strip_rows;
+    const float scale = k.scale(), whole = keys.whole[own], factor = keys.factor[own];
+    // Columns are counted from the thread's first one, so that they are constants: as registers they would
+    // spill, kept from the upper row to the lower.
+    const int first = sm90::column_of_sum(0);
+    const int all = static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns}));
+    const int columns = all - first;
+    // A row that does not count may hold anything: none of its candidates does.
+    const int limit = whole == kInfinity ? 0 : columns;
+    const int64_t *ids = keys.column_id + first, *owners = keys.column_owner + first;
+    const float* log_q = keys.log_q + first;
+    T* to = static_cast<T*>(k.work.d_scores) + (tile.row + own) * k.plan.score_stride + tile.column + first;
+    RowSums found{};
+#pragma unroll
+    for (int piece = 0; piece < kLoopColumns / 2; piece += 2 * kPiece) {
+      // A branch, beyond which nothing is read ahead: all at once, keys would spill.
+      if (piece / 4 * 8 >= all) break;
+      RowSums part{};
+#pragma unroll
+      for (int i = piece + 2 * kHalf; i < piece + 2 * kPiece; i += 4) {
+        const int column = i / 4 * 8;
+        float stored[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          // Selected, not branched to: a score takes 46 instructions with branches.
+          const bool here = (column + e < limit) & row.keeps(ids[column + e], owners[column + e]);
+          const float product = here ? sums[i + e] - row.product : 0.0f;
+          const float relative = fmaf(scale, product, -log_q[column + e]) - whole;
+          const float share = expf(here ? relative : -kInfinity);
+          T rounded;
+          from_float(rounded, factor * share);
+          stored[e] = to_float(rounded);
+          part.add({share, share * product, stored[e]});
+        }
+        // The stride is even: a pair that begins inside a row ends inside it.
+        if (real && column < columns)
+          *reinterpret_cast<uint32_t*>(to + column) = packed(stored[0], stored[1], T{});
+      }
+      found.add(part);
+    }
+    return found;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(ScoreLoop<T>::kThreads, 1)
+    loop_d_scores_kernel(const __grid_constant__ ptx::TensorMap queries,
+                         const __grid_constant__ ptx::TensorMap candidates,
+                         const __grid_constant__ Kernel<T> k,
+                         const __grid_constant__ typename ScoreLoop<T>::Shape shape) {
+#if defined(ARGUS_SM90A_CODE)
+  ARGUS_SHARED(LoopGradientKeys, keys, [2]);
+  StoreDScores<T> policy{k, keys[loop_half()]};
+  ScoreLoop<T>::run(queries, candidates, shape, policy);
+#endif
 }
 
 template <class T>
@@ -125,6 +227,17 @@ const T* strip_queries(const char* op, const Kernel<T>& k, void* stream) {
          LaunchShape{dim3(static_cast<unsigned>((chunks + kThreads - 1) / kThreads)), dim3(kThreads)}, stream,
          k);
   return static_cast<const T*>(k.work.queries);
+}
+
+template <class T>
+void launch_d_scores_loop(const char* op, const Kernel<T>& k, void* stream) {
+  using Loop = ScoreLoop<T>;
+  const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
+  const auto width = static_cast<uint64_t>(k.in.width);
+  const typename Loop::Shape shape{static_cast<int>(rows), static_cast<int>(drawn), static_cast<int>(width)};
+  const auto queries = Loop::TileA::map(k.query() + k.first_row * k.in.width, rows, width, width);
+  const auto candidates = Loop::TileB::map(k.candidates().data, drawn, width, width);
+  launch(op, loop_d_scores_kernel<T>, loop_shape<Loop>(k, shape), stream, queries, candidates, k, shape);
 }
 
 template <class T>

@@ -59,6 +59,21 @@ struct LoopKeys {
   }
 };
 
+// Of the backward pass also the rows' gradients.
+struct LoopGradientKeys : LoopKeys {
+  float whole[kRows], factor[kRows];
+
+  template <class T>
+  ARGUS_DEVICE void load_gradients(const Kernel<T>& k, int local) {
+    const int i = thread();
+    if (i >= kRows) return;
+    const bool real = local + i < k.strip_rows;
+    const int64_t at = k.first_row + local + i;
+    whole[i] = real ? k.work.whole[at] : kInfinity;
+    factor[i] = real ? k.scale() * k.work.row_scale[at] * k.work.amplify[0] : 0.0f;
+  }
+};
+
 // One of the two rows whose sums a thread holds.
 struct LoopRow {
   int64_t id, owner;
@@ -69,7 +84,7 @@ struct LoopRow {
     return {keys.row_id[row], keys.row_owner[row], keys.product[row]};
   }
   ARGUS_DEVICE bool keeps(int64_t column_id, int64_t column_owner) const {
-    return column_id != id && column_owner != owner;
+    return (column_id != id) & (column_owner != owner);
   }
 };
 

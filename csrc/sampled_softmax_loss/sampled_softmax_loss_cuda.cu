@@ -71,11 +71,22 @@ void strip_products(const Kernel<T>& k, bool first, bool last, void* stream) {
     launch(kOp, d_candidates_kernel<T>, product_shape(candidate_tiles, column_tiles), stream, k, first, last);
 }
 
+template <class T>
+void d_scores(const Kernel<T>& k, void* stream) {
+  if constexpr (sizeof(T) == 2) {
+    if (k.plan.loop) {
+      launch_d_scores_loop(kOp, k, stream);
+      return;
+    }
+  }
+  const int64_t row_tiles = divided_up(k.strip_rows, kTile);
+  launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
+}
+
 // One strip: its score gradients, then the two products that use them.
 template <class T>
 void backward_strip(const Kernel<T>& k, bool first, bool last, void* stream) {
-  const int64_t row_tiles = divided_up(k.strip_rows, kTile);
-  launch(kOp, d_scores_kernel<T>, product_shape(row_tiles, k.plan.chunks), stream, k);
+  d_scores(k, stream);
   strip_products(k, first, last, stream);
   launch(kOp, finish_rows_kernel<T>, simple_shape(divided_up(k.strip_rows, kRowThreads / kWarpSize)), stream,
          k);

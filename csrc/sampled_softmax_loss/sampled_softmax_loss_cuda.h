@@ -52,6 +52,7 @@ struct CudaPlan {
     chunks = pieces(strip_rows / tile, candidate_tiles);
     splits = pieces(strip_rows / tile * up(width, tile), candidate_tiles);
     if (loop) {
+      chunks = forward_chunks;
       // One block per multiprocessor, and 64 candidates a step of its products.
       splits =
           pieces(strip_rows / tile * up(width, kLoopColumns), up(drawn, 64), std::max<int64_t>(slots / 2, 1));

@@ -93,6 +93,8 @@ def session(tmp_path: Path, make_record: Any) -> Path:
     lines.append(folder, "fault", op="toy", backend="cuda", case="tiles", dtype="bf16", reason="illegal access")
     record: Record = make_record(2.0, dtype="bf16", machine={"name": "nvidia-toy-1"}, peers={"eager": 4.0})
     lines.append(folder, "record", step="timing", record=json.loads(record.to_json()))
+    slower: Record = make_record(3.5, dtype="bf16", machine={"name": "nvidia-toy-1"})
+    lines.append(folder, "record_of_kernels", kernels="mma.sync", record=json.loads(slower.to_json()))
     for index, ms in ((0, 3.0), (1, 1.0)):
         lines.append(folder, "trial", **trial(index, ms))
     lines.append(folder, "trial", **trial(2, None, "output 0 fails"))
@@ -118,6 +120,7 @@ def test_the_report_of_a_session_that_was_cut_off(session: Path, tmp_path: Path)
     for part in (
         "2 lines were cut short", "| toy | cuda | 0 | 1 | 0 | 0 |", "d_q fails: max error 1 \\| allowed 2",
         "illegal access", "warps 5 | 1 ms |", "output 0 fails", "| toy | memcheck | 9 | 2 errors | Invalid |",
+        "| mma.sync | 3.5 | 2 |",
         "12.3 us", "| error_rule | cut off with the session |", "copy 4,000 GB/s", "eager 2.00×",
     ):  # fmt: skip
         assert part in page, part

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from argus_kernels.testing import harness, run_op
-from benchmarks.gpu_session import lines
+from benchmarks.gpu_session import lines, plan
 from benchmarks.gpu_session.context import RESUME, Context
-from benchmarks.gpu_session.steps import error_rule, machine, profile, sanitizer, target
+from benchmarks.gpu_session.steps import error_rule, machine, profile, sanitizer, target, timing
 
 OP, TASK = "pairwise_loss", ("pairwise_loss", "cpp")
 
@@ -172,3 +172,34 @@ def test_a_tool_that_does_not_end_is_left_out(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("part", ["forward", "backward", "both"])
 def test_the_call_that_tools_watch_runs(op: str, part: str, tmp_path: Path) -> None:
     target.run(context(tmp_path), op, "cpp", "tiles", part)
+
+
+def test_kernels_of_mma_sync_are_timed_beside_those_of_wgmma(tmp_path: Path) -> None:
+    tasks = plan.timing(Context(tmp_path, "cuda", False, "timing", 0.0))
+    switched = {task.arguments: dict(task.environment) for task in tasks if "mma.sync" in task.arguments}
+    assert {arguments[:2] for arguments in switched} == {
+        ("triple_embedding", "events_131072"), ("sampled_softmax_loss", "rows_65536_candidates_16384"),
+    }  # fmt: skip
+    assert all(environment["ARGUS_WGMMA"] == "0" for environment in switched.values())
+    assert all("ARGUS_WGMMA" not in dict(task.environment) for task in tasks if task.arguments not in switched)
+
+
+def test_kernels_asked_for_by_kind_have_lines_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_record: Any
+) -> None:
+    class OneRecord:
+        def __init__(self, specs: Any, settings: Any, environment: Any, on_pass: Any) -> None:
+            self.absent: dict[Any, str] = {}
+            assert settings.backends == ("cuda",) and settings.peers == ()
+            self.on_pass = on_pass
+
+        def records(self) -> Any:
+            self.on_pass([make_record(1.0)])
+            yield [make_record(1.0)]
+
+    monkeypatch.setattr(timing, "Run", OneRecord)
+    monkeypatch.setattr(timing, "environment", lambda context: None)
+    timing.run(context(tmp_path), OP, None, "mma.sync")
+    assert [(line["kind"], line["kernels"]) for line in lines.read(tmp_path).whole] == [
+        ("record_of_kernels", "mma.sync")
+    ]

@@ -64,7 +64,7 @@ def test_a_matrix_inside_another_is_asked_where_it_begins() -> None:
 def test_what_the_loop_of_the_softmax_refuses() -> None:
     matrix = torch.zeros(3, 16, dtype=torch.bfloat16)
     call = given_of(SOFTMAX, query=matrix, candidates=matrix)
-    assert softmax.kernels_cuda(call) == f"{softmax.LOOP_PRODUCTS} runs on TMA and wgmma (sm_90a)"
+    assert softmax.kernels_cuda(call) == "every product runs on TMA and wgmma (sm_90a)"
     assert softmax.why_not_loop(call._replace(query=matrix.float())) == [
         "query is float32, expected bfloat16 or float16"
     ]
@@ -88,6 +88,11 @@ def test_other_gpus_and_builds_keep_mma_sync(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(hopper, "build_info", lambda: {"libraries": {"cuda": {"architectures": architectures}}})
     assert embedding.kernels_cuda(embedding_call()).endswith(f"not on TMA and wgmma: {reason}")
+
+
+def test_the_environment_switches_them_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARGUS_WGMMA", "0")
+    assert embedding.kernels_cuda(embedding_call()).endswith("not on TMA and wgmma: ARGUS_WGMMA is 0")
 
 
 def test_a_backend_that_does_not_serve_names_no_kernels() -> None:

@@ -17,7 +17,6 @@ from argus_kernels.core.gradients import or_none
 from argus_kernels.core.registry import needs_device, needs_dtype
 from argus_kernels.ops.sampled_softmax_loss.arguments import Arguments
 
-LOOP_PRODUCTS = "every product but the backward pass's scores"
 _STORED = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -71,7 +70,7 @@ def why_not_cuda(given: Arguments) -> list[str]:
 
 def kernels_cuda(given: Arguments) -> str:
     """Which kernels of the CUDA backend run, and why not those of sm_90a."""
-    return hopper.served_by(LOOP_PRODUCTS, given.query, why_not_loop(given))
+    return hopper.served_by("every product", given.query, why_not_loop(given))
 
 
 def why_not_loop(given: Arguments) -> list[str]:

@@ -30,20 +30,29 @@ BUDGET = Budget(seconds=1.0, min_repeats=5, max_repeats=50)
 REHEARSAL = Budget(seconds=0.02, min_repeats=2, max_repeats=5)
 
 
-def run(context: Context, op: str, case: str | None = None) -> None:
-    """Verifies and times the case in bfloat16, in float32 in a rehearsal."""
+def run(context: Context, op: str, case: str | None = None, kernels: str = "") -> None:
+    """Verifies and times the case in bfloat16, in float32 in a rehearsal.
+
+    kernels: if given, the process has its environment choose these of the CUDA backend's, which is timed alone; the
+    lines then have their own kind, because their records have the keys of the usual ones.
+    """
     spec = spec_of(op, case, "fp32" if context.rehearse else "bf16")
     backends = tuple(name for name in BACKENDS[context.device] if name != "triton" or context.device == "cuda")
+    peers = tuple(name for name in PEERS if name != "eager" or op not in SLOW_EAGER)
     settings = Settings(
         device=context.device,
         budget=REHEARSAL if context.rehearse else BUDGET,
-        backends=backends,
-        peers=tuple(name for name in PEERS if name != "eager" or op not in SLOW_EAGER),
+        backends=("cuda",) if kernels else backends,
+        peers=() if kernels else peers,
     )
 
     def say(records: list[Record]) -> None:
         for record in records:
-            context.say("record", record=json.loads(record.to_json()))
+            found = json.loads(record.to_json())
+            if kernels:
+                context.say("record_of_kernels", kernels=kernels, record=found)
+            else:
+                context.say("record", record=found)
 
     session = Run([spec], settings, environment(context), on_pass=say)
     found = list(session.records())

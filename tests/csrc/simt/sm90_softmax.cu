@@ -4,7 +4,7 @@
 
 namespace argus::sampled_softmax_loss {
 
-static_assert(ScoreLoop<__half>::kShared + 2 * sizeof(LoopKeys) + 1024 <= 228 << 10);
+static_assert(ScoreLoop<__half>::kShared + 2 * sizeof(LoopGradientKeys) + 1024 <= 228 << 10);
 
 #define ARGUS_LOOP(NAME, LOOP, T, ...)                                                \
   template __global__ void NAME<T>(                                                   \
@@ -13,6 +13,7 @@ static_assert(ScoreLoop<__half>::kShared + 2 * sizeof(LoopKeys) + 1024 <= 228 <<
       const __grid_constant__ typename LOOP<T>::Shape __VA_OPT__(, ) __VA_ARGS__);
 #define ARGUS_LOOPS(T)                              \
   ARGUS_LOOP(loop_log_sum_exp_kernel, ScoreLoop, T) \
+  ARGUS_LOOP(loop_d_scores_kernel, ScoreLoop, T)    \
   ARGUS_LOOP(loop_d_query_kernel, QueryLoop, T)     \
   ARGUS_LOOP(loop_d_candidates_kernel, CandidateLoop, T, bool, bool)
 ARGUS_LOOPS(__nv_bfloat16)

@@ -1,6 +1,8 @@
 // Whether kernels of sm_90a may be launched.
 #pragma once
 
+#include <cstdlib>
+
 #include "common/cuda/device.cuh"
 
 // Device code of sm_90a alone: other architectures compile the kernels around it without it.
@@ -17,9 +19,12 @@ constexpr bool kInLibrary = true;
 constexpr bool kInLibrary = false;
 #endif
 
-// The same, and the current GPU has compute capability 9.0.
+// The same, and the current GPU has compute capability 9.0. ARGUS_WGMMA=0 in the environment says no, so that
+// the kernels of mma.sync can be timed beside.
 inline bool is_current_device() {
 #if defined(__CUDACC__) && defined(ARGUS_SM90A)
+  const char* setting = std::getenv("ARGUS_WGMMA");
+  if (setting != nullptr && std::string(setting) == "0") return false;
   int device = 0, major = 0, minor = 0;
   const bool known =
       cudaGetDevice(&device) == cudaSuccess &&
