@@ -29,10 +29,10 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
 
 
+@pytest.mark.slow
 def test_the_products_of_the_softmax_become_wgmma_and_tma_without_spills() -> None:
     """Serialized products would be an error of `measure`; 168 registers are what setmaxnreg shares out."""
-    assert TOOLKIT is not None
-    found = resources.measure(PLANTED / "sm90_softmax.cu", TOOLKIT, [PLANTED], flags=FLAGS)
+    found = figures(PLANTED / "sm90_softmax.cu", FLAGS)
     assert len(found) == 6
     for one in found:
         assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one

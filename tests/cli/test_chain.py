@@ -42,8 +42,8 @@ def here(arguments: list[str | Path], expect: int = 0) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a prepared data set and both stages trained on it."""
     folder = tmp_path_factory.mktemp("chain")
-    argus("prepare", "synthetic", "small", "data", *SMALL, folder=folder)
-    argus("pretrain", "data", "pretrain", "--steps", "12", *QUICK, folder=folder)
+    here(["prepare", "synthetic", "small", folder / "data", *SMALL])
+    here(["pretrain", folder / "data", folder / "pretrain", "--steps", "12", *QUICK])
     argus("finetune", "data", "finetune", "--from", "pretrain", "--steps", "6", *QUICK, folder=folder)
     return folder
 
@@ -163,8 +163,8 @@ def test_the_python_of_the_tutorial_runs(folder: Path, monkeypatch: pytest.Monke
 
 def test_help_is_quick() -> None:
     """Processor time, which a busy machine does not stretch as it does the clock's."""
-    times = []
-    for _ in range(3):
+    times: list[float] = []
+    while len(times) < 3 and min(times, default=1.0) >= 0.5:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", "python_model", "--help"], check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
