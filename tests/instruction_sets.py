@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+
+from tests import warm
 
 
 def require_the_same_bits(script: str) -> None:
@@ -18,7 +18,6 @@ def require_the_same_bits(script: str) -> None:
 
 
 def _printed(script: str, isa: str | None = None) -> list[str]:
-    environment = {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})}
-    environment.pop("OMP_NUM_THREADS", None)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    done = warm.python(["-c", script], {**os.environ, **({"ARGUS_CPU_ISA": isa} if isa else {})})
+    assert done.returncode == 0, done.stderr
     return done.stdout.split()

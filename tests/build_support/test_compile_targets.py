@@ -278,6 +278,7 @@ def test_products_on_sm_90_are_wide_and_their_loads_overlap_them(room: str) -> N
 
 
 @needs_triton
+@pytest.mark.slow
 def test_two_programs_of_the_softmax_forward_pass_share_a_multiprocessor() -> None:
     """Up to width 256: one multiplies while the other works on its scores."""
     found = [one for one in triton_figures("sampled_softmax_loss", 90) if one.kernel == "forward_kernel"]
@@ -291,6 +292,7 @@ def test_two_programs_of_the_softmax_forward_pass_share_a_multiprocessor() -> No
 
 
 @needs_triton
+@pytest.mark.slow
 def test_no_tile_of_the_softmax_forward_pass_spills() -> None:
     found = triton_resources.of_room("tests.build_support.planted.softmax_tiles", 90)
     tiles = {one.case: one for one in found if one.kernel == "forward_kernel"}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from argus_kernels import OPS
+from tests import warm
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-ROOT = Path(__file__).resolve().parents[2]
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
 WITH_TRITON = {op.name for op in OPS if any(backend.name == "triton" for backend in op.backends)}
 
@@ -23,8 +20,7 @@ WITH_TRITON = {op.name for op in OPS if any(backend.name == "triton" for backend
 def lines(*words: str) -> list[dict[str, Any]]:
     """What a process without the interpreter prints, one JSON object a line."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = warm.python(words, environment)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -68,7 +64,7 @@ def test_every_small_sample_binds() -> None:
 
 
 def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
-    (found,) = lines("tests/build_support/planted/second_compile.py")
+    (found,) = lines("--", "tests/build_support/planted/second_compile.py")
     assert found["sized"] == []
     assert found["specialised"] == [
         "specialised_kernel compiles again for one: rows",
@@ -85,14 +81,14 @@ def test_the_driver_sees_what_makes_a_kernel_compile_again() -> None:
 
 
 def test_no_kernel_compiles_again_for_another_rate_of_dropout() -> None:
-    (found,) = lines("tests/build_support/planted/dropout_rates.py")
+    (found,) = lines("--", "tests/build_support/planted/dropout_rates.py")
     assert found["rates"] == []
     # Three kernels and that of the tables, which are compiled without the generator where nothing drops.
     assert len(found["on and off"]) == 4
 
 
 def test_ids_are_checked_in_one_launch() -> None:
-    (found,) = lines("tests/build_support/planted/check_ids.py")
+    (found,) = lines("--", "tests/build_support/planted/check_ids.py")
     assert found["triton"] == ["check_kernel"] and found["torch"] == []
     assert found["assertions"] == 5 and found["stack"] == 0 and found["registers"] <= 32
     assert found["turned off"] == []

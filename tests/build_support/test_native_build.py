@@ -22,6 +22,7 @@ sys.path.insert(0, str(REPOSITORY))
 from build_support import compile as native  # noqa: E402
 from build_support import decide  # noqa: E402
 from build_support.decide import BuildError, CudaDecision, Toolkit  # noqa: E402
+from tests import warm  # noqa: E402
 from tests.build_support.trees import compiled_here, copy_of_tree  # noqa: E402
 
 TOOLKIT = Toolkit(Path("/cuda/bin/nvcc"), Path("/cuda"), "13.0", frozenset({"75", "80", "90", "90a", "100", "100a"}))
@@ -358,13 +359,7 @@ class TestDistribution:
 
 class TestLoading:
     def in_fresh_process(self, program: str, **environment: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", "from argus_kernels.core import native\n" + program],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-        )
+        done = warm.python(["-c", "from argus_kernels.core import native\n" + program], {**os.environ, **environment})
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -383,12 +378,8 @@ class TestLoading:
 
     def reasons(self, folder: Path, environment: dict[str, str]) -> list[str]:
         program = "import json; print(json.dumps([native.why_not(name) for name in native.LIBRARIES]))"
-        done = subprocess.run(
-            [sys.executable, "-c", "from argus_kernels.core import native\n" + program],
-            cwd=folder,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
+        done = warm.python(
+            ["-c", "from argus_kernels.core import native\n" + program], {**os.environ, **environment}, folder
         )
         assert done.returncode == 0, done.stderr
         found: list[str] = json.loads(done.stdout)

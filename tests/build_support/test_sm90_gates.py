@@ -29,11 +29,11 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("source", "kernels"), [("sm90_softmax.cu", 8), ("sm90_embedding.cu", 4)])
 def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kernels: int) -> None:
     """Serialized products would be an error of `measure`; 168 registers are what setmaxnreg shares out."""
-    assert TOOLKIT is not None
-    found = resources.measure(PLANTED / source, TOOLKIT, [PLANTED], flags=FLAGS)
+    found = figures(PLANTED / source, FLAGS)
     assert len(found) == kernels
     for one in found:
         assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one
@@ -46,8 +46,7 @@ def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kerne
 def test_the_forward_loop_of_attention_becomes_wgmma_and_tma_without_spills() -> None:
     """Two weights × two masks × two types × two widths, with and without biases. setmaxnreg shares out 64 K registers
     among four warpgroups (128 a thread at launch) where heads are narrow and sums are few, else among three (168)."""
-    assert TOOLKIT is not None
-    found = resources.measure(PLANTED / "sm90_attention.cu", TOOLKIT, [PLANTED], flags=FLAGS)
+    found = figures(PLANTED / "sm90_attention.cu", FLAGS)
     assert len(found) == 32
     assert sum(one.registers == 128 for one in found) == 3
     for one in found:

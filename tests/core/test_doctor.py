@@ -48,19 +48,12 @@ def test_versions_are_those_installed() -> None:
     assert versions["python"] == ".".join(str(part) for part in sys.version_info[:3])
 
 
-def run_doctor(folder: Path, **settings: str) -> tuple[subprocess.CompletedProcess[str], dict]:
-    written = folder / "diagnosis.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "argus_kernels.doctor", "--json", str(written)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **settings},
-    )
-    return done, json.loads(written.read_text())
-
-
 def test_an_installation_without_native_libraries_is_explained(tmp_path: Path) -> None:
-    done, written = run_doctor(tmp_path, ARGUS_NATIVE_DISABLE="1")
+    file = tmp_path / "diagnosis.json"
+    command = [sys.executable, "-m", "argus_kernels.doctor", "--json", str(file)]
+    environment = {**os.environ, "ARGUS_NATIVE_DISABLE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    written = json.loads(file.read_text())
     assert done.returncode == 0, done.stderr
     for library in native.LIBRARIES:
         assert "switched off by ARGUS_NATIVE_DISABLE" in written["libraries"][library]
@@ -85,14 +78,14 @@ def test_a_library_that_was_never_built_is_explained(monkeypatch: pytest.MonkeyP
     assert not diagnosis.unserved
 
 
-def test_the_file_holds_what_is_printed(tmp_path: Path) -> None:
-    done, written = run_doctor(tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_file_holds_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--json", str(tmp_path / "diagnosis.json")]) == 0
+    printed, written = capsys.readouterr().out, json.loads((tmp_path / "diagnosis.json").read_text())
     for row in written["rows"]:
-        assert row["backend"] in done.stdout
+        assert row["backend"] in printed
         for reason in row["reasons"]:
-            assert reason in done.stdout
-    assert all(value in done.stdout for value in written["versions"].values())
+            assert reason in printed
+    assert all(value in printed for value in written["versions"].values())
 
 
 def test_cpu_features_name_the_level_and_the_threads() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIBRARY = REPOSITORY / "argus_kernels" / "_ops_cpu.so"
@@ -16,9 +16,7 @@ pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="_ops_cpu.so was no
 def lines(program: str) -> list[str]:
     """What a fresh process prints, in which no library is loaded yet."""
     start = "import torch\nfrom argus_kernels.core import native\n"
-    done = subprocess.run(
-        [sys.executable, "-c", start + program], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
+    done = warm.python(["-c", start + program])
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

@@ -37,19 +37,24 @@ NAMED: list[tuple[str, Case]] = [
 CASES = [pytest.param(case, id=name) for name, case in NAMED]
 
 
-def within(case: Case) -> bool:
-    """Whether the case's sample is neither the first nor the last one of its op."""
+def differentiable(sample: Sample) -> bool:
+    """Whether gradcheck can take the sample."""
+    return bool(sample.grad) and sample.gradcheck
+
+
+def within(case: Case, among: Callable[[Sample], bool] = lambda sample: True) -> bool:
+    """Whether the case's sample is neither the first nor the last one of its op, `among` some of them."""
     op, _, sample, _ = case
-    names = [one.name for one in small_samples(op)]
+    names = [one.name for one in small_samples(op) if among(one)]
     return sample.name not in (names[0], names[-1])
 
 
-def marks(case: Case) -> list[pytest.MarkDecorator]:
+def marks(case: Case, among: Callable[[Sample], bool] = lambda sample: True) -> list[pytest.MarkDecorator]:
     """`make test` gives `cpp` every sample, and on a CPU the other backends the first and the last one of an op.
 
     Of what remains, `.ci/run` leaves out what Triton's interpreter computes.
     """
-    if case[1] == "cpp" or case[3] != "cpu" or not within(case):
+    if case[1] == "cpp" or case[3] != "cpu" or not within(case, among):
         return []
     return [pytest.mark.slow, *[pytest.mark.interpreted] * (case[1] == "triton")]
 
@@ -124,7 +129,9 @@ def test_error_rule(case: Case, dtype: torch.dtype) -> None:
         assert verdict.passed, verdict.sentence
 
 
-DIFFERENTIABLE = [c for c in CASES if c.values[0][2].grad and c.values[0][2].gradcheck]  # type: ignore[index]
+DIFFERENTIABLE = [
+    pytest.param(case, id=name, marks=marks(case, differentiable)) for name, case in NAMED if differentiable(case[2])
+]
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE)
@@ -370,7 +377,7 @@ def assert_defined(case: Case, lengths: list[int], padding: int, variant: int, s
         torch.testing.assert_close({name: ours[name].double()}, {name: value.double()}, atol=bound, rtol=0.0)
 
 
-@pytest.mark.parametrize("cases", [RULED_CASES, SAMPLED_CASES, TRACED_CASES, FIRST_CASES])
+@pytest.mark.parametrize("cases", [RULED_CASES, SAMPLED_CASES, DIFFERENTIABLE, TRACED_CASES, FIRST_CASES])
 def test_make_test_leaves_out_no_backend_of_an_op(cases: list[Any]) -> None:
     kept = [(*one.values[0][:2], *one.values[1:]) for one in cases if not one.marks]
     every = [(*one.values[0][:2], *one.values[1:]) for one in cases]

@@ -22,11 +22,15 @@ from argus_kernels.testing.harness import draw
 NAN, INFINITY = float("nan"), float("inf")
 
 CASES = [
-    pytest.param(op, backend.name, sample, id=f"{op.name}-{backend.name}-{sample.name}")
+    pytest.param(
+        op, backend.name, sample, id=f"{op.name}-{backend.name}-{sample.name}",
+        marks=[pytest.mark.slow] * (backend.name != "cpp" and 0 < place < len(small_samples(op)) - 1),
+    )
     for op in OPS
     for backend in op.backends
-    for sample in (small_samples(op)[:1] if backend.name == "triton" else small_samples(op))
-]
+    for place, sample in enumerate(small_samples(op)[:1] if backend.name == "triton" else small_samples(op))
+]  # fmt: skip
+"""`make test` gives `cpp` every sample, the other backends the first and the last one of an op."""
 
 
 def floating(arguments: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

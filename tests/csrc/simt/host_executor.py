@@ -91,6 +91,9 @@ def load(name: str, sources: Sequence[Path]) -> ctypes.CDLL:
     """The library made of the executor and of `sources`, which hold device code."""
     # The executor comes first: of a function template that both use, the linker keeps the copy without instrumentation.
     parts = [*((PLAIN, path) for path in EXECUTOR), *((INSTRUMENTED, path) for path in sources)]
+    for flags, path in parts:
+        # Those first that no other process is compiling.
+        _object(FOLDER, flags, path, wait=False)
     objects = [_object(FOLDER, flags, path) for flags, path in parts]
     library = FOLDER / f"{name}-{kept_objects.digest(*(path.name for path in objects))}.so"
     _make(library, ["-shared", "-Wl,-Bsymbolic", *map(str, objects)])
@@ -147,16 +150,16 @@ def _compiler() -> list[str]:
     return shlex.split(_found().command)
 
 
-def _object(folder: Path, flags: Sequence[str], source: Path) -> Path:
+def _object(folder: Path, flags: Sequence[str], source: Path, wait: bool = True) -> Path:
     read = [path.read_bytes() for path in kept_objects.read_by(source, (REPOSITORY / "csrc", HERE))]
     version = kept_objects.digest(*_compiler(), _found().version, *FLAGS, *flags, source.name, *read)
     target = folder / f"{source.parent.name}-{source.name}-{version}.o"
-    _make(target, [*FLAGS, *flags, "-c", str(source)])
+    _make(target, [*FLAGS, *flags, "-c", str(source)], wait)
     return target
 
 
-def _make(target: Path, arguments: Sequence[str]) -> None:
-    """Compiles or links `target` where it is not there."""
+def _make(target: Path, arguments: Sequence[str], wait: bool = True) -> None:
+    """Compiles or links `target` where it is not there; without `wait`, also where another process is at it."""
 
     def build(fresh: Path) -> None:
         command = [*_compiler(), *arguments, "-o", str(fresh)]
@@ -164,4 +167,4 @@ def _make(target: Path, arguments: Sequence[str]) -> None:
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
 
-    kept_objects.make(target, build)
+    kept_objects.make(target, build, wait)

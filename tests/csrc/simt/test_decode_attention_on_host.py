@@ -153,6 +153,10 @@ def test_inputs_that_cuda_refuses_are_refused() -> None:
         decode_attention(**arguments([3], width=264), backend=NAME)
 
 
+OFTEN = [(64, "softmax"), (72, "silu")]
+"""What `make test` takes of the int8 caches: whole rows and padded ones."""
+
+
 def several(rule: str = "softmax", dtype: torch.dtype = torch.float32, width: int = 32) -> dict[str, Any]:
     """Two heads of the cache for four of q; users of 4, 0, 1 and 131 new events, more than a chunk, and padding."""
     new, rows = [4, 0, 1, 131], 138
@@ -166,9 +170,15 @@ def several(rule: str = "softmax", dtype: torch.dtype = torch.float32, width: in
     return given | ({"rule": "silu", "divisor": 7.0} if rule == "silu" else {})
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rule", ["softmax", "silu"])
-@pytest.mark.parametrize("window", [None, 130])
+@pytest.mark.parametrize(
+    ("rule", "window", "dtype"),
+    [
+        pytest.param(rule, window, dtype, id=f"{rule}-{window}-{dtype}", marks=[pytest.mark.slow] * ((i + j + k) % 2))
+        for i, rule in enumerate(["softmax", "silu"])
+        for j, window in enumerate([None, 130])
+        for k, dtype in enumerate([torch.float32, torch.bfloat16])
+    ],
+)
 def test_several_events_of_grouped_queries(rule: str, window: int | None, dtype: torch.dtype) -> None:
     given = several(rule, dtype) | {"window": window}
     ours, theirs = decoded(given, NAME), decoded(given, "reference")
@@ -203,8 +213,14 @@ def test_more_new_events_than_the_length_counts_give_nan() -> None:
     assert torch.equal(cache.key_pages[cache.block_table[0].long()], before)
 
 
-@pytest.mark.parametrize("width", [64, 72, *(pytest.param(one, marks=pytest.mark.slow) for one in (128, 256, 32))])
-@pytest.mark.parametrize("rule", ["softmax", "silu"])
+@pytest.mark.parametrize(
+    ("width", "rule"),
+    [
+        pytest.param(width, rule, id=f"{rule}-{width}", marks=[pytest.mark.slow] * ((width, rule) not in OFTEN))
+        for width in (64, 72, 128, 256, 32)
+        for rule in ("softmax", "silu")
+    ],
+)
 def test_an_int8_cache(width: int, rule: str) -> None:
     """Codes and scales as the definition has them, also of rows that are not finite."""
     given = several(rule, width=width)

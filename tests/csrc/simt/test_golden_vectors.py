@@ -16,7 +16,10 @@ from benchmarks.gpu_session.report import GOLDEN
 from build_support import decide
 from tests.csrc.simt import host_executor
 
-pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not())),
+]
 
 FILES = sorted(GOLDEN.glob("*.jsonl"))
 
