@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.attention.arguments import History
-from argus_kernels.core import native
+from argus_kernels.core import hopper, native
 from argus_kernels.core.records import tensors_by_name
 from argus_kernels.core.registry import needs_device, needs_dtype
 
@@ -19,6 +19,8 @@ _PIECE_BYTES = 16
 WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in _ON_CPU}
 """The dtype of sums, statistics and tables by that of q."""
 MAX_WIDTH = 256
+LOOP_WIDTH = 128
+"""Of the heads that the forward pass of sm_90a takes."""
 MAX_HEADS = 65_535
 MAX_POSITIONS = 512
 """Columns of position_bias that a block's shared memory has room for, beside its tiles."""
@@ -61,6 +63,18 @@ def why_not_cuda(given: History) -> list[str]:
     if table is not None and table.shape[1] > MAX_POSITIONS:
         problems.append(f"position_bias has {table.shape[1]} columns, expected at most {MAX_POSITIONS}")
     return problems
+
+
+def kernels_cuda(given: History) -> str:
+    """Which kernels of the CUDA backend run, and why not those of sm_90a: fits_forward_loop of the C++ side."""
+    problems = hopper.needs_half(q=given.q)
+    width = given.q.shape[2]
+    if width > LOOP_WIDTH:
+        problems.append(f"head width is {width}, expected at most {LOOP_WIDTH}")
+    for name in ("q", "k"):
+        if not getattr(given, name).shape[0]:
+            problems.append(f"{name} has no row, expected at least one")
+    return f"{hopper.served_by('forward', given.q, problems)}; backward runs on mma.sync"
 
 
 def native_arguments(

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from argus_kernels import explain, triple_embedding
+from argus_kernels.attention import native as attention
 from argus_kernels.core import Op, hopper
+from argus_kernels.ops.causal_attention import OP as CAUSAL
+from argus_kernels.ops.hstu_attention import OP as HSTU
 from argus_kernels.ops.sampled_softmax_loss import OP as SOFTMAX
 from argus_kernels.ops.sampled_softmax_loss import native as softmax
 from argus_kernels.ops.triple_embedding import OP as EMBEDDING
@@ -71,6 +74,21 @@ def test_what_the_loop_of_the_softmax_refuses() -> None:
     assert softmax.why_not_loop(call._replace(candidates=matrix[:0])) == [
         "candidates has no row, expected at least one"
     ]
+
+
+@pytest.mark.parametrize("op", [CAUSAL, HSTU], ids=lambda op: str(op.name))
+def test_what_the_forward_loop_of_attention_refuses(op: Op) -> None:
+    def said(rows: int = 3, width: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
+        heads = torch.zeros(rows, 2, width, dtype=dtype)
+        return attention.kernels_cuda(given_of(op, q=heads, k=heads, v=heads))
+
+    assert said(width=128) == "forward runs on TMA and wgmma (sm_90a); backward runs on mma.sync"
+    for found, reason in (
+        (said(dtype=torch.float32), "q is float32, expected bfloat16 or float16"),
+        (said(width=136), "head width is 136, expected at most 128"),
+        (said(rows=0), "q has no row, expected at least one; k has no row, expected at least one"),
+    ):
+        assert found == f"forward runs on mma.sync, not on TMA and wgmma: {reason}; backward runs on mma.sync"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,14 @@ from argus_kernels.attention.arguments import (
     like_query,
     packed_history,
 )
-from argus_kernels.attention.native import available_cpp, available_cuda, checks_values_cpp, why_not_cpp, why_not_cuda
+from argus_kernels.attention.native import (
+    available_cpp,
+    available_cuda,
+    checks_values_cpp,
+    kernels_cuda,
+    why_not_cpp,
+    why_not_cuda,
+)
 from argus_kernels.attention.triton.limits import why_not as why_not_triton
 from argus_kernels.core import Backend, Op, Problems
 from argus_kernels.core.offsets import Offsets
@@ -22,7 +29,7 @@ from argus_kernels.ops.hstu_attention import native, reference
 from argus_kernels.ops.hstu_attention.samples import drawn, grows, samples, tiles
 
 BACKENDS = (
-    Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda),
+    Backend("cuda", native.forward, native.backward, why_not_cuda, available_cuda, kernels=kernels_cuda),
     Backend("cpp", native.forward, native.backward, why_not_cpp, available_cpp, checks_values=checks_values_cpp),
     triton_backend("argus_kernels.ops.hstu_attention.triton_kernels", why_not_triton),
     Backend("reference", reference.forward, reference.backward),
