@@ -111,6 +111,10 @@ void backward(Inputs inputs, Gradients gradients, const Cut& cut) {
 
 }  // namespace
 
+ARGUS_EXPORT int sampled_softmax_loss_fits_loop(const Inputs* inputs) {
+  return fits_product_loop(*inputs) ? 1 : 0;
+}
+
 ARGUS_EXPORT void sampled_softmax_loss_on_host(const Inputs* inputs, const Outputs* outputs, const Cut* cut,
                                                uint64_t seed, char* report, size_t bytes) {
   on_host::run(seed, report, bytes, [&] { forward(*inputs, *outputs, *cut); });

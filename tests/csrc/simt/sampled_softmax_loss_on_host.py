@@ -70,7 +70,7 @@ def blocks(rows: int, drawn: int, width: int) -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def _parameters(given: Arguments) -> tuple[Parameters, Arguments]:
+def parameters_of(given: Arguments) -> tuple[Parameters, Arguments]:
     given = given._replace(
         **{name: value.contiguous() for name in TENSORS if (value := getattr(given, name)) is not None}
     )
@@ -89,7 +89,7 @@ def _parameters(given: Arguments) -> tuple[Parameters, Arguments]:
 
 def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """What the CUDA library's forward pass does with these arguments; RuntimeError with the executor's report."""
-    parameters, given = _parameters(given)
+    parameters, given = parameters_of(given)
     rows = given.query.shape[0]
     loss, lse, statistics = torch.empty(rows), torch.empty(rows), torch.empty(2, rows)
     if rows:
@@ -102,7 +102,7 @@ def backward(
     gradients: Sequence[Tensor], outputs: Sequence[Tensor], needs: dict[str, bool], given: Arguments
 ) -> list[Tensor | None]:
     """The same of the backward pass."""
-    parameters, given = _parameters(given)
+    parameters, given = parameters_of(given)
     found = [torch.zeros_like(getattr(given, name)) if needs[name] else None for name in LEAVES]
     if given.query.shape[0]:
         d_loss, d_lse, statistics = gradients[0].contiguous(), gradients[1].contiguous(), outputs[2].contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from argus_kernels import sampled_softmax_loss
-from argus_kernels.ops.sampled_softmax_loss import OP
+from argus_kernels.ops.sampled_softmax_loss import OP, native
+from argus_kernels.testing import captured_arguments
 from tests.csrc.simt import host_executor
 from tests.csrc.simt import sampled_softmax_loss_on_host as on_host
 from tests.ops.softmax_draws import FORMS, draw, require_right, require_same_reach, results
@@ -70,6 +72,26 @@ def test_the_loop_differs_from_the_tiles_in_rounding_alone(monkeypatch: pytest.M
     tiles = sampled_softmax_loss(**arguments, backend=NAME)[0]
     assert not torch.equal(loop, tiles)
     torch.testing.assert_close(loop, tiles, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "expected"),
+    [
+        ((4, 5, 16), torch.bfloat16, True),
+        ((4, 5, 8), torch.float16, True),
+        ((4, 5, 16), torch.float32, False),
+        ((4, 5, 12), torch.bfloat16, False),
+        ((4, 5, 37), torch.float16, False),
+        ((4, 0, 16), torch.bfloat16, False),
+    ],
+    ids=str,
+)
+def test_explain_says_what_the_library_decides(sizes: tuple[int, int, int], dtype: torch.dtype, expected: bool) -> None:
+    given = captured_arguments(OP, draw(*sizes, dtype))
+    parameters, _ = on_host.parameters_of(given)
+    library = host_executor.load("sampled_softmax_loss", on_host.SOURCES)
+    assert bool(library.sampled_softmax_loss_fits_loop(ctypes.byref(parameters))) == expected
+    assert (not native.why_not_loop(given)) == expected
 
 
 @pytest.mark.parametrize("width", [12, 37])
