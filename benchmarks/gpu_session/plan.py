@@ -37,7 +37,7 @@ TIMED = {
     "cpu": (("causal_attention", ""), ("rowwise_adagrad_", "")),
 }
 """Op and case, in order; an empty case is the op's first of several tiles (`Op.tiles`)."""
-MMA_SYNC = ("events_131072", "rows_65536_candidates_16384")
+MMA_SYNC = ("events_131072", "rows_65536_candidates_16384", "uniform_8192_head_128")
 """The cases in `TIMED` whose CUDA kernels of TMA and wgmma are timed beside those of mma.sync."""
 TUNED = {"cuda": ("causal_attention", "sampled_softmax_loss"), "cpu": ("causal_attention",)}
 TUNING_CASES = {"causal_attention": "uniform_8192_head_64", "sampled_softmax_loss": "rows_65536_candidates_16384"}
@@ -117,13 +117,14 @@ def golden(context: Context) -> list[Task]:
 
 
 def timing(context: Context) -> list[Task]:
-    """A process for each case, and one more where the kernels of mma.sync are timed, too."""
-    found = []
-    for op, case in TIMED[context.device]:
-        found.append(Task(f"{op} {case}".strip(), (op, *filter(None, [case])), environment=UNCHECKED))
-        if case in MMA_SYNC:
-            found.append(Task(f"{op} {case} mma.sync", (op, case, "mma.sync"), environment=WITHOUT_WGMMA))
-    return found
+    """A process for each case; last, one more where the kernels of mma.sync are timed, too."""
+    cases = TIMED[context.device]
+    usual = [Task(f"{op} {case}".strip(), (op, *filter(None, [case])), environment=UNCHECKED) for op, case in cases]
+    return usual + [
+        Task(f"{op} {case} mma.sync", (op, case, "mma.sync"), environment=WITHOUT_WGMMA)
+        for op, case in cases
+        if case in MMA_SYNC
+    ]
 
 
 def tuning_compile(context: Context) -> list[Task]:
