@@ -108,6 +108,8 @@ def context(
         base, name="model", model=replace(base.model, max_events=longest_seen),
         evaluation=replace(base.evaluation, ranking_kind="feedback"),
     )  # fmt: skip
+    if train_each and short_steps:
+        raise ValueError(f"short_steps: found {short_steps} with a model for each context, expected 0")
     base = with_short_windows(base, short_steps)
     trials = over_seeds([with_context(base, window, train_each) for window in windows], budget.seeds or 1)
     settings = {
@@ -119,10 +121,15 @@ def context(
 
 
 def with_short_windows(trial: Trial, steps: int) -> Trial:
-    """The trial with so many steps on windows of SHORT first; as it is where its windows are no longer than those."""
+    """The trial with so many steps on windows of SHORT first; ValueError where its windows are no longer than those."""
     assert trial.pretrain is not None
-    if steps == 0 or trial.pretrain.window <= SHORT:
+    if steps == 0:
         return trial
+    if trial.pretrain.window <= SHORT:
+        raise ValueError(
+            f"short_steps: found {steps} steps on windows of {SHORT:,} events before windows of "
+            f"{trial.pretrain.window:,}, expected 0 where those are no longer"
+        )
     warmup = min(trial.pretrain.warmup_steps, max(1, steps // 8))
     short = replace(trial.pretrain, steps=steps, window=SHORT, batch_events=SHORT, warmup_steps=warmup)
     return replace(trial, short=short)

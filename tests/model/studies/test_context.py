@@ -45,8 +45,11 @@ def test_the_longest_windows_may_follow_shorter_ones(tiny_service: Dataset, monk
     assert trained.pretrain is not None and trained.short is not None
     assert (trained.short.steps, trained.short.window, trained.short.batch_events) == (9, 16, 16)
     assert (trained.pretrain.steps, trained.pretrain.window) == (2, 32)
-    assert context(tiny_service, [4, 16], budget, short_steps=9).trials[0].short is None
     assert context(tiny_service, [4, 32], budget).trials[0].short is None
+    with pytest.raises(ValueError, match="short_steps: found 9 steps on windows of 16 events before windows of 16"):
+        context(tiny_service, [4, 16], budget, short_steps=9)
+    with pytest.raises(ValueError, match="short_steps: found 9 with a model for each context, expected 0"):
+        context(tiny_service, [4, 32], budget, train_each=True, short_steps=9)
 
 
 def test_the_service_of_the_study_has_histories_of_the_longest_context() -> None:
