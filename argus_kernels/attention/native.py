@@ -74,6 +74,8 @@ def kernels_cuda(given: History) -> str:
     for name in ("q", "k"):
         if not getattr(given, name).shape[0]:
             problems.append(f"{name} has no row, expected at least one")
+    if given.softmax and not given.scale > 0:
+        problems.append(f"scale is {given.scale}, expected above 0")
     return f"{hopper.served_by('forward', given.q, problems)}; backward runs on mma.sync"
 
 

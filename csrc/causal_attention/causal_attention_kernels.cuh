@@ -28,6 +28,9 @@ struct Softmax {
     }
   };
 
+  // A scale of 1, which costs no instruction.
+  struct One {};
+
   template <class T>
   static ARGUS_DEVICE float exponential(float x, T) {
     return ptx::exp2_approx(x);
@@ -43,16 +46,23 @@ struct Softmax {
     return x + __shfl_xor_sync(kFullWarp, x, 2);
   }
 
-  // Turns a row's scores into weights relative to its largest score so far. Earlier sums must be multiplied
-  // by what it returns.
-  template <class T, int kRowTiles, int kTiles>
+  static ARGUS_DEVICE float relative(float score, float base, One) { return score - base; }
+  static ARGUS_DEVICE float relative(float score, float base, float scale) {
+    return fmaf(score, scale, -base);
+  }
+  static ARGUS_DEVICE float scaled(float score, One) { return score; }
+  static ARGUS_DEVICE float scaled(float score, float scale) { return score * scale; }
+
+  // Turns a row's scores, times `scale` > 0, into weights relative to its largest score so far. Earlier sums
+  // must be multiplied by what it returns.
+  template <class T, int kRowTiles, int kTiles, class Scale>
   static ARGUS_DEVICE float weigh_row(float (&scores)[kRowTiles][kTiles][4], Sums<T, kRowTiles>& sums, int r,
-                                      int half) {
-    float largest = sums.largest[r][half];
+                                      int half, Scale by) {
+    float largest = -INFINITY;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n)
       largest = fmaxf(largest, fmaxf(scores[r][n][2 * half], scores[r][n][2 * half + 1]));
-    largest = row_max(largest);
+    largest = row_max(fmaxf(sums.largest[r][half], scaled(largest, by)));
     // A row that has seen no key yet.
     const float base = largest == -INFINITY ? 0.0f : largest;
     const float scale = exponential(sums.largest[r][half] - base, T{});
@@ -61,7 +71,7 @@ struct Softmax {
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[r][n][i] = exponential(scores[r][n][i] - base, T{});
+        scores[r][n][i] = exponential(relative(scores[r][n][i], base, by), T{});
         total += scores[r][n][i];
       }
     }
@@ -87,7 +97,7 @@ struct Softmax {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) rescale_row(out, weigh_row(scores, sums, r, half), r, half);
+      for (int half = 0; half < 2; ++half) rescale_row(out, weigh_row(scores, sums, r, half, One{}), r, half);
     }
   }
 

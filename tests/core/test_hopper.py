@@ -89,6 +89,9 @@ def test_what_the_forward_loop_of_attention_refuses(op: Op) -> None:
         (said(rows=0), "q has no row, expected at least one; k has no row, expected at least one"),
     ):
         assert found == f"forward runs on mma.sync, not on TMA and wgmma: {reason}; backward runs on mma.sync"
+    # Softmax's loop takes the largest product for the largest score.
+    falling = attention.kernels_cuda(given_of(op, scale=-0.5))
+    assert ("scale is -0.5, expected above 0" in falling) == (op is CAUSAL)
 
 
 @pytest.mark.parametrize(

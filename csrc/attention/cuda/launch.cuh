@@ -43,7 +43,7 @@ void launch_forward(const char* op, const Forward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
   if constexpr (sm90::kInLibrary) {
-    if (fits_forward_loop(given) && sm90::is_current_device())
+    if (fits_forward_loop<Weights>(given) && sm90::is_current_device())
       return launch_forward_loop<Weights>(op, call, stream);
   }
   with_kernel(given, [&]<class Mask, class T, int kWidth>() {

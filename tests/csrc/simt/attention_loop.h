@@ -9,7 +9,7 @@ namespace attention_on_host {
 
 template <class Weights>
 void launch_loop(const Forward& call, void* stream) {
-  if (!argus::attention::fits_forward_loop(call.given))
+  if (!argus::attention::fits_forward_loop<Weights>(call.given))
     throw std::invalid_argument("the forward loop does not take these arguments");
   argus::attention::launch_forward_loop<Weights>("forward_loop", call, stream);
 }

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from argus_kernels.attention.samples import HistoryCase
+from argus_kernels.attention.samples import HistoryCase, history_samples
 from argus_kernels.core import Op
 from argus_kernels.ops.causal_attention import OP as CAUSAL
 from argus_kernels.ops.hstu_attention import OP as HSTU
-from argus_kernels.testing import require_close
+from argus_kernels.testing import judged, require_close
 from argus_kernels.testing.harness import public_function
 from tests.csrc.simt import attention_loop_on_host as on_host
 from tests.csrc.simt import attention_on_host, host_executor
@@ -31,6 +31,7 @@ CASES = [
     HistoryCase("64", (193, 0, 1, 127), heads=1, width=64, padding=3),
     HistoryCase("128", (129, 128, 0, 1), heads=1, width=128, padding=2),
 ]
+EXTRA: dict[Op, tuple[tuple[str, Any], ...]] = {CAUSAL: (("return_log_sum_exp", True),), HSTU: ()}
 BIASED: dict[str, Any] = {"position_buckets": 12, "time_buckets": 40, "dropout": 0.1}
 MASKED = [
     HistoryCase("lagged_40", (200, 3), heads=1, width=40, mask="lagged"),
@@ -138,6 +139,29 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_float64(
             finite = truth.isfinite()
             assert torch.equal(ours.isfinite(), finite)
             torch.testing.assert_close(ours[finite].double(), truth[finite], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_large_scores(dtype: torch.dtype) -> None:
+    arguments = drawn(CAUSAL, MASKED[0], dtype) | {"scale": 1e4}
+    wide = {key: one.double() if _floating(one) else one for key, one in arguments.items()}
+    torch.testing.assert_close(
+        outputs(CAUSAL, arguments)[0].double(), outputs(CAUSAL, wide, "eager")[0], rtol=0, atol=0.05
+    )
+
+
+def test_scores_that_fall_with_the_product_are_left_to_the_tiles() -> None:
+    with pytest.raises(RuntimeError, match="the forward loop does not take these arguments"):
+        outputs(CAUSAL, drawn(CAUSAL, MASKED[0], torch.float16) | {"scale": -1.0})
+
+
+@ops_and_dtypes
+def test_gradients_from_its_outputs_satisfy_the_error_rule(op: Op, dtype: torch.dtype) -> None:
+    """The backward pass is mma.sync's, and takes the loop's output and log-sum-exp."""
+    case = HistoryCase("", (140,), heads=1, width=64, position_buckets=9, extra=EXTRA[op])
+    sample = history_samples([case], forward_products=2, backward_products=5, outputs=lambda q: q.numel())[0]
+    for verdict in judged(op, sample, on_host.NAME, dtype, enough=16, least=2, most=4).values():
+        assert verdict.passed, verdict.sentence
 
 
 def test_the_loop_differs_from_the_tiles_in_rounding_alone() -> None:

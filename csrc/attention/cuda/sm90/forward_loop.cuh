@@ -248,13 +248,16 @@ struct ForwardLoop {
     return columns;
   }
 
-  // Products to masked scores.
+  // The exponent multiplies products by the scale, which must be positive: one instruction less a pair.
+  static constexpr bool kScalesLate = Weights::kNormalised && !Kind::kBiases;
+
+  // Products to masked scores, without the scale where it comes late.
   ARGUS_DEVICE void finish_scores(Scores& scores, int first_key, int step, float scale) const {
     const Rows rows = own_rows();
     const ColumnSide<Mask> columns = columns_at(first_key, step);
     if constexpr (Kind::kBiases) {
       add_bias<true>(scores, scale, bias_in(call.given, tiles + kTables), rows, columns, KeepNothing{});
-    } else {
+    } else if constexpr (!kScalesLate) {
       for_each(scores, [&](float& one, int, int, int) { one *= scale; });
     }
     if (Queries::covers(smem.queries, rows.first, call.given.window, first_key)) return;
@@ -266,10 +269,15 @@ struct ForwardLoop {
   }
 
   // Scores to weights; earlier sums are to be multiplied by `rescale`.
-  ARGUS_DEVICE static void weigh(const Weights& weights, Scores& scores, Sums& sums, float (&rescale)[2]) {
-    if constexpr (Weights::kNormalised) {
+  ARGUS_DEVICE static void weigh(const Weights& weights, Scores& scores, Sums& sums, float scale,
+                                 float (&rescale)[2]) {
+    if constexpr (kScalesLate) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) rescale[half] = weights.weigh_row(scores, sums, 0, half);
+      for (int half = 0; half < 2; ++half) rescale[half] = weights.weigh_row(scores, sums, 0, half, scale);
+    } else if constexpr (Weights::kNormalised) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        rescale[half] = weights.weigh_row(scores, sums, 0, half, typename Weights::One{});
     } else {
       Out nothing;
       weights.weigh(scores, sums, nothing);
@@ -289,7 +297,7 @@ struct ForwardLoop {
     if constexpr (!Kind::kBiases) smem.k.release(step);
     finish_scores(scores, first_key, step, scale);
     if constexpr (Kind::kBiases) smem.k.release(step);
-    weigh(weights, scores, sums, rescale);
+    weigh(weights, scores, sums, scale, rescale);
     if constexpr (Mask::kGeneral) drop(scores, first_key, step);
   }
 

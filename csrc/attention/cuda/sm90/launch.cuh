@@ -8,10 +8,13 @@
 
 namespace argus::attention {
 
-// Nothing here depends on who shares the batch: a user's results would have other bits.
-inline bool fits_forward_loop(const Arguments& given) {
-  return given.dtype != Dtype::float32 && given.width <= 128 && given.rows > 0 && given.rows < kLastRow &&
-         given.key_rows > 0 && given.key_rows < kLastRow;
+// Nothing here depends on who shares the batch: a user's results would have other bits. The largest score of
+// softmax is that of the largest product.
+template <class Weights>
+bool fits_forward_loop(const Arguments& given) {
+  const bool scaled = !Weights::kNormalised || given.scale > 0.0;
+  return scaled && given.dtype != Dtype::float32 && given.width <= 128 && given.rows > 0 &&
+         given.rows < kLastRow && given.key_rows > 0 && given.key_rows < kLastRow;
 }
 
 template <class Kind>
