@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.simt import host_executor
+from tests.drawn_examples import examples
 
 HERE = Path(__file__).parent
 SOURCES = tuple(HERE / name for name in ("registry.cpp", "sm90.cpp", "sm90_loop.cpp", "sm90_faults.cpp"))
-SEEDS = range(12)
+SEEDS = range(examples(12))
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
 
