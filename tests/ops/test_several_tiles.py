@@ -12,6 +12,7 @@ import torch
 from argus_kernels import OPS
 from argus_kernels.core import Op, Sample
 from argus_kernels.testing import captured_arguments, judged
+from tests.drawn_examples import examples
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -55,8 +56,8 @@ def test_error_rule(op: Op, backend: str, sample: Sample, dtype: torch.dtype) ->
     reasons = op.backend(backend).reasons(captured_arguments(op, arguments))
     if reasons:
         pytest.skip("; ".join(reasons))
-    # A single draw where the interpreter computes: a tile takes it up to a second.
-    draws = 1 if backend == "triton" and device == "cpu" else 3
+    # A single draw in `make test`, and where the interpreter computes: a tile takes it up to a second.
+    draws = 1 if backend == "triton" and device == "cpu" else examples(3)
     for verdict in judged(op, sample, backend, dtype, device=device, enough=200, least=draws, most=draws).values():
         assert verdict.passed, verdict.sentence
 

@@ -18,9 +18,10 @@ import pytest
 from argus_kernels.core import native
 from tests.csrc.native import sanitized
 from tests.csrc.native.fuzz_calls import native_calls, registered
+from tests.drawn_examples import examples
 
 SCALE = int(os.environ.get("ARGUS_FUZZ_SCALE", "1"))
-CALLS, SANITIZED_CALLS = 3000, 14_000
+CALLS, SANITIZED_CALLS = examples(3000), 14_000
 HOST_FUNCTIONS = {"hash_ids", "sketch_update", "sketch_estimate", "plan_batches", "gather_rows"}
 PACKAGE = Path(native.__file__).parents[1]
 

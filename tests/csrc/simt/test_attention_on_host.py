@@ -102,8 +102,14 @@ def everything(op: Op, given_: dict[str, Any]) -> dict[str, Tensor]:
     return run_op(op, one, given_, NAME, dtype=given_["q"].dtype).results
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES[:2], pytest.param(DTYPES[2], marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [
+        pytest.param(op, dtype, id=f"{op.name}-{dtype}", marks=[pytest.mark.slow] * (i != j))
+        for i, op in enumerate(OPS)
+        for j, dtype in enumerate(DTYPES)
+    ],
+)
 def test_same_bits_in_every_order_of_the_threads(op: Op, dtype: torch.dtype) -> None:
     given_ = arguments(op, dtype)
     first = everything(op, given_)

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from tests.csrc.simt import host_executor
+from tests.drawn_examples import examples
 
 HERE = Path(__file__).parent
 SOURCES = tuple(HERE / name for name in ("registry.cpp", "faults.cpp", "language.cpp", "matrix.cpp"))
-SEEDS = range(12)
+SEEDS = range(examples(12))
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
 

@@ -55,7 +55,9 @@ def test_same_bits_in_every_order_of_the_threads(dtype: torch.dtype) -> None:
         assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-@pytest.mark.parametrize("wanted", LEAVES)
+@pytest.mark.parametrize(
+    "wanted", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("positive", "candidates"))) for name in LEAVES]
+)
 def test_one_gradient_alone_is_that_of_all(wanted: str) -> None:
     arguments = draw(*SIZES[0])
     whole = results(arguments, NAME, both=False)[f"d_{wanted}"]
@@ -142,9 +144,18 @@ def test_a_score_of_infinity_gives_an_infinite_loss(form: str) -> None:
             assert torch.equal(is_one(ours[name]), is_one(truth[name])), name
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["query", "positive", "candidates", "d_loss"])
+PLANTED = [
+    pytest.param(
+        name, dtype, value, id=f"{name}-{dtype}-{value}", marks=[pytest.mark.slow] * ((i + j + k) % len(DTYPES) != 0)
+    )
+    for i, name in enumerate(("query", "positive", "candidates", "d_loss"))
+    for j, dtype in enumerate(DTYPES)
+    for k, value in enumerate((math.nan, math.inf, -math.inf))
+]
+"""`make test` plants each value in each tensor, in one dtype in turn."""
+
+
+@pytest.mark.parametrize(("name", "dtype", "value"), PLANTED)
 def test_what_is_not_finite_reaches_what_it_reaches_in_float64(name: str, dtype: torch.dtype, value: float) -> None:
     bound = 1e-5 if dtype == torch.float32 else 2e-2
     require_same_reach(draw(135, 140, 16, dtype), name, value, NAME, bound)

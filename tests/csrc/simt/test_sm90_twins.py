@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.csrc.simt import host_executor
+from tests.drawn_examples import examples
 
 HERE = Path(__file__).parent
 SOURCES = tuple(HERE / f"{name}.cpp" for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults"))
-SEEDS = range(12)
+SEEDS = range(examples(12))
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
 

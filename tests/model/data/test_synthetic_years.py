@@ -107,11 +107,11 @@ def of_discovery(dataset: Dataset) -> float:
     ("option", "statistic", "least"),
     [
         ("seasonality", of_seasons, 0.05),
-        ("weekday_tastes", of_weekdays, 0.05),
-        ("hour_tastes", of_hours, 0.05),
-        ("cycles", of_cycles, 0.15),
+        pytest.param("weekday_tastes", of_weekdays, 0.05, marks=pytest.mark.slow),
+        pytest.param("hour_tastes", of_hours, 0.05, marks=pytest.mark.slow),
+        pytest.param("cycles", of_cycles, 0.15, marks=pytest.mark.slow),
         ("loyalty", of_loyalty, 0.15),
-        ("discovery", of_discovery, 0.15),
+        pytest.param("discovery", of_discovery, 0.15, marks=pytest.mark.slow),
     ],
 )
 def test_each_option_shows_in_the_data(

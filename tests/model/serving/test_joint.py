@@ -23,9 +23,15 @@ from tests.model.serving.conftest import LAG, WINDOW, assert_close, random_model
 from tests.model.serving.test_score import history_scorer, hostile_rows, read, rows_of
 
 
-@pytest.mark.parametrize("encoder", ["transformer", "hstu"])
-@pytest.mark.parametrize("kind", ["next_item", "feedback"])
-@pytest.mark.parametrize("lag", [1, LAG])
+@pytest.mark.parametrize(
+    ("lag", "kind", "encoder"),
+    [
+        pytest.param(lag, kind, encoder, id=f"{lag}-{kind}-{encoder}", marks=[pytest.mark.slow] * ((i + j + k) % 2))
+        for i, lag in enumerate([1, LAG])
+        for j, kind in enumerate(["next_item", "feedback"])
+        for k, encoder in enumerate(["transformer", "hstu"])
+    ],
+)
 def test_joint_scores_at_events_are_the_models_own(
     service: Dataset, tmp_path: Path, lag: int, kind: str, encoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

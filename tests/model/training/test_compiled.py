@@ -63,7 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", ["dropout", "hstu", *(pytest.param(one, marks=pytest.mark.slow) for one in ("plain", "full"))]
+)
 def test_the_same_numbers_with_few_graphs(counted: CompileCounterWithBackend, name: str) -> None:
     """All lengths and layers share two graphs of each half: one where the last layer computes some rows only."""
     model = small_model(**SETTINGS[name]).train()
@@ -93,12 +95,12 @@ def test_evaluation_is_compiled_too(counted: CompileCounterWithBackend) -> None:
 def test_a_second_model_of_another_width_has_graphs_of_its_own(counted: CompileCounterWithBackend) -> None:
     """However many there were before it in this process."""
     with torch._dynamo.config.patch(recompile_limit=2):
-        for width in (16, 32, 48, 64):
+        for width in (16, 32, 48):
             compile_model(small_model(width=width))
-    assert counted.frame_count == 2 * 4
+    assert counted.frame_count == 2 * 3
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_training_run_is_the_same(
     counted: CompileCounterWithBackend, tiny_service: Dataset, tmp_path: Path, precision: str
 ) -> None:

@@ -112,7 +112,9 @@ def wait_for_step(child: subprocess.Popen[bytes], run: Path, step: int) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("stage", "sparse"), [("pretrain", True), ("finetune", False)])
+@pytest.mark.parametrize(
+    ("stage", "sparse"), [("pretrain", True), pytest.param("finetune", False, marks=pytest.mark.slow)]
+)
 def test_a_killed_run_resumes_bit_for_bit(tiny_service: Dataset, tmp_path: Path, stage: str, sparse: bool) -> None:
     model, config = replace(MODEL, sparse=sparse), PRETRAIN if stage == "pretrain" else FINETUNE
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -157,6 +157,7 @@ train("pretrain", load_dataset(sys.argv[1]), sys.argv[2], MODEL, WATCHED, resume
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_has_the_same_best(tiny_service: Dataset, watched: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-c", CHILD, str(tiny_service.path), str(tmp_path / "run")]
