@@ -15,13 +15,13 @@ More trials continue a search: setting n is the same in a search of any length.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from python_model.config import TrainConfig
+from python_model.config import ModelConfig, TrainConfig
 from python_model.data.schema import Dataset
 from python_model.data.splits import events_to_predict, make_split
 from python_model.evaluation.item_knn import ItemKnn
@@ -58,6 +58,13 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 """What is searched. size: layers x width; candidates: all items, or 256 of the batch and 256 uniform ones;
 feedback_weight: of every feedback in the joint loss, 0 as SASRec and HSTU are published, 1 in the recipe that grows."""
+FIXED_BY = {
+    "size": ("layers", "width"), "candidates": ("negatives_in_batch", "negatives_uniform"),
+    "feedback_weight": ("feedback_weights",),
+}  # fmt: skip
+"""What is not searched where one of these settings is given; else a setting of the same name."""
+OWN = ("steps", "epochs", "seed", "protocol", "validate_every", "validate_events", "best_metric", "patience", "model")
+"""Settings that a search makes itself."""
 SAMPLED = {"negatives_in_batch": 256, "negatives_uniform": 256}
 
 
@@ -77,7 +84,16 @@ class Plan:
     seed: int = 0
     protocol: str = "leave-last-out"
     validate_events: int | None = 4000
-    given: Mapping[str, Any] | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if own := sorted(set(self.given) & set(OWN)):
+            raise ValueError(f"setting {own[0]} is made by the search itself: expected any but {', '.join(OWN)}")
+        apply_settings(ModelConfig(), TrainConfig(), {"epochs": self.epochs, **self.given})
+
+    def searches(self, name: str) -> bool:
+        """Whether what SPACE has under a name is searched, and not given."""
+        return not set(FIXED_BY.get(name, (name,))) & set(self.given)
 
 
 def drawn_settings(plan: Plan) -> list[dict[str, Any]]:
@@ -91,7 +107,8 @@ def drawn_settings(plan: Plan) -> list[dict[str, Any]]:
         for column, (name, values) in enumerate(SPACE.items()):
             turn, place = divmod(number, len(values))
             order = np.random.default_rng([plan.seed, turn, column]).permutation(len(values))
-            setting[name] = values[int(order[place])]
+            if plan.searches(name):
+                setting[name] = values[int(order[place])]
         settings.append(setting)
     return settings
 
@@ -103,7 +120,7 @@ def trial_of(kind: str, number: int, setting: Mapping[str, Any], dataset: Datase
     model, train = apply_settings(recipe.model, recipe.train, _changes(setting, list(info.feedback)))
     fixed = {
         "protocol": plan.protocol, "best_metric": METRIC, "validate_events": plan.validate_events, "keep": 1,
-        **(plan.given or {}),
+        **plan.given,
     }  # fmt: skip
     model, train = apply_settings(model, train, fixed)
     if kind != "argus":
@@ -229,7 +246,7 @@ def _searched(settings: Sequence[Mapping[str, Any]], found: Sequence[TrialResult
         "|---" + "|---" * len(SPACE) + "|---:" * len(MODELS) + "|",
     ]
     for number, setting in enumerate(settings):
-        cells = [str(setting.get(name, "grown")) for name in SPACE]
+        cells = [str(setting.get(name, "as the recipe" if number == 0 else "given")) for name in SPACE]
         for kind in MODELS:
             row = results.get(f"{kind}-{number}")
             known = row is not None and row[METRIC] is not None and row["next_item_ne"] is not None

@@ -53,6 +53,7 @@ def said(arguments: list[object], expect: int = 2) -> str:
         (["study", "one-pass", "o", "--precision", "float16"], "'bfloat16'"),
         (["study", "scaling", "o", "--sizes", "²x16"], "size is '²x16', expected the name of a preset or LAYERSxWIDTH"),
         (["study", "scaling", "o", "--set", "colour=red"], "unknown setting colour"),
+        (["study", "recipes", "o", "--set", "steps=5"], "setting steps is made by the search itself"),
         (["study", "ablations", "o", "--set", "dropout=NaN"], "dropout is 'NaN', expected a finite number"),
     ],
 )

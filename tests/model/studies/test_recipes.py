@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,6 +54,25 @@ def test_every_model_has_the_same_training(tiny_service: Dataset) -> None:
     assert config.table_learning_rate == 2 * config.learning_rate
     weight = recipes.drawn_settings(PLAN)[1]["feedback_weight"]
     assert config.feedback_weights == dict.fromkeys(tiny_service.info.feedback, weight)
+
+
+def test_what_is_given_is_not_searched() -> None:
+    given = replace(PLAN, given={"layers": 1, "feedback_weights": {"like": 2.0}, "dropout": 0.5})
+    for fixed, free in zip(recipes.drawn_settings(given)[1:], recipes.drawn_settings(PLAN)[1:], strict=True):
+        assert fixed == {name: free[name] for name in free if name not in ("size", "feedback_weight", "dropout")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"given": {"steps": 5}}, "setting steps is made by the search itself"),
+        ({"given": {"colour": "red"}}, "unknown setting colour"),
+        ({"epochs": float("nan")}, "epochs is nan, expected a finite number"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        replace(PLAN, **changes)
 
 
 def results_of(best: dict[str, int]) -> list[TrialResult]:
