@@ -13,8 +13,7 @@ namespace argus::sm90 {
 constexpr uint32_t kPatternBytes = 1024;  // to which tiles are aligned
 
 ARGUS_DEVICE unsigned char* align_to_pattern(unsigned char* shared) {
-  const uintptr_t past = reinterpret_cast<uintptr_t>(shared) % kPatternBytes;
-  return past == 0 ? shared : shared + (kPatternBytes - past);
+  return shared + (-reinterpret_cast<uintptr_t>(shared) % kPatternBytes);
 }
 
 template <class T, ptx::Major kStored, int kSwizzle, int kRows, int kDepth>
