@@ -1,10 +1,10 @@
-"""How many examples hypothesis draws, by profile: all of them, or with --hypothesis-profile=quick two fifths."""
+"""How many examples hypothesis draws, by profile: all of them, or with --hypothesis-profile=quick a quarter."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 
-FULL, QUICK = 25, 10
+FULL, QUICK = 25, 6
 
 
 def examples(count: int) -> int:
