@@ -162,20 +162,31 @@ def _items(dice: np.random.Generator, count: int) -> np.ndarray:
     return np.minimum((ITEMS ** dice.random(count)).astype(np.int64), ITEMS - 1)
 
 
+_PREPARE = """
+import runpy
+try:
+    runpy.run_module("python_model", run_name="__main__", alter_sys=True)
+finally:
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")), end="", flush=True)
+"""
+"""`argus` with its peak memory as last line. The `ru_maxrss` of a process begins with what its parent held."""
+
+
 def _prepare(source: str, data: Path, out: Path, engine: str) -> tuple[float, float, int]:
     """Seconds of wall clock, of processor time, and peak bytes of one `argus prepare`."""
     reader = reader_of(source)
-    command = [sys.executable, "-m", "python_model", "prepare", reader, str(data), str(out), "--engine", engine]
+    command = [sys.executable, "-c", _PREPARE, "prepare", reader, str(data), str(out), "--engine", engine]
     command += _OPTIONS.get(reader, [])
     began = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert child.stderr is not None
-    said = child.stderr.read()
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert child.stdout is not None
+    said = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: exit code {child.returncode}: {said}")
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+        raise RuntimeError(f"{' '.join(command[3:])}: exit code {child.returncode}: {said}")
+    peak = 1024 * int(said.splitlines()[-1].split()[1])
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, peak
 
 
 def main(
