@@ -3,9 +3,9 @@
 The synthetic service is one whose users a long history says more about: tastes that return with the season, items that
 come back a year later, loyalty to what was ever liked (the preset "years"). One model is pre-trained on windows as long
 as the longest context and evaluated with every context, which it has all seen in training: an event at place n of a
-window has a context of n. Where the longest windows are longer than SHORT, most steps are on windows of SHORT, which
-cost less: the last ones then are on the longest. With `train_each` every context has a model of its own. Beside them
-stand the oracles that are restricted to the same contexts. Pairs are ordered by expected feedback.
+window has a context of n. `short_steps` puts steps on windows of SHORT before those on longer ones, which cost more.
+With `train_each` every context has a model of its own. Beside them stand the oracles that are restricted to the same
+contexts. Pairs are ordered by expected feedback.
 
 `without` leaves one memory of the service out (MEMORIES): what the gain from context loses with it is its share.
 """
@@ -45,12 +45,11 @@ ORACLE = "oracle_"
 """Prefix of the rows of the restricted oracles."""
 METRICS = ("ndcg@10", "pairwise_accuracy", "next_item_ne", "feedback_ne")
 BUDGET = {"steps": 3600, "seeds": 2, "max_events": 40_000}
-SHORT, SHORT_STEPS = 2048, 0
+SHORT = 2048
 SETTINGS: Mapping[str, Any] = {"layers": 1, "heads": 4, "dropout": 0.0, "mimetic_logit": 6.0}
-"""Chosen by the gain from context in trainings of a few minutes; docs/results/context.md has them."""
+"""docs/results/context.md has what `mimetic_logit` gives; layers and heads were not searched."""
 ALL_ITEMS = 8192
-"""The largest catalogue whose items are all candidates of every step. The trainings of docs/results/context.md that had
-them gained more from context than those with 512 sampled ones, though they took more steps, too."""
+"""The largest catalogue whose items are all candidates of every step."""
 
 
 def service(windows: Sequence[int] = WINDOWS, without: Sequence[str] = ()) -> SyntheticConfig:
@@ -78,7 +77,7 @@ def settings_for(items: int) -> dict[str, Any]:
 
 def context(
     dataset: Dataset, windows: Sequence[int] = WINDOWS, budget: Budget | None = None, *, train_each: bool = False,
-    short_steps: int = SHORT_STEPS,
+    short_steps: int = 0,
 ) -> Study:  # fmt: skip
     """The study over `windows`; ValueError for one that the data's histories are too short for.
 
