@@ -120,8 +120,9 @@ void mark_copy_read(const void* address, size_t bytes, const Touch& touch) {
   Region& region = *find_region(begin, begin + bytes);
   for (uintptr_t at = begin; at < begin + bytes; ++at) {
     AsyncCell& cell = region.async_cell(at);
-    if (cell.copies[0].block != kNoBlock && cell.copies[0].thread != touch.thread)
-      cell.copies[1] = cell.copies[0];
+    const Touch& last = cell.copies[0];
+    if (last.block != kNoBlock && (last.thread != touch.thread || last.block != touch.block))
+      cell.copies[1] = last;
     cell.copies[0] = touch;
   }
 }

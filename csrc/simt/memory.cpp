@@ -154,7 +154,8 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
     cell.write = order().now(thread, kind);
     return;
   }
-  if (cell.reads[0].thread != thread && !order().before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
+  const bool by_another = cell.reads[0].thread != thread || cell.reads[0].block != order().block();
+  if (by_another && !order().before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
   cell.reads[0] = order().now(thread, kind);
 }
 

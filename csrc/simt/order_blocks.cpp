@@ -71,7 +71,13 @@ void Order::acquire_from_blocks(int thread, const Snapshots& released) {
     own = acquirers_.insert(own, {thread, worker, {}});
   }
   Snapshots known = own->known.empty() ? Snapshots{} : own->known.back();
-  known.insert(known.end(), released.begin(), released.end());
+  for (const KnownSnapshot& one : released) {
+    if (one.snapshot->block == block_) {
+      acquire(thread, one.snapshot->view);
+    } else {
+      known.push_back(one);
+    }
+  }
   keep_last(known);
   own->known.push_back(std::move(known));
   observe(thread, own->worker, static_cast<uint32_t>(own->known.size()));

@@ -15,7 +15,7 @@ from tests.drawn_examples import examples
 HERE = Path(__file__).parent
 SOURCES = tuple(
     HERE / f"{name}.cpp"
-    for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults", "sm90_turn_faults")
+    for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults", "sm90_turn_faults", "sm90_bulk")
 )
 SEEDS = range(examples(12))
 
@@ -33,6 +33,11 @@ BYTE = r"byte \d+ of dynamic shared memory"
 LOAD = r"where a TMA load that the mbarrier at byte \d+ of shared array 'full' counts has not been waited for"
 TILE, SUMS = r"byte \d+ of shared array 'tiles'", r"byte \d+ of buffer 'sums'"
 COPY = "where a TMA or bulk copy of another block has not been waited for"
+THIRD = r"chain: block \(2, 0, 0\) thread \(0, 0, 0\): "
+CHAIN = (
+    r"missing proxy fence: a bulk add adds to byte 0 of buffer 'data', which thread \(0, 0, 0\) of another block wrote"
+)
+NOTE = r"notes: block \(1, 0, 0\) thread \(63, 0, 0\): race: reads byte 0 of buffer 'notes', which thread "
 PRODUCT = r"where a wgmma of threads 0 to 127 has not been waited for"
 FAULTS = {
     "barriers_not_fenced": THREAD + "missing fence: a TMA load counts on the mbarrier at byte 0 of shared array "
@@ -95,6 +100,15 @@ FAULTS = {
     "exit_before_the_add_is_read": THREAD + "missing wait: it exits, and a bulk store may not have read its shared",
     "added_to_fresh_memory": THREAD + rf"undefined: a bulk add adds to {SUMS}, which nothing has written yet",
     "bytes_not_in_chunks": THREAD + "a bulk store of 1016 bytes, not a multiple of 16",
+    "bulk_add_to_misaligned_bytes": THREAD + "a bulk add to a global address that is not a multiple of 16 bytes",
+    "bulk_add_past_the_end": THREAD + r"out of bounds: adds to 32 bytes at byte 16 of buffer 'sums' \(32 bytes\)",
+    "chain_fenced_before_the_write": THIRD + CHAIN,
+    "chain_without_a_fence": THIRD + CHAIN,
+    "note_after_the_turn": NOTE + r"\(0, 0, 0\) of another block wrote",
+    "note_by_another_warp": NOTE + r"\(63, 0, 0\) of another block wrote",
+    "rewritten_beside_a_read": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): race: writes byte 0 of buffer 'data', "
+    r"which thread \(0, 0, 0\) of another block read with",
+    "turn_without_contents": "undefined: atomically updates byte 0 of buffer 'turn', which nothing has written yet",
     "sums_read_without_a_barrier": rf"block \(6, 0, 0\) thread \(\d+, 0, 0\): missing wait: reads {SUMS}, {COPY}",
 }
 
