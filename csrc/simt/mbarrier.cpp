@@ -25,6 +25,10 @@ struct Expectation {
   uint32_t bytes;
 };
 
+struct RemoteArrival {
+  uint32_t clock, phase;
+};
+
 struct Barrier final : Waitable {
   std::string name;
   uint32_t arrivals = 0, pending = 0, phase = 0;
@@ -33,7 +37,7 @@ struct Barrier final : Waitable {
   uint32_t last_load = 0;  // the clock of the last copy
   std::vector<Expectation> expected;
   View arriving, completed;
-  std::map<int, uint32_t> from_others;  // clocks of the last arrivals of threads of other blocks
+  std::map<int, RemoteArrival> from_others;  // the last ones of threads of other blocks
   int worker = 0;
   Touch initialised;
   bool init_fenced = false;
@@ -196,7 +200,7 @@ void mbarrier_arrive_cluster(void* address, uint32_t rank) {
   Barrier& barrier = use_cluster_barrier(kName, there);
   const int thread = current_thread();
   if (static_cast<int>(rank) == current_rank()) return arrive(barrier, kName, order().release(thread));
-  barrier.from_others[thread] = order().now(thread, Kind::atomic).clock;
+  barrier.from_others[thread] = {order().now(thread, Kind::atomic).clock, barrier.phase};
   arrive(barrier, kName, order().release_work(thread));
 }
 
@@ -315,11 +319,15 @@ bool any_thread(int rank, const std::function<bool(const View&)>& has) {
   return false;
 }
 
-// A block may exit only after all arrivals of other blocks at its barriers.
+// A block may exit only after all arrivals of other blocks at its barriers: one of its threads has waited for
+// their phase, or all has met in the barrier of the cluster.
 void require_arrivals_before_exit(const Barrier& barrier, int rank) {
-  for (const auto& [thread, clock] : barrier.from_others) {
-    const Touch arrival{order().block(), 0, clock, static_cast<uint16_t>(thread), Kind::atomic};
-    if (any_thread(rank, [&](const View& view) { return order().before(arrival, view); })) continue;
+  for (const auto& [thread, at] : barrier.from_others) {
+    const Touch arrival{order().block(), 0, at.clock, static_cast<uint16_t>(thread), Kind::atomic};
+    const auto after = [&, phase = at.phase](const View& view) {
+      return order().before(arrival, view) || order().has(view, barrier.worker, phase + 1);
+    };
+    if (any_thread(rank, after)) continue;
     fault("missing wait: the block" + rank_text(rank) + " has exited, and nothing orders its end after the " +
           "arrival of thread " + thread_name(thread) + " at the " + barrier.name);
   }

@@ -27,6 +27,7 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.registers == 168, one
         if resources.cuobjdump() is not None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
+            assert one.instructions.get(resources.MULTICAST, 0) >= ("::product<" in one.kernel), one
 
 
 @pytest.mark.slow
