@@ -41,6 +41,8 @@ def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kerne
         assert one.registers == 168, one
         if resources.cuobjdump() is not None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
+            # Clusters share the operands of sampled_softmax_loss.
+            assert one.instructions.get(resources.MULTICAST, 0) >= (source == "sm90_softmax.cu"), one
 
 
 @pytest.mark.slow
