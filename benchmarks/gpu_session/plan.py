@@ -59,7 +59,11 @@ PRESETS = {"cuda": "126m", "cpu": "tiny"}
 
 UNCHECKED = (("ARGUS_DEVICE_CHECKS", "0"),)
 """Values on the device are not checked where time is measured."""
-WITHOUT_WGMMA = (*UNCHECKED, ("ARGUS_WGMMA", "0"))
+OTHER_KERNELS = (
+    ("mma.sync", MMA_SYNC, (*UNCHECKED, ("ARGUS_WGMMA", "0"))),
+    ("blocks alone", ("rows_65536_candidates_16384",), (*UNCHECKED, ("ARGUS_CLUSTERS", "0"))),
+)
+"""Kinds of CUDA kernels that are timed beside the usual ones: name, cases, and the environment that chooses them."""
 
 
 def prepare(context: Context) -> list[Task]:
@@ -117,13 +121,14 @@ def golden(context: Context) -> list[Task]:
 
 
 def timing(context: Context) -> list[Task]:
-    """A process for each case; last, one more where the kernels of mma.sync are timed, too."""
+    """A process for each case; last, one more where other kernels are timed, too."""
     cases = TIMED[context.device]
     usual = [Task(f"{op} {case}".strip(), (op, *filter(None, [case])), environment=UNCHECKED) for op, case in cases]
     return usual + [
-        Task(f"{op} {case} mma.sync", (op, case, "mma.sync"), environment=WITHOUT_WGMMA)
+        Task(f"{op} {case} {kernels}", (op, case, kernels), environment=environment)
+        for kernels, named, environment in OTHER_KERNELS
         for op, case in cases
-        if case in MMA_SYNC
+        if case in named
     ]
 
 

@@ -234,9 +234,9 @@ void launch_d_scores_loop(const char* op, const Kernel<T>& k, void* stream) {
   using Loop = ScoreLoop<T>;
   const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
   const auto width = static_cast<uint64_t>(k.in.width);
-  const typename Loop::Shape shape{static_cast<int>(rows), static_cast<int>(drawn), static_cast<int>(width)};
+  const auto shape = product_of<Loop>(rows, drawn, width);
   const auto queries = Loop::TileA::map(k.query() + k.first_row * k.in.width, rows, width, width);
-  const auto candidates = Loop::TileB::map(k.candidates().data, drawn, width, width);
+  const auto candidates = Loop::map_b(k.candidates().data, shape, width);
   launch(op, loop_d_scores_kernel<T>, loop_shape<Loop>(k, shape), stream, queries, candidates, k, shape);
 }
 
@@ -246,9 +246,8 @@ void launch_d_query_loop(const char* op, const Kernel<T>& k, void* stream) {
   const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
   const auto width = static_cast<uint64_t>(k.in.width), stride = static_cast<uint64_t>(k.plan.score_stride);
   const auto d_scores = Loop::TileA::map(static_cast<const T*>(k.work.d_scores), rows, drawn, stride);
-  const auto candidates = Loop::TileB::map(k.candidates().data, width, drawn, width);
-  const typename Loop::Shape shape{static_cast<int>(rows), static_cast<int>(width), static_cast<int>(drawn),
-                                   static_cast<int>(k.plan.splits)};
+  const auto shape = product_of<Loop>(rows, width, drawn, k.plan.splits);
+  const auto candidates = Loop::map_b(k.candidates().data, shape, width);
   launch(op, loop_d_query_kernel<T>, loop_shape<Loop>(k, shape), stream, d_scores, candidates, k, shape);
 }
 
@@ -258,8 +257,8 @@ void launch_d_candidates_loop(const char* op, const Kernel<T>& k, bool first, bo
   const auto rows = static_cast<uint64_t>(k.strip_rows), drawn = static_cast<uint64_t>(k.in.drawn);
   const auto width = static_cast<uint64_t>(k.in.width), stride = static_cast<uint64_t>(k.plan.score_stride);
   const auto d_scores = Loop::TileA::map(static_cast<const T*>(k.work.d_scores), drawn, rows, stride);
-  const auto queries = Loop::TileB::map(strip_queries(op, k, stream), width, rows, width);
-  const typename Loop::Shape shape{static_cast<int>(drawn), static_cast<int>(width), static_cast<int>(rows)};
+  const auto shape = product_of<Loop>(drawn, width, rows);
+  const auto queries = Loop::map_b(strip_queries(op, k, stream), shape, width);
   launch(op, loop_d_candidates_kernel<T>, loop_shape<Loop>(k, shape), stream, d_scores, queries, k, shape,
          first, last);
 }

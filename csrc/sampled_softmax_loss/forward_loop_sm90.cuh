@@ -84,12 +84,11 @@ __global__ void __launch_bounds__(ScoreLoop<T>::kThreads, 1)
 template <class T>
 void launch_score_loop(const char* op, const Kernel<T>& k, void* stream) {
   using Loop = ScoreLoop<T>;
-  const typename Loop::Shape shape{static_cast<int>(k.in.rows), static_cast<int>(k.in.drawn),
-                                   static_cast<int>(k.in.width)};
+  const auto rows = static_cast<uint64_t>(k.in.rows), drawn = static_cast<uint64_t>(k.in.drawn);
   const auto width = static_cast<uint64_t>(k.in.width);
-  const auto queries = Loop::TileA::map(k.query(), static_cast<uint64_t>(k.in.rows), width, width);
-  const auto candidates =
-      Loop::TileB::map(k.candidates().data, static_cast<uint64_t>(k.in.drawn), width, width);
+  const auto shape = product_of<Loop>(rows, drawn, width);
+  const auto queries = Loop::TileA::map(k.query(), rows, width, width);
+  const auto candidates = Loop::map_b(k.candidates().data, shape, width);
   launch(op, loop_log_sum_exp_kernel<T>, loop_shape<Loop>(k, shape), stream, queries, candidates, k, shape);
 }
 

@@ -88,11 +88,21 @@ struct LoopRow {
   }
 };
 
-// The launch of a kernel on the loop: one block per multiprocessor, whose number decides no result.
+// A product on the loop. Clusters share their operands; one tile of rows would leave half of each idle.
+template <class Loop>
+typename Loop::Shape product_of(uint64_t rows, uint64_t columns, uint64_t depth, int64_t splits = 1) {
+  const bool clusters = rows > Loop::kRows && sm90::may_use_clusters();
+  return {static_cast<int>(rows), static_cast<int>(columns), static_cast<int>(depth),
+          static_cast<int>(splits), clusters ? static_cast<int>(Loop::kCluster) : 1};
+}
+
+// The launch of a kernel on the loop: one block per multiprocessor, in whole clusters. Their number decides
+// no result.
 template <class Loop, class T>
 LaunchShape loop_shape(const Kernel<T>& k, const typename Loop::Shape& shape) {
-  const int64_t blocks = std::clamp(k.plan.slots / 2, int64_t{1}, int64_t{shape.tiles()});
-  return {dim3(static_cast<unsigned>(blocks)), dim3(Loop::kThreads), Loop::kShared};
+  const int64_t clusters = std::clamp(k.plan.slots / 2 / shape.cluster, int64_t{1}, int64_t{shape.tiles()});
+  const auto cluster = static_cast<unsigned>(shape.cluster);
+  return {dim3(static_cast<unsigned>(clusters) * cluster), dim3(Loop::kThreads), Loop::kShared, cluster};
 }
 
 }  // namespace argus::sampled_softmax_loss

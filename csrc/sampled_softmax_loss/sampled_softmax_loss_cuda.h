@@ -53,9 +53,10 @@ struct CudaPlan {
     splits = pieces(strip_rows / tile * up(width, tile), candidate_tiles);
     if (loop) {
       chunks = forward_chunks;
-      // One block per multiprocessor, and 64 candidates a step of its products.
-      splits =
-          pieces(strip_rows / tile * up(width, kLoopColumns), up(drawn, 64), std::max<int64_t>(slots / 2, 1));
+      // One block per multiprocessor, in clusters that take two tiles of rows unless there is one, and 64
+      // candidates a step of their products.
+      const int64_t tiles = strip_rows / tile, taken = tiles == 1 ? 1 : up(tiles, 2) * 2;
+      splits = pieces(taken * up(width, kLoopColumns), up(drawn, 64), std::max<int64_t>(slots / 2, 1));
     }
   }
 };

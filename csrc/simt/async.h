@@ -5,7 +5,7 @@
 namespace argus::simt {
 
 void begin_launch_turns();
-void begin_block_async(int threads);
+void begin_block_async(int threads);  // of a block or cluster
 // Faults where a copy may still be under way: nothing of a block may outlive it.
 void end_block_async();
 void exit_thread(int thread);

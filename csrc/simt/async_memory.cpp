@@ -1,6 +1,7 @@
 #include <cstring>
 
 #include "simt/async.h"
+#include "simt/cluster.h"
 #include "simt/executor.h"
 #include "simt/mbarrier.h"
 #include "simt/regions.h"
@@ -11,8 +12,9 @@ namespace argus::simt {
 namespace {
 
 std::string product_text(int warpgroup) {
-  const int first = 4 * kLanes * warpgroup;
-  return "a wgmma of threads " + std::to_string(first) + " to " + std::to_string(first + 4 * kLanes - 1);
+  const int thread = 4 * kLanes * warpgroup, first = thread % block_threads(), rank = rank_of(thread);
+  return "a wgmma of threads " + std::to_string(first) + " to " + std::to_string(first + 4 * kLanes - 1) +
+         (rank == current_rank() ? "" : rank_text(rank));
 }
 
 [[noreturn]] void fault_missing_wait(const std::string& access, const Region& region, uintptr_t address,
@@ -137,6 +139,7 @@ void begin_block_async(int threads) {
   begin_block_barriers(threads);
   begin_block_copies();
   begin_block_products(threads);
+  begin_cluster(threads);
 }
 
 void end_block_async() {
@@ -146,6 +149,7 @@ void end_block_async() {
 void exit_thread(int thread) {
   exit_thread_copies(thread);
   exit_thread_products(thread);
+  exit_thread_cluster(thread);
 }
 
 }  // namespace argus::simt

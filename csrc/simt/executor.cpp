@@ -35,6 +35,11 @@ struct Thread {
 // How soon work beside the threads is done.
 enum class Haste { undrawn, last, equal, first };
 
+struct BlockBarrier {
+  int arrived = 0, positive = 0;
+  Votes votes{};
+};
+
 struct Executor {
   uint64_t random = 1;
   const Grid* grid = nullptr;
@@ -47,8 +52,9 @@ struct Executor {
   std::vector<int> runnable;
   std::vector<std::function<void()>> deferred;
   Haste haste = Haste::undrawn;
-  int arrived = 0, positive = 0;
-  Votes votes{};
+  int blocks = 1;  // of a cluster
+  uint3 first_block{};
+  std::array<BlockBarrier, kMaxCluster> barriers{};
   std::string report;
 
   uint64_t next_random(uint64_t bound) {
@@ -79,7 +85,7 @@ std::string where_now() {
 }
 
 uint3 thread_index(int thread) {
-  const unsigned x = blockDim.x, y = blockDim.y, linear = static_cast<unsigned>(thread);
+  const unsigned x = blockDim.x, y = blockDim.y, linear = static_cast<unsigned>(thread % block_threads());
   return {linear % x, linear / x % y, linear / (x * y)};
 }
 
@@ -145,6 +151,26 @@ void throw_report() {
   throw Fault(executor.report);
 }
 
+// From now on a thread runs, or none: -1.
+void set_current(int thread) {
+  executor.current = thread;
+  blockIdx = executor.first_block;
+  if (thread < 0) return;
+  blockIdx.x += static_cast<unsigned>(rank_of(thread));
+  threadIdx = thread_index(thread);
+}
+
+bool all_exited(int first, int count) {
+  const Thread* begin = executor.threads.get() + first;
+  return std::all_of(begin, begin + count,
+                     [](const Thread& thread) { return thread.state == State::exited; });
+}
+
+void run_beside(const std::function<void()>& action) {
+  set_current(-1);
+  action();
+}
+
 // One drawn step: a thread up to where it waits, or work beside the threads. How soon the latter comes is
 // drawn for the block: at once, like a thread, or only where every thread waits.
 void run_step() {
@@ -159,26 +185,27 @@ void run_step() {
       std::swap(executor.deferred[chosen], executor.deferred.back());
       const std::function<void()> action = std::move(executor.deferred.back());
       executor.deferred.pop_back();
-      executor.current = -1;
-      return action();
+      return run_beside(action);
     }
   }
   const size_t chosen = executor.next_random(threads);
-  executor.current = executor.runnable[chosen];
+  set_current(executor.runnable[chosen]);
   executor.runnable[chosen] = executor.runnable.back();
   executor.runnable.pop_back();
-  threadIdx = thread_index(executor.current);
   begin_step();
   executor.threads[executor.current].fiber.resume();
   if (!executor.report.empty()) throw_report();
 }
 
-void run_block(const Grid& grid) {
-  executor.count = static_cast<int>(grid.threads.count());
-  executor.arrived = executor.positive = 0;
+// A block, or the blocks of a cluster together.
+void run_blocks(const Grid& grid) {
+  executor.blocks = static_cast<int>(grid.cluster);
+  executor.count = static_cast<int>(grid.threads.count()) * executor.blocks;
+  executor.barriers.fill({});
   executor.runnable.clear();
   executor.deferred.clear();
   executor.haste = Haste::undrawn;
+  set_current(-1);
   begin_block_memory(executor.count, grid.dynamic_shared);
   begin_block_async(executor.count);
   for (int thread = 0; thread < executor.count; ++thread) {
@@ -186,10 +213,8 @@ void run_block(const Grid& grid) {
     wake(thread);
   }
   while (!executor.runnable.empty() || !executor.deferred.empty()) run_step();
-  executor.current = -1;
-  const auto exited = [](const Thread& thread) { return thread.state == State::exited; };
-  if (std::all_of(executor.threads.get(), executor.threads.get() + executor.count, exited))
-    return end_block_async();
+  set_current(-1);
+  if (all_exited(0, executor.count)) return end_block_async();
   executor.report = where_now() + ": " + deadlock_report();
   throw_report();
 }
@@ -205,6 +230,15 @@ void check_grid(const Grid& grid) {
       grid.blocks.z > 65535) {
     refuse("a grid of " + triple(grid.blocks.x, grid.blocks.y, grid.blocks.z) + " blocks cannot be launched");
   }
+  if (grid.cluster == 1) return;
+  const std::string blocks = " in clusters of " + std::to_string(grid.cluster);
+  if (grid.cluster == 0 || grid.cluster > kMaxCluster || grid.blocks.x % grid.cluster != 0)
+    refuse("a grid of " + triple(grid.blocks.x, grid.blocks.y, grid.blocks.z) + " blocks" + blocks +
+           " cannot be launched");
+  // Limits of the executor: warpgroups do not cross blocks, and a cluster's threads run together.
+  if (threads % (4 * kLanes) != 0 || threads * grid.cluster > kMaxThreads)
+    refuse("blocks of " + std::to_string(threads) + " threads" + blocks +
+           ", expected whole warpgroups and at most " + std::to_string(kMaxThreads) + " threads a cluster");
 }
 
 }  // namespace
@@ -231,7 +265,32 @@ const Fiber& current_fiber() {
 
 std::string thread_name(int thread) {
   const uint3 index = thread_index(thread);
-  return triple(index.x, index.y, index.z);
+  const int rank = rank_of(thread);
+  return triple(index.x, index.y, index.z) + (rank == current_rank() ? "" : rank_text(rank));
+}
+
+int block_threads() {
+  return executor.count / executor.blocks;
+}
+
+int cluster_blocks() {
+  return executor.blocks;
+}
+
+int rank_of(int thread) {
+  return thread / block_threads();
+}
+
+int current_rank() {
+  return in_kernel() ? rank_of(executor.current) : -1;
+}
+
+bool rank_exited(int rank) {
+  return all_exited(rank * block_threads(), block_threads());
+}
+
+std::string rank_text(int rank) {
+  return executor.blocks == 1 ? "" : " of cluster rank " + std::to_string(rank);
 }
 
 void fault(const std::string& what) {
@@ -255,26 +314,28 @@ void run(const Grid& grid, void (*body)(const void*), const void* arguments, siz
   blockDim = {grid.threads.x, grid.threads.y, grid.threads.z};
   begin_launch_memory(arguments, arguments_bytes);
   begin_launch_turns();
-  std::vector<unsigned long long> order(grid.blocks.count());
+  std::vector<unsigned long long> order(grid.blocks.count() / grid.cluster);
   std::iota(order.begin(), order.end(), 0ull);
   for (size_t left = order.size(); left > 1 && !grid.in_order; --left)
     std::swap(order[left - 1], order[executor.next_random(left)]);
-  for (const unsigned long long block : order) {
-    const unsigned long long x = grid.blocks.x, y = grid.blocks.y;
-    blockIdx = {static_cast<unsigned>(block % x), static_cast<unsigned>(block / x % y),
-                static_cast<unsigned>(block / (x * y))};
-    run_block(grid);
+  for (const unsigned long long drawn : order) {
+    const unsigned long long x = grid.blocks.x, y = grid.blocks.y, block = drawn * grid.cluster;
+    executor.first_block = {static_cast<unsigned>(block % x), static_cast<unsigned>(block / x % y),
+                            static_cast<unsigned>(block / (x * y))};
+    run_blocks(grid);
   }
   executor.grid = nullptr;
 }
 
 Votes block_barrier(const char* name, bool predicate, Site site) {
-  executor.positive += predicate ? 1 : 0;
-  if (++executor.arrived < executor.count) {
+  BlockBarrier& barrier = executor.barriers[current_rank()];
+  const int threads = block_threads(), first = current_rank() * threads, end = first + threads;
+  barrier.positive += predicate ? 1 : 0;
+  if (++barrier.arrived < threads) {
     wait(State::at_barrier, name, site);
-    return executor.votes;
+    return barrier.votes;
   }
-  for (int thread = 0; thread < executor.count; ++thread) {
+  for (int thread = first; thread < end; ++thread) {
     const Thread& other = executor.threads[thread];
     if (thread != executor.current &&
         (other.site.line() != site.line() || place(other.site) != place(site))) {
@@ -282,13 +343,12 @@ Votes block_barrier(const char* name, bool predicate, Site site) {
             thread_name(thread) + " in " + other.waits_in + " (" + place(other.site) + ")");
     }
   }
-  executor.votes = {executor.positive, executor.count};
-  executor.arrived = executor.positive = 0;
-  order().order_block();
-  for (int thread = 0; thread < executor.count; ++thread) {
+  const Votes votes{barrier.positive, threads};
+  barrier = {0, 0, votes};
+  order().order_block(first, threads);
+  for (int thread = first; thread < end; ++thread) {
     if (thread != executor.current) wake(thread);
   }
-  const Votes votes = executor.votes;
   // The last one to arrive continues at a random time like the others.
   wake(executor.current);
   executor.threads[executor.current].fiber.suspend(false);

@@ -1,11 +1,10 @@
 // Runs device code on the CPU: a block's threads are fibers of one operating-system thread, blocks run one
-// after another, and a seed shuffles both orders. A fiber runs until it waits at a barrier or a warp
-// collective, so the code between two of them is one step, and the order of the threads' steps is drawn anew
-// each time.
-// Forbidden actions of device code end the launch with a Fault that names kernel, block and thread: a barrier
-// that some threads never reach, an access outside the device buffers and shared arrays, a race (memory.h),
-// undefined behaviour (instrument.cpp). Work beside the threads, such as TMA copies, is queued with defer()
-// and done at drawn moments.
+// after another, those of a cluster together, and a seed shuffles both orders. A fiber runs until it waits at
+// a barrier or a warp collective, so the code between two of them is one step, and the order of the threads'
+// steps is drawn anew each time. Forbidden actions of device code end the launch with a Fault that names
+// kernel, block and thread: a barrier that some threads never reach, an access outside the device buffers and
+// shared arrays, a race (memory.h), undefined behaviour (instrument.cpp). Work beside the threads, such as
+// TMA copies, is queued with defer() and done at drawn moments.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +17,8 @@
 namespace argus::simt {
 
 constexpr int kLanes = 32;
-constexpr int kMaxThreads = 1024;
+constexpr int kMaxThreads = 1024;  // of a block, and of a cluster here
+constexpr unsigned kMaxCluster = 8;
 
 struct Dim {
   unsigned x = 1, y = 1, z = 1;
@@ -29,6 +29,7 @@ struct Grid {
   const char* kernel = "kernel";
   Dim blocks, threads;
   size_t dynamic_shared = 0;
+  unsigned cluster = 1;   // blocks, along x
   bool in_order = false;  // blocks wait for blocks before them: they run in ascending order, x fastest
 };
 
@@ -48,11 +49,19 @@ void run(const Grid& grid, void (*body)(const void*), const void* arguments, siz
 // Ends the launch from device code.
 [[noreturn]] void fault(const std::string& what);
 
-// Whether device code is running, and which thread of the block it is.
+// Whether device code is running, and which thread of the block it is. In a cluster the threads of the blocks
+// of rank 1, 2, … are numbered after those of rank 0; a rank below 0 is that of no thread.
 bool in_kernel();
 bool launch_in_order();
 int current_thread();
 std::string thread_name(int thread);
+int block_threads();
+int cluster_blocks();
+int rank_of(int thread);
+int current_rank();
+bool rank_exited(int rank);
+// " of cluster rank 1", or nothing outside clusters.
+std::string rank_text(int rank);
 
 struct Votes {
   int count;  // threads of the block whose predicate was not zero

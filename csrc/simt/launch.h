@@ -27,14 +27,14 @@ struct Call {
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
-            bool in_order, const Arguments&... arguments) {
+            unsigned cluster, bool in_order, const Arguments&... arguments) {
   const Call<Parameters...> call{kernel, {arguments...}};
   const auto body = [](const void* given) {
     const auto& made = *static_cast<const Call<Parameters...>*>(given);
     std::apply(made.kernel, made.arguments);
   };
-  run({name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared, in_order}, body, &call,
-      sizeof(call));
+  run({name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared, cluster, in_order}, body,
+      &call, sizeof(call));
 }
 
 }  // namespace argus::simt

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "simt/cluster.h"
 #include "simt/memory.h"
 #include "simt/regions.h"
 
@@ -23,6 +25,10 @@ struct Expectation {
   uint32_t bytes;
 };
 
+struct RemoteArrival {
+  uint32_t clock, phase;
+};
+
 struct Barrier final : Waitable {
   std::string name;
   uint32_t arrivals = 0, pending = 0, phase = 0;
@@ -31,6 +37,7 @@ struct Barrier final : Waitable {
   uint32_t last_load = 0;  // the clock of the last copy
   std::vector<Expectation> expected;
   View arriving, completed;
+  std::map<int, RemoteArrival> from_others;  // the last ones of threads of other blocks
   int worker = 0;
   Touch initialised;
   bool init_fenced = false;
@@ -49,6 +56,17 @@ struct Barrier final : Waitable {
     announced = 0;
     expected.clear();
     wake(*this);
+  }
+
+  void require_expected(int64_t all) const {
+    if (announced <= all) return;
+    fault("wrong byte count: TMA loads of " + bytes_text(static_cast<size_t>(announced)) + " on the " + name +
+          ", of which " + bytes_text(static_cast<size_t>(all)) + " were expected before");
+  }
+  int64_t all_expected() const {
+    int64_t all = 0;
+    for (const Expectation& one : expected) all += one.bytes;
+    return all;
   }
 };
 
@@ -76,10 +94,11 @@ struct RegisterPool final : Waitable {
   }
 };
 
+// Those of a block or, by rank, of a cluster's blocks.
 std::map<uintptr_t, std::unique_ptr<Barrier>> barriers;
-std::array<NamedBarrier, 16> named;
-bool any_named = false;  // of the block's barriers
-RegisterPool pool;
+std::array<std::array<NamedBarrier, 16>, kMaxCluster> named;
+bool any_named = false;
+std::array<RegisterPool, kMaxCluster> pools;
 
 void mark_barrier(const void* address, bool live) {
   const uintptr_t begin = reinterpret_cast<uintptr_t>(address);
@@ -100,13 +119,26 @@ Barrier& use_barrier(const char* instruction, const void* address) {
   return barrier;
 }
 
-void arrive(Barrier& barrier, const char* instruction) {
+// Of whichever block of the cluster.
+Barrier& use_cluster_barrier(const char* instruction, const void* address) {
+  const int rank = rank_at(address);
+  if (rank == current_rank()) return use_barrier(instruction, address);
+  if (rank_exited(rank))
+    fault(std::string(instruction) + " in the shared memory" + rank_text(rank) + ", whose block has exited");
+  Barrier& barrier = require_barrier(instruction, address);
+  access_by(current_thread(), address, kBarrierBytes, Kind::atomic);
+  return barrier;
+}
+
+// What is ordered before the arrival is `released`.
+void arrive(Barrier& barrier, const char* instruction, const View& released) {
   if (barrier.pending == 0) {
     fault(std::string("over-arrival: ") + instruction + " on the " + barrier.name +
           ", whose phase has had all " + std::to_string(barrier.arrivals) + " arrivals");
   }
-  join(barrier.arriving, order().release(current_thread()));
+  join(barrier.arriving, released);
   --barrier.pending;
+  if (barrier.pending == 0) barrier.require_expected(barrier.all_expected());
   barrier.end_phase_if_complete();
 }
 
@@ -148,17 +180,28 @@ void mbarrier_invalidate(void* address) {
 }
 
 void mbarrier_arrive(void* address) {
-  arrive(use_barrier("mbarrier.arrive", address), "mbarrier.arrive");
+  Barrier& barrier = use_barrier("mbarrier.arrive", address);
+  arrive(barrier, "mbarrier.arrive", order().release(current_thread()));
 }
 
 void mbarrier_arrive_expect(void* address, uint32_t bytes) {
   Barrier& barrier = use_barrier("mbarrier.arrive.expect_tx", address);
   expect(barrier, bytes);
-  arrive(barrier, "mbarrier.arrive.expect_tx");
+  arrive(barrier, "mbarrier.arrive.expect_tx", order().release(current_thread()));
 }
 
 void mbarrier_expect(void* address, uint32_t bytes) {
   expect(use_barrier("mbarrier.expect_tx", address), bytes);
+}
+
+void mbarrier_arrive_cluster(void* address, uint32_t rank) {
+  constexpr const char* kName = "mbarrier.arrive.shared::cluster";
+  const void* there = in_rank(kName, address, rank);
+  Barrier& barrier = use_cluster_barrier(kName, there);
+  const int thread = current_thread();
+  if (static_cast<int>(rank) == current_rank()) return arrive(barrier, kName, order().release(thread));
+  barrier.from_others[thread] = {order().now(thread, Kind::atomic).clock, barrier.phase};
+  arrive(barrier, kName, order().release_work(thread));
 }
 
 void mbarrier_wait(void* address, uint32_t parity, Site site) {
@@ -182,22 +225,36 @@ void fence_proxy_async_global() {
   order().fence_proxy(current_thread(), false);
 }
 
-Touch mbarrier_announce(const void* address, uint32_t bytes, const View& view) {
-  Barrier& barrier = use_barrier("a TMA load", address);
-  if (!barrier.init_fenced && !order().fenced(barrier.initialised, view, true)) {
-    fault("missing fence: a TMA load counts on the " + barrier.name +
-          ", with neither fence.mbarrier_init nor fence.proxy.async since its init");
-  }
+namespace {
+
+// Of bytes that the block itself brings.
+void announce_own(Barrier& barrier, const View& view) {
   int64_t expected = 0;
   for (const Expectation& one : barrier.expected) {
     if (order().before(one.when, view)) expected += one.bytes;
   }
-  barrier.announced += bytes;
-  if (barrier.announced > expected) {
-    fault("wrong byte count: TMA loads of " + bytes_text(static_cast<size_t>(barrier.announced)) +
-          " on the " + barrier.name + ", of which " + bytes_text(static_cast<size_t>(expected)) +
-          " were expected before");
+  barrier.require_expected(expected);
+}
+
+// Of those that another block of the cluster brings.
+void announce_from_another(const Barrier& barrier, const View& view) {
+  if (!order().has(view, barrier.worker, barrier.phase)) {
+    fault("missing wait: a TMA load counts on the " + barrier.name + " in phase " +
+          std::to_string(barrier.phase) + ", and nothing orders it after the end of the phase before");
   }
+  if (barrier.pending == 0) barrier.require_expected(barrier.all_expected());
+}
+
+}  // namespace
+
+Touch mbarrier_announce(const void* address, uint32_t bytes, const View& view) {
+  Barrier& barrier = use_cluster_barrier("a TMA load", address);
+  if (!barrier.init_fenced && !order().fenced(barrier.initialised, view, true)) {
+    fault("missing fence: a TMA load counts on the " + barrier.name +
+          ", with neither fence.mbarrier_init nor fence.proxy.async since its init");
+  }
+  barrier.announced += bytes;
+  rank_at(address) == current_rank() ? announce_own(barrier, view) : announce_from_another(barrier, view);
   barrier.last_load = barrier.phase + 1;
   return order().worker_touch(barrier.worker, barrier.last_load, Kind::write);
 }
@@ -212,7 +269,7 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait, Site site) {
   if (id == 0 || id > 15) fault("barrier " + std::to_string(id) + ", expected 1 to 15");
   if (threads == 0 || threads % kLanes != 0)
     fault("barrier " + std::to_string(id) + " of " + std::to_string(threads) + " threads, not whole warps");
-  NamedBarrier& barrier = named[id];
+  NamedBarrier& barrier = named[current_rank()][id];
   if (barrier.arrived > 0 && barrier.threads != threads) {
     fault("barrier " + std::to_string(id) + " of " + std::to_string(threads) +
           " threads, which others gave " + std::to_string(barrier.threads));
@@ -235,7 +292,8 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait, Site site) {
 
 void set_max_registers(uint32_t count, bool increase, Site site) {
   const char* name = increase ? "setmaxnreg.inc" : "setmaxnreg.dec";
-  uint32_t& own = pool.of_thread[current_thread()];
+  RegisterPool& pool = pools[current_rank()];
+  uint32_t& own = pool.of_thread[current_thread() % block_threads()];
   if (count < 24 || count > 256 || count % 8 != 0)
     fault(std::string(name) + " to " + std::to_string(count) + ", expected a multiple of 8 from 24 to 256");
   if (increase ? count < own : count > own)
@@ -249,21 +307,47 @@ void begin_block_barriers(int threads) {
   barriers.clear();
   if (any_named) named.fill({});
   any_named = false;
-  const uint32_t each = std::min(256u, kRegisters / static_cast<uint32_t>(threads) / 8 * 8);
-  pool.of_thread.assign(threads, each);
-  pool.all = each * static_cast<uint32_t>(threads);
+  const uint32_t of_block = static_cast<uint32_t>(threads / cluster_blocks());
+  const uint32_t each = std::min(256u, kRegisters / of_block / 8 * 8);
+  for (int rank = 0; rank < cluster_blocks(); ++rank) {
+    pools[rank].of_thread.assign(of_block, each);
+    pools[rank].all = each * of_block;
+  }
 }
+
+namespace {
+
+bool any_thread(int rank, const std::function<bool(const View&)>& has) {
+  for (int thread = rank * block_threads(); thread < (rank + 1) * block_threads(); ++thread)
+    if (has(order().view(thread))) return true;
+  return false;
+}
+
+// A block may exit only after all arrivals of other blocks at its barriers: one of its threads has waited for
+// their phase, or all has met in the barrier of the cluster.
+void require_arrivals_before_exit(const Barrier& barrier, int rank) {
+  for (const auto& [thread, at] : barrier.from_others) {
+    const Touch arrival{order().block(), 0, at.clock, static_cast<uint16_t>(thread), Kind::atomic};
+    const auto after = [&, phase = at.phase](const View& view) {
+      return order().before(arrival, view) || order().has(view, barrier.worker, phase + 1);
+    };
+    if (any_thread(rank, after)) continue;
+    fault("missing wait: the block" + rank_text(rank) + " has exited, and nothing orders its end after the " +
+          "arrival of thread " + thread_name(thread) + " at the " + barrier.name);
+  }
+}
+
+}  // namespace
 
 void end_block_barriers() {
   for (const auto& [address, barrier] : barriers) {
     if (barrier->bytes != 0) fault("the block has ended, and " + barrier->describe());
-    const auto waited = [&](int thread) {
-      return order().has(order().view(thread), barrier->worker, barrier->last_load);
-    };
-    bool seen = barrier->last_load == 0;
-    for (int thread = 0; thread < static_cast<int>(pool.of_thread.size()) && !seen; ++thread)
-      seen = waited(thread);
+    const int rank = rank_at(reinterpret_cast<const void*>(address));
+    const bool seen = barrier->last_load == 0 || any_thread(rank, [&](const View& view) {
+                        return order().has(view, barrier->worker, barrier->last_load);
+                      });
     if (!seen) fault("missing wait: the block has ended, and no thread has waited for " + barrier->name);
+    require_arrivals_before_exit(*barrier, rank);
   }
 }
 

@@ -20,13 +20,18 @@ void mbarrier_arrive_expect(void* barrier, uint32_t bytes);
 void mbarrier_expect(void* barrier, uint32_t bytes);
 // Returns once the phase of this parity is over.
 void mbarrier_wait(void* barrier, uint32_t parity, Site site);
+// mapa and mbarrier.arrive.shared::cluster at the barrier of the same offset in the block of this rank. In
+// another block it orders the copies and products that the thread has waited for, but no access of a thread:
+// it releases in the scope of its own block.
+void mbarrier_arrive_cluster(void* barrier, uint32_t rank);
 
 void fence_mbarrier_init();
 void fence_proxy_async();
 void fence_proxy_async_global();
 
 // What a TMA load writes until its bytes are counted: announced on issue, which checks that they are
-// expected.
+// expected. Bytes from another block of the cluster may come before the block expects them, but not before
+// the end of the phase before, and the block's last arrival must find them expected.
 Touch mbarrier_announce(const void* barrier, uint32_t bytes, const View& view);
 void mbarrier_complete(const void* barrier, uint32_t bytes);
 
@@ -38,7 +43,7 @@ void named_barrier(uint32_t id, uint32_t threads, bool wait, Site site);
 // An increase waits for registers.
 void set_max_registers(uint32_t count, bool increase, Site site);
 
-void begin_block_barriers(int threads);
+void begin_block_barriers(int threads);  // of a block or cluster
 void end_block_barriers();
 
 }  // namespace argus::simt

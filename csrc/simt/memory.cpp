@@ -36,7 +36,8 @@ namespace {
 
 constexpr size_t kGuardBytes = 4096, kLine = 256;
 constexpr size_t kSharedGap = 128, kMaxShared = 227 << 10, kWindow = 1024;
-constexpr size_t kMaxArrays = 60, kArenaBytes = kMaxShared + 2 * (kMaxArrays + 1) * kSharedGap + kWindow;
+constexpr size_t kMaxArrays = 60, kArenaBytes = kMaxCluster * kRankWindow + kWindow;
+static_assert(kMaxShared + 2 * (kMaxArrays + 1) * kSharedGap <= kRankWindow);
 constexpr uintptr_t kFar = 64 << 10;  // farther off, no buffer is named in a fault
 constexpr size_t kMaxAccesses = 1 << 22;
 
@@ -52,11 +53,11 @@ struct AsyncCopies {
 };
 
 struct Memory {
-  std::vector<std::unique_ptr<Region>> buffers, arrays;
+  std::vector<std::unique_ptr<Region>> buffers, arrays;  // an array of each tag and rank
   std::vector<const void*> tags;
   std::unique_ptr<unsigned char[]> arena{new unsigned char[kArenaBytes]};
   size_t arena_used = 0, shared_used = 0;
-  void* dynamic = nullptr;
+  bool dynamic = false;
   uintptr_t arguments = 0;
   size_t arguments_bytes = 0;
   size_t accesses = 0;  // of the running thread since its last wait
@@ -168,21 +169,32 @@ std::unique_ptr<Region> make_region(std::string name, void* data, size_t bytes, 
       Region{std::move(name), begin, begin + bytes, shared, writable, std::vector<Cell>(bytes, fresh), {}});
 }
 
-void* add_array(const std::string& name, const void* tag, size_t bytes) {
+// At the same offset in each block of the cluster; unused bytes between arrays stay out of bounds.
+void add_array(const std::string& name, const void* tag, size_t bytes) {
   memory.shared_used += bytes;
-  if (memory.shared_used > kMaxShared || memory.arrays.size() >= kMaxArrays) {
+  if (memory.shared_used > kMaxShared || memory.tags.size() >= kMaxArrays) {
     fault("the block's shared arrays take " + bytes_text(memory.shared_used) + ", more than the " +
           std::to_string(kMaxShared) + " a block can have");
   }
   const size_t aligned = (bytes + kSharedGap - 1) / kSharedGap * kSharedGap;
-  void* data = shared_pointer(static_cast<uint32_t>(memory.arena_used));
-  // Unused bytes between arrays stay out of bounds.
+  for (int rank = 0; rank < cluster_blocks(); ++rank) {
+    const uint32_t window = static_cast<uint32_t>(rank) * kRankWindow;
+    void* data = shared_pointer(window + static_cast<uint32_t>(memory.arena_used));
+    ARGUS_UNPOISON(data, bytes);
+    std::memset(data, 0xff, bytes);
+    memory.arrays.push_back(make_region(name + rank_text(rank), data, bytes, true, true, false));
+  }
   memory.arena_used += aligned + kSharedGap;
-  ARGUS_UNPOISON(data, bytes);
-  std::memset(data, 0xff, bytes);
-  memory.arrays.push_back(make_region(name, data, bytes, true, true, false));
   memory.tags.push_back(tag);
-  return data;
+}
+
+void* own_array(size_t tag) {
+  const size_t blocks = static_cast<size_t>(cluster_blocks()), rank = static_cast<size_t>(current_rank());
+  return reinterpret_cast<void*>(memory.arrays[tag * blocks + rank]->begin);
+}
+
+bool in_shared(uintptr_t address) {
+  return address - reinterpret_cast<uintptr_t>(memory.arena.get()) < kArenaBytes;
 }
 
 void deliver(const std::vector<AsyncCopy>& copies) {
@@ -302,19 +314,25 @@ void access(const void* pointer, size_t bytes, Kind kind) {
     if (registers_watched) touch_registers(pointer, bytes, kind);
     return;
   }
+  if (cluster_blocks() > 1 && in_shared(reinterpret_cast<uintptr_t>(pointer)) &&
+      rank_at(pointer) != current_rank()) {
+    fault(access_text(kind, bytes) + " of the shared memory" + rank_text(rank_at(pointer)) +
+          ", which only instructions of clusters reach");
+  }
   access_by(current_thread(), pointer, bytes, kind);
 }
 
 void* shared_array(const void* tag, const char* name, size_t bytes) {
   for (size_t i = 0; i < memory.tags.size(); ++i) {
-    if (memory.tags[i] == tag) return reinterpret_cast<void*>(memory.arrays[i]->begin);
+    if (memory.tags[i] == tag) return own_array(i);
   }
-  return add_array("shared array '" + std::string(name) + "'", tag, bytes);
+  add_array("shared array '" + std::string(name) + "'", tag, bytes);
+  return own_array(memory.tags.size() - 1);
 }
 
 void* dynamic_shared() {
-  if (memory.dynamic == nullptr) fault("uses dynamic shared memory, and the launch gave none");
-  return memory.dynamic;
+  if (!memory.dynamic) fault("uses dynamic shared memory, and the launch gave none");
+  return own_array(0);
 }
 
 uint32_t shared_offset(const void* address) {
@@ -326,10 +344,13 @@ unsigned char* shared_pointer(uint32_t offset) {
   return reinterpret_cast<unsigned char*>((arena + kWindow - 1) / kWindow * kWindow + offset);
 }
 
+int rank_at(const void* address) {
+  return static_cast<int>(shared_offset(address) / kRankWindow);
+}
+
 void require_shared(const char* instruction, const void* pointer, size_t alignment) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(pointer);
-  const uintptr_t arena = reinterpret_cast<uintptr_t>(memory.arena.get());
-  if (address - arena >= kArenaBytes) {
+  if (!in_shared(address)) {
     fault(std::string(instruction) + " of an address that is not in shared memory");
   }
   if (address % alignment != 0) {
@@ -385,11 +406,11 @@ void begin_block_memory(int threads, size_t dynamic_bytes) {
   // No array may count on more than the alignment that it asks for.
   memory.arena_used = kSharedGap;
   memory.shared_used = 0;
-  ARGUS_POISON(memory.arena.get(), kArenaBytes);
+  ARGUS_POISON(shared_pointer(0), cluster_blocks() * kRankWindow);
   memory.copies.assign(threads, {});
-  order().begin_block(threads);
-  memory.dynamic = nullptr;
-  if (dynamic_bytes > 0) memory.dynamic = add_array("dynamic shared memory", &memory, dynamic_bytes);
+  order().begin_block(threads, cluster_blocks());
+  memory.dynamic = dynamic_bytes > 0;
+  if (memory.dynamic) add_array("dynamic shared memory", &memory, dynamic_bytes);
 }
 
 void begin_step() {

@@ -5,8 +5,8 @@
 // arrays; anything else is out of bounds. Each byte of a buffer or array remembers its last write and two
 // last reads. An access is a race if an earlier one, of which at least one wrote and not both were atomic,
 // came from another thread and nothing orders the two: no __syncthreads for threads of a block, no __syncwarp
-// for lanes of a warp, no turn (turns.h) for threads of different blocks. A byte of a shared array, or of a
-// buffer of fresh memory, may not be read before it is written.
+// for lanes of a warp, no barrier of the cluster for its blocks, no turn (turns.h) for threads of other
+// blocks. A byte of a shared array, or of a buffer of fresh memory, may not be read before it is written.
 #pragma once
 
 #include <cstddef>
@@ -49,10 +49,11 @@ class DeviceBuffer {
 void access(const void* address, size_t bytes, Kind kind);
 void access_by(int thread, const void* address, size_t bytes, Kind kind);
 
-// The block's array for a declaration, known by its tag; the same for every thread, undefined at first.
+// The running thread's block's array for a declaration, known by its tag; the same for every thread,
+// undefined at first.
 void* shared_array(const void* tag, const char* name, size_t bytes);
 void* dynamic_shared();
-// Faults unless `address` lies in shared memory and is aligned.
+// Faults unless `address` lies in shared memory, of whichever block of the cluster, and is aligned.
 void require_shared(const char* instruction, const void* address, size_t alignment);
 
 // cp.async: the bytes arrive at the wait; until then no thread may access the destination. Source bytes past
@@ -64,7 +65,7 @@ void copy_async_wait_all();
 
 // Called by the executor.
 void begin_launch_memory(const void* arguments, size_t bytes);
-void begin_block_memory(int threads, size_t dynamic_bytes);
+void begin_block_memory(int threads, size_t dynamic_bytes);  // of a block or cluster
 void begin_step();
 
 }  // namespace argus::simt

@@ -37,29 +37,31 @@ View meet(const View& a, const View& b) {
 
 Order running_order;
 
-void Order::begin_block(int threads) {
+void Order::begin_block(int threads, int blocks) {
   ++block_;
   epoch_ = 0;
   threads_ = threads;
+  blocks_ = blocks;
   wide_ = false;
   lanes_.assign(threads, {});
   for (int thread = 0; thread < threads; ++thread) lanes_[thread][thread % kLanes] = 1;
   at_barrier_.assign(threads, 0);
   workers_.clear();
   acquirers_.clear();
+  if (blocks > 1) widen();
 }
 
 bool Order::before_in_wide(const Touch& touch, int thread) const {
   const Clock& seen = views_[thread].seen;
   if (touch.by_worker()) return clock_at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
-  return touch.thread == thread || touch.epoch < epoch_ || clock_at(seen, touch.thread) >= touch.clock;
+  return touch.thread == thread || in_earlier_epoch(touch) || clock_at(seen, touch.thread) >= touch.clock;
 }
 
 bool Order::before(const Touch& touch, const View& view) const {
   if (outside(touch)) return true;
   if (touch.block != block_) return before_elsewhere(touch, view);
   if (touch.by_worker()) return has(view, touch.thread - kMaxThreads, touch.clock);
-  return touch.epoch < epoch_ || clock_at(view.seen, touch.thread) >= touch.clock;
+  return in_earlier_epoch(touch) || clock_at(view.seen, touch.thread) >= touch.clock;
 }
 
 bool Order::fenced(const Touch& touch, const View& view, bool shared) const {
@@ -68,14 +70,15 @@ bool Order::fenced(const Touch& touch, const View& view, bool shared) const {
   return clock_at(shared ? view.fenced : view.fenced_global, touch.thread) >= touch.clock;
 }
 
-void Order::order_block() {
+void Order::order_block(int first_thread, int threads) {
   ++epoch_;
   View joined;
+  const int end = first_thread + threads;
   if (wide_) {
-    for (const View& view : views_) join(joined, view);
-    for (View& view : views_) view = joined;
+    for (int thread = first_thread; thread < end; ++thread) join(joined, views_[thread]);
+    for (int thread = first_thread; thread < end; ++thread) views_[thread] = joined;
   }
-  for (int thread = 0; thread < threads_; ++thread) {
+  for (int thread = first_thread; thread < end; ++thread) {
     at_barrier_[thread] = now(thread, Kind::read).clock;
     ++(wide_ ? views_[thread].seen[thread] : lanes_[thread][thread % kLanes]);
   }
@@ -121,6 +124,13 @@ void Order::widen() {
 View Order::release(int thread) {
   View released = views_[thread];
   ++views_[thread].seen[thread];
+  return released;
+}
+
+View Order::release_work(int thread) {
+  View released = release(thread);
+  for (Clock* clock : {&released.seen, &released.fenced, &released.fenced_global})
+    std::fill_n(clock->begin(), std::min(clock->size(), static_cast<size_t>(threads_)), 0u);
   return released;
 }
 

@@ -2,7 +2,8 @@
 //
 // A __syncthreads orders the whole block: it begins a new epoch. Within an epoch every thread has a vector
 // clock. At first it covers the lanes of its warp, which __syncwarp joins; from the first mbarrier, named
-// barrier or wgmma of a block on it is wide, covers all threads, and is joined at those objects too.
+// barrier or wgmma of a block on it is wide, covers all threads, and is joined at those objects too. The
+// clocks of a cluster are wide from the beginning and cover the threads of all its blocks.
 //
 // Work that goes on beside the threads (TMA copies, wgmma) belongs to workers, each with an entry of its own
 // in the wide clocks: a thread has the entry from the moment on at which it, or one that it synchronised
@@ -76,7 +77,8 @@ class Order {
     launch_start_ = block_ + 1;
     releases_ = 0;
   }
-  void begin_block(int threads);
+  // The threads are those of `blocks` blocks, more than one only in a cluster.
+  void begin_block(int threads, int blocks);
 
   uint32_t block() const { return block_; }
   Touch now(int thread, Kind kind) const {
@@ -94,13 +96,15 @@ class Order {
   // Whether a proxy fence for this memory stands between a thread's access and the view.
   bool fenced(const Touch& touch, const View& view, bool shared) const;
 
-  void order_block();
+  void order_block(int first_thread, int threads);
   void order_lanes(int first_thread, unsigned mask);
 
   void widen();
   const View& view(int thread) const { return views_[thread]; }
   // The thread's view at a release; what it does afterwards is not in it.
   View release(int thread);
+  // The same, of work beside the threads alone.
+  View release_work(int thread);
   void acquire(int thread, const View& view) { join(views_[thread], view); }
   void fence_proxy(int thread, bool shared);
 
@@ -126,9 +130,11 @@ class Order {
   bool covers(const Snapshot& snapshot, const Touch& touch) const;
   bool before_elsewhere(const Touch& touch, const View& view) const;
   bool fenced_elsewhere(const Touch& touch, const View& view) const;
+  // A block's barrier orders nothing of the other blocks of its cluster.
+  bool in_earlier_epoch(const Touch& touch) const { return blocks_ == 1 && touch.epoch < epoch_; }
 
   uint32_t block_ = 0, launch_start_ = 0, epoch_ = 0;
-  int threads_ = 0;
+  int threads_ = 0, blocks_ = 1;
   bool wide_ = false;
   std::vector<std::array<uint32_t, kLanes>> lanes_;
   std::vector<uint32_t> at_barrier_;  // each thread's clock when the last __syncthreads ended

@@ -53,9 +53,13 @@ const char* verb(Kind kind);
 const char* past_verb(Kind kind);
 std::string bytes_text(size_t count);
 
-// An address in the shared window, which begins at a multiple of 1024; and the way back.
+// An address in the shared window, which begins at a multiple of 1024; and the way back. Each block of a
+// cluster has kRankWindow bytes, in which its arrays have the same offsets.
+constexpr uint32_t kRankWindow = 256 << 10;
 uint32_t shared_offset(const void* address);
 unsigned char* shared_pointer(uint32_t offset);
+// Of an address in shared memory.
+int rank_at(const void* address);
 
 // Whether an access by the thread conflicts with work beside the threads that is not known to be over.
 void check_beside(Region& region, uintptr_t address, int thread, Kind kind);

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "simt/cluster.h"
 #include "simt/mbarrier.h"
 #include "simt/regions.h"
 
@@ -255,9 +256,9 @@ std::vector<TileRun> tile_runs(const EncodedTensorMap& map, const int32_t* coord
   return runs;
 }
 
-void tma_load(void* shared, const void* map_address, const int32_t* coordinates, int rank, void* barrier) {
-  const EncodedTensorMap& map = require_map("a TMA load", map_address, rank);
-  require_shared("a TMA load", shared, 128);
+namespace {
+
+void load_box(void* shared, const EncodedTensorMap& map, const int32_t* coordinates, void* barrier) {
   const uint32_t bytes = static_cast<uint32_t>(map.box_bytes());
   const View& view = order().view(current_thread());
   const Touch touch = mbarrier_announce(barrier, bytes, view);
@@ -274,6 +275,26 @@ void tma_load(void* shared, const void* map_address, const int32_t* coordinates,
     }
     mbarrier_complete(barrier, bytes);
   });
+}
+
+}  // namespace
+
+void tma_load(void* shared, const void* map_address, const int32_t* coordinates, int rank, void* barrier) {
+  const EncodedTensorMap& map = require_map("a TMA load", map_address, rank);
+  require_shared("a TMA load", shared, 128);
+  load_box(shared, map, coordinates, barrier);
+}
+
+void tma_load_multicast(void* shared, const void* map_address, const int32_t* coordinates, int rank,
+                        void* barrier, uint32_t mask) {
+  constexpr const char* kName = "a TMA load";
+  const EncodedTensorMap& map = require_map(kName, map_address, rank);
+  require_shared(kName, shared, 128);
+  if (mask == 0) fault("a TMA load whose multicast mask names no block");
+  for (uint32_t to = 0; mask >> to != 0; ++to) {
+    if ((mask >> to & 1u) == 0) continue;
+    load_box(in_rank(kName, shared, to), map, coordinates, in_rank(kName, barrier, to));
+  }
 }
 
 void tma_store(const void* map_address, const int32_t* coordinates, int rank, const void* shared) {

@@ -58,6 +58,10 @@ std::vector<TileRun> tile_runs(const EncodedTensorMap& map, const int32_t* coord
 uint32_t swizzled(uint32_t shared, int swizzle_bytes);
 
 void tma_load(void* shared, const void* map, const int32_t* coordinates, int rank, void* barrier);
+// The same, with the barrier in the block; and into each block of the cluster that the mask names by its
+// rank, at the same offsets in each: data and barrier.
+void tma_load_multicast(void* shared, const void* map, const int32_t* coordinates, int rank, void* barrier,
+                        uint32_t mask);
 void tma_store(const void* map, const int32_t* coordinates, int rank, const void* shared);
 void bulk_store(void* global, const void* shared, uint32_t bytes);
 void bulk_add(float* global, const float* shared, uint32_t bytes);

@@ -35,6 +35,7 @@ struct Operation {
   ProductShape shape;
   uint32_t number;
   uint64_t a, b;
+  uint32_t window;  // of the block's shared memory
   bool a_in_registers;
   std::array<std::array<uint32_t, 4>, kThreads> a_registers;
   std::shared_ptr<Accumulators> d;
@@ -92,14 +93,15 @@ int column_of(int thread, int i) {
   return i / 4 * 8 + thread % 4 * 2 + i % 2;
 }
 
-// The 16-byte chunks of an operand of `rows` rows.
+// The 16-byte chunks of an operand of `rows` rows; descriptors know offsets in the block's window alone.
 template <class Visit>
-void for_each_chunk(const ProductShape& shape, uint64_t bits, bool mn_major, int rows, const Visit& visit) {
+void for_each_chunk(const ProductShape& shape, uint64_t bits, uint32_t window, bool mn_major, int rows,
+                    const Visit& visit) {
   const MatrixDescriptor descriptor = decode_descriptor(bits);
   const int size = shape.element_bytes(), per_chunk = static_cast<int>(kChunk) / size;
   for (int row = 0; row < rows; row += mn_major ? per_chunk : 1) {
     for (int k = 0; k < shape.depth(); k += mn_major ? 1 : per_chunk)
-      visit(row, k, shared_pointer(operand_offset(descriptor, mn_major, size, row, k)));
+      visit(row, k, shared_pointer(window + operand_offset(descriptor, mn_major, size, row, k)));
   }
 }
 
@@ -115,10 +117,11 @@ double number_at(Element element, const unsigned char* from) {
 }
 
 // [rows, depth], as the tensor cores read them.
-std::vector<double> read_operand(const ProductShape& shape, uint64_t bits, bool mn_major, int rows) {
+std::vector<double> read_operand(const ProductShape& shape, uint64_t bits, uint32_t window, bool mn_major,
+                                 int rows) {
   std::vector<double> numbers(static_cast<size_t>(rows * shape.depth()));
   const int size = shape.element_bytes(), per_chunk = static_cast<int>(kChunk) / size;
-  for_each_chunk(shape, bits, mn_major, rows, [&](int row, int k, const unsigned char* chunk) {
+  for_each_chunk(shape, bits, window, mn_major, rows, [&](int row, int k, const unsigned char* chunk) {
     for (int i = 0; i < per_chunk; ++i) {
       const int at = mn_major ? (row + i) * shape.depth() + k : row * shape.depth() + k + i;
       numbers[at] = number_at(shape.element, chunk + i * size);
@@ -152,8 +155,9 @@ void compute(const Operation& operation) {
   const ProductShape& shape = operation.shape;
   std::vector<double> a = operation.a_in_registers
                               ? read_registers(operation)
-                              : read_operand(shape, operation.a, shape.mn_major_a, kRows);
-  const std::vector<double> b = read_operand(shape, operation.b, shape.mn_major_b, shape.columns);
+                              : read_operand(shape, operation.a, operation.window, shape.mn_major_a, kRows);
+  const std::vector<double> b =
+      read_operand(shape, operation.b, operation.window, shape.mn_major_b, shape.columns);
   if (shape.negate) {
     for (double& number : a) number = -number;
   }
@@ -231,14 +235,14 @@ void hold_a(Operation& operation, void* const* payloads, int first_thread) {
   }
 }
 
-void check_operand(const ProductShape& shape, uint64_t descriptor, bool mn_major, int rows, const View& view,
-                   int group, uint32_t number) {
-  for_each_chunk(shape, descriptor, mn_major, rows, [&](int, int, const unsigned char* chunk) {
-    check_async("a wgmma", view, chunk, kChunk, Kind::read);
-  });
-  for_each_chunk(shape, descriptor, mn_major, rows, [&](int, int, const unsigned char* chunk) {
-    mark_product_read(chunk, kChunk, group, number);
-  });
+void check_operand(const Operation& operation, uint64_t descriptor, bool mn_major, int rows, const View& view,
+                   int group) {
+  const auto each = [&](const auto& visit) {
+    for_each_chunk(operation.shape, descriptor, operation.window, mn_major, rows,
+                   [&](int, int, const unsigned char* chunk) { visit(chunk); });
+  };
+  each([&](const unsigned char* chunk) { check_async("a wgmma", view, chunk, kChunk, Kind::read); });
+  each([&](const unsigned char* chunk) { mark_product_read(chunk, kChunk, group, operation.number); });
 }
 
 void check_issue(void* const* payloads) {
@@ -268,16 +272,17 @@ void combine_issue(void* const* payloads) {
   for (int warp = 0; warp < 4; ++warp) {
     if (group.warps[warp].worker < 0) group.warps[warp].worker = order().add_worker("a wgmma");
   }
-  Operation operation{shape, ++group.issued, first.descriptor_a, first.descriptor_b, first.a != nullptr, {},
-                      {}};
+  const uint32_t window = static_cast<uint32_t>(current_rank()) * kRankWindow;
+  Operation operation{
+      shape, ++group.issued, first.descriptor_a, first.descriptor_b, window, first.a != nullptr, {}, {}};
   operation.d = open_accumulators(group, payloads, first_thread);
   operation.d->last = operation.number;
   if (operation.a_in_registers) {
     hold_a(operation, payloads, first_thread);
   } else {
-    check_operand(shape, operation.a, shape.mn_major_a, kRows, view, index, operation.number);
+    check_operand(operation, operation.a, shape.mn_major_a, kRows, view, index);
   }
-  check_operand(shape, operation.b, shape.mn_major_b, shape.columns, view, index, operation.number);
+  check_operand(operation, operation.b, shape.mn_major_b, shape.columns, view, index);
   group.queue.push_back(std::move(operation));
   defer([&group] {
     if (!group.queue.empty()) compute_up_to(group, group.queue.front().number);

@@ -183,6 +183,8 @@ def test_kernels_of_mma_sync_are_timed_beside_those_of_wgmma(tmp_path: Path) -> 
     }  # fmt: skip
     assert all(environment["ARGUS_WGMMA"] == "0" for environment in switched.values())
     assert all("ARGUS_WGMMA" not in dict(task.environment) for task in tasks if task.arguments not in switched)
+    alone = {task.arguments for task in tasks if dict(task.environment).get("ARGUS_CLUSTERS") == "0"}
+    assert alone == {("sampled_softmax_loss", "rows_65536_candidates_16384", "blocks alone")}
 
 
 def test_kernels_asked_for_by_kind_have_lines_of_their_own(

@@ -27,6 +27,7 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.registers == 168, one
         if resources.cuobjdump() is not None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
+            assert one.instructions.get(resources.MULTICAST, 0) >= ("::product<" in one.kernel), one
 
 
 def test_turns_become_bulk_copies_without_spills() -> None:
@@ -47,6 +48,8 @@ def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kerne
         assert one.registers == 168, one
         if resources.cuobjdump() is not None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
+            # Clusters share the operands of sampled_softmax_loss.
+            assert one.instructions.get(resources.MULTICAST, 0) >= (source == "sm90_softmax.cu"), one
 
 
 @pytest.mark.slow

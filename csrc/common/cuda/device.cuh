@@ -93,9 +93,32 @@ ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
 struct LaunchShape {
   dim3 grid, block;
   size_t dynamic_shared = 0;
+  unsigned cluster = 1;  // blocks along x that share memory (sm90/cluster.cuh); the grid's x is a multiple
   // Blocks wait for blocks before them in the grid, x fastest (sm90/turns.cuh); told to the executor.
   bool in_order = false;
 };
+
+#if defined(__CUDACC__)
+template <class... Parameters, class... Arguments>
+cudaError_t launch_cuda(void (*kernel)(Parameters...), const LaunchShape& shape, cudaStream_t stream,
+                        const Arguments&... arguments) {
+  if (shape.cluster == 1) {
+    kernel<<<shape.grid, shape.block, shape.dynamic_shared, stream>>>(arguments...);
+    return cudaGetLastError();
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {shape.cluster, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = shape.dynamic_shared;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
+}
+#endif
 
 // Enqueues kernel(arguments...) on `stream`, a cudaStream_t; `op` names the op in errors.
 template <class... Parameters, class... Arguments>
@@ -109,11 +132,8 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shape.dynamic_shared));
   }
-  if (error == cudaSuccess) {
-    kernel<<<shape.grid, shape.block, shape.dynamic_shared, static_cast<cudaStream_t>(stream)>>>(
-        arguments...);
-    error = cudaGetLastError();
-  }
+  if (error == cudaSuccess)
+    error = launch_cuda(kernel, shape, static_cast<cudaStream_t>(stream), arguments...);
   if (error != cudaSuccess) {
     // The runtime keeps an error until it is read: the next launch would fail with this one's.
     static_cast<void>(cudaGetLastError());
@@ -121,7 +141,8 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
   }
 #else
   static_cast<void>(stream);
-  simt::launch(op, kernel, shape.grid, shape.block, shape.dynamic_shared, shape.in_order, arguments...);
+  simt::launch(op, kernel, shape.grid, shape.block, shape.dynamic_shared, shape.cluster, shape.in_order,
+               arguments...);
 #endif
 }
 

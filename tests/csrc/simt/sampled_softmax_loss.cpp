@@ -1,6 +1,6 @@
 // The launchers of sampled_softmax_loss on host memory, for ctypes.
 #include "on_host.h"
-#include "sampled_softmax_loss/sampled_softmax_loss_cuda.h"
+#include "sampled_softmax_loss/loop_keys_sm90.cuh"
 
 namespace {
 
@@ -113,6 +113,11 @@ void backward(Inputs inputs, Gradients gradients, const Cut& cut) {
 
 ARGUS_EXPORT int sampled_softmax_loss_fits_loop(const Inputs* inputs) {
   return fits_product_loop(*inputs) ? 1 : 0;
+}
+
+// The blocks that share their operands in a product of so many rows.
+ARGUS_EXPORT int sampled_softmax_loss_loop_cluster(int64_t rows) {
+  return product_of<ScoreLoop<__half>>(static_cast<uint64_t>(rows), 1, 1).cluster;
 }
 
 ARGUS_EXPORT void sampled_softmax_loss_on_host(const Inputs* inputs, const Outputs* outputs, const Cut* cut,

@@ -1,5 +1,8 @@
-// The functions of the CUDA runtime that a launch calls, without a GPU: an error stays until it is taken, as in the
-// real one (cudaGetLastError in the runtime's manual), and shared memory ends at 227 KB.
+// The functions of the CUDA runtime that a launch calls, without a GPU: an error stays until it is taken, as
+// in the real one (cudaGetLastError in the runtime's manual), shared memory ends at 227 KB, and clusters are
+// whole.
+#include <driver_types.h>
+
 #include <cstddef>
 
 namespace {
@@ -25,6 +28,12 @@ const char* cudaGetErrorString(int error) {
 }
 int cudaLaunchKernel(const void*, ...) {
   return 0;
+}
+int cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
+  const cudaLaunchAttribute& cluster = config->attrs[0];
+  const bool whole = config->numAttrs == 1 && cluster.id == cudaLaunchAttributeClusterDimension &&
+                     config->gridDim.x % cluster.val.clusterDim.x == 0;
+  return whole ? 0 : fail(1);
 }
 unsigned __cudaPushCallConfiguration(...) {
   return 0;

@@ -13,10 +13,8 @@ from tests.csrc.simt import host_executor
 from tests.drawn_examples import examples
 
 HERE = Path(__file__).parent
-SOURCES = tuple(
-    HERE / f"{name}.cpp"
-    for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults", "sm90_turn_faults", "sm90_bulk")
-)
+FAULT_SOURCES = ("sm90_faults", "sm90_gather_faults", "sm90_cluster_faults", "sm90_turn_faults", "sm90_bulk")
+SOURCES = tuple(HERE / f"{name}.cpp" for name in ("registry", "sm90", "sm90_loop", *FAULT_SOURCES))
 SEEDS = range(examples(12))
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
@@ -38,8 +36,46 @@ CHAIN = (
     r"missing proxy fence: a bulk add adds to byte 0 of buffer 'data', which thread \(0, 0, 0\) of another block wrote"
 )
 NOTE = r"notes: block \(1, 0, 0\) thread \(63, 0, 0\): race: reads byte 0 of buffer 'notes', which thread "
+CLUSTER_THREAD = r"block \([0-3], 0, 0\) thread \(\d+, 0, 0\): "
+FULL = r"mbarrier at byte \d+ of shared array 'full' of cluster rank [01]"
 PRODUCT = r"where a wgmma of threads 0 to 127 has not been waited for"
+# Faults of a cluster of two blocks.
+REMOTE = "mbarrier.arrive.shared::cluster"
+LOST = "missing wait: the block of cluster rank [01] has exited, and nothing orders its end after the arrival of thread"
+CLUSTER_FAULTS = {
+    "no_cluster_barrier_after_init": rf"race: |(a TMA load|{REMOTE}) of an address at which no mbarrier is initialised",
+    "released_at_the_own_block_only": r"deadlock: .*mbarrier.try_wait \(sm90_cluster_faults.cpp:\d+\): the mbarrier at "
+    r"byte \d+ of shared array 'empty' of cluster rank [01] is in phase 0 and awaits 4 of 8 arrivals and 0 bytes",
+    # Two copies of one block in a phase, or one in the next phase.
+    "other_block_not_awaited": rf"missing wait: a TMA load (writes|counts on the {FULL} in phase)|"
+    f"wrong byte count: TMA loads of 12288 bytes on the {FULL}, of which 8192",
+    "mask_without_the_other_block": rf"deadlock: .*the {FULL} is in phase 0 and awaits 0 of 1 arrivals and 4096 bytes",
+    "mask_of_too_many_blocks": CLUSTER_THREAD + "a TMA load names rank 2 of a cluster of 2 blocks",
+    # The phase ends after one half, and the other half comes before or after that.
+    "half_of_the_bytes_expected": rf"wrong byte count: TMA loads of (8192|4096) bytes on the {FULL}, of which (4096|0) "
+    rf"bytes|missing wait: a TMA load counts on the {FULL} in phase 1",
+    "other_half_not_waited_for": CLUSTER_THREAD + rf"(missing wait|undefined): a wgmma reads {BYTE}",
+    "both_halves_at_one_offset": CLUSTER_THREAD + f"missing wait: a TMA load writes {BYTE} of cluster rank [01]",
+    "half_of_the_other_rank": r"out\[\d+\] is \S+, expected",
+    "released_at_an_uninitialised_barrier": CLUSTER_THREAD + f"{REMOTE} of an address at which no mbarrier is",
+    "released_beyond_the_cluster": CLUSTER_THREAD + f"{REMOTE} names rank 2 of a cluster of 2 blocks",
+    "exit_without_cluster_barrier": f"{REMOTE} in the shared memory of cluster rank ., whose block has exited|{LOST}",
+    "exit_before_the_last_multicast": "in the shared memory of cluster rank 1, whose block has exited|"
+    f"missing wait: the block has ended, and no thread has waited for {FULL}|{LOST}",
+    "exchange_without_cluster_barrier": CLUSTER_THREAD + r"race: (reads|writes) byte \d+ of buffer 'numbers', which "
+    r"thread \(0, 0, 0\) of cluster rank [01] (read|wrote)",
+    # An arrival at another block's mbarrier releases no access of a thread.
+    "exchange_by_arrival_at_an_mbarrier": CLUSTER_THREAD + r"race: (reads|writes) byte \d+ of buffer 'numbers', which "
+    r"thread \(0, 0, 0\) of cluster rank [01] (read|wrote)",
+    "cluster_arrived_at_twice": CLUSTER_THREAD
+    + "barrier.cluster.arrive again, with no barrier.cluster.wait in between",
+    "cluster_not_arrived_at": CLUSTER_THREAD + "barrier.cluster.wait without barrier.cluster.arrive",
+    "pointer_handed_over": CLUSTER_THREAD + "reads 4 bytes of the shared memory of cluster rank [01], which only",
+    "grid_of_half_a_cluster": r"a grid of \(3, 1, 1\) blocks in clusters of 2 cannot be launched",
+    "cluster_of_too_many_threads": "blocks of 640 threads in clusters of 2, expected whole warpgroups and at most 1024",
+}
 FAULTS = {
+    **CLUSTER_FAULTS,
     "barriers_not_fenced": THREAD + "missing fence: a TMA load counts on the mbarrier at byte 0 of shared array "
     "'full', with neither fence.mbarrier_init nor fence.proxy.async since its init",
     "barriers_not_announced": THREAD + r"(mbarrier.try_wait of an address at which no mbarrier is initialised|race: )",
@@ -105,6 +141,9 @@ FAULTS = {
     "chain_fenced_before_the_write": THIRD + CHAIN,
     "chain_without_a_fence": THIRD + CHAIN,
     "note_after_the_turn": NOTE + r"\(0, 0, 0\) of another block wrote",
+    # The block that reads may even come first.
+    "note_after_the_turn_in_a_cluster": r"notes: block \([0-2], 0, 0\) thread \(\d+, 0, 0\): race: (reads|writes) "
+    r"byte \d+ of buffer 'notes', which thread",
     "note_by_another_warp": NOTE + r"\(63, 0, 0\) of another block wrote",
     "rewritten_beside_a_read": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): race: writes byte 0 of buffer 'data', "
     r"which thread \(0, 0, 0\) of another block read with",

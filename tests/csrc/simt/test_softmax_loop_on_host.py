@@ -57,11 +57,33 @@ def test_same_bits_in_every_order_and_on_any_number_of_blocks(
     """Each call has a seed of its own. The sums over candidates and rows are cut by the sizes, but for d_query's."""
     arguments = draw(*SIZES[0], dtype)
     found = []
-    for blocks in (4, 4, 6):
+    for blocks in (4, 4, 10):
         monkeypatch.setattr(on_host, "CUT", on_host.Cut(blocks, 1 << 16, 1))
         found.append(results(arguments, NAME))
     assert all(torch.equal(found[1][name], one) for name, one in found[0].items())
     assert all(torch.equal(found[2][name], one) for name, one in found[0].items() if name != "d_query")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("strip_elements", [1 << 17, 70_000], ids=["a_strip_of_three_tiles", "strips_of_two_and_one"])
+def test_clusters_give_the_bits_of_blocks_alone(
+    strip_elements: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three tiles of rows: one block of the last cluster computes a tile past the end."""
+    arguments = draw(300, 270, 40, dtype)
+    monkeypatch.setattr(on_host, "CUT", on_host.Cut(10, strip_elements, 1))
+    clusters = results(arguments, NAME)
+    monkeypatch.setenv("ARGUS_CLUSTERS", "0")
+    alone = results(arguments, NAME)
+    assert all(torch.equal(clusters[name], one) for name, one in alone.items())
+
+
+def test_clusters_take_more_than_one_tile_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = host_executor.load("sampled_softmax_loss", on_host.SOURCES)
+    blocks = library.sampled_softmax_loss_loop_cluster
+    assert [blocks(ctypes.c_int64(rows)) for rows in (1, 128, 129, 300)] == [1, 1, 2, 2]
+    monkeypatch.setenv("ARGUS_CLUSTERS", "0")
+    assert blocks(ctypes.c_int64(300)) == 1
 
 
 def test_the_loop_differs_from_the_tiles_in_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:

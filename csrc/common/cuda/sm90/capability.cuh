@@ -37,6 +37,13 @@ inline bool is_current_device() {
 #endif
 }
 
+// Whether product loops may run in clusters; ARGUS_CLUSTERS=0 in the environment says no, with the same
+// results, so that both can be timed.
+inline bool may_use_clusters() {
+  const char* setting = std::getenv("ARGUS_CLUSTERS");
+  return setting == nullptr || std::string(setting) != "0";
+}
+
 // Of the current GPU; only where is_current_device().
 inline int multiprocessors() {
   int count = 0;

@@ -5,7 +5,7 @@
 // many rows as the swizzle is wide. Boxes follow one another; without a swizzle they are 16 bytes wide.
 #pragma once
 
-#include "common/cuda/sm90/tma.cuh"
+#include "common/cuda/sm90/cluster.cuh"
 #include "common/cuda/sm90/wgmma.cuh"
 
 namespace argus::sm90 {
@@ -43,10 +43,23 @@ struct OperandTile {
   // Brings the tile at (row, depth); `barrier` counts kBytes.
   ARGUS_DEVICE static void load(unsigned char* tile, const ptx::TensorMap& map, int row, int depth,
                                 uint64_t* barrier) {
+    for_each_box(tile, row, depth, [&](unsigned char* box, int column, int line) {
+      ptx::tma_load(box, map, column, line, barrier);
+    });
+  }
+  // Into the same place in each block of the cluster whose rank is a bit of `mask`.
+  ARGUS_DEVICE static void load_multicast(unsigned char* tile, const ptx::TensorMap& map, int row, int depth,
+                                          uint64_t* barrier, uint16_t mask) {
+    for_each_box(tile, row, depth, [&](unsigned char* box, int column, int line) {
+      ptx::tma_load_multicast(box, map, column, line, barrier, mask);
+    });
+  }
+
+  template <class Visit>
+  ARGUS_DEVICE static void for_each_box(unsigned char* tile, int row, int depth, const Visit& visit) {
     for (int box = 0; box < kBoxes; ++box) {
       const int along = box * kBoxColumns;
-      ptx::tma_load(tile + box * kBoxBytes, map, kMn ? row + along : depth + along, kMn ? depth : row,
-                    barrier);
+      visit(tile + box * kBoxBytes, kMn ? row + along : depth + along, kMn ? depth : row);
     }
   }
 

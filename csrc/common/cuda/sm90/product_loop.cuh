@@ -8,6 +8,11 @@
 // TMA. Where a tile's depth fits the ring, the two warpgroups take turns: one multiplies while the policy of
 // the other works on its sums. Deeper tiles would wait for each other's stages, and have no turns.
 //
+// Two blocks of a cluster may share B: they take the tiles of 256 rows between them, each brings A for its
+// own rows and half of B, and TMA copies that half into both. A step of 256 columns takes 32 KB from the L2
+// instead of 48. A stage is free once the consumers of both blocks are done with it. Where the tiles of rows
+// are odd, one block's last tile is past the end: it takes part, and its policy stores nothing.
+//
 //   columns   shared memory            registers of a thread (of 64 K: 128 · producer + 256 · consumer)
 //   128       4 · (16 + 16) KB = 128   24 · 128 + 240 · 256 = 64,512; 64 of a consumer's are sums
 //   256       4 · (16 + 32) KB = 192   the same; 128 of a consumer's are sums
@@ -25,9 +30,11 @@ struct ProductLoop {
   static constexpr int kStages = 4, kRows = 128, kDepth = 128 / static_cast<int>(sizeof(T));
   static constexpr int kThreads = 384, kConsumerWarps = 8, kHalfThreads = 128;
   static constexpr int kProducerRegisters = 24, kConsumerRegisters = 240;
+  static constexpr uint32_t kCluster = 2;  // blocks that share B
   using TileA = OperandTile<T, kA, 128, kRows, kDepth>;
   using TileB = OperandTile<T, kB, 128, kColumns, kDepth>;
   using HalfOfA = OperandTile<T, kA, 128, kRows / 2, kDepth>;
+  using HalfOfB = OperandTile<T, kB, 128, kColumns / 2, kDepth>;
   static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
   static constexpr size_t kShared = kStages * kStageBytes + kPatternBytes;
 
@@ -36,14 +43,16 @@ struct ProductLoop {
     int row, column, split, first_step, steps;
   };
 
-  // D is [rows, columns], or [splits, rows, columns] if the depth is cut into at most steps() parts. Blocks
-  // take tiles in turn, those of one column of tiles one after the other, so that their part of B stays in
-  // the L2.
+  // D is [rows, columns], or [splits, rows, columns] if the depth is cut into at most steps() parts. Blocks,
+  // or clusters of 2, take tiles in turn, those of one column of tiles one after the other, so that their
+  // part of B stays in the L2. `cluster` is that of the launch.
   struct Shape {
-    int rows, columns, depth, splits = 1;
+    int rows, columns, depth, splits = 1, cluster = 1;
 
-    ARGUS_HOST_DEVICE int row_tiles() const { return (rows + kRows - 1) / kRows; }
+    ARGUS_HOST_DEVICE int cluster_rows() const { return kRows * cluster; }
+    ARGUS_HOST_DEVICE int row_tiles() const { return (rows + cluster_rows() - 1) / cluster_rows(); }
     ARGUS_HOST_DEVICE int column_tiles() const { return (columns + kColumns - 1) / kColumns; }
+    // What the blocks, or clusters, share out among them.
     ARGUS_HOST_DEVICE int tiles() const { return row_tiles() * column_tiles() * splits; }
     ARGUS_HOST_DEVICE int steps() const { return (depth + kDepth - 1) / kDepth; }
     // The warpgroups take turns.
@@ -51,14 +60,26 @@ struct ProductLoop {
 
     ARGUS_DEVICE Tile tile(int index) const {
       const int split = index / (row_tiles() * column_tiles()), first = steps() * split / splits;
-      return {index % row_tiles() * kRows, index / row_tiles() % column_tiles() * kColumns, split, first,
+      const int rank = static_cast<int>(blockIdx.x) % cluster;
+      return {index % row_tiles() * cluster_rows() + rank * kRows,
+              index / row_tiles() % column_tiles() * kColumns, split, first,
               steps() * (split + 1) / splits - first};
     }
+    ARGUS_DEVICE int first_tile() const { return static_cast<int>(blockIdx.x) / cluster; }
+    ARGUS_DEVICE int tile_stride() const { return static_cast<int>(gridDim.x) / cluster; }
   };
+
+  // Of B, whose lines are `pitch` elements apart.
+  static ptx::TensorMap map_b(const T* base, const Shape& shape, uint64_t pitch) {
+    const auto columns = static_cast<uint64_t>(shape.columns), depth = static_cast<uint64_t>(shape.depth);
+    return shape.cluster == 1 ? TileB::map(base, columns, depth, pitch)
+                              : HalfOfB::map(base, columns, depth, pitch);
+  }
 
   struct Ring {
     uint64_t *full, *empty;
     unsigned char* stages;
+    int cluster;
 
     ARGUS_DEVICE unsigned char* a(int step) const { return stages + step % kStages * kStageBytes; }
     ARGUS_DEVICE unsigned char* b(int step) const { return a(step) + TileA::kBytes; }
@@ -68,8 +89,7 @@ struct ProductLoop {
   ARGUS_DEVICE static void produce(const Ring& ring, const ptx::TensorMap& map_a, const ptx::TensorMap& map_b,
                                    const Shape& shape) {
     int step = 0;
-    for (int index = static_cast<int>(blockIdx.x); index < shape.tiles();
-         index += static_cast<int>(gridDim.x)) {
+    for (int index = shape.first_tile(); index < shape.tiles(); index += shape.tile_stride()) {
       const Tile tile = shape.tile(index);
       for (int i = 0; i < tile.steps; ++i, ++step) {
         const int depth = (tile.first_step + i) * kDepth;
@@ -77,13 +97,37 @@ struct ProductLoop {
         ptx::mbarrier_wait(ring.empty + step % kStages, Ring::parity(step) ^ 1);
         ptx::mbarrier_arrive_expect(full, kStageBytes);
         TileA::load(ring.a(step), map_a, tile.row, depth, full);
-        TileB::load(ring.b(step), map_b, tile.column, depth, full);
+        load_b(ring.b(step), map_b, tile.column, depth, full, shape);
       }
     }
+    // The other block's consumers arrive here until they are done with the last stages; a block that had
+    // exited would not be there for them.
+    if (shape.cluster == 1) return;
+    for (const int end = step + kStages; step < end; ++step)
+      ptx::mbarrier_wait(ring.empty + step % kStages, Ring::parity(step) ^ 1);
   }
 
+  ARGUS_DEVICE static void load_b(unsigned char* b, const ptx::TensorMap& map, int column, int depth,
+                                  uint64_t* full, const Shape& shape) {
+    if (shape.cluster == 1) {
+      TileB::load(b, map, column, depth, full);
+      return;
+    }
+    static_assert(HalfOfB::kBytes * kCluster == TileB::kBytes);
+    constexpr uint16_t kAll = (1 << kCluster) - 1;
+    const int rank = static_cast<int>(ptx::cluster_rank());
+    HalfOfB::load_multicast(b + rank * HalfOfB::kBytes, map, column + rank * kColumns / 2, depth, full, kAll);
+  }
+
+  // To the blocks that bring its operands.
   ARGUS_DEVICE static void release(const Ring& ring, int step) {
-    if (lane_index() == 0) ptx::mbarrier_arrive(ring.empty + step % kStages);
+    uint64_t* empty = ring.empty + step % kStages;
+    const auto lane = static_cast<uint32_t>(lane_index());
+    if (ring.cluster == 1) {
+      if (lane == 0) ptx::mbarrier_arrive(empty);
+    } else if (lane < kCluster) {
+      ptx::mbarrier_arrive_cluster(empty, lane);
+    }
   }
 
   // The sums of one tile, of the 64 rows that are the warpgroup's; `step` counts on from tile to tile.
@@ -112,24 +156,34 @@ struct ProductLoop {
     return a + half * HalfOfA::kBytes;
   }
 
-  // What a kernel of kThreads threads runs. Of each tile a warpgroup calls `policy.begin(row, column)` with
-  // its first row and the first column, before the product, and `policy.take(sums, row, column)` with its
-  // sums after.
+  // The barriers, usable by all who count on them.
+  ARGUS_DEVICE static void make_barriers(const Ring& ring) {
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < kStages; ++stage) {
+        ptx::mbarrier_init(ring.full + stage, 1);
+        ptx::mbarrier_init(ring.empty + stage, static_cast<uint32_t>(kConsumerWarps * ring.cluster));
+      }
+      ptx::fence_mbarrier_init();
+    }
+    if (ring.cluster == 1) {
+      __syncthreads();
+    } else {
+      ptx::cluster_arrive();
+      ptx::cluster_wait();
+    }
+  }
+
+  // What a kernel of kThreads threads runs, launched in clusters of shape.cluster blocks, 1 or 2. Of each
+  // tile a warpgroup calls `policy.begin(tile)` with its first row and the first column, before the product,
+  // and `policy.take(sums, tile)` with its sums after; both may lie past the end.
   template <class Policy>
   ARGUS_DEVICE static void run(const ptx::TensorMap& map_a, const ptx::TensorMap& map_b, const Shape& shape,
                                Policy& policy) {
     ARGUS_SHARED(uint64_t, full, [kStages]);
     ARGUS_SHARED(uint64_t, empty, [kStages]);
     ARGUS_DYNAMIC_SHARED(unsigned char, buffer);
-    const Ring ring{full, empty, align_to_pattern(buffer)};
-    if (threadIdx.x == 0) {
-      for (int stage = 0; stage < kStages; ++stage) {
-        ptx::mbarrier_init(full + stage, 1);
-        ptx::mbarrier_init(empty + stage, kConsumerWarps);
-      }
-      ptx::fence_mbarrier_init();
-    }
-    __syncthreads();
+    const Ring ring{full, empty, align_to_pattern(buffer), shape.cluster};
+    make_barriers(ring);
     const int group = static_cast<int>(threadIdx.x) / 128;
     if (group == 0) {
       ptx::decrease_registers<kProducerRegisters>();
@@ -137,12 +191,12 @@ struct ProductLoop {
       return;
     }
     ptx::increase_registers<kConsumerRegisters>();
-    const int half = group - 1, blocks = static_cast<int>(gridDim.x);
+    const int half = group - 1, stride = shape.tile_stride();
     const bool turns = shape.turns();
-    int step = 0, index = static_cast<int>(blockIdx.x);
+    int step = 0, index = shape.first_tile();
     if (turns && half == 1 && index < shape.tiles())
       ptx::named_barrier_arrive(kTurnBarrier, 2 * kHalfThreads);
-    for (; index < shape.tiles(); index += blocks) {
+    for (; index < shape.tiles(); index += stride) {
       Tile tile = shape.tile(index);
       tile.row += half * kRows / 2;
       policy.begin(tile);
@@ -150,7 +204,7 @@ struct ProductLoop {
       float sums[kColumns / 2];
       multiply(ring, half, tile.steps, step, sums);
       // Every turn is waited for: after the last tile of the second half there is none.
-      if (turns && (half == 0 || index + blocks < shape.tiles()))
+      if (turns && (half == 0 || index + stride < shape.tiles()))
         ptx::named_barrier_arrive(kTurnBarrier + 1 - half, 2 * kHalfThreads);
       policy.take(sums, tile);
     }
