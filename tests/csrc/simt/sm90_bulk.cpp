@@ -18,6 +18,10 @@ namespace ptx = argus::ptx;
 constexpr int kFloats = 12;
 constexpr LaunchShape kOneThread{dim3(1), dim3(1)};
 
+LaunchShape in_order(dim3 grid, dim3 block, size_t dynamic_shared = 0) {
+  return {.grid = grid, .block = block, .dynamic_shared = dynamic_shared, .in_order = true};
+}
+
 enum class Cleared { no, fenced, fenced_for_shared_memory };
 
 __global__ void add_once(const float* parts, float* sums, int shift, Cleared cleared) {
@@ -103,7 +107,7 @@ __global__ void chain(float* data, int32_t* turn, Fence fence) {
 void run_chain(Fence fence) {
   Buffer<float> data("data", kFloats);
   Buffer<int32_t> turn("turn", 1);
-  launch("chain", chain, LaunchShape{dim3(3), dim3(1), 0, true}, nullptr, data.get(), turn.get(), fence);
+  launch("chain", chain, in_order(dim3(3), dim3(1)), nullptr, data.get(), turn.get(), fence);
   for (size_t i = 0; i < kFloats; ++i) expect("data", i, data.result()[i], static_cast<float>(i + 1));
 }
 
@@ -145,8 +149,8 @@ void run_notes(Note note) {
   constexpr int kBlocks = 5;
   Buffer<int> notes("notes", kBlocks), sums("sums", kBlocks);
   Buffer<int32_t> turn("turn", 1);
-  launch("notes", notes_kernel, LaunchShape{dim3(kBlocks), dim3(64), 0, true}, nullptr, notes.get(),
-         sums.get(), turn.get(), note);
+  launch("notes", notes_kernel, in_order(dim3(kBlocks), dim3(64)), nullptr, notes.get(), sums.get(),
+         turn.get(), note);
   for (int block = 0; block < kBlocks; ++block)
     expect("sums", static_cast<size_t>(block), sums.result()[static_cast<size_t>(block)],
            block * (block + 1) / 2);
@@ -195,7 +199,7 @@ void run_rewrite(bool by_tma, bool acquires) {
   Buffer<float> data("data", 4, 3.0f), seen("seen", 2);
   Buffer<int32_t> turn("turn", 2);
   const auto map = ptx::make_tensor_map(ptx::TensorTile<float>{data.get(), 4, 1, 16, 4, 1, 0});
-  launch("rewrite", rewrite, LaunchShape{dim3(3), dim3(1), 128, true}, nullptr, map, data.get(), seen.get(),
+  launch("rewrite", rewrite, in_order(dim3(3), dim3(1), 128), nullptr, map, data.get(), seen.get(),
          turn.get(), by_tma, acquires);
   expect("data", 0, data.result()[0], 5.0f);
   expect("seen", 1, seen.result()[1], 3.0f);
@@ -237,8 +241,8 @@ __global__ void two_turns(int* data, int* sums, int32_t* turns, Late late) {
 void run_two_turns(Late late) {
   Buffer<int> data("data", 2), sums("sums", 2);
   Buffer<int32_t> turns("turns", 2);
-  launch("two_turns", two_turns, LaunchShape{dim3(3), dim3(32), 0, true}, nullptr, data.get(), sums.get(),
-         turns.get(), late);
+  launch("two_turns", two_turns, in_order(dim3(3), dim3(32)), nullptr, data.get(), sums.get(), turns.get(),
+         late);
   for (size_t i = 0; i < 2; ++i) expect("sums", i, sums.result()[i], 3);
 }
 
@@ -266,7 +270,7 @@ __global__ void turn_within(int32_t* turn, int* out) {
 ARGUS_CASE(turn_within_a_block) {
   Buffer<int32_t> turn("turn", 1);
   Buffer<int> out("out", 1);
-  launch("turn_within", turn_within, LaunchShape{dim3(1), dim3(64), 0, true}, nullptr, turn.get(), out.get());
+  launch("turn_within", turn_within, in_order(dim3(1), dim3(64)), nullptr, turn.get(), out.get());
   expect("out", 0, out.result()[0], 8);
 }
 
@@ -275,8 +279,7 @@ ARGUS_CASE(fault_turn_without_contents) {
   argus::simt::DeviceBuffer turn("turn", static_cast<void*>(host.data()), sizeof(int32_t),
                                  argus::simt::Contents::fresh);
   Buffer<int> out("out", 1);
-  launch("turn_within", turn_within, LaunchShape{dim3(1), dim3(64), 0, true}, nullptr, turn.as<int32_t>(),
-         out.get());
+  launch("turn_within", turn_within, in_order(dim3(1), dim3(64)), nullptr, turn.as<int32_t>(), out.get());
 }
 
 }  // namespace
