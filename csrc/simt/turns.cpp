@@ -25,8 +25,8 @@ struct Waiting final : Waitable {
   Waiting(const int32_t* turn, int32_t value, std::string name)
       : turn(turn), value(value), name(std::move(name)) {}
   std::string describe() const override {
-    return name + " holds " + std::to_string(*turn) + ", awaited is " + std::to_string(value) +
-           ", and no earlier block has set it";
+    return name + " holds " + std::to_string(*turn) + ", expected " + std::to_string(value) +
+           ", which no earlier block has set";
   }
 };
 

@@ -123,7 +123,7 @@ FAULTS = {
     + rf"race: a bulk add adds to {SUMS}, which a copy of another block wrote, in no fixed",
     "adds_in_no_order": rf"race: a bulk add adds to {SUMS}, which a copy of another block added to, in no fixed order",
     "wrong_predecessor": r"block \(1, 0, 0\): deadlock: .*1 threads wait in wait_turn \(sm90_turns.cuh:\d+\): "
-    "byte 20 of buffer 'turns' holds 1, awaited is 2, and no earlier block has set it",
+    "byte 20 of buffer 'turns' holds 1, expected 2, which no earlier block has set",
     "turn_passed_when_only_read": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",
     "turn_passed_before_the_wait": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",
     "turn_passed_by_another_thread": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",

@@ -4,9 +4,10 @@
 //   One thread of a block waits, does the block's part or lets others do it, and passes the turn on. Whoever
 //   has waited sees what the thread that passed the turn had seen, and so do threads that synchronise with
 //   the one that waited. Bulk copies must have arrived before the turn is passed: tma_store_wait.
-//   A block may wait only for blocks before it in the grid, which a GPU starts first; LaunchShape::in_order
-//   says so. Words hold a value before the launch, and a turn that is awaited must not be passed twice
-//   before.
+//   A block may wait only for blocks before it in the grid, and its launch says so (LaunchShape::in_order):
+//   GPUs start blocks in that order, which the programming guide does not promise. Words hold a value before
+//   the launch, and pass_turn alone changes them; a value may be replaced only after the block that waits for
+//   it has seen it.
 #pragma once
 
 #include "common/cuda/device.cuh"
