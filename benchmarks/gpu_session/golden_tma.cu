@@ -3,6 +3,7 @@
 #include <stdexcept>
 
 #include "attention/cuda/sm90/user_box.cuh"
+#include "common/cuda/sm90/bulk.cuh"
 #include "common/cuda/sm90/capability.cuh"
 #include "golden.h"
 
@@ -38,6 +39,13 @@ constexpr int kUserRows = 16;
 struct UserBoxes {
   int32_t type;  // 0 half, 1 bfloat16
   int32_t cases, rows, heads, width, row_stride;
+};
+
+// Words of shared and of global memory, `elements` of each, and the bytes that go from one to the other.
+struct BulkCopies {
+  int32_t adds;  // float32 numbers; else it stores
+  int32_t parts, elements;
+  int32_t shared_offset, global_offset, bytes;
 };
 
 ARGUS_DEVICE void expect_bytes(uint64_t* full, int bytes) {
@@ -105,6 +113,31 @@ __global__ void store_box(const __grid_constant__ TensorMap map, int bytes, int 
     ptx::tma_store(map, coordinates[0], coordinates[1], shared);
     ptx::tma_store_commit();
     ptx::tma_store_wait<0>();
+  }
+#endif
+}
+
+// One warp: each part [parts, elements] in its turn through shared memory to `to`.
+__global__ void copy_parts(const __grid_constant__ BulkCopies asked, const uint32_t* parts, uint32_t* to) {
+#if defined(ARGUS_SM90A_CODE)
+  ARGUS_DYNAMIC_SHARED(unsigned char, buffer);
+  unsigned char* shared = argus::sm90::align_to_pattern(buffer);
+  unsigned char* from = shared + asked.shared_offset;
+  float* target = reinterpret_cast<float*>(to) + asked.global_offset / 4;
+  for (int part = 0; part < asked.parts; ++part) {
+    copy_words(reinterpret_cast<uint32_t*>(shared), parts + part * asked.elements, 4 * asked.elements);
+    ptx::fence_proxy_async();
+    __syncwarp();
+    if (threadIdx.x == 0) {
+      if (asked.adds != 0) {
+        ptx::bulk_add(target, reinterpret_cast<const float*>(from), static_cast<uint32_t>(asked.bytes));
+      } else {
+        ptx::bulk_store(target, from, static_cast<uint32_t>(asked.bytes));
+      }
+      ptx::tma_store_commit();
+      ptx::tma_store_wait<0>();
+    }
+    __syncwarp();
   }
 #endif
 }
@@ -201,5 +234,18 @@ GOLDEN_EXPORT void golden_load_users(const golden::UserBoxes* asked, const void*
                       : wide ? golden::load_users<__nv_bfloat16, 128>
                              : golden::load_users<__nv_bfloat16, 64>;
     load(*asked, tensor, cases, out);
+  });
+}
+
+// `to` [elements] is written in place.
+GOLDEN_EXPORT void golden_bulk_copies(const golden::BulkCopies* asked, const uint32_t* parts, uint32_t* to,
+                                      char* report, size_t bytes) {
+  golden::report_of(report, bytes, [&] {
+    const size_t elements = static_cast<size_t>(asked->elements);
+    const golden::Memory<const uint32_t> from("parts", parts, static_cast<size_t>(asked->parts) * elements);
+    const golden::Memory<uint32_t> target("to", to, elements);
+    golden::launch("golden_bulk_copies", golden::copy_parts, golden::warps(1, 4 * asked->elements), nullptr,
+                   *asked, from.get(), target.get());
+    target.copy_back();
   });
 }

@@ -1,4 +1,4 @@
-"""Golden vectors of TMA: boxes over every edge of a tensor, the bytes as they lie in shared memory, and stores."""
+"""Golden vectors of TMA: boxes over every edge of a tensor, as they lie in shared memory; stores; bulk copies."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_session.golden_vector import Problem, call
+from benchmarks.gpu_session.golden_vector import Problem, call, numbers
 
 LOAD, STORE, USER = "TMA load", "TMA store", "TMA load of a user's rows"
-INSTRUCTIONS = (LOAD, STORE, USER)
+BULK_STORE, BULK_ADD = "bulk store", "bulk add"
+INSTRUCTIONS = (LOAD, STORE, USER, BULK_STORE, BULK_ADD)
 TYPES = {"half": 2, "bfloat16": 2, "float": 4}
 """The types of a map and the bytes of an element, in the order of golden_tma.cu."""
 SWIZZLES = (128, 64, 32, 0)
@@ -23,6 +24,8 @@ BOX_ROWS, USER_ROWS, HEADS = 10, 16, 2
 """A box has more rows than the pattern of a swizzle; USER_ROWS is golden_tma.cu's."""
 LENGTHS = (21, 0, 5, 16, 34)
 """Of the users; rows of nobody follow the last one."""
+BULK_ELEMENTS, BULK_PARTS = 256, 3
+"""Of each side of a bulk copy; the parts that it brings one after the other."""
 _BITS: dict[int, np.dtype[Any]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 
 
@@ -44,6 +47,12 @@ class _UserBoxes(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int32) for name in ("type", "cases", "rows", "heads", "width", "row_stride")]
 
 
+class _BulkCopies(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int32) for name in ("adds", "parts", "elements", "shared_offset", "global_offset", "bytes")
+    ]
+
+
 def problems() -> Iterator[Problem]:
     """Random bits, NaNs among them: a copy keeps every one."""
     random = np.random.default_rng(200)
@@ -55,6 +64,11 @@ def problems() -> Iterator[Problem]:
         yield _store(_plane(kind, swizzle, swizzle or 48, 0), random)
     for kind, width in (("half", 64), ("half", 96), ("bfloat16", 40), ("bfloat16", 128)):
         yield _user_rows(kind, width, random)
+    for shared_offset, global_offset, count in ((0, 0, 1024), (16, 48, 16), (144, 528, 496)):
+        settings = {"shared_offset": shared_offset, "global_offset": global_offset, "bytes": count}
+        yield _bulk(BULK_STORE, "bits", settings, random)
+        for draw in ("normal", "wide", "edges"):
+            yield _bulk(BULK_ADD, draw, settings, random)
 
 
 def _plane(kind: str, swizzle: int, width_bytes: int, offset: int) -> dict[str, Any]:
@@ -139,10 +153,27 @@ def _user_rows(kind: str, width: int, random: np.random.Generator) -> Problem:
     return Problem(USER, "bits", {"tensor": tensor, "at": np.array(cases, np.int32)}, settings)
 
 
+def _bulk(instruction: str, draw: str, settings: dict[str, Any], random: np.random.Generator) -> Problem:
+    shape = (BULK_PARTS + 1, BULK_ELEMENTS)
+    if draw == "bits":
+        drawn = _bits(shape[0] * shape[1], "float", random).reshape(shape)
+    elif draw == "edges":
+        # Sums that overflow, are subnormal or zeros of either sign. No infinity meets its opposite: NaNs have many
+        # bits. So -∞ is not drawn, nor what could overflow to it.
+        edges = [0.0, -0.0, 2.0**-149, -(2.0**-127), 2.0**-126, -(2.0**-126), 1.5 * 2.0**-126, 3e38, np.inf, 1.0]
+        drawn = random.choice(np.array(edges, np.float32), shape)
+    else:
+        drawn = numbers(draw, shape, random).astype(np.float32)
+    words = drawn.view(np.uint32)
+    return Problem(instruction, draw, {"parts": words[1:], "to": words[0]}, settings)
+
+
 def evaluate(problem: Problem, device: str, library: Path) -> np.ndarray:
-    """Boxes as they lie in shared memory, [cases, elements of a box], or stored-to tensors, [cases, elements]."""
+    """Boxes as they lie in shared memory, [cases, elements of a box], or tensors after stores, [cases, elements]."""
     settings = problem.settings
     given = {name: _on(device, array) for name, array in problem.operands.items()}
+    if problem.instruction in (BULK_STORE, BULK_ADD):
+        return _evaluate_bulk(problem, given, library)
     cases, dtype = len(given["at"]), _BITS[TYPES[settings["type"]]]
     request: ctypes.Structure
     if problem.instruction == USER:
@@ -155,12 +186,25 @@ def evaluate(problem: Problem, device: str, library: Path) -> np.ndarray:
         source, out = given["tile"], given["tensor"].repeat(cases, 1)
     else:
         source, out = given["tensor"], _on(device, np.zeros((cases, elements), dtype))
-    pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (source, given["at"], out)]
-    call(library, function, ctypes.byref(request), *pointers)
-    if device == "cuda":
-        torch.cuda.synchronize()
+    _call(library, function, request, source, given["at"], out)
     result: np.ndarray = out.cpu().numpy().view(dtype)
     return result
+
+
+def _evaluate_bulk(problem: Problem, given: dict[str, Tensor], library: Path) -> np.ndarray:
+    """The words of global memory, sums among them: their zeros have signs."""
+    parts, to = given["parts"], given["to"]
+    offsets = [problem.settings[name] for name in ("shared_offset", "global_offset", "bytes")]
+    request = _BulkCopies(int(problem.instruction == BULK_ADD), *parts.shape, *offsets)
+    _call(library, "golden_bulk_copies", request, parts, to)
+    result: np.ndarray = to.cpu().numpy().view(np.uint32)
+    return result
+
+
+def _call(library: Path, function: str, request: ctypes.Structure, *tensors: Tensor) -> None:
+    call(library, function, ctypes.byref(request), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors))
+    if tensors[0].is_cuda:
+        torch.cuda.synchronize()
 
 
 def _on(device: str, array: np.ndarray) -> Tensor:

@@ -167,6 +167,29 @@ def test_boxes_are_those_of_numpy(twins: list[Vector], instruction: str, expecte
             assert np.array_equal(result, expected(vector.problem, case)), f"{vector.problem.name()} at {case}"
 
 
+def without_subnormals(numbers: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(numbers) < np.finfo(np.float32).tiny, np.copysign(np.float32(0), numbers), numbers)
+
+
+def test_bulk_copies_are_those_of_numpy(twins: list[Vector]) -> None:
+    found = [vector for vector in twins if vector.problem.instruction in (golden_tma.BULK_STORE, golden_tma.BULK_ADD)]
+    assert {vector.problem.draw for vector in found} == {"bits", "normal", "wide", "edges"}
+    for vector in found:
+        settings, after = vector.problem.settings, vector.problem.operands["to"].copy()
+        shared, first, count = (settings[name] // 4 for name in ("shared_offset", "global_offset", "bytes"))
+        assert first > 0 or count == len(after)
+        for part in vector.problem.operands["parts"]:
+            own = part[shared : shared + count]
+            if vector.problem.instruction == golden_tma.BULK_ADD:
+                before, added = (
+                    without_subnormals(one.view(np.float32)) for one in (after[first : first + count], own)
+                )
+                with np.errstate(over="ignore"):
+                    own = without_subnormals(before + added).view(np.uint32)
+            after[first : first + count] = own
+        assert np.array_equal(vector.result, after), vector.problem.name()
+
+
 def test_boxes_hang_over_every_edge(twins: list[Vector]) -> None:
     loads = [vector.problem for vector in twins if vector.problem.instruction == golden_tma.LOAD]
     kinds = {(one.settings["type"], one.settings["swizzle"], len(one.settings["extents"])) for one in loads}
