@@ -195,7 +195,7 @@ STEPS: Sequence[Step] = (
     Step("machine", 8, 8, machine),
     Step("binding", 0, 20, binding),
     Step("error_rule", 110, 50, error_rule, jobs=14, rehearsal_jobs=2),
-    Step("golden", 28, 26, golden, jobs=3),
+    Step("golden", 28, 30, golden, jobs=3),
     Step("timing", 150, 16, timing),
     Step("tuning_compile", 25, 1, tuning_compile, jobs=COMPILERS),
     Step("tuning", 65, 14, tuning),
