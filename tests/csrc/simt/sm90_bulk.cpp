@@ -15,11 +15,15 @@ using cases::Buffer;
 using cases::expect;
 namespace ptx = argus::ptx;
 
-constexpr int kFloats = 8;
+constexpr int kFloats = 12;
 constexpr LaunchShape kOneThread{dim3(1), dim3(1)};
 
-__global__ void add_once(const float* parts, float* sums, int shift) {
+enum class Cleared { no, fenced, fenced_for_shared_memory };
+
+__global__ void add_once(const float* parts, float* sums, int shift, Cleared cleared) {
   ARGUS_SHARED(float, part, [kFloats]);
+  for (int i = 0; i < kFloats && cleared != Cleared::no; ++i) sums[i] = 0.0f;
+  if (cleared == Cleared::fenced) ptx::fence_proxy_async_global();
   for (int i = 0; i < kFloats; ++i) part[i] = parts[i];
   ptx::fence_proxy_async();
   ptx::bulk_add(sums + shift, part, sizeof(part));
@@ -31,12 +35,15 @@ ARGUS_CASE(bulk_add_rounds_once_and_takes_subnormals_for_zero) {
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr float kTiny = std::numeric_limits<float>::min(),
                   kInfinity = std::numeric_limits<float>::infinity();
-  const std::vector<float> parts{1.0f / 3, 0x1p-24f, -kTiny / 2, kTiny, kNan, 1.0f, -kInfinity, -0.0f};
-  const std::vector<float> before{2.0f / 7, 1.0f, -kTiny / 4, -1.5f * kTiny, 1.0f, kNan, kInfinity, -0.0f};
-  // The ties of 1 + 2^-24 go to even; a subnormal sum becomes a 0 of its sign.
-  const std::vector<float> after{1.0f / 3 + 2.0f / 7, 1.0f, -0.0f, -0.0f, kNan, kNan, kNan, -0.0f};
+  const std::vector<float> parts{1.0f / 3,   0x1p-24f,   -kTiny / 2, kTiny, kNan, 1.0f,
+                                 -kInfinity, -kTiny / 2, kTiny,      -0.0f, 2.0f, 3.0f};
+  const std::vector<float> before{2.0f / 7,  1.0f,  -kTiny / 4, -1.5f * kTiny, 1.0f, kNan,
+                                  kInfinity, kTiny, -kTiny / 2, -0.0f,         1.0f, -3.0f};
+  // The tie of 1 + 2^-24 goes to even; a subnormal sum becomes a 0 of its sign.
+  const std::vector<float> after{
+      1.0f / 3 + 2.0f / 7, 1.0f, -0.0f, -0.0f, kNan, kNan, kNan, kTiny, kTiny, -0.0f, 3.0f, 0.0f};
   Buffer<float> device_parts("parts", parts), sums("sums", before);
-  launch("add_once", add_once, kOneThread, nullptr, device_parts.get(), sums.get(), 0);
+  launch("add_once", add_once, kOneThread, nullptr, device_parts.get(), sums.get(), 0, Cleared::no);
   for (size_t i = 0; i < after.size(); ++i) {
     const float found = sums.result()[i];
     if (after[i] != after[i]) {
@@ -49,12 +56,25 @@ ARGUS_CASE(bulk_add_rounds_once_and_takes_subnormals_for_zero) {
 
 ARGUS_CASE(fault_bulk_add_to_misaligned_bytes) {
   Buffer<float> parts("parts", kFloats), sums("sums", 2 * kFloats);
-  launch("add_once", add_once, kOneThread, nullptr, parts.get(), sums.get(), 1);
+  launch("add_once", add_once, kOneThread, nullptr, parts.get(), sums.get(), 1, Cleared::no);
 }
 
 ARGUS_CASE(fault_bulk_add_past_the_end) {
   Buffer<float> parts("parts", kFloats), sums("sums", kFloats);
-  launch("add_once", add_once, kOneThread, nullptr, parts.get(), sums.get(), 4);
+  launch("add_once", add_once, kOneThread, nullptr, parts.get(), sums.get(), 4, Cleared::no);
+}
+
+void add_to_cleared(Cleared cleared) {
+  Buffer<float> parts("parts", kFloats, 2.0f), sums("sums", kFloats, 1.0f);
+  launch("add_once", add_once, kOneThread, nullptr, parts.get(), sums.get(), 0, cleared);
+  for (size_t i = 0; i < kFloats; ++i) expect("sums", i, sums.result()[i], 2.0f);
+}
+
+ARGUS_CASE(bulk_add_to_cleared_bytes) {
+  add_to_cleared(Cleared::fenced);
+}
+ARGUS_CASE(fault_bulk_add_fenced_for_shared_memory) {
+  add_to_cleared(Cleared::fenced_for_shared_memory);
 }
 
 enum class Fence { by_the_writer, between, before_the_write, none };
@@ -145,10 +165,21 @@ ARGUS_CASE(fault_note_by_another_warp) {
   run_notes(Note::by_another_warp);
 }
 
-// Blocks 0 and 1 read what block 2 writes; whether block 1 lets block 2 know of block 0's read.
-__global__ void rewrite(int* data, int* sums, int32_t* turn, bool acquires) {
+// Blocks 0 and 1 read what block 2 writes, by a load or by TMA; block 1 lets block 2 know of block 0's read
+// only if it acquires it.
+__global__ void rewrite(const __grid_constant__ ptx::TensorMap map, float* data, float* seen, int32_t* turn,
+                        bool by_tma, bool acquires) {
+  ARGUS_SHARED(uint64_t, full, [1]);
+  ARGUS_DYNAMIC_SHARED(float, tile);
   const int block = static_cast<int>(blockIdx.x);
-  if (block < 2) sums[block] = data[0];
+  if (block < 2 && by_tma) {
+    ptx::mbarrier_init(full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect(full, 4 * sizeof(float));
+    ptx::tma_load(tile, map, 0, 0, full);
+    ptx::mbarrier_wait(full, 0);
+  }
+  if (block < 2) seen[block] = by_tma ? tile[0] : data[0];
   if (block == 0) ptx::pass_turn(turn, 1);
   if (block == 1) {
     if (acquires) ptx::wait_turn(turn, 1);
@@ -156,24 +187,69 @@ __global__ void rewrite(int* data, int* sums, int32_t* turn, bool acquires) {
   }
   if (block == 2) {
     ptx::wait_turn(turn + 1, 1);
-    data[0] = 5;
+    data[0] = 5.0f;
   }
 }
 
-void run_rewrite(bool acquires) {
-  Buffer<int> data("data", 1, 3), sums("sums", 2);
+void run_rewrite(bool by_tma, bool acquires) {
+  Buffer<float> data("data", 4, 3.0f), seen("seen", 2);
   Buffer<int32_t> turn("turn", 2);
-  launch("rewrite", rewrite, LaunchShape{dim3(3), dim3(1), 0, true}, nullptr, data.get(), sums.get(),
-         turn.get(), acquires);
-  expect("data", 0, data.result()[0], 5);
-  expect("sums", 1, sums.result()[1], 3);
+  const auto map = ptx::make_tensor_map(ptx::TensorTile<float>{data.get(), 4, 1, 16, 4, 1, 0});
+  launch("rewrite", rewrite, LaunchShape{dim3(3), dim3(1), 128, true}, nullptr, map, data.get(), seen.get(),
+         turn.get(), by_tma, acquires);
+  expect("data", 0, data.result()[0], 5.0f);
+  expect("seen", 1, seen.result()[1], 3.0f);
 }
 
 ARGUS_CASE(rewritten_after_all_reads) {
-  run_rewrite(true);
+  run_rewrite(false, true);
+}
+ARGUS_CASE(rewritten_after_all_loads) {
+  run_rewrite(true, true);
 }
 ARGUS_CASE(fault_rewritten_beside_a_read) {
-  run_rewrite(false);
+  run_rewrite(false, false);
+}
+ARGUS_CASE(fault_rewritten_beside_a_load) {
+  run_rewrite(true, false);
+}
+
+enum class Late { none, second_turn, turn_by_exchange };
+
+// Blocks 0 and 1 leave data each and pass a turn each; block 2 waits for both, and two of its threads read.
+__global__ void two_turns(int* data, int* sums, int32_t* turns, Late late) {
+  const int block = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  if (block < 2 && thread == 0) {
+    data[block] = block + 1;
+    ptx::pass_turn(turns + block, late == Late::turn_by_exchange ? 2 : 1);
+    if (late == Late::turn_by_exchange) atomicExch(turns + block, 1);
+  }
+  if (block < 2) return;
+  if (thread == 0) ptx::wait_turn(turns, 1);
+  if (late == Late::second_turn) __syncthreads();
+  if (thread == 0) ptx::wait_turn(turns + 1, 1);
+  if (late != Late::second_turn) __syncthreads();
+  // A vote comes after the waits and orders nothing.
+  __ballot_sync(argus::kFullWarp, true);
+  if (thread < 2) sums[thread] = data[0] + data[1];
+}
+
+void run_two_turns(Late late) {
+  Buffer<int> data("data", 2), sums("sums", 2);
+  Buffer<int32_t> turns("turns", 2);
+  launch("two_turns", two_turns, LaunchShape{dim3(3), dim3(32), 0, true}, nullptr, data.get(), sums.get(),
+         turns.get(), late);
+  for (size_t i = 0; i < 2; ++i) expect("sums", i, sums.result()[i], 3);
+}
+
+ARGUS_CASE(turns_of_two_blocks) {
+  run_two_turns(Late::none);
+}
+ARGUS_CASE(fault_second_turn_after_the_barrier) {
+  run_two_turns(Late::second_turn);
+}
+ARGUS_CASE(fault_turn_by_exchange) {
+  run_two_turns(Late::turn_by_exchange);
 }
 
 __global__ void turn_within(int32_t* turn, int* out) {

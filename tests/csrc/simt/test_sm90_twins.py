@@ -101,13 +101,21 @@ FAULTS = {
     "added_to_fresh_memory": THREAD + rf"undefined: a bulk add adds to {SUMS}, which nothing has written yet",
     "bytes_not_in_chunks": THREAD + "a bulk store of 1016 bytes, not a multiple of 16",
     "bulk_add_to_misaligned_bytes": THREAD + "a bulk add to a global address that is not a multiple of 16 bytes",
-    "bulk_add_past_the_end": THREAD + r"out of bounds: adds to 32 bytes at byte 16 of buffer 'sums' \(32 bytes\)",
+    "bulk_add_past_the_end": THREAD + r"out of bounds: adds to 48 bytes at byte 16 of buffer 'sums' \(48 bytes\)",
     "chain_fenced_before_the_write": THIRD + CHAIN,
     "chain_without_a_fence": THIRD + CHAIN,
     "note_after_the_turn": NOTE + r"\(0, 0, 0\) of another block wrote",
     "note_by_another_warp": NOTE + r"\(63, 0, 0\) of another block wrote",
     "rewritten_beside_a_read": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): race: writes byte 0 of buffer 'data', "
     r"which thread \(0, 0, 0\) of another block read with",
+    "rewritten_beside_a_load": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): missing wait: writes byte 0 of buffer "
+    f"'data', {COPY}",
+    "second_turn_after_the_barrier": r"two_turns: block \(2, 0, 0\) thread \(1, 0, 0\): race: reads byte 4 of buffer "
+    r"'data', which thread \(0, 0, 0\) of another block wrote",
+    "turn_by_exchange": r"two_turns: block \(2, 0, 0\) thread \([01], 0, 0\): race: reads byte 0 of buffer 'data', "
+    r"which thread \(0, 0, 0\) of another block wrote",
+    "bulk_add_fenced_for_shared_memory": THREAD + r"missing proxy fence: a bulk add adds to byte 0 of buffer 'sums', "
+    r"which thread \(0, 0, 0\) wrote with no fence.proxy.async.global in between",
     "turn_without_contents": "undefined: atomically updates byte 0 of buffer 'turn', which nothing has written yet",
     "sums_read_without_a_barrier": rf"block \(6, 0, 0\) thread \(\d+, 0, 0\): missing wait: reads {SUMS}, {COPY}",
 }
