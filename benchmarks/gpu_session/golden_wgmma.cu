@@ -44,7 +44,7 @@ ARGUS_DEVICE void read_fragments(const T* a, uint32_t (&fragments)[kSteps][4]) {
 }
 
 // D [64, kColumns] = kSign · A Bᵀ by one warpgroup, all steps in one group of operations; added to `before`
-// if it is not null. Without map_a's tile A comes from registers.
+// if it is not null. With kRegisters A is read from `a` into registers, and map_a is not used.
 template <class T, class TileA, class TileB, int kColumns, int kSign, bool kRegisters>
 __global__ void __launch_bounds__(kThreads)
     multiply(const __grid_constant__ TensorMap map_a, const __grid_constant__ TensorMap map_b, const T* a,
@@ -88,15 +88,16 @@ __global__ void __launch_bounds__(kThreads)
 
 enum Source { kMajorK, kMajorMn, kInRegisters };
 
-// One product, as golden_wgmma.py asks for it; the pointers are the caller's. A is [64, depth] or, MN-major,
-// [depth, 64]; B is [columns, depth] or [depth, columns]; before, or null, and d are [64, columns].
+// One product, as golden_wgmma.py asks for it.
 struct Product {
   int32_t type;  // 0 half, 1 bfloat16, 2 tf32
   int32_t columns, depth, swizzle, sign;
   int32_t a, b;  // Source
-  int32_t adds;  // before
+  int32_t adds;  // to `before`
 };
 
+// A is [64, depth] or, MN-major, [depth, 64]; B [columns, depth] or [depth, columns]; before and d are
+// [64, columns].
 struct Operands {
   const void *a, *b;
   const float* before;
