@@ -156,3 +156,4 @@ def test_a_launch_after_a_fault_is_unharmed(run: Callable[[str, int], str]) -> N
     for name in FAULTS:
         assert run(f"fault_{name}", 3)
         assert run("pipeline", 3) == ""
+        assert run("turns_full", 3) == ""
