@@ -1,10 +1,7 @@
 // Runs the instructions and functions that have twins in the executor (csrc/simt/) on given numbers: on a GPU
 // if compiled by nvcc, with the twins if compiled by the host compiler.
-#include <cstring>
-#include <exception>
-#include <string>
-
 #include "common/cuda/ptx.cuh"
+#include "golden.h"
 
 namespace golden {
 
@@ -75,21 +72,7 @@ __global__ void map(int function, const float* x, float* y) {
   y[i] = evaluate(function, x[i]);
 }
 
-template <class Body>
-void report_of(char* report, size_t bytes, const Body& body) {
-  std::string text;
-  try {
-    body();
-  } catch (const std::exception& error) {
-    text = error.what();
-  }
-  std::strncpy(report, text.c_str(), bytes - 1);
-  report[bytes - 1] = '\0';
-}
-
 }  // namespace golden
-
-#define GOLDEN_EXPORT extern "C" __attribute__((visibility("default")))
 
 // kind 0: half, 1: bfloat16, 2: tf32. Writes the error, or the empty string, to `report`.
 GOLDEN_EXPORT void golden_multiply(int kind, const uint32_t* a, const uint32_t* b, const float* c, float* d,

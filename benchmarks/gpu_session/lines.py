@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
         "dropped": (str, type(None)),
     },
     "record_of_kernels": {"kernels": str, "record": dict},
-    "golden": {"instruction": str, "draw": str, "operands": dict, "result": dict},
+    "golden": {"instruction": str, "draw": str, "settings": dict, "operands": dict, "result": dict},
     "sanitizer": {"op": str, "check": str, "exit_status": int, "summary": (str, type(None)), "errors": list},
     "profiled": {"op": str, "backend": str, "case": str, "kernel": str, "metrics": dict},
     "training": {"preset": str, "backend": str, "precision": str, "ms": (dict, type(None))},

@@ -103,7 +103,7 @@ def session(tmp_path: Path, make_record: Any) -> Path:
         folder, "profiled", op="toy", backend="cuda", case="large", part="forward", kernel="k<1>",
         metrics={"Duration": ["12.3", "us"]},
     )  # fmt: skip
-    lines.append(folder, "golden", instruction="expf", draw="numbers", operands={}, result={})
+    lines.append(folder, "golden", instruction="expf", draw="numbers", settings={}, operands={}, result={})
     lines.append(folder, "left_out", step="golden", what="wgmma")
     with open(folder / lines.FILE, "a") as file:
         file.write('\n{"kind": "record", "record": {"op"')
