@@ -32,8 +32,9 @@ SHARED_LIMIT = {"80": 163 << 10, "90a": 227 << 10, "100": 227 << 10}
 STATIC_SHARED_LIMIT = 48 << 10
 FLAGS = nvcc_flags(DEFAULT_ARCHITECTURES)
 """Those of the library, so that what is measured is what is shipped."""
-COUNTED = ("HMMA", "HGMMA", "UTMALDG", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
-"""Instructions worth counting: mma, wgmma, TMA load, ldmatrix, cp.async, and global accesses of 16 bytes."""
+COUNTED = ("HMMA", "HGMMA", "UTMALDG", "UBLKCP", "UBLKRED", "LDSM", "LDGSTS", "LDG.E.128", "STG.E.128")
+"""Instructions worth counting: mma, wgmma, TMA load, bulk copy and add, ldmatrix, cp.async, and global accesses of
+16 bytes."""
 
 
 @dataclass(frozen=True)

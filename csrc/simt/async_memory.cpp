@@ -34,16 +34,19 @@ struct Check {
   void against(const Region& region, uintptr_t address, const Touch& earlier) {
     if (any_passed && std::memcmp(&earlier, &passed, sizeof(Touch)) == 0) return;
     if (!order().before(earlier, view)) {
-      if (earlier.by_worker()) fault_missing_wait(access(), region, address, order().work_of(earlier));
       const bool elsewhere = earlier.block != order().block();
-      fault("race: " + access() + " " + region.byte_text(address) + ", which " +
-            (elsewhere ? "another block" : "thread " + thread_name(earlier.thread)) +
-            (earlier.kind == Kind::read ? " read" : " wrote") + " with no barrier in between");
+      const std::string race = "race: " + access() + " " + region.byte_text(address) + ", which ";
+      if (earlier.by_worker() && elsewhere && !order().knows_block(earlier.block, view))
+        fault(race + "a copy of another block " + past_verb(earlier.kind) + ", in no fixed order");
+      if (earlier.by_worker()) fault_missing_wait(access(), region, address, order().work_of(earlier));
+      fault(race + (elsewhere ? "another block " : "thread " + thread_name(earlier.thread) + " ") +
+            past_verb(earlier.kind) + " with no barrier in between");
     }
-    if (!order().fenced(earlier, view)) {
+    if (!order().fenced(earlier, view, region.shared)) {
       fault("missing proxy fence: " + access() + " " + region.byte_text(address) + ", which thread " +
-            thread_name(earlier.thread) + (earlier.kind == Kind::read ? " read" : " wrote") +
-            " with no fence.proxy.async in between");
+            thread_name(earlier.thread) + (earlier.block != order().block() ? " of another block " : " ") +
+            past_verb(earlier.kind) + " with no fence.proxy.async" + (region.shared ? "" : ".global") +
+            " in between");
     }
     passed = earlier;
     any_passed = true;
@@ -56,12 +59,10 @@ struct Check {
                          "a cp.async of thread " + thread_name(cell.undelivered - 1));
     }
     against(region, address, cell.write);
-    if (kind == Kind::read) {
-      if (!cell.defined) {
-        fault("undefined: " + access() + " " + region.byte_text(address) + ", which nothing has written yet");
-      }
-      return;
+    if (kind != Kind::write && !cell.defined) {
+      fault("undefined: " + access() + " " + region.byte_text(address) + ", which nothing has written yet");
     }
+    if (kind == Kind::read) return;
     against(region, address, cell.reads[0]);
     against(region, address, cell.reads[1]);
     if (region.async.empty()) return;
@@ -119,8 +120,9 @@ void mark_copy_read(const void* address, size_t bytes, const Touch& touch) {
   Region& region = *find_region(begin, begin + bytes);
   for (uintptr_t at = begin; at < begin + bytes; ++at) {
     AsyncCell& cell = region.async_cell(at);
-    if (cell.copies[0].block != kNoBlock && cell.copies[0].thread != touch.thread)
-      cell.copies[1] = cell.copies[0];
+    const Touch& last = cell.copies[0];
+    if (last.block != kNoBlock && (last.thread != touch.thread || last.block != touch.block))
+      cell.copies[1] = last;
     cell.copies[0] = touch;
   }
 }

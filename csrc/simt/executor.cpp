@@ -217,6 +217,10 @@ bool in_kernel() {
   return executor.current >= 0;
 }
 
+bool launch_in_order() {
+  return executor.grid->in_order;
+}
+
 int current_thread() {
   return executor.current;
 }
@@ -250,9 +254,10 @@ void run(const Grid& grid, void (*body)(const void*), const void* arguments, siz
   gridDim = {grid.blocks.x, grid.blocks.y, grid.blocks.z};
   blockDim = {grid.threads.x, grid.threads.y, grid.threads.z};
   begin_launch_memory(arguments, arguments_bytes);
+  begin_launch_turns();
   std::vector<unsigned long long> order(grid.blocks.count());
   std::iota(order.begin(), order.end(), 0ull);
-  for (size_t left = order.size(); left > 1; --left)
+  for (size_t left = order.size(); left > 1 && !grid.in_order; --left)
     std::swap(order[left - 1], order[executor.next_random(left)]);
   for (const unsigned long long block : order) {
     const unsigned long long x = grid.blocks.x, y = grid.blocks.y;

@@ -29,6 +29,7 @@ struct Grid {
   const char* kernel = "kernel";
   Dim blocks, threads;
   size_t dynamic_shared = 0;
+  bool in_order = false;  // blocks wait for blocks before them: they run in ascending order, x fastest
 };
 
 class Fault : public std::runtime_error {
@@ -49,6 +50,7 @@ void run(const Grid& grid, void (*body)(const void*), const void* arguments, siz
 
 // Whether device code is running, and which thread of the block it is.
 bool in_kernel();
+bool launch_in_order();
 int current_thread();
 std::string thread_name(int thread);
 

@@ -27,13 +27,13 @@ struct Call {
 
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared,
-            const Arguments&... arguments) {
+            bool in_order, const Arguments&... arguments) {
   const Call<Parameters...> call{kernel, {arguments...}};
   const auto body = [](const void* given) {
     const auto& made = *static_cast<const Call<Parameters...>*>(given);
     std::apply(made.kernel, made.arguments);
   };
-  run({name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared}, body, &call,
+  run({name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, dynamic_shared, in_order}, body, &call,
       sizeof(call));
 }
 

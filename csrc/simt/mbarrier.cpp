@@ -175,12 +175,16 @@ void fence_mbarrier_init() {
 }
 
 void fence_proxy_async() {
-  order().fence_proxy(current_thread());
+  order().fence_proxy(current_thread(), true);
+}
+
+void fence_proxy_async_global() {
+  order().fence_proxy(current_thread(), false);
 }
 
 Touch mbarrier_announce(const void* address, uint32_t bytes, const View& view) {
   Barrier& barrier = use_barrier("a TMA load", address);
-  if (!barrier.init_fenced && !order().fenced(barrier.initialised, view)) {
+  if (!barrier.init_fenced && !order().fenced(barrier.initialised, view, true)) {
     fault("missing fence: a TMA load counts on the " + barrier.name +
           ", with neither fence.mbarrier_init nor fence.proxy.async since its init");
   }

@@ -23,6 +23,7 @@ void mbarrier_wait(void* barrier, uint32_t parity, Site site);
 
 void fence_mbarrier_init();
 void fence_proxy_async();
+void fence_proxy_async_global();
 
 // What a TMA load writes until its bytes are counted: announced on issue, which checks that they are
 // expected.

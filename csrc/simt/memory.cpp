@@ -117,12 +117,9 @@ std::string access_text(Kind kind, size_t bytes) {
                              const Touch& earlier) {
   std::string other = "thread " + thread_name(earlier.thread);
   if (earlier.block != order().block()) other += " of another block";
-  const char* did = earlier.kind == Kind::read    ? "read"
-                    : earlier.kind == Kind::write ? "wrote"
-                                                  : "atomically updated";
   std::string who = thread == current_thread() ? "" : "for thread " + thread_name(thread) + ": ";
   fault("race: " + who + verb(kind) + " byte " + std::to_string(address - region.begin) + " of " +
-        region.name + ", which " + other + " " + did + " with no barrier in between");
+        region.name + ", which " + other + " " + past_verb(earlier.kind) + " with no barrier in between");
 }
 
 [[noreturn]] void fault_undefined(const Region& region, uintptr_t address, int thread, Kind kind) {
@@ -157,7 +154,8 @@ void touch(Region& region, uintptr_t address, int thread, Kind kind) {
     cell.write = order().now(thread, kind);
     return;
   }
-  if (cell.reads[0].thread != thread && !order().before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
+  const bool by_another = cell.reads[0].thread != thread || cell.reads[0].block != order().block();
+  if (by_another && !order().before(cell.reads[0], thread)) cell.reads[1] = cell.reads[0];
   cell.reads[0] = order().now(thread, kind);
 }
 
@@ -204,7 +202,31 @@ std::string bytes_text(size_t count) {
 }
 
 const char* verb(Kind kind) {
-  return kind == Kind::read ? "reads" : kind == Kind::write ? "writes" : "atomically updates";
+  switch (kind) {
+    case Kind::read:
+      return "reads";
+    case Kind::write:
+      return "writes";
+    case Kind::atomic:
+      return "atomically updates";
+    case Kind::add:
+      return "adds to";
+  }
+  return "";
+}
+
+const char* past_verb(Kind kind) {
+  switch (kind) {
+    case Kind::read:
+      return "read";
+    case Kind::write:
+      return "wrote";
+    case Kind::atomic:
+      return "atomically updated";
+    case Kind::add:
+      return "added to";
+  }
+  return "";
 }
 
 Region* find_region(uintptr_t begin, uintptr_t end) {

@@ -5,8 +5,8 @@
 // arrays; anything else is out of bounds. Each byte of a buffer or array remembers its last write and two
 // last reads. An access is a race if an earlier one, of which at least one wrote and not both were atomic,
 // came from another thread and nothing orders the two: no __syncthreads for threads of a block, no __syncwarp
-// for lanes of a warp, nothing ever for threads of different blocks. A byte of a shared array, or of a buffer
-// of fresh memory, may not be read before it is written.
+// for lanes of a warp, no turn (turns.h) for threads of different blocks. A byte of a shared array, or of a
+// buffer of fresh memory, may not be read before it is written.
 #pragma once
 
 #include <cstddef>

@@ -6,10 +6,6 @@
 namespace argus::simt {
 namespace {
 
-uint32_t at(const Clock& clock, size_t entry) {
-  return entry < clock.size() ? clock[entry] : 0;
-}
-
 void raise(Clock& clock, size_t entry, uint32_t value) {
   if (entry >= clock.size()) clock.resize(entry + 1);
   clock[entry] = std::max(clock[entry], value);
@@ -31,10 +27,12 @@ Clock meet_clock(const Clock& a, const Clock& b) {
 void join(View& into, const View& from) {
   join_clock(into.seen, from.seen);
   join_clock(into.fenced, from.fenced);
+  join_clock(into.fenced_global, from.fenced_global);
 }
 
 View meet(const View& a, const View& b) {
-  return {meet_clock(a.seen, b.seen), meet_clock(a.fenced, b.fenced)};
+  return {meet_clock(a.seen, b.seen), meet_clock(a.fenced, b.fenced),
+          meet_clock(a.fenced_global, b.fenced_global)};
 }
 
 Order running_order;
@@ -48,23 +46,26 @@ void Order::begin_block(int threads) {
   for (int thread = 0; thread < threads; ++thread) lanes_[thread][thread % kLanes] = 1;
   at_barrier_.assign(threads, 0);
   workers_.clear();
+  acquirers_.clear();
 }
 
 bool Order::before_in_wide(const Touch& touch, int thread) const {
   const Clock& seen = views_[thread].seen;
-  if (touch.by_worker()) return at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
-  return touch.thread == thread || touch.epoch < epoch_ || at(seen, touch.thread) >= touch.clock;
+  if (touch.by_worker()) return clock_at(seen, entry(touch.thread - kMaxThreads)) >= touch.clock;
+  return touch.thread == thread || touch.epoch < epoch_ || clock_at(seen, touch.thread) >= touch.clock;
 }
 
 bool Order::before(const Touch& touch, const View& view) const {
   if (outside(touch)) return true;
-  if (touch.block != block_) return false;
+  if (touch.block != block_) return before_elsewhere(touch, view);
   if (touch.by_worker()) return has(view, touch.thread - kMaxThreads, touch.clock);
-  return touch.epoch < epoch_ || at(view.seen, touch.thread) >= touch.clock;
+  return touch.epoch < epoch_ || clock_at(view.seen, touch.thread) >= touch.clock;
 }
 
-bool Order::fenced(const Touch& touch, const View& view) const {
-  return outside(touch) || touch.by_worker() || at(view.fenced, touch.thread) >= touch.clock;
+bool Order::fenced(const Touch& touch, const View& view, bool shared) const {
+  if (outside(touch) || touch.by_worker()) return true;
+  if (touch.block != block_) return fenced_elsewhere(touch, view);
+  return clock_at(shared ? view.fenced : view.fenced_global, touch.thread) >= touch.clock;
 }
 
 void Order::order_block() {
@@ -123,9 +124,9 @@ View Order::release(int thread) {
   return released;
 }
 
-void Order::fence_proxy(int thread) {
+void Order::fence_proxy(int thread, bool shared) {
   widen();
-  views_[thread].fenced = views_[thread].seen;
+  (shared ? views_[thread].fenced : views_[thread].fenced_global) = views_[thread].seen;
   ++views_[thread].seen[thread];
 }
 
@@ -136,7 +137,7 @@ int Order::add_worker(std::string work) {
 }
 
 std::string Order::work_of(const Touch& touch) const {
-  return touch.block == block_ ? workers_[touch.thread - kMaxThreads] : "a TMA copy of another block";
+  return touch.block == block_ ? workers_[touch.thread - kMaxThreads] : "a TMA or bulk copy of another block";
 }
 
 Touch Order::worker_touch(int worker, uint32_t clock, Kind kind) const {
@@ -152,7 +153,7 @@ void Order::add_to(View& view, int worker, uint32_t clock) const {
 }
 
 bool Order::has(const View& view, int worker, uint32_t clock) const {
-  return at(view.seen, entry(worker)) >= clock;
+  return clock_at(view.seen, entry(worker)) >= clock;
 }
 
 }  // namespace argus::simt

@@ -8,11 +8,16 @@
 // in the wide clocks: a thread has the entry from the moment on at which it, or one that it synchronised
 // with, waited for the work. A second clock, `fenced`, holds what a fence.proxy.async has made visible to the
 // async proxy; it is joined wherever the first is, so that the fence may stand anywhere on the way from the
-// access to the asynchronous one, as the PTX manual's causality order has it.
+// access to the asynchronous one, as the PTX manual's causality order has it. `fenced_global` is the same for
+// fence.proxy.async.global and global memory.
+//
+// Blocks of a launch are ordered by turns only (turns.h): what a thread released with its turn becomes an
+// entry in the clocks of the block that waited for it (order_blocks.cpp).
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,7 +25,8 @@
 
 namespace argus::simt {
 
-enum class Kind : uint8_t { read, write, atomic };
+// `add`: a write by a bulk add, which reads as well.
+enum class Kind : uint8_t { read, write, atomic, add };
 
 constexpr uint32_t kNoBlock = 0xffffffffu;
 
@@ -37,18 +43,39 @@ struct Touch {
 
 // Entries by thread, then by worker; those past the end are 0.
 using Clock = std::vector<uint32_t>;
+inline uint32_t clock_at(const Clock& clock, size_t entry) {
+  return entry < clock.size() ? clock[entry] : 0;
+}
 
-// What has happened before a point of the program, and what of it the async proxy may see.
+// What has happened before a point of the program, and what of it the async proxy may see, in shared and in
+// global memory.
 struct View {
-  Clock seen, fenced;
+  Clock seen, fenced, fenced_global;
 };
 void join(View& into, const View& from);
 // What both have in common.
 View meet(const View& a, const View& b);
 
+// A thread's view at a moment when it released it to later blocks; `number` counts those of the launch.
+struct Snapshot {
+  uint32_t block, number;
+  int thread;
+  View view;
+};
+// A snapshot that is known, and whether a fence.proxy.async.global came after it was acquired.
+struct KnownSnapshot {
+  std::shared_ptr<const Snapshot> snapshot;
+  bool fenced;
+};
+// The last one of each thread, fenced and not, sorted by block.
+using Snapshots = std::vector<KnownSnapshot>;
+
 class Order {
  public:
-  void begin_launch() { launch_start_ = block_ + 1; }
+  void begin_launch() {
+    launch_start_ = block_ + 1;
+    releases_ = 0;
+  }
   void begin_block(int threads);
 
   uint32_t block() const { return block_; }
@@ -58,14 +85,14 @@ class Order {
   }
   bool before(const Touch& touch, int thread) const {
     if (outside(touch)) return true;
-    if (touch.block != block_) return false;
+    if (touch.block != block_) return wide_ && before_elsewhere(touch, views_[thread]);
     if (wide_) return before_in_wide(touch, thread);
     if (touch.thread == thread || touch.epoch < epoch_) return true;
     return touch.thread / kLanes == thread / kLanes && touch.clock <= lanes_[thread][touch.thread % kLanes];
   }
   bool before(const Touch& touch, const View& view) const;
-  // Whether a proxy fence stands between a thread's access and the view.
-  bool fenced(const Touch& touch, const View& view) const;
+  // Whether a proxy fence for this memory stands between a thread's access and the view.
+  bool fenced(const Touch& touch, const View& view, bool shared) const;
 
   void order_block();
   void order_lanes(int first_thread, unsigned mask);
@@ -75,7 +102,13 @@ class Order {
   // The thread's view at a release; what it does afterwards is not in it.
   View release(int thread);
   void acquire(int thread, const View& view) { join(views_[thread], view); }
-  void fence_proxy(int thread);
+  void fence_proxy(int thread, bool shared);
+
+  // Across blocks: all that the thread has seen, and to have seen it from now on.
+  std::shared_ptr<const Snapshots> release_to_blocks(int thread);
+  void acquire_from_blocks(int thread, const Snapshots& released);
+  // Whether the view has acquired anything from the block.
+  bool knows_block(uint32_t block, const View& view) const;
 
   // `work` is named in faults: "a TMA load that …".
   int add_worker(std::string work);
@@ -90,6 +123,9 @@ class Order {
   // Whether it lies in an earlier launch.
   bool outside(const Touch& touch) const { return touch.block == kNoBlock || touch.block < launch_start_; }
   bool before_in_wide(const Touch& touch, int thread) const;
+  bool covers(const Snapshot& snapshot, const Touch& touch) const;
+  bool before_elsewhere(const Touch& touch, const View& view) const;
+  bool fenced_elsewhere(const Touch& touch, const View& view) const;
 
   uint32_t block_ = 0, launch_start_ = 0, epoch_ = 0;
   int threads_ = 0;
@@ -98,6 +134,15 @@ class Order {
   std::vector<uint32_t> at_barrier_;  // each thread's clock when the last __syncthreads ended
   std::vector<View> views_;
   std::vector<std::string> workers_;
+
+  // What a thread of the block has acquired, after its first time, its second, …; the worker's clock counts.
+  struct Acquirer {
+    int thread, worker;
+    std::vector<Snapshots> known;
+  };
+  const Snapshots& known_at(const Acquirer& acquirer, const Clock& clock) const;
+  std::vector<Acquirer> acquirers_;
+  uint32_t releases_ = 0;
 };
 
 // The order of the running launch.

@@ -50,6 +50,7 @@ struct Region {
 Region* find_region(uintptr_t begin, uintptr_t end);
 Region& require_region(uintptr_t address, size_t bytes, Kind kind);
 const char* verb(Kind kind);
+const char* past_verb(Kind kind);
 std::string bytes_text(size_t count);
 
 // An address in the shared window, which begins at a multiple of 1024; and the way back.

@@ -1,7 +1,9 @@
 #include "simt/tma.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -49,11 +51,27 @@ void check_request(const TensorMapRequest& asked) {
               std::to_string(swizzle));
 }
 
-// A store under way, of the thread's group that is `clock`-th.
+float flushed(float x) {
+  return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+}
+
+void add_floats(unsigned char* to, const unsigned char* from, uint32_t bytes) {
+  for (uint32_t i = 0; i < bytes; i += sizeof(float)) {
+    float sum, part;
+    std::memcpy(&sum, to + i, sizeof(float));
+    std::memcpy(&part, from + i, sizeof(float));
+    sum = flushed(flushed(sum) + flushed(part));
+    std::memcpy(to + i, &sum, sizeof(float));
+  }
+}
+
+// A store or add under way, of the thread's group that is `clock`-th.
 struct Store {
+  const char* instruction;
+  Kind kind;
   std::vector<TileRun> runs;
-  std::vector<unsigned char> data;
   uint32_t clock;
+  std::vector<unsigned char> data{};
   bool is_read = false, is_written = false;
 
   void read() {
@@ -69,7 +87,12 @@ struct Store {
     read();
     const unsigned char* from = data.data();
     for (const TileRun& run : runs) {
-      std::memcpy(reinterpret_cast<void*>(run.global), from, run.bytes);
+      auto* to = reinterpret_cast<unsigned char*>(run.global);
+      if (kind == Kind::add) {
+        add_floats(to, from, run.bytes);
+      } else {
+        std::memcpy(to, from, run.bytes);
+      }
       from += run.bytes;
     }
     is_written = true;
@@ -87,6 +110,49 @@ std::vector<Stores> of_thread;  // made at the block's first store
 Stores& own_stores() {
   if (of_thread.empty()) of_thread.resize(kMaxThreads);
   return of_thread[current_thread()];
+}
+
+// Checks and queues what the running thread stores.
+void issue_store(const char* instruction, Kind kind, std::vector<TileRun> runs) {
+  const int thread = current_thread();
+  order().widen();
+  Stores& own = own_stores();
+  if (own.read_worker < 0) {
+    const std::string work = instruction + std::string(" of thread ") + thread_name(thread);
+    own.read_worker = order().add_worker(work);
+    own.write_worker = order().add_worker(work);
+  }
+  const auto store = std::make_shared<Store>(Store{instruction, kind, std::move(runs), own.committed + 1});
+  const View& view = order().view(thread);
+  for (const TileRun& run : store->runs) {
+    check_async(instruction, view, shared_pointer(run.shared), run.bytes, Kind::read);
+    check_async(instruction, view, reinterpret_cast<void*>(run.global), run.bytes, kind);
+  }
+  for (const TileRun& run : store->runs) {
+    mark_copy_read(shared_pointer(run.shared), run.bytes,
+                   order().worker_touch(own.read_worker, store->clock, Kind::read));
+    mark_async_write(reinterpret_cast<void*>(run.global), run.bytes,
+                     order().worker_touch(own.write_worker, store->clock, kind));
+  }
+  own.all.push_back(store);
+  defer([store] {
+    store->read();
+    defer([store] { store->write(); });
+  });
+}
+
+// The one run of a bulk copy.
+std::vector<TileRun> bulk_run(const std::string& instruction, void* global, const void* shared,
+                              uint32_t bytes) {
+  require_shared(instruction.c_str(), shared, kChunk);
+  const uintptr_t to = reinterpret_cast<uintptr_t>(global);
+  if (bytes % kChunk != 0)
+    fault(instruction + " of " + bytes_text(bytes) + ", not a multiple of " + std::to_string(kChunk));
+  if (to % kChunk != 0)
+    fault(instruction + " to a global address that is not a multiple of " + bytes_text(kChunk));
+  if (const Region* region = find_region(to, to + bytes); region != nullptr && region->shared)
+    fault(instruction + " to " + region->name + ", expected global memory");
+  return {{to, shared_offset(shared), bytes, true}};
 }
 
 const EncodedTensorMap& require_map(const char* instruction, const void* address, int rank) {
@@ -213,32 +279,17 @@ void tma_load(void* shared, const void* map_address, const int32_t* coordinates,
 void tma_store(const void* map_address, const int32_t* coordinates, int rank, const void* shared) {
   const EncodedTensorMap& map = require_map("a TMA store", map_address, rank);
   require_shared("a TMA store", shared, 128);
-  const int thread = current_thread();
-  order().widen();
-  Stores& own = own_stores();
-  if (own.read_worker < 0) {
-    own.read_worker = order().add_worker("a TMA store of thread " + thread_name(thread));
-    own.write_worker = order().add_worker("a TMA store of thread " + thread_name(thread));
-  }
   auto runs = tile_runs(map, coordinates, shared_offset(shared));
   std::erase_if(runs, [](const TileRun& run) { return !run.inside; });
-  const auto store = std::make_shared<Store>(Store{std::move(runs), {}, own.committed + 1});
-  const View& view = order().view(thread);
-  for (const TileRun& run : store->runs) {
-    check_async("a TMA store", view, shared_pointer(run.shared), run.bytes, Kind::read);
-    check_async("a TMA store", view, reinterpret_cast<void*>(run.global), run.bytes, Kind::write);
-  }
-  for (const TileRun& run : store->runs) {
-    mark_copy_read(shared_pointer(run.shared), run.bytes,
-                   order().worker_touch(own.read_worker, store->clock, Kind::read));
-    mark_async_write(reinterpret_cast<void*>(run.global), run.bytes,
-                     order().worker_touch(own.write_worker, store->clock, Kind::write));
-  }
-  own.all.push_back(store);
-  defer([store] {
-    store->read();
-    defer([store] { store->write(); });
-  });
+  issue_store("a TMA store", Kind::write, std::move(runs));
+}
+
+void bulk_store(void* global, const void* shared, uint32_t bytes) {
+  issue_store("a bulk store", Kind::write, bulk_run("a bulk store", global, shared, bytes));
+}
+
+void bulk_add(float* global, const float* shared, uint32_t bytes) {
+  issue_store("a bulk add", Kind::add, bulk_run("a bulk add", global, shared, bytes));
 }
 
 void bulk_commit() {
@@ -268,7 +319,8 @@ void exit_thread_copies(int thread) {
   if (of_thread.empty()) return;
   for (const auto& store : of_thread[thread].all) {
     if (store->clock > of_thread[thread].read)
-      fault("missing wait: it exits, and a TMA store may not have read its shared memory");
+      fault("missing wait: it exits, and " + std::string(store->instruction) +
+            " may not have read its shared memory");
   }
 }
 

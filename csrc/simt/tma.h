@@ -1,9 +1,11 @@
-// Host twins of TMA copies of tensor tiles (common/cuda/sm90/tma.cuh): tensor maps as the driver encodes
-// them, cp.async.bulk.tensor in both directions, and the groups of stores.
+// Host twins of TMA copies of tensor tiles (common/cuda/sm90/tma.cuh) and of bulk copies (bulk.cuh): tensor
+// maps as the driver encodes them, cp.async.bulk.tensor in both directions, cp.async.bulk and
+// cp.reduce.async.bulk to global memory, and the groups of stores.
 //
 // A load's source is read and its bytes arrive at one drawn moment between the instruction and the end of the
 // mbarrier's phase; until then the destination holds 0xff. Elements outside the tensor are 0 and count as
-// bytes. A store's source is read at one drawn moment, its destination written at a later one.
+// bytes. A store's source is read at one drawn moment, its destination written, or read and added to, at a
+// later one. An add takes subnormal numbers for 0, as the manual says of its float32 form.
 #pragma once
 
 #include <array>
@@ -57,6 +59,8 @@ uint32_t swizzled(uint32_t shared, int swizzle_bytes);
 
 void tma_load(void* shared, const void* map, const int32_t* coordinates, int rank, void* barrier);
 void tma_store(const void* map, const int32_t* coordinates, int rank, const void* shared);
+void bulk_store(void* global, const void* shared, uint32_t bytes);
+void bulk_add(float* global, const float* shared, uint32_t bytes);
 void bulk_commit();
 // Waits until all but the last `groups_left` groups have been read, or have arrived too.
 void bulk_wait(int groups_left, bool read_only);

@@ -29,6 +29,13 @@ def test_the_product_loop_becomes_wgmma_and_tma_without_spills() -> None:
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
 
 
+def test_turns_become_bulk_copies_without_spills() -> None:
+    (found,) = figures(PLANTED / "sm90_turns.cu", FLAGS)
+    assert found.architecture == "90a" and found.spill_bytes == 0 and found.stack_bytes == 0, found
+    if resources.cuobjdump() is not None:
+        assert found.instructions.get("UBLKCP", 0) >= 1 and found.instructions.get("UBLKRED", 0) >= 1, found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("source", "kernels"), [("sm90_softmax.cu", 8), ("sm90_embedding.cu", 4)])
 def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kernels: int) -> None:

@@ -93,6 +93,8 @@ ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
 struct LaunchShape {
   dim3 grid, block;
   size_t dynamic_shared = 0;
+  // Blocks wait for blocks before them in the grid, x fastest (sm90/turns.cuh); told to the executor.
+  bool in_order = false;
 };
 
 // Enqueues kernel(arguments...) on `stream`, a cudaStream_t; `op` names the op in errors.
@@ -119,7 +121,7 @@ void launch(const char* op, void (*kernel)(Parameters...), const LaunchShape& sh
   }
 #else
   static_cast<void>(stream);
-  simt::launch(op, kernel, shape.grid, shape.block, shape.dynamic_shared, arguments...);
+  simt::launch(op, kernel, shape.grid, shape.block, shape.dynamic_shared, shape.in_order, arguments...);
 #endif
 }
 

@@ -13,7 +13,10 @@ from tests.csrc.simt import host_executor
 from tests.drawn_examples import examples
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / f"{name}.cpp" for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults"))
+SOURCES = tuple(
+    HERE / f"{name}.cpp"
+    for name in ("registry", "sm90", "sm90_loop", "sm90_faults", "sm90_gather_faults", "sm90_turn_faults", "sm90_bulk")
+)
 SEEDS = range(examples(12))
 
 pytestmark = pytest.mark.skipif(host_executor.why_not() is not None, reason=str(host_executor.why_not()))
@@ -25,8 +28,16 @@ RIGHT = sorted(
     if not name.startswith("fault_")
 )
 THREAD = r"block \(0, 0, 0\) thread \(\d+, 0, 0\): "
+SECOND = r"block \(1, 0, 0\) thread \(128, 0, 0\): "
 BYTE = r"byte \d+ of dynamic shared memory"
 LOAD = r"where a TMA load that the mbarrier at byte \d+ of shared array 'full' counts has not been waited for"
+TILE, SUMS = r"byte \d+ of shared array 'tiles'", r"byte \d+ of buffer 'sums'"
+COPY = "where a TMA or bulk copy of another block has not been waited for"
+THIRD = r"chain: block \(2, 0, 0\) thread \(0, 0, 0\): "
+CHAIN = (
+    r"missing proxy fence: a bulk add adds to byte 0 of buffer 'data', which thread \(0, 0, 0\) of another block wrote"
+)
+NOTE = r"notes: block \(1, 0, 0\) thread \(63, 0, 0\): race: reads byte 0 of buffer 'notes', which thread "
 PRODUCT = r"where a wgmma of threads 0 to 127 has not been waited for"
 FAULTS = {
     "barriers_not_fenced": THREAD + "missing fence: a TMA load counts on the mbarrier at byte 0 of shared array "
@@ -72,6 +83,41 @@ FAULTS = {
     "padding_cleared_without_proxy_fence": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
     "too_many_registers": r"block \(0, 0, 0\): deadlock: .* threads wait in setmaxnreg.inc \(sm90_faults.cpp:\d+\): "
     r"\d+ of the block's 64512 registers are free",
+    "turn_not_waited_for": SECOND
+    + rf"race: a bulk add adds to {SUMS}, which a copy of another block wrote, in no fixed",
+    "adds_in_no_order": rf"race: a bulk add adds to {SUMS}, which a copy of another block added to, in no fixed order",
+    "wrong_predecessor": r"block \(1, 0, 0\): deadlock: .*1 threads wait in wait_turn \(sm90_turns.cuh:\d+\): "
+    "byte 20 of buffer 'turns' holds 1, awaited is 2, and no earlier block has set it",
+    "turn_passed_when_only_read": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",
+    "turn_passed_before_the_wait": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",
+    "turn_passed_by_another_thread": SECOND + rf"missing wait: a bulk add adds to {SUMS}, {COPY}",
+    "source_overwritten_early": THREAD
+    + rf"missing wait: writes {TILE}, where a bulk store of thread \(128, 0, 0\) has not",
+    "no_proxy_fence_before_the_add": THREAD + rf"missing proxy fence: a bulk store reads {TILE}, which thread",
+    "no_global_fence_after_plain_writes": SECOND + rf"missing proxy fence: a bulk add adds to {SUMS}, which thread "
+    r"\(\d+, 0, 0\) of another block wrote with no fence.proxy.async.global in between",
+    "launch_not_in_order": "wait_turn in a launch that is not in_order: the block that it waits for may start later",
+    "exit_before_the_add_is_read": THREAD + "missing wait: it exits, and a bulk store may not have read its shared",
+    "added_to_fresh_memory": THREAD + rf"undefined: a bulk add adds to {SUMS}, which nothing has written yet",
+    "bytes_not_in_chunks": THREAD + "a bulk store of 1016 bytes, not a multiple of 16",
+    "bulk_add_to_misaligned_bytes": THREAD + "a bulk add to a global address that is not a multiple of 16 bytes",
+    "bulk_add_past_the_end": THREAD + r"out of bounds: adds to 48 bytes at byte 16 of buffer 'sums' \(48 bytes\)",
+    "chain_fenced_before_the_write": THIRD + CHAIN,
+    "chain_without_a_fence": THIRD + CHAIN,
+    "note_after_the_turn": NOTE + r"\(0, 0, 0\) of another block wrote",
+    "note_by_another_warp": NOTE + r"\(63, 0, 0\) of another block wrote",
+    "rewritten_beside_a_read": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): race: writes byte 0 of buffer 'data', "
+    r"which thread \(0, 0, 0\) of another block read with",
+    "rewritten_beside_a_load": r"rewrite: block \(2, 0, 0\) thread \(0, 0, 0\): missing wait: writes byte 0 of buffer "
+    f"'data', {COPY}",
+    "second_turn_after_the_barrier": r"two_turns: block \(2, 0, 0\) thread \(1, 0, 0\): race: reads byte 4 of buffer "
+    r"'data', which thread \(0, 0, 0\) of another block wrote",
+    "turn_by_exchange": r"two_turns: block \(2, 0, 0\) thread \([01], 0, 0\): race: reads byte 0 of buffer 'data', "
+    r"which thread \(0, 0, 0\) of another block wrote",
+    "bulk_add_fenced_for_shared_memory": THREAD + r"missing proxy fence: a bulk add adds to byte 0 of buffer 'sums', "
+    r"which thread \(0, 0, 0\) wrote with no fence.proxy.async.global in between",
+    "turn_without_contents": "undefined: atomically updates byte 0 of buffer 'turn', which nothing has written yet",
+    "sums_read_without_a_barrier": rf"block \(6, 0, 0\) thread \(\d+, 0, 0\): missing wait: reads {SUMS}, {COPY}",
 }
 
 
@@ -110,3 +156,4 @@ def test_a_launch_after_a_fault_is_unharmed(run: Callable[[str, int], str]) -> N
     for name in FAULTS:
         assert run(f"fault_{name}", 3)
         assert run("pipeline", 3) == ""
+        assert run("turns_full", 3) == ""
