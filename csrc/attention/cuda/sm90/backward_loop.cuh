@@ -130,7 +130,7 @@ struct BackwardLoop {
       ptx::mbarrier_init(&keys_full, 1);
       q.init(Tiles::kConsumerWarps);
       d_out.init(Tiles::kConsumerWarps);
-      d_scores.init(Tiles::kConsumerWarps, 1);
+      d_scores.init(Tiles::kConsumerWarps, Tiles::kConsumerWarps);
       d_q.init(Tiles::kConsumerWarps, 1);
       ptx::fence_mbarrier_init();
     }
@@ -231,10 +231,11 @@ struct BackwardLoop {
     const int first_tile = first_block<kQueries>(queries_in(call.given), block.user);
     Step at{keys.begin, Mask::first_head(call.given, key_head)};
     for (int step = 0; keys.has(at.index); ++step, at = after(keys, at, key_head)) {
+      // A wait that skipped phases would take the one before the last for its own.
+      smem.d_q.wait_full(step);
       if (step % kAdders != which) continue;
       const int before = keys.template visitor_after<kKeys>(at.index);
       const int64_t tile = Sums::tile(call, first_tile + at.index, at.head);
-      smem.d_q.wait_full(step);
       if (lane_index() == 0) {
         float* to = Sums::of_tile(call, tile);
         if (before == kNobody) {
@@ -383,6 +384,7 @@ struct BackwardLoop {
   ARGUS_DEVICE bool work(int step, Out& d_k, Out& d_v) const {
     Scores scores, gradients;
     Packed weight_rows, gradient_rows;
+    smem.d_scores.wait_empty(step);
     smem.q.wait_full(step);
     multiply_rows<KeyRows>(scores, anew(tiles + kK) + own_group() * 64 * KeyRows::kWidth, q_tile(step));
     const auto multiply_values = [&] {
@@ -405,8 +407,8 @@ struct BackwardLoop {
     differentiate(scores, gradients, weight_rows, gradient_rows, dropped, step);
     ptx::fence_proxy_async();
     smem.d_scores.fill(step);
-    add_columns(d_v, weight_rows, d_out_tile(step));
-    add_columns(d_k, gradient_rows, q_tile(step));
+    add_columns(d_v, weight_rows, d_out_tile(anew(step)));
+    add_columns(d_k, gradient_rows, q_tile(anew(step)));
     ptx::wgmma_wait<0>(flat(d_v));
     ptx::wgmma_wait<0>(flat(d_k));
     smem.d_out.release(step);
@@ -428,6 +430,7 @@ struct BackwardLoop {
                                                  KeyColumns::descriptor(right, i), i > 0, T{});
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(part);
+    smem.d_scores.release(step);
     smem.d_q.wait_empty(step);
     float* const to = d_q_tile() + Sums::place(group);
 #pragma unroll
@@ -465,7 +468,7 @@ struct BackwardLoop {
   // whether one of them is NaN.
   ARGUS_DEVICE bool store(int key_head, const Out& d_k, const Out& d_v) const {
     const Arguments& given = call.given;
-    const Block block = smem.block;
+    const Side block = smem.block;
     T* tile = reinterpret_cast<T*>(tiles + kV) + warp_index() * 16 * 64;
     ptx::named_barrier_sync(2 + static_cast<uint32_t>(warp_index() / 4), 128);
     ptx::fence_proxy_async();
