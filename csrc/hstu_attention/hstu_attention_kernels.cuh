@@ -49,8 +49,8 @@ struct Silu {
     return score * sigmoid(score, T{});
   }
 
-  // For loops that get the gradients of weights after the weights: the weight of a score, before the division;
-  // the score becomes what gradient_of() takes, the slope.
+  // For loops that get the gradients of weights after the weights: the weight of a score, before the
+  // division; the score becomes what gradient_of() takes, the slope.
   template <class T>
   static ARGUS_DEVICE float weight_of(float& score, float, T) {
     const float share = sigmoid(score, T{}), weight = score * share;

@@ -221,7 +221,8 @@ struct CausalMask {
     // For a loop whose warps read what one of them wrote of a block of queries: its reach, and what follows
     // from that.
     ARGUS_DEVICE Reach reach_of(int index) const { return reach(index); }
-    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments& given, const Reach&, int stage) {
+    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments& given, const Reach&,
+                                                 int stage) {
       return {given.visible == nullptr ? nullptr : room.visible[stage]};
     }
     static ARGUS_DEVICE bool covers(const Room& room, const Arguments& given, const Reach& reach, int index,

@@ -252,7 +252,8 @@ struct GeneralMask {
     }
 
     ARGUS_DEVICE Reach reach_of(int index) const { return reach(index); }
-    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments&, const Reach& reach, int stage) {
+    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments&, const Reach& reach,
+                                                 int stage) {
       const Numbers<kQueries>& of = room.numbers[stage];
       return {of.position, of.visible, of.own_begin, of.own_end, &room.user, reach.least_position};
     }

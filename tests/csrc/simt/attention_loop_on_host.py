@@ -56,9 +56,7 @@ BACKENDS: dict[Op, Backend] = {
         attention_on_host.CAUSAL_ATTENTION,
         name=NAME,
         forward=partial(causal.forward, launch=_launched(CAUSAL, attention_on_host.causal_attention_cuda)),
-        backward=partial(
-            causal.backward, launch=_backward(CAUSAL, attention_on_host.causal_attention_cuda_backward)
-        ),
+        backward=partial(causal.backward, launch=_backward(CAUSAL, attention_on_host.causal_attention_cuda_backward)),
     ),
     HSTU: replace(
         attention_on_host.HSTU_ATTENTION,

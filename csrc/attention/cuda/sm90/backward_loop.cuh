@@ -28,7 +28,8 @@ namespace argus::attention {
 // 70 to 170 bytes.
 template <int kTiles>
 ARGUS_DEVICE void hide_causal_transposed(float (&scores)[1][kTiles][4], float hidden, int window,
-                              const RowSide<CausalMask, 1>& rows, const ColumnSide<CausalMask>& columns) {
+                                         const RowSide<CausalMask, 1>& rows,
+                                         const ColumnSide<CausalMask>& columns) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int key = rows.first + row_within(0, 2 * half);
@@ -152,14 +153,17 @@ struct BackwardLoop {
   ARGUS_DEVICE unsigned char* d_out_tile(int step) const {
     return tiles + kDOut + step % kStages * QueryRows::kBytes;
   }
-  ARGUS_DEVICE unsigned char* d_score_tile(int step) const { return tiles + kDScores + step % 2 * kScoreBytes; }
+  ARGUS_DEVICE unsigned char* d_score_tile(int step) const {
+    return tiles + kDScores + step % 2 * kScoreBytes;
+  }
   ARGUS_DEVICE float* d_q_tile() const { return reinterpret_cast<float*>(tiles + kDQ); }
 
   // Every lane of a warp must call it.
   ARGUS_DEVICE Step after(const Keys& keys, Step step, int key_head) const {
     step.index = keys.next(step.index);
     if constexpr (Mask::kGeneral) {
-      if (!keys.has(step.index) && ++step.head < Mask::last_head(call.given, key_head)) step.index = keys.begin;
+      if (!keys.has(step.index) && ++step.head < Mask::last_head(call.given, key_head))
+        step.index = keys.begin;
     }
     return step;
   }
@@ -187,14 +191,13 @@ struct BackwardLoop {
     keys.load(stage, first, columns);
     if constexpr (Kind::kBiases) {
       if (call.given.time_bias != nullptr)
-        columns.template copy<kQueries>(smem.times.queries[stage], call.given.query_time + queries.begin, first,
-                                        queries.length);
+        columns.template copy<kQueries>(smem.times.queries[stage], call.given.query_time + queries.begin,
+                                        first, queries.length);
     }
   }
 
   // A warp's; there is a block of queries.
-  ARGUS_DEVICE void produce(const Keys& keys, const Block& block,
-                            int key_head) const {
+  ARGUS_DEVICE void produce(const Keys& keys, const Block& block, int key_head) const {
     const bool leads = lane_index() == 0;
     if (leads) {
       ptx::mbarrier_arrive_expect(&smem.keys_full, KeyRows::kBytes + ValueRows::kBytes);
@@ -208,9 +211,12 @@ struct BackwardLoop {
       smem.q.wait_empty(step);
       load_numbers(keys, at, step);
       if (leads) {
-        smem.visits[step % kStages] = {at.index, at.head, keys.reach_of(at.index),
+        smem.visits[step % kStages] = {at.index,
+                                       at.head,
+                                       keys.reach_of(at.index),
                                        Dropout(call.given, block.user, at.head).stream,
-                                       step > 0 && at.index == keys.begin, more};
+                                       step > 0 && at.index == keys.begin,
+                                       more};
       }
       __syncwarp();
       if (leads) {
@@ -292,7 +298,8 @@ struct BackwardLoop {
   ARGUS_DEVICE const Visit& visit(int step) const { return smem.visits[step % kStages]; }
   ARGUS_DEVICE ColumnSide<Mask> columns_at(int step) const {
     ColumnSide<Mask> columns{visit(step).index * kQueries, smem.keys.queries.length,
-                             Keys::columns_of(smem.keys, call.given, visit(step).reach, step % kStages), nullptr};
+                             Keys::columns_of(smem.keys, call.given, visit(step).reach, step % kStages),
+                             nullptr};
     if constexpr (Kind::kBiases) columns.time = smem.times.queries[step % kStages];
     return columns;
   }
@@ -305,7 +312,8 @@ struct BackwardLoop {
     const Rows rows = own_rows();
     const ColumnSide<Mask> columns = columns_at(step);
     if constexpr (Kind::kBiases) {
-      add_bias<false>(scores, setup.scale, bias_in(call.given, tiles + kTables), rows, columns, KeepNothing{});
+      add_bias<false>(scores, setup.scale, bias_in(call.given, tiles + kTables), rows, columns,
+                      KeepNothing{});
     } else if constexpr (!kScalesLate) {
       for_each(scores, [&](float& one, int, int, int) { one *= setup.scale; });
     }
@@ -335,12 +343,12 @@ struct BackwardLoop {
 
   // Scores and gradients of weights to weights and gradients of scores, as left operands of products; the
   // latter go to shared memory, too.
-  ARGUS_DEVICE void differentiate(Scores& scores, const Scores& gradients,
-                                  Packed& weight_rows, Packed& gradient_rows, const Dropped& dropped,
-                                  int step) const {
+  ARGUS_DEVICE void differentiate(Scores& scores, const Scores& gradients, Packed& weight_rows,
+                                  Packed& gradient_rows, const Dropped& dropped, int step) const {
     const bool drops = Mask::kGeneral && call.given.dropout_seed != nullptr;
     unsigned char* const to = d_score_tile(step);
-    const int lane = ScoreColumns::chunk_offset(warp_index() * 16 + lane_index() / 4, 0) + lane_index() % 4 * 4;
+    const int lane =
+        ScoreColumns::chunk_offset(warp_index() * 16 + lane_index() / 4, 0) + lane_index() % 4 * 4;
 #pragma unroll
     for (int n = 0; n < kQueries / 8; ++n) {
       float2 shift{}, delta{};
@@ -389,7 +397,8 @@ struct BackwardLoop {
     multiply_rows<KeyRows>(scores, anew(tiles + kK) + own_group() * 64 * KeyRows::kWidth, q_tile(step));
     const auto multiply_values = [&] {
       smem.d_out.wait_full(step);
-      multiply_rows<ValueRows>(gradients, anew(tiles + kV) + own_group() * 64 * ValueRows::kWidth, d_out_tile(step));
+      multiply_rows<ValueRows>(gradients, anew(tiles + kV) + own_group() * 64 * ValueRows::kWidth,
+                               d_out_tile(step));
     };
     // Masking 128 queries, or with the whole rule beside the sums of wide heads, takes their registers.
     constexpr bool kLate = kByRows || (Mask::kGeneral && kWidth > 64);
