@@ -90,6 +90,16 @@ struct Backward {
   float* correction;   // [heads, rows]
   int32_t* reach;      // [blocks, kReachNumbers]: what each block of queries sees
   float* table_parts;  // [blocks, heads, positions + times]
+  // Of the kernel on TMA and wgmma, null where it does not run: sums of d_q, a tile after the other, and the
+  // block of keys that added to each last.
+  float* query_sums;
+  int32_t* turns;
+};
+
+// How much scratch the kernel on TMA and wgmma takes, 0 where it does not run.
+struct LoopScratch {
+  int64_t floats;  // of query_sums
+  int64_t turns;
 };
 
 // The largest number of blocks of query rows in the backward pass on CUDA: the size of its scratch.

@@ -368,8 +368,9 @@ inline void write_to(const NewGradients& to, Backward& call) {
 // The scratch of a backward pass on CUDA. torch's allocator reuses it only for later work on the same stream.
 struct CudaScratch {
   Tensor reach, table_parts, statistics;
+  std::optional<Tensor> query_sums, turns;
 
-  CudaScratch(const Given& given, Backward& call) {
+  CudaScratch(const Given& given, Backward& call, const LoopScratch& loop) {
     const Arguments& arguments = call.given;
     const int64_t blocks = most_blocks(arguments.rows, arguments.users);
     const bool tables = call.d_position_bias != nullptr || call.d_time_bias != nullptr;
@@ -382,6 +383,11 @@ struct CudaScratch {
     call.table_parts = table_parts.mutable_data_ptr<float>();
     call.delta = statistics.mutable_data_ptr<float>();
     call.correction = call.delta + statistic;
+    if (loop.turns == 0) return;
+    query_sums = empty(given.q, {loop.floats}, ScalarType::Float);
+    turns = empty(given.q, {loop.turns}, ScalarType::Int);
+    call.query_sums = query_sums->mutable_data_ptr<float>();
+    call.turns = turns->mutable_data_ptr<int32_t>();
   }
 };
 

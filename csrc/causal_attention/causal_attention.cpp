@@ -50,7 +50,7 @@ std::vector<Tensor> backward(Tensor d_out, OptionalTensor d_log_sum_exp, Tensor 
   const attention::NewGradients gradients(given, need_position_bias, need_time_bias);
   attention::write_to(gradients, call);
 #ifdef ARGUS_CUDA_LIBRARY
-  const attention::CudaScratch scratch(given, call);
+  const attention::CudaScratch scratch(given, call, loop_scratch(call));
   launch_backward(call, stream.get());
 #else
   backward_cpu(call);

@@ -14,4 +14,8 @@ void launch_backward(const attention::Backward& call, void* stream) {
   attention::launch_backward<Softmax>("causal_attention", call, stream);
 }
 
+attention::LoopScratch loop_scratch(const attention::Backward& call) {
+  return attention::backward_scratch<Softmax>(call);
+}
+
 }  // namespace argus::causal_attention

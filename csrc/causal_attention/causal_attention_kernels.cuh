@@ -123,6 +123,22 @@ struct Softmax {
     return exponential(fmaf(row.log_sum_exp, -kFactor, score), T{});
   }
 
+  // For loops that get the gradients of weights after the weights: the weight of a score, times `by`, from
+  // −log_sum_exp / ln 2; the score becomes what gradient_of() takes.
+  template <class T>
+  static ARGUS_DEVICE float weight_of(float& score, float shift, float by, T) {
+    return score = exponential(fmaf(score, by, shift), T{});
+  }
+  template <class T>
+  static ARGUS_DEVICE float weight_of(float& score, float shift, T) {
+    return score = exponential(score + shift, T{});
+  }
+  static ARGUS_DEVICE float gradient_of(float weight, float gradient, float delta) {
+    return weight * (gradient - delta);
+  }
+  // Of all gradients that follow from these.
+  ARGUS_DEVICE float gradient_factor() const { return 1.0f; }
+
   // The weight of a score and, from that of the weight, the gradient of the score.
   template <class T>
   ARGUS_DEVICE void differentiate(float& score, float& gradient, const attention::RowStatistics& row,

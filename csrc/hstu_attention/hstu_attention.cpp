@@ -47,7 +47,7 @@ std::vector<Tensor> backward(Tensor d_out, ARGUS_ROWS_PARAMETERS, double alpha, 
   const attention::NewGradients gradients(given, need_position_bias, need_time_bias);
   attention::write_to(gradients, call);
 #ifdef ARGUS_CUDA_LIBRARY
-  const attention::CudaScratch scratch(given, call);
+  const attention::CudaScratch scratch(given, call, loop_scratch(call));
   launch_backward(call, stream.get());
 #else
   backward_cpu(call);

@@ -49,6 +49,18 @@ struct Silu {
     return score * sigmoid(score, T{});
   }
 
+  // For loops that get the gradients of weights after the weights: the weight of a score, before the
+  // division; the score becomes what gradient_of() takes, the slope.
+  template <class T>
+  static ARGUS_DEVICE float weight_of(float& score, float, T) {
+    const float share = sigmoid(score, T{}), weight = score * share;
+    score = share * fmaf(score, 1.0f - share, 1.0f);
+    return weight;
+  }
+  static ARGUS_DEVICE float gradient_of(float slope, float gradient, float) { return slope * gradient; }
+  // Of all gradients that follow from these.
+  ARGUS_DEVICE float gradient_factor() const { return inverse; }
+
   // The weight of a score and, from that of the weight, the gradient of the score.
   template <class T>
   ARGUS_DEVICE void differentiate(float& score, float& gradient, const attention::RowStatistics&, T) const {

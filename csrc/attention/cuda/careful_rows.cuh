@@ -58,25 +58,38 @@ struct Slice {
   }
 };
 
+// What a block of threads has computed.
+struct Place {
+  Block block;
+  int head, part;  // the head of the rows; the first element of its part of the width
+};
+
+// Grids of (blocks of rows, heads, parts of the width); the one of queries begins with the last block.
+template <class Tiles>
+struct QueryGrid : Tiles {
+  static ARGUS_DEVICE Place place(const Arguments& given) {
+    return {find_block<Tiles::kShape.rows>(queries_in(given), static_cast<int>(gridDim.x - 1 - blockIdx.x)),
+            static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z) * Tiles::kPart};
+  }
+};
+template <class Tiles>
+struct KeyGrid : Tiles {
+  static ARGUS_DEVICE Place place(const Arguments& given) {
+    return {find_block<Tiles::kShape.rows>(keys_in(given), static_cast<int>(blockIdx.x)),
+            static_cast<int>(blockIdx.y), static_cast<int>(blockIdx.z) * Tiles::kPart};
+  }
+};
+
 // The rows of the calling warp. Functions that are not inlined recompute them: kept from the start of the
 // kernel they would take registers of the main loop, and on sm_100 kernels of both ops spilled 8 to 16 bytes.
-struct Rows {
-  Block block;
-  int head, part, first, last;
+struct Rows : Place {
+  int first, last;
 
-  ARGUS_DEVICE Rows(const Block& block, int warp_rows, int part_width)
-      : block(block),
-        head(static_cast<int>(blockIdx.y)),
-        part(static_cast<int>(blockIdx.z) * part_width),
+  ARGUS_DEVICE Rows(const Place& place, int warp_rows)
+      : Place(place),
         first(block.first + warp_index() * warp_rows),
         last(min(first + warp_rows, block.length)) {}
 };
-
-// Of a kernel whose blocks of threads own queries.
-template <int kRows>
-ARGUS_DEVICE Block own_queries(const Arguments& given) {
-  return find_block<kRows>(queries_in(given), static_cast<int>(gridDim.x - 1 - blockIdx.x));
-}
 
 // visit(lane) for every lane whose pair is visible, in the order of lanes.
 template <class Visit>
@@ -163,7 +176,7 @@ ARGUS_RARE void forward_rows(const Forward& call, unsigned char* room) {
   constexpr Shape kShape = Tiles::kShape;
   constexpr int kPart = Tiles::kPart;
   constexpr float kLn2 = 0.6931471805599453f;
-  const Rows rows(own_queries<kShape.rows>(call.given), kShape.warp_rows, kPart);
+  const Rows rows(QueryGrid<Tiles>::place(call.given), kShape.warp_rows);
   const Pairs<Weights, T> pairs(call.given, room, rows.block.user, rows.head);
   const Weights weights(call.given);
   const Slice<kPart> slice{rows.part, call.given.width};
@@ -237,13 +250,11 @@ ARGUS_DEVICE void differentiate_pair(float& weight, float& gradient, const Pairs
   weight *= factor;
 }
 
-// The queries of a warp in the first kernel of the backward pass.
-template <class Weights, class T, int kWidth>
+// The queries of a warp in a kernel of d_q with this grid.
+template <class Weights, class T, class Grid>
 ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
-  using Tiles = QueryTiles<sizeof(T), kWidth>;
-  constexpr Shape kShape = Tiles::kShape;
-  constexpr int kPart = Tiles::kPart;
-  const Rows rows(own_queries<kShape.rows>(call.given), kShape.warp_rows, kPart);
+  constexpr int kPart = Grid::kPart;
+  const Rows rows(Grid::place(call.given), Grid::kShape.warp_rows);
   const Pairs<Weights, T> pairs(call.given, room, rows.block.user, rows.head);
   const Slice<kPart> slice{rows.part, call.given.width};
   const Target<T> target = target_of<T>(call.d_q, call.given, rows.block.begin, rows.head);
@@ -315,16 +326,12 @@ ARGUS_DEVICE void add_key_gradients(Sums& d_k, Sums& d_v, const KeySlice& slice,
   }
 }
 
-// The keys of a warp in the second kernel of the backward pass.
-template <class Weights, class T, int kWidth>
+// The keys of a warp in a kernel of d_k and d_v with this grid.
+template <class Weights, class T, class Grid>
 ARGUS_RARE void key_gradient_rows(const Backward& call, unsigned char* room) {
-  // Both masks have the same rows.
-  using Tiles = KeyTiles<sizeof(T), kWidth, true>;
-  constexpr Shape kShape = Tiles::kShape;
-  constexpr int kPart = Tiles::kPart;
+  constexpr int kPart = Grid::kPart;
   const Arguments& given = call.given;
-  const Rows rows(find_block<kShape.rows>(keys_in(given), static_cast<int>(blockIdx.x)), kShape.warp_rows,
-                  kPart);
+  const Rows rows(Grid::place(given), Grid::kShape.warp_rows);
   const int user = rows.block.user, group = given.heads / given.key_heads;
   const int begin = given.offsets[user], queries = given.offsets[user + 1] - begin;
   const Slice<kPart> slice{rows.part, given.width};
@@ -363,7 +370,7 @@ ARGUS_RARE void add_table_part(const Backward& call, unsigned char* room) {
   constexpr Shape kShape = Tiles::kShape;
   constexpr int kThreads = kShape.threads;
   const Arguments& given = call.given;
-  const Rows rows(own_queries<kShape.rows>(given), kShape.warp_rows, Tiles::kPart);
+  const Rows rows(QueryGrid<Tiles>::place(given), kShape.warp_rows);
   const Pairs<Weights, T> pairs(given, room, rows.block.user, rows.head);
   const tile::Source<T> d_out = source_of<T>(call.d_out, given, rows.block.begin, rows.head);
   using Shared = TablePairs<kThreads>;

@@ -197,11 +197,11 @@ struct CausalMask {
     ARGUS_DEVICE int next(int index) const { return skip(index + 1); }
     ARGUS_DEVICE bool has(int index) const { return index < room_.ends.y; }
 
-    // Starts the copy of the numbers of the queries from `first` on.
-    template <int kThreads>
-    ARGUS_DEVICE void load(int stage, int first) const {
+    // Copies the numbers of the queries from `first` on.
+    template <class Columns>
+    ARGUS_DEVICE void load(int stage, int first, const Columns& columns) const {
       if (given_.visible != nullptr)
-        copy_column<kQueries, kThreads>(room_.visible[stage], given_.visible + queries().begin, first,
+        columns.template copy<kQueries>(room_.visible[stage], given_.visible + queries().begin, first,
                                         queries().length);
     }
     ARGUS_DEVICE ColumnNumbers columns(int stage, int) const {
@@ -216,6 +216,31 @@ struct CausalMask {
       return {too_old || (last_query < first && reach(index).none_sees <= first),
               last_key < reach(index).all_see && last_query - first < given_.window &&
                   last_query < queries().length};
+    }
+
+    // For a loop whose warps read what one of them wrote of a block of queries: its reach, and what follows
+    // from that.
+    ARGUS_DEVICE Reach reach_of(int index) const { return reach(index); }
+    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments& given, const Reach&,
+                                                 int stage) {
+      return {given.visible == nullptr ? nullptr : room.visible[stage]};
+    }
+    static ARGUS_DEVICE bool covers(const Room& room, const Arguments& given, const Reach& reach, int index,
+                                    int first) {
+      const int last_query = index * kQueries + kQueries - 1;
+      return first + kRows - 1 < reach.all_see && last_query - first < given.window &&
+             last_query < room.queries.length;
+    }
+
+    // The next block of kKeys keys, after this one, of those that visit a block of queries; kNobody if there
+    // is none.
+    template <int kKeys>
+    ARGUS_DEVICE int visitor_after(int index) const {
+      static_assert(kKeys % kQueries == 0);
+      const int next = room_.first_key / kKeys + 1, own = index * kQueries / kKeys;
+      if (next * kKeys >= queries().length) return kNobody;
+      if (next == own || reach(index).none_sees > next * kKeys) return next;
+      return next < own ? own : kNobody;
     }
 
    private:

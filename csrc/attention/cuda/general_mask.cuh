@@ -232,13 +232,13 @@ struct GeneralMask {
     // Worked out anew: registers are scarcer.
     ARGUS_DEVICE bool has(int index) const { return index * kQueries < room_.queries.length; }
 
-    template <int kThreads>
-    ARGUS_DEVICE void load(int stage, int first) const {
+    template <class Columns>
+    ARGUS_DEVICE void load(int stage, int first, const Columns& columns) const {
       Numbers<kQueries>& to = room_.numbers[stage];
-      load_one<kThreads>(to.position, given_.position, first, 0);
-      load_one<kThreads>(to.visible, given_.visible, first, 0);
-      load_one<kThreads>(to.own_begin, given_.own_begin, first, 0);
-      load_one<kThreads>(to.own_end, given_.own_end, first, 1);
+      load_one(to.position, given_.position, first, 0, columns);
+      load_one(to.visible, given_.visible, first, 0, columns);
+      load_one(to.own_begin, given_.own_begin, first, 0, columns);
+      load_one(to.own_end, given_.own_end, first, 1, columns);
     }
     ARGUS_DEVICE ColumnNumbers columns(int stage, int index) const {
       const Numbers<kQueries>& of = room_.numbers[stage];
@@ -249,6 +249,21 @@ struct GeneralMask {
       const int last_key = first + kRows - 1, last_query = index * kQueries + kQueries - 1;
       return {!queries.touches(first, last_key),
               queries.covers(first, last_key) && last_query < room_.queries.length};
+    }
+
+    ARGUS_DEVICE Reach reach_of(int index) const { return reach(index); }
+    static ARGUS_DEVICE ColumnNumbers columns_of(Room& room, const Arguments&, const Reach& reach,
+                                                 int stage) {
+      const Numbers<kQueries>& of = room.numbers[stage];
+      return {of.position, of.visible, of.own_begin, of.own_end, &room.user, reach.least_position};
+    }
+    static ARGUS_DEVICE bool covers(const Room& room, const Arguments&, const Reach& reach, int index,
+                                    int first) {
+      return reach.covers(first, first + kRows - 1) && (index + 1) * kQueries <= room.queries.length;
+    }
+    template <int kKeys>
+    ARGUS_DEVICE int visitor_after(int index) const {
+      return reach(index).template block_from<kKeys>(room_.first_key / kKeys + 1);
     }
 
    private:
@@ -265,12 +280,14 @@ struct GeneralMask {
     ARGUS_DEVICE const Reach& reach(int index) const { return room_.stored[index * kQueries / kStored]; }
 
     // A number that is not given is the query's place among its user's keys, plus `more`.
-    template <int kThreads>
-    ARGUS_DEVICE void load_one(int* to, const int32_t* from, int first, int more) const {
+    template <class Columns>
+    ARGUS_DEVICE void load_one(int* to, const int32_t* from, int first, int more,
+                               const Columns& columns) const {
       const Side& queries = room_.queries;
       if (from != nullptr)
-        return copy_column<kQueries, kThreads>(to, from + queries.begin, first, queries.length);
-      for (int i = static_cast<int>(threadIdx.x); i < kQueries; i += kThreads)
+        return columns.template copy<kQueries>(to, from + queries.begin, first, queries.length);
+#pragma unroll 1
+      for (int i = columns.begin(); i < kQueries; i += columns.kStep)
         to[i] = room_.user.lead + first + i + more;
     }
 

@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
     if constexpr (kCorrected)
       copy_column<kQueries, kThreads>(numbers_of(Smem::kCorrection, stage), call.correction + statistics,
                                       begin, length);
-    keys.template load<kThreads>(stage, begin);
+    keys.load(stage, begin, BlockColumns<kThreads>{});
     if (given.time_bias != nullptr)
       copy_column<kQueries, kThreads>(times_of(stage), given.query_time + queries.begin, begin, length);
     ptx::cp_async_commit();
@@ -188,7 +188,9 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
   };
   const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
   const bool nan_v = store(d_v_target, Smem::kV, d_v, 1.0f);
-  if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, kWidth>(call, room + Smem::kBias);
+  // Both masks have the same rows.
+  using Grid = careful::KeyGrid<KeyTiles<sizeof(T), kWidth, true>>;
+  if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, Grid>(call, room + Smem::kBias);
 }
 
 }  // namespace argus::attention

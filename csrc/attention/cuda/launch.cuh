@@ -55,10 +55,23 @@ void launch_forward(const char* op, const Forward& call, void* stream) {
   });
 }
 
+// Where this is not 0, the backward pass runs on TMA and wgmma and takes as much.
+template <class Weights>
+LoopScratch backward_scratch(const Backward& call) {
+  if constexpr (sm90::kInLibrary) {
+    if (call.given.heads > 0 && fits_backward_loop<Weights>(call) && sm90::is_current_device())
+      return loop_scratch<Weights>(call);
+  }
+  return {};
+}
+
 template <class Weights>
 void launch_backward(const char* op, const Backward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
+  if constexpr (sm90::kInLibrary) {
+    if (call.turns != nullptr) return launch_backward_loop<Weights>(op, call, stream);
+  }
   with_kernel(given, [&]<class Mask, class T, int kWidth>() {
     using Query = QuerySmem<Mask, T, kWidth>;
     using Key = KeySmem<Mask, T, kWidth>;

@@ -249,7 +249,10 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
                                                block_index, head);
   }
-  if (nan) careful::query_gradient_rows<Weights, T, kWidth>(call, room + Smem::kBias);
+  if (nan) {
+    careful::query_gradient_rows<Weights, T, careful::QueryGrid<QueryTiles<sizeof(T), kWidth>>>(
+        call, room + Smem::kBias);
+  }
   if (!sums_tables || !__syncthreads_or(table_nan)) return;
   careful::add_table_part<Weights, T, kWidth>(call, room + Smem::kBias);
 }

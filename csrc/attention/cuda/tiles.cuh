@@ -100,6 +100,8 @@ ARGUS_DEVICE int column_within(int n, int i) {
   return 8 * n + lane_index() % 4 * 2 + i % 2;
 }
 
+constexpr int kNobody = kNoWindow;  // in the place of a block of keys
+
 // Whether none, or all, of the pairs of a tile are visible.
 struct Cover {
   bool none, all;
@@ -120,5 +122,27 @@ ARGUS_DEVICE void copy_column(U* to, const U* from, int first, int length) {
     ptx::cp_async<sizeof(U)>(to + i, inside ? from + first + i : from, inside ? sizeof(U) : 0);
   }
 }
+
+// Who copies a column of numbers, and how: a block of threads, beside its work, or a warp, at once.
+template <int kThreads>
+struct BlockColumns {
+  static constexpr int kStep = kThreads;
+
+  static ARGUS_DEVICE int begin() { return static_cast<int>(threadIdx.x); }
+  template <int kCount, class U>
+  ARGUS_DEVICE void copy(U* to, const U* from, int first, int length) const {
+    copy_column<kCount, kThreads>(to, from, first, length);
+  }
+};
+struct WarpColumns {
+  static constexpr int kStep = kWarpSize;
+
+  static ARGUS_DEVICE int begin() { return lane_index(); }
+  template <int kCount, class U>
+  ARGUS_DEVICE void copy(U* to, const U* from, int first, int length) const {
+#pragma unroll 1
+    for (int i = begin(); i < kCount; i += kStep) to[i] = first + i < length ? from[first + i] : U{};
+  }
+};
 
 }  // namespace argus::attention

@@ -6,34 +6,7 @@
 #include "causal_attention/causal_attention.h"
 #include "hstu_attention/hstu_attention.h"
 
-namespace {
-
 using namespace attention_on_host;
-
-void backward(Backward call, BackwardLauncher launch) {
-  Device device;
-  const Arguments given = call.given;
-  const int64_t statistics = given.rows * given.heads;
-  const int64_t blocks = argus::attention::most_blocks(given.rows, given.users);
-  device.heads("d_out", call.d_out, given, given.rows, given.heads);
-  device.dense("out", call.out, given);
-  device.floats("log_sum_exp", call.log_sum_exp, statistics);
-  device.floats("d_log_sum_exp", call.d_log_sum_exp, statistics);
-  device.dense_result("d_q", call.d_q, given);
-  device.key_result("d_k", call.d_k, given);
-  device.key_result("d_v", call.d_v, given);
-  device.float_results("d_position_bias", call.d_position_bias, int64_t{given.heads} * given.positions);
-  device.float_results("d_time_bias", call.d_time_bias, int64_t{given.heads} * given.times);
-  device.results("delta", call.delta, statistics);
-  device.results("correction", call.correction, statistics);
-  device.results("reach", call.reach, argus::attention::kReachNumbers * blocks);
-  device.results("table_parts", call.table_parts, blocks * given.heads * (given.positions + given.times));
-  device.arguments(call.given);
-  launch(call, nullptr);
-  device.copy_back();
-}
-
-}  // namespace
 
 ARGUS_EXPORT void causal_attention_on_host(const Forward* call, uint64_t seed, char* report, size_t bytes) {
   on_host::run(seed, report, bytes, [&] { forward(*call, argus::causal_attention::launch_forward); });

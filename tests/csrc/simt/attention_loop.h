@@ -1,4 +1,4 @@
-// A forward pass of attention on the loop of sm_90, for ctypes: causal_attention and hstu_attention have a
+// The passes of attention on the loops of sm_90, for ctypes: causal_attention and hstu_attention have a
 // library each, since compiling takes minutes.
 #pragma once
 
@@ -12,6 +12,18 @@ void launch_loop(const Forward& call, void* stream) {
   if (!argus::attention::fits_forward_loop<Weights>(call.given))
     throw std::invalid_argument("the forward loop does not take these arguments");
   argus::attention::launch_forward_loop<Weights>("forward_loop", call, stream);
+}
+
+template <class Weights>
+void launch_backward(const Backward& call, void* stream) {
+  argus::attention::launch_backward_loop<Weights>("backward_loop", call, stream);
+}
+
+template <class Weights>
+void backward_loop(const Backward& call) {
+  if (!argus::attention::fits_backward_loop<Weights>(call))
+    throw std::invalid_argument("the backward loop does not take these arguments");
+  backward(call, launch_backward<Weights>, argus::attention::loop_scratch<Weights>(call));
 }
 
 }  // namespace attention_on_host

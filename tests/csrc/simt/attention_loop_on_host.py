@@ -1,8 +1,12 @@
-"""The forward passes of attention on sm_90's loop (TMA, wgmma) as backends "cuda_loop_on_host" of the SIMT executor."""
+"""Attention on sm_90's loops (TMA, wgmma) as backends "cuda_loop_on_host" of the SIMT executor.
+
+As in the CUDA library the kernels of mma.sync compute what the loops do not take: gradients of bias tables.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -25,6 +29,24 @@ def library(op: Op) -> ctypes.CDLL:
     return host_executor.load(name, (host_executor.HERE / f"{name}.cpp",))
 
 
+@cache
+def backward_library(op: Op) -> ctypes.CDLL:
+    """The launcher of the op's backward loop, compiled for the executor."""
+    name = f"attention_backward_{op.name.removesuffix('_attention')}"
+    return host_executor.load(name, (host_executor.HERE / f"{name}.cpp",))
+
+
+def _backward(op: Op, launch: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(launch)
+
+    def launched(*args: Any) -> Any:
+        given = signature.bind(*args).arguments
+        tables = given.get("need_position_bias", False) or given.get("need_time_bias", False)
+        return launch(*args) if tables else launch(*args, loaded=partial(backward_library, op))
+
+    return launched
+
+
 def _launched(op: Op, launch: Callable[..., Any]) -> Callable[..., Any]:
     return partial(launch, loaded=partial(library, op))
 
@@ -34,11 +56,12 @@ BACKENDS: dict[Op, Backend] = {
         attention_on_host.CAUSAL_ATTENTION,
         name=NAME,
         forward=partial(causal.forward, launch=_launched(CAUSAL, attention_on_host.causal_attention_cuda)),
+        backward=partial(causal.backward, launch=_backward(CAUSAL, attention_on_host.causal_attention_cuda_backward)),
     ),
     HSTU: replace(
         attention_on_host.HSTU_ATTENTION,
         name=NAME,
         forward=partial(hstu.forward, launch=_launched(HSTU, attention_on_host.hstu_attention_cuda)),
+        backward=partial(hstu.backward, launch=_backward(HSTU, attention_on_host.hstu_attention_cuda_backward)),
     ),
 }
-"""The backward pass is that of the other kernels."""

@@ -1,6 +1,8 @@
 // The tensors of causal_attention and hstu_attention on the executor.
 #pragma once
 
+#include <vector>
+
 #include "attention/arguments.h"
 #include "on_host.h"
 
@@ -11,6 +13,7 @@ using argus::attention::Arguments;
 using argus::attention::Backward;
 using argus::attention::Forward;
 using argus::attention::Heads;
+using argus::attention::LoopScratch;
 
 inline size_t bytes_of(const Arguments& given, int64_t elements) {
   return static_cast<size_t>(elements) * (given.dtype == Dtype::float32 ? 4 : 2);
@@ -81,6 +84,36 @@ inline void forward(Forward call, ForwardLauncher launch) {
   const int64_t statistics = call.given.rows * call.given.heads;
   device.dense_result("out", call.out, call.given);
   device.float_results("log_sum_exp", call.log_sum_exp, statistics);
+  device.arguments(call.given);
+  launch(call, nullptr);
+  device.copy_back();
+}
+
+inline void backward(Backward call, BackwardLauncher launch, const LoopScratch& scratch = {}) {
+  Device device;
+  const Arguments given = call.given;
+  const int64_t statistics = given.rows * given.heads;
+  const int64_t blocks = argus::attention::most_blocks(given.rows, given.users);
+  device.heads("d_out", call.d_out, given, given.rows, given.heads);
+  device.dense("out", call.out, given);
+  device.floats("log_sum_exp", call.log_sum_exp, statistics);
+  device.floats("d_log_sum_exp", call.d_log_sum_exp, statistics);
+  device.dense_result("d_q", call.d_q, given);
+  device.key_result("d_k", call.d_k, given);
+  device.key_result("d_v", call.d_v, given);
+  device.float_results("d_position_bias", call.d_position_bias, int64_t{given.heads} * given.positions);
+  device.float_results("d_time_bias", call.d_time_bias, int64_t{given.heads} * given.times);
+  device.results("delta", call.delta, statistics);
+  device.results("correction", call.correction, statistics);
+  device.results("reach", call.reach, argus::attention::kReachNumbers * blocks);
+  device.results("table_parts", call.table_parts, blocks * given.heads * (given.positions + given.times));
+  // No result of the op: the caller has no memory for it.
+  std::vector<float> query_sums(static_cast<size_t>(scratch.floats));
+  std::vector<int32_t> turns(static_cast<size_t>(scratch.turns));
+  call.query_sums = scratch.floats > 0 ? query_sums.data() : nullptr;
+  call.turns = scratch.turns > 0 ? turns.data() : nullptr;
+  device.results("query_sums", call.query_sums, scratch.floats);
+  device.results("turns", call.turns, scratch.turns);
   device.arguments(call.given);
   launch(call, nullptr);
   device.copy_back();

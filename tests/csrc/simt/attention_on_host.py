@@ -79,6 +79,7 @@ class Backward(ctypes.Structure):
             for name in ("out", "log_sum_exp", "d_log_sum_exp", "d_q", "d_k", "d_v", "d_position_bias", "d_time_bias")
         ),
         *((name, ctypes.c_void_p) for name in ("delta", "correction", "reach", "table_parts")),
+        *((name, ctypes.c_void_p) for name in ("query_sums", "turns")),  # made by the loop's own launcher
     )
 
 
@@ -120,7 +121,7 @@ def hstu_attention_cuda(
 def causal_attention_cuda_backward(
     d_out: Tensor, d_log_sum_exp: Tensor, out: Tensor, log_sum_exp: Tensor, q: Tensor, k: Tensor, v: Tensor,
     offsets: Tensor, scale: float, window: int = 0, dropout: float = 0.0, need_position_bias: bool = False,
-    need_time_bias: bool = False, *others: Any,
+    need_time_bias: bool = False, *others: Any, loaded: Callable[[], ctypes.CDLL] = library,
 ) -> list[Tensor]:  # fmt: skip
     """What the CUDA library does with these arguments."""
     history = _history(q, k, v, offsets, others)
@@ -133,13 +134,14 @@ def causal_attention_cuda_backward(
         _heads(d_out),
         *_addresses(out, log_sum_exp, d_log_sum_exp, *results, *statistics, *scratch),
     )
-    _run("causal_attention_backward_on_host", call)
+    _run("causal_attention_backward_on_host", call, loaded())
     return [result for result in results if result is not None]
 
 
 def hstu_attention_cuda_backward(
     d_out: Tensor, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, alpha: float, divisor: float, window: int = 0,
     dropout: float = 0.0, need_position_bias: bool = False, need_time_bias: bool = False, *others: Any,
+    loaded: Callable[[], ctypes.CDLL] = library,
 ) -> list[Tensor]:  # fmt: skip
     """What the CUDA library does with these arguments."""
     history = _history(q, k, v, offsets, others)
@@ -151,7 +153,7 @@ def hstu_attention_cuda_backward(
         _heads(d_out),
         *_addresses(None, None, None, *results, None, None, *scratch),
     )
-    _run("hstu_attention_backward_on_host", call)
+    _run("hstu_attention_backward_on_host", call, loaded())
     return [result for result in results if result is not None]
 
 

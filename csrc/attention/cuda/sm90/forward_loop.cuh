@@ -16,6 +16,7 @@
 
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/forward.cuh"
+#include "attention/cuda/sm90/stages.cuh"
 #include "attention/cuda/sm90/user_box.cuh"
 #include "common/cuda/sm90/capability.cuh"
 
@@ -44,31 +45,6 @@ struct LoopTiles {
   // A block shares out what it was launched with: 128 registers a thread of 512, 168 of 384.
   static constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
   static constexpr int kConsumerRegisters = kGroups == 3 ? 160 : 232;
-};
-
-// mbarriers of a ring of stages: `full` counts a stage's bytes, `empty` the warps that are done with it.
-template <int kStages>
-struct StageBarriers {
-  uint64_t full[kStages], empty[kStages];
-
-  ARGUS_DEVICE void init(int consumer_warps) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      ptx::mbarrier_init(full + stage, 1);
-      ptx::mbarrier_init(empty + stage, static_cast<uint32_t>(consumer_warps));
-    }
-  }
-  ARGUS_DEVICE static uint32_t parity(int step) { return static_cast<uint32_t>(step / kStages % 2); }
-  ARGUS_DEVICE void wait_empty(int step) { ptx::mbarrier_wait(empty + step % kStages, parity(step) ^ 1); }
-  ARGUS_DEVICE uint64_t* expect(int step, int bytes) {
-    uint64_t* barrier = full + step % kStages;
-    ptx::mbarrier_arrive_expect(barrier, static_cast<uint32_t>(bytes));
-    return barrier;
-  }
-  ARGUS_DEVICE void wait_full(int step) { ptx::mbarrier_wait(full + step % kStages, parity(step)); }
-  ARGUS_DEVICE void release(int step) {
-    __syncwarp();
-    if (lane_index() == 0) ptx::mbarrier_arrive(empty + step % kStages);
-  }
 };
 
 struct ForwardMaps {
@@ -194,11 +170,6 @@ struct ForwardLoop {
     }
   }
 
-  template <class Array>
-  ARGUS_DEVICE static auto& flat(Array& array) {
-    return reinterpret_cast<float (&)[sizeof(Array) / sizeof(float)]>(array);
-  }
-
   // Issues the products of the warpgroup's queries and a block of keys.
   ARGUS_DEVICE void score(Scores& scores, const unsigned char* q, int step) const {
     const unsigned char* k = k_tile(step);
@@ -218,17 +189,6 @@ struct ForwardLoop {
     for (int i = 0; i < ValueTile::kSteps; ++i)
       ptx::wgmma<ptx::Major::mn>(flat(out), weights[i], ValueTile::descriptor(v, i), true, T{});
     ptx::wgmma_commit();
-  }
-
-  ARGUS_DEVICE static void pack(Packed& packed, const Scores& weights) {
-#pragma unroll
-    for (int i = 0; i < kKeys / 16; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float (&pair)[4] = weights[0][2 * i + j / 2];
-        packed[i][j] = argus::packed(pair[j % 2 * 2], pair[j % 2 * 2 + 1], T{});
-      }
-    }
   }
 
   // The warp's first query.
@@ -316,7 +276,7 @@ struct ForwardLoop {
     Visit visit = smem.visits[0];
     ptx::wgmma_wait<0>(flat(scores));
     weigh_block(weights, scores, visit.first, 0, scale, sums, rescale);
-    pack(packed, scores);
+    pack(packed, scores, T{});
     if (group + 1 == kGroups && visit.more) give_turn(0);
     int step = 0;
     while (visit.more) {
@@ -337,7 +297,7 @@ struct ForwardLoop {
 #pragma unroll
         for (int half = 0; half < 2; ++half) weights.rescale_row(out, rescale[half], 0, half);
       }
-      pack(packed, scores);
+      pack(packed, scores, T{});
     }
     smem.v.wait_full(step);
     add_values(out, packed, step);

@@ -1,9 +1,10 @@
-// Which calls of attention's forward pass run on TMA and wgmma, and their launch.
+// Which calls of attention run on TMA and wgmma, and their launches.
 #pragma once
 
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/general_mask.cuh"
-#include "attention/cuda/sm90/forward_loop.cuh"
+#include "attention/cuda/sm90/backward_ends.cuh"
+#include "attention/cuda/sm90/backward_loop.cuh"
 #include "common/cuda/stored_type.cuh"
 
 namespace argus::attention {
@@ -33,14 +34,12 @@ void launch_loop_kernel(const char* op, const Forward& call, void* stream) {
   launch(op, forward_loop_kernel<Kind>, shape, stream, maps, call);
 }
 
-// Of a call that fits_forward_loop().
-template <class Weights>
-void launch_forward_loop(const char* op, const Forward& call, void* stream) {
-  const Arguments& given = call.given;
+// Calls run.template operator()<LoopKind<…>>() for arguments that fit a loop.
+template <class Weights, class Run>
+void with_loop_kind(const Arguments& given, Run run) {
   const auto with_mask = [&]<class T, int kWidth, bool kBiases>() {
-    if (given.causal())
-      return launch_loop_kernel<LoopKind<Weights, CausalMask, T, kWidth, kBiases>>(op, call, stream);
-    launch_loop_kernel<LoopKind<Weights, GeneralMask, T, kWidth, kBiases>>(op, call, stream);
+    if (given.causal()) return run.template operator()<LoopKind<Weights, CausalMask, T, kWidth, kBiases>>();
+    run.template operator()<LoopKind<Weights, GeneralMask, T, kWidth, kBiases>>();
   };
   const auto with_biases = [&]<class T, int kWidth>() {
     if (given.position_bias == nullptr && given.time_bias == nullptr)
@@ -53,6 +52,68 @@ void launch_forward_loop(const char* op, const Forward& call, void* stream) {
       with_biases.template operator()<T, 128>();
     }
   });
+}
+
+// Of a call that fits_forward_loop().
+template <class Weights>
+void launch_forward_loop(const char* op, const Forward& call, void* stream) {
+  with_loop_kind<Weights>(call.given, [&]<class Kind>() { launch_loop_kernel<Kind>(op, call, stream); });
+}
+
+// The gradients of bias tables are left to the kernels of mma.sync.
+template <class Weights>
+bool fits_backward_loop(const Backward& call) {
+  return fits_forward_loop<Weights>(call.given) && !wants_tables(call);
+}
+
+// Tiles of d_q for `rows` queries.
+template <class Kind>
+int64_t query_tiles(const Arguments& given) {
+  return block_count<BackwardTiles<Kind>::kQueries>(queries_in(given)) * given.heads;
+}
+
+template <class Weights>
+LoopScratch loop_scratch(const Backward& call) {
+  LoopScratch scratch{};
+  with_loop_kind<Weights>(call.given, [&]<class Kind>() {
+    const int64_t tiles = query_tiles<Kind>(call.given);
+    scratch = {tiles * BackwardTiles<Kind>::kTileFloats, tiles};
+  });
+  return scratch;
+}
+
+template <class Kind>
+void launch_backward_kernels(const char* op, const Backward& call, void* stream) {
+  using Loop = BackwardLoop<Kind>;
+  using T = typename Kind::T;
+  using Weights = typename Kind::Weights;
+  using Finish = BackwardFinish<Kind>;
+  const Arguments& given = call.given;
+  const auto blocks = static_cast<unsigned>(query_tiles<Kind>(given) / given.heads);
+  const auto heads = static_cast<unsigned>(given.heads);
+  launch(op, backward_preparation_kernel<Kind>,
+         {dim3(blocks, heads), dim3(BackwardPreparation<Kind>::kThreads)}, stream, call);
+  const BackwardSetup setup{
+      user_map<T, typename Loop::QueryRows>(given.q, given.heads, given.width),
+      user_map<T, typename Loop::KeyRows>(given.k, given.key_heads, given.width),
+      user_map<T, typename Loop::ValueRows>(given.v, given.key_heads, given.width),
+      user_map<T, typename Loop::QueryRows>(call.d_out, given.heads, given.width),
+      static_cast<float>(given.scale) * Weights::kFactor,
+      static_cast<float>(given.kept_factor),
+  };
+  const int64_t key_blocks = block_count<Loop::kKeys>(keys_in(given)) * given.key_heads;
+  LaunchShape shape{dim3(static_cast<unsigned>(key_blocks)), dim3(Loop::kThreads), Loop::shared_bytes(given)};
+  shape.in_order = true;
+  launch(op, backward_loop_kernel<Kind>, shape, stream, setup, call);
+  launch(op, backward_finish_kernel<Kind>,
+         {dim3(blocks, heads, Finish::kParts), dim3(Finish::kShape.threads), Finish::shared_bytes(given)},
+         stream, call);
+}
+
+// Of a call that fits_backward_loop().
+template <class Weights>
+void launch_backward_loop(const char* op, const Backward& call, void* stream) {
+  with_loop_kind<Weights>(call.given, [&]<class Kind>() { launch_backward_kernels<Kind>(op, call, stream); });
 }
 
 }  // namespace argus::attention

@@ -24,7 +24,7 @@ ptx::TensorMap user_map(const Heads& heads, int head_count, int width) {
        {static_cast<uint64_t>(width), kLastRow, static_cast<uint64_t>(head_count), kUnbounded, kUnbounded},
        {row, bytes(heads.head_stride), row, (uint64_t{1} << 34) - row},
        {Tile::kBoxColumns, Tile::kBoxRows, 1, 1, 1},
-       argus::sm90::kPatternBytes / 8});
+       Tile::kSwizzleBytes});
 }
 
 // Brings the user's rows from `first` on; `barrier` counts Tile::kBytes.

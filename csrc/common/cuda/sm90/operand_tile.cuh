@@ -70,10 +70,11 @@ struct OperandTile {
       : kMn         ? ptx::matrix_descriptor(0, 8 * kChunkBytes, kBoxBytes)
                     : ptx::matrix_descriptor(0, kBoxBytes, 8 * kChunkBytes);
 
-  // Where a thread that writes a K-major tile of one box puts a chunk of a row's depth.
-  ARGUS_DEVICE static int chunk_offset(int row, int chunk) {
-    static_assert(!kMn && kSwizzle == 128 && kBoxes == 1);
-    return row * kWidth + (chunk ^ (row & 7)) * kChunkBytes;
+  // Where a thread that writes a tile of one box puts a chunk of a line of it: of a row's depth, or,
+  // MN-major, of the rows at one depth.
+  ARGUS_DEVICE static int chunk_offset(int line, int chunk) {
+    static_assert(kSwizzle == 128 && kBoxes == 1);
+    return line * kWidth + (chunk ^ (line & 7)) * kChunkBytes;
   }
 
   // The descriptor of the `step`-th 32 bytes of depth.

@@ -65,6 +65,7 @@ ARGUS_DEVICE void wgmma_wait(float (&d)[kRegisters]) {
 
 #define ARGUS_TEN(t) \
   "%" #t "0,%" #t "1,%" #t "2,%" #t "3,%" #t "4,%" #t "5,%" #t "6,%" #t "7,%" #t "8,%" #t "9,"
+#define ARGUS_D16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define ARGUS_D32 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," ARGUS_TEN(1) ARGUS_TEN(2) "%30,%31"
 #define ARGUS_D64                                                                      \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," ARGUS_TEN(1) ARGUS_TEN(2) ARGUS_TEN(3) ARGUS_TEN(4) \
@@ -76,6 +77,7 @@ ARGUS_DEVICE void wgmma_wait(float (&d)[kRegisters]) {
 #define ARGUS_ACC8(i)                                                                         \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
+#define ARGUS_ACC16(i) ARGUS_ACC8(i), ARGUS_ACC8(i + 8)
 #define ARGUS_ACC32(i) ARGUS_ACC8(i), ARGUS_ACC8(i + 8), ARGUS_ACC8(i + 16), ARGUS_ACC8(i + 24)
 #define ARGUS_ACC64(i) ARGUS_ACC32(i), ARGUS_ACC32(i + 32)
 #define ARGUS_ACC128(i) ARGUS_ACC64(i), ARGUS_ACC64(i + 64)
@@ -103,6 +105,7 @@ ARGUS_DEVICE void wgmma_wait(float (&d)[kRegisters]) {
                    "n"(kSign), "n"(static_cast<int>(kB)));                                               \
   }
 #define ARGUS_WGMMA_TYPE(TYPE, NAME)                                                            \
+  ARGUS_WGMMA_16(32, 16, TYPE, NAME, "16", "17", "18", "19", "20", "21")                        \
   ARGUS_WGMMA_16(64, 32, TYPE, NAME, "32", "33", "34", "35", "36", "37")                        \
   ARGUS_WGMMA_16(128, 64, TYPE, NAME, "64", "65", "66", "67", "68", "69")                       \
   ARGUS_WGMMA_16(256, 128, TYPE, NAME, "128", "129", "130", "131", "132", "133")                \
@@ -131,10 +134,12 @@ ARGUS_WGMMA_TF32(128, 64, "64", "65", "66", "67")
 #undef ARGUS_ACC128
 #undef ARGUS_ACC64
 #undef ARGUS_ACC32
+#undef ARGUS_ACC16
 #undef ARGUS_ACC8
 #undef ARGUS_D128
 #undef ARGUS_D64
 #undef ARGUS_D32
+#undef ARGUS_D16
 #undef ARGUS_TEN
 
 #else
