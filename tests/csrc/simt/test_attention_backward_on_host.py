@@ -1,5 +1,7 @@
-"""The backward passes of causal_attention and hstu_attention as one kernel on sm_90 (TMA, wgmma, turns), held to the error
-rule and to their promises on the CPU."""
+"""The backward passes of causal_attention and hstu_attention as one kernel on sm_90 (TMA, wgmma, turns) on the CPU.
+
+They are held to the error rule and to their promises.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ CASES = [
     HistoryCase("128", (129, 128, 0, 1, 300), heads=1, width=128, padding=2),
 ]
 BIASED: dict[str, Any] = {"position_buckets": 12, "time_buckets": 40, "dropout": 0.1}
-# Among them blocks of keys that see a block of queries with a gap between them, groups of heads whose tables differ, and
-# queries that see nothing.
+# Among them blocks of keys that see a block of queries with a gap between them, groups of heads whose tables differ,
+# and queries that see nothing.
 MASKED = [
     HistoryCase("lagged_40", (300, 3), heads=1, width=40, mask="lagged"),
     HistoryCase("window_72", (420, 5), heads=1, width=72, mask="candidates", window=90),
@@ -123,8 +125,8 @@ def test_error_rule_where_tensor_cores_err_as_far_as_they_may(case: HistoryCase,
 @ops_and_dtypes
 @pytest.mark.parametrize("case", [*CASES, MASKED[2], MASKED[9]], ids=lambda case: str(case.name))
 def test_same_bits_in_every_order_and_whoever_shares_the_batch(case: HistoryCase, op: Op, dtype: torch.dtype) -> None:
-    """Each call has a seed of its own; the other users' rows, those of the gradient and the padding are NaN in the third
-    one."""
+    """Each call has a seed of its own; the other users' rows, also of the gradient, and the padding are NaN in the
+    third one."""
     arguments = drawn(op, case, dtype)
     found = gradients(op, arguments)
     assert all(map(torch.equal, gradients(op, arguments), found))
