@@ -65,6 +65,26 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds:
         require_close(name, ours, truth, theirs)
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_weights_of_small_scores_over_a_long_history_are_exact_in_half(width: int) -> None:
+    """SiLU(score) / 8,192 is far below half's normal numbers where a model begins; d_v is a sum of them."""
+    torch.manual_seed(0)
+    rows = 200
+    q, k, v, d_out = (torch.randn(rows, 1, width).half() for _ in range(4))
+    offsets = torch.tensor([0, rows], dtype=torch.int32)
+
+    def gradient(dtype: torch.dtype, backend: str) -> Tensor:
+        value = v.to(dtype).requires_grad_()
+        q_, k_ = (0.05 * one.to(dtype) for one in (q, k))
+        out = hstu_attention(q_, k_, value, offsets, rows, divisor=8192.0, backend=backend)
+        # Far above the smallest numbers of the result's own type.
+        return torch.autograd.grad(out, value, 256 * d_out.to(dtype))[0]
+
+    truth = gradient(torch.float64, "eager")
+    ours, theirs = ((gradient(torch.half, one).double() - truth).norm() / truth.norm() for one in (NAME, "eager"))
+    assert ours < 1e-3 and theirs < 1e-3, (ours, theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
