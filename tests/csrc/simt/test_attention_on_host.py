@@ -222,6 +222,14 @@ def test_every_kernel_fits_the_smallest_target(dtype: torch.dtype) -> None:
         assert 0 < most <= SHARED_LIMIT["80"], width
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_loops_of_sm_90_fit_its_shared_memory(dtype: torch.dtype) -> None:
+    for width in (64, 128):
+        most = attention_on_host.library().most_loop_bytes(attention_on_host.DTYPES[dtype], width)
+        # The tiles of the backward loop alone take 192 KiB.
+        assert 192 << 10 < most <= SHARED_LIMIT["90a"], width
+
+
 def test_inputs_that_cuda_refuses_are_refused() -> None:
     given_ = arguments(CAUSAL, torch.float32)
     wide = {name: torch.zeros(len(given_["q"]), 2, 264) for name in "qkv"}
