@@ -119,7 +119,7 @@ struct BackwardLoop {
     uint64_t keys_full;
     StageBarriers<kStages> q, d_out;
     StageBarriers<2> d_scores;
-    StageBarriers<1> d_q;
+    StageBarriers<kAdders> d_q;  // of one tile: a warp that adds waits for its own steps only
     Visit visits[kStages];
     Block block;
     typename Keys::Room keys;
@@ -237,9 +237,10 @@ struct BackwardLoop {
     const int first_tile = first_block<kQueries>(queries_in(call.given), block.user);
     Step at{keys.begin, Mask::first_head(call.given, key_head)};
     for (int step = 0; keys.has(at.index); ++step, at = after(keys, at, key_head)) {
-      // A wait that skipped phases would take the one before the last for its own.
-      smem.d_q.wait_full(step);
+      // On a barrier of all steps, a warp late at another's step would wait for the parity of its own next
+      // one, and for ever.
       if (step % kAdders != which) continue;
+      smem.d_q.wait_full(step);
       const int before = keys.template visitor_after<kKeys>(at.index);
       const int64_t tile = Sums::tile(call, first_tile + at.index, at.head);
       if (lane_index() == 0) {
@@ -450,7 +451,7 @@ struct BackwardLoop {
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(part);
     smem.d_scores.release(step);
-    smem.d_q.wait_empty(step);
+    if (step > 0) smem.d_q.wait_released(step - 1);
     float* const to = d_q_tile() + Sums::place(group);
 #pragma unroll
     for (int i = 0; i < Sums::kRegisters; i += 4)

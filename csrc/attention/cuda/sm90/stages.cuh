@@ -27,6 +27,8 @@ struct StageBarriers {
     ptx::mbarrier_arrive_expect(barrier, static_cast<uint32_t>(bytes));
     return barrier;
   }
+  // Until the step itself is released, of those who cannot fill a stage while another one is read.
+  ARGUS_DEVICE void wait_released(int step) { ptx::mbarrier_wait(empty + step % kStages, parity(step)); }
   ARGUS_DEVICE void wait_full(int step) { ptx::mbarrier_wait(full + step % kStages, parity(step)); }
   // A warp that has written its part of a stage, or one that has read it.
   ARGUS_DEVICE void fill(int step) { arrive(full + step % kStages); }
