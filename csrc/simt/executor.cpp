@@ -35,6 +35,8 @@ struct Thread {
 // How soon work beside the threads is done.
 enum class Haste { undrawn, last, equal, first };
 
+constexpr int kNoWarp = -1;
+
 struct BlockBarrier {
   int arrived = 0, positive = 0;
   Votes votes{};
@@ -49,7 +51,8 @@ struct Executor {
   std::unique_ptr<Thread[]> threads{new Thread[kMaxThreads]};
   int count = 0;
   int current = -1;
-  std::vector<int> runnable;
+  std::vector<int> runnable, runnable_slow;  // the latter of the slow warp
+  int slow_warp = kNoWarp;
   std::vector<std::function<void()>> deferred;
   Haste haste = Haste::undrawn;
   int blocks = 1;  // of a cluster
@@ -91,7 +94,7 @@ uint3 thread_index(int thread) {
 
 void wake(int thread) {
   executor.threads[thread].state = State::runnable;
-  executor.runnable.push_back(thread);
+  (thread / kLanes == executor.slow_warp ? executor.runnable_slow : executor.runnable).push_back(thread);
 }
 
 void wait(State state, const char* name, const Site& site) {
@@ -172,9 +175,11 @@ void run_beside(const std::function<void()>& action) {
 }
 
 // One drawn step: a thread up to where it waits, or work beside the threads. How soon the latter comes is
-// drawn for the block: at once, like a thread, or only where every thread waits.
+// drawn for the block: at once, like a thread, or only where every thread waits. A slow warp's threads run
+// only where all others wait.
 void run_step() {
-  const size_t threads = executor.runnable.size(), beside = executor.deferred.size();
+  std::vector<int>& runnable = executor.runnable.empty() ? executor.runnable_slow : executor.runnable;
+  const size_t threads = runnable.size(), beside = executor.deferred.size();
   if (beside > 0) {
     if (executor.haste == Haste::undrawn)
       executor.haste = std::array{Haste::last, Haste::equal, Haste::first}[executor.next_random(3)];
@@ -189,12 +194,20 @@ void run_step() {
     }
   }
   const size_t chosen = executor.next_random(threads);
-  set_current(executor.runnable[chosen]);
-  executor.runnable[chosen] = executor.runnable.back();
-  executor.runnable.pop_back();
+  set_current(runnable[chosen]);
+  runnable[chosen] = runnable.back();
+  runnable.pop_back();
   begin_step();
   executor.threads[executor.current].fiber.resume();
   if (!executor.report.empty()) throw_report();
+}
+
+// Of a block with several warps, one in half of the blocks: others may pass it by more steps than a fair
+// order of hundreds of threads ever shows.
+int draw_slow_warp() {
+  const int warps = (executor.count + kLanes - 1) / kLanes;
+  if (warps == 1 || executor.next_random(2) == 0) return kNoWarp;
+  return static_cast<int>(executor.next_random(static_cast<uint64_t>(warps)));
 }
 
 // A block, or the blocks of a cluster together.
@@ -203,6 +216,8 @@ void run_blocks(const Grid& grid) {
   executor.count = static_cast<int>(grid.threads.count()) * executor.blocks;
   executor.barriers.fill({});
   executor.runnable.clear();
+  executor.runnable_slow.clear();
+  executor.slow_warp = draw_slow_warp();
   executor.deferred.clear();
   executor.haste = Haste::undrawn;
   set_current(-1);
@@ -212,7 +227,8 @@ void run_blocks(const Grid& grid) {
     executor.threads[thread].fiber.reset(&fiber_entry);
     wake(thread);
   }
-  while (!executor.runnable.empty() || !executor.deferred.empty()) run_step();
+  while (!executor.runnable.empty() || !executor.runnable_slow.empty() || !executor.deferred.empty())
+    run_step();
   set_current(-1);
   if (all_exited(0, executor.count)) return end_block_async();
   executor.report = where_now() + ": " + deadlock_report();

@@ -1,4 +1,6 @@
 // A producer/consumer pipeline of TMA and wgmma with one planted fault at a time, beside the same without it.
+#include <array>
+
 #include "cases.h"
 #include "sm90_kernels.cuh"
 
@@ -233,6 +235,61 @@ ARGUS_CASE(fragment_reused_after_the_wait) {
 }
 ARGUS_CASE(fault_fragment_reused_early) {
   run_reuse_fragment(true);
+}
+
+// A warp fills a word step by step, and two read it in turns. On one pair of barriers of all steps a reader
+// that is late may miss a phase of the other's, and take the next one, which counts on it, for that.
+template <int kPairs>
+__global__ void read_in_turns(int* out) {
+  constexpr int kSteps = 8, kReaders = 2;
+  ARGUS_SHARED(uint64_t, full, [kPairs]);
+  ARGUS_SHARED(uint64_t, empty, [kPairs]);
+  ARGUS_SHARED(int, word, [1]);
+  const auto parity = [](int step) { return static_cast<uint32_t>(step / kPairs % 2); };
+  const auto arrive = [](uint64_t* barrier) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(barrier);
+    __syncwarp();
+  };
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kPairs; ++i) {
+      ptx::mbarrier_init(full + i, 1);
+      ptx::mbarrier_init(empty + i, 1);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  const int reader = static_cast<int>(threadIdx.x) / 32 - 1;
+  int sum = 0;
+  for (int step = 0; step < kSteps; ++step) {
+    const bool own = step % kReaders == reader;
+    if (reader < 0) {
+      if (step > 0) ptx::mbarrier_wait(empty + (step - 1) % kPairs, parity(step - 1));
+      if (threadIdx.x == 0) *word = step;
+      arrive(full + step % kPairs);
+    } else if (own || kPairs == 1) {
+      ptx::mbarrier_wait(full + step % kPairs, parity(step));
+      if (!own) continue;
+      sum += *word;
+      arrive(empty + step % kPairs);
+    }
+  }
+  out[blockIdx.x * blockDim.x + threadIdx.x] = sum;
+}
+
+template <int kPairs>
+void run_read_in_turns() {
+  constexpr int kCount = 32 * 96;
+  Buffer<int> out("out", kCount);
+  launch("read_in_turns", read_in_turns<kPairs>, LaunchShape{dim3(32), dim3(96)}, nullptr, out.get());
+  const auto found = out.result();
+  for (size_t i = 0; i < kCount; ++i) expect("out", i, found[i], std::array{0, 12, 16}[i / 32 % 3]);
+}
+ARGUS_CASE(readers_in_turns_on_barriers_of_their_own) {
+  run_read_in_turns<2>();
+}
+ARGUS_CASE(fault_phase_of_another_reader_missed) {
+  run_read_in_turns<1>();
 }
 
 #define ARGUS_PLANT(NAME)      \

@@ -110,6 +110,7 @@ FAULTS = {
     "exit_before_store_is_read": THREAD + "missing wait: it exits, and a TMA store may not have read its shared",
     "named_barrier_of_too_many": r"block \(0, 0, 0\): deadlock: 128 threads wait in bar.sync \(sm90_faults.cpp:\d+\): "
     "128 of 160 threads have arrived",
+    "phase_of_another_reader_missed": r"deadlock: .*mbarrier.try_wait .* is in phase \d+ and awaits 1 of 1 arrivals",
     "gathered_without_proxy_fence": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
     "fenced_before_the_copies_landed": THREAD + rf"missing proxy fence: a wgmma reads {BYTE}, which thread",
     "announced_before_the_copies_landed": THREAD + rf"missing wait: a wgmma reads {BYTE}, where a cp.async of thread",
