@@ -46,7 +46,7 @@ ARGUS_DEVICE void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
       ".reg .pred over;\n"
       "again:\n"
       "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
-      "@!over bra.uni again;\n"
+      "@!over bra again;\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
