@@ -13,12 +13,13 @@ namespace argus::attention {
 // Constants of the device code: a table passed as an argument would first have to be copied to the GPU, and
 // the host would wait for the copy.
 static __constant__ uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
-constexpr int kLastEdge = kTimeBuckets;
+// Of a distance beyond int64 the estimate is up to two buckets higher than the last edge.
+constexpr int kEdgeSlots = kTimeBuckets + 3;
 
 struct Bias {
   const float* position;
   const float* time;
-  const uint64_t* edges;  // [kTimeBuckets + 1]
+  const uint64_t* edges;  // [kEdgeSlots]
   int last_position;      // −1 without a table
   int last_time;          // −1 without a table
 };
@@ -39,7 +40,7 @@ struct BiasSmem {
     position = 0;
     time = position + (used_positions(given) * 4 + 15) / 16 * 16;
     edges = time + (used_times(given) * 4 + 15) / 16 * 16;
-    bytes = edges + (given.time_bias == nullptr ? 0 : ((kTimeBuckets + 1) * 8 + 15) / 16 * 16);
+    bytes = edges + (given.time_bias == nullptr ? 0 : (kEdgeSlots * 8 + 15) / 16 * 16);
   }
 };
 
@@ -65,8 +66,8 @@ ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsi
   for (int i = thread; i < times; i += kThreads)
     time[i] = floats(given.time_bias)[static_cast<int64_t>(head) * given.times + i] * factor;
   if (times > 0) {
-    for (int i = thread; i < kTimeBuckets; i += kThreads) edges[i] = kTimeEdges[i];
-    if (thread == 0) edges[kLastEdge] = ~uint64_t{0};
+    for (int i = thread; i < kEdgeSlots; i += kThreads)
+      edges[i] = i < kTimeBuckets ? kTimeEdges[i] : ~uint64_t{0};
   }
   return bias_in(given, room);
 }

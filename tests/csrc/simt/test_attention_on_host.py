@@ -215,6 +215,19 @@ def test_time_buckets_at_every_edge() -> None:
         torch.testing.assert_close(gradient, expected)
 
 
+def test_times_at_both_ends_of_int64() -> None:
+    """They are in the last bucket, as those are that are half as far apart."""
+    q = torch.zeros(3, 1, 8)
+    bias = torch.randn(1, 100, generator=torch.Generator().manual_seed(0))
+    offsets = torch.tensor([0, 3], dtype=torch.int32)
+    fixed: dict[str, Any] = {"q": q, "k": q, "v": torch.eye(3, 8).view(3, 1, 8), "offsets": offsets}
+    found = []
+    for early, late in ((-(2**63), 2**63 - 1), (0, 2**62)):
+        times = torch.tensor([early, late, early])
+        found.append(causal_attention(**fixed, time_bias=bias, query_time=times, key_time=times, backend=NAME))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_kernel_fits_the_smallest_target(dtype: torch.dtype) -> None:
     for width in (32, 64, 128, 256):
