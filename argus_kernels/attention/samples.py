@@ -300,7 +300,8 @@ SMALL_CASES = (
 def tile_cases(scale: int = 1) -> tuple[HistoryCase, ...]:
     """Histories that end inside a tile, on its edge and beyond it; widths that fill their tile and widths that do not.
 
-    `scale` multiplies lengths and windows. A kernel has tiles of 128 queries or keys at most.
+    `scale` multiplies lengths and windows. A kernel has tiles of 128 queries or keys at most. Past a scale of 1, which
+    only a GPU has the time for, RULE_CASES follow.
     """
     cases = (
         HistoryCase("tiles_16", (0, 37, 1, 0, 130, 64), width=16, heads=1, padding=3),
@@ -324,7 +325,29 @@ def tile_cases(scale: int = 1) -> tuple[HistoryCase, ...]:
         ),
         HistoryCase("tiles_136", (33,), width=136, heads=1),
     )
-    return tuple(case.scaled(scale) for case in cases)
+    return tuple(case.scaled(scale) for case in (*cases, *(RULE_CASES if scale > 1 else ())))
+
+
+RULE_CASES = (
+    HistoryCase("tiles_128_tables", (200, 3), width=128, padding=2, position_buckets=300, time_buckets=146),
+    HistoryCase("tiles_64_groups", (190, 40), heads=4, key_heads=2, width=64, mask="groups", padding=3),
+    HistoryCase(
+        "tiles_64_placed", (160, 9), width=64, key_heads=1, mask="placed_candidates", dropout=0.3, position_buckets=90
+    ),
+    HistoryCase(
+        "tiles_128_rule",
+        (70, 5),
+        heads=4,
+        key_heads=1,
+        width=128,
+        key_lengths=(200, 60),
+        mask="any",
+        prefix=9,
+        window=90,
+    ),
+    HistoryCase("tiles_128_context", (140, 66), width=128, mask="context", dropout=0.2, padding=1, time_buckets=50),
+)
+"""The whole mask rule, shared key heads, dropout and tables over several blocks of keys, in heads of 64 and 128."""
 
 
 def drawn_case(lengths: Sequence[int], padding: int, variant: int) -> HistoryCase:

@@ -37,7 +37,7 @@ TIMED = {
     "cpu": (("causal_attention", ""), ("rowwise_adagrad_", "")),
 }
 """Op and case, in order; an empty case is the op's first of several tiles (`Op.tiles`)."""
-MMA_SYNC = ("events_131072", "rows_65536_candidates_16384", "uniform_8192_head_128")
+MMA_SYNC = ("events_131072", "rows_65536_candidates_16384", "uniform_8192_head_128", "uniform_8192_head_64")
 """The cases in `TIMED` whose CUDA kernels of TMA and wgmma are timed beside those of mma.sync."""
 TUNED = {"cuda": ("causal_attention", "sampled_softmax_loss"), "cpu": ("causal_attention",)}
 TUNING_CASES = {"causal_attention": "uniform_8192_head_64", "sampled_softmax_loss": "rows_65536_candidates_16384"}

@@ -148,6 +148,12 @@ struct Softmax {
     score = weight;
     gradient = weight * (gradient - row.delta);
   }
+  // The same before what gradient_factor() is left with: nothing.
+  template <class T>
+  ARGUS_DEVICE void differentiate_undivided(float& score, float& gradient,
+                                            const attention::RowStatistics& row, T) const {
+    differentiate(score, gradient, row, T{});
+  }
 };
 
 }  // namespace argus::causal_attention

@@ -68,6 +68,15 @@ struct Silu {
     gradient *= inverse * share * fmaf(score, 1.0f - share, 1.0f);
     score *= share * inverse;
   }
+
+  // The same before the division, which is left to gradient_factor().
+  template <class T>
+  static ARGUS_DEVICE void differentiate_undivided(float& score, float& gradient,
+                                                   const attention::RowStatistics&, T) {
+    const float share = sigmoid(score, T{});
+    gradient *= share * fmaf(score, 1.0f - share, 1.0f);
+    score *= share;
+  }
 };
 
 }  // namespace argus::hstu_attention

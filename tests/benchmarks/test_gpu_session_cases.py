@@ -44,6 +44,22 @@ def test_every_op_has_several_tiles_at_every_width(name: str) -> None:
         assert all(any(f"_{width}" in sample for sample in names) for width in (64, 128, 256))
 
 
+@pytest.mark.parametrize("name", ["causal_attention", "hstu_attention"])
+def test_attention_has_several_blocks_of_keys_for_every_kind_of_loop(name: str) -> None:
+    """The loops of sm_90 are compiled for heads up to 64 and up to 128, two masks, with and without biases; a block of
+    theirs has 128 keys."""
+    found = set()
+    for sample in tile_samples(name, rehearse=False):
+        given = drawn(sample)
+        longest, width = given.get("key_offsets", given["offsets"]).diff().max(), given["q"].shape[2]
+        shared = given["k"].shape[1] != given["q"].shape[1]
+        rule = not given.keys().isdisjoint(("key_offsets", "position", "own_begin", "prefix", "dropout"))
+        biases = not given.keys().isdisjoint(("position_bias", "time_bias"))
+        if width <= 128 and longest > 2 * 128:
+            found.add((width <= 64, shared or rule, biases))
+    assert len(found) == 8, found
+
+
 def drawn(sample: Sample) -> dict[str, Any]:
     return sample.draw(torch.float32)
 

@@ -179,7 +179,8 @@ def test_kernels_of_mma_sync_are_timed_beside_those_of_wgmma(tmp_path: Path) -> 
     switched = {task.arguments: dict(task.environment) for task in tasks if "mma.sync" in task.arguments}
     assert {arguments[:2] for arguments in switched} == {
         ("triple_embedding", "events_131072"), ("sampled_softmax_loss", "rows_65536_candidates_16384"),
-        ("causal_attention", "uniform_8192_head_128"),
+        ("causal_attention", "uniform_8192_head_128"), ("causal_attention", "uniform_8192_head_64"),
+        ("hstu_attention", "uniform_8192_head_64"),
     }  # fmt: skip
     assert all(environment["ARGUS_WGMMA"] == "0" for environment in switched.values())
     assert all("ARGUS_WGMMA" not in dict(task.environment) for task in tasks if task.arguments not in switched)

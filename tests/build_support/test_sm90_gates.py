@@ -68,6 +68,35 @@ def test_the_forward_loop_of_attention_becomes_wgmma_and_tma_without_spills() ->
             assert one.instructions.get("HGMMA", 0) >= 16 and one.instructions.get("UTMALDG", 0) >= 3, one
 
 
+def backward_tiles(kernel: str) -> tuple[int, int]:
+    """Bytes of dynamic shared memory of attention's backward loop, with the largest tables where it has any, and the
+    instructions of wgmma in its five products."""
+    width, biases = (128 if ", 128, " in kernel else 64), "true>" in kernel
+    many = width == 64 and not biases and "::CausalMask" in kernel and "::Softmax" in kernel
+    queries, keys, stages = 128 if many else 64, 128, 2
+    # K and V; queries and d_out in stages; two tiles of d_S; a tile of d_Q in float32.
+    tiles = 2 * (2 * keys * width) + stages * 2 * (2 * queries * width) + 2 * (2 * queries * keys) + 4 * queries * width
+    # Their alignment; the largest tables take less than 4 KiB.
+    return 1024 + tiles + biases * (4 << 10), 2 * width // 16 + 2 * queries // 16 + keys // 16
+
+
+@pytest.mark.slow
+def test_the_backward_loop_of_attention_becomes_wgmma_and_tma_without_spills() -> None:
+    """Two weights × two masks × two types × two widths, with and without biases: preparation, loop and finish."""
+    found = figures(PLANTED / "sm90_attention_backward.cu", FLAGS)
+    for one in found:
+        assert one.architecture == "90a" and one.spill_bytes == 0 and one.stack_bytes == 0, one
+    for part in ("preparation", "loop", "finish"):
+        assert sum(f"::backward_{part}_kernel<" in one.kernel for one in found) == 32
+    assert len(found) == 96
+    for one in (one for one in found if "::backward_loop_kernel<" in one.kernel):
+        dynamic, products = backward_tiles(one.kernel)
+        assert one.registers == 168 and one.shared_bytes + dynamic <= resources.SHARED_LIMIT["90a"], one
+        if resources.cuobjdump() is not None:
+            assert one.instructions.get("HGMMA", 0) >= products and one.instructions.get("UTMALDG", 0) >= 4, one
+            assert one.instructions.get("UBLKRED", 0) >= 1 and one.instructions.get("UBLKCP", 0) >= 1, one
+
+
 SERIALIZED = """
 #include "common/cuda/sm90/wgmma.cuh"
 using namespace argus::ptx;

@@ -286,9 +286,7 @@ struct GeneralMask {
       const Side& queries = room_.queries;
       if (from != nullptr)
         return columns.template copy<kQueries>(to, from + queries.begin, first, queries.length);
-#pragma unroll 1
-      for (int i = columns.begin(); i < kQueries; i += columns.kStep)
-        to[i] = room_.user.lead + first + i + more;
+      columns.template count<kQueries>(to, room_.user.lead + first + more);
     }
 
     Room& room_;

@@ -37,6 +37,20 @@ struct KeySmem {
   }
 };
 
+// Weights that are divided by a long history's length may be no normal numbers of half.
+template <class T>
+constexpr bool kDividesLate = std::is_same_v<T, __half>;
+
+template <class Weights, class T>
+ARGUS_DEVICE void differentiate(const Weights& weights, float& score, float& gradient,
+                                const RowStatistics& row, T) {
+  if constexpr (kDividesLate<T>) {
+    weights.differentiate_undivided(score, gradient, row, T{});
+  } else {
+    weights.differentiate(score, gradient, row, T{});
+  }
+}
+
 // A block of queries of one head.
 struct Step {
   int index, head;
@@ -169,10 +183,10 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
         if (row.log_sum_exp == -INFINITY) row.log_sum_exp = INFINITY;
         const float factor = dropout.factor(dropped(r, n, i));
         gradients[r][n][i] *= factor;
-        weights.differentiate(score, gradients[r][n][i], row, T{});
+        differentiate(weights, score, gradients[r][n][i], row, T{});
         score *= factor;
       } else {
-        weights.differentiate(score, gradients[r][n][i], row, T{});
+        differentiate(weights, score, gradients[r][n][i], row, T{});
       }
     });
     tile::add_columns_product<T, kWidth>(d_v, scores, tile_of(Smem::kDOut, stage) + part);
@@ -186,8 +200,9 @@ __global__ void __launch_bounds__(key_shape(sizeof(T), kWidth, Mask::kGeneral).t
     return store_rows(target, tile_of(base, 0) + warp * kWarpRows * kWidth, sums, factor, first, block.length,
                       part);
   };
-  const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale));
-  const bool nan_v = store(d_v_target, Smem::kV, d_v, 1.0f);
+  const float divided = kDividesLate<T> ? weights.gradient_factor() : 1.0f;
+  const bool nan_k = store(d_k_target, Smem::kK, d_k, static_cast<float>(given.scale) * divided);
+  const bool nan_v = store(d_v_target, Smem::kV, d_v, divided);
   // Both masks have the same rows.
   using Grid = careful::KeyGrid<KeyTiles<sizeof(T), kWidth, true>>;
   if (nan_k || nan_v) careful::key_gradient_rows<Weights, T, Grid>(call, room + Smem::kBias);

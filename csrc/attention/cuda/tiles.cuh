@@ -123,25 +123,29 @@ ARGUS_DEVICE void copy_column(U* to, const U* from, int first, int length) {
   }
 }
 
-// Who copies a column of numbers, and how: a block of threads, beside its work, or a warp, at once.
+// Who writes a column of numbers, and how: a block of threads, beside its work, or a warp, at once.
 template <int kThreads>
 struct BlockColumns {
-  static constexpr int kStep = kThreads;
-
-  static ARGUS_DEVICE int begin() { return static_cast<int>(threadIdx.x); }
   template <int kCount, class U>
   ARGUS_DEVICE void copy(U* to, const U* from, int first, int length) const {
     copy_column<kCount, kThreads>(to, from, first, length);
   }
+  // The numbers from `first` on.
+  template <int kCount>
+  ARGUS_DEVICE void count(int* to, int first) const {
+    for (int i = static_cast<int>(threadIdx.x); i < kCount; i += kThreads) to[i] = first + i;
+  }
 };
 struct WarpColumns {
-  static constexpr int kStep = kWarpSize;
-
-  static ARGUS_DEVICE int begin() { return lane_index(); }
   template <int kCount, class U>
   ARGUS_DEVICE void copy(U* to, const U* from, int first, int length) const {
 #pragma unroll 1
-    for (int i = begin(); i < kCount; i += kStep) to[i] = first + i < length ? from[first + i] : U{};
+    for (int i = lane_index(); i < kCount; i += kWarpSize) to[i] = first + i < length ? from[first + i] : U{};
+  }
+  template <int kCount>
+  ARGUS_DEVICE void count(int* to, int first) const {
+#pragma unroll 1
+    for (int i = lane_index(); i < kCount; i += kWarpSize) to[i] = first + i;
   }
 };
 

@@ -89,7 +89,7 @@ def library() -> ctypes.CDLL:
     loaded = host_executor.load("attention", SOURCES)
     loaded.most_blocks.restype = ctypes.c_int64
     loaded.most_blocks.argtypes = [ctypes.c_int64, ctypes.c_int64]
-    loaded.most_shared_bytes.restype = ctypes.c_int64
+    loaded.most_shared_bytes.restype = loaded.most_loop_bytes.restype = ctypes.c_int64
     return loaded
 
 

@@ -65,6 +65,26 @@ def hold_to_the_error_rule(op: Op, case: HistoryCase, dtype: torch.dtype, seeds:
         require_close(name, ours, truth, theirs)
 
 
+@pytest.mark.parametrize("width", [64, 128])
+def test_weights_of_small_scores_over_a_long_history_are_exact_in_half(width: int) -> None:
+    """SiLU(score) / 8,192 is far below half's normal numbers where a model begins; d_v is a sum of them."""
+    torch.manual_seed(0)
+    rows = 200
+    q, k, v, d_out = (torch.randn(rows, 1, width).half() for _ in range(4))
+    offsets = torch.tensor([0, rows], dtype=torch.int32)
+
+    def gradient(dtype: torch.dtype, backend: str) -> Tensor:
+        value = v.to(dtype).requires_grad_()
+        q_, k_ = (0.05 * one.to(dtype) for one in (q, k))
+        out = hstu_attention(q_, k_, value, offsets, rows, divisor=8192.0, backend=backend)
+        # Far above the smallest numbers of the result's own type.
+        return torch.autograd.grad(out, value, 256 * d_out.to(dtype))[0]
+
+    truth = gradient(torch.float64, "eager")
+    ours, theirs = ((gradient(torch.half, one).double() - truth).norm() / truth.norm() for one in (NAME, "eager"))
+    assert ours < 1e-3 and theirs < 1e-3, (ours, theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS, ids=lambda op: str(op.name))
@@ -200,6 +220,14 @@ def test_every_kernel_fits_the_smallest_target(dtype: torch.dtype) -> None:
     for width in (32, 64, 128, 256):
         most = attention_on_host.library().most_shared_bytes(attention_on_host.DTYPES[dtype], width)
         assert 0 < most <= SHARED_LIMIT["80"], width
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_loops_of_sm_90_fit_its_shared_memory(dtype: torch.dtype) -> None:
+    for width in (64, 128):
+        most = attention_on_host.library().most_loop_bytes(attention_on_host.DTYPES[dtype], width)
+        # The tiles of the backward loop alone take 192 KiB.
+        assert 192 << 10 < most <= SHARED_LIMIT["90a"], width
 
 
 def test_inputs_that_cuda_refuses_are_refused() -> None:

@@ -9,8 +9,8 @@
 // d_S goes through shared memory, since each warpgroup computes a part of d_Q over the keys of both. It is
 // multiplied one step late: by then the other warpgroup has written its half of d_S, and the two need not be
 // in step. d_Q is a sum over blocks of keys, which add their parts to memory in a fixed order: those that see
-// a block of queries take turns, the last one first. Of the other four warps one brings the tiles and two add
-// parts of d_Q, each every other one, because an addition takes as long as a step.
+// a block of queries take turns, the last one first. Of the other four warps one brings the tiles and three
+// add parts of d_Q in turn, because an addition may take longer than a step.
 //
 //   head   queries   shared memory, KB                                        registers of a consumer
 //   64     128       K, V 32, Q, d_O 2 · 32, d_S 2 · 32, d_Q 32 = 192         sums 64, S, d_P 128
@@ -66,7 +66,7 @@ struct BackwardLoop {
   using Tiles = BackwardTiles<Kind>;
   static constexpr int kWidth = Kind::kWidth, kQueries = Tiles::kQueries, kKeys = Tiles::kKeys;
   static constexpr int kWarps = Tiles::kWarps, kThreads = Tiles::kThreads, kStages = Tiles::kStages;
-  static constexpr int kConsumers = 32 * Tiles::kConsumerWarps, kAdders = 2;
+  static constexpr int kConsumers = 32 * Tiles::kConsumerWarps, kAdders = 3;
   static constexpr bool kByRows = Tiles::kByRows;
   // Columns of a warpgroup's part of d_q are a box of keys.
   static constexpr int kKeySwizzle = kByRows || kWidth == 128 ? 128 : 64;
@@ -263,14 +263,24 @@ struct BackwardLoop {
     }
   }
 
+  // Found by compiling: added to a tile's descriptor, the steps of these kernels spilled 8 to 20 bytes.
+  static constexpr bool kAddsToAddress = Mask::kGeneral && !Weights::kNormalised && kWidth > 64;
+
+  template <class Tile>
+  ARGUS_DEVICE static uint64_t at(const unsigned char* tile, int step) {
+    if constexpr (kAddsToAddress)
+      return ptx::matrix_descriptor_at(Tile::kDescriptor, tile + Tile::step_offset(step));
+    return Tile::descriptor(tile, step);
+  }
+
   // Issues Sᵀ, or d_Pᵀ: the warpgroup's rows of keys or values, and a block of queries.
   template <class Left>
   ARGUS_DEVICE static void multiply_rows(Scores& to, const unsigned char* left, const unsigned char* right) {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < Left::kSteps; ++i)
-      ptx::wgmma<ptx::Major::k, ptx::Major::k>(flat(to), Left::descriptor(left, i),
-                                               QueryRows::descriptor(right, i), i > 0, T{});
+      ptx::wgmma<ptx::Major::k, ptx::Major::k>(flat(to), at<Left>(left, i), at<QueryRows>(right, i), i > 0,
+                                               T{});
     ptx::wgmma_commit();
   }
 
@@ -279,7 +289,7 @@ struct BackwardLoop {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < QueryColumns::kSteps; ++i)
-      ptx::wgmma<ptx::Major::mn>(flat(to), left[i], QueryColumns::descriptor(right, i), true, T{});
+      ptx::wgmma<ptx::Major::mn>(flat(to), left[i], at<QueryColumns>(right, i), true, T{});
     ptx::wgmma_commit();
   }
 
@@ -435,8 +445,8 @@ struct BackwardLoop {
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < KeyColumns::kSteps; ++i)
-      ptx::wgmma<ptx::Major::mn, ptx::Major::mn>(part, ScoreColumns::descriptor(left, i),
-                                                 KeyColumns::descriptor(right, i), i > 0, T{});
+      ptx::wgmma<ptx::Major::mn, ptx::Major::mn>(part, at<ScoreColumns>(left, i), at<KeyColumns>(right, i),
+                                                 i > 0, T{});
     ptx::wgmma_commit();
     ptx::wgmma_wait<0>(part);
     smem.d_scores.release(step);

@@ -77,10 +77,15 @@ struct OperandTile {
     return line * kWidth + (chunk ^ (line & 7)) * kChunkBytes;
   }
 
-  // The descriptor of the `step`-th 32 bytes of depth.
+  // Where the `step`-th 32 bytes of depth begin, and their descriptor.
+  ARGUS_DEVICE static int step_offset(int step) {
+    return step % kStepsInBox * kStepBytes + step / kStepsInBox * kBoxBytes;
+  }
   ARGUS_DEVICE static uint64_t descriptor(const unsigned char* tile, int step) {
-    return ptx::matrix_descriptor_at(kDescriptor,
-                                     tile + step % kStepsInBox * kStepBytes + step / kStepsInBox * kBoxBytes);
+    // Shared memory has fewer bytes than the descriptor's address can hold, so that steps add without a
+    // carry.
+    return ptx::matrix_descriptor_at(kDescriptor, tile) +
+           static_cast<uint64_t>(step_offset(step) / kChunkBytes);
   }
 };
 
