@@ -20,7 +20,7 @@ WIDE = {dtype: torch.promote_types(dtype, torch.float32) for dtype in _ON_CPU}
 """The dtype of sums, statistics and tables by that of q."""
 MAX_WIDTH = 256
 LOOP_WIDTH = 128
-"""Of the heads that the forward pass of sm_90a takes."""
+"""Of the heads that the kernels of sm_90a take."""
 MAX_HEADS = 65_535
 MAX_POSITIONS = 512
 """Columns of position_bias that a block's shared memory has room for, beside its tiles."""
@@ -66,7 +66,7 @@ def why_not_cuda(given: History) -> list[str]:
 
 
 def kernels_cuda(given: History) -> str:
-    """Which kernels of the CUDA backend run, and why not those of sm_90a: fits_forward_loop of the C++ side."""
+    """Which kernels of the CUDA backend run each pass, and why not those of sm_90a: fits_loops of the C++ side."""
     problems = hopper.needs_half(q=given.q)
     width = given.q.shape[2]
     if width > LOOP_WIDTH:
@@ -76,7 +76,10 @@ def kernels_cuda(given: History) -> str:
             problems.append(f"{name} has no row, expected at least one")
     if given.softmax and not given.scale > 0:
         problems.append(f"scale is {given.scale}, expected above 0")
-    return f"{hopper.served_by('forward', given.q, problems)}; backward runs on mma.sync"
+    learned = any(table is not None and table.requires_grad for table in (given.position_bias, given.time_bias))
+    remaining = "gradients of bias tables" if learned else ""
+    forward = hopper.served_by("forward", given.q, problems)
+    return f"{forward}; {hopper.served_by('backward', given.q, problems, remaining)}"
 
 
 def native_arguments(

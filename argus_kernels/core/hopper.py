@@ -13,15 +13,16 @@ from argus_kernels.core.native import build_info
 _CHUNK_BYTES = 16
 
 
-def served_by(part: str, tensor: Tensor, reasons: Sequence[str]) -> str:
+def served_by(part: str, tensor: Tensor, reasons: Sequence[str], remaining: str = "") -> str:
     """What `explain` says of a part of an op whose kernels of sm_90a refuse `tensor`'s call for these reasons.
 
     One sentence, such as "forward runs on TMA and wgmma (sm_90a)"; tensor: on the GPU that would run it.
+    remaining: what of the part runs on mma.sync even where these kernels run.
     """
     found = [*_without_hopper(tensor), *reasons]
     if found:
         return f"{part} runs on mma.sync, not on TMA and wgmma: {'; '.join(found)}"
-    return f"{part} runs on TMA and wgmma (sm_90a)"
+    return f"{part} runs on TMA and wgmma (sm_90a){f', {remaining} on mma.sync' if remaining else ''}"
 
 
 def needs_chunks(**matrices: Tensor) -> list[str]:

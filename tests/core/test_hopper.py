@@ -19,6 +19,8 @@ from argus_kernels.ops.triple_embedding import OP as EMBEDDING
 from argus_kernels.ops.triple_embedding import native as embedding
 from argus_kernels.testing import captured_arguments, small_samples
 
+LOOP = "runs on TMA and wgmma (sm_90a)"
+
 
 def given_of(op: Op, dtype: torch.dtype = torch.bfloat16, **changes: Any) -> Any:
     sample = small_samples(op)[0]
@@ -77,21 +79,41 @@ def test_what_the_loop_of_the_softmax_refuses() -> None:
 
 
 @pytest.mark.parametrize("op", [CAUSAL, HSTU], ids=lambda op: str(op.name))
-def test_what_the_forward_loop_of_attention_refuses(op: Op) -> None:
+def test_what_the_loops_of_attention_refuse(op: Op) -> None:
     def said(rows: int = 3, width: int = 64, dtype: torch.dtype = torch.bfloat16) -> str:
         heads = torch.zeros(rows, 2, width, dtype=dtype)
         return attention.kernels_cuda(given_of(op, q=heads, k=heads, v=heads))
 
-    assert said(width=128) == "forward runs on TMA and wgmma (sm_90a); backward runs on mma.sync"
+    assert said(width=128) == f"forward {LOOP}; backward {LOOP}"
     for found, reason in (
         (said(dtype=torch.float32), "q is float32, expected bfloat16 or float16"),
         (said(width=136), "head width is 136, expected at most 128"),
         (said(rows=0), "q has no row, expected at least one; k has no row, expected at least one"),
     ):
-        assert found == f"forward runs on mma.sync, not on TMA and wgmma: {reason}; backward runs on mma.sync"
+        refused = f"runs on mma.sync, not on TMA and wgmma: {reason}"
+        assert found == f"forward {refused}; backward {refused}"
     # Softmax's loop takes the largest product for the largest score.
     falling = attention.kernels_cuda(given_of(op, scale=-0.5))
-    assert ("scale is -0.5, expected above 0" in falling) == (op is CAUSAL)
+    assert falling.count("scale is -0.5, expected above 0") == (2 if op is CAUSAL else 0)
+
+
+@pytest.mark.parametrize("op", [CAUSAL, HSTU], ids=lambda op: str(op.name))
+@pytest.mark.parametrize("name", ["position_bias", "time_bias"])
+def test_gradients_of_bias_tables_are_told_apart_where_they_are_wanted(op: Op, name: str) -> None:
+    heads = torch.zeros(3, 2, 64, dtype=torch.bfloat16)
+    times = torch.zeros(3, dtype=torch.int64)
+    table = torch.zeros(2, 4)
+
+    def said(table: Tensor, dtype: torch.dtype = torch.bfloat16) -> str:
+        rows = dict.fromkeys("qkv", heads.to(dtype))
+        tables = {"position_bias": None, "time_bias": None, name: table}
+        return attention.kernels_cuda(given_of(op)._replace(**rows, **tables, query_time=times, key_time=times))
+
+    assert said(table) == f"forward {LOOP}; backward {LOOP}"
+    learned = table.clone().requires_grad_()
+    assert said(learned) == f"forward {LOOP}; backward {LOOP}, gradients of bias tables on mma.sync"
+    # Where all of it runs there, one sentence says so.
+    assert said(learned, torch.float32).endswith("q is float32, expected bfloat16 or float16")
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,23 @@ ARGUS_RARE void query_gradient_rows(const Backward& call, unsigned char* room) {
   }
 }
 
+// Their deltas alone, in a kernel of 16-bit elements that computes no d_q.
+template <class Weights, class T, class Grid>
+ARGUS_RARE void delta_rows(const Backward& call, unsigned char* room) {
+  const Rows rows(Grid::place(call.given), Grid::kShape.warp_rows);
+  const Pairs<Weights, T> pairs(call.given, room, rows.block.user, rows.head);
+  const tile::Source<T> d_out = source_of<T>(call.d_out, call.given, rows.block.begin, rows.head);
+  __syncwarp();
+#pragma unroll 1
+  for (int place = rows.first; place < rows.last; ++place) {
+    const int64_t at = rows.head * call.given.rows + rows.block.begin + place;
+    const bool nan = lane_index() == 0 && is_nan(call.delta[at]);
+    if (__any_sync(kFullWarp, nan) == 0) continue;
+    const float delta = query_statistics(call, pairs, d_out, at, place, pairs.query(place)).delta;
+    if (lane_index() == 0) call.delta[at] = delta;
+  }
+}
+
 // A query's statistics in memory.
 template <class Weights, class T>
 ARGUS_DEVICE RowStatistics stored_statistics(const Backward& call, const Pairs<Weights, T>& pairs,

@@ -6,6 +6,7 @@
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/forward.cuh"
 #include "attention/cuda/general_mask.cuh"
+#include "attention/cuda/query_launch.cuh"
 #include "attention/cuda/sm90/launch.cuh"
 #include "common/cuda/stored_type.cuh"
 
@@ -31,19 +32,12 @@ void with_kernel(const Arguments& given, Run run) {
   });
 }
 
-template <int kRows>
-LaunchShape shape_of(const Packed& packed, int heads, Shape shape, size_t shared_bytes, int parts) {
-  return {dim3(static_cast<unsigned>(block_count<kRows>(packed)), static_cast<unsigned>(heads),
-               static_cast<unsigned>(parts)),
-          dim3(static_cast<unsigned>(shape.threads)), shared_bytes};
-}
-
 template <class Weights>
 void launch_forward(const char* op, const Forward& call, void* stream) {
   const Arguments& given = call.given;
   if (given.heads == 0) return;
   if constexpr (sm90::kInLibrary) {
-    if (fits_forward_loop<Weights>(given) && sm90::is_current_device())
+    if (fits_loops<Weights>(given) && sm90::is_current_device())
       return launch_forward_loop<Weights>(op, call, stream);
   }
   with_kernel(given, [&]<class Mask, class T, int kWidth>() {
@@ -59,7 +53,7 @@ void launch_forward(const char* op, const Forward& call, void* stream) {
 template <class Weights>
 LoopScratch backward_scratch(const Backward& call) {
   if constexpr (sm90::kInLibrary) {
-    if (call.given.heads > 0 && fits_backward_loop<Weights>(call) && sm90::is_current_device())
+    if (call.given.heads > 0 && fits_loops<Weights>(call.given) && sm90::is_current_device())
       return loop_scratch<Weights>(call);
   }
   return {};
@@ -73,22 +67,14 @@ void launch_backward(const char* op, const Backward& call, void* stream) {
     if (call.turns != nullptr) return launch_backward_loop<Weights>(op, call, stream);
   }
   with_kernel(given, [&]<class Mask, class T, int kWidth>() {
-    using Query = QuerySmem<Mask, T, kWidth>;
     using Key = KeySmem<Mask, T, kWidth>;
-    launch(op, query_gradient_kernel<Weights, Mask, T, kWidth>,
-           shape_of<Query::kShape.rows>(queries_in(given), given.heads, Query::kShape, Query::bytes(call),
-                                        kWidth / Query::kPart),
-           stream, call);
+    launch(op, query_gradient_kernel<Weights, Mask, T, kWidth>, query_launch<Mask, T, kWidth>(call), stream,
+           call);
     launch(op, key_gradient_kernel<Weights, Mask, T, kWidth>,
            shape_of<Key::kShape.rows>(keys_in(given), given.key_heads, Key::kShape, Key::bytes(call),
                                       kWidth / Key::kPart),
            stream, call);
-    if (!wants_tables(call)) return;
-    const unsigned pieces =
-        static_cast<unsigned>((given.positions + given.times + kWarpSize - 1) / kWarpSize);
-    const LaunchShape shape{dim3(pieces, static_cast<unsigned>(given.heads)), dim3(kSumWarps * kWarpSize)};
-    launch(op, sum_tables_kernel<Weights>, shape, stream, call,
-           block_count<Query::kShape.rows>(queries_in(given)));
+    if (wants_tables(call)) launch_table_sums<Weights, Mask, T, kWidth>(op, call, stream);
   });
 }
 

@@ -6,6 +6,9 @@
 // error of every weight in the row, and the sums of a table's gradients would add up the errors of delta from
 // the rounding of 16-bit outputs. In these cases a first walk over the keys sums the weights, which corrects
 // them in float32, and computes delta.
+//
+// Where the backward pass runs on TMA and wgmma, the same code sums the gradients of bias tables alone,
+// before it: without d_q, and with delta for the loop that follows.
 #pragma once
 
 #include "attention/cuda/careful_rows.cuh"
@@ -13,6 +16,7 @@
 #include "attention/cuda/rows.cuh"
 #include "attention/cuda/shapes.h"
 #include "attention/cuda/tables.cuh"
+#include "common/cuda/sm90/capability.cuh"
 
 namespace argus::attention {
 
@@ -80,26 +84,38 @@ ARGUS_DEVICE void compute_delta(RowStatistics (&rows)[kRowTiles][2], const Backw
   }
 }
 
-template <class Weights, class Mask, class T, int kWidth>
+// The code of kernels for the tables alone is for sm_90a alone.
+#if defined(ARGUS_SM90A_CODE)
+constexpr bool kHasTableKernels = true;
+#else
+constexpr bool kHasTableKernels = false;
+#endif
+
+// kTablesAlone: nothing of d_q, in heads that are not done in parts. (Two kernels around one function took up
+// to seven registers more, and for heads of 256 spilled 32 bytes.)
+template <class Weights, class Mask, class T, int kWidth, bool kTablesAlone = false>
 __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     query_gradient_kernel(const __grid_constant__ Backward call) {
   using Smem = QuerySmem<Mask, T, kWidth>;
   constexpr Shape kShape = Smem::kShape;
   constexpr int kThreads = kShape.threads, kKeys = kShape.columns, kWarpRows = kShape.warp_rows;
   constexpr int kRowTiles = kShape.row_tiles, kTiles = kKeys / 8;
+  static_assert(!kTablesAlone || Smem::kPart == kWidth);
   ARGUS_DYNAMIC_SHARED(unsigned char, room);
+  if (kTablesAlone && !kHasTableKernels) return;
   const Arguments& given = call.given;
   const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z) * Smem::kPart;
   const int block_index = static_cast<int>(gridDim.x - 1 - blockIdx.x);
   const Block block = find_block<kShape.rows>(queries_in(given), block_index);
   // The block of the first part of the head's width does the work that is done once per row.
-  const bool leads = part == 0, tables_wanted = wants_tables(call), sums_tables = leads && tables_wanted;
+  const bool leads = part == 0, tables_wanted = kTablesAlone || wants_tables(call),
+             sums_tables = leads && tables_wanted;
   const bool two_walks = Weights::kNormalised && (sizeof(T) == 4 || tables_wanted);
   const Target<T> target = target_of<T>(call.d_q, given, block.begin, head);
   if (block.rows == 0 || block.padding) {
     if (!leads) return;
     if (tables_wanted) store_table_part<kShape.warps>(call, nullptr, 0, 0, block_index, head);
-    if (block.rows > 0) zero_rows<T, kThreads>(target, block);
+    if (!kTablesAlone && block.rows > 0) zero_rows<T, kThreads>(target, block);
     return;
   }
 
@@ -132,7 +148,7 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
   const typename Smem::Queries queries(given, block, keys, first,
                                        *reinterpret_cast<typename Smem::Queries::Room*>(room + Smem::kMask));
   rows.numbers = queries.rows();
-  if (head == 0 && leads) queries.store_reach(call, block_index);
+  if (!kTablesAlone && head == 0 && leads) queries.store_reach(call, block_index);
   const Bias bias = load_bias<kThreads>(given, head, Weights::kFactor, room + Smem::kBias);
   const float scale = static_cast<float>(given.scale) * Weights::kFactor;
   const int room_floats = Smem::Tables::room_bytes(given) / 4;
@@ -226,22 +242,31 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     }
   }
 
-  float d_q[kRowTiles][Smem::kPart / 8][4];
-  tile::clear(d_q);
+  [[maybe_unused]] float d_q[kRowTiles][Smem::kPart / 8][4];
+  if constexpr (!kTablesAlone) tile::clear(d_q);
   walk([&](auto& scores, auto& gradients, const SharedEntries& shared, const ColumnSide<Mask>& columns,
            int stage) {
     for_each(scores, [&](float& score, int r, int n, int i) {
       weights.differentiate(score, gradients[r][n][i], statistics[r][i / 2], T{});
     });
     if (sums_tables) tables.add(gradients, shared, rows, columns);
-    tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Smem::kK, stage) + part);
+    if constexpr (!kTablesAlone)
+      tile::add_columns_product<T, kWidth>(d_q, gradients, tile_of(Smem::kK, stage) + part);
   });
 
-  float factor[kRowTiles][2];
+  bool nan = false;
+  if constexpr (!kTablesAlone) {
+    float factor[kRowTiles][2];
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
-  const bool nan = store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first,
-                              block.length, part);
+    for (int r = 0; r < kRowTiles; ++r) factor[r][0] = factor[r][1] = static_cast<float>(given.scale);
+    nan = store_rows(target, tile_of(Smem::kQ, 0) + warp * kWarpRows * kWidth, d_q, factor, first,
+                     block.length, part);
+  } else if constexpr (Weights::kNormalised) {
+    // A delta of NaN would have made its row of d_q NaN.
+    for (const auto& halves : statistics)
+      for (const RowStatistics& row : halves) nan = nan || is_nan(row.delta);
+    nan = __any_sync(kFullWarp, nan) != 0;
+  }
   bool table_nan = false;
   if (sums_tables) {
     tables.finish();
@@ -249,9 +274,11 @@ __global__ void __launch_bounds__(query_shape(sizeof(T), kWidth).threads, 1)
     table_nan = store_table_part<kShape.warps>(call, table_rooms, room_floats, Smem::Tables::kPairs,
                                                block_index, head);
   }
-  if (nan) {
-    careful::query_gradient_rows<Weights, T, careful::QueryGrid<QueryTiles<sizeof(T), kWidth>>>(
-        call, room + Smem::kBias);
+  using Grid = careful::QueryGrid<QueryTiles<sizeof(T), kWidth>>;
+  if constexpr (!kTablesAlone) {
+    if (nan) careful::query_gradient_rows<Weights, T, Grid>(call, room + Smem::kBias);
+  } else if constexpr (Weights::kNormalised) {
+    if (nan) careful::delta_rows<Weights, T, Grid>(call, room + Smem::kBias);
   }
   if (!sums_tables || !__syncthreads_or(table_nan)) return;
   careful::add_table_part<Weights, T, kWidth>(call, room + Smem::kBias);

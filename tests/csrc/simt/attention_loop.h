@@ -9,7 +9,7 @@ namespace attention_on_host {
 
 template <class Weights>
 void launch_loop(const Forward& call, void* stream) {
-  if (!argus::attention::fits_forward_loop<Weights>(call.given))
+  if (!argus::attention::fits_loops<Weights>(call.given))
     throw std::invalid_argument("the forward loop does not take these arguments");
   argus::attention::launch_forward_loop<Weights>("forward_loop", call, stream);
 }
@@ -21,7 +21,7 @@ void launch_backward(const Backward& call, void* stream) {
 
 template <class Weights>
 void backward_loop(const Backward& call) {
-  if (!argus::attention::fits_backward_loop<Weights>(call))
+  if (!argus::attention::fits_loops<Weights>(call.given))
     throw std::invalid_argument("the backward loop does not take these arguments");
   backward(call, launch_backward<Weights>, argus::attention::loop_scratch<Weights>(call));
 }

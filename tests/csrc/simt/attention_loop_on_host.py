@@ -1,12 +1,11 @@
 """Attention on sm_90's loops (TMA, wgmma) as backends "cuda_loop_on_host" of the SIMT executor.
 
-As in the CUDA library the kernels of mma.sync compute what the loops do not take: gradients of bias tables.
+As in the CUDA library a kernel of mma.sync sums the gradients of bias tables before the backward loop.
 """
 
 from __future__ import annotations
 
 import ctypes
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
@@ -37,14 +36,7 @@ def backward_library(op: Op) -> ctypes.CDLL:
 
 
 def _backward(op: Op, launch: Callable[..., Any]) -> Callable[..., Any]:
-    signature = inspect.signature(launch)
-
-    def launched(*args: Any) -> Any:
-        given = signature.bind(*args).arguments
-        tables = given.get("need_position_bias", False) or given.get("need_time_bias", False)
-        return launch(*args) if tables else launch(*args, loaded=partial(backward_library, op))
-
-    return launched
+    return partial(launch, loaded=partial(backward_library, op))
 
 
 def _launched(op: Op, launch: Callable[..., Any]) -> Callable[..., Any]:

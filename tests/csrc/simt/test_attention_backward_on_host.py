@@ -6,7 +6,8 @@ They are held to the error rule and to their promises.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -51,6 +52,13 @@ MASKED = [
     HistoryCase("biases_any", (70, 3), key_lengths=(340, 9), heads=4, key_heads=2, width=64, mask="any", **BIASED),
     HistoryCase("biases_groups_128", (290,), heads=2, key_heads=1, width=128, mask="groups", **BIASED),
 ]
+# Whose tables' gradients are wanted, by masks and widths; the first has an empty user and padding.
+TABLES = [
+    HistoryCase("biases", (270, 0, 2), heads=2, width=64, padding=3, position_buckets=30, time_buckets=40),
+    HistoryCase("positions_128", (200, 3), heads=1, width=128, position_buckets=512, window=150),
+    *MASKED[7:],
+]
+NAMES = ("q", "k", "v", "position_bias", "time_bias")
 
 
 @pytest.fixture(autouse=True)
@@ -76,9 +84,19 @@ def wide(arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def gradients(op: Op, arguments: dict[str, Any], backend: str = on_host.NAME, wild: int | None = None) -> list[Tensor]:
-    """Those of q, k and v; `wild`: the first row whose gradients of outputs are NaN."""
-    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in "qkv"}
+def with_tables(arguments: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in NAMES if arguments.get(name) is not None)
+
+
+def gradients(
+    op: Op,
+    arguments: dict[str, Any],
+    backend: str = on_host.NAME,
+    wild: int | None = None,
+    names: Sequence[str] = "qkv",
+) -> list[Tensor]:
+    """Those of the tensors `names`; `wild`: the first row whose gradients of outputs are NaN."""
+    leaves = {name: arguments[name].detach().clone().requires_grad_() for name in names}
     returned = public_function(op)(**{**arguments, **leaves}, backend=backend)
     outputs = list(returned) if isinstance(returned, tuple) else [returned]
     # The same numbers for every row, whatever the batch holds.
@@ -92,14 +110,15 @@ def gradients(op: Op, arguments: dict[str, Any], backend: str = on_host.NAME, wi
     return list(torch.autograd.grad(outputs, list(leaves.values()), given))
 
 
-def require_right(op: Op, case: HistoryCase, dtype: torch.dtype, draws: int = 2) -> None:
+def require_right(op: Op, case: HistoryCase, dtype: torch.dtype, draws: int = 2, tables: bool = False) -> None:
     found: list[list[list[Tensor]]] = []
+    names: Sequence[str] = "qkv"
     for seed in range(draws):
         arguments = drawn(op, case, dtype, seed)
-        found.append(
-            [gradients(op, arguments), gradients(op, wide(arguments), "eager"), gradients(op, arguments, "eager")]
-        )
-    for i, name in enumerate("qkv"):
+        names = with_tables(arguments) if tables else names
+        calls = ((arguments, on_host.NAME), (wide(arguments), "eager"), (arguments, "eager"))
+        found.append([gradients(op, given, backend, names=names) for given, backend in calls])
+    for i, name in enumerate(names):
         require_close(f"{case.name} d_{name}", *([one[who][i] for one in found] for who in range(3)))
 
 
@@ -116,10 +135,42 @@ def test_error_rule_under_every_mask(case: HistoryCase, op: Op, dtype: torch.dty
 
 
 @ops_and_dtypes
+@pytest.mark.parametrize("case", TABLES, ids=lambda case: str(case.name))
+def test_error_rule_with_gradients_of_tables(case: HistoryCase, op: Op, dtype: torch.dtype) -> None:
+    require_right(op, case, dtype, tables=True)
+
+
+@ops_and_dtypes
 @pytest.mark.parametrize("case", [*CASES, MASKED[1], MASKED[6]], ids=lambda case: str(case.name))
 def test_error_rule_where_tensor_cores_err_as_far_as_they_may(case: HistoryCase, op: Op, dtype: torch.dtype) -> None:
     with host_executor.pessimistic(on_host.library(op), on_host.backward_library(op)):
         require_right(op, case, dtype)
+
+
+@ops_and_dtypes
+def test_tables_where_tensor_cores_err_as_far_as_they_may(op: Op, dtype: torch.dtype) -> None:
+    with host_executor.pessimistic(on_host.library(op), on_host.backward_library(op)):
+        require_right(op, TABLES[0], dtype, tables=True)
+
+
+@ops_and_dtypes
+@pytest.mark.parametrize("case", TABLES, ids=lambda case: str(case.name))
+def test_gradients_of_tables_have_the_bits_of_the_tiles(
+    case: HistoryCase, op: Op, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the same forward pass, whichever kernels compute the other gradients."""
+    backend = on_host.BACKENDS[op]
+    of_tiles = attention_on_host.CAUSAL_ATTENTION if op is CAUSAL else attention_on_host.HSTU_ATTENTION
+    mixed = replace(backend, name="loop_then_tiles", backward=of_tiles.backward)
+    monkeypatch.setattr(op, "backends", (*op.backends, mixed))
+    arguments = drawn(op, case, dtype)
+    names = with_tables(arguments)
+    # As the kernels give them.
+    arguments |= {name: arguments[name].float() for name in names[3:]}
+    loop, tiles = (gradients(op, arguments, name, names=names) for name in (backend.name, mixed.name))
+    assert len(names) > 3
+    for one, other in zip(loop[3:], tiles[3:], strict=True):
+        assert torch.equal(one, other) and one.any()
 
 
 @ops_and_dtypes
@@ -168,12 +219,33 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_float64(
             torch.testing.assert_close(ours[finite].double(), truth[finite], rtol=3e-2, atol=3e-2)
 
 
-def test_gradients_of_tables_are_left_to_the_tiles() -> None:
-    arguments = drawn(CAUSAL, MASKED[6], torch.float16)
-    table = arguments["position_bias"].requires_grad_()
-    out = public_function(CAUSAL)(**arguments, backend=on_host.NAME)[0]
-    (found,) = torch.autograd.grad(out.float().sum(), [table])
-    assert found.isfinite().all() and found.any()
+def hide_some(arguments: dict[str, Any]) -> tuple[int, int]:
+    """Makes a key that no query of the first user sees, among keys that some see, and a query that sees nothing."""
+    end = int(arguments["offsets"][1])
+    seen = int(arguments.get("key_offsets", arguments["offsets"])[1]) - 7
+    for name in ("visible", "own_begin", "own_end"):
+        arguments[name][:end].clamp_(max=seen)
+        arguments[name][40] = 0
+    arguments["visible"][41:60] = seen
+    return seen + 1, 40
+
+
+@ops_and_dtypes
+@pytest.mark.parametrize("case", [TABLES[3], TABLES[4]], ids=lambda case: str(case.name))
+def test_what_no_query_sees_reaches_no_gradient(case: HistoryCase, op: Op, dtype: torch.dtype) -> None:
+    """A key of NaN beside keys that queries see, and a query of NaN that sees nothing: in tiles their pairs made
+    delta and the parts of the tables NaN."""
+    arguments = drawn(op, case, dtype)
+    key, query = hide_some(arguments)
+    names = with_tables(arguments)
+    value = math.nan if dtype == torch.float16 else math.inf
+    for name, row in (("k", key), ("v", key), ("q", query)):
+        dirty = {**arguments, name: arguments[name].clone()}
+        dirty[name][row, 0, 5] = value
+        truth = gradients(op, wide(dirty), "reference", names=names)
+        for ours, expected in zip(gradients(op, dirty, names=names), truth, strict=True):
+            assert expected.isfinite().all()
+            torch.testing.assert_close(ours.double(), expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))
 
 
 def test_the_loop_differs_from_the_tiles_in_rounding_alone() -> None:

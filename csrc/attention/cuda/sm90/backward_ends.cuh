@@ -8,7 +8,7 @@ namespace argus::attention {
 constexpr int kNoTurn = -1;  // nothing was added to a tile of d_q
 
 // One of a block of queries and a head: softmax's delta = d_out · out − d_log_sum_exp, 0 where a query sees
-// nothing, and what the block sees.
+// nothing, and what the block sees. Where gradients of bias tables are wanted, their kernel has stored delta.
 template <class Kind>
 struct BackwardPreparation {
   using Mask = typename Kind::Mask;
@@ -61,6 +61,7 @@ __global__ void __launch_bounds__(BackwardPreparation<Kind>::kThreads)
                                                 room[0]);
     queries.store_reach(call, index);
   }
+  if (Kind::kBiases && wants_tables(call)) return;
   if constexpr (Kind::Weights::kNormalised) {
     constexpr int kRows = kWarpSize / Preparation::kRowLanes;  // at a time
 #pragma unroll 2

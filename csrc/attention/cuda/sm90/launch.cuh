@@ -3,6 +3,7 @@
 
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/general_mask.cuh"
+#include "attention/cuda/query_launch.cuh"
 #include "attention/cuda/sm90/backward_ends.cuh"
 #include "attention/cuda/sm90/backward_loop.cuh"
 #include "common/cuda/stored_type.cuh"
@@ -12,7 +13,7 @@ namespace argus::attention {
 // Nothing here depends on who shares the batch: a user's results would have other bits. The largest score of
 // softmax is that of the largest product.
 template <class Weights>
-bool fits_forward_loop(const Arguments& given) {
+bool fits_loops(const Arguments& given) {
   const bool scaled = !Weights::kNormalised || given.scale > 0.0;
   return scaled && given.dtype != Dtype::float32 && given.width <= 128 && given.rows > 0 &&
          given.rows < kLastRow && given.key_rows > 0 && given.key_rows < kLastRow;
@@ -54,16 +55,10 @@ void with_loop_kind(const Arguments& given, Run run) {
   });
 }
 
-// Of a call that fits_forward_loop().
+// Of a call that fits_loops().
 template <class Weights>
 void launch_forward_loop(const char* op, const Forward& call, void* stream) {
   with_loop_kind<Weights>(call.given, [&]<class Kind>() { launch_loop_kernel<Kind>(op, call, stream); });
-}
-
-// The gradients of bias tables are left to the kernels of mma.sync.
-template <class Weights>
-bool fits_backward_loop(const Backward& call) {
-  return fits_forward_loop<Weights>(call.given) && !wants_tables(call);
 }
 
 // Tiles of d_q for `rows` queries.
@@ -87,10 +82,17 @@ void launch_backward_kernels(const char* op, const Backward& call, void* stream)
   using Loop = BackwardLoop<Kind>;
   using T = typename Kind::T;
   using Weights = typename Kind::Weights;
+  using Mask = typename Kind::Mask;
   using Finish = BackwardFinish<Kind>;
   const Arguments& given = call.given;
   const auto blocks = static_cast<unsigned>(query_tiles<Kind>(given) / given.heads);
   const auto heads = static_cast<unsigned>(given.heads);
+  const bool tables = Kind::kBiases && wants_tables(call);
+  if constexpr (Kind::kBiases) {
+    if (tables)
+      launch(op, query_gradient_kernel<Weights, Mask, T, Kind::kWidth, true>,
+             query_launch<Mask, T, Kind::kWidth>(call), stream, call);
+  }
   launch(op, backward_preparation_kernel<Kind>,
          {dim3(blocks, heads), dim3(BackwardPreparation<Kind>::kThreads)}, stream, call);
   const BackwardSetup setup{
@@ -108,9 +110,10 @@ void launch_backward_kernels(const char* op, const Backward& call, void* stream)
   launch(op, backward_finish_kernel<Kind>,
          {dim3(blocks, heads, Finish::kParts), dim3(Finish::kShape.threads), Finish::shared_bytes(given)},
          stream, call);
+  if (tables) launch_table_sums<Weights, Mask, T, Kind::kWidth>(op, call, stream);
 }
 
-// Of a call that fits_backward_loop().
+// Of a call that fits_loops(). The gradients of bias tables stay on mma.sync, in a kernel of their own.
 template <class Weights>
 void launch_backward_loop(const char* op, const Backward& call, void* stream) {
   with_loop_kind<Weights>(call.given, [&]<class Kind>() { launch_backward_kernels<Kind>(op, call, stream); });
