@@ -13,13 +13,12 @@ namespace argus::attention {
 // Constants of the device code: a table passed as an argument would first have to be copied to the GPU, and
 // the host would wait for the copy.
 static __constant__ uint64_t kTimeEdges[kTimeBuckets] = {ARGUS_TIME_EDGES};
-// Of a distance beyond int64 the estimate is up to two buckets higher than the last edge.
-constexpr int kEdgeSlots = kTimeBuckets + 3;
+constexpr int kLastEdge = kTimeBuckets;
 
 struct Bias {
   const float* position;
   const float* time;
-  const uint64_t* edges;  // [kEdgeSlots]
+  const uint64_t* edges;  // [kTimeBuckets + 1]
   int last_position;      // −1 without a table
   int last_time;          // −1 without a table
 };
@@ -40,7 +39,7 @@ struct BiasSmem {
     position = 0;
     time = position + (used_positions(given) * 4 + 15) / 16 * 16;
     edges = time + (used_times(given) * 4 + 15) / 16 * 16;
-    bytes = edges + (given.time_bias == nullptr ? 0 : (kEdgeSlots * 8 + 15) / 16 * 16);
+    bytes = edges + (given.time_bias == nullptr ? 0 : ((kTimeBuckets + 1) * 8 + 15) / 16 * 16);
   }
 };
 
@@ -66,8 +65,8 @@ ARGUS_DEVICE Bias load_bias(const Arguments& given, int head, float factor, unsi
   for (int i = thread; i < times; i += kThreads)
     time[i] = floats(given.time_bias)[static_cast<int64_t>(head) * given.times + i] * factor;
   if (times > 0) {
-    for (int i = thread; i < kEdgeSlots; i += kThreads)
-      edges[i] = i < kTimeBuckets ? kTimeEdges[i] : ~uint64_t{0};
+    for (int i = thread; i < kTimeBuckets; i += kThreads) edges[i] = kTimeEdges[i];
+    if (thread == 0) edges[kLastEdge] = ~uint64_t{0};
   }
   return bias_in(given, room);
 }
@@ -82,7 +81,8 @@ ARGUS_DEVICE uint64_t time_distance(int64_t a, int64_t b) {
 ARGUS_DEVICE int time_bucket(const Bias& bias, uint64_t distance) {
   constexpr float kPerLogarithm = 1.0f / kTimeLogStep, kMargin = 1e-3f;
   const float logarithm = __logf(fmaxf(static_cast<float>(distance), 1.0f));
-  const int estimate = static_cast<int>(fmaxf(logarithm * kPerLogarithm - kMargin, 0.0f));
+  // The estimate of a distance beyond int64 would pass the last edge.
+  const int estimate = min(static_cast<int>(fmaxf(logarithm * kPerLogarithm - kMargin, 0.0f)), kLastEdge - 1);
   return min(estimate + (distance >= bias.edges[estimate + 1] ? 1 : 0), bias.last_time);
 }
 
