@@ -24,34 +24,6 @@
 
 namespace argus::attention {
 
-// hide() of the causal mask with keys in the rows, a row after the other: all pairs of a tile at once spilled
-// 70 to 170 bytes.
-template <int kTiles>
-ARGUS_DEVICE void hide_causal_transposed(float (&scores)[1][kTiles][4], float hidden, int window,
-                                         const RowSide<CausalMask, 1>& rows,
-                                         const ColumnSide<CausalMask>& columns) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int key = rows.first + row_within(0, 2 * half);
-    // Queries from the lane's first column on.
-    const int first = columns.first + column_within(0, 0), own = key - first;
-    const int end = (window < columns.end - key ? key + window : columns.end) - first;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      int2 visible{};
-      if (columns.numbers.visible != nullptr)
-        visible = *reinterpret_cast<const int2*>(columns.numbers.visible + column_within(n, 0));
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int query = 8 * n + i;
-        const bool before =
-            columns.numbers.visible == nullptr ? query > own : key < (i == 0 ? visible.x : visible.y);
-        if (query >= end || !(query == own || before)) scores[0][n][2 * half + i] = hidden;
-      }
-    }
-  }
-}
-
 // What the host works out. Numbers of the kernel's arguments take no registers.
 struct BackwardSetup {
   ptx::TensorMap q, k, v, d_out;
@@ -521,54 +493,5 @@ struct BackwardLoop {
     }
   };
 };
-
-template <class Kind>
-__global__ void __launch_bounds__(BackwardTiles<Kind>::kThreads, 1)
-    backward_loop_kernel(const __grid_constant__ BackwardSetup setup, const __grid_constant__ Backward call) {
-#if defined(ARGUS_SM90A_CODE)
-  using Loop = BackwardLoop<Kind>;
-  using Weights = typename Kind::Weights;
-  using Mask = typename Kind::Mask;
-  using T = typename Kind::T;
-  constexpr int kThreads = Loop::kThreads, kConsumerWarps = Loop::Tiles::kConsumerWarps;
-  ARGUS_SHARED(typename Loop::Smem, smem, [1]);
-  ARGUS_DYNAMIC_SHARED(unsigned char, room);
-  const Arguments& given = call.given;
-  const careful::Place place = Loop::Grid::place(given);
-  const Block& block = place.block;
-  if (block.rows == 0) return;
-  if (block.padding) {
-    zero_rows<T, kThreads>(key_target_of<T>(call.d_k, given, block.begin, place.head), block);
-    zero_rows<T, kThreads>(key_target_of<T>(call.d_v, given, block.begin, place.head), block);
-    return;
-  }
-  if (threadIdx.x == 0) smem->init(block);
-  const Loop loop{call, setup, *smem, argus::sm90::align_to_pattern(room)};
-  const bool consumer = warp_index() < kConsumerWarps;
-  if constexpr (Kind::kBiases) {
-    // The other warps own no keys.
-    const int first = consumer ? block.first + warp_index() * 16 : block.length;
-    load_rows<Mask>(given, {}, given.key_time, block, first, smem->times.rows);
-    load_bias<kThreads>(given, Mask::first_head(given, place.head), Weights::kFactor,
-                        loop.tiles + Loop::kTables);
-  }
-  const typename Loop::Keys keys(call, block, smem->keys);
-  const bool any = keys.has(keys.begin);
-  if (!consumer) {
-    ptx::decrease_registers<Loop::Tiles::kProducerRegisters>();
-    const int role = warp_index() - kConsumerWarps;
-    if (any && role == 0) loop.produce(keys, block, place.head);
-    if (any && role > 0 && role <= Loop::kAdders) loop.add(keys, block, place.head, role - 1);
-    return;
-  }
-  ptx::increase_registers<Loop::Tiles::kConsumerRegisters>();
-  typename Loop::Out d_k, d_v;
-  tile::clear(d_k);
-  tile::clear(d_v);
-  if (any) loop.consume(d_k, d_v);
-  if (loop.store(place.head, d_k, d_v))
-    careful::key_gradient_rows<Weights, T, typename Loop::Grid>(call, loop.tiles + Loop::kTables);
-#endif
-}
 
 }  // namespace argus::attention

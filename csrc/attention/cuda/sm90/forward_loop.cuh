@@ -16,6 +16,7 @@
 
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/forward.cuh"
+#include "attention/cuda/sm90/hide_causal.cuh"
 #include "attention/cuda/sm90/stages.cuh"
 #include "attention/cuda/sm90/user_box.cuh"
 #include "common/cuda/sm90/capability.cuh"
@@ -50,29 +51,6 @@ struct LoopTiles {
 struct ForwardMaps {
   ptx::TensorMap q, k, v;
 };
-
-// hide() of the causal mask, a row after the other: all pairs of a tile at once spilled 200 bytes at 160
-// registers.
-template <int kTiles>
-ARGUS_DEVICE void hide_causal(float (&scores)[1][kTiles][4], float hidden, int window,
-                              const RowSide<CausalMask, 1>& rows, const ColumnSide<CausalMask>& columns) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    // Keys from the lane's first column on.
-    const int within = row_within(0, 2 * half), origin = columns.first + column_within(0, 0);
-    const int query = rows.first + within - origin;
-    const int visible = min(rows.numbers.visible[within], columns.end) - origin;
-    const int oldest = window == kNoWindow ? -kLastRow : query - window + 1;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int key = 8 * n + i;
-        if (key < oldest || (key >= visible && key != query)) scores[0][n][2 * half + i] = hidden;
-      }
-    }
-  }
-}
 
 template <class Kind>
 struct ForwardLoop {

@@ -5,7 +5,7 @@
 #include "attention/cuda/general_mask.cuh"
 #include "attention/cuda/query_launch.cuh"
 #include "attention/cuda/sm90/backward_ends.cuh"
-#include "attention/cuda/sm90/backward_loop.cuh"
+#include "attention/cuda/sm90/backward_kernel.cuh"
 #include "common/cuda/stored_type.cuh"
 
 namespace argus::attention {
