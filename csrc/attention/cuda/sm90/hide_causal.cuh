@@ -4,6 +4,7 @@
 
 #include "attention/cuda/causal_mask.cuh"
 #include "attention/cuda/scores.cuh"
+#include "attention/cuda/sm90/user_box.cuh"
 
 namespace argus::attention {
 
