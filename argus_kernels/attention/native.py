@@ -121,12 +121,14 @@ def native_arguments(
 def heads(packed: Tensor, aligned: bool) -> Tensor:
     """[T, H, Dh] with the elements of a head side by side: itself where they are, else a contiguous copy.
 
-    aligned: heads begin at multiples of 16 bytes, too, which is what the CUDA kernels copy at once.
+    aligned: heads begin at multiples of 16 bytes, too, which is what the CUDA kernels copy at once, and each has memory
+    of its own, as tensor maps ask.
     """
     if not aligned:
         return packed if packed.stride(2) == 1 or packed.shape[2] <= 1 else packed.contiguous()
     piece = _PIECE_BYTES // packed.element_size()
-    fits = packed.stride(2) == 1 and packed.stride(0) % piece == 0 and packed.stride(1) % piece == 0
+    row, head, element = packed.stride()
+    fits = element == 1 and row > 0 and head > 0 and row % piece == 0 and head % piece == 0
     return (
         packed
         if fits and packed.data_ptr() % _PIECE_BYTES == 0

@@ -142,3 +142,12 @@ def test_a_backend_that_does_not_serve_names_no_kernels() -> None:
     call = embedding_call()
     verdicts = explain(triple_embedding, call.ids, call.tables, call.columns, call.weight)
     assert next((one.backend, one.serves, one.kernels) for one in verdicts) == ("cuda", False, "")
+
+
+def test_rows_and_heads_that_share_memory_get_their_own() -> None:
+    """The gradient of a sum over rows has a stride of 0, which is none of a tensor map's."""
+    packed = torch.randn(7, 2, 16).bfloat16()
+    assert attention.heads(packed, aligned=True).data_ptr() == packed.data_ptr()
+    for shared in (packed[:1].expand(7, 2, 16), packed[:, :1].expand(7, 2, 16)):
+        own = attention.heads(shared, aligned=True)
+        assert own.is_contiguous() and torch.equal(own, shared)
