@@ -47,6 +47,7 @@ struct BackwardPreparation {
 template <class Kind>
 __global__ void __launch_bounds__(BackwardPreparation<Kind>::kThreads)
     backward_preparation_kernel(const __grid_constant__ Backward call) {
+#if defined(ARGUS_SM90A_CODE)
   using Preparation = BackwardPreparation<Kind>;
   using Mask = typename Kind::Mask;
   const Arguments& given = call.given;
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(BackwardPreparation<Kind>::kThreads)
     for (int row = 0; row < Preparation::kWarpRows; row += kRows)
       Preparation::store_delta(call, block, head, first + row + lane_index() / Preparation::kRowLanes);
   }
+#endif
 }
 
 // d_q of a block of queries and a head, or of one part of its columns.
@@ -91,6 +93,7 @@ struct BackwardFinish {
 template <class Kind>
 __global__ void __launch_bounds__(BackwardFinish<Kind>::kShape.threads)
     backward_finish_kernel(const __grid_constant__ Backward call) {
+#if defined(ARGUS_SM90A_CODE)
   using Finish = BackwardFinish<Kind>;
   using Weights = typename Kind::Weights;
   using T = typename Kind::T;
@@ -130,6 +133,7 @@ __global__ void __launch_bounds__(BackwardFinish<Kind>::kShape.threads)
   const int first = block.first + warp_index() * kShape.warp_rows;
   if (store_rows(target, own, sums, factor, first, block.length, place.part))
     careful::query_gradient_rows<Weights, T, Grid>(call, room + Finish::kTileBytes);
+#endif
 }
 
 }  // namespace argus::attention
