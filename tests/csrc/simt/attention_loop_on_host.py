@@ -11,6 +11,9 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
+import pytest
+from torch import Tensor
+
 from argus_kernels.core import Backend, Op
 from argus_kernels.ops.causal_attention import OP as CAUSAL
 from argus_kernels.ops.causal_attention import native as causal
@@ -57,3 +60,20 @@ BACKENDS: dict[Op, Backend] = {
         backward=partial(hstu.backward, launch=_backward(HSTU, attention_on_host.hstu_attention_cuda_backward)),
     ),
 }
+
+
+def register(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adds the backends to their ops for a test; skips it where there is no executor."""
+    for op, backend in BACKENDS.items():
+        reason = backend.available()
+        if reason is not None:
+            pytest.skip(reason)
+        monkeypatch.setattr(op, "backends", (*op.backends, backend))
+
+
+def wide(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments in float64."""
+    return {
+        name: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one
+        for name, one in arguments.items()
+    }

@@ -6,7 +6,7 @@ They are held to the error rule and to their promises.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,26 +62,14 @@ NAMES = ("q", "k", "v", "position_bias", "time_bias")
 
 
 @pytest.fixture(autouse=True)
-def _with_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for op, backend in on_host.BACKENDS.items():
-        reason = backend.available()
-        if reason is not None:
-            pytest.skip(reason)
-        monkeypatch.setattr(op, "backends", (*op.backends, backend))
-    yield
+def _with_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_host.register(monkeypatch)
 
 
 def drawn(op: Op, case: HistoryCase, dtype: torch.dtype, seed: int = 3) -> dict[str, Any]:
     arguments = case.make(torch.Generator().manual_seed(seed), dtype)
     arguments = {name: one.detach() if isinstance(one, Tensor) else one for name, one in arguments.items()}
     return arguments | ({"return_log_sum_exp": True} if op is CAUSAL else {"divisor": 50.0})
-
-
-def wide(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: one.double() if isinstance(one, Tensor) and one.is_floating_point() else one
-        for name, one in arguments.items()
-    }
 
 
 def with_tables(arguments: dict[str, Any]) -> tuple[str, ...]:
@@ -116,7 +104,7 @@ def require_right(op: Op, case: HistoryCase, dtype: torch.dtype, draws: int = 2,
     for seed in range(draws):
         arguments = drawn(op, case, dtype, seed)
         names = with_tables(arguments) if tables else names
-        calls = ((arguments, on_host.NAME), (wide(arguments), "eager"), (arguments, "eager"))
+        calls = ((arguments, on_host.NAME), (on_host.wide(arguments), "eager"), (arguments, "eager"))
         found.append([gradients(op, given, backend, names=names) for given, backend in calls])
     for i, name in enumerate(names):
         require_close(f"{case.name} d_{name}", *([one[who][i] for one in found] for who in range(3)))
@@ -213,7 +201,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_float64(
     for name in "qkv":
         dirty = {**arguments, name: arguments[name].clone()}
         dirty[name][150, 0, 5] = value
-        for ours, truth in zip(gradients(op, dirty), gradients(op, wide(dirty), "reference"), strict=True):
+        for ours, truth in zip(gradients(op, dirty), gradients(op, on_host.wide(dirty), "reference"), strict=True):
             finite = truth.isfinite()
             assert torch.equal(ours.isfinite(), finite)
             torch.testing.assert_close(ours[finite].double(), truth[finite], rtol=3e-2, atol=3e-2)
@@ -242,7 +230,7 @@ def test_what_no_query_sees_reaches_no_gradient(case: HistoryCase, op: Op, dtype
     for name, row in (("k", key), ("v", key), ("q", query)):
         dirty = {**arguments, name: arguments[name].clone()}
         dirty[name][row, 0, 5] = value
-        truth = gradients(op, wide(dirty), "reference", names=names)
+        truth = gradients(op, on_host.wide(dirty), "reference", names=names)
         for ours, expected in zip(gradients(op, dirty, names=names), truth, strict=True):
             assert expected.isfinite().all()
             torch.testing.assert_close(ours.double(), expected, rtol=3e-2, atol=3e-2 * float(expected.abs().max()))

@@ -4,7 +4,6 @@ their promises on the CPU."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -49,13 +48,8 @@ MASKED = [
 
 
 @pytest.fixture(autouse=True)
-def _with_backends(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for op, backend in on_host.BACKENDS.items():
-        reason = backend.available()
-        if reason is not None:
-            pytest.skip(reason)
-        monkeypatch.setattr(op, "backends", (*op.backends, backend))
-    yield
+def _with_backends(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_host.register(monkeypatch)
 
 
 def drawn(op: Op, case: HistoryCase, dtype: torch.dtype, seed: int = 3) -> dict[str, Any]:
@@ -73,14 +67,10 @@ def require_right(op: Op, case: HistoryCase, dtype: torch.dtype, draws: int = 2)
     found: list[list[list[Tensor]]] = []
     for seed in range(draws):
         arguments = drawn(op, case, dtype, seed)
-        wide = {name: one.double() if _floating(one) else one for name, one in arguments.items()}
+        wide = on_host.wide(arguments)
         found.append([outputs(op, arguments), outputs(op, wide, "eager"), outputs(op, arguments, "eager")])
     for i in range(len(found[0][0])):
         require_close(f"{case.name} output {i}", *([one[who][i] for one in found] for who in range(3)))
-
-
-def _floating(value: object) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 @ops_and_dtypes
@@ -134,7 +124,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_float64(
     for name in "kv":
         dirty = {**arguments, name: arguments[name].clone()}
         dirty[name][150, 0, 5] = value
-        wide = {key: one.double() if _floating(one) else one for key, one in dirty.items()}
+        wide = on_host.wide(dirty)
         for ours, truth in zip(outputs(op, dirty), outputs(op, wide, "eager"), strict=True):
             finite = truth.isfinite()
             assert torch.equal(ours.isfinite(), finite)
@@ -144,7 +134,7 @@ def test_what_is_not_finite_reaches_what_it_reaches_in_float64(
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_large_scores(dtype: torch.dtype) -> None:
     arguments = drawn(CAUSAL, MASKED[0], dtype) | {"scale": 1e4}
-    wide = {key: one.double() if _floating(one) else one for key, one in arguments.items()}
+    wide = on_host.wide(arguments)
     torch.testing.assert_close(
         outputs(CAUSAL, arguments)[0].double(), outputs(CAUSAL, wide, "eager")[0], rtol=0, atol=0.05
     )
