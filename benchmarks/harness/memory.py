@@ -2,7 +2,9 @@
 
 On the CPU the kernel's own high-water mark of the process's resident memory is reset and read again
 (`/proc/self/clear_refs`, `VmHWM`), so that native allocations outside torch count as well. Freed memory that the
-allocator kept is returned to the system first, because its reuse would not be counted. The resolution is about a
+allocator kept is returned to the system first, because its reuse would not be counted; and all garbage is collected,
+because what the call's own collection freed would be subtracted. What glibc cannot return, a heap's end that is not the
+program's break, is reused unseen: a process that has done little else before measures best. The resolution is about a
 megabyte. On a GPU it is the peak of torch's caching allocator; memory that a library allocates directly from the driver
 is not counted.
 """
@@ -31,7 +33,7 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        gc.collect(1)
+        gc.collect()
         _trim()
         self._base = self._now()
 

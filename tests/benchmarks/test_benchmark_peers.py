@@ -13,7 +13,6 @@ from argus_kernels.attention.samples import HistoryCase
 from argus_kernels.core import Sample
 from argus_kernels.ops import causal_attention
 from benchmarks.harness.cases import Case, Spec
-from benchmarks.harness.memory import PeakMemory, peak_extra_bytes
 from benchmarks.peers import PEERS, peers_of
 from benchmarks.peers.base import not_installed
 
@@ -160,27 +159,6 @@ def test_what_is_not_installed_or_broken(tmp_path: Any, monkeypatch: pytest.Monk
     reason = not_installed("built_for_another_torch.inner", "other")
     assert reason is not None and "undefined symbol: c10" in reason
     assert not_installed("json", "json") is None
-
-
-def test_peak_memory_counts_what_came_and_went() -> None:
-    elements = 8 << 20
-
-    def call() -> torch.Tensor:
-        large = torch.ones(elements)
-        return (large + 1)[:10].clone()
-
-    peak, value = peak_extra_bytes("cpu", call)
-    assert value.shape == (10,)
-    assert peak is not None
-    assert abs(peak - 8 * elements) < 6 << 20
-
-
-def test_peak_memory_keeps_its_base_line() -> None:
-    memory = PeakMemory("cpu")
-    kept, first = memory.peak_of(lambda: torch.ones(8 << 20))
-    _, second = memory.peak_of(lambda: None)
-    assert kept.shape and first is not None and second is not None
-    assert abs(first - (32 << 20)) < 6 << 20 and abs(second - (32 << 20)) < 6 << 20
 
 
 @pytest.mark.parametrize(
