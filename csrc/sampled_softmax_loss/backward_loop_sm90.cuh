@@ -56,10 +56,7 @@ struct StoreDScores {
   LoopGradientKeys& keys;
 
   ARGUS_DEVICE void begin(const Tile& tile) const {
-    // Nobody reads the keys of the tile before any more.
-    LoopKeys::synchronize();
-    keys.load_columns(k, tile.column);
-    keys.load_rows(k, tile.row);
+    keys.load(k, tile.row, tile.column);
     keys.load_gradients(k, tile.row);
   }
 
@@ -85,53 +82,84 @@ struct StoreDScores {
     at[2 * k.plan.strip_rows] = found.d_score;
   }
 
-  // Summed in pieces of kPiece scores: one long sum's error would show in d_scale.
-  template <int kHalf>
-  ARGUS_DEVICE RowSums store(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
-    constexpr int kPiece = 16;
-    const LoopRow row = LoopRow::of(keys, kHalf);
-    const int own = sm90::row_of_sum(2 * kHalf);
-    const bool real = tile.row + own < k.strip_rows;
-    const float scale = k.scale(), whole = keys.whole[own], factor = keys.factor[own];
+  // Of one of the thread's two rows in a tile.
+  struct Row {
+    LoopRow keys;
+    bool real;
+    float scale, whole, factor;
     // Columns are counted from the thread's first one, so that they are constants: as registers they would
     // spill, kept from the upper row to the lower.
-    const int first = sm90::column_of_sum(0);
+    int columns;
+    const int64_t *ids, *owners;
+    const float* log_q;
+    T* to;
+  };
+
+  template <int kHalf>
+  ARGUS_DEVICE RowSums store(const float (&sums)[kLoopColumns / 2], const Tile& tile) const {
+    const int own = sm90::row_of_sum(2 * kHalf), first = sm90::column_of_sum(0);
     const int all = static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns}));
-    const int columns = all - first;
+    const Row row{
+        LoopRow::of(keys, kHalf),
+        tile.row + own < k.strip_rows,
+        k.scale(),
+        keys.whole[own],
+        keys.factor[own],
+        all - first,
+        keys.column_id + first,
+        keys.column_owner + first,
+        keys.log_q + first,
+        static_cast<T*>(k.work.d_scores) + (tile.row + own) * k.plan.score_stride + tile.column + first};
     // A row that does not count may hold anything: none of its candidates does.
-    const int limit = whole == kInfinity ? 0 : columns;
-    const int64_t *ids = keys.column_id + first, *owners = keys.column_owner + first;
-    const float* log_q = keys.log_q + first;
-    T* to = static_cast<T*>(k.work.d_scores) + (tile.row + own) * k.plan.score_stride + tile.column + first;
+    if (row.whole == kInfinity) return store_nothing(row);
     RowSums found{};
 #pragma unroll
-    for (int piece = 0; piece < kLoopColumns / 2; piece += 2 * kPiece) {
+    for (int piece = 0; piece < LoopKeys::kPieces; ++piece) {
       // A branch, beyond which nothing is read ahead: all at once, keys would spill.
-      if (piece / 4 * 8 >= all) break;
-      RowSums part{};
-#pragma unroll
-      for (int i = piece + 2 * kHalf; i < piece + 2 * kPiece; i += 4) {
-        const int column = i / 4 * 8;
-        float stored[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          // Selected, not branched to: a score takes 46 instructions with branches.
-          const bool here = (column + e < limit) & row.keeps(ids[column + e], owners[column + e]);
-          const float product = here ? sums[i + e] - row.product : 0.0f;
-          const float relative = fmaf(scale, product, -log_q[column + e]) - whole;
-          const float share = expf(here ? relative : -kInfinity);
-          T rounded;
-          from_float(rounded, factor * share);
-          stored[e] = to_float(rounded);
-          part.add({share, share * product, stored[e]});
-        }
-        // The stride is even: a pair that begins inside a row ends inside it.
-        if (real && column < columns)
-          *reinterpret_cast<uint32_t*>(to + column) = packed(stored[0], stored[1], T{});
+      if (piece * LoopKeys::kPieceColumns >= all) break;
+      if (keys.any_left_out(own, piece)) {
+        found.add(store_piece<kHalf, true>(sums, row, piece));
+      } else {
+        found.add(store_piece<kHalf, false>(sums, row, piece));
       }
-      found.add(part);
     }
     return found;
+  }
+
+  ARGUS_DEVICE RowSums store_nothing(const Row& row) const {
+#pragma unroll 1
+    for (int column = 0; row.real && column < row.columns; column += 8)
+      *reinterpret_cast<uint32_t*>(row.to + column) = 0;
+    return {};
+  }
+
+  // Summed in pieces of 16 scores: one long sum's error would show in d_scale.
+  template <int kHalf, bool kSomeLeftOut>
+  ARGUS_DEVICE RowSums store_piece(const float (&sums)[kLoopColumns / 2], const Row& row, int piece) const {
+    constexpr int kSums = 2 * LoopKeys::kPieceColumns / 4;
+    RowSums part{};
+#pragma unroll
+    for (int i = piece * kSums + 2 * kHalf; i < (piece + 1) * kSums; i += 4) {
+      const int column = i / 4 * 8;
+      float product[2], share[2];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        // Selected, not branched to: a score takes 46 instructions with branches.
+        const bool here = !kSomeLeftOut || ((column + e < row.columns) &
+                                            row.keys.keeps(row.ids[column + e], row.owners[column + e]));
+        product[e] = here ? sums[i + e] - row.keys.product : 0.0f;
+        const float relative = fmaf(row.scale, product[e], -row.log_q[column + e]) - row.whole;
+        share[e] = expf(here ? relative : -kInfinity);
+      }
+      // The stride is even: a pair that begins inside a row ends inside it.
+      const uint32_t word = packed(row.factor * share[0], row.factor * share[1], T{});
+      if (row.real && (!kSomeLeftOut || column < row.columns))
+        *reinterpret_cast<uint32_t*>(row.to + column) = word;
+      const float2 stored = unpacked(word, T{});
+      part.add({share[0], share[0] * product[0], stored.x});
+      part.add({share[1], share[1] * product[1], stored.y});
+    }
+    return part;
   }
 };
 

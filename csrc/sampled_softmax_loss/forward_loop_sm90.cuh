@@ -17,39 +17,48 @@ struct LogSumExpOfTile {
   const Kernel<T>& k;
   LoopKeys& keys;
 
-  ARGUS_DEVICE void begin(const Tile& tile) const {
-    // Nobody reads the keys of the tile before any more.
-    LoopKeys::synchronize();
-    keys.load_columns(k, tile.column);
-    keys.load_rows(k, tile.row);
-  }
+  ARGUS_DEVICE void begin(const Tile& tile) const { keys.load(k, tile.row, tile.column); }
 
-  // The sums become the scores of both of the thread's rows, −∞ where a candidate is left out. A candidate's
-  // keys are read once for both: held for a second pass they would spill.
-  ARGUS_DEVICE void score(float (&sums)[kLoopColumns / 2], Online (&found)[2], int columns) const {
-    const float scale = k.scale();
-    const LoopRow rows[2] = {LoopRow::of(keys, 0), LoopRow::of(keys, 1)};
+  // The sums of a piece become the scores of both of the thread's rows, −∞ where a candidate is left out, if
+  // any may be. A candidate's keys are read once for both: held for a second pass they would spill.
+  template <int kPiece, bool kSomeLeftOut>
+  ARGUS_DEVICE void score(float (&sums)[kLoopColumns / 2], Online (&found)[2], const LoopRow (&rows)[2],
+                          float scale, int columns) const {
+    constexpr int kSums = 2 * LoopKeys::kPieceColumns / 4;
 #pragma unroll
-    for (int i = 0; i < kLoopColumns / 2; i += i % 2 == 0 ? 1 : 3) {
+    for (int i = kPiece * kSums; i < (kPiece + 1) * kSums; i += i % 2 == 0 ? 1 : 3) {
       const int column = sm90::column_of_sum(i);
       const int64_t column_id = keys.column_id[column], column_owner = keys.column_owner[column];
       const float log_q = keys.log_q[column];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float& sum = sums[i + 2 * half];
-        const bool here = column < columns && rows[half].keeps(column_id, column_owner);
+        const bool here = !kSomeLeftOut || ((column < columns) & rows[half].keeps(column_id, column_owner));
         const float relative = fmaf(scale, sum - rows[half].product, -log_q);
         sum = here ? relative : -kInfinity;
-        found[half].peak = fmaxf(found[half].peak, sum);
         found[half].kept += here ? 1 : 0;
+        found[half].peak = fmaxf(found[half].peak, sum);
       }
     }
+  }
+
+  template <int kPiece>
+  ARGUS_DEVICE void score_pieces(float (&sums)[kLoopColumns / 2], Online (&found)[2],
+                                 const LoopRow (&rows)[2], float scale, int columns) const {
+    if (keys.any_left_out(sm90::row_of_sum(0), kPiece) || keys.any_left_out(sm90::row_of_sum(2), kPiece)) {
+      score<kPiece, true>(sums, found, rows, scale, columns);
+    } else {
+      score<kPiece, false>(sums, found, rows, scale, columns);
+    }
+    if constexpr (kPiece + 1 < LoopKeys::kPieces) score_pieces<kPiece + 1>(sums, found, rows, scale, columns);
   }
 
   ARGUS_DEVICE void take(float (&sums)[kLoopColumns / 2], const Tile& tile) const {
     LoopKeys::synchronize();
     Online found[2] = {{-kInfinity, 0.0f, 0}, {-kInfinity, 0.0f, 0}};
-    score(sums, found, static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns})));
+    const LoopRow rows[2] = {LoopRow::of(keys, 0), LoopRow::of(keys, 1)};
+    score_pieces<0>(sums, found, rows, k.scale(),
+                    static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns})));
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float shift = shift_of(found[half].peak);

@@ -1,5 +1,5 @@
 // What the product loop's kernels of sampled softmax on sm_90 know of the rows and candidates of a
-// warpgroup's half of a tile of scores, 64 × 256, in shared memory.
+// warpgroup's half of a tile of scores, 64 × 256, in shared memory, and which of its scores may be left out.
 #pragma once
 
 #include "common/cuda/sm90/capability.cuh"
@@ -21,9 +21,18 @@ ARGUS_DEVICE int loop_half() {
 
 struct LoopKeys {
   static constexpr int kRows = 64;
+  // A piece is 8 rows × 64 candidates, 16 scores of each of a warp's threads.
+  static constexpr int kPieceRows = 8, kPieceColumns = 64, kPieces = kLoopColumns / kPieceColumns;
+  static constexpr int kPlaces = 2048;
   int64_t row_id[kRows], row_owner[kRows];
   int64_t column_id[kLoopColumns], column_owner[kLoopColumns];
   float product[kRows], log_q[kLoopColumns];
+  // A byte a place, a bit a group of kPieceRows rows: one of their ids or owners has this place.
+  uint32_t places[kPlaces / 4];
+  // A bit a piece, bit kRows / kPieceRows · p + g of the p-th 64 candidates and the g-th 8 rows: one of these
+  // candidates is left out by one of these rows, or does not exist.
+  uint32_t left_out;
+  static_assert(kPieces * kRows / kPieceRows == 32);
 
   // Of the warpgroup that holds the keys.
   ARGUS_DEVICE static void synchronize() {
@@ -31,6 +40,33 @@ struct LoopKeys {
   }
   ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % kLoopThreads; }
 
+  // Everything of a tile, for take() to read after a synchronize(). Few pieces leave anything out, and
+  // comparing every pair costs more than its exponential: each candidate is looked up among the rows once.
+  template <class T>
+  ARGUS_DEVICE void load(const Kernel<T>& k, int local, int column) {
+    // Nobody reads the keys of the tile before any more.
+    synchronize();
+    load_columns(k, column);
+    load_rows(k, local);
+#pragma unroll
+    for (int i = thread(); i < kPlaces / 4; i += kLoopThreads) places[i] = 0;
+    if (thread() == 0) left_out = 0;
+    synchronize();
+    if (thread() < kRows) enter(thread());
+    synchronize();
+#pragma unroll
+    for (int i = thread(); i < kLoopColumns; i += kLoopThreads) {
+      const uint32_t groups = column + i < k.in.drawn ? groups_that_leave_out(i) : 0xff;
+      if (groups != 0) atomicOr(&left_out, groups << kRows / kPieceRows * (i / kPieceColumns));
+    }
+  }
+
+  // Whether one of the 8 rows that begin at `first` leaves out a candidate of a piece.
+  ARGUS_DEVICE bool any_left_out(int first, int piece) const {
+    return (left_out >> (kRows / kPieceRows * piece + first / kPieceRows) & 1) != 0;
+  }
+
+ private:
   template <class T>
   ARGUS_DEVICE void load_columns(const Kernel<T>& k, int column) {
 #pragma unroll
@@ -56,6 +92,43 @@ struct LoopKeys {
     row_id[i] = real ? k.in.positive_ids[at] : 0;
     row_owner[i] = owner < 0 ? -1 : owner;
     product[i] = real ? k.work.product[at] : 0.0f;
+  }
+
+  // Of an id or of an owner: keys of any distribution, 11 bits of a multiplicative hash.
+  ARGUS_DEVICE static uint32_t place(int64_t key) {
+    const auto bits = static_cast<uint64_t>(key);
+    return (static_cast<uint32_t>(bits) ^ static_cast<uint32_t>(bits >> 32) * 0x85ebca6bu) * 0x9e3779b1u >>
+           21;
+  }
+
+  ARGUS_DEVICE void enter(int row) {
+    enter(row_id[row], row / kPieceRows);
+    if (row_owner[row] >= 0) enter(row_owner[row], row / kPieceRows);
+  }
+  ARGUS_DEVICE void enter(int64_t key, int group) {
+    const uint32_t at = place(key);
+    atomicOr(&places[at / 4], 1u << (at % 4 * 8 + static_cast<uint32_t>(group)));
+  }
+
+  ARGUS_DEVICE uint32_t groups_at(int64_t key) const {
+    const uint32_t at = place(key);
+    return places[at / 4] >> at % 4 * 8 & 0xff;
+  }
+
+  // A bit a group of rows. Other keys have a candidate's places, too: the rows of such groups are compared.
+  ARGUS_DEVICE uint32_t groups_that_leave_out(int column) const {
+    const int64_t id = column_id[column], owner = column_owner[column];
+    uint32_t maybe = groups_at(id), found = 0;
+    if (owner >= 0) maybe |= groups_at(owner);
+    for (; maybe != 0; maybe &= maybe - 1) {
+      const int group = __ffs(static_cast<int>(maybe)) - 1;
+      bool any = false;
+#pragma unroll
+      for (int i = 0; i < kPieceRows; ++i)
+        any |= (row_id[kPieceRows * group + i] == id) | (row_owner[kPieceRows * group + i] == owner);
+      if (any) found |= 1u << group;
+    }
+    return found;
   }
 };
 

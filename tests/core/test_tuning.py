@@ -138,7 +138,7 @@ class TestOrder:
             ("causal_attention", "forward", torch.float32, 9, False, "cuda"),
             ("causal_attention", "forward", torch.bfloat16, 8, False, "cuda"),
             ("causal_attention", "backward", torch.bfloat16, 9, False, "cuda"),
-            ("sampled_softmax_loss", "backward", torch.bfloat16, 9, False, "triton"),
+            ("sampled_softmax_loss", "backward", torch.bfloat16, 9, False, "cuda"),
             ("sampled_softmax_loss", "forward", torch.float32, 9, False, "cuda"),
             ("triple_embedding", "forward", torch.bfloat16, 9, False, "cuda"),
             ("decode_attention", "forward", torch.bfloat16, 9, False, "cuda"),
@@ -152,6 +152,18 @@ class TestOrder:
         assert rule is not None and rule.order[0] == first and set(rule.order) == {"cuda", "triton"}
         assert not rule.measured and rule.reason in rule.sentence
 
+    @pytest.fixture
+    def triton_first_in_softmax(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """An order of one's own."""
+        own = {"ops": ["sampled_softmax_loss"], "order": ["triton", "cuda"], "measured": True, "reason": "tuned here"}
+        rules = [own, {"order": ["cuda", "triton"], "measured": False, "reason": "x"}]
+        (tmp_path / tuning.ORDER).write_text(json.dumps({"format": 1, "rules": rules}))
+        monkeypatch.setenv("ARGUS_TUNING", str(tmp_path))
+        tuning.backend_order.cache_clear()
+        yield
+        tuning.backend_order.cache_clear()
+
+    @pytest.mark.usefixtures("triton_first_in_softmax")
     def test_auto_and_explain_follow_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         with FakeTensorMode():

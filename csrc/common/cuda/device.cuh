@@ -90,6 +90,17 @@ ARGUS_DEVICE uint32_t packed(float x, float y, __nv_bfloat16) {
   return word;
 }
 
+// What packed() has rounded.
+ARGUS_DEVICE float2 unpacked(uint32_t word, __half) {
+  __half pair[2];
+  memcpy(pair, &word, sizeof(word));
+  return {to_float(pair[0]), to_float(pair[1])};
+}
+ARGUS_DEVICE float2 unpacked(uint32_t word, __nv_bfloat16) {
+  // An instruction each; through __nv_bfloat16 nvcc makes two.
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)};
+}
+
 struct LaunchShape {
   dim3 grid, block;
   size_t dynamic_shared = 0;

@@ -109,7 +109,42 @@ void backward(Inputs inputs, Gradients gradients, const Cut& cut) {
   device.copy_back();
 }
 
+// A block for each half of a tile of scores: its LoopKeys::left_out.
+__global__ void left_out_kernel(Kernel<__half> k, uint32_t* words) {
+  ARGUS_SHARED(LoopKeys, keys, [1]);
+  keys[0].load(k, static_cast<int>(blockIdx.y) * LoopKeys::kRows,
+               static_cast<int>(blockIdx.x) * kLoopColumns);
+  LoopKeys::synchronize();
+  if (threadIdx.x == 0) words[blockIdx.y * gridDim.x + blockIdx.x] = keys[0].left_out;
+}
+
+void left_out(const Inputs& given, uint32_t* words) {
+  Kernel<__half> k{.in = given, .plan = plan_of(given, {1, 1 << 16, 1}), .strip_rows = given.rows};
+  const auto columns = static_cast<unsigned>((given.drawn + kLoopColumns - 1) / kLoopColumns);
+  const auto rows = static_cast<unsigned>((given.rows + LoopKeys::kRows - 1) / LoopKeys::kRows);
+  on_host::Device device;
+  put_inputs(device, k.in);
+  const std::vector<float> zeros(count(given.rows));
+  const float* products = zeros.data();
+  device.input("product", products, count(given.rows) * 4);
+  k.work.product = const_cast<float*>(products);
+  device.output("words", words, count(rows, columns) * 4);
+  argus::launch("sampled_softmax_loss", left_out_kernel,
+                argus::LaunchShape{dim3(columns, rows), dim3(kLoopThreads)}, nullptr, k, words);
+  device.copy_back();
+}
+
 }  // namespace
+
+// Which pieces of 8 rows × 64 candidates the loop compares pair by pair, a word for each 64 rows × 256
+// candidates.
+struct Words {
+  uint32_t* words;
+};
+ARGUS_EXPORT void sampled_softmax_loss_left_out(const Inputs* inputs, const Words* found, uint64_t seed,
+                                                char* report, size_t bytes) {
+  on_host::run(seed, report, bytes, [&] { left_out(*inputs, found->words); });
+}
 
 ARGUS_EXPORT int sampled_softmax_loss_fits_loop(const Inputs* inputs) {
   return fits_product_loop(*inputs) ? 1 : 0;

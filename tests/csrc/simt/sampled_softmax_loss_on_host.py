@@ -52,6 +52,12 @@ class Gradients(ctypes.Structure):
     )
 
 
+class Words(ctypes.Structure):
+    """Words in the test library."""
+
+    _fields_ = (("words", ctypes.c_void_p),)
+
+
 class Cut(ctypes.Structure):
     """How many blocks the plan wants, how many score gradients a strip of rows may hold, and whether sm_90's loop."""
 
@@ -85,6 +91,16 @@ def parameters_of(given: Arguments) -> tuple[Parameters, Arguments]:
         **pointers,
     )
     return parameters, given
+
+
+def left_out_words(given: Arguments) -> Tensor:
+    """What a block of the product loop knows of its scores: a word for each 64 rows × 256 candidates, a bit for each
+    8 × 64 of them, p · 8 + g for the p-th 64 candidates and the g-th 8 rows. [⌈rows / 64⌉, ⌈candidates / 256⌉]"""
+    parameters, given = parameters_of(given)
+    words = torch.zeros(-(-given.query.shape[0] // 64), -(-given.candidates.shape[0] // 256), dtype=torch.int32)
+    found = Words(words=words.data_ptr())
+    host_executor.run("sampled_softmax_loss", SOURCES, "sampled_softmax_loss_left_out", parameters, found)
+    return words
 
 
 def forward(given: Arguments) -> tuple[Tensor, Tensor, Tensor]:

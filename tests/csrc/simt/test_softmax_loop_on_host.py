@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from argus_kernels import sampled_softmax_loss
-from argus_kernels.ops.sampled_softmax_loss import OP, native
+from argus_kernels.ops.sampled_softmax_loss import OP, native, reference
 from argus_kernels.testing import captured_arguments
 from tests.csrc.simt import host_executor
 from tests.csrc.simt import sampled_softmax_loss_on_host as on_host
@@ -122,6 +123,70 @@ def test_rows_that_tma_cannot_load_take_the_tiles(width: int, monkeypatch: pytes
     asked = sampled_softmax_loss(**arguments, backend=NAME)
     monkeypatch.setattr(on_host, "CUT", TILES)
     assert all(map(torch.equal, asked, sampled_softmax_loss(**arguments, backend=NAME)))
+
+
+def few_left_out(rows: int, drawn: int, dtype: torch.dtype, form: str) -> dict[str, Any]:
+    """Some pairs by id and some by owner, in many pieces of the tiles, with scores that outweigh all others'."""
+    arguments = draw(rows, drawn, 16, dtype, form, catalogue=10**9)
+    generator = torch.Generator().manual_seed(3)
+    arguments["query_owner"] = torch.arange(rows)
+    arguments["candidate_owner"] = torch.full((drawn,), -1)
+    columns = torch.randperm(drawn, generator=generator)[:24]
+    for index, (row, column) in enumerate(zip(torch.randint(rows, (24,), generator=generator), columns, strict=True)):
+        if index % 2:
+            arguments["candidate_owner"][column] = row
+        else:
+            arguments["candidate_ids"][column] = arguments["positive_ids"][row]
+        arguments["candidates"][column] = 6 * arguments["query"][row]
+    return arguments
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_few_candidates_left_out(form: str, dtype: torch.dtype) -> None:
+    require_right(few_left_out(150, 600, dtype, form), NAME)
+
+
+def own_id_as_owner(arguments: dict[str, Any]) -> None:
+    """An owner of a candidate equals a row's positive id, and the other way round: neither leaves anything out."""
+    arguments["positive_ids"] = torch.arange(0, 150)
+    arguments["query_owner"] = torch.arange(1000, 1150)
+    arguments["candidate_ids"] = torch.arange(1000, 1600)
+    arguments["candidate_owner"] = torch.arange(0, 600)
+
+
+def far_and_negative(arguments: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for name in ("positive_ids", "candidate_ids"):
+        arguments[name] = torch.randint(-(2**63), 2**63 - 1, arguments[name].shape, generator=generator)
+    arguments["candidate_ids"][::50] = arguments["positive_ids"][:12]
+    # The lower halves agree, the upper do not.
+    arguments["candidate_ids"][1::50] = arguments["positive_ids"][20:32] ^ 2**40
+
+
+def users_in_a_row(arguments: dict[str, Any]) -> None:
+    arguments["query_owner"], arguments["candidate_owner"] = torch.arange(150) // 40, torch.arange(600) // 160
+
+
+def without_owners(arguments: dict[str, Any]) -> None:
+    arguments["query_owner"] = arguments["candidate_owner"] = None
+
+
+@pytest.mark.parametrize("change", [None, own_id_as_owner, far_and_negative, users_in_a_row, without_owners])
+def test_just_the_pieces_that_leave_something_out_are_compared(change: Callable[[dict[str, Any]], None] | None) -> None:
+    arguments = few_left_out(150, 600, torch.float16, "standard")
+    if change is not None:
+        change(arguments)
+    given = captured_arguments(OP, arguments)
+    expected = torch.zeros(192, 768, dtype=torch.bool)
+    expected[:150, :600] = reference._left_out(given)
+    # A candidate that does not exist must be compared: its piece has fewer columns.
+    expected[:, 600:] = True
+    pieces = expected.view(3, 8, 8, 3, 4, 64).any(dim=5).any(dim=2)  # [half tile, group, tile, piece]
+    words = on_host.left_out_words(given)
+    bits = words[..., None] >> torch.arange(32) & 1  # [half tile, tile, piece · 8 + group]
+    assert torch.equal(bits.view(3, 3, 4, 8).bool(), pieces.permute(0, 2, 3, 1))
+    assert 0 < int(bits.sum()) < bits.numel()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
