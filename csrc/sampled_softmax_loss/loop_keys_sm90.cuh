@@ -34,8 +34,9 @@ struct LoopKeys {
   uint32_t left_out;
   static_assert(kPieces * kRows / kPieceRows == 32);
 
-  // Of the warpgroup that holds the keys.
+  // Of the warpgroup that holds the keys, whose lanes may have branched.
   ARGUS_DEVICE static void synchronize() {
+    __syncwarp();
     ptx::named_barrier_sync(sm90::kPolicyBarrier + loop_half(), kLoopThreads);
   }
   ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % kLoopThreads; }

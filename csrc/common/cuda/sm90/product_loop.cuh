@@ -200,6 +200,8 @@ struct ProductLoop {
       Tile tile = shape.tile(index);
       tile.row += half * kRows / 2;
       policy.begin(tile);
+      // It may have branched by lanes; named barriers and wgmma are for whole warps.
+      __syncwarp();
       if (turns) ptx::named_barrier_sync(kTurnBarrier + half, 2 * kHalfThreads);
       float sums[kColumns / 2];
       multiply(ring, half, tile.steps, step, sums);
