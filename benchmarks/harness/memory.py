@@ -2,8 +2,8 @@
 
 On the CPU the kernel's own high-water mark of the process's resident memory is reset and read again
 (`/proc/self/clear_refs`, `VmHWM`), so that native allocations outside torch count as well. Freed memory that the
-allocator kept is returned to the system first, because its reuse would not be counted; and all garbage is collected,
-because what the call's own collection freed would be subtracted. What glibc cannot return, a heap's end that is not the
+allocator kept is returned to the system first, because its reuse would not be counted; and Python collects no garbage
+during the call, because what others left would be subtracted. What glibc cannot return, a heap's end that is not the
 program's break, is reused unseen: a process that has done little else before measures best. The resolution is about a
 megabyte. On a GPU it is the peak of torch's caching allocator; memory that a library allocates directly from the driver
 is not counted.
@@ -14,7 +14,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        gc.collect()
+        gc.collect(1)
         _trim()
         self._base = self._now()
 
@@ -46,8 +47,9 @@ class PeakMemory:
             _trim()
             if not _reset_high_water():
                 return call(), None
-        value = call()
-        peak = self._peak()
+        with _no_collection():
+            value = call()
+            peak = self._peak()
         return value, None if peak is None or self._base is None else max(0, peak - self._base)
 
     def _now(self) -> int | None:
@@ -67,6 +69,17 @@ def peak_extra_bytes(device: str, call: Callable[[], Any]) -> tuple[int | None, 
     """(peak bytes above those before, the call's result)."""
     value, peak = PeakMemory(device).peak_of(call)
     return peak, value
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _trim() -> None:

@@ -24,9 +24,9 @@ class Cycle:
     def __init__(self):
         self.itself, self.tensor = self, torch.ones(ELEMENTS)
 
-def left_garbage():
-    gc.collect()
-    return came_and_went()
+def made_many_objects():
+    many = [[] for _ in range(10_000)]
+    return many, came_and_went()
 
 came_and_went()  # what torch loads with its first call is not the call's
 """
@@ -44,10 +44,13 @@ print(first, second)
     ),
     "garbage that the call would collect": (
         """
+gc.freeze()
+gc.set_threshold(20, 1, 1)
 cycle = Cycle()
 gc.collect()  # into the oldest generation
 del cycle
-print(peak_extra_bytes("cpu", left_garbage)[0])
+print(peak_extra_bytes("cpu", made_many_objects)[0])
+assert gc.isenabled()
 """,
         [64],
     ),

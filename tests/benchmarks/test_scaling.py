@@ -89,10 +89,10 @@ def test_points_that_memory_has_no_room_for_are_left_out(monkeypatch: pytest.Mon
 
 
 def test_points_that_the_time_budget_has_no_room_for_are_left_out() -> None:
-    slow = curve(lambda size: time.sleep(size * 1e-3), sizes=(10, 20, 10_000))
+    slow = curve(lambda size: time.sleep(size * 1e-3), sizes=(10, 20, 100_000))
     started = time.monotonic()
-    (series,) = scaling.run_curve(slow, "cpu", "fp32", 1.0, ("toy",))
-    assert time.monotonic() - started < 8.0
+    (series,) = scaling.run_curve(slow, "cpu", "fp32", 5.0, ("toy",))
+    assert time.monotonic() - started < 60.0
     assert series.points[1].ms is not None
     assert "of the time budget are left" in (series.points[2].left_out or "")
 
