@@ -143,6 +143,10 @@ class TestOrder:
             ("triple_embedding", "forward", torch.bfloat16, 9, False, "cuda"),
             ("decode_attention", "forward", torch.bfloat16, 9, False, "cuda"),
             ("feedback_loss", "forward", torch.bfloat16, 10, False, "cuda"),
+            ("causal_attention", "backward", torch.bfloat16, 10, False, "triton"),
+            ("causal_attention", "forward", torch.bfloat16, 10, True, "cuda"),
+            ("sampled_softmax_loss", "forward", torch.float16, 10, False, "triton"),
+            ("triple_embedding", "forward", torch.float32, 10, False, "cuda"),
         ],
     )
     def test_which_backend_a_gpu_asks_first(
