@@ -58,15 +58,48 @@ struct ProductLoop {
     // The warpgroups take turns.
     ARGUS_HOST_DEVICE bool turns() const { return (steps() + splits - 1) / splits <= kStages; }
 
-    ARGUS_DEVICE Tile tile(int index) const {
-      const int split = index / (row_tiles() * column_tiles()), first = steps() * split / splits;
-      const int rank = static_cast<int>(blockIdx.x) % cluster;
-      return {index % row_tiles() * cluster_rows() + rank * kRows,
-              index / row_tiles() % column_tiles() * kColumns, split, first,
-              steps() * (split + 1) / splits - first};
-    }
     ARGUS_DEVICE int first_tile() const { return static_cast<int>(blockIdx.x) / cluster; }
     ARGUS_DEVICE int tile_stride() const { return static_cast<int>(gridDim.x) / cluster; }
+  };
+
+  // A block's tiles, one after the other. Each is placed by a step from the one before: the divisions that
+  // place an index stand on the way to the tile's product.
+  struct Walk {
+    struct Place {
+      int row, column, split;  // in tiles
+    };
+    const Shape& shape;
+    int left;  // tiles from the current one on, of all blocks
+    Place at, step;
+
+    ARGUS_DEVICE explicit Walk(const Shape& given)
+        : shape(given),
+          left(given.tiles() - given.first_tile()),
+          at(place(given.first_tile())),
+          step(place(given.tile_stride())) {}
+
+    ARGUS_DEVICE Place place(int index) const {
+      const int column = index / shape.row_tiles();
+      return {index % shape.row_tiles(), column % shape.column_tiles(), column / shape.column_tiles()};
+    }
+    ARGUS_DEVICE bool done() const { return left <= 0; }
+    ARGUS_DEVICE bool last() const { return left <= shape.tile_stride(); }
+    ARGUS_DEVICE void next() {
+      left -= shape.tile_stride();
+      at = {at.row + step.row, at.column + step.column, at.split + step.split};
+      if (at.row >= shape.row_tiles()) at.row -= shape.row_tiles(), ++at.column;
+      if (at.column >= shape.column_tiles()) at.column -= shape.column_tiles(), ++at.split;
+    }
+    ARGUS_DEVICE Tile tile() const {
+      const int rank = static_cast<int>(blockIdx.x) % shape.cluster;
+      Tile found{at.row * shape.cluster_rows() + rank * kRows, at.column * kColumns, at.split, 0,
+                 shape.steps()};
+      if (shape.splits > 1) {
+        found.first_step = shape.steps() * at.split / shape.splits;
+        found.steps = shape.steps() * (at.split + 1) / shape.splits - found.first_step;
+      }
+      return found;
+    }
   };
 
   // Of B, whose lines are `pitch` elements apart.
@@ -89,8 +122,8 @@ struct ProductLoop {
   ARGUS_DEVICE static void produce(const Ring& ring, const ptx::TensorMap& map_a, const ptx::TensorMap& map_b,
                                    const Shape& shape) {
     int step = 0;
-    for (int index = shape.first_tile(); index < shape.tiles(); index += shape.tile_stride()) {
-      const Tile tile = shape.tile(index);
+    for (Walk walk(shape); !walk.done(); walk.next()) {
+      const Tile tile = walk.tile();
       for (int i = 0; i < tile.steps; ++i, ++step) {
         const int depth = (tile.first_step + i) * kDepth;
         uint64_t* full = ring.full + step % kStages;
@@ -191,13 +224,13 @@ struct ProductLoop {
       return;
     }
     ptx::increase_registers<kConsumerRegisters>();
-    const int half = group - 1, stride = shape.tile_stride();
+    const int half = group - 1;
     const bool turns = shape.turns();
-    int step = 0, index = shape.first_tile();
-    if (turns && half == 1 && index < shape.tiles())
-      ptx::named_barrier_arrive(kTurnBarrier, 2 * kHalfThreads);
-    for (; index < shape.tiles(); index += stride) {
-      Tile tile = shape.tile(index);
+    int step = 0;
+    Walk walk(shape);
+    if (turns && half == 1 && !walk.done()) ptx::named_barrier_arrive(kTurnBarrier, 2 * kHalfThreads);
+    for (; !walk.done(); walk.next()) {
+      Tile tile = walk.tile();
       tile.row += half * kRows / 2;
       policy.begin(tile);
       // It may have branched by lanes; named barriers and wgmma are for whole warps.
@@ -206,7 +239,7 @@ struct ProductLoop {
       float sums[kColumns / 2];
       multiply(ring, half, tile.steps, step, sums);
       // Every turn is waited for: after the last tile of the second half there is none.
-      if (turns && (half == 0 || index + stride < shape.tiles()))
+      if (turns && (half == 0 || !walk.last()))
         ptx::named_barrier_arrive(kTurnBarrier + 1 - half, 2 * kHalfThreads);
       policy.take(sums, tile);
     }
