@@ -30,7 +30,7 @@ struct LoopKeys {
   // A byte a place, a bit a group of kPieceRows rows: one of their ids or owners has this place.
   uint32_t places[kPlaces / 4];
   // A bit a piece, bit kRows / kPieceRows · p + g of the p-th 64 candidates and the g-th 8 rows: one of these
-  // candidates is left out by one of these rows, or does not exist.
+  // candidates is left out by one of these rows, or does not exist. Rows that do not exist have the id 0.
   uint32_t left_out;
   static_assert(kPieces * kRows / kPieceRows == 32);
 
@@ -39,7 +39,8 @@ struct LoopKeys {
     __syncwarp();
     ptx::named_barrier_sync(sm90::kPolicyBarrier + loop_half(), kLoopThreads);
   }
-  ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % kLoopThreads; }
+  // The remainder without a sign: loops that may begin below 0 would have a third turn in the code.
+  ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x % kLoopThreads); }
 
   // Everything of a tile, for take() to read after a synchronize(). Few pieces leave anything out, and
   // comparing every pair costs more than its exponential: each candidate is looked up among the rows once.
