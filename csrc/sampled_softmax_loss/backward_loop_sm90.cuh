@@ -90,7 +90,6 @@ struct StoreDScores {
     // Columns are counted from the thread's first one, so that they are constants: as registers they would
     // spill, kept from the upper row to the lower.
     int columns;
-    const int64_t *ids, *owners;
     const float* log_q;
     T* to;
   };
@@ -106,8 +105,6 @@ struct StoreDScores {
         keys.whole[own],
         keys.factor[own],
         all - first,
-        keys.column_id + first,
-        keys.column_owner + first,
         keys.log_q + first,
         static_cast<T*>(k.work.d_scores) + (tile.row + own) * k.plan.score_stride + tile.column + first};
     // A row that does not count may hold anything: none of its candidates does.
@@ -141,12 +138,12 @@ struct StoreDScores {
 #pragma unroll
     for (int i = piece * kSums + 2 * kHalf; i < (piece + 1) * kSums; i += 4) {
       const int column = i / 4 * 8;
+      const uint32_t pair = kSomeLeftOut ? row.keys.pair(i) : 0;
       float product[2], share[2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         // Selected, not branched to: a score takes 46 instructions with branches.
-        const bool here = !kSomeLeftOut || ((column + e < row.columns) &
-                                            row.keys.keeps(row.ids[column + e], row.owners[column + e]));
+        const bool here = !kSomeLeftOut || row.keys.keeps(pair, e);
         product[e] = here ? sums[i + e] - row.keys.product : 0.0f;
         const float relative = fmaf(row.scale, product[e], -row.log_q[column + e]) - row.whole;
         share[e] = expf(here ? relative : -kInfinity);

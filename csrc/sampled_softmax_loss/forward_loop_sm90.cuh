@@ -1,9 +1,10 @@
 // The scores of sampled softmax's forward pass on the product loop of sm_90, of bfloat16 and half.
 //
-// A tile is 128 rows × 256 candidates, 64 rows a warpgroup. Before its product a warpgroup brings the ids,
-// owners and logs of its rows and candidates to shared memory; the sums stay in registers and become each
-// row's peak, sum and number of candidates, which the four lanes of a row join. A tile's results are one
-// chunk of its rows, which finish_loss_kernel adds in order: no order depends on the number of blocks.
+// A tile is 128 rows × 256 candidates, 64 rows a warpgroup. Before its product a warpgroup brings the logs of
+// its candidates to shared memory and finds out which rows leave them out; the sums stay in registers and
+// become each row's peak, sum and number of candidates, which the four lanes of a row join. A tile's results
+// are one chunk of its rows, which finish_loss_kernel adds in order: no order depends on the number of
+// blocks.
 #pragma once
 
 #include "sampled_softmax_loss/forward_kernels.cuh"
@@ -20,20 +21,18 @@ struct LogSumExpOfTile {
   ARGUS_DEVICE void begin(const Tile& tile) const { keys.load(k, tile.row, tile.column); }
 
   // The sums of a piece become the scores of both of the thread's rows, −∞ where a candidate is left out, if
-  // any may be. A candidate's keys are read once for both: held for a second pass they would spill.
+  // any may be.
   template <int kPiece, bool kSomeLeftOut>
   ARGUS_DEVICE void score(float (&sums)[kLoopColumns / 2], Online (&found)[2], const LoopRow (&rows)[2],
-                          float scale, int columns) const {
+                          float scale) const {
     constexpr int kSums = 2 * LoopKeys::kPieceColumns / 4;
 #pragma unroll
     for (int i = kPiece * kSums; i < (kPiece + 1) * kSums; i += i % 2 == 0 ? 1 : 3) {
-      const int column = sm90::column_of_sum(i);
-      const int64_t column_id = keys.column_id[column], column_owner = keys.column_owner[column];
-      const float log_q = keys.log_q[column];
+      const float log_q = keys.log_q[sm90::column_of_sum(i)];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float& sum = sums[i + 2 * half];
-        const bool here = !kSomeLeftOut || ((column < columns) & rows[half].keeps(column_id, column_owner));
+        const bool here = !kSomeLeftOut || rows[half].keeps(rows[half].pair(i), i % 2);
         const float relative = fmaf(scale, sum - rows[half].product, -log_q);
         sum = here ? relative : -kInfinity;
         found[half].kept += here ? 1 : 0;
@@ -44,21 +43,20 @@ struct LogSumExpOfTile {
 
   template <int kPiece>
   ARGUS_DEVICE void score_pieces(float (&sums)[kLoopColumns / 2], Online (&found)[2],
-                                 const LoopRow (&rows)[2], float scale, int columns) const {
+                                 const LoopRow (&rows)[2], float scale) const {
     if (keys.any_left_out(sm90::row_of_sum(0), kPiece) || keys.any_left_out(sm90::row_of_sum(2), kPiece)) {
-      score<kPiece, true>(sums, found, rows, scale, columns);
+      score<kPiece, true>(sums, found, rows, scale);
     } else {
-      score<kPiece, false>(sums, found, rows, scale, columns);
+      score<kPiece, false>(sums, found, rows, scale);
     }
-    if constexpr (kPiece + 1 < LoopKeys::kPieces) score_pieces<kPiece + 1>(sums, found, rows, scale, columns);
+    if constexpr (kPiece + 1 < LoopKeys::kPieces) score_pieces<kPiece + 1>(sums, found, rows, scale);
   }
 
   ARGUS_DEVICE void take(float (&sums)[kLoopColumns / 2], const Tile& tile) const {
     LoopKeys::synchronize();
     Online found[2] = {{-kInfinity, 0.0f, 0}, {-kInfinity, 0.0f, 0}};
     const LoopRow rows[2] = {LoopRow::of(keys, 0), LoopRow::of(keys, 1)};
-    score_pieces<0>(sums, found, rows, k.scale(),
-                    static_cast<int>(min(k.in.drawn - tile.column, int64_t{kLoopColumns})));
+    score_pieces<0>(sums, found, rows, k.scale());
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float shift = shift_of(found[half].peak);

@@ -25,39 +25,45 @@ struct LoopKeys {
   static constexpr int kPieceRows = 8, kPieceColumns = 64, kPieces = kLoopColumns / kPieceColumns;
   static constexpr int kPlaces = 2048;
   int64_t row_id[kRows], row_owner[kRows];
-  int64_t column_id[kLoopColumns], column_owner[kLoopColumns];
   float product[kRows], log_q[kLoopColumns];
   // A byte a place, a bit a group of kPieceRows rows: one of their ids or owners has this place.
   uint32_t places[kPlaces / 4];
   // A bit a piece, bit kRows / kPieceRows · p + g of the p-th 64 candidates and the g-th 8 rows: one of these
-  // candidates is left out by one of these rows, or does not exist.
+  // candidates is left out by one of these rows, or does not exist. Rows that do not exist have the id 0.
   uint32_t left_out;
-  static_assert(kPieces * kRows / kPieceRows == 32);
+  // A byte a group of rows and candidate, group by group: a bit a row that leaves it out.
+  uint32_t rows_that_leave_out[kRows / kPieceRows * kLoopColumns / 4];
+  static_assert(kPieces * kRows / kPieceRows == 32 && kRows / kPieceRows * kLoopColumns == kPlaces);
 
   // Of the warpgroup that holds the keys, whose lanes may have branched.
   ARGUS_DEVICE static void synchronize() {
     __syncwarp();
     ptx::named_barrier_sync(sm90::kPolicyBarrier + loop_half(), kLoopThreads);
   }
-  ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x) % kLoopThreads; }
+  // The remainder without a sign: loops that may begin below 0 would have a third turn in the code.
+  ARGUS_DEVICE static int thread() { return static_cast<int>(threadIdx.x % kLoopThreads); }
 
-  // Everything of a tile, for take() to read after a synchronize(). Few pieces leave anything out, and
-  // comparing every pair costs more than its exponential: each candidate is looked up among the rows once.
+  // Everything of a tile, for take() to read after a synchronize(). Comparing every pair costs more than its
+  // exponential: each candidate is looked up among the rows once, and a bit a pair remains. Few pieces leave
+  // anything out.
   template <class T>
   ARGUS_DEVICE void load(const Kernel<T>& k, int local, int column) {
+    Candidate candidates[kTurns];
     // Nobody reads the keys of the tile before any more.
     synchronize();
-    load_columns(k, column);
+    load_columns(k, column, candidates);
     load_rows(k, local);
 #pragma unroll
-    for (int i = thread(); i < kPlaces / 4; i += kLoopThreads) places[i] = 0;
+    for (int i = thread(); i < kPlaces / 4; i += kLoopThreads) places[i] = rows_that_leave_out[i] = 0;
     if (thread() == 0) left_out = 0;
     synchronize();
     if (thread() < kRows) enter(thread());
     synchronize();
 #pragma unroll
-    for (int i = thread(); i < kLoopColumns; i += kLoopThreads) {
-      const uint32_t groups = column + i < k.in.drawn ? groups_that_leave_out(i) : 0xff;
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = thread() + turn * kLoopThreads;
+      const uint32_t groups =
+          column + i < k.in.drawn ? groups_that_leave_out(i, candidates[turn]) : nothing_there(i);
       if (groups != 0) atomicOr(&left_out, groups << kRows / kPieceRows * (i / kPieceColumns));
     }
   }
@@ -68,16 +74,21 @@ struct LoopKeys {
   }
 
  private:
+  static constexpr int kTurns = kLoopColumns / kLoopThreads;
+  struct Candidate {
+    int64_t id, owner;
+  };
+
   template <class T>
-  ARGUS_DEVICE void load_columns(const Kernel<T>& k, int column) {
+  ARGUS_DEVICE void load_columns(const Kernel<T>& k, int column, Candidate (&found)[kTurns]) {
 #pragma unroll
-    for (int i = thread(); i < kLoopColumns; i += kLoopThreads) {
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int i = thread() + turn * kLoopThreads;
       const int64_t candidate = int64_t{column} + i;
       const bool real = candidate < k.in.drawn;
       const int64_t owner = real && k.in.candidate_owner != nullptr ? k.in.candidate_owner[candidate] : -1;
-      column_id[i] = real ? k.in.candidate_ids[candidate] : 0;
       // Nobody's candidate matches no row: one comparison decides.
-      column_owner[i] = owner < 0 ? -2 : owner;
+      found[turn] = {real ? k.in.candidate_ids[candidate] : 0, owner < 0 ? -2 : owner};
       log_q[i] = real ? k.log_q(candidate) : 0.0f;
     }
   }
@@ -116,20 +127,35 @@ struct LoopKeys {
     return places[at / 4] >> at % 4 * 8 & 0xff;
   }
 
+  ARGUS_DEVICE void leave_out(int group, int column, uint32_t rows) {
+    reinterpret_cast<uint8_t*>(rows_that_leave_out)[kLoopColumns * group + column] =
+        static_cast<uint8_t>(rows);
+  }
+
   // A bit a group of rows. Other keys have a candidate's places, too: the rows of such groups are compared.
-  ARGUS_DEVICE uint32_t groups_that_leave_out(int column) const {
-    const int64_t id = column_id[column], owner = column_owner[column];
-    uint32_t maybe = groups_at(id), found = 0;
-    if (owner >= 0) maybe |= groups_at(owner);
+  ARGUS_DEVICE uint32_t groups_that_leave_out(int column, const Candidate& candidate) {
+    uint32_t maybe = groups_at(candidate.id), found = 0;
+    if (candidate.owner >= 0) maybe |= groups_at(candidate.owner);
     for (; maybe != 0; maybe &= maybe - 1) {
       const int group = __ffs(static_cast<int>(maybe)) - 1;
-      bool any = false;
+      uint32_t rows = 0;
 #pragma unroll
-      for (int i = 0; i < kPieceRows; ++i)
-        any |= (row_id[kPieceRows * group + i] == id) | (row_owner[kPieceRows * group + i] == owner);
-      if (any) found |= 1u << group;
+      for (int i = 0; i < kPieceRows; ++i) {
+        const int row = kPieceRows * group + i;
+        if ((row_id[row] == candidate.id) | (row_owner[row] == candidate.owner)) rows |= 1u << i;
+      }
+      if (rows == 0) continue;
+      leave_out(group, column, rows);
+      found |= 1u << group;
     }
     return found;
+  }
+
+  // The same of a candidate that does not exist.
+  ARGUS_DEVICE uint32_t nothing_there(int column) {
+#pragma unroll
+    for (int group = 0; group < kRows / kPieceRows; ++group) leave_out(group, column, 0xff);
+    return 0xff;
   }
 };
 
@@ -150,16 +176,19 @@ struct LoopGradientKeys : LoopKeys {
 
 // One of the two rows whose sums a thread holds.
 struct LoopRow {
-  int64_t id, owner;
   float product;
+  uint32_t bit;             // of the row in its group
+  const uint8_t* left_out;  // by the group, from the thread's first candidate on
 
   ARGUS_DEVICE static LoopRow of(const LoopKeys& keys, int half) {
-    const int row = sm90::row_of_sum(2 * half);
-    return {keys.row_id[row], keys.row_owner[row], keys.product[row]};
+    const int row = sm90::row_of_sum(2 * half), group = row / LoopKeys::kPieceRows;
+    const auto* left_out = reinterpret_cast<const uint8_t*>(keys.rows_that_leave_out);
+    return {keys.product[row], 1u << row % LoopKeys::kPieceRows,
+            left_out + group * kLoopColumns + sm90::column_of_sum(0)};
   }
-  ARGUS_DEVICE bool keeps(int64_t column_id, int64_t column_owner) const {
-    return (column_id != id) & (column_owner != owner);
-  }
+  // What keeps() asks about the candidates of the i-th sum and the next, of one row. The first is even.
+  ARGUS_DEVICE uint32_t pair(int i) const { return *reinterpret_cast<const uint16_t*>(left_out + i / 4 * 8); }
+  ARGUS_DEVICE bool keeps(uint32_t pair, int which) const { return (pair & bit << 8 * which) == 0; }
 };
 
 // A product on the loop. Clusters share their operands; one tile of rows would leave half of each idle.

@@ -9,7 +9,7 @@ import pytest
 
 from build_support import decide, resources
 from build_support.compile import nvcc_flags
-from tests.build_support.test_compile_targets import PLANTED, figures
+from tests.build_support.test_compile_targets import PLANTED, compiled, figures
 
 TOOLKIT = decide.find_toolkit(os.environ)
 FLAGS = nvcc_flags(["90a"])
@@ -50,6 +50,25 @@ def test_the_ops_products_become_wgmma_and_tma_without_spills(source: str, kerne
             assert one.instructions.get("HGMMA", 0) >= 4 and one.instructions.get("UTMALDG", 0) >= 1, one
             # Clusters share the operands of sampled_softmax_loss.
             assert one.instructions.get(resources.MULTICAST, 0) >= (source == "sm90_softmax.cu"), one
+
+
+@pytest.mark.slow
+def test_keys_of_sampled_softmax_take_no_turns_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """128 threads look up 256 candidates and enter a row's two keys: two atomics of each. A thread's number that ptxas
+    takes for negative gives each loop over candidates a third turn in the code."""
+    if resources.cuobjdump() is None:
+        pytest.skip("no cuobjdump in Triton's package")
+    found = compiled(PLANTED / "sm90_softmax.cu", flags=FLAGS)
+    assert found is not None
+    # Not before: the figures that compiled() keeps are the other test's.
+    monkeypatch.setattr(resources, "COUNTED", ("ATOMS",))
+    counts = {
+        kernel: count
+        for (kernel, _), count in resources._instructions(found[0]).items()
+        if "scores" in kernel or "sum_exp" in kernel
+    }
+    assert len(counts) == 4
+    assert all(count == {"ATOMS": 4} for count in counts.values()), counts
 
 
 @pytest.mark.slow
