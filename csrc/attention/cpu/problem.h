@@ -63,7 +63,8 @@ inline Work cut_work(const Arguments& p, int64_t piece_rows, int64_t most_pieces
   Work work;
   std::vector<double> costs;
   double total = 0;
-  const int64_t most = most_pieces * heads_of_group(p);
+  // No heads of queries, no pieces of theirs: the keys, whose gradients are written, stay one.
+  const int64_t most = std::max<int64_t>(1, most_pieces * heads_of_group(p));
   work.pieces.reserve(static_cast<size_t>(p.users) * p.key_heads);
   costs.reserve(work.pieces.capacity());
   for (int64_t head = 0; head < p.key_heads; ++head) {

@@ -30,7 +30,9 @@ def build() -> dict[str, Path]:
     libraries = [
         _instrumented(library) for library in (native.cpu_library(REPOSITORY), native.host_library(REPOSITORY))
     ]
-    return native.build(libraries, REPOSITORY, REPOSITORY / "build" / "sanitized", compiler, None)
+    made = native.build(libraries, REPOSITORY, REPOSITORY / "build" / "sanitized", compiler, None)
+    # That of the host has its Python's version in its key.
+    return {key.partition("-")[0]: path for key, path in made.items()}
 
 
 def environment() -> dict[str, str]:

@@ -171,3 +171,17 @@ def test_what_memory_does_not_hold() -> None:
     freed.untyped_storage().resize_(8)
     with pytest.raises(ValueError, match=r"^argus_native::decode_linear: weight has a storage of 8 bytes"):
         torch.ops.argus_native.decode_linear(torch.randn(2, 3), freed, None, None, None, None, 1e-5, False)
+
+
+@pytest.mark.parametrize("op", ["causal_attention", "hstu_attention"])
+def test_keys_that_no_head_of_queries_reads_have_gradients_of_zero(op: str) -> None:
+    """What the public functions refuse; once a division by zero, which ended the process."""
+    given = backward_arguments(op) | {"position_bias": None, "time_bias": None}
+    given |= {"need_position_bias": False, "need_time_bias": False}
+    for name in ("q", "d_out", *(("out",) if op == "causal_attention" else ())):
+        given[name] = torch.empty(ROWS, 0, WIDTH)
+    if op == "causal_attention":
+        given |= {name: torch.empty(0, ROWS) for name in ("log_sum_exp", "d_log_sum_exp")}
+    function = getattr(torch.ops.argus_native, f"{op}_backward")
+    d_q, d_k, d_v = function(*(given.get(one.name) for one in function.default._schema.arguments))[:3]
+    assert d_q.shape == (ROWS, 0, WIDTH) and not d_k.count_nonzero() and not d_v.count_nonzero()
