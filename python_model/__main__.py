@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 from python_model import extras
 
 
 def main() -> None:
     """Entry point of the `argus` script."""
     extras.require("argus", "model")
-    from python_model.cli import main as run
-
+    try:
+        from python_model.cli import main as run
+    except KeyboardInterrupt:
+        # The command's own handler is among what is imported here, which takes seconds on a cold disk.
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
     run()
 
 

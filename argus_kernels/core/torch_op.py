@@ -327,6 +327,8 @@ class Op:
         definition.register_fake(lambda *args: self._fake(self.record(*args[: len(self.arguments)])))
         if self.differentiable:
             definition.register_autograd(self._autograd_backward, setup_context=save)
+        if self.mutates or self._takes_tensor_lists:
+            definition.register_vmap(self._refuse_vmap)
         self.definition = definition
         self.torch_op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
@@ -420,6 +422,10 @@ class Op:
         raise RuntimeError(
             f'{self.name}: its gradients have no gradients of their own; with backend="eager" autograd works them out'
         )
+
+    def _refuse_vmap(self, *given: Any) -> None:
+        # torch loops over other ops; over one that mutates or takes lists it cannot, and speaks of its own fallback.
+        raise RuntimeError(f"{self.name}: vmap does not reach through it, expected a call for each element")
 
     def assembles(self, given: Given) -> bool:
         """Whether what a backend's backward returns is not yet one gradient per differentiable argument."""

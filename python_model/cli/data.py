@@ -117,6 +117,9 @@ def _given(
     source: Source, paths: list[str], options: dict[str, Any], columns: dict[str, Any]
 ) -> str | list[str] | None:
     """What `prepare` reads; ValueError where options or paths do not go together."""
+    if "" in paths:
+        # Path("") is the working directory: an unset variable of the shell would read whatever lies there.
+        raise ValueError("PATH is '', expected the name of a file or directory")
     if "preset" in options:
         raise ValueError("--set preset: give the preset as PATH")
     if again := sorted(columns.keys() & options.keys()):

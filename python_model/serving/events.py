@@ -143,7 +143,14 @@ class EventReader:
                 known = ", ".join(list(self.names.labels[column].values())[:20])
                 raise ValueError(f"{what} {name!r} is {shown(value)}, expected one of {known}, or a number to {high}")
             return number
-        return whole_number(value, f"{what} {name!r}", -1, high)
+        try:
+            return whole_number(value, f"{what} {name!r}", -1, high)
+        except ValueError as error:
+            if column not in self.names.labels:
+                raise
+            # Labels may look like numbers: 5 stars are the text "5", and the number 4 where the classes begin at 1.
+            known = ", ".join(f'"{label}"' for label in list(self.names.labels[column].values())[:20])
+            raise ValueError(f"{error}, or a label as text: {known}") from None
 
     def row_of(self, values: Any) -> EventRow:
         """The row that `EventRow.plain` wrote; ValueError where it does not fit this vocabulary."""

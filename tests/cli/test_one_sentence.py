@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from python_model.__main__ import main as entry_point
 from python_model.cli import app, training
 from python_model.config import ModelConfig, TrainConfig
 from python_model.evaluation.recommend import Recommended, UserRecommendations
@@ -297,6 +298,24 @@ def test_any_encoding_and_width_will_do(environment: dict[str, str]) -> None:
     *codes, refused, last = done.stderr.splitlines()
     assert codes == [b"exit code 0"] * (len(lines) - 1) and last == b"exit code 2"
     assert refused.startswith(b"argus: No such command 'caf") and len(done.stdout) > 20_000
+
+
+class _Interrupting:
+    """An importer at which Ctrl-C arrives."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "python_model.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "python_model.cli")
+    monkeypatch.setattr(sys, "meta_path", [_Interrupting(), *sys.meta_path])
+    with pytest.raises(SystemExit) as left:
+        entry_point()
+    assert left.value.code == 130 and capsys.readouterr().err == "Stopped.\n"
 
 
 def test_a_reader_that_goes_away_ends_the_command_quietly() -> None:

@@ -66,6 +66,8 @@ WRONG = [
     (["table", "log.csv", "out", *COLUMNS, "--feedback", "a=liked", "--feedback", "a=x"], "--feedback a: expected"),
     (["table", "log.csv", "out", "--time", "time"], "log.csv, column 'user': this column is missing; the file"),
     (["table", "no.csv", "out"], "no.csv: not found"),
+    (["table", "", "out", *COLUMNS], "PATH is '', expected the name of a file or directory"),
+    (["table", "log.csv", "", "out", *COLUMNS], "PATH is '', expected the name of a file or directory"),
     (["table", "log.csv", "out", *COLUMNS, "--missing", "keep"], "missing is 'keep', expected one of refuse, drop"),
     (["table", "log.csv", "out", *COLUMNS, "--unit", "seconds", "--feedback", "l!=liked"], "found 'l!'"),
 ]  # fmt: skip

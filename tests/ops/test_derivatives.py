@@ -114,3 +114,10 @@ def test_vmap_goes_through() -> None:
     offsets = torch.tensor([0, 2, 5])
     found = torch.func.vmap(lambda one: causal_attention(one, one, one, offsets))(q)
     torch.testing.assert_close(found, torch.stack([causal_attention(one, one, one, offsets) for one in q]))
+
+
+@pytest.mark.parametrize("name", ["triple_embedding", "decode_attention", "rowwise_adagrad_"])
+def test_vmap_is_refused_where_torch_has_no_loop(name: str) -> None:
+    call, leaf = first_leaf(next(op for op in OPS if op.name == name))
+    with pytest.raises(RuntimeError, match=f"{name}: vmap does not reach through it"):
+        torch.func.vmap(call)(torch.stack([leaf, leaf]))

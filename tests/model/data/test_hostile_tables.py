@@ -27,9 +27,9 @@ GOOD = f"a,x,{BEGIN},1"
 Refusal = Callable[..., Any]
 
 BROKEN: list[tuple[list[str], dict[str, Any], str | None, int | None, str]] = [
-    ([GOOD, f",x,{BEGIN},1"], {}, "user", 2, "expected an id, found nothing"),
+    ([GOOD, f",x,{BEGIN},1"], {}, "user", 2, "expected an id, found nothing; --missing drop leaves such rows out"),
     ([GOOD, f"a,,{BEGIN},1"], {}, "item", 2, "expected an id, found nothing"),
-    ([GOOD, "a,x,,1"], {}, "time", 2, "expected a time, found nothing"),
+    ([GOOD, "a,x,,1"], {}, "time", 2, "expected a time, found nothing; --missing drop leaves such rows out"),
     ([GOOD, f"{'u' * 1025},x,{BEGIN},1"], {}, "user", 2, "expected an id of 1 to 1024 bytes"),
     ([GOOD, f"a,x,{BEGIN}000,1"], {}, "time", 2, "expected seconds as in the rows before, found 1700000000000"),
     ([f"a,x,{BEGIN}000,1", GOOD], {}, "time", 2, "expected milliseconds as in the rows before"),

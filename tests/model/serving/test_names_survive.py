@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,11 @@ def test_a_server_answers_with_titles_and_takes_labels(folder: Path) -> None:
         assert (row.context[-1], row.feedback) == (1, (1, -1))
         wrong = answer(store, json.dumps(event | {"context": {"device": "radio"}}))
         assert wrong == {"error": "context 'device' is 'radio', expected one of phone, tv, or a number to 1"}
+        wrong = answer(store, json.dumps(event | {"feedback": {"stars": 5}}))
+        assert re.fullmatch(
+            r"feedback 'stars' is 5, expected a whole number in \[-1, \d\], or a label as text: (\"\d\"(, |$))+",
+            wrong["error"],
+        ), wrong
 
 
 def test_damaged_labels_are_refused(folder: Path, tmp_path: Path) -> None:

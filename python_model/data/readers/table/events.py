@@ -71,9 +71,8 @@ def read_part(mapping: TableMapping, kinds: Mapping[str, str], part: TablePart) 
         for name, absent in missing.items():
             if absent.any():
                 what = "a time" if name == mapping.time else "an id"
-                raise DataError(
-                    file, f"expected {what}, found nothing", column=name, row=int(absent.arg_max() or 0) + 1
-                )
+                message = f"expected {what}, found nothing; --missing drop leaves such rows out"
+                raise DataError(file, message, column=name, row=int(absent.arg_max() or 0) + 1)
     kept = ~(missing[mapping.user] | missing[mapping.item] | missing[mapping.time])
     rows = None
     if not kept.all():
