@@ -6,6 +6,7 @@ items (`item_genre`, `context_device`, `feedback_stars`), of which number. Both 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,9 +43,31 @@ class Names:
     def _numbers(self) -> dict[str, dict[str, int]]:
         return {column: {label: number for number, label in found.items()} for column, found in self.labels.items()}
 
+    def mistakable(self, column: str) -> bool:
+        """Whether a label of a column reads as a number that is not its own: 5 stars may be the class of number 4."""
+        return column in self._mistakable
+
+    @cached_property
+    def _mistakable(self) -> frozenset[str]:
+        return frozenset(
+            column
+            for column, found in self.labels.items()
+            if any(
+                value not in (None, number) for number, value in ((one, _as_number(of)) for one, of in found.items())
+            )
+        )
+
     def label(self, column: str, number: int) -> str:
         """The label of a number of a column; the number itself where it has no label, – where it is missing."""
         return "–" if number < 0 else self.labels.get(column, {}).get(number, str(number))
+
+
+def _as_number(label: str) -> float | None:
+    try:
+        number = float(label)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def write_labels(file: Path, labels: Mapping[str, Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 MAX_NAME = 255
@@ -25,6 +26,7 @@ MARKERS = {
     "export.json": "an export",
     "store.json": "the sessions of a server",
     "_job.json": "scores",
+    "study.sqlite3": "a search of settings",
 }
 """Marker files that identify a directory made by a command, and the kind of content."""
 
@@ -34,3 +36,15 @@ def require_unmarked(directory: Path) -> None:
     for name, held in MARKERS.items():
         if (directory / name).exists():
             raise FileExistsError(f"{directory} holds {held} ({name}): choose another directory")
+
+
+def require_kin(directory: Path, names: Iterable[str], what: str) -> None:
+    """FileExistsError where a directory is not empty and holds none of `names`, the files and directories of `what`.
+
+    Hidden entries do not count.
+    """
+    if not directory.is_dir():
+        return
+    found = {entry.name for entry in directory.iterdir() if not entry.name.startswith(".")}
+    if found and found.isdisjoint(names):
+        raise FileExistsError(f"{directory} is not empty and holds no {what}: choose another directory")

@@ -141,16 +141,16 @@ class EventReader:
             number = self.names.number(column, value)
             if number is None or number > high:
                 known = ", ".join(list(self.names.labels[column].values())[:20])
-                raise ValueError(f"{what} {name!r} is {shown(value)}, expected one of {known}, or a number to {high}")
+                number_too = "" if self.names.mistakable(column) else f", or a number to {high}"
+                raise ValueError(f"{what} {name!r} is {shown(value)}, expected one of {known}{number_too}")
             return number
-        try:
-            return whole_number(value, f"{what} {name!r}", -1, high)
-        except ValueError as error:
-            if column not in self.names.labels:
-                raise
-            # Labels may look like numbers: 5 stars are the text "5", and the number 4 where the classes begin at 1.
-            known = ", ".join(f'"{label}"' for label in list(self.names.labels[column].values())[:20])
-            raise ValueError(f"{error}, or a label as text: {known}") from None
+        if self.names.mistakable(column):
+            # The number 4 is the label "5" where the classes are 1 to 5 stars: nobody who sends 4 means five.
+            labels = ", ".join(f'"{label}"' for label in list(self.names.labels[column].values())[:20])
+            if value != -1:
+                expected = f"−1 or a label as text, since labels are numbers here: {labels}"
+                raise ValueError(f"{what} {name!r} is {shown(value)}, expected {expected}")
+        return whole_number(value, f"{what} {name!r}", -1, high)
 
     def row_of(self, values: Any) -> EventRow:
         """The row that `EventRow.plain` wrote; ValueError where it does not fit this vocabulary."""

@@ -28,6 +28,7 @@ from python_model.data.schema import Dataset
 from python_model.data.splits import make_split
 from python_model.io.errors import DataError, counted, one_line
 from python_model.io.exclusive import owned
+from python_model.io.names import require_kin
 from python_model.studies.study import shapes_of
 from python_model.train import TrainingDiverged, train
 from python_model.training import checkpoint
@@ -151,6 +152,7 @@ def tune(
     # Settings that do not fit each other or the data are refused before anything is written.
     make_split(dataset, search.settings({})[1].protocol)
     end = None if hours is None else time.monotonic() + 3600 * hours
+    require_kin(search.out, (STUDY, RECIPE), "search")
     with owned(search.out), _storage_errors(optuna, search.out / STUDY):
         study = _study(optuna, search)
         _take_up(optuna, study)

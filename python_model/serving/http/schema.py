@@ -53,7 +53,9 @@ def _values(reader: EventReader, what: str, description: str, least: int = 0) ->
     """An object of names and values of `context` or `feedback`, of at least so many names."""
     properties = {}
     for name, count in reader.bounds[what].items():
-        number = {"type": "integer", "minimum": -1, "maximum": count - 1}
+        number: Schema = {"type": "integer", "minimum": -1, "maximum": count - 1}
+        if reader.names.mistakable(f"{what}_{name}"):
+            number = {"const": -1}
         labels = [label for at, label in reader.names.labels.get(f"{what}_{name}", {}).items() if at < count]
         properties[name] = {"anyOf": [number, {"enum": labels}]} if labels else number
     return {

@@ -14,7 +14,7 @@ import pytest
 from python_model.config import FeatureSpec
 from python_model.data.description import DatasetInfo
 from python_model.data.feedback import BINARY
-from python_model.data.names import LABELS
+from python_model.data.names import LABELS, Names
 from python_model.data.readers.table.reader import from_frame
 from python_model.data.schema import DatasetWriter, load_dataset, validate
 from python_model.data.shards import shard_dataset
@@ -25,6 +25,7 @@ from python_model.serving.answering import answer
 from python_model.serving.bundle import Export
 from python_model.serving.candidates import search_of, write_candidates
 from python_model.serving.export import export
+from python_model.serving.http import schema
 from python_model.serving.store import SessionStore
 from tests.model.serving.conftest import random_model, save_run
 
@@ -102,11 +103,31 @@ def test_a_server_answers_with_titles_and_takes_labels(folder: Path) -> None:
         assert (row.context[-1], row.feedback) == (1, (1, -1))
         wrong = answer(store, json.dumps(event | {"context": {"device": "radio"}}))
         assert wrong == {"error": "context 'device' is 'radio', expected one of phone, tv, or a number to 1"}
-        wrong = answer(store, json.dumps(event | {"feedback": {"stars": 5}}))
-        assert re.fullmatch(
-            r"feedback 'stars' is 5, expected a whole number in \[-1, \d\], or a label as text: (\"\d\"(, |$))+",
-            wrong["error"],
-        ), wrong
+        before = store.memory.admit(["u0"])[0].log.total
+        for number in (0, 2, 4, 5, 4.0, True):
+            wrong = answer(store, json.dumps(event | {"feedback": {"stars": number}}))
+            assert re.fullmatch(
+                r"feedback 'stars' is \w+(\.0)?, expected −1 or a label as text, since labels are numbers here: "
+                r"(\"\d\"(, |$))+",
+                wrong["error"],
+            ), wrong
+        wrong = answer(store, json.dumps(event | {"feedback": {"stars": "9"}}))
+        assert wrong == {"error": "feedback 'stars' is '9', expected one of 3, 4, 5"}
+        assert store.memory.admit(["u0"])[0].log.total == before
+        assert "error" not in answer(store, json.dumps(event | {"feedback": {"stars": -1}, "context": {"device": 0}}))
+        numbers = schema.keys(store.reader)["feedback"]["properties"]["stars"]
+        assert numbers == {"anyOf": [{"const": -1}, {"enum": ["3", "4", "5"]}]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "mistakable"),
+    [
+        (["phone", "tv"], False), (["0", "1", "2"], False), (["1", "2"], True), (["a", "3"], True),
+        (["0.0", "1.0"], False), (["nan", "inf"], False), (["-1"], True), ([], False),
+    ],
+)  # fmt: skip
+def test_labels_that_read_as_other_numbers(labels: list[str], mistakable: bool) -> None:
+    assert Names(labels={"column": dict(enumerate(labels))}).mistakable("column") == mistakable
 
 
 def test_damaged_labels_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from python_model.model.argus import Argus
 from python_model.model.optim import clip_gradients, rate_factor
 from python_model.serving import bundle, score, session_files
 from python_model.train import Trainer, TrainingDiverged, train
-from python_model.training import checkpoint
+from python_model.training import checkpoint, tune
 from python_model.training.progress import StepReport, Throughput, read_metrics
 from tests.conftest import REPOSITORY
 from tests.model.conftest import SMALL
@@ -277,6 +277,15 @@ def test_a_directory_that_another_command_made_is_left_alone(tiny_service: Datas
     assert sorted(path.name for path in tiny_service.path.iterdir()) == before
 
 
+def test_a_directory_of_something_else_is_left_alone(tiny_service: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty and holds no training run: choose another directory"):
+        train("pretrain", tiny_service, tmp_path, MODEL, TrainConfig(steps=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "thesis.tex").rename(tmp_path / ".hidden")
+    train("pretrain", tiny_service, tmp_path, MODEL, TrainConfig(steps=1))
+
+
 def test_directories_are_known_by_the_files_that_commands_write() -> None:
-    written = {description.INFO, bundle.INFO, session_files.STORE, score.JOB}
+    written = {description.INFO, bundle.INFO, session_files.STORE, score.JOB, tune.STUDY}
     assert names.MARKERS.keys() == written

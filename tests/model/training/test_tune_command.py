@@ -146,6 +146,13 @@ def test_what_does_not_fit_is_one_sentence(
     assert not (tmp_path / "no").exists()
 
 
+def test_a_directory_of_something_else_is_left_alone(tiny_service: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty and holds no search: choose another directory"):
+        run(tiny_service, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize("content", [b"SQLite format 3\x00 and then nothing", None], ids=["junk", "cut short"])
 def test_a_damaged_study_is_one_sentence(
     tiny_service: Dataset, searched: Path, tmp_path: Path, content: bytes | None
