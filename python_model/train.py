@@ -29,7 +29,6 @@ from python_model.data.splits import targets_of
 from python_model.io.disk import refuse_links
 from python_model.io.errors import DataError
 from python_model.io.exclusive import owned
-from python_model.io.names import require_kin, require_unmarked
 from python_model.model.argus import Argus
 from python_model.model.base import Recommender
 from python_model.model.losses import FinetuneLoss, Objective, PretrainLoss, StepShare
@@ -40,7 +39,6 @@ from python_model.training.checkpoint import Description, TrainerState
 from python_model.training.continued import Continuation
 from python_model.training.history_cost import cost_of_training
 from python_model.training.progress import (
-    METRICS,
     TENSORBOARD,
     InterruptGuard,
     MetricsLog,
@@ -48,7 +46,6 @@ from python_model.training.progress import (
     StepReport,
     Throughput,
 )
-from python_model.training.recipe_file import RECIPE
 from python_model.training.resume import SKETCH, Position
 from python_model.training.row_sharding import row_sharding
 from python_model.training.skipped_steps import SKIPPED, SkippedSteps, TrainingDiverged
@@ -57,6 +54,7 @@ from python_model.training.start import (
     count_training_items,
     make_model,
     pair_window,
+    require_place,
     training_rows,
     with_batches_per_step,
 )
@@ -116,7 +114,7 @@ def train(
     if config.stage != stage:
         raise ValueError(f"train_config is for stage {config.stage!r}, expected {stage!r}")
     run = Path(out_dir)
-    process_group.on_first(lambda: _require_place(run))
+    process_group.on_first(lambda: require_place(run))
     with _owned_by_first(run):
         held = process_group.on_first(lambda: checkpoint.exists(run))
         resumed = process_group.on_first(lambda: checkpoint.recover(run)) if resume and held else None
@@ -142,13 +140,6 @@ def train(
         if profile is not None:
             require_steps(profile.steps, config.steps, trainer.step)
         return trainer.run()
-
-
-def _require_place(run: Path) -> None:
-    require_unmarked(run)
-    # A run that was stopped before its first checkpoint has less than these.
-    names = (checkpoint.CHECKPOINTS, checkpoint.BEST, METRICS, TENSORBOARD, SKIPPED, PROFILE, VOCABULARY, RECIPE)
-    require_kin(run, names, "training run")
 
 
 @contextmanager

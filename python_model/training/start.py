@@ -15,13 +15,19 @@ from python_model.data.splits import events_to_predict, make_split
 from python_model.data.stochastic_length import StochasticLength
 from python_model.data.stream import ShardStream
 from python_model.data.time_features import DAY
+from python_model.io.names import require_kin, require_unmarked
 from python_model.model.base import Recommender
 from python_model.model.factory import model_for_dataset
 from python_model.model.negatives import NegativeSampler
 from python_model.training import checkpoint, process_group
 from python_model.training import resume as resume_checks
 from python_model.training.continued import FREE, Continuation
+from python_model.training.progress import METRICS, TENSORBOARD
+from python_model.training.recipe_file import RECIPE
 from python_model.training.row_sharding import RowSharding
+from python_model.training.skipped_steps import SKIPPED
+from python_model.training.step_profile import DIRECTORY as PROFILE
+from python_model.training.vocabulary import VOCABULARY
 
 FREE_ON_FINETUNE = (*FREE, "sparse")
 """Model settings that may differ between pre-training and fine-tuning, since they change no shape."""
@@ -121,3 +127,11 @@ def make_model(
     checkpoint.load_weights(model, source)
     model.stage = found.stage
     return model
+
+
+def require_place(run: Path) -> None:
+    """FileExistsError where a directory holds what another command made, or other things alone."""
+    require_unmarked(run)
+    # A run that was stopped before its first checkpoint has less than these.
+    names = (checkpoint.CHECKPOINTS, checkpoint.BEST, METRICS, TENSORBOARD, SKIPPED, PROFILE, VOCABULARY, RECIPE)
+    require_kin(run, names, "training run")
