@@ -102,7 +102,11 @@ def test_a_server_answers_with_titles_and_takes_labels(folder: Path) -> None:
         row = store.memory.admit(["u0"])[0].log.row(said["event"])
         assert (row.context[-1], row.feedback) == (1, (1, -1))
         wrong = answer(store, json.dumps(event | {"context": {"device": "radio"}}))
-        assert wrong == {"error": "context 'device' is 'radio', expected one of phone, tv, or a number to 1"}
+        assert wrong == {"error": "context 'device' is 'radio', expected one of \"phone\", \"tv\", or a number to 1"}
+        wrong = answer(store, json.dumps(event | {"context": {"device": 7}}))
+        assert wrong == {
+            "error": 'context \'device\' is 7, expected a whole number in [-1, 1], or a label: "phone", "tv"'
+        }
         before = store.memory.admit(["u0"])[0].log.total
         for number in (0, 2, 4, 5, 4.0, True):
             wrong = answer(store, json.dumps(event | {"feedback": {"stars": number}}))
@@ -112,7 +116,7 @@ def test_a_server_answers_with_titles_and_takes_labels(folder: Path) -> None:
                 wrong["error"],
             ), wrong
         wrong = answer(store, json.dumps(event | {"feedback": {"stars": "9"}}))
-        assert wrong == {"error": "feedback 'stars' is '9', expected one of 3, 4, 5"}
+        assert wrong == {"error": 'feedback \'stars\' is \'9\', expected one of "3", "4", "5"'}
         assert store.memory.admit(["u0"])[0].log.total == before
         assert "error" not in answer(store, json.dumps(event | {"feedback": {"stars": -1}, "context": {"device": 0}}))
         numbers = schema.keys(store.reader)["feedback"]["properties"]["stars"]
