@@ -324,6 +324,14 @@ def test_rows_are_not_the_cache() -> None:
         PagedCache.allocate(1, 4, 1, 2).evict_oldest([0], -1)
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_a_user_is_offloaded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "within"):
+        with pytest.raises(ValueError, match=rf"folder is .*, and {tmp_path}/file is a file"):
+            PagedCache.allocate(1, 4, 1, 2, pages=1, on_full="offload", folder=folder)
+    PagedCache.allocate(1, 4, 1, 2, pages=1, on_full="offload", folder=tmp_path / "not" / "yet")
+
+
 def test_lengths_come_ready_for_the_op() -> None:
     cache = PagedCache.allocate(3, 8, 1, 2, page_size=2, pages=6)
     lengths: Tensor = cache.extend([2, 0], 3)

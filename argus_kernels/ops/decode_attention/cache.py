@@ -106,6 +106,10 @@ class PagedCache:
         problems.choice("on_full", on_full, ON_FULL)
         named = folder is None or isinstance(folder, (str, Path))
         problems.require(named, lambda: f"folder is {said(folder)}, expected a path or None")
+        if named and folder is not None:
+            # Made by the first user that is offloaded, much later.
+            file = next((place for place in (Path(folder), *Path(folder).parents) if place.is_file()), None)
+            problems.require(file is None, lambda: f"folder is {said(str(folder))}, and {file} is a file")
         problems.raise_if_any()
         per_user = -(-max_events // page_size)
         count = users * per_user if pages is None else pages
