@@ -45,6 +45,7 @@ BROKEN: list[tuple[list[str], dict[str, Any], str | None, int | None, str]] = [
     (["a,x,14/11/2023,1"], {}, "time", 1, "expected a time, such as 2024-05-17T08:30:00Z"),
     (["a,x,1950-01-01,1"], {}, "time", 1, "found -631152000"),
     ([f"a,x,{BEGIN},1"], {"unit": "milliseconds"}, "time", 1, "in seconds it would be 2023-11-14: give milliseconds"),
+    (["a,x,2024-05-01,1"], {"unit": "seconds"}, "time", None, "found ISO 8601 without a zone: leave it out"),
     ([f"a,x,{BEGIN}000,1"], {"unit": "seconds"}, "time", 1, "in milliseconds it would be 2023-11-14: give seconds"),
     ([GOOD, f"a,y,{BEGIN},4"], {"feedback": {"like": "liked"}}, "liked", 2, "expected yes or no (true, false, 1 or 0)"),
     ([GOOD, f"a,y,{BEGIN},maybe"], {"feedback": {"like": "liked"}}, "liked", 2, "found 'maybe'"),

@@ -168,6 +168,8 @@ def times(values: pl.Series, unit: str | None, file: Path) -> tuple[np.ndarray, 
     else:
         raise DataError(file, f"expected {_MOMENT}, found {values.dtype}", column=name)
     times_of(micro // MICRO, SECONDS, file, name)
+    if unit is not None and said not in {one.name for one in UNITS.values()}:
+        raise DataError(file, f"unit is {unit}, which only numbers have, and found {said}: leave it out", column=name)
     return micro, said
 
 
