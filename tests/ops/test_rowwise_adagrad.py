@@ -190,6 +190,32 @@ def test_gradients_that_lie_in_the_table(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_lies_in_the_table_is_refused(backend: str) -> None:
+    arguments = draw(6, 3, 6, rows=torch.tensor([3, 0, 5, 3, 1, 2]), dtype=torch.float32)
+    before = arguments["table"].clone()
+    for state in (arguments["table"][:, 0], arguments["table"].view(-1)[6:12]):
+        with pytest.raises(ValueError, match="state shares memory with table, expected its own"):
+            serve(backend, {**arguments, "state": state})
+    assert torch.equal(arguments["table"], before)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_state_that_lies_beside_the_table(backend: str) -> None:
+    """In one storage, a column of it or behind it."""
+    apart = draw(6, 3, 6, rows=torch.tensor([3, 0, 5, 3, 1, 2]), dtype=torch.float32)
+    columns = torch.cat([apart["table"], apart["state"][:, None]], dim=1)
+    in_a_row = torch.cat([apart["table"].view(-1), apart["state"]])
+    together = [
+        {**apart, "table": columns[:, :3], "state": columns[:, 3]},
+        {**apart, "table": in_a_row[:18].view(6, 3), "state": in_a_row[18:]},
+    ]
+    for arguments in (apart, *together):
+        serve(backend, arguments)
+    for arguments in together:
+        assert torch.equal(arguments["table"], apart["table"]) and torch.equal(arguments["state"], apart["state"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -90,6 +90,7 @@ def _prepare(given: Arguments) -> Arguments:
 
 def _check_values(given: Arguments) -> None:
     table, rows = given.table, given.rows
+    native.require_apart(given)
     if rows.device.type != "cpu":
         require_values((rows >= -1) & (rows < table.shape[0]), "rowwise_adagrad_: a row is outside the table")
     elif rows.numel():

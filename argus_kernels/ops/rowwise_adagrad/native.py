@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from argus_kernels.core import native
+from argus_kernels.core.problems import share_memory
 from argus_kernels.core.registry import needs_device, needs_dtype
 from argus_kernels.ops.rowwise_adagrad.arguments import Arguments
 
@@ -34,11 +35,18 @@ def kept_apart(read: Tensor, *written: Tensor) -> Tensor:
     return read.clone() if any(one.untyped_storage().data_ptr() == own for one in written) else read
 
 
+def require_apart(given: Arguments) -> None:
+    """ValueError where table and state share an element. Not of the metadata that a call is known by: asked of each."""
+    if share_memory(given.state, given.table):
+        raise ValueError("rowwise_adagrad_: state shares memory with table, expected its own")
+
+
 forward_cuda = forward
 
 
 def forward_cpp(given: Arguments) -> None:
     """The same on the CPU, for tables and states of any strides: the touched rows of others are worked on in a copy."""
+    require_apart(given)
     if not layout_problems(given.table, given.state):
         forward(given)
         return
