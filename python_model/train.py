@@ -38,14 +38,7 @@ from python_model.training import resume as resume_checks
 from python_model.training.checkpoint import Description, TrainerState
 from python_model.training.continued import Continuation
 from python_model.training.history_cost import cost_of_training
-from python_model.training.progress import (
-    TENSORBOARD,
-    InterruptGuard,
-    MetricsLog,
-    Progress,
-    StepReport,
-    Throughput,
-)
+from python_model.training.progress import TENSORBOARD, InterruptGuard, MetricsLog, Progress, StepReport, Throughput
 from python_model.training.resume import SKETCH, Position
 from python_model.training.row_sharding import row_sharding
 from python_model.training.skipped_steps import SKIPPED, SkippedSteps, TrainingDiverged
@@ -105,10 +98,10 @@ def train(
     Fine-tuning raises the model's lag to 1 s more than the pair window where it is smaller.
 
     Raises ValueError where settings do not fit each other or the run, FileExistsError where out_dir holds a run and
-    resume is not set, or what another command made, InUseError where another process trains there, TrainingDiverged
-    where loss or gradient are not finite max_skipped_steps times in a row, WriteError where the disk is full or a link
-    lies in the run, DataError where no checkpoint is whole or the data can no longer be read (what was learnt until
-    then is saved first).
+    resume is not set, what another command made, or other things alone, InUseError where another process trains there,
+    TrainingDiverged where loss or gradient are not finite max_skipped_steps times in a row, WriteError where the disk
+    is full or a link lies in the run, DataError where no checkpoint is whole or the data can no longer be read (what
+    was learnt until then is saved first).
     """
     config = train_config or TrainConfig(stage=stage)
     if config.stage != stage:

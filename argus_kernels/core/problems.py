@@ -189,16 +189,17 @@ def _may_overlap(tensor: Tensor) -> bool:
 
 
 _MOST_WORK: Any = 1_000_000
+"""Steps of numpy's search for a shared element; its annotations allow −1 and 0 alone."""
 
 
 class _Place:
-    """A tensor's bytes in its storage, for numpy; nothing is read."""
+    """Where a tensor's elements lie in its storage, as numpy takes it; nothing is read."""
 
     def __init__(self, tensor: Tensor) -> None:
         size = tensor.element_size()
         self.__array_interface__ = {
             "version": 3, "typestr": f"|V{size}", "shape": tuple(tensor.shape),
-            # Of a storage that would begin at an address that is none of numpy's.
+            # Counted from a made-up address, the same for all: tensors of one storage are compared, on any device.
             "data": ((1 << 20) + tensor.storage_offset() * size, True),
             "strides": tuple(stride * size for stride in tensor.stride()),
         }  # fmt: skip

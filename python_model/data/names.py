@@ -52,9 +52,7 @@ class Names:
         return frozenset(
             column
             for column, found in self.labels.items()
-            if any(
-                value not in (None, number) for number, value in ((one, _as_number(of)) for one, of in found.items())
-            )
+            if any(_as_number(label) not in (None, number) for number, label in found.items())
         )
 
     def label(self, column: str, number: int) -> str:

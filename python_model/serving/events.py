@@ -137,24 +137,28 @@ class EventReader:
     def _number(self, what: str, name: str, value: Any) -> int:
         """The number of a value, which may be given as its label."""
         column, high = f"{what}_{name}", self.bounds[what][name] - 1
-        labels = self.names.labels.get(column, {})
-        known = ", ".join(f'"{label}"' for label in list(labels.values())[:20])
-        if isinstance(value, str) and labels:
+        labelled = column in self.names.labels
+        if isinstance(value, str) and labelled:
             number = self.names.number(column, value)
             if number is None or number > high:
                 number_too = "" if self.names.mistakable(column) else f", or a number to {high}"
-                raise ValueError(f"{what} {name!r} is {shown(value)}, expected one of {known}{number_too}")
+                expected = f"one of {self._labels(column)}{number_too}"
+                raise ValueError(f"{what} {name!r} is {shown(value)}, expected {expected}")
             return number
         if self.names.mistakable(column) and value != -1:
             # The number 4 is the label "5" where the classes are 1 to 5 stars: nobody who sends 4 means five.
-            expected = f"−1 or a label as text, since labels are numbers here: {known}"
+            expected = f"−1 or a label as text, since labels are numbers here: {self._labels(column)}"
             raise ValueError(f"{what} {name!r} is {shown(value)}, expected {expected}")
         try:
             return whole_number(value, f"{what} {name!r}", -1, high)
         except ValueError as error:
-            if not labels:
+            if not labelled:
                 raise
-            raise ValueError(f"{error}, or a label: {known}") from None
+            raise ValueError(f"{error}, or a label: {self._labels(column)}") from None
+
+    def _labels(self, column: str) -> str:
+        """The first labels of a column, for sentences."""
+        return ", ".join(f'"{label}"' for label in list(self.names.labels[column].values())[:20])
 
     def row_of(self, values: Any) -> EventRow:
         """The row that `EventRow.plain` wrote; ValueError where it does not fit this vocabulary."""

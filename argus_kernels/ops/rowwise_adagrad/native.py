@@ -31,8 +31,7 @@ def forward(given: Arguments) -> None:
 
 def kept_apart(read: Tensor, *written: Tensor) -> Tensor:
     """A tensor that is read while others are written: a copy where it lies in the memory of one of them."""
-    own = read.untyped_storage().data_ptr()
-    return read.clone() if any(one.untyped_storage().data_ptr() == own for one in written) else read
+    return read.clone() if any(share_memory(read, one) for one in written) else read
 
 
 def require_apart(given: Arguments) -> None:

@@ -136,11 +136,10 @@ void left_out(const Inputs& given, uint32_t* words) {
 
 }  // namespace
 
-// Which pieces of 8 rows × 64 candidates the loop compares pair by pair, a word for each 64 rows × 256
-// candidates.
 struct Words {
   uint32_t* words;
 };
+// Which pieces of 8 rows × 64 candidates leave something out, a word for each 64 rows × 256 candidates.
 ARGUS_EXPORT void sampled_softmax_loss_left_out(const Inputs* inputs, const Words* found, uint64_t seed,
                                                 char* report, size_t bytes) {
   on_host::run(seed, report, bytes, [&] { left_out(*inputs, found->words); });

@@ -173,14 +173,14 @@ def without_owners(arguments: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("change", [None, own_id_as_owner, far_and_negative, users_in_a_row, without_owners])
-def test_just_the_pieces_that_leave_something_out_are_compared(change: Callable[[dict[str, Any]], None] | None) -> None:
+def test_just_the_pieces_that_leave_something_out_are_marked(change: Callable[[dict[str, Any]], None] | None) -> None:
     arguments = few_left_out(150, 600, torch.float16, "standard")
     if change is not None:
         change(arguments)
     given = captured_arguments(OP, arguments)
     expected = torch.zeros(192, 768, dtype=torch.bool)
     expected[:150, :600] = reference._left_out(given)
-    # A candidate that does not exist must be compared: its piece has fewer columns.
+    # A candidate that does not exist is left out by every row.
     expected[:, 600:] = True
     pieces = expected.view(3, 8, 8, 3, 4, 64).any(dim=5).any(dim=2)  # [half tile, group, tile, piece]
     words = on_host.left_out_words(given)

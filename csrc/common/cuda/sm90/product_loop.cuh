@@ -87,8 +87,14 @@ struct ProductLoop {
     ARGUS_DEVICE void next() {
       left -= shape.tile_stride();
       at = {at.row + step.row, at.column + step.column, at.split + step.split};
-      if (at.row >= shape.row_tiles()) at.row -= shape.row_tiles(), ++at.column;
-      if (at.column >= shape.column_tiles()) at.column -= shape.column_tiles(), ++at.split;
+      if (at.row >= shape.row_tiles()) {
+        at.row -= shape.row_tiles();
+        ++at.column;
+      }
+      if (at.column >= shape.column_tiles()) {
+        at.column -= shape.column_tiles();
+        ++at.split;
+      }
     }
     ARGUS_DEVICE Tile tile() const {
       const int rank = static_cast<int>(blockIdx.x) % shape.cluster;
